@@ -1,0 +1,1 @@
+"""The audio-visual-segmentation pipeline and the pictures it draws."""
