@@ -1,0 +1,280 @@
+"""Configuration of PCMANet and of its VGGish audio encoder: every number of the paper, typed and validated."""
+
+import difflib
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+NUM_STAGES = 4
+
+# The 71 classes of AVSBench-semantic: background, then 70 sound sources in plain ASCII order (index = label2idx - 1).
+AVSBENCH_SEMANTIC_LABELS = tuple(
+    (
+        "background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog "
+        "donkey drum duck elephant emergency-car erhu flute frying-food girl goose guitar gun guzheng hair-dryer handpan "
+        "harmonica harp helicopter hen horse keyboard leopard lion man marimba missile-rocket motorcycle mower parrot "
+        "piano pig pipa saw saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck trumpet "
+        "tuba ukulele utv vacuum-cleaner violin wolf woman"
+    ).split()
+)
+
+# What transformers itself writes into a config.json or passes along; any other unknown keyword is a typing error.
+_FRAMEWORK_KEYWORDS = frozenset(
+    "architectures attn_implementation auto_map custom_pipelines experts_implementation model_type name_or_path num_labels "
+    "output_attentions quantization_config torch_dtype transformers_version use_cache".split()
+)
+
+# The two visual backbones of the paper (section 4.1) and the small one of the demo, as `AutoConfig` dictionaries.
+_PVT_V2_B5 = {
+    "model_type": "pvt_v2",
+    "hidden_sizes": [64, 128, 320, 512],
+    "depths": [3, 6, 40, 3],
+    "num_attention_heads": [1, 2, 5, 8],
+    "mlp_ratios": [4, 4, 4, 4],
+    "sr_ratios": [8, 4, 2, 1],
+    "qkv_bias": True,
+    "layer_norm_eps": 1e-6,
+    "drop_path_rate": 0.1,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+_RESNET_50 = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+_RESNET_TINY = {
+    "model_type": "resnet",
+    "embedding_size": 24,
+    "hidden_sizes": [24, 48, 96, 128],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "pvt_v2_b5": {"backbone_config": _PVT_V2_B5},
+    "resnet50": {"backbone_config": _RESNET_50},
+    "tiny": {
+        "backbone_config": _RESNET_TINY,
+        # A small VGGish that learns along, since there are no published weights of this size to freeze.
+        "audio_config": {"block_channels": [[24], [48], [96], [96]], "hidden_size": 256, "embedding_size": 128},
+        "freeze_audio_encoder": False,
+        "hidden_size": 64,
+        "head_channels": 32,
+    },
+}
+
+
+def _refuse_unknown_keywords(config: PreTrainedConfig, keywords: dict[str, Any]) -> None:
+    """Raise on a keyword that neither the config nor transformers knows, since a typo would pass silently otherwise."""
+    known = {field.name for field in fields(config)} | {"num_labels"}
+    for keyword in keywords:
+        if keyword.startswith("_") or keyword in _FRAMEWORK_KEYWORDS:
+            continue
+        close = difflib.get_close_matches(keyword, known, n=1)
+        hint = (
+            f"did you mean `{close[0]}`?" if close else f"it takes {', '.join(sorted(type(config).__annotations__))}."
+        )
+        raise ValueError(f"{type(config).__name__} got the unknown keyword `{keyword}`; {hint}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@strict
+class VGGishConfig(PreTrainedConfig):
+    """Configuration of [`VGGishModel`], the audio encoder of AVSBench and PCMANet.
+
+    The defaults are the published VGGish (Hershey et al. 2017): 72.14 M parameters, one 128-vector per 0.96 s of sound.
+
+    Args:
+        num_mel_frames: Time frames of one log-mel patch (10 ms each).
+        num_mel_bins: Mel bands of one log-mel patch.
+        block_channels: Output channels of the 3x3 convolutions, block by block; a 2x2 max pool ends each block.
+        hidden_size: Width of the two hidden fully connected layers.
+        embedding_size: Width of the output embedding.
+    """
+
+    model_type = "vggish"
+    base_config_key = "audio_config"
+
+    num_mel_frames: int = 96
+    num_mel_bins: int = 64
+    block_channels: list[list[int]] | tuple[tuple[int, ...], ...] = ((64,), (128,), (256, 256), (512, 512))
+    hidden_size: int = 4096
+    embedding_size: int = 128
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown_keywords(self, kwargs)
+        super().__post_init__(**kwargs)
+
+    @property
+    def flattened_size(self) -> int:
+        """Number of values per patch that the last pool hands to the fully connected layers."""
+        shrink = 2 ** len(self.block_channels)
+        return (self.num_mel_frames // shrink) * (self.num_mel_bins // shrink) * self.block_channels[-1][-1]
+
+    def validate_sizes(self) -> None:
+        """Raise if a size is not positive or a patch is too small for the pools."""
+        for name in ("num_mel_frames", "num_mel_bins", "hidden_size", "embedding_size"):
+            _require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
+        flat = [channels for block in self.block_channels for channels in block]
+        _require(
+            all(self.block_channels) and all(channels > 0 for channels in flat),
+            f"`block_channels` must be a list of non-empty lists of positive widths, got {self.block_channels}.",
+        )
+        shrink = 2 ** len(self.block_channels)
+        _require(
+            min(self.num_mel_frames, self.num_mel_bins) >= shrink,
+            f"{len(self.block_channels)} blocks halve the patch to nothing: `num_mel_frames` and `num_mel_bins` must be "
+            f"at least {shrink}, got {self.num_mel_frames} and {self.num_mel_bins}.",
+        )
+
+
+@strict
+class PCMANetConfig(PreTrainedConfig):
+    """Configuration of [`PCMANetModel`] and [`PCMANetForAudioVisualSegmentation`].
+
+    Defaults are the paper's PVT-v2-B5 network for one binary output (arXiv 2406.02345, section 4.1);
+    [`PCMANetConfig.from_preset`] gives the other sizes. Lists that name one value per stage go from coarse (stage 4 of
+    the paper, stride 32) to fine (stage 1, stride 4), the order in which the decoder walks.
+
+    Args:
+        backbone_config: Any `AutoBackbone` configuration with four feature maps at strides 4, 8, 16, 32.
+        audio_config: Configuration of the VGGish audio encoder.
+        hidden_size: Width C of the neck, the decoder stages and the projected audio.
+        num_groups: Channel groups G of the audio-visual group attention (AVGA).
+        num_attention_heads: Heads of the query-selected cross-attention (QSCA).
+        token_grid_sizes: Side s of the s x s visual tokens of QSCA, coarse to fine.
+        head_channels: Width between the two convolutions of a segmentation head.
+        confidence_threshold: Confidence-induced masking (CIM) keeps a pixel as uncertain where its probability lies in
+            `[threshold, 1 - threshold]`; 0 keeps every pixel, so that nothing is masked.
+        cross_attention: Whether the stages have a QSCA; without it the fusion goes unguided (for ablations).
+        stage_loss_weights: Weight of each supervised output in the loss, coarse to fine.
+        ignore_index: Label of pixels that the loss and the measures leave out.
+        freeze_audio_encoder: Whether the audio encoder is fixed and stays in eval mode, as published.
+        layer_norm_eps: Epsilon of QSCA's LayerNorm.
+        patch_embedding_layer_norm_eps: Epsilon of the patch-embedding and spatial-reduction norms of a PVT-v2 backbone.
+        token_layout: `"spatial"` puts every token back on its own place; `"scrambled"` reshapes as published.
+        masked_query_gradients: Whether gradients flow through the attention of stages that select their queries.
+        padded_frames: `"excluded"` computes only real frames; `"zeroed"` multiplies the maps as published.
+        gather_queries: Whether QSCA attends only for the selected queries instead of multiplying by the mask.
+    """
+
+    model_type = "pcmanet"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="pvt_v2",
+            init_kwargs={key: value for key, value in _PVT_V2_B5.items() if key != "model_type"},
+        ),
+        "audio_config": SubConfigSpec(config_class=VGGishConfig),
+    }
+    # Trainer gathers every output it is not told to leave; these are diagnostics, not predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "stage_logits",
+        "confidence_masks",
+        "kept_ratios",
+        "hidden_states",
+        "attentions",
+    ]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    hidden_size: int = 256
+    # The published ResNet-50 network for S4 uses 4 groups; all five others use 8.
+    num_groups: int = 8
+    num_attention_heads: int = 8
+    token_grid_sizes: list[int] | tuple[int, ...] = (7, 7, 14, 28)
+    head_channels: int = 128
+    confidence_threshold: float | int = 0.01
+    cross_attention: bool = True
+    stage_loss_weights: list[float | int] | tuple[float | int, ...] = (1.0, 1.0, 1.0, 1.0)
+    ignore_index: int = 255
+    freeze_audio_encoder: bool = True
+    layer_norm_eps: float = 1e-5
+    # transformers' PvtV2 uses 1e-6 everywhere, published PVT-v2 weights expect 1e-5 in these two kinds of norm.
+    patch_embedding_layer_norm_eps: float = 1e-5
+    # The published code reshapes tokens (s*s, C) straight to (C, s, s), which scatters each token over the map.
+    token_layout: str = "spatial"
+    # The published code writes the attention of selected queries under no_grad, so QSCA 3, 2 and 1 never learn.
+    masked_query_gradients: bool = True
+    # The published AVSS code leaves padded frames in attention and BatchNorm, where they change the real frames.
+    padded_frames: str = "excluded"
+    # Equal to multiplying by the mask; skips the work, but needs the largest count of the batch on the host.
+    gather_queries: bool = False
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown_keywords(self, kwargs)
+        num_labels = kwargs.get("num_labels", 1)
+        if self.id2label is None:
+            names = ["background", *(f"class {index}" for index in range(1, num_labels))]
+            self.id2label = {0: "sounding"} if num_labels == 1 else dict(enumerate(names))
+            self.label2id = {name: index for index, name in self.id2label.items()}
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "PCMANetConfig":
+        """Build the configuration of a named size.
+
+        Args:
+            name: `"pvt_v2_b5"` or `"resnet50"` (the two networks of the paper) or `"tiny"` (the demo model).
+            **overrides: Any field of the configuration, for example `num_labels=71`.
+
+        Raises:
+            ValueError: If there is no such preset.
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"There is no preset {name!r}; choose one of {', '.join(sorted(_PRESETS))}.")
+        return cls(**{**_PRESETS[name], **overrides})
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of decoder stages."""
+        return NUM_STAGES
+
+    def validate_widths(self) -> None:
+        """Raise if a width is not positive or does not divide into its groups or heads."""
+        for name in ("hidden_size", "num_groups", "num_attention_heads", "head_channels"):
+            _require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in ("num_groups", "num_attention_heads"):
+            _require(
+                self.hidden_size % getattr(self, name) == 0,
+                f"`{name}` must divide `hidden_size`, got {getattr(self, name)} and {self.hidden_size}.",
+            )
+
+    def validate_stages(self) -> None:
+        """Raise unless every per-stage list has one fitting value for each of the four stages."""
+        for name in ("token_grid_sizes", "stage_loss_weights"):
+            values = getattr(self, name)
+            _require(
+                len(values) == NUM_STAGES and min(values) >= 0,
+                f"`{name}` needs {NUM_STAGES} values that are not negative, coarse to fine, got {list(values)}.",
+            )
+        _require(min(self.token_grid_sizes) > 0, f"`token_grid_sizes` must be positive, got {self.token_grid_sizes}.")
+
+    def validate_choices(self) -> None:
+        """Raise if a switch has an unknown value or the threshold leaves its range."""
+        choices = {"token_layout": ("spatial", "scrambled"), "padded_frames": ("excluded", "zeroed")}
+        for name, allowed in choices.items():
+            _require(
+                getattr(self, name) in allowed, f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}."
+            )
+        _require(
+            0 <= self.confidence_threshold < 0.5,
+            f"`confidence_threshold` must lie in [0, 0.5), got {self.confidence_threshold}.",
+        )
+
+    def validate_backbone(self) -> None:
+        """Raise unless the backbone hands out one feature map per decoder stage."""
+        out_features = getattr(self.backbone_config, "out_features", None) or []
+        _require(
+            len(out_features) == NUM_STAGES,
+            f"`backbone_config` must name {NUM_STAGES} feature maps (strides 4, 8, 16, 32) in `out_features`, "
+            f"got {out_features} from {type(self.backbone_config).__name__}.",
+        )
+
+
+__all__ = ["AVSBENCH_SEMANTIC_LABELS", "PCMANetConfig", "VGGishConfig"]

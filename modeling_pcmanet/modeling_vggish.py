@@ -1,0 +1,82 @@
+"""VGGish, the audio encoder of AVSBench and PCMANet (Hershey et al. 2017), usable alone."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_pcmanet import VGGishConfig
+
+
+@dataclass
+class VGGishOutput(ModelOutput):
+    """Output of [`VGGishModel`].
+
+    Attributes:
+        audio_embeds: (patches, embedding_size), never negative: the last layer ends in a ReLU.
+    """
+
+    audio_embeds: torch.FloatTensor | None = None
+
+
+class VGGishModel(PreTrainedModel):
+    """Turns log-mel patches into embeddings: blocks of 3x3 convolutions, then three fully connected layers."""
+
+    config: VGGishConfig
+    base_model_prefix = "vggish"
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    _no_split_modules = ()
+
+    def __init__(self, config: VGGishConfig):
+        super().__init__(config)
+        layers: list[nn.Module] = []
+        in_channels = 1
+        for block in config.block_channels:
+            for channels in block:
+                layers += [nn.Conv2d(in_channels, channels, kernel_size=3, padding=1), nn.ReLU()]
+                in_channels = channels
+            layers.append(nn.MaxPool2d(kernel_size=2))
+        self.features = nn.Sequential(*layers)
+        self.embeddings = nn.Sequential(
+            nn.Linear(config.flattened_size, config.hidden_size),
+            nn.ReLU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
+            nn.ReLU(),
+            nn.Linear(config.hidden_size, config.embedding_size),
+            nn.ReLU(),
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # Every layer ends in a ReLU, so He initialisation keeps the variance; BERT's 0.02 would fade it out.
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            init.zeros_(module.bias)
+
+    @can_return_tuple
+    def forward(self, input_features: torch.FloatTensor) -> VGGishOutput:
+        """Embed log-mel patches.
+
+        Args:
+            input_features: (patches, 1, num_mel_frames, num_mel_bins), natural logarithm of mel magnitudes.
+
+        Raises:
+            ValueError: If the patches do not have the configured size.
+        """
+        expected = (1, self.config.num_mel_frames, self.config.num_mel_bins)
+        if input_features.ndim != 4 or tuple(input_features.shape[1:]) != expected:
+            raise ValueError(f"`input_features` must be (patches, {expected}), got {tuple(input_features.shape)}.")
+        feature_map = self.features(input_features)
+        # Published weights expect the channels last: (patches, frames, bins, channels) flattened.
+        flattened = feature_map.permute(0, 2, 3, 1).flatten(1)
+        return VGGishOutput(audio_embeds=self.embeddings(flattened))
+
+
+__all__ = ["VGGishModel", "VGGishOutput"]
