@@ -1,0 +1,424 @@
+# Copyright 2026 The pcmanet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Feature extractor of PCMANet: a waveform in, VGGish log-mel patches out, one patch per video frame.
+
+The numbers are those of AVSBench, which took them from AudioSet's VGGish. Everything is computed in float64 and cast at
+the end: in float32 the rounding of the Fourier transform against the 0.01 floor moves a chirp by 1e-3.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torchaudio.functional import resample
+from transformers.audio_utils import mel_filter_bank
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+
+
+SAMPLING_RATE = 16_000  # hertz
+WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples: 25 ms = 400
+HOP_LENGTH = SAMPLING_RATE * 10 // 1000  # samples: 10 ms = 160
+FFT_LENGTH = 512  # samples: the next power of two above the window, reached by zeros at the end
+NUM_MEL_BINS = 64
+PATCH_FRAMES = 96  # spectrogram frames: a patch starts 0.96 s after the one before
+MIN_FREQUENCY = 125.0  # hertz
+MAX_FREQUENCY = 7500.0  # hertz
+LOG_OFFSET = 0.01  # added to the mel magnitude: silence becomes ln 0.01 = -4.605
+
+# What resampy's "kaiser_best" filter, with which AVSBench was made, is in torchaudio's terms: within 0.022 of the original
+# log-mel on white noise, where torchaudio's own defaults are off by up to 0.5.
+RESAMPLING = {
+    "lowpass_filter_width": 50,
+    "rolloff": 0.917347,
+    "resampling_method": "sinc_interp_kaiser",
+    "beta": 12.9846,
+}
+# The resampling kernel has one row per term of the reduced ratio. Common rates need at most 640 (11,025 Hz), a rate such
+# as 44,101 Hz would need 16,000 rows and gigabytes: beyond this limit the nearest smaller ratio is taken, which bends time
+# by at most 0.2 ms per second.
+MAX_RATIO_TERM = 1000
+
+MAX_FLOAT_AMPLITUDE = 100.0  # beyond this, float audio is integer audio that nobody divided by its full scale
+PATCHES_AT_ONCE = 64  # bounds the memory of an hour of sound to that of a minute
+PATCHINGS = ("consecutive", "aligned")
+SHORT_CLIP_RULES = ("repeat_last", "zeros")
+
+
+@lru_cache(maxsize=8)
+def mel_filters(
+    num_mel_bins: int = NUM_MEL_BINS,
+    fft_length: int = FFT_LENGTH,
+    min_frequency: float = MIN_FREQUENCY,
+    max_frequency: float = MAX_FREQUENCY,
+    sampling_rate: int = SAMPLING_RATE,
+) -> torch.Tensor:
+    """Build VGGish's mel filter bank: triangles linear in mel, without area normalisation, nothing at 0 Hz.
+
+    Args:
+        num_mel_bins: Number of triangles.
+        fft_length: Length of the Fourier transform, in samples.
+        min_frequency: Lower edge of the first triangle, in hertz.
+        max_frequency: Upper edge of the last triangle, in hertz.
+        sampling_rate: In hertz.
+
+    Returns:
+        (fft_length // 2 + 1, num_mel_bins), float64, in [0, 1]. The tensor is cached: do not write to it.
+    """
+    bank = mel_filter_bank(
+        fft_length // 2 + 1,
+        num_mel_bins,
+        min_frequency,
+        max_frequency,
+        sampling_rate,
+        norm=None,
+        mel_scale="kaldi",
+        triangularize_in_mel_space=True,
+    )
+    return torch.from_numpy(bank)
+
+
+def log_mel(
+    waveform: torch.Tensor,
+    filters: torch.Tensor | None = None,
+    window_length: int = WINDOW_LENGTH,
+    hop_length: int = HOP_LENGTH,
+    fft_length: int = FFT_LENGTH,
+    log_offset: float = LOG_OFFSET,
+) -> torch.Tensor:
+    """Compute the log-mel spectrogram of VGGish (AVSBench protocol), without padding and without centring.
+
+    Args:
+        waveform: (..., samples), float64, one channel at 16 kHz, in [-1, 1].
+        filters: (fft_length // 2 + 1, mel bins), float64; the default is [`mel_filters`] with its defaults.
+        window_length: Length of the periodic Hann window, in samples.
+        hop_length: Distance of two windows, in samples.
+        fft_length: Length to which each windowed frame is filled with zeros at its end, in samples.
+        log_offset: Added to the mel magnitude before the logarithm.
+
+    Returns:
+        (..., 1 + (samples - window_length) // hop_length, mel bins), float64, at least ln(log_offset).
+    """
+    filters = mel_filters() if filters is None else filters
+    window = torch.hann_window(window_length, periodic=True, dtype=waveform.dtype)
+    frames = waveform.unfold(-1, window_length, hop_length) * window
+    magnitude = torch.fft.rfft(frames, n=fft_length).abs()
+    return torch.log(magnitude @ filters + log_offset)
+
+
+def to_mono(audio: Any) -> torch.Tensor:
+    """Check one clip's sound and reduce it to one channel.
+
+    Args:
+        audio: numpy array or torch tensor, (samples,) or (channels, samples); float in [-1, 1], or int16 or int32,
+            which are divided by their full scale.
+
+    Returns:
+        (samples,), float64, the mean of the channels.
+
+    Raises:
+        ValueError: For another type, shape or dtype, no samples at all, values that are not finite, and float values
+            that can only be integers of another scale.
+    """
+    if not isinstance(audio, np.ndarray | torch.Tensor):
+        raise ValueError(
+            f"audio is a {type(audio).__name__}: give a numpy array or torch tensor of shape (samples,) or "
+            "(channels, samples)."
+        )
+    waveform = torch.as_tensor(audio).detach().cpu()
+    _check_shape(tuple(waveform.shape))
+    return _to_float64(waveform).reshape(-1, waveform.shape[-1]).mean(dim=0)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the shape is (samples,) or (channels, samples) with at least one sample."""
+    if len(shape) not in (1, 2):
+        raise ValueError(f"audio has shape {shape}: expected (samples,) or (channels, samples), one clip at a time.")
+    if 0 in shape:
+        raise ValueError(f"audio has shape {shape}, no samples at all: give zeros if the clip is silent.")
+    if len(shape) == 2 and shape[0] > shape[1]:
+        raise ValueError(
+            f"audio has shape {shape}, more channels than samples: expected (channels, samples), so transpose it with "
+            "audio.T."
+        )
+
+
+def _to_float64(waveform: torch.Tensor) -> torch.Tensor:
+    """Bring samples of any accepted dtype to float64 in [-1, 1]."""
+    if waveform.dtype in (torch.int16, torch.int32):
+        return waveform.to(torch.float64) / -float(torch.iinfo(waveform.dtype).min)
+    if not waveform.is_floating_point():
+        raise ValueError(
+            f"audio has dtype {waveform.dtype}: expected floats in [-1, 1], int16 or int32. Convert it to one of these."
+        )
+    waveform = waveform.to(torch.float64)
+    bad = waveform.numel() - int(torch.isfinite(waveform).sum())
+    if bad:
+        raise ValueError(
+            f"audio has {bad} of {waveform.numel()} samples that are NaN or infinite: repair the source, or replace "
+            "them with numpy.nan_to_num if they are meant to be silent."
+        )
+    peak = float(waveform.abs().max())
+    if peak > MAX_FLOAT_AMPLITUDE:
+        raise ValueError(
+            f"audio is float and reaches {peak:g}, but full scale is 1.0: int16 samples stored as float must be "
+            "divided by 32768, int32 samples by 2147483648."
+        )
+    return waveform
+
+
+def resample_to(waveform: torch.Tensor, sampling_rate: int, target_rate: int = SAMPLING_RATE) -> torch.Tensor:
+    """Resample a waveform with the filter of AVSBench's tools.
+
+    Args:
+        waveform: (..., samples), float64.
+        sampling_rate: Of the waveform, in hertz.
+        target_rate: Wanted, in hertz.
+
+    Returns:
+        (..., ceil(samples * target_rate / sampling_rate)), float64.
+    """
+    ratio = Fraction(sampling_rate, target_rate)
+    if ratio.denominator > MAX_RATIO_TERM:
+        ratio = ratio.limit_denominator(MAX_RATIO_TERM)
+    return resample(waveform, ratio.numerator, ratio.denominator, **RESAMPLING)
+
+
+class PCMANetFeatureExtractor(FeatureExtractionMixin):
+    """Turn the sound of a clip into one VGGish log-mel patch per video frame (AVSBench protocol).
+
+    A sound is brought to one channel and 16 kHz and cut into patches of 96 spectrogram frames, 15,600 samples, in one of
+    two ways:
+
+    - `"consecutive"`, as published: patch k starts at sample 15,360 k, whatever the video shows. Against one frame per
+      second it runs ahead by 40 ms every second. Surplus patches are dropped; where patches are missing, `short_clip`
+      says what stands in.
+    - `"aligned"`: each patch is centred on its frame's timestamp, and moved as little as needed to lie inside the sound.
+      The sound counts as silent from its end to the last frame.
+
+    Sound shorter than one patch (0.975 s) is filled with silence to one patch in both.
+
+    Args:
+        sampling_rate: Rate at which features are computed, in hertz.
+        num_mel_bins: Number of mel bins.
+        patch_frames: Spectrogram frames per patch.
+        window_length: Length of the Hann window, in samples.
+        hop_length: Distance of two spectrogram frames, in samples.
+        fft_length: Length of the Fourier transform, in samples, at least `window_length`.
+        min_frequency: Lower edge of the mel bins, in hertz.
+        max_frequency: Upper edge of the mel bins, in hertz, at most half the sampling rate.
+        log_offset: Added to the mel magnitude before the logarithm.
+        short_clip: What stands in for missing consecutive patches: `"repeat_last"`, the last patch (S4, MS3), or
+            `"zeros"`, the number 0.0 (AVSS).
+        **kwargs: What transformers writes into a saved file beside the numbers; anything else is refused.
+
+    Raises:
+        ValueError: For numbers that do not fit together and for unknown keywords.
+    """
+
+    model_input_names = ["input_features"]
+
+    def __init__(
+        self,
+        sampling_rate: int = SAMPLING_RATE,
+        num_mel_bins: int = NUM_MEL_BINS,
+        patch_frames: int = PATCH_FRAMES,
+        window_length: int = WINDOW_LENGTH,
+        hop_length: int = HOP_LENGTH,
+        fft_length: int = FFT_LENGTH,
+        min_frequency: float = MIN_FREQUENCY,
+        max_frequency: float = MAX_FREQUENCY,
+        log_offset: float = LOG_OFFSET,
+        short_clip: str = "repeat_last",
+        **kwargs: Any,
+    ) -> None:
+        unknown = [key for key in kwargs if key not in ("feature_extractor_type", "processor_class", "auto_map")]
+        if unknown:
+            raise ValueError(f"unknown keywords {unknown} for {type(self).__name__}: correct or remove them.")
+        super().__init__(**kwargs)
+        self.sampling_rate = sampling_rate
+        self.num_mel_bins = num_mel_bins
+        self.patch_frames = patch_frames
+        self.window_length = window_length
+        self.hop_length = hop_length
+        self.fft_length = fft_length
+        self.min_frequency = min_frequency
+        self.max_frequency = max_frequency
+        self.log_offset = log_offset
+        self.short_clip = short_clip
+        self._validate()
+
+    def _validate(self) -> None:
+        """Raise ValueError for numbers that do not fit together."""
+        for name in ("sampling_rate", "num_mel_bins", "patch_frames", "window_length", "hop_length", "fft_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1.")
+        if self.fft_length < self.window_length:
+            raise ValueError(
+                f"fft_length {self.fft_length} is below window_length {self.window_length}: frames are filled with "
+                "zeros to fft_length, so it must not be shorter."
+            )
+        if not 0 <= self.min_frequency < self.max_frequency <= self.sampling_rate / 2:
+            raise ValueError(
+                f"min_frequency {self.min_frequency} and max_frequency {self.max_frequency} must satisfy "
+                f"0 <= min < max <= sampling_rate / 2 = {self.sampling_rate / 2}."
+            )
+        if not self.log_offset > 0:
+            raise ValueError(f"log_offset is {self.log_offset}: expected more than 0, silence has no logarithm.")
+        if self.short_clip not in SHORT_CLIP_RULES:
+            raise ValueError(f"short_clip is {self.short_clip!r}: expected one of {SHORT_CLIP_RULES}.")
+
+    @property
+    def patch_stride(self) -> int:
+        """Samples between the starts of two consecutive patches: 15,360 = 0.96 s."""
+        return self.patch_frames * self.hop_length
+
+    @property
+    def patch_length(self) -> int:
+        """Samples that one patch hears: 15,600 = 0.975 s."""
+        return (self.patch_frames - 1) * self.hop_length + self.window_length
+
+    def __call__(
+        self,
+        audio: Any,
+        sampling_rate: int | None = None,
+        *,
+        num_frames: int | Sequence[int] | None = None,
+        timestamps: Any = None,
+        patching: str = "consecutive",
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Compute the log-mel patches of one clip, or of each clip of a list.
+
+        Args:
+            audio: (samples,) or (channels, samples), numpy array or torch tensor; float in [-1, 1], int16 or int32. A
+                list or tuple of these is a list of clips.
+            sampling_rate: Of the audio, in hertz; required.
+            num_frames: How many video frames the clip has (a list for a list of clips). Without it (and without
+                `timestamps`) consecutive patching returns every whole patch.
+            timestamps: (frames,), seconds from the start of the sound, one per video frame (a list of these for a list
+                of clips); required for `"aligned"`.
+            patching: `"consecutive"` or `"aligned"`.
+            return_tensors: `"pt"` or `"np"`; clips of a list must then have the same number of frames.
+
+        Returns:
+            `input_features`: (frames, 1, patch_frames, num_mel_bins), float32; a list of these for a list of clips.
+
+        Raises:
+            ValueError: For anything that [`to_mono`] refuses (a list entry is named by its index), a missing or wrong
+                rate, an unknown patching, missing timestamps, or lists of different lengths.
+        """
+        settings = {"sampling_rate": _check_rate(sampling_rate), "patching": patching}
+        if not isinstance(audio, list | tuple):
+            features = self._extract_clip(audio, num_frames=num_frames, timestamps=timestamps, **settings)
+            return BatchFeature({"input_features": features.numpy()}, tensor_type=return_tensors)
+        clips = zip(audio, *(_per_clip(value, len(audio)) for value in (num_frames, timestamps)), strict=True)
+        patches = []
+        for index, (clip, frames, times) in enumerate(clips):
+            try:
+                patches.append(self._extract_clip(clip, num_frames=frames, timestamps=times, **settings).numpy())
+            except ValueError as error:
+                raise ValueError(f"clip {index}: {error}") from error
+        return BatchFeature({"input_features": patches}, tensor_type=return_tensors)
+
+    def _extract_clip(
+        self, audio: Any, sampling_rate: int, num_frames: int | None, timestamps: Any, patching: str
+    ) -> torch.Tensor:
+        """Compute one clip's patches: (frames, 1, patch_frames, num_mel_bins), float32."""
+        if patching not in PATCHINGS:
+            raise ValueError(f"patching is {patching!r}: expected one of {PATCHINGS}.")
+        times = None if timestamps is None else _check_timestamps(timestamps, num_frames)
+        waveform = resample_to(to_mono(audio), sampling_rate, self.sampling_rate)
+        if patching == "aligned":
+            return self._patches(*self._aligned_starts(waveform, times))
+        num_frames = num_frames if times is None else len(times)
+        return self._fit(self._patches(*self._consecutive_starts(waveform, num_frames)), num_frames)
+
+    def _consecutive_starts(self, waveform: torch.Tensor, num_frames: int | None) -> tuple[torch.Tensor, np.ndarray]:
+        """Place every whole patch side by side: the padded waveform and (patches,) first samples."""
+        waveform = _fill(waveform, self.patch_length)
+        count = 1 + (len(waveform) - self.patch_length) // self.patch_stride
+        count = count if num_frames is None else min(count, num_frames)
+        return waveform, np.arange(count) * self.patch_stride
+
+    def _aligned_starts(self, waveform: torch.Tensor, times: np.ndarray | None) -> tuple[torch.Tensor, np.ndarray]:
+        """Centre a patch on every timestamp: the padded waveform and (frames,) first samples."""
+        if times is None:
+            raise ValueError(
+                'patching "aligned" needs timestamps=, one per frame, in seconds from the start of sound.'
+            )
+        centres = np.rint(times * self.sampling_rate).astype(np.int64)
+        # The sound counts as silent from its end to the last frame, so that a frame after the end hears silence and not
+        # the last thing that sounded.
+        waveform = _fill(waveform, max(self.patch_length, int(centres.max())))
+        return waveform, np.clip(centres - self.patch_length // 2, 0, len(waveform) - self.patch_length)
+
+    def _patches(self, waveform: torch.Tensor, starts: np.ndarray) -> torch.Tensor:
+        """Compute the log-mel of the patch at each first sample: (patches, 1, patch_frames, num_mel_bins), float32."""
+        filters = mel_filters(
+            self.num_mel_bins, self.fft_length, self.min_frequency, self.max_frequency, self.sampling_rate
+        )
+        candidates = waveform.unfold(0, self.patch_length, 1)
+        blocks = [
+            log_mel(candidates[block], filters, self.window_length, self.hop_length, self.fft_length, self.log_offset)
+            for block in torch.from_numpy(starts).split(PATCHES_AT_ONCE)
+        ]
+        return torch.cat([block.to(torch.float32) for block in blocks]).unsqueeze(1)
+
+    def _fit(self, patches: torch.Tensor, num_frames: int | None) -> torch.Tensor:
+        """Apply the short-clip rule where there are fewer consecutive patches than frames."""
+        missing = 0 if num_frames is None else num_frames - len(patches)
+        if not missing:
+            return patches
+        filling = patches[-1:] if self.short_clip == "repeat_last" else torch.zeros_like(patches[-1:])
+        return torch.cat([patches, filling.expand(missing, -1, -1, -1)])
+
+
+def _fill(waveform: torch.Tensor, length: int) -> torch.Tensor:
+    """Append silence up to a length in samples; a longer waveform stays as it is."""
+    return torch.nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
+
+
+def _per_clip(value: Any, count: int) -> Sequence[Any]:
+    """Spread None over the clips of a list; anything else must be a list with one entry per clip."""
+    if value is None:
+        return [None] * count
+    if not isinstance(value, list | tuple) or len(value) != count:
+        raise ValueError(
+            f"audio is a list of {count} clips, so num_frames and timestamps must be lists of {count} entries; got "
+            f"{value!r}."
+        )
+    return value
+
+
+def _check_rate(sampling_rate: int | None) -> int:
+    """Return the sampling rate as int, or raise ValueError if it is missing or no whole positive number."""
+    if sampling_rate is None:
+        raise ValueError("sampling_rate is missing: give the rate of the audio in hertz, e.g. sampling_rate=16000.")
+    if isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate or sampling_rate < 1:
+        raise ValueError(f"sampling_rate is {sampling_rate!r}: expected a whole number of hertz, e.g. 16000.")
+    return int(sampling_rate)
+
+
+def _check_timestamps(timestamps: Any, num_frames: int | None) -> np.ndarray:
+    """Return the timestamps as (frames,) float64, or raise ValueError if they cannot be moments of frames."""
+    times = np.asarray(timestamps, dtype=np.float64)
+    if times.ndim != 1 or not times.size or not np.isfinite(times).all() or times.min() < 0:
+        raise ValueError(f"timestamps must be finite seconds from 0 up, one per frame; got {timestamps!r}.")
+    if num_frames is not None and num_frames != len(times):
+        raise ValueError(f"{len(times)} timestamps for {num_frames} frames: give one per frame.")
+    return times
