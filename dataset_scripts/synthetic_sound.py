@@ -1,0 +1,258 @@
+"""The sounds of Sounding Shapes: twelve sound families, each in its own pitch region with its own timbre and envelope.
+
+Pitch, rate, timbre and loudness are drawn for every source; one source keeps them for the whole clip. Every family
+repeats at least twice a second, so any second of it can be told from any second of another.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+SAMPLING_RATE = 16000  # Hz, VGGish's own
+FADE = 0.02  # seconds, raised cosine, inside the first and the last sounding second
+REVERBERATION_TAIL = 0.2  # seconds
+NOISE_KINDS = ("white", "pink", "brown")
+TURN = np.float32(2.0 * np.pi)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What is drawn once for a source and kept for the clip.
+
+    Attributes:
+        pitch: Position in the family's pitch range, in [0, 1].
+        rate: Position in the family's range of events per second, in [0, 1].
+        timbre: Any second property of the family, in [0, 1].
+        phase: Where in its cycle the sound is at the start of the clip, in [0, 1].
+        level: Root mean square while sounding, full scale 1.
+        noise_seed: Seed of the family's noise, if it has any.
+    """
+
+    pitch: float
+    rate: float
+    timbre: float
+    phase: float
+    level: float
+    noise_seed: int
+
+    def between(self, lowest: float, highest: float, position: float) -> np.float32:
+        """The value at a drawn position of a range, by equal ratios, as pitch and tempo are heard."""
+        return np.float32(lowest * (highest / lowest) ** position)
+
+    def cycle(self, lowest: float, highest: float, time: np.ndarray) -> tuple[np.ndarray, np.float32]:
+        """Position in [0, 1) within the event of each moment, and the events per second."""
+        rate = self.between(lowest, highest, self.rate)
+        return (time * rate + np.float32(self.phase)) % 1.0, rate
+
+
+def draw_voice(generator: np.random.Generator) -> Voice:
+    """Draw a source's properties; its loudness varies by 10 dB."""
+    pitch, rate, timbre, phase, loudness = generator.uniform(0.0, 1.0, 5)
+    level = 0.1 * 10.0 ** ((10.0 * loudness - 5.0) / 20.0)
+    return Voice(pitch, rate, timbre, phase, level, int(generator.integers(2**32)))
+
+
+def _sine(frequency: np.float32, time: np.ndarray) -> np.ndarray:
+    return np.sin(TURN * frequency * time)
+
+
+def _band_noise(voice: Voice, time: np.ndarray, lowest: float, highest: float) -> np.ndarray:
+    """Noise between two frequencies in Hz, flat, with edges of 1/6 of the band."""
+    noise = np.random.default_rng(voice.noise_seed).standard_normal(len(time), dtype=np.float32)
+    spectrum = np.fft.rfft(noise)
+    frequency = np.fft.rfftfreq(len(time), 1.0 / SAMPLING_RATE).astype(np.float32)
+    width = np.float32((highest - lowest) / 6.0)
+    spectrum *= np.clip(np.minimum(frequency - lowest, highest - frequency) / width, 0.0, 1.0)
+    return np.fft.irfft(spectrum, len(time))
+
+
+def _hum(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Low tone of 140 to 190 Hz with its octave, throbbing 4 to 6 times a second."""
+    pitch = voice.between(140.0, 190.0, voice.pitch)
+    position, _ = voice.cycle(4.0, 6.0, time)
+    tone = _sine(pitch, time) + np.float32(0.3 + 0.4 * voice.timbre) * _sine(2.0 * pitch, time)
+    return tone * (0.55 - 0.45 * np.cos(TURN * position))
+
+
+def _buzz(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Steady reed-like tone of 260 to 340 Hz with seven harmonics."""
+    pitch = voice.between(260.0, 340.0, voice.pitch)
+    slope = 0.3 + 0.4 * voice.timbre
+    return sum(_sine(k * pitch, time + np.float32(0.37 * k)) * np.float32(k**-slope) for k in range(1, 8))
+
+
+def _knock(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Short wooden knocks around 550 to 700 Hz, 5 to 7 a second."""
+    pitch = voice.between(550.0, 700.0, voice.pitch)
+    position, rate = voice.cycle(5.0, 7.0, time)
+    seconds = position / rate
+    return np.exp(seconds * np.float32(-60.0 - 20.0 * voice.timbre)) * np.sin(TURN * pitch * seconds)
+
+
+def _bell(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Ringing strikes with partials from 2.1 to 6 kHz out of tune with each other, 3 to 4 a second."""
+    pitch = voice.between(2100.0, 2500.0, voice.pitch)
+    position, rate = voice.cycle(3.0, 4.0, time)
+    seconds = position / rate
+    partials = sum(
+        np.float32(weight) * np.sin(TURN * pitch * np.float32(ratio) * seconds)
+        for ratio, weight in ((1.0, 1.0), (1.52, 0.8), (2.24, 0.6))
+    )
+    return partials * np.exp(seconds * np.float32(-9.0 - 5.0 * voice.timbre))
+
+
+def _tone(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Pure steady whistle of 950 to 1150 Hz."""
+    return _sine(voice.between(950.0, 1150.0, voice.pitch), time)
+
+
+def _click(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Bright clicks over the whole spectrum, 11 to 15 a second."""
+    position, rate = voice.cycle(11.0, 15.0, time)
+    noise = np.random.default_rng(voice.noise_seed).standard_normal(len(time), dtype=np.float32)
+    return noise * np.exp(position / rate * np.float32(-500.0 - 200.0 * voice.timbre))
+
+
+def _warble(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Siren whose pitch swings by a quarter around 1.5 to 1.8 kHz, 4 to 6 times a second."""
+    pitch = voice.between(1500.0, 1800.0, voice.pitch)
+    rate = voice.between(4.0, 6.0, voice.rate)
+    swing = np.float32(0.2 + 0.08 * voice.timbre) * pitch / rate
+    return np.sin(TURN * pitch * time - swing * np.cos(TURN * (rate * time + np.float32(voice.phase))))
+
+
+def _up_chirp(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Sweeps up from 600 Hz over two octaves and more, 4 to 5 a second with a gap after each."""
+    return _chirp(voice, time, voice.between(550.0, 700.0, voice.pitch), 2.0 + 0.4 * voice.timbre, (4.0, 5.0))
+
+
+def _down_chirp(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Sweeps down from 7 kHz over an octave and more, 2.5 to 3.2 a second with a gap after each."""
+    return _chirp(voice, time, voice.between(6300.0, 7200.0, voice.pitch), -1.3 - 0.3 * voice.timbre, (2.5, 3.2))
+
+
+def _chirp(
+    voice: Voice, time: np.ndarray, start: np.float32, octaves: float, rates: tuple[float, float]
+) -> np.ndarray:
+    """Exponential sweeps of `octaves` from `start` Hz that fill four fifths of each event."""
+    position, rate = voice.cycle(*rates, time)
+    speed = np.float32(octaves * np.log(2.0)) * rate / np.float32(0.8)  # nepers per second
+    sweep = np.sin(TURN * start / speed * np.expm1(speed * position / rate))
+    # Rise and fall over a twentieth of the event, so that no click gives the sweep away.
+    return sweep * np.clip(np.minimum(position, 0.8 - position) * 20.0, 0.0, 1.0)
+
+
+def _hiss(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Shaker: bursts of noise between 4.6 and 7.4 kHz, 3 to 4.5 a second."""
+    lowest = float(voice.between(4600.0, 5000.0, voice.pitch))
+    position, _ = voice.cycle(3.0, 4.5, time)
+    gate = np.clip(np.minimum(position, 0.5 - position) * 25.0, 0.0, 1.0)
+    return _band_noise(voice, time, lowest, lowest + 2000.0 + 400.0 * voice.timbre) * gate
+
+
+def _trill(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Two notes between 2.9 and 4.3 kHz in turns, 7 to 9 changes a second."""
+    pitch = voice.between(2900.0, 3200.0, voice.pitch)
+    position, _ = voice.cycle(3.5, 4.5, time)
+    step = np.float32(1.25 + 0.1 * voice.timbre)
+    upper = position >= 0.5
+    gate = np.clip(np.minimum(position % 0.5, 0.5 - position % 0.5) * 40.0, 0.0, 1.0)
+    return np.sin(TURN * pitch * np.where(upper, step, np.float32(1.0)) * time) * gate
+
+
+def _wind(voice: Voice, time: np.ndarray) -> np.ndarray:
+    """Steady rush of noise between 0.8 and 1.6 kHz."""
+    lowest = float(voice.between(750.0, 900.0, voice.pitch))
+    return _band_noise(voice, time, lowest, lowest * (1.7 + 0.2 * voice.timbre))
+
+
+# In the order of the class indexes: the family at position k is the sound of class k.
+SOUNDS: tuple[Callable[[Voice, np.ndarray], np.ndarray], ...] = (
+    _hum,
+    _buzz,
+    _knock,
+    _bell,
+    _tone,
+    _click,
+    _warble,
+    _up_chirp,
+    _hiss,
+    _trill,
+    _wind,
+    _down_chirp,
+)
+
+
+def render_source(label: int, voice: Voice, seconds: np.ndarray) -> np.ndarray:
+    """The sound of one source, silent in the seconds in which it does not sound.
+
+    Args:
+        label: Class index from 0.
+        voice: Its drawn properties.
+        seconds: bool (seconds,).
+
+    Returns:
+        float32 (seconds * 16000,), mono.
+    """
+    waveform = np.zeros(len(seconds) * SAMPLING_RATE, dtype=np.float32)
+    steps = np.diff(np.concatenate([[0], seconds.astype(np.int8), [0]]))
+    for first, last in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True):
+        time = np.arange(first * SAMPLING_RATE, last * SAMPLING_RATE, dtype=np.float32) / np.float32(SAMPLING_RATE)
+        run = SOUNDS[label](voice, time)
+        run *= np.float32(voice.level) / np.sqrt(np.mean(np.square(run)))
+        length = int(FADE * SAMPLING_RATE)
+        fade = (0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 0.5) / length)).astype(np.float32)
+        run[:length] *= fade
+        run[-length:] *= fade[::-1]
+        waveform[first * SAMPLING_RATE : last * SAMPLING_RATE] = run
+    return waveform
+
+
+def render_room(generator: np.random.Generator, dry: np.ndarray) -> np.ndarray:
+    """Put the mixture of all sources in a room: loudness, reverberation and a noise floor, on the 16-bit grid.
+
+    Args:
+        generator: Source of the room's randomness.
+        dry: float32 (samples,), the sum of all sources.
+
+    Returns:
+        float32 (samples,) in [-1, 1), every value a multiple of 1/32768, so that a PCM16 file holds it exactly.
+    """
+    loudness = 10.0 ** (generator.uniform(-12.0, 0.0) / 20.0)
+    padded = len(dry) + int(REVERBERATION_TAIL * SAMPLING_RATE)
+    spectrum = np.fft.rfft(dry, padded) * np.fft.rfft(_draw_response(generator), padded)
+    wet = np.fft.irfft(spectrum, padded)[: len(dry)] * np.float32(loudness)
+    floor = 10.0 ** (generator.uniform(-66.0, -50.0) / 20.0)
+    waveform = wet + np.float32(floor) * generator.standard_normal(len(dry), dtype=np.float32)
+    return quantise(waveform)
+
+
+def quantise(waveform: np.ndarray) -> np.ndarray:
+    """Scale down what would clip, then round to 16 bits: float32 (samples,) in [-1, 1)."""
+    peak = max(1.0, float(np.abs(waveform).max()) / 0.98)
+    return np.rint(waveform * np.float32(32768.0 / peak)).astype(np.float32) / np.float32(32768.0)
+
+
+def _draw_response(generator: np.random.Generator) -> np.ndarray:
+    """Impulse response: the direct sound, and in two rooms of three a decaying tail of noise."""
+    length = int(REVERBERATION_TAIL * SAMPLING_RATE)
+    decay = generator.uniform(0.02, 0.06)  # seconds to fall by 8.7 dB
+    strength = generator.uniform(0.0, 0.5) * (generator.uniform() < 2.0 / 3.0)
+    time = np.arange(length, dtype=np.float32) / np.float32(SAMPLING_RATE)
+    response = generator.standard_normal(length, dtype=np.float32) * np.exp(time * np.float32(-1.0 / decay))
+    response *= np.float32(strength) / np.linalg.norm(response)
+    response[0] = 1.0
+    return response
+
+
+def render_noise(generator: np.random.Generator, samples: int) -> np.ndarray:
+    """Noise of no class: white, pink or brown, as loud as the sources. Returns float32 (samples,) on the 16-bit grid."""
+    colour = NOISE_KINDS[int(generator.integers(len(NOISE_KINDS)))]
+    spectrum = np.fft.rfft(generator.standard_normal(samples, dtype=np.float32))
+    frequency = np.fft.rfftfreq(samples, 1.0 / SAMPLING_RATE).astype(np.float32)
+    exponent = {"white": 0.0, "pink": -0.5, "brown": -1.0}[colour]
+    waveform = np.fft.irfft(spectrum * np.maximum(frequency, 50.0) ** np.float32(exponent), samples)
+    level = 0.1 * 10.0 ** (generator.uniform(-15.0, 5.0) / 20.0)
+    return quantise(waveform * np.float32(level) / np.sqrt(np.mean(np.square(waveform))))
