@@ -10,7 +10,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from .metric_counts import IGNORE_INDEX
+from .metric_counts import IGNORE_INDEX, reduce_logits
 
 
 Protocol = Literal["official", "batch", "dataset"]
@@ -21,20 +21,31 @@ class ClipMetrics(ABC):
     """What all accumulators share: which pixels count, the rows of the clips, their merging.
 
     Args:
+        num_labels: channels of the logits: 1 is the binary task (labels 0/1), more are classes with background as class 0.
         protocol: what `compute` uses unless told otherwise.
         ignore_index: label of pixels that are not counted.
         score_padding: also score the padded frames of short clips, against an empty (background) target, as AVSBench's own semantic test does. The
             number of padded frames is the batch's, so pad all clips to the same length (AVSBench: 10 frames).
 
     Raises:
-        ValueError: unknown protocol.
+        ValueError: unknown protocol, or an `ignore_index` that is a class.
     """
 
     label_columns: tuple[str, ...]  # the columns that depend on the labels alone: a clip seen twice agrees in them
 
     def __init__(
-        self, protocol: Protocol = "official", *, ignore_index: int = IGNORE_INDEX, score_padding: bool = False
+        self,
+        num_labels: int,
+        protocol: Protocol = "official",
+        *,
+        ignore_index: int = IGNORE_INDEX,
+        score_padding: bool = False,
     ):
+        if num_labels < 1 or 0 <= ignore_index < max(num_labels, 2):
+            raise ValueError(
+                f"num_labels is {num_labels} and ignore_index {ignore_index}, expected at least one label and an ignore_index that is none of them"
+            )
+        self.num_labels = num_labels
         self.protocol = checked_protocol(protocol)
         self.ignore_index = ignore_index
         self.score_padding = score_padding
@@ -45,14 +56,9 @@ class ClipMetrics(ABC):
     def columns(self) -> dict[str, int]:
         """Column names of a row, each with its width."""
 
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """Number of values that a label may take, `ignore_index` aside."""
-
-    @abstractmethod
     def reduce(self, logits: Tensor) -> Tensor:
-        """Turn logits (batch, frames, channels, height, width) into the smallest predictions (batch, frames, height, width) that the measures need."""
+        """Keep one byte per pixel, without loss for these measures: see `reduce_logits`."""
+        return reduce_logits(logits, self.num_labels)
 
     @abstractmethod
     def _measure_frames(self, predictions: Tensor, targets: Tensor) -> Table:
@@ -142,10 +148,11 @@ class ClipMetrics(ABC):
             labels = torch.where(real[..., None, None], labels, 0)
             scored = annotated | ~real
         targets = torch.where(scored[..., None, None], labels.long(), self.ignore_index)
-        unexpected = targets[(targets != self.ignore_index) & ((targets < 0) | (targets >= self.num_classes))]
+        classes = max(self.num_labels, 2)
+        unexpected = targets[(targets != self.ignore_index) & ((targets < 0) | (targets >= classes))]
         if unexpected.numel() > 0:
             raise ValueError(
-                f"labels hold {unexpected[0].item()}, expected 0 to {self.num_classes - 1}, or {self.ignore_index} for pixels that are not counted"
+                f"labels hold {unexpected[0].item()}, expected 0 to {classes - 1}, or {self.ignore_index} for pixels that are not counted"
             )
         return targets
 
@@ -303,12 +310,6 @@ def checked_protocol(protocol: Protocol) -> Protocol:
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol is {protocol!r}, expected one of {get_args(Protocol)}")
     return protocol
-
-
-def check_logits(logits: Tensor, channels: int) -> None:
-    """Raise ValueError unless logits are (batch, frames, channels, height, width)."""
-    if logits.ndim != 5 or logits.shape[2] != channels:
-        raise ValueError(f"logits are {tuple(logits.shape)}, expected (batch, frames, {channels}, height, width)")
 
 
 def exact_sum(rows: Tensor) -> Tensor:

@@ -57,6 +57,34 @@ def quantize_probabilities(probabilities: Tensor) -> Tensor:
     return codes.masked_fill_(probabilities == 0.5, ONE_HALF_CODE)
 
 
+def reduce_logits(logits: Tensor, num_labels: int) -> Tensor:
+    """Keep of the logits what the measures need, one byte per pixel: the probability code for the binary task, the class for the semantic one.
+
+    Args:
+        logits: (batch, frames, num_labels, height, width).
+        num_labels: 1 is the binary task (sigmoid); else the argmax over classes is taken, the first of equals.
+
+    Returns:
+        (batch, frames, height, width): uint8 codes of `quantize_probabilities` for num_labels = 1, else class indices, uint8 as long as they fit.
+
+    Raises:
+        ValueError: another shape, or NaN.
+
+    Example:
+        >>> reduce_logits(torch.tensor([-20.0, 0.0, 20.0]).view(1, 1, 1, 1, 3), num_labels=1).flatten().tolist()
+        [1, 0, 255]
+        >>> reduce_logits(torch.tensor([0.0, 2.0, 2.0]).view(1, 1, 3, 1, 1), num_labels=3).flatten().tolist()
+        [1]
+    """
+    if logits.ndim != 5 or logits.shape[2] != num_labels:
+        raise ValueError(f"logits are {tuple(logits.shape)}, expected (batch, frames, {num_labels}, height, width)")
+    if logits.isnan().any():
+        raise ValueError("logits hold NaN: the model has diverged or its input is broken")
+    if num_labels == 1:
+        return quantize_probabilities(logits.squeeze(2).float().sigmoid())
+    return logits.argmax(2).to(torch.uint8 if num_labels <= CODE_COUNT else torch.int32)
+
+
 def code_histogram(codes: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Count, per frame, how many background and foreground pixels got each probability code.
 

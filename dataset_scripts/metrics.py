@@ -9,11 +9,11 @@ An accumulator keeps one row of sums per clip, never pixels. From the rows it co
 Sums over clips are exactly rounded (`math.fsum`), so neither the order of the clips nor the number of processes changes the last digit.
 """
 
-import torch
 from torch import Tensor
 
-from .clip_metrics import ClipMetrics, Protocol, Table, check_logits, checked_protocol, exact_mean, exact_sum
+from .clip_metrics import ClipMetrics, Protocol, Table, checked_protocol, exact_mean, exact_sum
 from .metric_counts import (
+    FIRST_FOREGROUND_CODE,
     IGNORE_INDEX,
     THRESHOLD_COUNT,
     binary_iou,
@@ -22,7 +22,6 @@ from .metric_counts import (
     code_histogram,
     f_score,
     foreground_counts,
-    quantize_probabilities,
     threshold_counts,
 )
 
@@ -35,6 +34,7 @@ class BinaryMetrics(ClipMetrics):
     the numbers of scored `frames`, and of `groups` that were averaged.
 
     Example:
+        >>> import torch
         >>> metrics = BinaryMetrics()
         >>> logits = torch.tensor([[4.0, 4.0], [-4.0, -4.0]]).view(1, 1, 1, 2, 2)
         >>> metrics.update(logits, torch.tensor([[1, 0], [0, 0]]).view(1, 1, 2, 2))
@@ -44,32 +44,17 @@ class BinaryMetrics(ClipMetrics):
 
     label_columns = ("frames", "labelled_frames", "target")
 
+    def __init__(
+        self, protocol: Protocol = "official", *, ignore_index: int = IGNORE_INDEX, score_padding: bool = False
+    ):
+        super().__init__(1, protocol, ignore_index=ignore_index, score_padding=score_padding)
+
     @property
     def columns(self) -> dict[str, int]:
         """Column names of a row, each with its width: sums over the frames of the clip."""
         scalars = ("frames", "pixels", "iou", "labelled_frames", "intersection", "predicted", "target")
         curves = ("curve", "curve_intersection", "curve_predicted")
         return dict.fromkeys(scalars, 1) | dict.fromkeys(curves, THRESHOLD_COUNT)
-
-    @property
-    def num_classes(self) -> int:
-        """Labels are 0 or 1."""
-        return 2
-
-    def reduce(self, logits: Tensor) -> Tensor:
-        """One byte per pixel: the code of `quantize_probabilities`, which loses nothing that these measures need.
-
-        Args:
-            logits: (batch, frames, 1, height, width).
-
-        Returns:
-            uint8 (batch, frames, height, width).
-
-        Raises:
-            ValueError: not five dimensions, more than one channel, or NaN.
-        """
-        check_logits(logits, 1)
-        return quantize_probabilities(logits.squeeze(2).float().sigmoid())
 
     def _measure_frames(self, predictions: Tensor, targets: Tensor) -> Table:
         histogram = code_histogram(predictions, targets, self.ignore_index)
@@ -124,9 +109,10 @@ class SemanticMetrics(ClipMetrics):
             drops the last class (AVSS: woman). Wrong, but what published tables hold.
 
     Raises:
-        ValueError: unknown protocol, or `ignore_index` is a class.
+        ValueError: fewer than two classes, unknown protocol, or an `ignore_index` that is a class.
 
     Example:
+        >>> import torch
         >>> metrics = SemanticMetrics(num_labels=3)
         >>> logits = torch.nn.functional.one_hot(torch.tensor([[0, 1], [1, 1]]), 3).permute(2, 0, 1).float()
         >>> metrics.update(logits[None, None], torch.tensor([[0, 0], [1, 1]])[None, None])
@@ -145,13 +131,12 @@ class SemanticMetrics(ClipMetrics):
         score_padding: bool = False,
         report_published_no_background: bool = False,
     ):
-        if num_labels < 2 or 0 <= ignore_index < num_labels:
+        if num_labels < 2:
             raise ValueError(
-                f"num_labels is {num_labels} and ignore_index {ignore_index}, expected two classes or more and an ignore_index that is none of them"
+                f"num_labels is {num_labels}, expected two classes or more: for the binary task take BinaryMetrics"
             )
-        self.num_labels = num_labels
+        super().__init__(num_labels, protocol, ignore_index=ignore_index, score_padding=score_padding)
         self.report_published_no_background = report_published_no_background
-        super().__init__(protocol, ignore_index=ignore_index, score_padding=score_padding)
 
     @property
     def columns(self) -> dict[str, int]:
@@ -159,28 +144,6 @@ class SemanticMetrics(ClipMetrics):
         return {"frames": 1} | dict.fromkeys(
             ("iou", "f_score", "seen_frames", "intersection", "predicted", "target"), self.num_labels
         )
-
-    @property
-    def num_classes(self) -> int:
-        """Labels are class indices."""
-        return self.num_labels
-
-    def reduce(self, logits: Tensor) -> Tensor:
-        """The class of each pixel: the argmax, the first of equals.
-
-        Args:
-            logits: (batch, frames, num_labels, height, width).
-
-        Returns:
-            (batch, frames, height, width), uint8 as long as the classes fit in a byte.
-
-        Raises:
-            ValueError: not five dimensions, another number of channels, or NaN.
-        """
-        check_logits(logits, self.num_labels)
-        if logits.isnan().any():
-            raise ValueError("logits hold NaN: the model has diverged or its input is broken")
-        return logits.argmax(2).to(torch.uint8 if self.num_labels <= 256 else torch.int32)
 
     def _measure_frames(self, predictions: Tensor, targets: Tensor) -> Table:
         intersection, predicted, target = class_counts(predictions, targets, self.num_labels, self.ignore_index)
@@ -226,3 +189,39 @@ class SemanticMetrics(ClipMetrics):
             means |= {f"{name}{suffix}": exact_mean(column[classes]) for suffix, classes in slices.items()}
             means[f"{name}_seen_classes"] = exact_mean(column[scores["seen"] > 0])
         return means | {"classes_seen": float(scores["seen"].sum()), "frames": float(groups["frames"].sum())}
+
+
+class FalsePositiveMetrics(ClipMetrics):
+    """False-positive rate on negative audio: the fraction of pixels predicted as foreground although nothing in the picture sounds.
+
+    `"official"` and `"batch"` take the mean over the frames of each group, then over the groups; `"dataset"` divides the summed pixels. `compute`
+    returns `false_positive_rate` in [0, 1] and the number of scored `frames`. Foreground is a probability above one half, or any class but 0. What the labels
+    say besides `ignore_index` does not matter: the right mask is empty.
+
+    Example:
+        >>> import torch
+        >>> metrics = FalsePositiveMetrics(num_labels=1)
+        >>> metrics.update(torch.tensor([4.0, -4.0, -4.0, -4.0]).view(1, 1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.long))
+        >>> metrics.compute()
+        {'false_positive_rate': 0.25, 'frames': 1.0}
+    """
+
+    label_columns = ("frames", "pixels")
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """Column names of a row, each with its width: sums over the frames of the clip."""
+        return dict.fromkeys(("frames", "pixels", "rate", "false_positives"), 1)
+
+    def _measure_frames(self, predictions: Tensor, targets: Tensor) -> Table:
+        counted = targets != self.ignore_index
+        first_foreground = FIRST_FOREGROUND_CODE if self.num_labels == 1 else 1
+        pixels = counted.sum((1, 2))
+        false_positives = (counted & (predictions >= first_foreground)).sum((1, 2))
+        rate = false_positives.double() / pixels.clamp(min=1)
+        return {"frames": pixels > 0, "pixels": pixels, "rate": rate, "false_positives": false_positives}
+
+    def _summarize(self, groups: Table, protocol: Protocol) -> dict[str, float]:
+        parts = ("false_positives", "pixels") if protocol == "dataset" else ("rate", "frames")
+        rate = exact_mean(groups[parts[0]] / groups[parts[1]])
+        return {"false_positive_rate": rate, "frames": float(groups["frames"].sum())}
