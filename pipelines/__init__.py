@@ -1,1 +1,6 @@
-"""The audio-visual-segmentation pipeline and the pictures it draws."""
+"""The audio-visual-segmentation pipeline and the pictures it draws; importing this package registers the task."""
+
+from .audio_visual_segmentation import AudioVisualSegmentationPipeline
+
+
+__all__ = ["AudioVisualSegmentationPipeline"]
