@@ -316,7 +316,7 @@ def _draw_object(
         spin=generator.uniform(-0.8, 0.8),
         home=margin + (size - 2.0 * margin) * place,
         swing=swing,
-        rate=generator.uniform(0.7, 2.2, (2, 2)),
+        rate=generator.uniform(1.0, 2.8, (2, 2)),
         phase=generator.uniform(0.0, 2.0 * np.pi, (2, 2)),
         detail=generator.uniform(0.85, 1.15),
         noise=generator.uniform(0.0, 1.0, (NOISE_CELLS, NOISE_CELLS)).astype(np.float32),

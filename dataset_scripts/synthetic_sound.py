@@ -12,6 +12,7 @@ import numpy as np
 
 SAMPLING_RATE = 16000  # Hz, VGGish's own
 FADE = 0.02  # seconds, raised cosine, inside the first and the last sounding second
+ATTACK = np.float32(200.0)  # full strokes per second: a stroke rises over 5 ms, so that it does not click as well
 REVERBERATION_TAIL = 0.2  # seconds
 NOISE_KINDS = ("white", "pink", "brown")
 TURN = np.float32(2.0 * np.pi)
@@ -88,7 +89,8 @@ def _knock(voice: Voice, time: np.ndarray) -> np.ndarray:
     pitch = voice.between(550.0, 700.0, voice.pitch)
     position, rate = voice.cycle(5.0, 7.0, time)
     seconds = position / rate
-    return np.exp(seconds * np.float32(-60.0 - 20.0 * voice.timbre)) * np.sin(TURN * pitch * seconds)
+    decay = np.exp(seconds * np.float32(-50.0 - 20.0 * voice.timbre))
+    return np.minimum(seconds * ATTACK, 1.0) * decay * np.sin(TURN * pitch * seconds)
 
 
 def _bell(voice: Voice, time: np.ndarray) -> np.ndarray:
@@ -100,12 +102,12 @@ def _bell(voice: Voice, time: np.ndarray) -> np.ndarray:
         np.float32(weight) * np.sin(TURN * pitch * np.float32(ratio) * seconds)
         for ratio, weight in ((1.0, 1.0), (1.52, 0.8), (2.24, 0.6))
     )
-    return partials * np.exp(seconds * np.float32(-9.0 - 5.0 * voice.timbre))
+    return np.minimum(seconds * ATTACK, 1.0) * np.exp(seconds * np.float32(-9.0 - 5.0 * voice.timbre)) * partials
 
 
 def _tone(voice: Voice, time: np.ndarray) -> np.ndarray:
-    """Pure steady whistle of 950 to 1150 Hz."""
-    return _sine(voice.between(950.0, 1150.0, voice.pitch), time)
+    """Pure steady tone of 420 to 490 Hz."""
+    return _sine(voice.between(420.0, 490.0, voice.pitch), time)
 
 
 def _click(voice: Voice, time: np.ndarray) -> np.ndarray:
