@@ -507,12 +507,14 @@ class PCMANetModel(PCMANetPreTrainedModel):
         excluded = frame_mask is not None and self.config.padded_frames == "excluded"
         layout = ClipLayout(batch, frames, frame_mask.bool() if excluded else None)
 
-        audio = self.audio_projection(self._embed_audio(input_features, audio_embeds, layout))
+        embeddings = self._embed_audio(input_features, audio_embeds, layout)
         maps = self.backbone(layout.to_frames(pixel_values)).feature_maps[::-1]
         maps = [neck(feature_map) for neck, feature_map in zip(self.neck, maps, strict=True)]
         if frame_mask is not None and not excluded:
-            real = frame_mask.flatten().to(audio.dtype)
-            audio, maps = audio * real[:, None], [x * real[:, None, None, None] for x in maps]
+            # As published the embeddings are zeroed, so that padded frames still carry the projection's bias.
+            real = frame_mask.flatten().to(embeddings.dtype)
+            embeddings, maps = embeddings * real[:, None], [x * real[:, None, None, None] for x in maps]
+        audio = self.audio_projection(embeddings)
 
         fused, stage_logits, masks = self._decode(maps, audio, layout)
         return PCMANetModelOutput(
