@@ -1,18 +1,31 @@
 """PCMANet for audio-visual segmentation: the masks of the objects that sound in a video."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForUniversalSegmentation
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForUniversalSegmentation,
+    AutoProcessor,
+)
 
 from .configuration_pcmanet import PCMANetConfig, VGGishConfig
+from .feature_extraction_pcmanet import PCMANetFeatureExtractor
+from .image_processing_pcmanet import PCMANetImageProcessor
 from .modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetModel
 from .modeling_vggish import VGGishModel
+from .processing_pcmanet import PCMANetProcessor
 
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PCMANetConfig",
+    "PCMANetFeatureExtractor",
     "PCMANetForAudioVisualSegmentation",
+    "PCMANetImageProcessor",
     "PCMANetModel",
+    "PCMANetProcessor",
     "VGGishConfig",
     "VGGishModel",
 ]
@@ -22,3 +35,6 @@ AutoConfig.register("pcmanet", PCMANetConfig)
 AutoModel.register(VGGishConfig, VGGishModel)
 AutoModel.register(PCMANetConfig, PCMANetModel)
 AutoModelForUniversalSegmentation.register(PCMANetConfig, PCMANetForAudioVisualSegmentation)
+AutoFeatureExtractor.register(PCMANetConfig, PCMANetFeatureExtractor)
+AutoImageProcessor.register(PCMANetConfig, image_processor_classes={"pil": PCMANetImageProcessor})
+AutoProcessor.register(PCMANetConfig, PCMANetProcessor)

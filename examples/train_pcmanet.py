@@ -1,0 +1,183 @@
+"""Train PCMANet with Accelerate, on Sounding Shapes.
+
+The demo model (binary, several sources), exactly as shipped in examples/demo_model:
+
+    python examples/train_pcmanet.py --output runs/demo_model
+
+Its semantic sister, which starts from it, exactly as shipped in examples/demo_model_semantic:
+
+    python examples/train_pcmanet.py --task avss --initialize-from examples/demo_model --clips 16000 \
+        --output runs/demo_model_semantic
+
+A few steps to see that everything works:
+
+    python examples/train_pcmanet.py --clips 32 --evaluation-clips 4 --output runs/smoke
+
+On a GPU the same commands run there, with `--mixed-precision bf16` by default. The best checkpoint on the validation
+clips lies under OUTPUT when the command ends, with its processor and metrics.json; OUTPUT is written only by improvements.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from modeling_pcmanet import (
+    PCMANetConfig,
+    PCMANetFeatureExtractor,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
+    PCMANetProcessor,
+)
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.synthetic import CLASSES, SoundingShapes
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the best checkpoint")
+    parser.add_argument("--task", choices=("s4", "ms3", "avss"), default="ms3", help="Sounding Shapes task")
+    parser.add_argument("--preset", default="tiny", help="network size: tiny, resnet50 or pvt_v2_b5")
+    parser.add_argument(
+        "--initialize-from", type=Path, help="checkpoint to start from; heads may differ, all else not"
+    )
+    parser.add_argument("--image-size", type=int, default=112, help="side of the square frames in pixels")
+    parser.add_argument("--clips", type=int, default=30000, help="training clips, each seen once")
+    parser.add_argument("--negative-fraction", type=float, default=0.15, help="share of clips in which nothing sounds")
+    parser.add_argument("--batch-size", type=int, default=8, help="clips per step on each device")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak, after warm-up, before cosine decay")
+    parser.add_argument("--weight-decay", type=float, default=0.02)
+    parser.add_argument("--warmup-fraction", type=float, default=0.05, help="share of the steps that warm up")
+    parser.add_argument("--average-decay", type=float, default=0.998, help="of the weight average that is evaluated")
+    parser.add_argument("--evaluation-clips", type=int, default=64, help="validation clips")
+    parser.add_argument("--evaluations", type=int, default=10, help="how often to evaluate, evenly spaced")
+    parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="bf16")
+    parser.add_argument("--num-workers", type=int, default=1, help="processes that make clips")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def build_model(args: argparse.Namespace) -> PCMANetForAudioVisualSegmentation:
+    """Make a fresh network, or start from a checkpoint whose heads may have other classes."""
+    names = ["background", *CLASSES] if args.task == "avss" else ["sounding"]
+    labels = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    if args.initialize_from is None:
+        return PCMANetForAudioVisualSegmentation(PCMANetConfig.from_preset(args.preset, **labels))
+    return PCMANetForAudioVisualSegmentation.from_pretrained(
+        args.initialize_from, ignore_mismatched_sizes=True, **labels
+    )
+
+
+def build_loaders(args: argparse.Namespace, processor: PCMANetProcessor) -> tuple[DataLoader, DataLoader]:
+    """Make the loaders of training and validation clips; validation clips come from another random stream."""
+    collate = ClipCollator(processor, binary=args.task != "avss")
+    size = {"height": args.image_size, "width": args.image_size, "seed": args.seed}
+    training = SoundingShapes(args.task, "train", length=args.clips, negative_fraction=args.negative_fraction, **size)
+    validation = SoundingShapes(args.task, "val", length=args.evaluation_clips, **size)
+    options = {
+        "batch_size": args.batch_size,
+        "collate_fn": collate,
+        "num_workers": args.num_workers,
+        "persistent_workers": args.num_workers > 0,
+    }
+    # Every clip is new, so there is nothing to shuffle: index i is a random clip already.
+    return DataLoader(training, drop_last=True, **options), DataLoader(validation, **options)
+
+
+def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
+    """Rise linearly from 0 to 1 during warm-up, then fall to 0 along a cosine."""
+    warmup = max(1, round(steps * warmup_fraction))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator, num_labels: int
+) -> dict[str, float]:
+    """Measure a model on every clip of a loader under the official protocol."""
+    model.eval()
+    metrics = BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels)
+    for batch in tqdm(loader, desc="validation", leave=False, disable=not accelerator.is_local_main_process):
+        with accelerator.autocast():
+            outputs = model(**batch)
+        metrics.update(outputs.logits.float(), batch["labels"], batch["frame_mask"], batch.get("label_mask"))
+    return metrics.gather().compute()
+
+
+def save_checkpoint(
+    model: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor, record: dict, folder: Path
+) -> None:
+    """Save weights, processor and the figures they reached."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "metrics.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+
+
+def train(args: argparse.Namespace) -> dict[str, float]:
+    """Run the training and return the figures of the best checkpoint."""
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    set_seed(args.seed)
+    size = {"height": args.image_size, "width": args.image_size}
+    processor = PCMANetProcessor(PCMANetImageProcessor(size=size), PCMANetFeatureExtractor())
+    model = build_model(args).to(memory_format=torch.channels_last)
+    num_labels = model.config.num_labels
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.average_decay), use_buffers=True)
+    averaged.to(accelerator.device)
+    training, validation = build_loaders(args, processor)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    model, optimizer, training, validation = accelerator.prepare(model, optimizer, training, validation)
+    steps = len(training)
+    evaluate_at = {round(steps * (number + 1) / args.evaluations) for number in range(args.evaluations)}
+
+    best: dict[str, float] = {"miou": -1.0}
+    started = time.monotonic()
+    bar = tqdm(training, desc="training", disable=not accelerator.is_local_main_process, mininterval=5.0)
+    for step, batch in enumerate(bar):
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * learning_rate_factor(step, steps, args.warmup_fraction)
+        model.train()
+        with accelerator.autocast():
+            loss = model(**batch).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        averaged.update_parameters(accelerator.unwrap_model(model))
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}", best=f"{best['miou']:.4f}")
+        if step + 1 in evaluate_at:
+            figures = evaluate(averaged.module, validation, accelerator, num_labels)
+            seen = {"clips": (step + 1) * args.batch_size, "minutes": round((time.monotonic() - started) / 60, 1)}
+            accelerator.print(f"\nclips {seen['clips']}  minutes {seen['minutes']}  loss {loss.item():.4f}  {figures}")
+            if figures["miou"] > best["miou"]:
+                best = figures
+                record = {"validation": figures, **seen, "arguments": vars(args)}
+                if accelerator.is_main_process:
+                    save_checkpoint(averaged.module, processor, record, args.output)
+    return best
+
+
+def main() -> None:
+    """Train and say where the checkpoint lies."""
+    args = parse_args()
+    best = train(args)
+    print(f"best mIoU on validation: {best['miou']:.4f}; checkpoint: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
