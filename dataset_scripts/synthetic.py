@@ -1,271 +1,334 @@
-"""Sounding Shapes: procedural clips in which what sounds can only be known by listening.
+"""Sounding Shapes: procedural clips in which what sounds can only be known by listening, also as files.
 
-Two to four objects of different classes move over a textured background; each second some of them sound and some are
-silent. A class is a look family (shape and texture) and a sound family (pitch, timbre and envelope). A sound belongs to
-whole seconds: `sounding[l, k]` holds from second l to l + 1, and the picture of second l is taken at l + 15/16, as
-AVSBench does.
+This module is the way in: `SoundingShapes` makes clips on the fly, `write_clip` a real video of one, and
+`write_avsbench_tree` whole data sets in the layout of AVSBench.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
+from PIL import Image
+from tqdm import tqdm
 
-from .synthetic_looks import CLASSES, Scene, draw_scene, render_scene
-from .synthetic_sound import SAMPLING_RATE, draw_voice, render_noise, render_room, render_source
+from modeling_pcmanet.media_pcmanet import write_audio, write_video
 
-
-TASKS = ("s4", "ms3", "avss")
-SPLITS = ("train", "val", "test")
-NEGATIVE_KINDS = ("silence", "noise", "absent_class")
-FRAME_OFFSET = 15.0 / 16.0  # seconds into each second, AVSBench's moment
-SILENT_SECONDS = 0.12  # share of the seconds in which nothing sounds
-REPEATED_SECONDS = 0.3  # share of the seconds that keep what sounded before
-
-# Names of the random streams of one index; each is independent of all others.
-SCENE, SOUND, SWAP, NEGATIVE, CHOICE = range(5)
+from .synthetic_clips import NEGATIVE_KINDS, SPLITS, TASKS, SoundingShapes, SyntheticClip, mask_sounding
+from .synthetic_looks import CLASSES
 
 
-@dataclass(frozen=True)
-class SyntheticClip:
-    """One clip: one picture and one mask per second, and the sound of all of them.
+__all__ = [
+    "AVSBENCH_CLASSES",
+    "CLASSES",
+    "NEGATIVE_KINDS",
+    "SPLITS",
+    "TASKS",
+    "SoundingShapes",
+    "SyntheticClip",
+    "mask_sounding",
+    "voc_palette",
+    "write_avsbench_tree",
+    "write_clip",
+]
 
-    Attributes:
-        frames: uint8 (frames, height, width, 3), RGB.
-        masks: uint8 (frames, height, width), class index 1..12 where a sounding object is visible, else 0.
-        objects: uint8 (frames, height, width), class index of every visible object, sounding or not.
-        waveform: float32 (frames * sampling_rate,), mono in [-1, 1), on the 16-bit grid.
-        sampling_rate: Hz.
-        sounding: bool (frames, objects), which object sounds from second l to l + 1.
-        object_classes: Class index 1..12 of each object, from the rearmost to the foremost.
-        label_mask: bool (frames,), which frames are annotated; in s4's train split only the first.
-        timestamps: float64 (frames,), seconds.
-        negative: Kind of a sound that belongs to no object of the picture, one of `NEGATIVE_KINDS`, or None.
-    """
+EXAMPLES = """examples:
+  python -m pcmanet.dataset_scripts.synthetic clip --task ms3 --split test --index 3 --size 360 640 --output demo.mp4
+  python -m pcmanet.dataset_scripts.synthetic clip --sounds swapped --index 3 --output other_sounds.mp4
+  python -m pcmanet.dataset_scripts.synthetic tree --task avss --train 60 --val 12 --test 12 --output data
+"""
 
-    frames: np.ndarray
-    masks: np.ndarray
-    objects: np.ndarray
-    waveform: np.ndarray
-    sampling_rate: int
-    sounding: np.ndarray
-    object_classes: tuple[int, ...]
-    label_mask: np.ndarray
-    timestamps: np.ndarray
-    negative: str | None
+# The 71 names of AVSBench-semantic; the position is the class index.
+NAMES_IN_ORDER = """
+    background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog
+    donkey drum duck elephant emergency-car erhu flute frying-food girl goose guitar gun guzheng hair-dryer handpan
+    harmonica harp helicopter hen horse keyboard leopard lion man marimba missile-rocket motorcycle mower parrot piano
+    pig pipa saw saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck trumpet tuba ukulele
+    utv vacuum-cleaner violin wolf woman
+"""
+AVSBENCH_CLASSES = tuple(NAMES_IN_ORDER.split())
 
-    @property
-    def binary(self) -> np.ndarray:
-        """uint8 (frames, height, width), 1 where anything that sounds is visible: the target of s4 and ms3."""
-        return (self.masks > 0).astype(np.uint8)
+# What each class of ours is called in an AVSBench-semantic and in an S4 tree, in the order of `CLASSES`. Names with
+# hyphens and underscores are among them on purpose: loaders trip over them.
+AVSBENCH_NAMES = (
+    ("helicopter", "helicopter"),
+    ("violin", "playing_violin"),
+    ("tabla", "playing_tabla"),
+    ("piano", "playing_piano"),
+    ("woman", "female_singing"),
+    ("keyboard", "typing_on_computer_keyboard"),
+    ("emergency-car", "ambulance_siren"),
+    ("horse", "horse_clip-clop"),
+    ("mower", "lawn_mowing"),
+    ("guitar", "playing_acoustic_guitar"),
+    ("bus", "driving_buses"),
+    ("dog", "dog_barking"),
+)
+
+TABLES = {
+    "s4": ("s4_meta_data.csv", ("name", "start", "category", "split")),
+    "ms3": ("ms3_meta_data.csv", ("video_id", "split")),
+    "avss": ("metadata.csv", ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")),
+}
+TREES = {"s4": "Single-source", "ms3": "Multi-sources", "avss": "AVSBench_semantic"}
+AVSS_SUBSETS = (("v1s", "s4", 5), ("v1m", "ms3", 5), ("v2", "avss", 10))  # subset, task, seconds
+AVSS_SIZES = ((240, 320), (256, 256), (320, 240), (270, 360))  # height, width: as varied as downloaded videos
+OBJECT_SIZE = (224, 224)
+RAW_FRAME_RATE = 16  # at 16 per second, AVSBench's frame of second l, int((l + 15/16) * 16), is exactly ours
 
 
-class SoundingShapes(Dataset):
-    """Clips made on the fly; an index always gives the same bytes, whatever was made before it.
-
-    A clip depends on `(task, split, seed, index)`, the number of frames and the shape of the picture alone. Splits share
-    no random numbers.
+def write_clip(
+    dataset: SoundingShapes,
+    index: int,
+    path: str | Path,
+    *,
+    clip: SyntheticClip | None = None,
+    frames_per_second: float = 25.0,
+) -> None:
+    """Write a clip as an mp4 (H.264 and AAC) in which the objects move smoothly.
 
     Args:
-        task: "s4" (one object sounds throughout), "ms3" (several, switched every second) or "avss" (as ms3).
-        split: "train", "val" or "test".
-        length: Number of clips.
-        seed: From 0 up.
-        height: Pixels.
-        width: Pixels.
-        num_frames: Seconds per clip, one frame each.
-        negative_fraction: Share of clips, in [0, 1], whose sound belongs to nothing in the picture.
+        dataset: Where the clip is from.
+        index: Its index there.
+        path: The file to write, ending in ".mp4"; it appears when it is whole.
+        clip: Whose sound to write, such as `dataset.swap_sounds(index)`; the clip of the index if left out.
+        frames_per_second: Frame rate.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        IndexError: If the dataset has no such index.
+        FileNotFoundError: If the folder does not exist.
+        MediaError: If the file cannot be written.
     """
-
-    def __init__(
-        self,
-        task: str = "ms3",
-        split: str = "train",
-        *,
-        length: int = 1000,
-        seed: int = 0,
-        height: int = 112,
-        width: int = 112,
-        num_frames: int = 5,
-        negative_fraction: float = 0.0,
-    ) -> None:
-        _require(task in TASKS, f"task is {task!r}; choose one of {TASKS}")
-        _require(split in SPLITS, f"split is {split!r}; choose one of {SPLITS}")
-        _require(length >= 0 and seed >= 0, f"length {length} and seed {seed} must both be 0 or more")
-        _require(min(height, width) >= 32, f"clips of {height}x{width} pixels are too small; use 32x32 or more")
-        _require(num_frames >= 1, f"num_frames is {num_frames}; a clip has at least one second")
-        _require(0.0 <= negative_fraction <= 1.0, f"negative_fraction is {negative_fraction}; it must lie in [0, 1]")
-        self.task, self.split, self.length, self.seed = task, split, length, seed
-        self.height, self.width, self.num_frames = height, width, num_frames
-        self.negative_fraction = negative_fraction
-
-    def __len__(self) -> int:
-        """Number of clips."""
-        return self.length
-
-    def __getitem__(self, index: int) -> SyntheticClip:
-        """The clip at an index; a negative one where the draw of `negative_fraction` says so.
-
-        Raises:
-            IndexError: If the index is not in [0, length).
-        """
-        choice = self._generator(index, CHOICE)
-        if choice.uniform() < self.negative_fraction:
-            return self.negative(index, NEGATIVE_KINDS[int(choice.integers(len(NEGATIVE_KINDS)))])
-        generator = self._generator(index, SOUND)
-        scene = self.scene(index)
-        sounding = self._draw_sounding(generator, len(scene.objects))
-        return self._assemble(scene, sounding, self._render_sound(generator, _labels(scene), sounding))
-
-    def swap_sounds(self, index: int) -> SyntheticClip:
-        """The same pictures under another schedule and other sounds, with the masks of the new sounds.
-
-        In every second another set of objects sounds than in `self[index]` without negatives.
-        """
-        scene = self.scene(index)
-        before = self._draw_sounding(self._generator(index, SOUND), len(scene.objects))
-        generator = self._generator(index, SWAP)
-        sounding = self._draw_sounding(generator, len(scene.objects), unlike=before)
-        return self._assemble(scene, sounding, self._render_sound(generator, _labels(scene), sounding))
-
-    def negative(self, index: int, kind: str = "silence") -> SyntheticClip:
-        """The same pictures under a sound that belongs to nothing in them: the right masks are empty.
-
-        Args:
-            index: In [0, length).
-            kind: "silence" (digital), "noise" (white, pink or brown) or "absent_class" (one or two classes that are not
-                in the picture).
-
-        Raises:
-            ValueError: If the kind is none of these.
-        """
-        _require(kind in NEGATIVE_KINDS, f"kind of negative sound is {kind!r}; choose one of {NEGATIVE_KINDS}")
-        scene, generator = self.scene(index), self._generator(index, NEGATIVE)
-        waveform = np.zeros(self.num_frames * SAMPLING_RATE, dtype=np.float32)
-        if kind == "noise":
-            waveform = render_noise(generator, len(waveform))
-        if kind == "absent_class":
-            absent = generator.permutation([k for k in range(len(CLASSES)) if k not in _labels(scene)])[:2]
-            heard = self._draw_sounding(generator, len(absent))
-            waveform = self._render_sound(generator, absent, heard)
-        nothing = np.zeros((self.num_frames, len(scene.objects)), dtype=bool)
-        return replace(self._assemble(scene, nothing, waveform), negative=kind)
-
-    def scene(self, index: int) -> Scene:
-        """What the pictures of an index show; it renders at any moment and size."""
-        # Besides the frames' own moments, half-way ones keep a video from hiding an object for long.
-        moments = np.concatenate([self.timestamps, self.timestamps - 0.5])
-        return draw_scene(self._generator(index, SCENE), self.width / self.height, moments)
-
-    @property
-    def timestamps(self) -> np.ndarray:
-        """float64 (frames,), the moment of each frame in seconds."""
-        return np.arange(self.num_frames) + FRAME_OFFSET
-
-    def render_at(self, index: int, timestamps: Sequence[float]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the picture and the objects in it at any moments of the clip.
-
-        Args:
-            index: In [0, length).
-            timestamps: Seconds.
-
-        Yields:
-            uint8 (height, width, 3), and uint8 (height, width) with the class index of every visible object;
-            `mask_sounding` turns the latter into a mask.
-        """
-        scene = self.scene(index)
-        classes = np.array([0, *(label + 1 for label in _labels(scene))], dtype=np.uint8)
-        for time in timestamps:
-            frame, positions = render_scene(scene, self.height, self.width, time)
-            yield frame, classes[positions]
-
-    def render_video_frames(self, index: int, frames_per_second: float = 25.0) -> Iterator[np.ndarray]:
-        """Yield every frame of the whole clip as a video, uint8 (height, width, 3)."""
-        count = round(self.num_frames * frames_per_second)
-        return (frame for frame, _ in self.render_at(index, [k / frames_per_second for k in range(count)]))
-
-    def _generator(self, index: int, stream: int) -> np.random.Generator:
-        if not 0 <= index < self.length:
-            raise IndexError(f"clip {index} was asked for, but this dataset has clips 0 to {self.length - 1}")
-        key = (SPLITS.index(self.split), TASKS.index(self.task), int(index), stream)
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
-
-    def _draw_sounding(
-        self, generator: np.random.Generator, count: int, unlike: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Which of `count` objects sound in each second, different from `unlike` in each: bool (frames, count)."""
-        if self.task == "s4":
-            choices = np.arange(count) if unlike is None else np.flatnonzero(~unlike[0])
-            return np.tile(np.arange(count) == generator.choice(choices), (self.num_frames, 1))
-        rows: list[np.ndarray] = []
-        while len(rows) < self.num_frames:
-            row = rows[-1] if rows and generator.uniform() < REPEATED_SECONDS else _draw_second(generator, count)
-            if unlike is None or (row != unlike[len(rows)]).any():
-                rows.append(row)
-        return np.stack(rows)
-
-    def _render_sound(self, generator: np.random.Generator, labels: Sequence[int], sounding: np.ndarray) -> np.ndarray:
-        """The mixture of what sounds, in a room: float32 (samples,)."""
-        dry = np.zeros(self.num_frames * SAMPLING_RATE, dtype=np.float32)
-        for label, seconds in zip(labels, sounding.T, strict=True):
-            dry += render_source(int(label), draw_voice(generator), seconds)
-        return render_room(generator, dry)
-
-    def _assemble(self, scene: Scene, sounding: np.ndarray, waveform: np.ndarray) -> SyntheticClip:
-        """Render the frames of a scene and put the masks of what sounds beside them."""
-        rendered = [render_scene(scene, self.height, self.width, time) for time in self.timestamps]
-        object_classes = tuple(label + 1 for label in _labels(scene))
-        objects = np.array([0, *object_classes], dtype=np.uint8)[np.stack([positions for _, positions in rendered])]
-        label_mask = np.ones(self.num_frames, dtype=bool)
-        label_mask[1:] = not (self.task == "s4" and self.split == "train")
-        return SyntheticClip(
-            frames=np.stack([frame for frame, _ in rendered]),
-            masks=np.stack([mask_sounding(*pair, object_classes) for pair in zip(objects, sounding, strict=True)]),
-            objects=objects,
-            waveform=waveform,
-            sampling_rate=SAMPLING_RATE,
-            sounding=sounding,
-            object_classes=object_classes,
-            label_mask=label_mask,
-            timestamps=self.timestamps,
-            negative=None,
-        )
+    clip = dataset[index] if clip is None else clip
+    frames = dataset.render_video_frames(index, frames_per_second)
+    write_video(path, frames, frames_per_second, clip.waveform, clip.sampling_rate)
 
 
-def mask_sounding(objects: np.ndarray, sounding: np.ndarray, object_classes: Sequence[int]) -> np.ndarray:
-    """Keep of the visible objects those that sound.
+def write_avsbench_tree(
+    root: str | Path, task: str, counts: Mapping[str, int], *, seed: int = 0, progress: bool = False
+) -> Path:
+    """Write clips in the layout in which AVSBench is downloaded, log-mel pickles left out.
+
+    `root` receives `Single-source`, `Multi-sources` or `AVSBench_semantic`, whole or not at all. Trees of all three
+    tasks may share a root and, with the same seed, share their clips as AVSBench's do. Semantic trees take the subsets
+    v1s, v1m and v2 (10 seconds) in turns. Our classes carry the AVSBench names of `AVSBENCH_NAMES`.
 
     Args:
-        objects: uint8 (height, width), class index of every visible object, 0 where there is none.
-        sounding: bool (objects,), which object sounds in this second.
-        object_classes: Class index of each object.
+        root: Folder, made if there is none.
+        task: "s4", "ms3" or "avss".
+        counts: Clips per split, such as `{"train": 8, "val": 2, "test": 2}`.
+        seed: Seed of the clips.
+        progress: Whether to show a progress bar.
 
     Returns:
-        uint8 (height, width), class index where a sounding object is visible, else 0.
+        The folder of the tree.
+
+    Raises:
+        ValueError: If the task or a split is unknown or a count is negative.
+        FileExistsError: If the tree is already there.
     """
-    kept = np.zeros(len(CLASSES) + 1, dtype=np.uint8)
-    for label, sounds in zip(object_classes, sounding, strict=True):
-        kept[label] = label if sounds else 0
-    return kept[objects]
+    if task not in TREES:
+        raise ValueError(f"task is {task!r}; choose one of {TASKS}")
+    if wrong := {split: count for split, count in counts.items() if split not in SPLITS or count < 0}:
+        raise ValueError(f"counts holds {wrong}; give splits out of {SPLITS} and counts of 0 or more")
+    target = Path(root) / TREES[task]
+    if target.exists():
+        raise FileExistsError(f"{target} exists already; remove it or choose another root")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    jobs = [(split, index) for split, count in counts.items() for index in range(count)]
+    # Everything is written beside the target first, so that an interrupted run leaves no half tree.
+    with tempfile.TemporaryDirectory(prefix=f".{TREES[task]}.", dir=root) as folder:
+        tree = Path(folder) / TREES[task]
+        writer = {"s4": _write_single, "ms3": _write_multiple, "avss": _write_semantic}[task]
+        rows = [
+            writer(tree, split, index, seed)
+            for split, index in tqdm(jobs, desc=f"writing {target}", unit="clip", disable=not progress)
+        ]
+        _write_tables(tree, task, rows)
+        os.replace(tree, target)
+    return target
 
 
-def _draw_second(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Which of `count` objects sound in one second: none, or one to three, bool (count,)."""
-    if generator.uniform() < SILENT_SECONDS:
-        return np.zeros(count, dtype=bool)
-    most = min(count, 3)
-    sounds = int(generator.choice(np.arange(1, most + 1), p={1: (1.0,), 2: (0.6, 0.4), 3: (0.45, 0.35, 0.2)}[most]))
-    return generator.permutation(np.arange(count) < sounds)
+def _write_single(tree: Path, split: str, index: int, seed: int) -> tuple[str, ...]:
+    """Write one S4 clip, annotated as its split is, and return its row."""
+    dataset = _dataset("s4", split, index, seed)
+    clip, name = dataset[index], _video_id("s4", split, index, seed)
+    label = clip.object_classes[int(np.argmax(clip.sounding[0]))]
+    category = AVSBENCH_NAMES[label - 1][1]
+    place = f"{split}/{category}/{name}"
+    data = tree / "s4_data"
+    _write_pictures(clip, data / "visual_frames" / place / name, data / "gt_masks" / place / name)
+    _write_sound(clip, data / "audio_wav" / f"{place}.wav")
+    _write_raw_video(dataset, index, clip, data / "raw_videos" / f"{place}.mp4")
+    return name, "0", category, split
 
 
-def _labels(scene: Scene) -> list[int]:
-    return [shape.label for shape in scene.objects]
+def _write_multiple(tree: Path, split: str, index: int, seed: int) -> tuple[str, ...]:
+    """Write one MS3 clip and return its row."""
+    dataset = _dataset("ms3", split, index, seed)
+    clip, name = dataset[index], _video_id("ms3", split, index, seed)
+    data = tree / "ms3_data"
+    _write_pictures(clip, data / "visual_frames" / name / f"{name}.mp4", data / "gt_masks" / split / name / name)
+    _write_sound(clip, data / "audio_wav" / split / f"{name}.wav")
+    _write_raw_video(dataset, index, clip, data / "raw_videos" / f"{name}.mp4")
+    return name, split
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+def _write_semantic(tree: Path, split: str, index: int, seed: int) -> tuple[str, ...]:
+    """Write one AVSS clip of the subset whose turn it is and return its row."""
+    subset, task, seconds = AVSS_SUBSETS[index % len(AVSS_SUBSETS)]
+    dataset = _dataset(task, split, index, seed, AVSS_SIZES[index % len(AVSS_SIZES)], seconds)
+    clip, name = dataset[index], _video_id(task, split, index, seed)
+    start = 0 if subset == "v1m" else index % 60
+    # Only v1m's names stand for themselves: the others get the milliseconds at which the clip was cut.
+    uid = name if subset == "v1m" else f"{name}_{start * 1000}_{(start + seconds) * 1000}"
+    _write_semantic_pictures(clip, tree / subset / uid)
+    _write_sound(clip, tree / subset / uid / "audio.wav")
+    heard = [AVSBENCH_NAMES[clip.object_classes[k] - 1][0] for k in np.flatnonzero(clip.sounding.any(axis=0))]
+    return name, uid, "0", str(start), "_".join(sorted(heard)) or "background", split, subset
+
+
+def _dataset(
+    task: str, split: str, index: int, seed: int, size: tuple[int, int] = OBJECT_SIZE, seconds: int = 5
+) -> SoundingShapes:
+    height, width = size
+    return SoundingShapes(task, split, length=index + 1, seed=seed, height=height, width=width, num_frames=seconds)
+
+
+def _video_id(task: str, split: str, index: int, seed: int) -> str:
+    """Eleven characters like those of a video site, which may begin with `_` or `-`; every second MS3 id has a suffix."""
+    digest = hashlib.sha256(f"{task}/{split}/{seed}/{index}".encode()).digest()
+    name = urlsafe_b64encode(digest).decode()[:11]
+    return f"{name}_{index}" if task == "ms3" and index % 2 == 0 else name
+
+
+def _write_pictures(clip: SyntheticClip, frame_stem: Path, mask_stem: Path) -> None:
+    """Write `{stem}_{1..}.png`: every frame, and the mask of every annotated frame as 0 and 255."""
+    for number, frame in enumerate(clip.frames, start=1):
+        _save_image(frame_stem.with_name(f"{frame_stem.name}_{number}.png"), frame)
+    for number in np.flatnonzero(clip.label_mask) + 1:
+        _save_image(mask_stem.with_name(f"{mask_stem.name}_{number}.png"), clip.binary[number - 1] * np.uint8(255))
+
+
+def _write_semantic_pictures(clip: SyntheticClip, folder: Path) -> None:
+    """Write frames as jpg and, of annotated frames, the class indexes and their colours as png."""
+    to_avsbench = np.array([0, *(AVSBENCH_CLASSES.index(name) for name, _ in AVSBENCH_NAMES)], dtype=np.uint8)
+    for number, frame in enumerate(clip.frames):
+        _save_image(folder / "frames" / f"{number}.jpg", frame)
+    for number in np.flatnonzero(clip.label_mask):
+        labels = to_avsbench[clip.masks[number]]
+        _save_image(folder / "labels_semantic" / f"{number}.png", labels)
+        _save_image(folder / "labels_rgb" / f"{number}.png", voc_palette()[labels])
+
+
+def _save_image(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
+
+
+def _write_sound(clip: SyntheticClip, path: Path) -> None:
+    """Write 16-bit stereo, both channels the same, as AVSBench's sound is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_audio(path, np.stack([clip.waveform, clip.waveform]), clip.sampling_rate)
+
+
+def _write_raw_video(dataset: SoundingShapes, index: int, clip: SyntheticClip, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_clip(dataset, index, path, clip=clip, frames_per_second=RAW_FRAME_RATE)
+
+
+def _write_tables(tree: Path, task: str, rows: list[tuple[str, ...]]) -> None:
+    """Write the table of clips, and for the semantic task the class numbers, which AVSBench counts from 1."""
+    tree.mkdir(exist_ok=True)
+    name, header = TABLES[task]
+    with (tree / name).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    if task == "avss":
+        numbers = {name: number for number, name in enumerate(AVSBENCH_CLASSES, start=1)}
+        (tree / "label2idx.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+
+
+def voc_palette(count: int = len(AVSBENCH_CLASSES)) -> np.ndarray:
+    """The colours of Pascal VOC, by which AVSBench-semantic's `labels_rgb` name the classes: uint8 (count, 3), RGB.
+
+    Bits 3k, 3k + 1 and 3k + 2 of the class index are bit 7 - k of red, green and blue.
+    """
+    index = np.arange(count)[:, None]
+    channel = np.arange(3)
+    return sum(((index >> (3 * k + channel)) & 1) << (7 - k) for k in range(3)).astype(np.uint8)
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pcmanet.dataset_scripts.synthetic",
+        description="Write Sounding Shapes as files: one video, or a data set laid out as AVSBench is.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    clip = commands.add_parser("clip", help="write one clip as an mp4")
+    clip.add_argument("--split", choices=SPLITS, default="test")
+    clip.add_argument("--index", type=int, default=0, help="which clip, from 0 (default: 0)")
+    clip.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("HEIGHT", "WIDTH"), help="pixels")
+    clip.add_argument("--seconds", type=int, default=5, help="duration (default: 5)")
+    clip.add_argument("--frames-per-second", type=float, default=25.0, help="frame rate (default: 25)")
+    clip.add_argument(
+        "--sounds", choices=("own", "swapped", *NEGATIVE_KINDS), default="own", help="which sound to write"
+    )
+    tree = commands.add_parser("tree", help="write a data set in AVSBench's layout")
+    for split, count in zip(SPLITS, (8, 2, 2), strict=True):
+        tree.add_argument(f"--{split}", type=int, default=count, help=f"clips in {split} (default: {count})")
+    for command, output in ((clip, "the mp4 to write"), (tree, "folder that receives the tree")):
+        command.add_argument("--task", choices=TASKS, default="ms3", help="one object sounds, several, or semantic")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--output", type=Path, required=True, help=output)
+    return parser.parse_args(arguments)
+
+
+def run_clip(args: argparse.Namespace) -> None:
+    """Write one video and say what sounds in which second."""
+    height, width = args.size
+    dataset = SoundingShapes(
+        args.task,
+        args.split,
+        length=args.index + 1,
+        seed=args.seed,
+        height=height,
+        width=width,
+        num_frames=args.seconds,
+    )
+    if args.sounds in NEGATIVE_KINDS:
+        clip = dataset.negative(args.index, args.sounds)
+    else:
+        clip = dataset.swap_sounds(args.index) if args.sounds == "swapped" else dataset[args.index]
+    write_clip(dataset, args.index, args.output, clip=clip, frames_per_second=args.frames_per_second)
+    names = [CLASSES[label - 1] for label in clip.object_classes]
+    sys.stdout.write(f"{args.output}: {', '.join(names)}\n")
+    for second, row in enumerate(clip.sounding):
+        heard = [name for name, sounds in zip(names, row, strict=True) if sounds]
+        sys.stdout.write(f"  second {second}: {', '.join(heard) or '-'}\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_args(arguments)
+    if args.command == "clip":
+        run_clip(args)
+        return
+    counts = {split: getattr(args, split) for split in SPLITS}
+    tree = write_avsbench_tree(args.output, args.task, counts, seed=args.seed, progress=True)
+    sys.stdout.write(f"{tree}: {counts}\n")
+
+
+if __name__ == "__main__":
+    main()
