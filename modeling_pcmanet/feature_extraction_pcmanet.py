@@ -18,18 +18,18 @@ the end: in float32 the rounding of the Fourier transform against the 0.01 floor
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torchaudio.functional import resample
+from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
+from .waveform_pcmanet import SAMPLING_RATE, check_sampling_rate, check_timestamps, resample, to_mono
 
-SAMPLING_RATE = 16_000  # hertz
+
 WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples: 25 ms = 400
 HOP_LENGTH = SAMPLING_RATE * 10 // 1000  # samples: 10 ms = 160
 FFT_LENGTH = 512  # samples: the next power of two above the window, reached by zeros at the end
@@ -39,21 +39,7 @@ MIN_FREQUENCY = 125.0  # hertz
 MAX_FREQUENCY = 7500.0  # hertz
 LOG_OFFSET = 0.01  # added to the mel magnitude: silence becomes ln 0.01 = -4.605
 
-# What resampy's "kaiser_best" filter, with which AVSBench was made, is in torchaudio's terms: within 0.022 of the original
-# log-mel on white noise, where torchaudio's own defaults are off by up to 0.5.
-RESAMPLING = {
-    "lowpass_filter_width": 50,
-    "rolloff": 0.917347,
-    "resampling_method": "sinc_interp_kaiser",
-    "beta": 12.9846,
-}
-# The resampling kernel has one row per term of the reduced ratio. Common rates need at most 640 (11,025 Hz), a rate such
-# as 44,101 Hz would need 16,000 rows and gigabytes: beyond this limit the nearest smaller ratio is taken, which bends time
-# by at most 0.2 ms per second.
-MAX_RATIO_TERM = 1000
-
-MAX_FLOAT_AMPLITUDE = 100.0  # beyond this, float audio is integer audio that nobody divided by its full scale
-PATCHES_AT_ONCE = 64  # bounds the memory of an hour of sound to that of a minute
+PATCHES_AT_ONCE = 64  # bounds the memory that an hour of sound needs to that of a minute
 PATCHINGS = ("consecutive", "aligned")
 SHORT_CLIP_RULES = ("repeat_last", "zeros")
 
@@ -117,84 +103,6 @@ def log_mel(
     frames = waveform.unfold(-1, window_length, hop_length) * window
     magnitude = torch.fft.rfft(frames, n=fft_length).abs()
     return torch.log(magnitude @ filters + log_offset)
-
-
-def to_mono(audio: Any) -> torch.Tensor:
-    """Check one clip's sound and reduce it to one channel.
-
-    Args:
-        audio: numpy array or torch tensor, (samples,) or (channels, samples); float in [-1, 1], or int16 or int32,
-            which are divided by their full scale.
-
-    Returns:
-        (samples,), float64, the mean of the channels.
-
-    Raises:
-        ValueError: For another type, shape or dtype, no samples at all, values that are not finite, and float values
-            that can only be integers of another scale.
-    """
-    if not isinstance(audio, np.ndarray | torch.Tensor):
-        raise ValueError(
-            f"audio is a {type(audio).__name__}: give a numpy array or torch tensor of shape (samples,) or "
-            "(channels, samples)."
-        )
-    waveform = torch.as_tensor(audio).detach().cpu()
-    _check_shape(tuple(waveform.shape))
-    return _to_float64(waveform).reshape(-1, waveform.shape[-1]).mean(dim=0)
-
-
-def _check_shape(shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless the shape is (samples,) or (channels, samples) with at least one sample."""
-    if len(shape) not in (1, 2):
-        raise ValueError(f"audio has shape {shape}: expected (samples,) or (channels, samples), one clip at a time.")
-    if 0 in shape:
-        raise ValueError(f"audio has shape {shape}, no samples at all: give zeros if the clip is silent.")
-    if len(shape) == 2 and shape[0] > shape[1]:
-        raise ValueError(
-            f"audio has shape {shape}, more channels than samples: expected (channels, samples), so transpose it with "
-            "audio.T."
-        )
-
-
-def _to_float64(waveform: torch.Tensor) -> torch.Tensor:
-    """Bring samples of any accepted dtype to float64 in [-1, 1]."""
-    if waveform.dtype in (torch.int16, torch.int32):
-        return waveform.to(torch.float64) / -float(torch.iinfo(waveform.dtype).min)
-    if not waveform.is_floating_point():
-        raise ValueError(
-            f"audio has dtype {waveform.dtype}: expected floats in [-1, 1], int16 or int32. Convert it to one of these."
-        )
-    waveform = waveform.to(torch.float64)
-    bad = waveform.numel() - int(torch.isfinite(waveform).sum())
-    if bad:
-        raise ValueError(
-            f"audio has {bad} of {waveform.numel()} samples that are NaN or infinite: repair the source, or replace "
-            "them with numpy.nan_to_num if they are meant to be silent."
-        )
-    peak = float(waveform.abs().max())
-    if peak > MAX_FLOAT_AMPLITUDE:
-        raise ValueError(
-            f"audio is float and reaches {peak:g}, but full scale is 1.0: int16 samples stored as float must be "
-            "divided by 32768, int32 samples by 2147483648."
-        )
-    return waveform
-
-
-def resample_to(waveform: torch.Tensor, sampling_rate: int, target_rate: int = SAMPLING_RATE) -> torch.Tensor:
-    """Resample a waveform with the filter of AVSBench's tools.
-
-    Args:
-        waveform: (..., samples), float64.
-        sampling_rate: Of the waveform, in hertz.
-        target_rate: Wanted, in hertz.
-
-    Returns:
-        (..., ceil(samples * target_rate / sampling_rate)), float64.
-    """
-    ratio = Fraction(sampling_rate, target_rate)
-    if ratio.denominator > MAX_RATIO_TERM:
-        ratio = ratio.limit_denominator(MAX_RATIO_TERM)
-    return resample(waveform, ratio.numerator, ratio.denominator, **RESAMPLING)
 
 
 class PCMANetFeatureExtractor(FeatureExtractionMixin):
@@ -322,7 +230,7 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
             ValueError: For anything that [`to_mono`] refuses (a list entry is named by its index), a missing or wrong
                 rate, an unknown patching, missing timestamps, or lists of different lengths.
         """
-        settings = {"sampling_rate": _check_rate(sampling_rate), "patching": patching}
+        settings = {"sampling_rate": check_sampling_rate(sampling_rate), "patching": patching}
         if not isinstance(audio, list | tuple):
             features = self._extract_clip(audio, num_frames=num_frames, timestamps=timestamps, **settings)
             return BatchFeature({"input_features": features.numpy()}, tensor_type=return_tensors)
@@ -341,11 +249,13 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         """Compute one clip's patches: (frames, 1, patch_frames, num_mel_bins), float32."""
         if patching not in PATCHINGS:
             raise ValueError(f"patching is {patching!r}: expected one of {PATCHINGS}.")
-        times = None if timestamps is None else _check_timestamps(timestamps, num_frames)
-        waveform = resample_to(to_mono(audio), sampling_rate, self.sampling_rate)
+        times = None if timestamps is None else check_timestamps(timestamps, num_frames)
+        num_frames = num_frames if times is None else len(times)
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}: a clip has at least one frame.")
+        waveform = resample(to_mono(audio), sampling_rate, self.sampling_rate)
         if patching == "aligned":
             return self._patches(*self._aligned_starts(waveform, times))
-        num_frames = num_frames if times is None else len(times)
         return self._fit(self._patches(*self._consecutive_starts(waveform, num_frames)), num_frames)
 
     def _consecutive_starts(self, waveform: torch.Tensor, num_frames: int | None) -> tuple[torch.Tensor, np.ndarray]:
@@ -390,7 +300,7 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
 
 def _fill(waveform: torch.Tensor, length: int) -> torch.Tensor:
     """Append silence up to a length in samples; a longer waveform stays as it is."""
-    return torch.nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
+    return functional.pad(waveform, (0, max(0, length - len(waveform))))
 
 
 def _per_clip(value: Any, count: int) -> Sequence[Any]:
@@ -403,22 +313,3 @@ def _per_clip(value: Any, count: int) -> Sequence[Any]:
             f"{value!r}."
         )
     return value
-
-
-def _check_rate(sampling_rate: int | None) -> int:
-    """Return the sampling rate as int, or raise ValueError if it is missing or no whole positive number."""
-    if sampling_rate is None:
-        raise ValueError("sampling_rate is missing: give the rate of the audio in hertz, e.g. sampling_rate=16000.")
-    if isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate or sampling_rate < 1:
-        raise ValueError(f"sampling_rate is {sampling_rate!r}: expected a whole number of hertz, e.g. 16000.")
-    return int(sampling_rate)
-
-
-def _check_timestamps(timestamps: Any, num_frames: int | None) -> np.ndarray:
-    """Return the timestamps as (frames,) float64, or raise ValueError if they cannot be moments of frames."""
-    times = np.asarray(timestamps, dtype=np.float64)
-    if times.ndim != 1 or not times.size or not np.isfinite(times).all() or times.min() < 0:
-        raise ValueError(f"timestamps must be finite seconds from 0 up, one per frame; got {timestamps!r}.")
-    if num_frames is not None and num_frames != len(times):
-        raise ValueError(f"{len(times)} timestamps for {num_frames} frames: give one per frame.")
-    return times

@@ -1,0 +1,192 @@
+# Copyright 2026 The pcmanet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Sound as the user gives it -> one channel at 16 kHz, checked, in float64."""
+
+import math
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+
+SAMPLING_RATE = 16_000  # hertz, of VGGish
+LOWEST_SAMPLING_RATE = 1_000  # hertz: what is below was meant in kilohertz
+MAX_FLOAT_AMPLITUDE = 100.0  # beyond this, float audio is integer audio that nobody divided by its full scale
+
+# resampy's "kaiser_best" filter, with which AVSBench was made, in the terms of torchaudio's "sinc_interp_kaiser": within
+# 0.022 of the original log-mel on white noise, where torchaudio's own defaults are off by up to 0.5.
+RESAMPLING_ZEROS = 50  # zero crossings of the sinc on either side
+RESAMPLING_ROLLOFF = 0.917347  # cut-off as a fraction of the lower Nyquist frequency
+RESAMPLING_BETA = 12.9846  # shape of the Kaiser window
+# A kernel has one row per term of the reduced ratio of rates. Common rates need at most 640 (11,025 Hz); 44,101 Hz would
+# need 16,000 and gigabytes, so beyond the limit the nearest ratio within it is taken (time bends by 0.5 ms/s at most).
+MAX_RATIO_TERM = 1000
+RESAMPLING_ROWS = 32  # at least: 48 kHz needs 1 row, but a product of two matrices is far faster
+BLOCKS_AT_ONCE = 4096  # bounds the memory that an hour of sound needs
+
+
+def to_mono(audio: Any) -> torch.Tensor:
+    """Check one clip's sound and reduce it to one channel.
+
+    Args:
+        audio: numpy array or torch tensor, (samples,) or (channels, samples); float in [-1, 1], or int16 or int32,
+            which are divided by their full scale.
+
+    Returns:
+        (samples,), float64, the mean of the channels.
+
+    Raises:
+        ValueError: For another type, shape or dtype, no samples at all, values that are not finite, and float values
+            that can only be integers of another scale.
+    """
+    array = _as_array(audio)
+    _check_shape(array.shape)
+    _check_values(array)
+    full_scale = 1.0 if array.dtype.kind == "f" else 2.0 ** (8 * array.dtype.itemsize - 1)
+    mono = array.reshape(-1, array.shape[-1]).mean(axis=0, dtype=np.float64)
+    return torch.from_numpy(mono / full_scale)
+
+
+def _as_array(audio: Any) -> np.ndarray:
+    """Bring an array or tensor to numpy, or raise ValueError for anything else."""
+    if isinstance(audio, torch.Tensor):
+        audio = audio.detach().cpu()
+        # numpy has no bfloat16
+        return (audio.double() if audio.is_floating_point() else audio).numpy()
+    if not isinstance(audio, np.ndarray):
+        raise ValueError(
+            f"audio is a {type(audio).__name__}: give a numpy array or torch tensor of shape (samples,) or "
+            "(channels, samples)."
+        )
+    return audio
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the shape is (samples,) or (channels, samples) with at least one sample."""
+    if len(shape) not in (1, 2):
+        raise ValueError(f"audio has shape {shape}: expected (samples,) or (channels, samples), one clip at a time.")
+    if 0 in shape:
+        raise ValueError(f"audio has shape {shape}, no samples at all: give zeros if the clip is silent.")
+    if len(shape) == 2 and shape[0] > shape[1]:
+        raise ValueError(
+            f"audio has shape {shape}, more channels than samples: expected (channels, samples), so transpose it with "
+            "audio.T."
+        )
+
+
+def _check_values(array: np.ndarray) -> None:
+    """Raise ValueError for a dtype whose full scale is unknown, for NaN and infinity, and for unscaled integers."""
+    if array.dtype.kind == "i" and array.dtype.itemsize in (2, 4):
+        return
+    if array.dtype.kind != "f":
+        raise ValueError(
+            f"audio has dtype {array.dtype}: expected floats in [-1, 1], int16 or int32. Convert it to one of these."
+        )
+    bad = array.size - np.count_nonzero(np.isfinite(array))
+    if bad:
+        raise ValueError(
+            f"audio has {bad} of {array.size} values that are NaN or infinite: repair the source, or replace them with "
+            "numpy.nan_to_num if they are meant to be silent."
+        )
+    peak = max(float(array.max()), -float(array.min()))
+    if peak > MAX_FLOAT_AMPLITUDE:
+        raise ValueError(
+            f"audio is float and reaches {peak:g}, but full scale is 1.0: int16 samples stored as float must be "
+            "divided by 32768, int32 samples by 2147483648."
+        )
+
+
+def check_sampling_rate(sampling_rate: Any) -> int:
+    """Check a sampling rate.
+
+    Args:
+        sampling_rate: In hertz.
+
+    Returns:
+        The same as int.
+
+    Raises:
+        ValueError: If it is missing, no whole number, or too low to be one in hertz.
+    """
+    if sampling_rate is None:
+        raise ValueError("sampling_rate is missing: give the rate of the audio in hertz, e.g. sampling_rate=16000.")
+    if int(sampling_rate) != sampling_rate or sampling_rate < LOWEST_SAMPLING_RATE:
+        raise ValueError(
+            f"sampling_rate is {sampling_rate!r}: expected a whole number of hertz from {LOWEST_SAMPLING_RATE} up, e.g. "
+            "16000."
+        )
+    return int(sampling_rate)
+
+
+def check_timestamps(timestamps: Any, num_frames: int | None) -> np.ndarray:
+    """Check the moments of a clip's frames.
+
+    Args:
+        timestamps: (frames,), seconds from the start of the sound.
+        num_frames: How many there must be; any number if None.
+
+    Returns:
+        (frames,), float64.
+
+    Raises:
+        ValueError: If they are not finite seconds from 0 up, one per frame.
+    """
+    times = np.asarray(timestamps, dtype=np.float64)
+    if times.ndim != 1 or not times.size or not np.isfinite(times).all() or times.min() < 0:
+        raise ValueError(f"timestamps must be finite seconds from 0 up, one per frame; got {timestamps!r}.")
+    if num_frames is not None and num_frames != len(times):
+        raise ValueError(f"{len(times)} timestamps for {num_frames} frames: give one per frame.")
+    return times
+
+
+@lru_cache(maxsize=4)
+def _resampling_kernel(down: int, up: int) -> torch.Tensor:
+    """Build the filter that takes `down` samples to `up`: (up, down + 2 * reach), float64, one row per output sample."""
+    cutoff = RESAMPLING_ROLLOFF * min(down, up)
+    reach = math.ceil(RESAMPLING_ZEROS * down / cutoff)
+    taps = torch.arange(-reach, reach + down, dtype=torch.float64) / down
+    outputs = torch.arange(up, dtype=torch.float64)[:, None] / up
+    crossings = ((taps - outputs) * cutoff).clamp(-RESAMPLING_ZEROS, RESAMPLING_ZEROS)
+    beta = torch.tensor(RESAMPLING_BETA, dtype=torch.float64)
+    window = torch.i0(beta * torch.sqrt(1 - (crossings / RESAMPLING_ZEROS) ** 2)) / torch.i0(beta)
+    return torch.sinc(crossings) * window * (cutoff / down)
+
+
+def resample(waveform: torch.Tensor, sampling_rate: int, target_rate: int = SAMPLING_RATE) -> torch.Tensor:
+    """Resample a waveform with the filter of AVSBench's tools.
+
+    It is `torchaudio.functional.resample` with AVSBench's arguments, equal to 1e-6 (torchaudio rounds beta to float32).
+    Written as a product of matrices, because torchaudio's float64 convolution takes longer than all else together.
+
+    Args:
+        waveform: (samples,), float64.
+        sampling_rate: Of the waveform, in hertz.
+        target_rate: Wanted, in hertz.
+
+    Returns:
+        (ceil(samples * target_rate / sampling_rate),), float64.
+    """
+    if sampling_rate == target_rate:
+        return waveform
+    ratio = Fraction(sampling_rate, target_rate).limit_denominator(MAX_RATIO_TERM)
+    repeats = math.ceil(RESAMPLING_ROWS / ratio.denominator)
+    down, up = repeats * ratio.numerator, repeats * ratio.denominator
+    kernel = _resampling_kernel(down, up)
+    reach = (kernel.shape[1] - down) // 2
+    blocks = functional.pad(waveform, (reach, reach + down)).unfold(0, kernel.shape[1], down)
+    resampled = torch.cat([some @ kernel.T for some in blocks.split(BLOCKS_AT_ONCE)])
+    return resampled.flatten()[: math.ceil(len(waveform) * ratio.denominator / ratio.numerator)]
