@@ -14,6 +14,7 @@ works alone in a Hub repository.
 import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import GeneratorType
 from typing import Any, BinaryIO, TypeAlias
 
@@ -28,7 +29,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 
-VideoSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | torch.Tensor
+VideoSource: TypeAlias = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
 INPUT_KEYS = ("video", "audio", "sampling_rate", "timestamps")
 
 # Ten frames are the longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with it.

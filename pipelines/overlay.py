@@ -134,10 +134,12 @@ def write_overlay_video(
     if not results:
         raise ValueError("There are no results to draw: the pipeline gives one entry per network frame.")
     path = Path(path)
-    aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.mp4")
+    aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part")
     try:
         with ExitStack() as stack:
-            output = stack.enter_context(av.open(str(aside), "w", options={"movflags": "+faststart"}))
+            output = stack.enter_context(
+                av.open(f"file:{aside}", "w", format="mp4", options={"movflags": "+faststart"})
+            )
             source = None if sound is None else stack.enter_context(_open_sound(sound))
             painted = _painted(frames, results, colors, frames_per_second)
             _encode(output, painted, source)
@@ -305,7 +307,9 @@ def _open_sound(source: SoundSource) -> Iterator[InputContainer]:
         source = io.BytesIO(source)
     elif hasattr(source, "read"):
         source.seek(0)
-    with av.open(source if hasattr(source, "read") else os.fspath(source)) as container:
+    elif not str(source).startswith(("http://", "https://")):
+        source = f"file:{source}"  # without it FFmpeg takes a name with a colon for a protocol
+    with av.open(source) as container:
         yield container
 
 
