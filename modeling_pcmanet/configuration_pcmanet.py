@@ -1,3 +1,16 @@
+# Copyright 2026 The pcmanet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configuration of PCMANet and of its VGGish audio encoder: every number of the paper, typed and validated."""
 
 import difflib
@@ -12,20 +25,35 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 NUM_STAGES = 4
 
 # The 71 classes of AVSBench-semantic: background, then 70 sound sources in plain ASCII order (index = label2idx - 1).
-AVSBENCH_SEMANTIC_LABELS = tuple(
-    (
-        "background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog "
-        "donkey drum duck elephant emergency-car erhu flute frying-food girl goose guitar gun guzheng hair-dryer handpan "
-        "harmonica harp helicopter hen horse keyboard leopard lion man marimba missile-rocket motorcycle mower parrot "
-        "piano pig pipa saw saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck trumpet "
-        "tuba ukulele utv vacuum-cleaner violin wolf woman"
-    ).split()
+# fmt: off
+AVSBENCH_SEMANTIC_LABELS = (
+    "background", "accordion", "airplane", "axe", "baby", "bassoon", "bell", "bird", "boat", "boy", "bus", "car",
+    "cat", "cello", "clarinet", "clipper", "clock", "dog", "donkey", "drum", "duck", "elephant", "emergency-car",
+    "erhu", "flute", "frying-food", "girl", "goose", "guitar", "gun", "guzheng", "hair-dryer", "handpan", "harmonica",
+    "harp", "helicopter", "hen", "horse", "keyboard", "leopard", "lion", "man", "marimba", "missile-rocket",
+    "motorcycle", "mower", "parrot", "piano", "pig", "pipa", "saw", "saxophone", "sheep", "sitar", "sorna", "squirrel",
+    "tabla", "tank", "tiger", "tractor", "train", "trombone", "truck", "trumpet", "tuba", "ukulele", "utv",
+    "vacuum-cleaner", "violin", "wolf", "woman",
 )
+# fmt: on
 
 # What transformers itself writes into a config.json or passes along; any other unknown keyword is a typing error.
 _FRAMEWORK_KEYWORDS = frozenset(
-    "architectures attn_implementation auto_map custom_pipelines experts_implementation model_type name_or_path num_labels "
-    "output_attentions quantization_config torch_dtype transformers_version use_cache".split()
+    {
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "custom_pipelines",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "quantization_config",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
 )
 
 # The two visual backbones of the paper (section 4.1) and the small one of the demo, as `AutoConfig` dictionaries.
@@ -67,7 +95,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 def _refuse_unknown_keywords(config: PreTrainedConfig, keywords: dict[str, Any]) -> None:
     """Raise on a keyword that neither the config nor transformers knows, since a typo would pass silently otherwise."""
-    known = {field.name for field in fields(config)} | {"num_labels"}
+    known = {field.name for field in fields(config)}
     for keyword in keywords:
         if keyword.startswith("_") or keyword in _FRAMEWORK_KEYWORDS:
             continue

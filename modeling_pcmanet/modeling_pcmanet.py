@@ -1,3 +1,16 @@
+# Copyright 2026 The pcmanet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """PCMANet: Progressive Confident Masking Attention Network for audio-visual segmentation (arXiv 2406.02345).
 
 In reading order: AudioVisualGroupAttention (AVGA), QuerySelectedCrossAttention (QSCA), ConfidenceInducedMasking (CIM),
@@ -27,6 +40,8 @@ from .loss_pcmanet import deeply_supervised_loss
 from .modeling_vggish import VGGishModel
 
 
+# What transformers' decorators take from, or add to, the keywords of a forward call.
+CAPTURE_KEYWORDS = frozenset({"output_attentions", "output_hidden_states", "return_dict", "use_cache"})
 MINIMUM_IMAGE_SIZE = 32  # the stride of the coarsest backbone map: below it that map would be empty
 
 
@@ -132,6 +147,7 @@ class AudioVisualGroupAttention(nn.Module):
         channels = config.hidden_size
         self.visual_projection = ConvolutionBlock(channels, channels, kernel_size=1, groups=config.num_groups)
         # Two linear layers with nothing between them, as published.
+        # trf-ignore: TRF036 a plain chain, called once
         self.audio_projection = nn.Sequential(
             nn.Linear(channels, channels), nn.Linear(channels, channels // config.num_groups), nn.ReLU()
         )
@@ -155,21 +171,18 @@ class AudioVisualGroupAttention(nn.Module):
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    _module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend in plain operations; query, key, value are (batch, heads, tokens, head size), kwargs are not needed here."""
+    """Attend in plain operations; query, key and value are (batch, heads, tokens, head size)."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
@@ -348,6 +361,7 @@ class GuidedFusion(nn.Module):
     def __init__(self, config: PCMANetConfig, is_coarsest: bool):
         super().__init__()
         channels = config.hidden_size
+        # CODEPATH: without QSCA (an ablation) there is no guidance to project.
         self.guidance_projection = ConvolutionBlock(channels, channels) if config.cross_attention else None
         self.coarser_projection = None if is_coarsest else ConvolutionBlock(channels, channels)
         self.output_projection = ConvolutionBlock(channels, channels)
@@ -381,11 +395,13 @@ class DecoderStage(GradientCheckpointingLayer):
         super().__init__()
         self.group_attention = AudioVisualGroupAttention(config)
         self.cross_attention = None
+        # CODEPATH: every published network has QSCA; only the ablation of docs leaves it out.
         if config.cross_attention:
             self.cross_attention = QuerySelectedCrossAttention(
                 config, token_grid_size=config.token_grid_sizes[index], is_finest=index == NUM_STAGES - 1
             )
         self.fusion = GuidedFusion(config, is_coarsest=index == 0)
+        # trf-ignore: TRF036 a plain chain, called once
         self.head = nn.Sequential(
             *ConvolutionBlock(config.hidden_size, config.head_channels),
             nn.Conv2d(config.head_channels, config.num_labels, kernel_size=1),
@@ -433,7 +449,7 @@ class PCMANetPreTrainedModel(PreTrainedModel):
     # The loss is a mean over frames, so Trainer must not rescale it by the number of items in the batch.
     accepts_loss_kwargs = False
     _supports_sdpa = True
-    _no_split_modules = ("DecoderStage", "PvtV2BlockLayer", "ResNetStage")
+    _no_split_modules = ("DecoderStage",)
     _can_record_outputs = {
         "hidden_states": OutputRecorder(DecoderStage, index=0),
         "attentions": OutputRecorder(CrossAttention, index=1),
@@ -461,6 +477,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         self.neck = nn.ModuleList(ConvolutionBlock(channels, config.hidden_size) for channels in coarse_to_fine)
         self.stages = nn.ModuleList(DecoderStage(config, index) for index in range(NUM_STAGES))
         self.confidence_masking = ConfidenceInducedMasking(config)
+        # CODEPATH: published networks keep VGGish fixed; the tiny one has no published VGGish and trains its own.
         if config.freeze_audio_encoder:
             self.audio_encoder.requires_grad_(False)
         self.post_init()
@@ -468,12 +485,14 @@ class PCMANetModel(PCMANetPreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; a frozen audio encoder stays in evaluation."""
         super().train(mode)
+        # CODEPATH: as in __init__.
         if self.config.freeze_audio_encoder:
             self.audio_encoder.eval()
         return self
 
     def _set_backbone_norm_eps(self) -> None:
         """Give a PVT-v2 backbone the epsilon that published weights were trained with (see the config)."""
+        # CODEPATH: PVT-v2 alone has these norms; ResNet and others need nothing.
         if self.config.backbone_config.model_type != "pvt_v2":
             return
         for name, module in self.backbone.named_modules():
@@ -501,7 +520,10 @@ class PCMANetModel(PCMANetPreTrainedModel):
 
         Raises:
             ValueError: If a shape is wrong or not exactly one of the two forms of sound is given.
+            TypeError: If a keyword is unknown.
         """
+        if unknown := kwargs.keys() - CAPTURE_KEYWORDS:
+            raise TypeError(f"The model got the unknown keywords {sorted(unknown)}; see the batch of the processor.")
         _validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
         batch, frames = pixel_values.shape[:2]
         excluded = frame_mask is not None and self.config.padded_frames == "excluded"
@@ -553,7 +575,6 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     """PCMANet with logits at the input size and the paper's loss over all four stages.
 
     Example:
-
     ```python
     model = PCMANetForAudioVisualSegmentation.from_pretrained("examples/demo_model")
     outputs = model(**processor(videos="clip.mp4", return_tensors="pt"))
@@ -610,6 +631,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
         Raises:
             ValueError: If a shape is wrong or not exactly one of the two forms of sound is given.
+            TypeError: If a keyword is unknown.
         """
         outputs = self.model(pixel_values, input_features, audio_embeds, frame_mask, **kwargs)
         stage_logits = tuple(_resize_logits(logits, pixel_values.shape[-2:]) for logits in outputs.stage_logits)

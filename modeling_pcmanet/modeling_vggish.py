@@ -1,3 +1,16 @@
+# Copyright 2026 The pcmanet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """VGGish, the audio encoder of AVSBench and PCMANet (Hershey et al. 2017), usable alone."""
 
 from dataclasses import dataclass
@@ -41,7 +54,9 @@ class VGGishModel(PreTrainedModel):
                 layers += [nn.Conv2d(in_channels, channels, kernel_size=3, padding=1), nn.ReLU()]
                 in_channels = channels
             layers.append(nn.MaxPool2d(kernel_size=2))
+        # trf-ignore: TRF036 published weights are numbered by place in these two chains
         self.features = nn.Sequential(*layers)
+        # trf-ignore: TRF036
         self.embeddings = nn.Sequential(
             nn.Linear(config.flattened_size, config.hidden_size),
             nn.ReLU(),
