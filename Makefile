@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all the set-up on a fresh machine with Python >= 3.11.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+JOBS ?= auto
+
+.PHONY: help install demo test test-slow check style
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "pcmanet needs Python >= 3.11, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,test,dev]'
+	touch $(STAMP)
+
+install: $(STAMP)  ## the pinned environment in .venv
+
+demo: $(STAMP)  ## segment the bundled clip and show what was found
+	$(BIN)/python examples/segment_video.py examples/demo.mp4 --output demo_output
+
+test: $(STAMP)  ## all tests but the slow ones
+	$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not slow"
+
+test-slow: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
+
+check: $(STAMP)  ## lint and formatting, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/lint_models.py modeling_pcmanet
+
+style: $(STAMP)  ## mend what check finds, where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
