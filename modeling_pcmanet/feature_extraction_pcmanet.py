@@ -112,8 +112,8 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
     two ways:
 
     - `"consecutive"`, as published: patch k starts at sample 15,360 k, whatever the video shows. Against one frame per
-      second it runs ahead by 40 ms every second. Surplus patches are dropped; where patches are missing, `short_clip`
-      says what stands in.
+      second it falls behind by another 40 ms every second. Surplus patches are dropped; where patches are missing,
+      `short_clip` says what stands in.
     - `"aligned"`: each patch is centred on its frame's timestamp, and moved as little as needed to lie inside the sound.
       The sound counts as silent from its end to the last frame.
 

@@ -1,0 +1,241 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchaudio.functional import resample as torchaudio_resample
+from transformers import AutoFeatureExtractor
+
+from modeling_pcmanet import PCMANetFeatureExtractor
+from modeling_pcmanet.feature_extraction_pcmanet import log_mel, mel_filters
+
+
+SILENCE = math.log(0.01)
+
+
+def reference_filters() -> np.ndarray:
+    """The mel matrix from its definition: 66 edges linear in mel, triangles linear in mel, nothing at 0 Hz."""
+
+    def mel(hertz):
+        return 1127 * np.log(1 + hertz / 700)
+
+    edges = np.linspace(mel(125.0), mel(7500.0), 66)
+    bins = mel(np.arange(257) * 16000 / 512)
+    matrix = np.zeros((257, 64))
+    for column, (lower, centre, upper) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
+        matrix[:, column] = np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)).clip(
+            min=0
+        )
+    matrix[0] = 0
+    return matrix
+
+
+def reference_spectrogram(waveform: np.ndarray) -> np.ndarray:
+    """Steps 2 to 5 of AVSBench's log-mel in plain numpy, float64."""
+    count = 1 + (len(waveform) - 400) // 160
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    frames = np.stack([waveform[160 * i : 160 * i + 400] * hann for i in range(count)])
+    return np.log(np.abs(np.fft.rfft(frames, 512)) @ reference_filters() + 0.01)
+
+
+def reference_patches(waveform: np.ndarray) -> np.ndarray:
+    spectrogram = reference_spectrogram(waveform)
+    count = (len(waveform) - 240) // 15360
+    return spectrogram[: 96 * count].reshape(count, 1, 96, 64)
+
+
+def reference_at_16_khz(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
+    mono = torch.from_numpy(audio.reshape(-1, audio.shape[-1]).mean(axis=0))
+    return torchaudio_resample(
+        mono,
+        sampling_rate,
+        16000,
+        lowpass_filter_width=50,
+        rolloff=0.917347,
+        resampling_method="sinc_interp_kaiser",
+        beta=12.9846,
+    ).numpy()
+
+
+def signal(kind: str, samples: int, sampling_rate: int = 16000) -> np.ndarray:
+    seconds = np.arange(samples) / sampling_rate
+    if kind == "noise":
+        return np.random.default_rng(0).uniform(-1, 1, samples)
+    if kind == "chirp":
+        return np.sin(2 * np.pi * (50 * seconds + 700 * seconds**2))
+    if kind == "quiet":
+        return 1e-4 * np.random.default_rng(1).standard_normal(samples)
+    return np.zeros(samples)
+
+
+@pytest.fixture
+def extractor() -> PCMANetFeatureExtractor:
+    return PCMANetFeatureExtractor()
+
+
+def test_mel_filters_equal_their_definition():
+    filters = mel_filters()
+    assert filters.dtype == torch.float64
+    np.testing.assert_allclose(filters.numpy(), reference_filters(), atol=1e-12)
+    assert not filters[0].any()
+
+
+@pytest.mark.parametrize("kind", ["noise", "chirp", "quiet", "silence"])
+def test_log_mel_equals_an_independent_implementation(kind):
+    waveform = signal(kind, 40000)
+    ours = log_mel(torch.from_numpy(waveform)).numpy()
+    np.testing.assert_allclose(ours, reference_spectrogram(waveform), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["noise", "chirp", "quiet", "silence"])
+@pytest.mark.parametrize(("sampling_rate", "channels"), [(16000, 1), (16000, 2), (44100, 2), (48000, 6), (8000, 1)])
+def test_patches_equal_an_independent_implementation(extractor, kind, sampling_rate, channels):
+    audio = signal(kind, 5 * sampling_rate, sampling_rate) * np.linspace(0.2, 1, channels)[:, None]
+    patches = extractor(audio, sampling_rate)["input_features"]
+    expected = reference_patches(reference_at_16_khz(audio, sampling_rate))
+    assert patches.dtype == np.float32
+    assert patches.shape == (5, 1, 96, 64)
+    np.testing.assert_allclose(patches, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("samples", "patches"),
+    [(15600, 1), (30959, 1), (30960, 2), (61680, 4), (77040, 5), (153840, 10), (169199, 10), (169200, 11)],
+)
+def test_number_of_whole_patches(extractor, samples, patches):
+    assert len(extractor(np.zeros(samples), 16000)["input_features"]) == patches
+
+
+def test_silence_is_the_logarithm_of_the_offset(extractor):
+    patches = extractor(np.zeros(80000), 16000, return_tensors="pt")["input_features"]
+    torch.testing.assert_close(patches, torch.full((5, 1, 96, 64), SILENCE), rtol=0, atol=1e-6)
+
+
+def test_many_patches_are_computed_in_blocks_without_seams(extractor):
+    waveform = signal("noise", 15360 * 130 + 240)
+    patches = extractor(waveform, 16000)["input_features"]
+    assert len(patches) == 130
+    for index in (0, 63, 64, 127, 128, 129):
+        alone = reference_patches(waveform[15360 * index : 15360 * index + 15600])
+        np.testing.assert_allclose(patches[index : index + 1], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [1, 399, 8000, 15599])
+def test_sound_below_one_patch_is_filled_with_silence(extractor, samples):
+    waveform = signal("noise", samples)
+    filled = np.pad(waveform, (0, 15600 - samples))
+    expected = reference_patches(filled)
+    for settings in ({}, {"patching": "aligned", "timestamps": [0.3]}):
+        np.testing.assert_allclose(
+            extractor(waveform, 16000, **settings)["input_features"], expected, rtol=0, atol=1e-6
+        )
+
+
+def test_surplus_patches_are_dropped(extractor):
+    waveform = signal("noise", 16000 * 11)
+    patches = extractor(waveform, 16000, num_frames=10)["input_features"]
+    np.testing.assert_array_equal(patches, extractor(waveform, 16000)["input_features"][:10])
+
+
+@pytest.mark.parametrize("rule", ["repeat_last", "zeros"])
+def test_missing_patches_follow_the_rule_for_short_clips(rule):
+    waveform = signal("noise", 61680)
+    patches = PCMANetFeatureExtractor(short_clip=rule)(waveform, 16000, num_frames=6)["input_features"]
+    whole = PCMANetFeatureExtractor()(waveform, 16000)["input_features"]
+    np.testing.assert_array_equal(patches[:4], whole)
+    standing_in = whole[3] if rule == "repeat_last" else np.zeros((1, 96, 64))
+    np.testing.assert_array_equal(patches[4:], np.stack([standing_in, standing_in]))
+
+
+def test_consecutive_patches_drift_by_40_ms_every_second_and_aligned_ones_do_not(extractor):
+    timestamps = np.arange(10) + 0.25
+    waveform = np.zeros(160000)
+    waveform[(timestamps * 16000).astype(int)] = 1.0
+
+    def click_positions(**settings):
+        patches = extractor(waveform, 16000, **settings)["input_features"]
+        return patches.max(axis=-1).argmax(axis=-1)[:, 0]  # in frames of 10 ms
+
+    consecutive = click_positions(num_frames=10)
+    assert np.diff(consecutive).tolist() == [4] * 9
+    aligned = click_positions(timestamps=timestamps, patching="aligned")
+    # The first patch would start before the sound.
+    assert np.ptp(aligned[1:]) == 0
+    assert abs(int(aligned[1]) - 48) <= 1
+
+
+def test_aligned_patches_are_centred_and_stay_inside_the_sound(extractor):
+    waveform = signal("noise", 80000)
+    timestamps = [0.0, 0.2, 1.25, 2.5, 4.9]
+    starts = [0, 0, 20000 - 7800, 40000 - 7800, 80000 - 15600]
+    expected = np.concatenate([reference_patches(waveform[start : start + 15600]) for start in starts])
+    patches = extractor(waveform, 16000, timestamps=timestamps, patching="aligned")["input_features"]
+    np.testing.assert_allclose(patches, expected, rtol=0, atol=1e-6)
+
+
+def test_an_aligned_patch_after_the_end_of_the_sound_is_silent(extractor):
+    waveform = signal("noise", 48000)
+    timestamps = np.arange(5) + 15 / 16
+    patches = extractor(waveform, 16000, timestamps=timestamps, patching="aligned")["input_features"]
+    filled = np.pad(waveform, (0, 31000))
+    np.testing.assert_allclose(patches[2:3], reference_patches(filled[39200:54800]), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(patches[3:], SILENCE, atol=1e-6)
+
+
+def test_a_list_of_clips_gives_a_list(extractor):
+    clips = [signal("noise", 80000), signal("chirp", 48000)]
+    features = extractor(clips, 16000, num_frames=[5, 3])["input_features"]
+    assert [len(feature) for feature in features] == [5, 3]
+    for clip, frames, feature in zip(clips, (5, 3), features, strict=True):
+        np.testing.assert_array_equal(feature, extractor(clip, 16000, num_frames=frames)["input_features"])
+    stacked = extractor(clips, 16000, num_frames=[3, 3], return_tensors="pt")["input_features"]
+    assert stacked.shape == (2, 3, 1, 96, 64)
+
+
+@pytest.mark.parametrize(
+    ("audio", "settings", "message"),
+    [
+        (np.zeros(16000), {}, "sampling_rate is missing"),
+        (np.zeros(16000), {"sampling_rate": 16000, "patching": "centred"}, "patching is 'centred'.*aligned"),
+        (np.zeros(16000), {"sampling_rate": 16000, "patching": "aligned"}, "needs timestamps"),
+        (np.zeros(16000), {"sampling_rate": 16000, "num_frames": 0}, "num_frames is 0"),
+        (np.zeros(16000), {"sampling_rate": 16000, "num_frames": 2, "timestamps": [0.5]}, "1 timestamps for 2"),
+        ([np.zeros(16000), np.full(9, np.nan)], {"sampling_rate": 16000}, "clip 1: .*NaN"),
+        ([np.zeros(16000)], {"sampling_rate": 16000, "num_frames": 1}, "must be lists of 1"),
+    ],
+)
+def test_bad_calls_are_refused_with_a_remedy(extractor, audio, settings, message):
+    with pytest.raises(ValueError, match=message):
+        extractor(audio, **settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"fft_length": 256}, "below window_length"),
+        ({"hop_length": 0}, "hop_length is 0"),
+        ({"patch_frames": 96.0}, "patch_frames is 96.0"),
+        ({"max_frequency": 9000.0}, "sampling_rate / 2"),
+        ({"min_frequency": 7500.0}, "min < max"),
+        ({"log_offset": 0.0}, "log_offset"),
+        ({"short_clip": "repeat"}, "short_clip is 'repeat'.*zeros"),
+        ({"hop_lenght": 160}, "unknown keywords.*hop_lenght"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        PCMANetFeatureExtractor(**setting)
+
+
+def test_settings_survive_saving_and_act(tmp_path):
+    settings = {"sampling_rate": 8000, "max_frequency": 3500.0, "num_mel_bins": 32, "short_clip": "zeros"}
+    extractor = PCMANetFeatureExtractor(**settings)
+    extractor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert settings.items() <= saved.items()
+    for factory in (PCMANetFeatureExtractor, AutoFeatureExtractor):
+        loaded = factory.from_pretrained(tmp_path)
+        assert type(loaded) is PCMANetFeatureExtractor
+        assert loaded.to_dict() == extractor.to_dict()
+    assert loaded(np.zeros(16000), 8000)["input_features"].shape == (1, 1, 96, 32)

@@ -1,0 +1,129 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from modeling_pcmanet import PCMANetImageProcessor
+
+
+MEAN = np.array([0.485, 0.456, 0.406])
+DEVIATION = np.array([0.229, 0.224, 0.225])
+FRAMES = np.random.default_rng(0).integers(0, 256, (3, 120, 200, 3), dtype=np.uint8)
+MASKS = np.random.default_rng(1).integers(0, 71, (3, 120, 200), dtype=np.uint8)
+MASKS[0, :40] = 255
+
+
+def reference_pixels(frames: np.ndarray, width: int, height: int) -> np.ndarray:
+    resized = [
+        np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)) for frame in frames
+    ]
+    return ((np.stack(resized) / 255 - MEAN) / DEVIATION).transpose(0, 3, 1, 2)
+
+
+def reference_labels(masks: np.ndarray, width: int, height: int) -> np.ndarray:
+    return np.stack([Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST) for mask in masks])
+
+
+@pytest.fixture
+def processor() -> PCMANetImageProcessor:
+    return PCMANetImageProcessor()
+
+
+def test_frames_are_squashed_bilinearly_and_normalised(processor):
+    pixels = processor(FRAMES, return_tensors="pt")["pixel_values"]
+    assert pixels.dtype == torch.float32
+    np.testing.assert_allclose(pixels, reference_pixels(FRAMES, 224, 224), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        list(FRAMES),
+        FRAMES.transpose(0, 3, 1, 2),
+        torch.from_numpy(FRAMES),
+        [torch.from_numpy(frame).permute(2, 0, 1) for frame in FRAMES],
+        [Image.fromarray(frame) for frame in FRAMES],
+    ],
+    ids=["list", "channels first", "tensor", "list of tensors", "PIL"],
+)
+def test_frames_of_any_kind_give_the_same(processor, frames):
+    expected = processor(FRAMES, return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(processor(frames, return_tensors="np")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_pictures_of_other_modes_become_rgb(processor, mode):
+    picture = Image.fromarray(FRAMES[0]).convert(mode)
+    pixels = processor([picture], return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(pixels, reference_pixels([np.asarray(picture.convert("RGB"))], 224, 224), atol=1e-6)
+
+
+def test_masks_keep_their_classes_by_the_nearest_pixel_of_pil(processor):
+    batch = processor(FRAMES, MASKS, size={"height": 64, "width": 96}, return_tensors="pt")
+    assert batch["pixel_values"].shape == (3, 3, 64, 96)
+    assert batch["labels"].dtype == torch.int64
+    np.testing.assert_array_equal(batch["labels"], reference_labels(MASKS, 96, 64))
+    assert (batch["labels"][0, :21] == 255).all()
+
+
+def test_masks_of_any_kind_give_the_same(processor):
+    expected = reference_labels(MASKS, 224, 224)
+    for masks in (list(MASKS), MASKS.astype(np.int64), torch.from_numpy(MASKS), [Image.fromarray(m) for m in MASKS]):
+        np.testing.assert_array_equal(processor(FRAMES, masks, return_tensors="np")["labels"], expected)
+
+
+def test_a_palette_picture_gives_its_indices(processor):
+    picture = Image.fromarray(MASKS[0], mode="L").convert("P")
+    picture.putpalette(list(range(255, -1, -1)) * 3)
+    labels = processor(FRAMES[:1], [picture], return_tensors="np")["labels"]
+    np.testing.assert_array_equal(labels, reference_labels(MASKS[:1], 224, 224))
+
+
+def test_boolean_masks_become_0_and_1(processor):
+    masks = MASKS > 35
+    labels = processor(FRAMES, masks, return_tensors="np")["labels"]
+    np.testing.assert_array_equal(labels, reference_labels(masks.astype(np.uint8), 224, 224))
+    one_bit = [Image.fromarray(mask.astype(np.uint8) * 255).convert("1") for mask in masks]
+    np.testing.assert_array_equal(processor(FRAMES, one_bit, return_tensors="np")["labels"], labels)
+
+
+@pytest.mark.parametrize(
+    ("frames", "masks", "message"),
+    [
+        (FRAMES / 255.0, None, "float64.*uint8.*255"),
+        (torch.from_numpy(FRAMES).float(), None, "float32"),
+        (FRAMES, FRAMES, r"map 0 has shape \(120, 200, 3\).*decoded"),
+        (FRAMES, MASKS.astype(np.float32), "map 0 has dtype float32"),
+        (FRAMES, MASKS.astype(np.int16) - 1, "from -1 to 254.*0..255"),
+        (FRAMES, MASKS.astype(np.int32) * 4, "0..255"),
+        (FRAMES, MASKS[:2], "2 segmentation maps for 3 images"),
+    ],
+)
+def test_unusable_input_is_refused_with_a_remedy(processor, frames, masks, message):
+    with pytest.raises(ValueError, match=message):
+        processor(frames, masks)
+
+
+def test_settings_survive_saving_and_act(tmp_path):
+    processor = PCMANetImageProcessor(size={"height": 32, "width": 48}, do_normalize=False)
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["size"] == {"height": 32, "width": 48}
+    assert saved["image_mean"] == MEAN.tolist()
+    for factory in (PCMANetImageProcessor, AutoImageProcessor):
+        loaded = factory.from_pretrained(tmp_path)
+        assert type(loaded) is PCMANetImageProcessor
+        assert loaded.to_dict() == processor.to_dict()
+    pixels = loaded(FRAMES, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(
+        pixels, reference_pixels(FRAMES, 48, 32) * DEVIATION[:, None, None] + MEAN[:, None, None], atol=1e-6
+    )
+
+
+def test_calls_leave_no_trace(processor):
+    before = processor.to_dict()
+    processor(FRAMES, MASKS, size={"height": 32, "width": 48}, do_normalize=False)
+    assert processor.to_dict() == before

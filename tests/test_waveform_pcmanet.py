@@ -1,0 +1,125 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torchaudio.functional import resample as torchaudio_resample
+
+from modeling_pcmanet.waveform_pcmanet import check_sampling_rate, check_timestamps, resample, to_mono
+
+
+# AVSBench's resampling in torchaudio's terms
+AVSBENCH_RESAMPLING = {
+    "lowpass_filter_width": 50,
+    "rolloff": 0.917347,
+    "resampling_method": "sinc_interp_kaiser",
+    "beta": 12.9846,
+}
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, shape)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f8"])
+def test_mono_is_the_mean_of_the_channels(dtype):
+    audio = noise(3, 1000).astype(dtype)
+    mono = to_mono(audio)
+    assert mono.dtype == torch.float64
+    np.testing.assert_allclose(mono.numpy(), audio.astype(np.float64).mean(axis=0), atol=1e-15)
+    torch.testing.assert_close(to_mono(audio[0]).numpy(), audio[0].astype(np.float64))
+
+
+@pytest.mark.parametrize(("dtype", "full_scale"), [("int16", 2**15), (">i2", 2**15), ("int32", 2**31)])
+def test_integers_are_divided_by_their_full_scale(dtype, full_scale):
+    audio = np.array([[-full_scale, 0, full_scale // 2], [-full_scale, 0, full_scale // 2]]).astype(dtype)
+    assert to_mono(audio).tolist() == [-1.0, 0.0, 0.5]
+
+
+def test_tensors_equal_arrays():
+    audio = noise(2, 500).astype(np.float32)
+    assert torch.equal(to_mono(torch.from_numpy(audio)), to_mono(audio))
+    half = torch.from_numpy(audio).bfloat16()
+    assert torch.equal(to_mono(half), half.double().mean(dim=0))
+    assert to_mono(torch.tensor([0, 16384], dtype=torch.int16)).tolist() == [0.0, 0.5]
+
+
+def test_read_only_arrays_give_no_warning():
+    audio = np.frombuffer(noise(100).tobytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert to_mono(audio).shape == (100,)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        ([0.0, 0.1], "is a list.*numpy array"),
+        (np.zeros(()), r"shape \(\)"),
+        (np.zeros((2, 2, 100)), r"\(2, 2, 100\).*one clip"),
+        (np.zeros((2, 0)), "no samples.*zeros"),
+        (np.zeros((16000, 2)), r"\(16000, 2\).*audio\.T"),
+        (np.zeros(100, np.uint8), "uint8.*int16 or int32"),
+        (np.zeros(100, complex), "complex128"),
+        (np.array([0.0, np.nan, np.inf]), "2 of 3 values.*NaN or infinite.*nan_to_num"),
+        (np.array([0.0, -12000.0]), "reaches 12000.*divided by 32768"),
+    ],
+)
+def test_unusable_sound_is_refused_with_a_remedy(audio, message):
+    with pytest.raises(ValueError, match=message):
+        to_mono(audio)
+
+
+@pytest.mark.parametrize("sampling_rate", [8000, 11025, 22050, 32000, 44100, 48000, 96000])
+def test_resampling_equals_torchaudio_with_the_arguments_of_avsbench(sampling_rate):
+    seconds = np.arange(sampling_rate + 17) / sampling_rate
+    for signal in (noise(len(seconds)), np.sin(2 * np.pi * (50 * seconds + 3500 * seconds**2))):
+        waveform = torch.from_numpy(signal)
+        expected = torchaudio_resample(waveform, sampling_rate, 16000, **AVSBENCH_RESAMPLING)
+        # torchaudio rounds beta to float32
+        torch.testing.assert_close(resample(waveform, sampling_rate), expected, rtol=0, atol=1e-6)
+
+
+def test_resampling_works_in_blocks_without_seams(monkeypatch):
+    waveform = torch.from_numpy(noise(48000))
+    expected = resample(waveform, 48000)
+    monkeypatch.setattr("modeling_pcmanet.waveform_pcmanet.BLOCKS_AT_ONCE", 7)
+    torch.testing.assert_close(resample(waveform, 48000), expected, rtol=0, atol=1e-14)
+
+
+def test_resampling_to_the_same_rate_changes_nothing():
+    waveform = torch.from_numpy(noise(1000))
+    assert resample(waveform, 16000) is waveform
+
+
+@pytest.mark.parametrize("sampling_rate", [44101, 15999, 8001])
+def test_a_rate_without_a_common_factor_keeps_pitch_and_length(sampling_rate):
+    tone = torch.from_numpy(np.sin(2 * np.pi * 1000 * np.arange(sampling_rate) / sampling_rate))
+    resampled = resample(tone, sampling_rate)
+    assert abs(len(resampled) - 16000) <= 0.0005 * 16000
+    spectrum = torch.fft.rfft(resampled[2000:14000] * torch.hann_window(12000, dtype=torch.float64)).abs()
+    assert spectrum.argmax() * 16000 / 12000 == pytest.approx(1000, abs=1.4)
+
+
+@pytest.mark.parametrize("given", [16000, 16000.0, np.int64(16000)])
+def test_whole_sampling_rates_become_int(given):
+    assert type(check_sampling_rate(given)) is int
+
+
+@pytest.mark.parametrize(("given", "message"), [(None, "missing"), (44.1, "hertz"), (44100.5, "whole"), (0, "hertz")])
+def test_wrong_sampling_rates_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        check_sampling_rate(given)
+
+
+@pytest.mark.parametrize("bad", [[], [[1.0]], [0.5, math.nan], [-0.1, 0.5]])
+def test_wrong_timestamps_are_refused(bad):
+    with pytest.raises(ValueError, match="finite seconds"):
+        check_timestamps(bad, None)
+
+
+def test_the_number_of_timestamps_is_checked():
+    assert check_timestamps(torch.tensor([0.5, 1.5]), 2).tolist() == [0.5, 1.5]
+    with pytest.raises(ValueError, match="2 timestamps for 3 frames"):
+        check_timestamps([0.5, 1.5], 3)
