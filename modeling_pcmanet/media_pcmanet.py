@@ -59,6 +59,9 @@ JITTER_SECONDS = 0.02
 LONGEST_HOLE_SECONDS = 600.0
 LONGEST_OVERLAP_SECONDS = 1.0
 
+# More than this is not held at once: an hour of full HD at one frame a second is 22 GB.
+LARGEST_FRAMES_BYTES = 8 * 2**30
+
 
 @dataclass(frozen=True, eq=False)
 class Media:
@@ -107,13 +110,13 @@ def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bo
     with open_media(source) as (container, name):
         video = video_stream(container, name)
         streams = (video, audio_stream(container, name)) if audio else (video,)
-        clock, sampler, sound = _VideoClock(video), _FrameSampler(video, frames_per_second), _Sound()
+        clock, sampler, sound = _VideoClock(video), _FrameSampler(video, frames_per_second, name), _Sound()
         for frame in decode(container, streams):
             if isinstance(frame, av.AudioFrame):
                 sound.add(frame)
             else:
                 sampler.add(frame, clock.read(frame))
-        frames, timestamps = sampler.finish(clock.end, name)
+        frames, timestamps = sampler.finish(clock.end)
         waveform, sampling_rate = sound.finish(clock.origin, clock.end, name) if audio else (None, None)
     return Media(frames, timestamps, waveform, sampling_rate, name)
 
@@ -135,8 +138,7 @@ def read_audio(source: MediaSource) -> tuple[np.ndarray, int]:
         sound = _Sound()
         for frame in decode(container, (audio_stream(container, name),)):
             sound.add(frame)
-        end = container.duration / av.time_base if container.duration else math.inf
-        return sound.finish(sound.first_second, end, name)
+        return sound.finish(sound.first_second, (container.duration or math.inf) / av.time_base, name)
 
 
 def iterate_frames(source: MediaSource) -> Iterator[tuple[float, np.ndarray]]:
@@ -202,15 +204,17 @@ class _FrameSampler:
 
     AVSBench counts frames as if the rate were a whole number. For whole rates that is the frame on screen at the
     moment; for others (29.97 taken for 30) the count runs away from the time. So the published count is used where it
-    was: for steady clips of the published length. Anything else goes by timestamps.
+    was: at one frame per second of steady clips of the published length. Anything else goes by timestamps.
     """
 
-    def __init__(self, video: VideoStream, frames_per_second: float) -> None:
+    def __init__(self, video: VideoStream, frames_per_second: float, name: str) -> None:
+        self._name = name
         self.frames_per_second = frames_per_second
         self.rate = float(frame_rate(video))
         self.pictures: list[np.ndarray] = []
         self.timestamps: list[float] = []
-        self._counts = round(self.rate) >= 1 and round(_declared_seconds(video)) <= PUBLISHED_CLIP_SECONDS
+        is_published = frames_per_second == 1 and _declared_seconds(video) < PUBLISHED_CLIP_SECONDS + 0.5
+        self._counts = is_published and round(self.rate) >= 1
         self._seen = 0
         self._size = (0, 0)
         self._held: av.VideoFrame | None = None
@@ -226,10 +230,10 @@ class _FrameSampler:
         self._held, self._held_start, self._held_picture = frame, seconds, None
         self._seen += 1
 
-    def finish(self, end: float, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def finish(self, end: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns the frames (frames, height, width, 3) and timestamps (frames,) of a video that lasted `end` seconds."""
         if self._held is None:
-            raise no_frames(name)
+            raise no_frames(self._name)
         number = max(1, math.floor(end * self.frames_per_second + 0.5))
         while len(self.pictures) < number:
             self._take(end)
@@ -248,6 +252,12 @@ class _FrameSampler:
         """Takes the held frame, which is on screen until `held_end` seconds, for the next moment."""
         if self._held_picture is None:
             self._held_picture = upright_picture(self._held, self._size)
+        if (len(self.pictures) + 1) * self._held_picture.nbytes > LARGEST_FRAMES_BYTES:
+            height, width = self._held_picture.shape[:2]
+            raise MediaError(
+                f"{self._name} gives more than {len(self.pictures)} frames of {width}x{height}, too much to hold at once. "
+                "Cut it into parts, make it smaller, or take fewer `frames_per_second`."
+            )
         moment = self._moment()
         stands_still = self._held_start + 1 / self.rate < moment <= held_end
         self.timestamps.append(moment if stands_still else self._held_start)
@@ -255,10 +265,10 @@ class _FrameSampler:
 
 
 def _declared_seconds(video: VideoStream) -> float:
-    """Returns how long a video lasts by its own account, 0.0 if it has none."""
+    """Returns how long a video lasts by its own account."""
     if video.duration:
         return float(video.duration * video.time_base)
-    return (video.container.duration or 0) / av.time_base
+    return (video.container.duration or math.inf) / av.time_base
 
 
 class _Sound:
@@ -282,12 +292,14 @@ class _Sound:
         if self._layout is None:
             self._layout, self._rate, self.first_second = frame.layout.name, frame.sample_rate, frame.time or 0.0
 
-        # A converter is made for one kind of frame; a broadcast may change from mono to 5.1 under way.
+        # A converter is made for one kind of frame; a broadcast may change from mono to 5.1 under way. It makes packed
+        # samples, because PyAV (18.1) reads past the end of planar frames of 8 channels.
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if kind != self._converts:
             self._converts = kind
-            self._converter = av.AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
-        self._chunks.extend((chunk.time, chunk.to_ndarray()) for chunk in self._converter.resample(frame))
+            self._converter = av.AudioResampler(format="flt", layout=self._layout, rate=self._rate)
+        for chunk in self._converter.resample(frame):
+            self._chunks.append((chunk.time, chunk.to_ndarray().reshape(chunk.samples, -1).T))
 
     def finish(self, origin: float, end: float, name: str) -> tuple[np.ndarray, int]:
         """Returns the waveform (channels, samples) and its sampling rate in hertz (Hz).

@@ -29,8 +29,9 @@ NETWORK_TIMEOUT_SECONDS = 30.0
 
 SOUND_REMEDY = "Pass the sound as `audio=` (a waveform) with its `sampling_rate=`."
 
-# Where neither the container nor the codec tells a frame rate.
+# Where neither the container nor the codec tells a frame rate, or a damaged one tells of frames that last for hours.
 FALLBACK_FRAME_RATE = Fraction(25)
+LOWEST_FRAME_RATE = Fraction(1, 600)
 
 
 class MediaError(ValueError):
@@ -59,14 +60,15 @@ def open_media(source: MediaSource) -> Iterator[tuple[InputContainer, str]]:
             else:
                 # A playlist may name other files of this machine: nothing beside the source itself is opened.
                 file = stack.enter_context(_seekable_file(source, name))
-                container = av.open(file, "r", options={"protocol_whitelist": "none"})
+                container = av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
             yield stack.enter_context(container), name
         except av.error.ExitError as error:
             raise MediaError(f"{name} gave no answer for {NETWORK_TIMEOUT_SECONDS} s. Download it first.") from error
         except av.FFmpegError as error:
+            check = "the address, its certificate, and that it gives" if _is_url(source) else "that it is"
             raise MediaError(
                 f"{name} cannot be read as audio or video: {error.strerror or error}. "
-                "Check that it is a whole media file (mp4, mkv, webm, wav, mp3, ...) and plays elsewhere."
+                f"Check {check} a whole media file (mp4, mkv, webm, wav, mp3, ...) that plays elsewhere."
             ) from error
 
 
@@ -102,7 +104,8 @@ def audio_stream(container: InputContainer, name: str) -> AudioStream:
 
 def frame_rate(video: VideoStream) -> Fraction:
     """Returns the average number of frames per second."""
-    return video.average_rate or video.guessed_rate or FALLBACK_FRAME_RATE
+    rate = video.average_rate or video.guessed_rate
+    return rate if rate and rate >= LOWEST_FRAME_RATE else FALLBACK_FRAME_RATE
 
 
 def no_frames(name: str) -> MediaError:
@@ -153,7 +156,7 @@ def _open_url(url: str) -> InputContainer:
     trusted = ssl.get_default_verify_paths().cafile
     if trusted:
         options["ca_file"] = trusted
-    return av.open(url, "r", options=options, timeout=NETWORK_TIMEOUT_SECONDS)
+    return av.open(url, "r", options=options, metadata_errors="replace", timeout=NETWORK_TIMEOUT_SECONDS)
 
 
 @contextmanager

@@ -160,8 +160,9 @@ def _video_frames(pictures: Iterable[np.ndarray], rate: Fraction) -> Iterator[av
 def _audio_frames(sound: np.ndarray, sampling_rate: int) -> Iterator[av.AudioFrame]:
     """Yields a sound (channels, samples) in pieces with their times."""
     for start in range(0, sound.shape[1], AAC_FRAME_SAMPLES):
-        piece = np.ascontiguousarray(sound[:, start : start + AAC_FRAME_SAMPLES])
-        frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=CHANNEL_LAYOUTS[len(piece)])
+        # Packed samples (sample by sample), because PyAV (18.1) fails on planar frames of 8 channels.
+        piece = sound[:, start : start + AAC_FRAME_SAMPLES].T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(piece, format="flt", layout=CHANNEL_LAYOUTS[len(sound)])
         frame.pts, frame.time_base, frame.sample_rate = start, Fraction(1, sampling_rate), sampling_rate
         yield frame
 
