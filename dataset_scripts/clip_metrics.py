@@ -127,8 +127,8 @@ class ClipMetrics(ABC):
         """Rows of a batch whose logits went through `reduce` before, float64 (batch, row width), on the CPU. Changes no state."""
         if predictions.shape != labels.shape or labels.ndim != 4:
             raise ValueError(
-                f"predictions are {tuple(predictions.shape)} and labels {tuple(labels.shape)}, expected both as (batch, frames, height, width): "
-                "resize the logits to the labels' size first"
+                f"predictions are {tuple(predictions.shape)} and labels {tuple(labels.shape)}, expected both as (batch, frames, height, width) of the "
+                "same size: resize the logits to the labels first"
             )
         targets = self._targets(labels.to(predictions.device), frame_mask, label_mask)
         table = self._measure_frames(predictions.flatten(0, 1), targets.flatten(0, 1))

@@ -52,8 +52,10 @@ def quantize_probabilities(probabilities: Tensor) -> Tensor:
             raise ValueError(
                 f"probabilities run from {lowest} to {highest}, expected values in [0, 1] and no NaN: pass logits through a sigmoid first"
             )
-    thresholds = f_thresholds().to(probabilities.device)
-    codes = torch.bucketize(probabilities, thresholds, right=True, out_int32=True).to(torch.uint8)
+    # The nearest threshold and one comparison with it: what torch.bucketize(probabilities, thresholds, right=True) finds by a binary search in ten times the time.
+    nearest = (probabilities * (THRESHOLD_COUNT - 1)).round_().to(torch.int32)
+    thresholds = f_thresholds().to(probabilities.device).index_select(0, nearest.flatten()).view_as(probabilities)
+    codes = (nearest + (probabilities >= thresholds)).to(torch.uint8)
     return codes.masked_fill_(probabilities == 0.5, ONE_HALF_CODE)
 
 

@@ -104,11 +104,36 @@ class RobustnessMetrics:
         audio: Audio = "positive",
     ) -> None:
         """Count one batch whose logits went through `reduce` before; arguments and errors as for `update`."""
-        if audio not in self.parts:
-            raise ValueError(f"audio is {audio!r}, expected one of {get_args(Audio)}")
+        self.append(
+            self.count_predictions(predictions, labels, frame_mask, label_mask, audio=audio), clip_indices, audio=audio
+        )
+
+    def count_predictions(
+        self,
+        predictions: Tensor,
+        labels: Tensor,
+        frame_mask: Tensor | None = None,
+        label_mask: Tensor | None = None,
+        *,
+        audio: Audio = "positive",
+    ) -> Tensor:
+        """Rows of a batch, float64 (batch, row width of this kind of audio); arguments and errors as for `update_predictions`. Changes no state."""
         if audio != "positive":
             labels = torch.where(labels == self.ignore_index, labels, 0)
-        self.parts[audio].update_predictions(predictions, labels, frame_mask, label_mask, clip_indices)
+        return self._part(audio).count_predictions(predictions, labels, frame_mask, label_mask)
+
+    def append(self, rows: Tensor, clip_indices: Sequence[int] | None = None, *, audio: Audio = "positive") -> None:
+        """Add the rows that `count_predictions` made of one batch; errors as for `BinaryMetrics.append`."""
+        self._part(audio).append(rows, clip_indices)
+
+    def _part(self, audio: Audio) -> ClipMetrics:
+        if audio not in self.parts:
+            raise ValueError(f"audio is {audio!r}, expected one of {get_args(Audio)}")
+        return self.parts[audio]
+
+    def __len__(self) -> int:
+        """Number of clips counted so far, each once per kind of audio."""
+        return sum(len(part) for part in self.parts.values())
 
     def compute(self, protocol: Protocol | None = None) -> dict[str, float]:
         """Scores of all clips so far, by name; see the class.

@@ -10,21 +10,47 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from .clip_metrics import ClipMetrics
+from .metric_counts import IGNORE_INDEX
 
 
 GATHER_PADDING = -100  # what the Trainer fills in where another process has clips with more frames
 
 
+def ignore_unscored_frames(batch: dict[str, Tensor], ignore_index: int = IGNORE_INDEX) -> dict[str, Tensor]:
+    """Write `ignore_index` into the labels of padded and unannotated frames, so that the labels alone say what is scored.
+
+    Args:
+        batch: what a collator makes: `labels` (batch, frames, height, width), and `frame_mask`, `label_mask` (batch, frames), each optional.
+        ignore_index: label of pixels that are not counted.
+
+    Returns:
+        The batch with such labels; everything else is as it was.
+
+    Example:
+        >>> labels = torch.ones(1, 2, 1, 1, dtype=torch.long)
+        >>> ignore_unscored_frames({"labels": labels, "frame_mask": torch.tensor([[True, False]])})["labels"].flatten().tolist()
+        [1, 255]
+    """
+    labels = batch["labels"]
+    for name in ("frame_mask", "label_mask"):
+        if name in batch:
+            labels = torch.where(batch[name][..., None, None], labels, ignore_index)
+    return batch | {"labels": labels}
+
+
 class TrainerMetrics:
     """`compute_metrics` and `preprocess_logits_for_metrics` of a Trainer, around one accumulator.
 
-    Every label that the collator makes must be named to the Trainer, or it evaluates without metrics:
+    The masks say which frames are scored, so they must reach the Trainer as labels too:
 
     ```python
     metrics = TrainerMetrics(BinaryMetrics())
     arguments = TrainingArguments(..., batch_eval_metrics=True, label_names=list(metrics.label_names))
     Trainer(..., args=arguments, compute_metrics=metrics, preprocess_logits_for_metrics=metrics.preprocess_logits_for_metrics)
     ```
+
+    Clips with different numbers of frames and more than one process together are too much for the Trainer: it cannot gather the masks. Then let the collator
+    end in `ignore_unscored_frames` and take `label_names=["labels"]` in both places.
 
     Clips are numbered as the Trainer hands them over, which is the order of the data set for any number of processes. A `"batch"` of the protocol of that name
     is one step of all processes together.
@@ -59,7 +85,7 @@ class TrainerMetrics:
             float64 (batch, row width): sums that take the place of the predictions in the Trainer.
 
         Raises:
-            ValueError: the Trainer's labels are not those of `label_names`; else as `ClipMetrics.update`.
+            ValueError: the Trainer's labels are not those of `label_names`, or it has broken the masks; else as `ClipMetrics.update`.
         """
         logits = logits if isinstance(logits, Tensor) else logits[0]
         values = (labels,) if isinstance(labels, Tensor) else labels
@@ -68,7 +94,15 @@ class TrainerMetrics:
                 f"the Trainer handed over {len(values)} labels, expected {self.label_names}: set TrainingArguments(label_names=...) to the same names"
             )
         named = dict(zip(self.label_names, values, strict=True))
-        # Frames that only another process has are no frames at all, whatever became of -100 in the masks (as a bool it is True).
+        masks = {
+            name: str(value.dtype) for name, value in named.items() if name != "labels" and value.dtype != torch.bool
+        }
+        if masks:
+            raise ValueError(
+                f"masks came as {masks}, expected bool: where processes differ in the number of frames, the Trainer fills masks up with -100; let the "
+                "collator end in ignore_unscored_frames and name only 'labels'"
+            )
+        # Frames that only another process has are no frames at all.
         named["labels"] = named["labels"].masked_fill(named["labels"] == GATHER_PADDING, self.metrics.ignore_index)
         rows = self.metrics.count(logits, **named)
         # Processes on GPUs can only exchange what lies there; mps knows no float64, but is always alone.
