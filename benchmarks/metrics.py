@@ -1,0 +1,101 @@
+"""How much faster is the F curve by one histogram than by a loop over its 255 thresholds, and are they equal?
+
+    python benchmarks/metrics.py
+    python benchmarks/metrics.py --clips 1 --size 512 --device cuda
+
+Both count true positives, predicted and target pixels of every frame at every threshold and take the F score of each. Prints one table row and exits with
+an error if the histogram is less than 10 times as fast or the curves differ by more than 1e-6.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pcmanet.dataset_scripts.metric_counts import (
+    code_histogram,
+    f_score,
+    f_thresholds,
+    quantize_probabilities,
+    threshold_counts,
+)
+
+
+WANTED_RATIO = 10.0
+WANTED_DIFFERENCE = 1e-6
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=2, help="clips of 5 frames")
+    parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each; the median counts")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def curve_by_loop(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """F curves (frames, 255), one threshold after the other as the official evaluation goes."""
+    foreground = targets.float()
+    positives = foreground.sum((1, 2))
+    curve = []
+    for threshold in f_thresholds().to(probabilities.device):
+        predicted = (probabilities >= threshold).float()
+        true_positives = (predicted * foreground).sum((1, 2))
+        precision = true_positives / (predicted.sum((1, 2)) + 1e-20)
+        recall = true_positives / (positives + 1e-20)
+        curve.append((1.3 * precision * recall / (0.3 * precision + recall)).nan_to_num())
+    return torch.stack(curve, dim=1)
+
+
+def curve_by_histogram(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """F curves (frames, 255), as our measures count them."""
+    reached = threshold_counts(code_histogram(quantize_probabilities(probabilities), targets))
+    return f_score(reached[:, 1], reached.sum(1), targets.sum((1, 2))[:, None])
+
+
+def median_seconds(function: Callable[[], Tensor], repeats: int, device: str) -> float:
+    """Median wall time of a call, after one that does not count."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def main() -> None:
+    """Time both and print the ratio."""
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    generator = torch.Generator().manual_seed(0)
+    shape = (args.clips * 5, args.size, args.size)
+    probabilities = (torch.randn(shape, generator=generator) * 3).sigmoid().to(args.device)
+    targets = (torch.rand(shape, generator=generator) > 0.7).long().to(args.device)
+
+    difference = (
+        (curve_by_loop(probabilities, targets) - curve_by_histogram(probabilities, targets)).abs().max().item()
+    )
+    loop = median_seconds(lambda: curve_by_loop(probabilities, targets), args.repeats, args.device)
+    histogram = median_seconds(lambda: curve_by_histogram(probabilities, targets), args.repeats, args.device)
+
+    print(f"command: python {' '.join(sys.argv)}")
+    print("| frames | loop of 255 (ms) | histogram (ms) | ratio | largest difference |")
+    print("|---|---|---|---|---|")
+    print(
+        f"| {shape} on {args.device} | {loop * 1e3:.1f} | {histogram * 1e3:.1f} | {loop / histogram:.1f} | {difference:.1e} |"
+    )
+    if loop / histogram < WANTED_RATIO or difference > WANTED_DIFFERENCE:
+        sys.exit(f"expected a ratio of {WANTED_RATIO} or more and a difference of at most {WANTED_DIFFERENCE}")
+
+
+if __name__ == "__main__":
+    main()

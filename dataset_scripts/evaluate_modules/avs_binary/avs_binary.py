@@ -1,0 +1,34 @@
+"""IoU and F score of the masks of what sounds, as AVSBench measures its S4 and MS3 sets: a module of the `evaluate` library."""
+
+from typing import Any
+
+import evaluate
+
+from pcmanet.dataset_scripts import clip_evaluation
+from pcmanet.dataset_scripts.metrics import BinaryMetrics
+
+
+class AvsBinary(clip_evaluation.ClipEvaluation):
+    """Binary audio-visual segmentation, one clip per example.
+
+    Args:
+        protocol: `"official"` (per clip), `"batch"` (per call of `add_batch`) or `"dataset"` (pixels summed before the ratio).
+        ignore_index: label of pixels that are not counted; None = none.
+        **options: what `evaluate.load` hands over.
+    """
+
+    def __init__(self, *, protocol: str = "official", ignore_index: int | None = None, **options: Any):
+        metrics = BinaryMetrics(protocol, **({} if ignore_index is None else {"ignore_index": ignore_index}))
+        super().__init__(metrics, binary=True, ignore_index=ignore_index, **options)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Mean IoU (J) and F score of foreground masks over the frames of clips, by the protocols of AVSBench.",
+            citation=clip_evaluation.AVSBENCH_CITATION,
+            inputs_description=(
+                "predictions: masks of 0 and 1, or probabilities in [0, 1], one array (frames, height, width) per clip. "
+                "references: masks of 0 and 1, alike. Returns miou and f_score in [0, 1], frames and groups."
+            ),
+            features=clip_evaluation.clip_features(),
+            reference_urls=["https://arxiv.org/abs/2207.05042"],
+        )

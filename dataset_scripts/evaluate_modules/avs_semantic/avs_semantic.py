@@ -1,0 +1,49 @@
+"""Mean IoU and F score over the classes of what sounds, as AVSBench-semantic measures them: a module of the `evaluate` library."""
+
+from typing import Any
+
+import evaluate
+
+from pcmanet.dataset_scripts import clip_evaluation
+from pcmanet.dataset_scripts.metrics import SemanticMetrics
+
+
+class AvsSemantic(clip_evaluation.ClipEvaluation):
+    """Semantic audio-visual segmentation, one clip per example.
+
+    Args:
+        num_labels: number of classes with background, which is class 0 (AVSBench-semantic: 71).
+        protocol: `"official"` (per frame and class), `"batch"` (that per call of `add_batch`) or `"dataset"` (pixels summed before the ratio).
+        ignore_index: label of pixels that are not counted.
+        report_published_no_background: also return the published no-background scores, which drop the last class instead of the background.
+        **options: what `evaluate.load` hands over.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_labels: int = 71,
+        protocol: str = "official",
+        ignore_index: int = 255,
+        report_published_no_background: bool = False,
+        **options: Any,
+    ):
+        metrics = SemanticMetrics(
+            num_labels,
+            protocol,
+            ignore_index=ignore_index,
+            report_published_no_background=report_published_no_background,
+        )
+        super().__init__(metrics, binary=False, ignore_index=ignore_index, **options)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Mean IoU and F score over classes, by the protocols of AVSBench-semantic, with a right no-background score.",
+            citation=clip_evaluation.AVSBENCH_CITATION,
+            inputs_description=(
+                "predictions: class indices, one array (frames, height, width) per clip. references: class indices, alike. "
+                "Returns miou and f_score in [0, 1], also without background and over the seen classes, classes_seen and frames."
+            ),
+            features=clip_evaluation.clip_features()[:1],
+            reference_urls=["https://arxiv.org/abs/2301.13190"],
+        )
