@@ -22,6 +22,7 @@ frame belongs to which clip and is asked only where a clip's frames meet: in the
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Self
 
 import torch
@@ -165,9 +166,14 @@ class AudioVisualGroupAttention(nn.Module):
         """
         groups = self.visual_projection(visual).unflatten(1, (self.num_groups, -1))
         # One audio vector serves all groups: (frames, 1, channels / groups, 1, 1).
-        sound = functional.normalize(self.audio_projection(audio), dim=-1)[:, None, :, None, None]
-        similarity = (functional.normalize(groups, dim=2) * sound).sum(2, keepdim=True)
+        sound = _to_unit_length(self.audio_projection(audio), dim=-1)[:, None, :, None, None]
+        similarity = (_to_unit_length(groups, dim=2) * sound).sum(2, keepdim=True)
         return self.output_projection((similarity * groups).flatten(1, 2))
+
+
+def _to_unit_length(vectors: torch.Tensor, dim: int) -> torch.Tensor:
+    """Divide by the L2 norm; the published epsilon of 1e-12 is zero in float16, where a silent vector became NaN."""
+    return functional.normalize(vectors, dim=dim, eps=max(1e-12, torch.finfo(vectors.dtype).tiny))
 
 
 def eager_attention_forward(
@@ -477,7 +483,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         self.neck = nn.ModuleList(ConvolutionBlock(channels, config.hidden_size) for channels in coarse_to_fine)
         self.stages = nn.ModuleList(DecoderStage(config, index) for index in range(NUM_STAGES))
         self.confidence_masking = ConfidenceInducedMasking(config)
-        # CODEPATH: published networks keep VGGish fixed; the tiny one has no published VGGish and trains its own.
+        # CODEPATH: published networks keep VGGish fixed; whoever has no pretrained VGGish trains it along.
         if config.freeze_audio_encoder:
             self.audio_encoder.requires_grad_(False)
         self.post_init()
@@ -588,7 +594,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained_backbones(cls, visual: str, audio: str, **config: Any) -> Self:
+    def from_pretrained_backbones(cls, visual: str | PathLike, audio: str | PathLike, **config: Any) -> Self:
         """Start a new model from published backbone weights; everything else is freshly initialised.
 
         Args:
@@ -600,7 +606,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             OSError: If there are no weights under one of the names.
         """
         stages = ["stage1", "stage2", "stage3", "stage4"]
-        backbone = AutoBackbone.from_pretrained(visual, out_features=stages)
+        backbone = AutoBackbone.from_pretrained(str(visual), out_features=stages)
         audio_encoder = VGGishModel.from_pretrained(audio)
         model = cls(PCMANetConfig(backbone_config=backbone.config, audio_config=audio_encoder.config, **config))
         model.model.backbone.load_state_dict(backbone.state_dict())

@@ -1,7 +1,44 @@
-"""Shared set-up: one thread a process (tests run side by side) and no network."""
+"""Shared set-up: one thread a process (tests run side by side), no network, and the keys of published checkpoints."""
 
+import json
 import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+PUBLISHED_KEYS = json.loads((Path(__file__).parent / "fixtures" / "published_keys.json").read_text())
+
+
+def expand_braces(template: str) -> list[str]:
+    """Write out `{0-39}` and `{weight,bias}` in a name, all combinations."""
+    match = re.search(r"{(?:(\d+)-(\d+)|([^{}]*))}", template)
+    if match is None:
+        return [template]
+    options = match[3].split(",") if match[3] else [str(n) for n in range(int(match[1]), int(match[2]) + 1)]
+    return [
+        name
+        for option in options
+        for name in expand_braces(template[: match.start()] + option + template[match.end() :])
+    ]
+
+
+@pytest.fixture(scope="session")
+def published_shapes() -> Callable[[str, str], dict[str, list[int]]]:
+    """Key to shape of a published checkpoint, by setting (S4, MS3, AVSS) and backbone (pvt, resnet)."""
+
+    def shapes(setting: str, backbone: str) -> dict[str, list[int]]:
+        variant = PUBLISHED_KEYS["variants"][f"{setting}_{backbone}"]
+        return {
+            key.replace("audio_projection", variant["audio_projection"]): [variant["sizes"].get(n, n) for n in shape]
+            for section in variant["sections"]
+            for template, shape in PUBLISHED_KEYS["keys"][section]
+            for key in expand_braces(template)
+        }
+
+    return shapes

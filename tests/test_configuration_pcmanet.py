@@ -1,0 +1,114 @@
+"""The configurations: defaults of the paper, presets, labels, and what they refuse."""
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from modeling_pcmanet import PCMANetConfig, VGGishConfig
+from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
+
+
+def test_defaults_are_the_papers_pvt_network():
+    config = PCMANetConfig()
+    assert config.backbone_config.model_type == "pvt_v2"
+    assert list(config.backbone_config.hidden_sizes) == [64, 128, 320, 512]
+    assert list(config.backbone_config.depths) == [3, 6, 40, 3]
+    assert (config.hidden_size, config.num_groups, config.num_attention_heads) == (256, 8, 8)
+    assert list(config.token_grid_sizes) == [7, 7, 14, 28]
+    assert config.confidence_threshold == 0.01
+    assert config.freeze_audio_encoder
+    assert config.audio_config.flattened_size == 12288
+    assert (config.num_labels, config.id2label) == (1, {0: "sounding"})
+
+
+@pytest.mark.parametrize(
+    ("preset", "widths"),
+    [
+        ("pvt_v2_b5", [64, 128, 320, 512]),
+        ("resnet50", [256, 512, 1024, 2048]),
+        ("tiny", [24, 48, 96, 128]),
+    ],
+)
+def test_presets(preset, widths):
+    config = PCMANetConfig.from_preset(preset, hidden_size=128)
+    assert list(config.backbone_config.hidden_sizes) == widths
+    assert config.hidden_size == 128
+
+
+def test_presets_do_not_share_state():
+    PCMANetConfig.from_preset("tiny").backbone_config.hidden_sizes[0] = 999
+    assert list(PCMANetConfig.from_preset("tiny").backbone_config.hidden_sizes) == [24, 48, 96, 128]
+
+
+def test_unknown_preset_names_the_known_ones():
+    with pytest.raises(ValueError, match="pvt_v2_b5, resnet50, tiny"):
+        PCMANetConfig.from_preset("resnet51")
+
+
+def test_labels_of_the_semantic_task():
+    config = PCMANetConfig.from_preset("tiny", num_labels=3)
+    assert config.id2label == {0: "background", 1: "class 1", 2: "class 2"}
+    assert config.label2id["class 2"] == 2
+    named = PCMANetConfig.from_preset("tiny", id2label={0: "background", 1: "bell"}, label2id={"background": 0, "bell": 1})
+    assert (named.num_labels, named.id2label[1]) == (2, "bell")
+
+
+def test_avsbench_labels_are_background_and_70_names_in_ascii_order():
+    assert len(AVSBENCH_SEMANTIC_LABELS) == 71
+    assert AVSBENCH_SEMANTIC_LABELS[0] == "background"
+    assert list(AVSBENCH_SEMANTIC_LABELS[1:]) == sorted(AVSBENCH_SEMANTIC_LABELS[1:])
+    assert AVSBENCH_SEMANTIC_LABELS[70] == "woman"
+
+
+def test_round_trip_through_json(tmp_path):
+    config = PCMANetConfig.from_preset("tiny", num_labels=4, token_layout="scrambled", stage_loss_weights=[0.1, 0.2, 0.3, 1.0])
+    config.save_pretrained(tmp_path)
+    assert PCMANetConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), PCMANetConfig)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"hidden_sise": 3}, "did you mean `hidden_size`"),
+        ({"frobnicate": 3}, "unknown keyword `frobnicate`; it takes audio_config"),
+        ({"audio_config": {"hidden_sizes": 4}}, "did you mean `hidden_size`"),
+    ],
+)
+def test_a_typing_error_is_refused(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        PCMANetConfig(**keywords)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"num_groups": 7}, "`num_groups` must divide `hidden_size`, got 7 and 256"),
+        ({"num_attention_heads": 3}, "`num_attention_heads` must divide"),
+        ({"hidden_size": 0}, "`hidden_size` must be positive, got 0"),
+        ({"hidden_size": "wide"}, "expected int, got str"),
+        ({"token_grid_sizes": [7, 14]}, "needs 4 values"),
+        ({"token_grid_sizes": [0, 7, 7, 7]}, "must be positive"),
+        ({"stage_loss_weights": [1.0, 1.0, 1.0, -1.0]}, "not negative"),
+        ({"token_layout": "diagonal"}, "must be one of"),
+        ({"padded_frames": "kept"}, "must be one of"),
+        ({"confidence_threshold": 0.5}, r"must lie in \[0, 0.5\)"),
+        ({"backbone_config": {"model_type": "resnet"}}, "must name 4 feature maps"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(keywords, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        PCMANetConfig(**keywords)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"hidden_size": -1}, "must be positive"),
+        ({"block_channels": [[64], []]}, "non-empty lists"),
+        ({"num_mel_bins": 8}, "halve the patch to nothing"),
+    ],
+)
+def test_what_vggish_cannot_be_built_from_is_refused(keywords, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        VGGishConfig(**keywords)

@@ -1,0 +1,406 @@
+"""The network: invariances of clips and frames, confident masking, gradients, precision, saving, refusals."""
+
+import pytest
+import torch
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForUniversalSegmentation
+
+from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetModel, VGGishConfig, VGGishModel
+from tiny_model import tiny_batch, tiny_config, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model() -> PCMANetForAudioVisualSegmentation:
+    return tiny_model()
+
+
+@torch.no_grad()
+def logits_of(model: PCMANetForAudioVisualSegmentation, **batch: torch.Tensor) -> torch.Tensor:
+    return model(**batch).logits
+
+
+def stack_padded(short: dict[str, torch.Tensor], long: dict[str, torch.Tensor], fill: float = 7.0) -> dict[str, torch.Tensor]:
+    """Put two one-clip batches of different lengths into one batch; the padding holds garbage on purpose."""
+    frames = long["pixel_values"].shape[1]
+    length = short["pixel_values"].shape[1]
+    batch = {}
+    for name, values in short.items():
+        padding = torch.full((1, frames - length, *values.shape[2:]), fill)
+        batch[name] = torch.cat([torch.cat([values, padding], dim=1), long[name]])
+    batch["frame_mask"] = torch.ones(2, frames, dtype=torch.bool)
+    batch["frame_mask"][0, length:] = False
+    return batch
+
+
+class TestInvariances:
+    def test_confident_masking_acts_in_these_tests(self, model):
+        with torch.no_grad():
+            ratios = model(**tiny_batch()).kept_ratios
+        assert ((ratios > 0.1) & (ratios < 0.9)).all(), ratios
+
+    def test_a_clip_alone_equals_the_clip_among_others(self, model):
+        batch = tiny_batch(clips=3)
+        together = logits_of(model, **batch)
+        for clip in range(3):
+            alone = logits_of(model, **{name: values[clip : clip + 1] for name, values in batch.items()})
+            torch.testing.assert_close(together[clip : clip + 1], alone, atol=1e-5, rtol=0)
+
+    def test_padding_does_not_reach_real_frames(self, model):
+        short, long = tiny_batch(clips=1, frames=3, seed=1), tiny_batch(clips=1, frames=7, seed=2)
+        logits = logits_of(model, **stack_padded(short, long))
+        torch.testing.assert_close(logits[:1, :3], logits_of(model, **short), atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits[1:], logits_of(model, **long), atol=1e-5, rtol=0)
+        assert not logits[0, 3:].any()
+
+    def test_padding_does_not_reach_the_batch_norms(self):
+        short, long = tiny_batch(clips=1, frames=3, seed=1), tiny_batch(clips=1, frames=7, seed=2)
+        statistics = []
+        for fill in (0.0, 100.0):
+            model = tiny_model().train()
+            model(**stack_padded(short, long, fill))
+            statistics.append(model.model.neck[0][1].running_mean.clone())
+        assert torch.equal(*statistics)
+
+    def test_an_empty_clip_stays_finite(self, model):
+        batch = tiny_batch(clips=2)
+        batch["frame_mask"] = torch.tensor([[True] * 3, [False] * 3])
+        logits = logits_of(model, **batch)
+        torch.testing.assert_close(
+            logits[:1], logits_of(model, **{name: values[:1] for name, values in batch.items()}), atol=1e-5, rtol=0
+        )
+        assert not logits[1].any()
+
+    def test_frame_order_permutes_with_the_output(self, model):
+        batch, order = tiny_batch(clips=2, frames=4), torch.tensor([2, 0, 3, 1])
+        permuted = {name: values[:, order] for name, values in batch.items()}
+        torch.testing.assert_close(
+            logits_of(model, **permuted), logits_of(model, **batch)[:, order], atol=1e-5, rtol=0
+        )
+
+    def test_gathering_selected_queries_equals_masking_them(self, model):
+        batch = stack_padded(tiny_batch(clips=1, frames=2, seed=1), tiny_batch(clips=1, frames=4, seed=2))
+        gathering = tiny_model(gather_queries=True)
+        gathering.load_state_dict(model.state_dict())
+        torch.testing.assert_close(logits_of(gathering, **batch), logits_of(model, **batch), atol=1e-5, rtol=0)
+
+    def test_audio_embeds_stand_for_input_features(self, model):
+        batch = tiny_batch()
+        features = batch["input_features"]
+        with torch.no_grad():
+            embeds = model.model.audio_encoder(features.flatten(0, 1)).audio_embeds.unflatten(0, features.shape[:2])
+        given = logits_of(model, pixel_values=batch["pixel_values"], audio_embeds=embeds)
+        torch.testing.assert_close(given, logits_of(model, **batch), atol=1e-5, rtol=0)
+
+    def test_sound_matters(self, model):
+        batch = tiny_batch()
+        other = {**batch, "input_features": batch["input_features"].flip(1)}
+        assert (logits_of(model, **batch) - logits_of(model, **other)).abs().max() > 0.1
+
+
+class TestConfidentMasking:
+    @pytest.mark.parametrize("num_labels", [1, 5])
+    def test_masks_follow_the_probabilities(self, num_labels):
+        model = tiny_model(num_labels=num_labels, seed=0)
+        with torch.no_grad():
+            outputs = model.model(**tiny_batch())
+        coarser = None
+        for logits, mask, ratio in zip(outputs.stage_logits, outputs.confidence_masks, outputs.kept_ratios, strict=False):
+            confidence = logits[:, :, 0].sigmoid() if num_labels == 1 else logits.softmax(2).amax(2)
+            expected = (confidence >= 0.01) & (confidence <= 0.99)
+            if coarser is not None:
+                resized = torch.nn.functional.interpolate(coarser.float(), size=expected.shape[-2:], mode="nearest")
+                expected &= resized.bool()
+            assert torch.equal(mask, expected)
+            assert ratio.item() == pytest.approx(mask.float().mean().item())
+            coarser = mask
+
+    def test_threshold_zero_masks_nothing(self):
+        model = tiny_model(confidence_threshold=0.0)
+        with torch.no_grad():
+            assert model(**tiny_batch()).kept_ratios.tolist() == [1.0, 1.0, 1.0]
+
+    def test_a_full_mask_equals_no_mask(self, model):
+        attention = model.model.stages[1].cross_attention
+        layout_args = self._attention_inputs(model)
+        full = torch.ones(6, 2, 2, dtype=torch.bool)
+        with torch.no_grad():
+            unmasked, masked = (attention(*layout_args[:2], mask, layout_args[2])[0] for mask in (None, full))
+        torch.testing.assert_close(masked, unmasked, atol=2e-7, rtol=0)
+
+    @pytest.mark.parametrize("gather_queries", [False, True])
+    def test_tokens_that_do_not_ask_keep_residual_and_bias(self, gather_queries):
+        model = tiny_model(gather_queries=gather_queries)
+        attention = model.model.stages[1].cross_attention
+        visual, audio, layout = self._attention_inputs(model)
+        visual = torch.nn.functional.adaptive_avg_pool2d(visual, 2)
+        nobody = torch.zeros(6, 2, 2, dtype=torch.bool)
+        nobody[:3] = True  # the first clip asks, the second not at all
+        with torch.no_grad():
+            guidance, _ = attention(visual, audio, nobody, layout)
+            tokens = attention.visual_embedding(visual.flatten(2).transpose(1, 2)) + attention.output_projection.bias
+        torch.testing.assert_close(guidance[3:].flatten(2).transpose(1, 2), tokens[3:], atol=1e-6, rtol=0)
+        assert (guidance[:3].flatten(2).transpose(1, 2) - tokens[:3]).abs().max() > 1e-3
+
+    @staticmethod
+    def _attention_inputs(model):
+        from modeling_pcmanet.modeling_pcmanet import ClipLayout
+
+        generator = torch.Generator().manual_seed(5)
+        channels = model.config.hidden_size
+        return (
+            torch.randn(6, channels, 4, 4, generator=generator),
+            torch.randn(6, channels, generator=generator),
+            ClipLayout(batch=2, frames=3, real=None),
+        )
+
+    @pytest.mark.parametrize("threshold", [0.0, 0.01, 0.499])
+    @pytest.mark.parametrize("frames", [1, 3])
+    def test_any_masking_trains_with_finite_values(self, threshold, frames):
+        model = tiny_model(confidence_threshold=threshold).train()
+        batch = tiny_batch(frames=frames)
+        loss = model(**batch, labels=torch.randint(0, 2, (2, frames, 48, 64))).loss
+        loss.backward()
+        assert torch.isfinite(loss)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+class TestGradients:
+    def test_every_trainable_parameter_learns_with_masks_active(self):
+        model = tiny_model(freeze_audio_encoder=False)
+        outputs = model(**tiny_batch(), labels=torch.randint(0, 2, (2, 3, 48, 64)))
+        assert ((outputs.kept_ratios > 0) & (outputs.kept_ratios < 1)).all()
+        outputs.loss.backward()
+        without = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.grad is None or not torch.isfinite(parameter.grad).all() or not parameter.grad.any()
+        ]
+        assert without == []
+
+    def test_published_gradient_cut(self):
+        """Stages that select their queries learn nothing in their attention, only in embedding and output layers."""
+        model = tiny_model(masked_query_gradients=False)
+        model(**tiny_batch(), labels=torch.randint(0, 2, (2, 3, 48, 64))).loss.backward()
+        cut = {
+            name.removeprefix("model.stages.")
+            for name, parameter in model.named_parameters()
+            if "cross_attention" in name and (parameter.grad is None or not parameter.grad.any())
+        }
+        stage_1_to_3 = {
+            f"{stage}.cross_attention.{part}"
+            for stage in (1, 2, 3)
+            for part in (
+                "audio_embedding.weight",
+                "audio_embedding.bias",
+                "layer_norm.weight",
+                "layer_norm.bias",
+                *(f"visual_to_audio.{projection}.weight" for projection in ("query", "key", "value")),
+            )
+        }
+        audio_to_visual = {
+            f"{stage}.cross_attention.audio_to_visual.{projection}.weight"
+            for stage in (0, 1, 2)
+            for projection in ("query", "key", "value")
+        }
+        assert cut == stage_1_to_3 | audio_to_visual
+
+    def test_checkpointing_gives_the_same_gradients(self):
+        batch, labels = tiny_batch(), torch.randint(0, 2, (2, 3, 48, 64))
+        gradients = []
+        for checkpointing in (False, True):
+            model = tiny_model().train()
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+            model(**batch, labels=labels).loss.backward()
+            gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        assert gradients[0].keys() == gradients[1].keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+    def test_a_frozen_audio_encoder_neither_learns_nor_changes_mode(self):
+        model = tiny_model().train()
+        encoder = model.model.audio_encoder
+        assert model.model.backbone.training
+        assert not any(module.training for module in encoder.modules())
+        model(**tiny_batch(), labels=torch.randint(0, 2, (2, 3, 48, 64))).loss.backward()
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in encoder.parameters())
+
+    def test_only_annotated_real_frames_are_supervised(self, model):
+        batch = tiny_batch()
+        labels = torch.randint(0, 2, (2, 3, 48, 64))
+        batch["frame_mask"] = torch.tensor([[True, True, True], [True, True, False]])
+        label_mask = torch.tensor([[True, False, False], [True, False, True]])
+        changed = labels.clone()
+        changed[:, 1:] = 1 - changed[:, 1:]
+        with torch.no_grad():
+            losses = [model(**batch, labels=x, label_mask=label_mask).loss for x in (labels, changed)]
+            first_only = model(**batch, labels=labels, label_mask=torch.tensor([[True, False, False]] * 2)).loss
+        assert losses[0] == losses[1] == first_only
+
+
+class TestPublishedQuirks:
+    def test_scrambled_tokens_change_the_guidance(self, model):
+        scrambled = tiny_model(token_layout="scrambled")
+        scrambled.load_state_dict(model.state_dict())
+        batch = tiny_batch()
+        assert (logits_of(scrambled, **batch) - logits_of(model, **batch)).abs().max() > 1e-2
+
+    def test_zeroed_padding_changes_real_frames(self, model):
+        zeroed = tiny_model(padded_frames="zeroed")
+        zeroed.load_state_dict(model.state_dict())
+        short, long = tiny_batch(clips=1, frames=3, seed=1), tiny_batch(clips=1, frames=7, seed=2)
+        logits = logits_of(zeroed, **stack_padded(short, long))
+        assert (logits[:1, :3] - logits_of(zeroed, **short)).abs().max() > 1e-4
+        torch.testing.assert_close(logits[1:], logits_of(zeroed, **long), atol=1e-5, rtol=0)
+
+
+class TestPrecision:
+    def test_eager_equals_sdpa(self):
+        batch = stack_padded(tiny_batch(clips=1, frames=2), tiny_batch(clips=1, frames=4))
+        eager, sdpa = tiny_model(attn_implementation="eager"), tiny_model()
+        assert (eager.config._attn_implementation, sdpa.config._attn_implementation) == ("eager", "sdpa")
+        torch.testing.assert_close(logits_of(eager, **batch), logits_of(sdpa, **batch), atol=1e-5, rtol=0)
+
+    def test_float32_against_float64(self):
+        batch, model = tiny_batch(), tiny_model(confidence_threshold=0.0)
+        single = logits_of(model, **batch)
+        double = logits_of(model.double(), **{name: values.double() for name, values in batch.items()})
+        assert double.dtype == torch.float64
+        assert (single - double).abs().max() / double.abs().max() < 1e-4
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast_stays_close(self, dtype):
+        # Without masking: a pixel on the edge of the threshold may fall on the other side in half precision.
+        model, batch = tiny_model(confidence_threshold=0.0), tiny_batch()
+        full = logits_of(model, **batch)
+        with torch.autocast("cpu", dtype):
+            half = logits_of(model, **batch).float()
+        assert torch.isfinite(half).all()
+        assert (half - full).abs().mean() / full.abs().mean() < 0.05
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast_trains(self, dtype):
+        model = tiny_model().train()
+        with torch.autocast("cpu", dtype):
+            loss = model(**tiny_batch(), labels=torch.randint(0, 2, (2, 3, 48, 64))).loss
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+class TestShapes:
+    @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 32), (50, 101)])
+    @pytest.mark.parametrize("num_labels", [1, 3])
+    def test_any_size_and_number_of_frames(self, size, num_labels):
+        model = tiny_model(num_labels=num_labels)
+        with torch.no_grad():
+            outputs = model(**tiny_batch(clips=1, frames=1, size=size))
+        assert outputs.logits.shape == (1, 1, num_labels, *size)
+        assert [logits.shape for logits in outputs.stage_logits] == [outputs.logits.shape] * 4
+        assert outputs.stage_logits[-1] is outputs.logits
+        assert torch.isfinite(outputs.logits).all()
+
+    def test_a_pvt_backbone(self):
+        backbone = {
+            "model_type": "pvt_v2",
+            "hidden_sizes": [8, 8, 10, 16],
+            "depths": [1, 1, 1, 1],
+            "mlp_ratios": [2, 2, 2, 2],
+            "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        }
+        model = tiny_model(backbone_config=backbone)
+        assert logits_of(model, **tiny_batch(size=(50, 70))).shape == (2, 3, 1, 50, 70)
+        eps = {
+            name.rsplit(".", 2)[-2]: module.eps
+            for name, module in model.model.backbone.named_modules()
+            if name.endswith(("patch_embedding.layer_norm", "attention.layer_norm"))
+        }
+        assert eps == {"patch_embedding": 1e-5, "attention": 1e-5}
+        assert model.model.backbone.encoder.layers[0].layer_norm.eps == 1e-6
+
+    def test_hidden_states_and_attentions_on_request(self):
+        model = tiny_model(attn_implementation="eager")
+        with torch.no_grad():
+            outputs = model(**tiny_batch(), output_hidden_states=True, output_attentions=True)
+        sizes = [tuple(states.shape[-2:]) for states in outputs.hidden_states]
+        assert sizes == [(2, 2), (2, 2), (3, 4), (6, 8), (12, 16)]
+        # Both ways in three stages, one way in the finest; 3 frames with 4, 4, 9 and 16 visual tokens each.
+        shapes = [tuple(weights.shape[-2:]) for weights in outputs.attentions]
+        assert shapes == [(3, 12), (12, 3), (3, 12), (12, 3), (3, 27), (27, 3), (48, 3)]
+        for weights in outputs.attentions:
+            torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+    def test_without_cross_attention(self):
+        model = tiny_model(cross_attention=False)
+        assert not any("cross_attention" in name for name in model.state_dict())
+        assert logits_of(model, **tiny_batch()).shape == (2, 3, 1, 48, 64)
+
+    def test_tuple_output(self, model):
+        batch = tiny_batch()
+        with torch.no_grad():
+            values = model(**batch, return_dict=False)
+        assert torch.equal(values[0], logits_of(model, **batch))
+
+
+class TestLoading:
+    def test_save_and_load_bit_for_bit(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        assert (tmp_path / "model.safetensors").is_file()
+        loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path)
+        assert isinstance(loaded, PCMANetForAudioVisualSegmentation)
+        assert not loaded.training
+        batch = tiny_batch()
+        assert torch.equal(logits_of(loaded, **batch), logits_of(model, **batch))
+        assert isinstance(AutoConfig.from_pretrained(tmp_path), PCMANetConfig)
+        base = AutoModel.from_pretrained(tmp_path)
+        assert isinstance(base, PCMANetModel)
+        with torch.no_grad():
+            assert torch.equal(base(**batch).stage_logits[0], model.model(**batch).stage_logits[0])
+
+    def test_from_pretrained_backbones(self, tmp_path):
+        config = tiny_config()
+        visual, audio = AutoBackbone.from_config(config.backbone_config), VGGishModel(config.audio_config)
+        visual.save_pretrained(tmp_path / "visual")
+        audio.save_pretrained(tmp_path / "audio")
+        model = PCMANetForAudioVisualSegmentation.from_pretrained_backbones(
+            tmp_path / "visual", tmp_path / "audio", hidden_size=16, num_groups=2, num_labels=3
+        )
+        assert model.config.num_labels == 3
+        for ours, theirs in ((model.model.backbone, visual), (model.model.audio_encoder, audio)):
+            for name, weight in theirs.state_dict().items():
+                assert torch.equal(ours.state_dict()[name], weight), name
+
+    def test_another_number_of_classes_needs_a_word(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        labels = {"id2label": {0: "background", 1: "bell"}, "label2id": {"background": 0, "bell": 1}}
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path, **labels)
+        loaded = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **labels)
+        assert loaded.model.stages[0].head[-1].weight.shape[0] == 2
+        assert torch.equal(loaded.model.neck[0][0].weight, model.model.neck[0][0].weight)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"pixel_values": torch.zeros(2, 3, 48, 64)}, r"must be \(batch, frames, 3, height, width\).*got \(2, 3, 48, 64\)"),
+            ({"pixel_values": torch.zeros(2, 3, 3, 31, 64)}, "at least 32"),
+            ({"input_features": None}, "exactly one of .* got neither"),
+            ({"audio_embeds": torch.zeros(2, 3, 10)}, "exactly one of .* got both"),
+            ({"input_features": torch.zeros(2, 4, 1, 16, 8)}, r"`input_features` must start with \(batch, frames\) = \(2, 3\)"),
+            ({"input_features": torch.zeros(2, 3, 1, 8, 16)}, r"must be \(patches, \(1, 16, 8\)\)"),
+            ({"frame_mask": torch.ones(2, 2, dtype=torch.bool)}, "`frame_mask` must start with"),
+            ({"labels": torch.zeros(2, 3, 24, 32, dtype=torch.long)}, r"`labels` must be .* = \(2, 3, 48, 64\), got"),
+        ],
+    )
+    def test_wrong_inputs(self, model, change, message):
+        with pytest.raises(ValueError, match=message):
+            model(**{**tiny_batch(), **change})
+
+    def test_unknown_keyword(self, model):
+        with pytest.raises(TypeError, match=r"unknown keywords \['frame_masks'\]"):
+            model(**tiny_batch(), frame_masks=torch.ones(2, 3))
+
+    def test_vggish_configuration_stands_alone(self):
+        assert VGGishConfig().model_type == "vggish"
