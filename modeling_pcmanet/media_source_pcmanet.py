@@ -81,7 +81,7 @@ def decode(
     for packet in _packets(container, streams):
         try:
             yield from packet.decode()
-        except av.error.InvalidDataError:
+        except (av.error.InvalidDataError, av.error.EOFError):
             continue
 
 
@@ -208,7 +208,8 @@ def _packets(container: InputContainer, streams: tuple[VideoStream | AudioStream
     """Yields packets to the end, or to where the file breaks and then one more per stream, which empties its decoder."""
     try:
         yield from container.demux(streams)
-    except (av.error.InvalidDataError, av.error.EOFError):
+    except (av.error.InvalidDataError, av.error.EOFError, IndexError):
+        # IndexError: PyAV (18.1) fails after the last packet if a broadcast has added a stream under way.
         for stream in streams:
             last = av.Packet()
             last.stream = stream

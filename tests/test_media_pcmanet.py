@@ -370,6 +370,13 @@ def test_a_video_without_a_frame_is_refused(tmp_path: Path) -> None:
         read_media(bytes(data))
 
 
+def test_a_broadcast_may_add_a_sound_track(tmp_path: Path) -> None:
+    first = write_streams(tmp_path / "a.ts", every(0.04, 50))
+    second = write_streams(tmp_path / "b.ts", every(0.04, 50, 2.0), [(2.0, tone(2.0))], codecs=("libx264", "aac"))
+    media = read_media(first.read_bytes() + second.read_bytes(), audio=False)
+    assert numbers(media.frames) == [23, 48, 23, 48]
+
+
 def test_a_broadcast_may_change_its_size_and_its_channels(tmp_path: Path) -> None:
     codecs = ("libx264", "aac")
     first = write_streams(
