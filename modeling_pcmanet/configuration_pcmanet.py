@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 
 
 NUM_STAGES = 4
@@ -194,14 +194,7 @@ class PCMANetConfig(PreTrainedConfig):
     """
 
     model_type = "pcmanet"
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "backbone_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="pvt_v2",
-            init_kwargs={key: value for key, value in _PVT_V2_B5.items() if key != "model_type"},
-        ),
-        "audio_config": SubConfigSpec(config_class=VGGishConfig),
-    }
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig, "audio_config": VGGishConfig}
     # Trainer gathers every output it is not told to leave; these are diagnostics, not predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "stage_logits",
@@ -238,6 +231,10 @@ class PCMANetConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         _refuse_unknown_keywords(self, kwargs)
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            self.backbone_config = AutoConfig.for_model(**(self.backbone_config or _PVT_V2_B5))
+        if not isinstance(self.audio_config, PreTrainedConfig):
+            self.audio_config = VGGishConfig(**(self.audio_config or {}))
         num_labels = kwargs.get("num_labels", 1)
         if self.id2label is None:
             names = ["background", *(f"class {index}" for index in range(1, num_labels))]

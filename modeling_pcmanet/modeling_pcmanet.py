@@ -28,7 +28,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoBackbone
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -606,7 +606,9 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             OSError: If there are no weights under one of the names.
         """
         stages = ["stage1", "stage2", "stage3", "stage4"]
-        backbone = AutoBackbone.from_pretrained(str(visual), out_features=stages)
+        backbone_config = AutoConfig.from_pretrained(visual, out_features=stages)
+        # Not AutoBackbone.from_pretrained: it asks the Hub whether the name exists, which no local folder does.
+        backbone = MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)].from_pretrained(visual, config=backbone_config)
         audio_encoder = VGGishModel.from_pretrained(audio)
         model = cls(PCMANetConfig(backbone_config=backbone.config, audio_config=audio_encoder.config, **config))
         model.model.backbone.load_state_dict(backbone.state_dict())
