@@ -19,8 +19,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS as AVSBENCH_CLASSES
 from modeling_pcmanet.media_pcmanet import write_audio, write_video
 
+from .avsbench_labels import voc_palette
 from .synthetic_clips import NEGATIVE_KINDS, SPLITS, TASKS, SoundingShapes, SyntheticClip, mask_sounding
 from .synthetic_looks import CLASSES
 
@@ -44,16 +46,6 @@ EXAMPLES = """examples:
   python -m pcmanet.dataset_scripts.synthetic clip --sounds swapped --index 3 --output other_sounds.mp4
   python -m pcmanet.dataset_scripts.synthetic tree --task avss --train 60 --val 12 --test 12 --output data
 """
-
-# The 71 names of AVSBench-semantic; the position is the class index.
-NAMES_IN_ORDER = """
-    background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog
-    donkey drum duck elephant emergency-car erhu flute frying-food girl goose guitar gun guzheng hair-dryer handpan
-    harmonica harp helicopter hen horse keyboard leopard lion man marimba missile-rocket motorcycle mower parrot piano
-    pig pipa saw saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck trumpet tuba ukulele
-    utv vacuum-cleaner violin wolf woman
-"""
-AVSBENCH_CLASSES = tuple(NAMES_IN_ORDER.split())
 
 # What each class of ours is called in an AVSBench-semantic and in an S4 tree, in the order of `CLASSES`. Names with
 # hyphens and underscores are among them on purpose: loaders trip over them.
@@ -255,16 +247,6 @@ def _write_tables(tree: Path, task: str, rows: list[tuple[str, ...]]) -> None:
     if task == "avss":
         numbers = {name: number for number, name in enumerate(AVSBENCH_CLASSES, start=1)}
         (tree / "label2idx.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-
-
-def voc_palette(count: int = len(AVSBENCH_CLASSES)) -> np.ndarray:
-    """The colours of Pascal VOC, by which AVSBench-semantic's `labels_rgb` name the classes: uint8 (count, 3), RGB.
-
-    Bits 3k, 3k + 1 and 3k + 2 of the class index are bit 7 - k of red, green and blue.
-    """
-    index = np.arange(count)[:, None]
-    channel = np.arange(3)
-    return sum(((index >> (3 * k + channel)) & 1) << (7 - k) for k in range(3)).astype(np.uint8)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
