@@ -62,7 +62,7 @@ class ClipMetrics(ABC):
 
     @abstractmethod
     def _measure_frames(self, predictions: Tensor, targets: Tensor) -> Table:
-        """Columns for each of the frames; both arguments (frames, height, width), targets hold `ignore_index` where nothing is scored."""
+        """Columns for each of the frames, on the CPU; both arguments (frames, height, width), targets hold `ignore_index` where nothing is scored."""
 
     @abstractmethod
     def _summarize(self, groups: Table, protocol: Protocol) -> dict[str, float]:
@@ -74,7 +74,7 @@ class ClipMetrics(ABC):
         labels: Tensor,
         frame_mask: Tensor | None = None,
         label_mask: Tensor | None = None,
-        clip_indices: Sequence[int] | None = None,
+        clip_indices: Sequence[int] | Tensor | None = None,
     ) -> None:
         """Count one batch of clips.
 
@@ -98,7 +98,7 @@ class ClipMetrics(ABC):
         labels: Tensor,
         frame_mask: Tensor | None = None,
         label_mask: Tensor | None = None,
-        clip_indices: Sequence[int] | None = None,
+        clip_indices: Sequence[int] | Tensor | None = None,
     ) -> None:
         """Count one batch whose logits went through `reduce` before; arguments and errors as for `update`.
 
@@ -125,14 +125,14 @@ class ClipMetrics(ABC):
         label_mask: Tensor | None = None,
     ) -> Tensor:
         """Rows of a batch whose logits went through `reduce` before, float64 (batch, row width), on the CPU. Changes no state."""
-        if predictions.shape != labels.shape or labels.ndim != 4:
+        if predictions.shape != labels.shape or labels.ndim != 4 or 0 in labels.shape[1:]:
             raise ValueError(
                 f"predictions are {tuple(predictions.shape)} and labels {tuple(labels.shape)}, expected both as (batch, frames, height, width) of the "
                 "same size: resize the logits to the labels first"
             )
         targets = self._targets(labels.to(predictions.device), frame_mask, label_mask)
         table = self._measure_frames(predictions.flatten(0, 1), targets.flatten(0, 1))
-        rows = torch.cat([table[name].cpu().double().view(-1, width) for name, width in self.columns.items()], dim=1)
+        rows = torch.cat([table[name].double().view(-1, width) for name, width in self.columns.items()], dim=1)
         # Frame after frame, because a library's sum may round otherwise when there is padding behind: zeros added one by one change nothing.
         return functools.reduce(torch.add, rows.view(*labels.shape[:2], -1).unbind(1))
 
@@ -164,7 +164,7 @@ class ClipMetrics(ABC):
             raise ValueError(f"a mask is {tuple(mask.shape)}, expected (batch, frames) = {tuple(labels.shape[:2])}")
         return mask.to(labels.device, torch.bool)
 
-    def append(self, rows: Tensor, clip_indices: Sequence[int] | None = None) -> None:
+    def append(self, rows: Tensor, clip_indices: Sequence[int] | Tensor | None = None) -> None:
         """Add the rows that `count` made of one batch.
 
         Args:
@@ -175,7 +175,7 @@ class ClipMetrics(ABC):
             ValueError: clips with and without an index are mixed, or an index comes again with other labels.
         """
         numbered = clip_indices is not None
-        keys = list(clip_indices) if clip_indices is not None else self._next_keys(len(rows))
+        keys = [int(index) for index in clip_indices] if clip_indices is not None else self._next_keys(len(rows))
         if len(keys) != len(rows):
             raise ValueError(f"{len(keys)} clip indices came with {len(rows)} clips, expected one each")
         self._add_rows(keys, rows, [self._next_batch()] * len(rows), numbered=numbered)

@@ -98,12 +98,17 @@ def code_histogram(codes: Tensor, targets: Tensor, ignore_index: int = IGNORE_IN
     Returns:
         int64 (frames, 2, 256): pixels by target and code.
 
+    Raises:
+        ValueError: codes are not uint8.
+
     Example:
         >>> codes = torch.tensor([[[255, 1]]], dtype=torch.uint8)
         >>> histogram = code_histogram(codes, torch.tensor([[[1, 0]]]))
         >>> histogram[0, 1, 255].item(), histogram[0, 0, 1].item(), histogram.sum().item()
         (1, 1, 2)
     """
+    if codes.dtype != torch.uint8:
+        raise ValueError(f"codes are {codes.dtype}, expected the uint8 codes of quantize_probabilities")
     # Ignored pixels go to a third row that is thrown away: cheaper than picking the others out.
     frames = targets.shape[0]
     rows = torch.where(targets == ignore_index, 2, targets).long()
@@ -158,11 +163,19 @@ def class_counts(
     Returns:
         Three int64 tensors (frames, num_labels): intersection, predicted, target.
 
+    Raises:
+        ValueError: predictions are no class indices.
+
     Example:
         >>> predictions, targets = torch.tensor([[[0, 1], [1, 1]]]), torch.tensor([[[0, 0], [1, 255]]])
         >>> [count.tolist() for count in class_counts(predictions, targets, num_labels=2)]
         [[[1, 1]], [[1, 2]], [[2, 1]]]
     """
+    lowest, highest = (bound.item() for bound in predictions.aminmax())
+    if predictions.is_floating_point() or lowest < 0 or highest >= num_labels:
+        raise ValueError(
+            f"predictions are {predictions.dtype} from {lowest} to {highest}, expected class indices from 0 to {num_labels - 1}"
+        )
     # One more class collects what is not counted, and is dropped at the end.
     frames = targets.shape[0]
     offsets = (num_labels + 1) * torch.arange(frames, device=targets.device)[:, None, None]

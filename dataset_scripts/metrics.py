@@ -57,7 +57,7 @@ class BinaryMetrics(ClipMetrics):
         return dict.fromkeys(scalars, 1) | dict.fromkeys(curves, THRESHOLD_COUNT)
 
     def _measure_frames(self, predictions: Tensor, targets: Tensor) -> Table:
-        histogram = code_histogram(predictions, targets, self.ignore_index)
+        histogram = code_histogram(predictions, targets, self.ignore_index).cpu()
         pixels, target = histogram.sum((1, 2)), histogram[:, 1].sum(1)
         above_half, reached = foreground_counts(histogram), threshold_counts(histogram)
         intersection, predicted = above_half[:, 1], above_half.sum(1)
@@ -146,7 +146,8 @@ class SemanticMetrics(ClipMetrics):
         )
 
     def _measure_frames(self, predictions: Tensor, targets: Tensor) -> Table:
-        intersection, predicted, target = class_counts(predictions, targets, self.num_labels, self.ignore_index)
+        counts = class_counts(predictions, targets, self.num_labels, self.ignore_index)
+        intersection, predicted, target = (count.cpu() for count in counts)
         return {
             "frames": target.sum(1) > 0,
             "iou": class_iou(intersection, predicted, target),
@@ -216,8 +217,8 @@ class FalsePositiveMetrics(ClipMetrics):
     def _measure_frames(self, predictions: Tensor, targets: Tensor) -> Table:
         counted = targets != self.ignore_index
         first_foreground = FIRST_FOREGROUND_CODE if self.num_labels == 1 else 1
-        pixels = counted.sum((1, 2))
-        false_positives = (counted & (predictions >= first_foreground)).sum((1, 2))
+        pixels = counted.sum((1, 2)).cpu()
+        false_positives = (counted & (predictions >= first_foreground)).sum((1, 2)).cpu()
         rate = false_positives.double() / pixels.clamp(min=1)
         return {"frames": pixels > 0, "pixels": pixels, "rate": rate, "false_positives": false_positives}
 

@@ -74,7 +74,7 @@ class RobustnessMetrics:
         labels: Tensor,
         frame_mask: Tensor | None = None,
         label_mask: Tensor | None = None,
-        clip_indices: Sequence[int] | None = None,
+        clip_indices: Sequence[int] | Tensor | None = None,
         *,
         audio: Audio = "positive",
     ) -> None:
@@ -99,7 +99,7 @@ class RobustnessMetrics:
         labels: Tensor,
         frame_mask: Tensor | None = None,
         label_mask: Tensor | None = None,
-        clip_indices: Sequence[int] | None = None,
+        clip_indices: Sequence[int] | Tensor | None = None,
         *,
         audio: Audio = "positive",
     ) -> None:
@@ -122,7 +122,9 @@ class RobustnessMetrics:
             labels = torch.where(labels == self.ignore_index, labels, 0)
         return self._part(audio).count_predictions(predictions, labels, frame_mask, label_mask)
 
-    def append(self, rows: Tensor, clip_indices: Sequence[int] | None = None, *, audio: Audio = "positive") -> None:
+    def append(
+        self, rows: Tensor, clip_indices: Sequence[int] | Tensor | None = None, *, audio: Audio = "positive"
+    ) -> None:
         """Add the rows that `count_predictions` made of one batch; errors as for `BinaryMetrics.append`."""
         self._part(audio).append(rows, clip_indices)
 

@@ -88,7 +88,7 @@ def test_repeated_clip_counts_once():
     once, twice = BinaryMetrics(), BinaryMetrics()
     once.update(logits, labels)
     twice.update(logits, labels, clip_indices=range(CLIPS))
-    twice.update(logits[:2], labels[:2], clip_indices=[0, 1])
+    twice.update(logits[:2], labels[:2], clip_indices=torch.tensor([0, 1]))
     assert twice.compute() == once.compute()
 
 
@@ -263,6 +263,10 @@ def test_shapes_that_do_not_fit_are_named():
     logits, labels = make_clips(1)
     with pytest.raises(ValueError, match=r"predictions are \(7, 5, 12, 12\) and labels \(7, 5, 12, 8\)"):
         BinaryMetrics().update(logits, labels[..., :8])
+    with pytest.raises(
+        ValueError, match=r"labels \(7, 0, 12, 12\), expected both as \(batch, frames, height, width\)"
+    ):
+        BinaryMetrics().update(logits[:, :0], labels[:, :0])
     with pytest.raises(ValueError, match=r"a mask is \(5,\), expected \(batch, frames\) = \(7, 5\)"):
         BinaryMetrics().update(logits, labels, frame_mask=torch.ones(5, dtype=torch.bool))
 

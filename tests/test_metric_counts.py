@@ -114,6 +114,18 @@ def test_class_counts_equal_one_class_after_the_other():
             assert [int(count[frame, label]) for count in counts] == expected
 
 
+@pytest.mark.parametrize(("wrong", "shown"), [(5, "from 0 to 5"), (-1, "from -1 to 0")])
+def test_predictions_that_are_no_classes_are_named(wrong: int, shown: str):
+    predictions = torch.tensor([[[0, wrong]]])
+    with pytest.raises(ValueError, match=f"torch.int64 {shown}, expected class indices from 0 to 4"):
+        class_counts(predictions, torch.zeros(1, 1, 2, dtype=torch.long), num_labels=5)
+
+
+def test_masks_are_not_taken_for_codes():
+    with pytest.raises(ValueError, match="codes are torch.int64, expected the uint8 codes of quantize_probabilities"):
+        code_histogram(torch.ones(1, 2, 2, dtype=torch.long), torch.ones(1, 2, 2, dtype=torch.long))
+
+
 def test_two_by_two_by_hand():
     # Prediction 1 1 / 0 0 against target 1 0 / 0 1: one pixel in both, two predicted, two labelled, so IoU 1/3 and P = R = F = 1/2.
     counts = [torch.tensor(count) for count in (1, 2, 2)]

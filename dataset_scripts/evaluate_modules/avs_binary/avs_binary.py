@@ -5,6 +5,7 @@ from typing import Any
 import evaluate
 
 from pcmanet.dataset_scripts import clip_evaluation
+from pcmanet.dataset_scripts.clip_metrics import Protocol
 from pcmanet.dataset_scripts.metrics import BinaryMetrics
 
 
@@ -17,7 +18,7 @@ class AvsBinary(clip_evaluation.ClipEvaluation):
         **options: what `evaluate.load` hands over.
     """
 
-    def __init__(self, *, protocol: str = "official", ignore_index: int | None = None, **options: Any):
+    def __init__(self, *, protocol: Protocol = "official", ignore_index: int | None = None, **options: Any):
         metrics = BinaryMetrics(protocol, **({} if ignore_index is None else {"ignore_index": ignore_index}))
         super().__init__(metrics, binary=True, ignore_index=ignore_index, **options)
 

@@ -7,6 +7,7 @@ import evaluate
 import torch
 
 from pcmanet.dataset_scripts import clip_evaluation
+from pcmanet.dataset_scripts.clip_metrics import Protocol
 from pcmanet.dataset_scripts.robustness_metrics import RobustnessMetrics
 
 
@@ -21,7 +22,7 @@ class AvsRobustness(clip_evaluation.ClipEvaluation):
     """
 
     def __init__(
-        self, *, num_labels: int = 1, protocol: str = "official", ignore_index: int | None = None, **options: Any
+        self, *, num_labels: int = 1, protocol: Protocol = "official", ignore_index: int | None = None, **options: Any
     ):
         metrics = RobustnessMetrics(
             num_labels, protocol, **({} if ignore_index is None else {"ignore_index": ignore_index})

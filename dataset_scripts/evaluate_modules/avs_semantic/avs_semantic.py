@@ -5,6 +5,7 @@ from typing import Any
 import evaluate
 
 from pcmanet.dataset_scripts import clip_evaluation
+from pcmanet.dataset_scripts.clip_metrics import Protocol
 from pcmanet.dataset_scripts.metrics import SemanticMetrics
 
 
@@ -23,7 +24,7 @@ class AvsSemantic(clip_evaluation.ClipEvaluation):
         self,
         *,
         num_labels: int = 71,
-        protocol: str = "official",
+        protocol: Protocol = "official",
         ignore_index: int = 255,
         report_published_no_background: bool = False,
         **options: Any,
