@@ -49,7 +49,9 @@ def test_labels_of_the_semantic_task():
     config = PCMANetConfig.from_preset("tiny", num_labels=3)
     assert config.id2label == {0: "background", 1: "class 1", 2: "class 2"}
     assert config.label2id["class 2"] == 2
-    named = PCMANetConfig.from_preset("tiny", id2label={0: "background", 1: "bell"}, label2id={"background": 0, "bell": 1})
+    named = PCMANetConfig.from_preset(
+        "tiny", id2label={0: "background", 1: "bell"}, label2id={"background": 0, "bell": 1}
+    )
     assert (named.num_labels, named.id2label[1]) == (2, "bell")
 
 
@@ -61,7 +63,9 @@ def test_avsbench_labels_are_background_and_70_names_in_ascii_order():
 
 
 def test_round_trip_through_json(tmp_path):
-    config = PCMANetConfig.from_preset("tiny", num_labels=4, token_layout="scrambled", stage_loss_weights=[0.1, 0.2, 0.3, 1.0])
+    config = PCMANetConfig.from_preset(
+        "tiny", num_labels=4, token_layout="scrambled", stage_loss_weights=[0.1, 0.2, 0.3, 1.0]
+    )
     config.save_pretrained(tmp_path)
     assert PCMANetConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
     assert isinstance(AutoConfig.from_pretrained(tmp_path), PCMANetConfig)

@@ -56,7 +56,9 @@ def test_sum_over_stages_of_the_mean_over_annotated_frames():
     weights = [0.5, 1.0, 1.5, 2.0]
     frames = [(0, 0), (1, 0), (1, 1)]
     expected = sum(
-        weight * sum(binary_loss(logits[clip, frame][None], labels[clip, frame][None]).item() for clip, frame in frames) / 3
+        weight
+        * sum(binary_loss(logits[clip, frame][None], labels[clip, frame][None]).item() for clip, frame in frames)
+        / 3
         for weight, logits in zip(weights, stages, strict=True)
     )
     assert deeply_supervised_loss(stages, labels, annotated, weights).item() == pytest.approx(expected, rel=1e-6)

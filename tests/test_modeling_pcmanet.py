@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from tiny_model import tiny_batch, tiny_config, tiny_model
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForUniversalSegmentation
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetModel, VGGishConfig, VGGishModel
-from tiny_model import tiny_batch, tiny_config, tiny_model
+from modeling_pcmanet.modeling_pcmanet import ClipLayout
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,9 @@ def logits_of(model: PCMANetForAudioVisualSegmentation, **batch: torch.Tensor) -
     return model(**batch).logits
 
 
-def stack_padded(short: dict[str, torch.Tensor], long: dict[str, torch.Tensor], fill: float = 7.0) -> dict[str, torch.Tensor]:
+def stack_padded(
+    short: dict[str, torch.Tensor], long: dict[str, torch.Tensor], fill: float = 7.0
+) -> dict[str, torch.Tensor]:
     """Put two one-clip batches of different lengths into one batch; the padding holds garbage on purpose."""
     frames = long["pixel_values"].shape[1]
     length = short["pixel_values"].shape[1]
@@ -103,7 +106,9 @@ class TestConfidentMasking:
         with torch.no_grad():
             outputs = model.model(**tiny_batch())
         coarser = None
-        for logits, mask, ratio in zip(outputs.stage_logits, outputs.confidence_masks, outputs.kept_ratios, strict=False):
+        for logits, mask, ratio in zip(
+            outputs.stage_logits, outputs.confidence_masks, outputs.kept_ratios, strict=False
+        ):
             confidence = logits[:, :, 0].sigmoid() if num_labels == 1 else logits.softmax(2).amax(2)
             expected = (confidence >= 0.01) & (confidence <= 0.99)
             if coarser is not None:
@@ -142,8 +147,6 @@ class TestConfidentMasking:
 
     @staticmethod
     def _attention_inputs(model):
-        from modeling_pcmanet.modeling_pcmanet import ClipLayout
-
         generator = torch.Generator().manual_seed(5)
         channels = model.config.hidden_size
         return (
@@ -384,11 +387,17 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"pixel_values": torch.zeros(2, 3, 48, 64)}, r"must be \(batch, frames, 3, height, width\).*got \(2, 3, 48, 64\)"),
+            (
+                {"pixel_values": torch.zeros(2, 3, 48, 64)},
+                r"must be \(batch, frames, 3, height, width\).*got \(2, 3, 48, 64\)",
+            ),
             ({"pixel_values": torch.zeros(2, 3, 3, 31, 64)}, "at least 32"),
             ({"input_features": None}, "exactly one of .* got neither"),
             ({"audio_embeds": torch.zeros(2, 3, 10)}, "exactly one of .* got both"),
-            ({"input_features": torch.zeros(2, 4, 1, 16, 8)}, r"`input_features` must start with \(batch, frames\) = \(2, 3\)"),
+            (
+                {"input_features": torch.zeros(2, 4, 1, 16, 8)},
+                r"`input_features` must start with \(batch, frames\) = \(2, 3\)",
+            ),
             ({"input_features": torch.zeros(2, 3, 1, 8, 16)}, r"must be \(patches, \(1, 16, 8\)\)"),
             ({"frame_mask": torch.ones(2, 2, dtype=torch.bool)}, "`frame_mask` must start with"),
             ({"labels": torch.zeros(2, 3, 24, 32, dtype=torch.long)}, r"`labels` must be .* = \(2, 3, 48, 64\), got"),

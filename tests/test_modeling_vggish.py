@@ -36,7 +36,10 @@ def test_published_sizes():
         model = VGGishModel(VGGishConfig())
     assert sum(parameter.numel() for parameter in model.parameters()) == 72_141_184
     names = {name.rsplit(".", 1)[0] for name in model.state_dict()}
-    expected = {*(f"features.{index}" for index in (0, 3, 6, 8, 11, 13)), *(f"embeddings.{index}" for index in (0, 2, 4))}
+    expected = {
+        *(f"features.{index}" for index in (0, 3, 6, 8, 11, 13)),
+        *(f"embeddings.{index}" for index in (0, 2, 4)),
+    }
     assert names == expected
 
 

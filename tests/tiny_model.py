@@ -52,7 +52,9 @@ def tiny_model(seed: int = 2, sharpness: float = 2.0, **overrides: Any) -> PCMAN
     return model
 
 
-def tiny_batch(clips: int = 2, frames: int = 3, size: tuple[int, int] = (48, 64), seed: int = 0) -> dict[str, torch.Tensor]:
+def tiny_batch(
+    clips: int = 2, frames: int = 3, size: tuple[int, int] = (48, 64), seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Make random frames and log-mel patches."""
     generator = torch.Generator().manual_seed(seed)
     return {

@@ -1,0 +1,125 @@
+"""Measures a checkpoint on Sounding Shapes, on clips from a random stream that training never touches.
+
+The figures in the model cards of the two demo models:
+
+    python examples/evaluate_sounding_shapes.py examples/demo_model
+    python examples/evaluate_sounding_shapes.py examples/demo_model_semantic
+
+Three questions: how well does it segment what sounds, does it follow when the same pictures get other sounds, and how much
+does it claim when nothing in the picture sounds? The first two are answered under all three protocols.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, FalsePositiveMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.synthetic_clips import NEGATIVE_KINDS, SoundingShapes, SyntheticClip
+
+
+PROTOCOLS = ("official", "batch", "dataset")
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of a checkpoint with its processor")
+    parser.add_argument("--clips", type=int, default=200, help="held-out clips per question (default: 200)")
+    parser.add_argument("--seed", type=int, default=2026, help="of the held-out clips (training uses 0)")
+    parser.add_argument("--batch-size", type=int, default=4, help="clips per forward pass, and per group of `batch`")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args()
+
+
+def questions(dataset: SoundingShapes) -> dict[str, Iterator[SyntheticClip]]:
+    """The clips of every question, made one by one."""
+    indices = range(len(dataset))
+    negatives = {
+        f"{kind.replace('_', ' ')} instead of the sound": (dataset.negative(index, kind) for index in indices)
+        for kind in NEGATIVE_KINDS
+    }
+    return {
+        "the clip as it is": (dataset[index] for index in indices),
+        "the same pictures, other sounds": (dataset.swap_sounds(index) for index in indices),
+        **negatives,
+    }
+
+
+@torch.inference_mode()
+def measure(
+    model: PCMANetForAudioVisualSegmentation,
+    collate: ClipCollator,
+    clips: Iterator[SyntheticClip],
+    metrics: BinaryMetrics | SemanticMetrics | FalsePositiveMetrics,
+    args: argparse.Namespace,
+    title: str,
+) -> None:
+    """Runs the model over the clips of one question and feeds the measure."""
+    batch: list[SyntheticClip] = []
+    for number, clip in enumerate(tqdm(clips, desc=title, total=args.clips), start=1):
+        batch.append(clip)
+        if len(batch) == args.batch_size or number == args.clips:
+            inputs = collate(batch).to(model.device)
+            metrics.update(
+                model(**inputs).logits.float(), inputs["labels"], inputs["frame_mask"], inputs["label_mask"]
+            )
+            batch = []
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Answers every question; rows by question, columns by measure and protocol."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = PCMANetForAudioVisualSegmentation.from_pretrained(args.model).eval().to(device)
+    processor = PCMANetProcessor.from_pretrained(args.model)
+    num_labels = model.config.num_labels
+    size = processor.image_processor.size
+    task = "ms3" if num_labels == 1 else "avss"
+    dataset = SoundingShapes(
+        task, "test", length=args.clips, seed=args.seed, height=size["height"], width=size["width"]
+    )
+    collate = ClipCollator(processor, binary=num_labels == 1)
+    rows = {}
+    for title, clips in questions(dataset).items():
+        if "instead" in title:
+            metrics = FalsePositiveMetrics(num_labels)
+            measure(model, collate, clips, metrics, args, title)
+            rows[title] = {"pixels claimed": metrics.compute()["false_positive_rate"]}
+            continue
+        metrics = BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels)
+        measure(model, collate, clips, metrics, args, title)
+        rows[title] = {
+            f"{name} ({protocol})": metrics.compute(protocol)[key]
+            for protocol in PROTOCOLS
+            for name, key in (("mIoU", "miou"), ("F", "f_score"))
+        }
+    return rows
+
+
+def print_table(rows: dict[str, dict[str, float]]) -> None:
+    """Prints Markdown, with the negative sounds in a table of their own."""
+    for scored in (True, False):
+        part = {title: figures for title, figures in rows.items() if ("pixels claimed" not in figures) == scored}
+        columns = list(next(iter(part.values())))
+        print(f"\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+        for title, figures in part.items():
+            cells = (f"{value:.4f}" if scored else f"{value:.3%}" for value in figures.values())
+            print(f"| {title} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    """Measures and prints."""
+    args = parse_args()
+    rows = evaluate(args)
+    print_table(rows)
+    if args.json is not None:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

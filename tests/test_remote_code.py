@@ -1,0 +1,87 @@
+"""A checkpoint with its code works in a process that does not have our package."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import tiny_config, tiny_model
+
+from modeling_pcmanet import (
+    PCMANetConfig,
+    PCMANetFeatureExtractor,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
+    PCMANetModel,
+    PCMANetProcessor,
+)
+from modeling_pcmanet.media_pcmanet import write_video
+
+
+STRANGER = """
+import json, sys
+# The editable install is taken out of this process: what is imported comes from the checkpoint.
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.path = [path for path in sys.path if path not in ("", sys.argv[3])]
+try:
+    import modeling_pcmanet
+    sys.exit("our package is importable here")
+except ImportError:
+    pass
+import torch
+from transformers import AutoModelForUniversalSegmentation, AutoProcessor
+model = AutoModelForUniversalSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.no_grad():
+    logits = model(**processor(videos=sys.argv[2])).logits
+print(json.dumps({"module": type(model).__module__, "sum": logits.double().sum().item(), "shape": list(logits.shape)}))
+"""
+
+
+@pytest.fixture
+def checkpoint_with_code(tmp_path):
+    """Save a tiny checkpoint with its code; the switch is turned off again for the other tests of this process."""
+    classes = {
+        PCMANetConfig: "AutoConfig",
+        PCMANetModel: "AutoModel",
+        PCMANetForAudioVisualSegmentation: "AutoModelForUniversalSegmentation",
+        PCMANetProcessor: "AutoProcessor",
+        PCMANetImageProcessor: "AutoImageProcessor",
+        PCMANetFeatureExtractor: "AutoFeatureExtractor",
+    }
+    for cls, auto in classes.items():
+        cls.register_for_auto_class(auto)
+    model = tiny_model(audio_config={**tiny_config().audio_config.to_dict(), "num_mel_frames": 96, "num_mel_bins": 64})
+    processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 48, "width": 64}), PCMANetFeatureExtractor())
+    try:
+        model.save_pretrained(tmp_path / "checkpoint")
+        processor.save_pretrained(tmp_path / "checkpoint")
+    finally:
+        for cls in classes:
+            cls._auto_class = None
+    return tmp_path / "checkpoint", model, processor
+
+
+def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
+    folder, model, processor = checkpoint_with_code
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "clip.mp4", frames, 10, generator.uniform(-0.5, 0.5, (1, 32000)).astype(np.float32), 16000)
+    root = str(folder.parent.parent)
+    result = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(folder), str(tmp_path / "clip.mp4"), root],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    answer = json.loads(result.stdout.splitlines()[-1])
+    assert answer["module"].startswith("transformers_modules.")
+    with torch.no_grad():
+        logits = model(**processor(videos=tmp_path / "clip.mp4")).logits
+    assert answer["shape"] == list(logits.shape) == [1, 2, 1, 48, 64]
+    assert answer["sum"] == pytest.approx(logits.double().sum().item(), rel=1e-5)
