@@ -1,0 +1,355 @@
+"""Published weights into ours: PCMANet of all six variants, and VGGish, PVT-v2 and ResNet-50 files.
+
+    python -m modeling_pcmanet.convert_pcmanet_to_hf --checkpoint S4_pvt.pth --audio-checkpoint vggish.pth --output pcmanet
+    python -m modeling_pcmanet.convert_pcmanet_to_hf --checkpoint vggish.pth --output vggish
+    python -m modeling_pcmanet.convert_pcmanet_to_hf --checkpoint pvt_v2_b5.pth --output pvt-v2-b5
+
+What a file holds is recognised from its keys. Every key is accounted for: mapped, or dropped for a stated reason, or the
+conversion fails and lists it. `weight_file_pcmanet` opens files, `weight_map_pcmanet` holds the map.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from transformers import AutoBackbone, PvtV2Config, ResNetConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from .configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS, PCMANetConfig, VGGishConfig
+from .feature_extraction_pcmanet import PCMANetFeatureExtractor
+from .image_processing_pcmanet import PCMANetImageProcessor
+from .modeling_pcmanet import PCMANetForAudioVisualSegmentation
+from .modeling_vggish import VGGishModel
+from .processing_pcmanet import PCMANetProcessor
+from .weight_file_pcmanet import ConversionError, StateDict, read_state_dict, without_wrappers
+from .weight_map_pcmanet import (
+    PCMANET,
+    PVT_V2,
+    RESNET_50,
+    VGGISH,
+    PublishedFormat,
+    RenamedWeights,
+    recognise,
+    refuse_any,
+    rename_keys,
+)
+
+
+_AUDIO_ENCODER = "model.audio_encoder."
+_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+# The classes whose code goes to the Hub, and the Auto class that finds each there.
+AUTO_CLASSES: dict[type, str] = {
+    PCMANetConfig: "AutoConfig",
+    VGGishConfig: "AutoConfig",
+    PCMANetForAudioVisualSegmentation: "AutoModelForUniversalSegmentation",
+    VGGishModel: "AutoModel",
+    PCMANetImageProcessor: "AutoImageProcessor",
+    PCMANetFeatureExtractor: "AutoFeatureExtractor",
+    PCMANetProcessor: "AutoProcessor",
+}
+
+# Hidden sizes, depths, MLP ratios of the published PVT-v2 networks B0 to B5 (arXiv 2106.13797, table 1).
+_PVT_V2_SIZES: dict[str, tuple[list[int], list[int], list[int]]] = {
+    "B0": ([32, 64, 160, 256], [2, 2, 2, 2], [8, 8, 4, 4]),
+    "B1": ([64, 128, 320, 512], [2, 2, 2, 2], [8, 8, 4, 4]),
+    "B2": ([64, 128, 320, 512], [3, 4, 6, 3], [8, 8, 4, 4]),
+    "B3": ([64, 128, 320, 512], [3, 4, 18, 3], [8, 8, 4, 4]),
+    "B4": ([64, 128, 320, 512], [3, 8, 27, 3], [8, 8, 4, 4]),
+    "B5": ([64, 128, 320, 512], [3, 6, 40, 3], [4, 4, 4, 4]),
+}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted file.
+
+    Attributes:
+        title: What was recognised, for example `"PCMANet for S4 with PVT-v2-B5"`.
+        model: Ours, with its configuration.
+        dropped: Published key, or part of one, to the reason why it was left behind.
+        notes: What a user of the result has to know.
+        has_audio_encoder: False for a PCMANet whose audio encoder is random; `save` leaves that one out.
+    """
+
+    title: str
+    model: PreTrainedModel
+    dropped: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    has_audio_encoder: bool = True
+
+    def save(self, output: Path) -> None:
+        """Write model, configuration and, for a PCMANet, the processor into a folder that appears complete or not at all.
+
+        Raises:
+            FileExistsError: If the folder exists and is not empty.
+        """
+        weights = self.model.state_dict()
+        if not self.has_audio_encoder:
+            weights = {name: weight for name, weight in weights.items() if not name.startswith(_AUDIO_ENCODER)}
+        with _written_aside(output) as folder:
+            self.model.save_pretrained(folder, state_dict=weights)
+            if isinstance(self.model.config, PCMANetConfig):
+                PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(folder)
+
+    def describe(self) -> str:
+        """Say in a few lines what was recognised, what was dropped and why, and what to know."""
+        keys_by_reason: dict[str, list[str]] = {}
+        for key, reason in self.dropped.items():
+            keys_by_reason.setdefault(reason, []).append(key)
+        lines = [f"Recognised: {self.title}."]
+        for reason, keys in keys_by_reason.items():
+            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+            lines.append(f"Dropped {len(keys)} ({reason}): {shown}")
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+
+# The network that the shapes ask for.
+
+
+def convert_state_dict(
+    published: StateDict, audio: StateDict | None = None, *, without_audio_encoder: bool = False
+) -> Conversion:
+    """Convert published weights, without copying those that are float32 already.
+
+    Args:
+        published: State dict of a PCMANet, VGGish, PVT-v2 (names of its authors, timm or transformers) or ResNet-50
+            (names of torchvision, timm or transformers); all keys may lie below `module.` or `_orig_mod.`.
+        audio: State dict of a VGGish, for a PCMANet that does not bring its own; published ones do not.
+        without_audio_encoder: Convert a PCMANet without VGGish; then only `audio_embeds` may be given to it.
+
+    Returns:
+        The model in eval mode and what there is to say about it.
+
+    Raises:
+        ConversionError: If the format is not known, a key or weight on either side is left over or has another shape,
+            or a PCMANet's audio encoder comes from nowhere or from two places.
+    """
+    published = without_wrappers(published)
+    known = recognise(published)
+    renamed = rename_keys(published, known)
+    if known is PCMANET:
+        return _convert_pcmanet(published, renamed, audio, without_audio_encoder)
+    if audio is not None or without_audio_encoder:
+        raise ConversionError(f"A {known.name} file has no audio encoder to choose; leave the audio options out.")
+    with torch.device("meta"):
+        title, model = _build_backbone(known, renamed)
+    notes = ()
+    if known is PVT_V2:
+        notes = (
+            "PVT-v2 expects eps 1e-5 in its patch-embedding and spatial-reduction norms. PCMANet sets it; AutoBackbone "
+            "alone computes with 1e-6, 1e-4 off.",
+        )
+    return Conversion(title, _filled(model, renamed), renamed.dropped, notes)
+
+
+def _build_backbone(known: PublishedFormat, renamed: RenamedWeights) -> tuple[str, PreTrainedModel]:
+    """Build the network of a VGGish, ResNet-50 or PVT-v2 file and name it."""
+    if known is VGGISH:
+        return known.name, VGGishModel(VGGishConfig())
+    if known is RESNET_50:
+        return known.name, AutoBackbone.from_config(ResNetConfig(out_features=_STAGES))
+    size, config = _pvt_v2_config(renamed)
+    return f"{known.name}-{size}", AutoBackbone.from_config(config)
+
+
+def _pvt_v2_config(renamed: RenamedWeights) -> tuple[str, PvtV2Config]:
+    """Find the published size that a PVT-v2 has; a file that lost its last blocks has none."""
+    widths = [_shape(renamed, f"encoder.layers.{stage}.patch_embedding.proj.weight")[0] for stage in range(4)]
+    matches = (re.match(r"encoder\.layers\.(\d)\.blocks\.(\d+)\.", name) for name in renamed.weights)
+    blocks = {match.groups() for match in matches if match}
+    depths = [sum(block[0] == str(stage) for block in blocks) for stage in range(4)]
+    for size, (hidden_sizes, published_depths, mlp_ratios) in _PVT_V2_SIZES.items():
+        if (widths, depths) == (hidden_sizes, published_depths):
+            return size, PvtV2Config(
+                hidden_sizes=hidden_sizes,
+                depths=depths,
+                mlp_ratios=mlp_ratios,
+                num_attention_heads=[1, 2, 5, 8],
+                sr_ratios=[8, 4, 2, 1],
+                layer_norm_eps=1e-6,
+                drop_path_rate=0.1,
+                out_features=_STAGES,
+            )
+    raise ConversionError(f"No published PVT-v2 has widths {widths} and depths {depths}; is the file complete?")
+
+
+def _convert_pcmanet(
+    published: StateDict, renamed: RenamedWeights, audio: StateDict | None, without_audio_encoder: bool
+) -> Conversion:
+    """Convert a PCMANet of any of the six variants."""
+    config = _pcmanet_config(renamed)
+    _add_audio_encoder(renamed, audio, without_audio_encoder)
+    with torch.device("meta"):
+        model = PCMANetForAudioVisualSegmentation(config)
+    notes = ["token_layout, masked_query_gradients and padded_frames are set as the weights were trained."]
+    if without_audio_encoder:
+        notes.append("There is no audio encoder: give audio_embeds, because input_features would meet random weights.")
+    return Conversion(
+        _pcmanet_title(published, config),
+        _filled(model, renamed),
+        renamed.dropped,
+        tuple(notes),
+        has_audio_encoder=not without_audio_encoder,
+    )
+
+
+def _pcmanet_config(renamed: RenamedWeights) -> PCMANetConfig:
+    """Read from the shapes what the variants differ in: backbone, groups and classes."""
+    width, group_width = _shape(renamed, "model.stages.0.group_attention.visual_projection.0.weight")[:2]
+    num_labels = _shape(renamed, "model.stages.3.head.3.weight")[0]
+    labels = {"num_labels": num_labels}
+    if num_labels == len(AVSBENCH_SEMANTIC_LABELS):
+        names = dict(enumerate(AVSBENCH_SEMANTIC_LABELS))
+        labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    is_pvt = any(name.startswith("model.backbone.encoder.layers.") for name in renamed.weights)
+    return PCMANetConfig.from_preset(
+        "pvt_v2_b5" if is_pvt else "resnet50",
+        num_groups=width // group_width,
+        # How the weights were trained; the configuration says beside each default what is wrong with it.
+        token_layout="scrambled",
+        masked_query_gradients=False,
+        padded_frames="zeroed" if num_labels > 1 else "excluded",
+        **labels,
+    )
+
+
+def _pcmanet_title(published: StateDict, config: PCMANetConfig) -> str:
+    """Name the variant; the two binary settings differ only in the names and numbers asked for here."""
+    is_pvt = config.backbone_config.model_type == "pvt_v2"
+    is_multi_source = "aud_fc.weight" in published if is_pvt else config.num_groups != 4
+    binary_setting = "MS3" if is_multi_source else "S4"
+    setting = binary_setting if config.num_labels == 1 else "AVSS"
+    return f"PCMANet for {setting} with {'PVT-v2-B5' if is_pvt else 'ResNet-50'}"
+
+
+def _add_audio_encoder(renamed: RenamedWeights, audio: StateDict | None, without_audio_encoder: bool) -> None:
+    """Complete a PCMANet's weights with those of the audio encoder, from exactly one place."""
+    is_inside = any(name.startswith(_AUDIO_ENCODER) for name in renamed.weights)
+    if is_inside + (audio is not None) + without_audio_encoder != 1:
+        raise ConversionError(
+            "The audio encoder must come from exactly one place. Published PCMANet checkpoints do not hold it: give "
+            "published VGGish weights with --audio-checkpoint, or --without-audio-encoder if you will pass only "
+            f"audio_embeds. Here the checkpoint {'holds' if is_inside else 'does not hold'} VGGish, --audio-checkpoint is "
+            f"{'not ' if audio is None else ''}given, --without-audio-encoder is "
+            f"{'' if without_audio_encoder else 'not '}given."
+        )
+    if is_inside:
+        return
+    if audio is None:
+        weights = VGGishModel(VGGishConfig()).state_dict()
+    else:
+        audio_encoder = convert_state_dict(audio)
+        if not isinstance(audio_encoder.model, VGGishModel):
+            raise ConversionError(f"The audio checkpoint must hold VGGish, it holds {audio_encoder.title}.")
+        weights = audio_encoder.model.state_dict()
+        renamed.dropped.update(audio_encoder.dropped)
+    renamed.weights.update({_AUDIO_ENCODER + name: weight for name, weight in weights.items()})
+
+
+def _shape(renamed: RenamedWeights, name: str) -> torch.Size:
+    """Look up a shape that decides the configuration."""
+    if name not in renamed.weights:
+        refuse_any({"weights of ours that the file lacks": [name]})
+    return renamed.weights[name].shape
+
+
+def _filled(model: PreTrainedModel, renamed: RenamedWeights) -> PreTrainedModel:
+    """Give a model on the meta device its weights, all of them and no others."""
+    expected, weights = model.state_dict(), dict(renamed.weights)
+    # Files from before PyTorch 0.4.1, torchvision's first ResNet-50 among them, do not count batches; nothing reads it.
+    if not any(name.endswith(".num_batches_tracked") for name in weights):
+        weights |= {name: torch.tensor(0) for name in expected if name.endswith(".num_batches_tracked")}
+    refuse_any(
+        {
+            "weights of ours that the file lacks": [name for name in expected if name not in weights],
+            "keys that ours has no place for": [renamed.origins[name] for name in weights if name not in expected],
+            "keys of another shape": [
+                f"{renamed.origins[name]} {tuple(weights[name].shape)}, ours is {name} {tuple(tensor.shape)}"
+                for name, tensor in expected.items()
+                if name in weights and weights[name].shape != tensor.shape
+            ],
+        }
+    )
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+# Writing.
+
+
+@contextmanager
+def _written_aside(output: Path) -> Iterator[Path]:
+    """Give a folder to write into that gets its final name only when all is written."""
+    output = output.resolve()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is no empty folder; give another --output or remove it.")
+    folder = output.with_name(f".{output.name}.{os.getpid()}")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        folder.replace(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def push_to_hub(folder: Path, repository: str) -> None:
+    """Upload a written folder to a model repository, which is created if there is none."""
+    hub = HfApi()
+    hub.create_repo(repository, exist_ok=True)
+    hub.upload_folder(folder_path=folder, repo_id=repository, commit_message="Convert published weights")
+
+
+def save_code_with_weights() -> None:
+    """Let `save_pretrained` put our modules beside the weights, so that the Hub's copy loads with trust_remote_code."""
+    for ours, auto_class in AUTO_CLASSES.items():
+        ours.register_for_auto_class(auto_class)
+
+
+def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_pcmanet.convert_pcmanet_to_hf", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="published weights, .pth or .safetensors")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write, new or empty")
+    parser.add_argument("--audio-checkpoint", type=Path, help="published VGGish weights for a PCMANet")
+    parser.add_argument(
+        "--without-audio-encoder",
+        action="store_true",
+        help="convert a PCMANet that will only get audio_embeds (VGGish features computed elsewhere)",
+    )
+    parser.add_argument("--push-to-hub", metavar="ID", help="also upload to this model repository, with our code")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert a file as the command line says."""
+    options = _parse_args(arguments)
+    try:
+        audio = None if options.audio_checkpoint is None else read_state_dict(options.audio_checkpoint)
+        conversion = convert_state_dict(
+            read_state_dict(options.checkpoint), audio, without_audio_encoder=options.without_audio_encoder
+        )
+        if options.push_to_hub:
+            save_code_with_weights()
+        conversion.save(options.output)
+    except (ConversionError, OSError) as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(f"{conversion.describe()}\nWritten to {options.output}\n")
+    if options.push_to_hub:
+        push_to_hub(options.output, options.push_to_hub)
+
+
+__all__ = ["AUTO_CLASSES", "Conversion", "convert_state_dict", "push_to_hub", "save_code_with_weights"]
+
+
+if __name__ == "__main__":
+    main()

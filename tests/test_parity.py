@@ -1,0 +1,77 @@
+"""Equality with the published network.
+
+`fixtures/parity_recorded.json` holds what the published code computed in eval mode and float32 on the weights and inputs
+that `published_weights` draws again.
+"""
+
+import json
+
+import pytest
+import torch
+from published_weights import FIXTURES, published_shapes, seeded_inputs, seeded_state_dict
+from tiny_model import tiny_config
+
+from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict
+from modeling_pcmanet.modeling_pcmanet import ClipLayout, QuerySelectedCrossAttention
+
+
+TOLERANCE = 1e-4
+RECORDED_CASES = [
+    pytest.param(
+        recorded,
+        id=f"{recorded['setting']}-{recorded['backbone']}",
+        marks=[pytest.mark.slow] if "AVSS" in recorded["setting"] or recorded["backbone"] == "pvt" else [],
+    )
+    for recorded in json.loads((FIXTURES / "parity_recorded.json").read_text())
+]
+
+
+def summary(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What was recorded of one stage's logits (frames, num_labels, height, width), in float64."""
+    logits = logits.double()
+    return {
+        "mean": logits.mean(),
+        "std": logits.std(),
+        "frame0_ch0_rows_112_cols_0_224_32": logits[0, 0, 112, ::32],
+        "last_frame_last_ch_diag_every_32": logits[-1, -1].diagonal()[::32],
+        "frame_means": logits.mean((1, 2, 3)),
+    }
+
+
+@pytest.mark.parametrize("recorded", RECORDED_CASES)
+def test_outputs_equal_the_published_ones(recorded):
+    setting, salt = recorded["setting"], recorded["salt"]
+    shapes = published_shapes(setting, recorded["backbone"])
+    assert len(shapes) == recorded["num_keys"]
+    model = convert_state_dict(seeded_state_dict(shapes, salt), without_audio_encoder=True).model
+    with torch.no_grad():
+        outputs = model(**seeded_inputs(setting, recorded["clips"], salt))
+
+    for stage, logits in zip((4, 3, 2, 1), outputs.stage_logits, strict=True):
+        expected = recorded[f"logits_stage{stage}"]
+        logits = logits.flatten(0, 1)
+        assert list(logits.shape) == expected["shape"]
+        for name, values in summary(logits).items():
+            deviation = (values - torch.tensor(expected[name], dtype=torch.float64)).abs().max()
+            assert deviation < TOLERANCE, f"stage {stage} {name}"
+    if "kept_ratio_stage4_3_2" in recorded:
+        # Recorded to six digits; a single flipped token would change a ratio by 1e-4 or more.
+        kept_ratios = torch.tensor(recorded["kept_ratio_stage4_3_2"])
+        torch.testing.assert_close(outputs.kept_ratios, kept_ratios, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("token_layout", ["spatial", "scrambled"])
+def test_token_layout_decides_where_a_token_lands(token_layout):
+    config = tiny_config(token_layout=token_layout)
+    attention = QuerySelectedCrossAttention(config, token_grid_size=4, is_finest=True)
+    width = config.hidden_size
+    visual = torch.randn(2, width, 4, 4)
+    with torch.no_grad():
+        # The tokens pass unchanged, so the guidance is the map itself or what the layout makes of it.
+        attention.visual_embedding.weight.copy_(torch.eye(width))
+        for parameter in (attention.visual_embedding.bias, *attention.output_projection.parameters()):
+            parameter.zero_()
+        guidance, _ = attention(visual, torch.randn(2, width), None, ClipLayout(batch=1, frames=2, real=None))
+    scrambled = visual.flatten(2).transpose(1, 2).reshape(2, width, 4, 4)
+    torch.testing.assert_close(guidance, visual if token_layout == "spatial" else scrambled)
+    assert not torch.equal(visual, scrambled)
