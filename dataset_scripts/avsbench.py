@@ -13,6 +13,7 @@ On the command line, `check` says what is there and whole, `export` writes shard
 The columns are described in avsbench_rows.py.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from datasets.builder import Key
 from datasets.download.streaming_download_manager import StreamingDownloadManager
 from datasets.exceptions import DatasetGenerationError
 
+from .avsbench_command import main
 from .avsbench_files import fingerprint
 from .avsbench_rows import RowSettings, row_features
 from .avsbench_sources import AVSBenchError, Source, find_clips, inspect_files, label_names, read_clip_row
@@ -78,8 +80,9 @@ class AVSBench(datasets.GeneratorBasedBuilder):
         config = self.config
         tree = find_clips(config.data_dir, config.name, config.settings)
         clips = [clip for clip in tree.clips if clip.split == config.split]
-        faults = inspect_files(clips, config.settings)
-        if faults and config.faulty == "raise":
+        if config.faulty == "skip":
+            clips = [clip for clip in clips if not inspect_files([clip], config.settings)]
+        elif faults := inspect_files(clips, config.settings):
             raise AVSBenchError(faults)
         # Who streams must hear of a fault before the next row; who prepares wants to hear of all faults at once.
         arguments = {"clips": clips, "collect": not isinstance(dl_manager, StreamingDownloadManager)}
@@ -88,8 +91,6 @@ class AVSBench(datasets.GeneratorBasedBuilder):
     def _generate_examples(self, clips: list[Source], collect: bool) -> Iterator[tuple[Key, dict[str, Any]]]:
         faults = []
         for number, clip in enumerate(clips):
-            if self.config.faulty == "skip" and inspect_files([clip], self.config.settings):
-                continue
             try:
                 row = read_clip_row(clip, self.config.settings)
             except AVSBenchError as error:
@@ -182,4 +183,10 @@ def _load(builder: AVSBench, split: str, streaming: bool, num_proc: int | None) 
     if streaming:
         return builder.as_streaming_dataset(split=split)
     builder.download_and_prepare(num_proc=num_proc)
+    if not builder.info.splits[split].num_examples:
+        raise ValueError(f"every clip of split {split!r} has faults; `check` lists them, nothing is left to load")
     return builder.as_dataset(split=split)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,6 +23,8 @@ INDEX_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one number per pi
 # one systematic mistake is undone, was coded with that mistake; label noise is a few pixels or another object.
 FOREIGN_BEFORE, FOREIGN_AFTER = 0.9, 0.1
 
+BLUE_FIRST = "its colours are in the order blue, green, red (written by OpenCV?)"
+
 
 def voc_palette(count: int = NUM_CLASSES) -> np.ndarray:
     """The colours of Pascal VOC, by which AVSBench-semantic's `labels_rgb` name the classes: uint8 (count, 3), RGB.
@@ -112,6 +114,8 @@ def decode_colours(data: bytes) -> np.ndarray:
     indexes = _class_of_colour()[_pack(colours)]
     unknown = indexes == UNKNOWN_COLOUR
     if unknown.any():
+        if (_class_of_colour()[_pack(colours[..., ::-1])] != UNKNOWN_COLOUR).all():
+            raise ValueError(f"{BLUE_FIRST}; convert it")
         row, column = np.argwhere(unknown)[0]
         some = np.unique(colours[unknown], axis=0)[:5].tolist()
         raise ValueError(
@@ -157,7 +161,7 @@ def find_systematic_mistake(masks: Sequence[np.ndarray], objects: Sequence[str])
     colours = voc_palette(256)
     from_blue = _class_of_colour()[_pack(colours[:, ::-1])]
     mistakes = {
-        "its colours are in the order blue, green, red (written by OpenCV?)": [from_blue[mask] for mask in masks],
+        BLUE_FIRST: [from_blue[mask] for mask in masks],
         "its class indexes are one too high (label2idx.json counts from 1)": [mask - (mask > 0) for mask in masks],
     }
     for mistake, undone in mistakes.items():

@@ -7,9 +7,9 @@ from typing import Any
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 
 from .avsbench_files import inspect_clips
-from .avsbench_folder import VideoFiles, find_folder, inspect_videos, read_class_names, read_video_row
+from .avsbench_folder import TABLE, VideoFiles, find_folder, inspect_videos, read_class_names, read_video_row
 from .avsbench_rows import RowSettings, read_row
-from .avsbench_trees import LAYOUTS, AVSBenchError, ClipFiles, Fault, Tree, find_tree
+from .avsbench_trees import LAYOUTS, AVSBenchError, ClipFiles, Fault, Tree, find_tree, locate_table
 
 
 FOLDER = "folder"
@@ -43,6 +43,12 @@ def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
     if settings.frames_per_second != 1 and name != FOLDER:
         raise ValueError(f"frames_per_second is for one's own videos; {name} has one frame per second")
     return find_folder(root) if name == FOLDER else find_tree(root, name)
+
+
+def find_names(root: str | Path) -> list[str]:
+    """Name the data sets of which a folder holds the table of clips."""
+    names = [name for name in LAYOUTS if locate_table(root, name)]
+    return [*names, FOLDER] if (Path(root) / TABLE).is_file() else names
 
 
 def inspect_files(clips: Sequence[Source], settings: RowSettings) -> list[Fault]:
@@ -101,6 +107,7 @@ __all__ = [
     "AVSBenchError",
     "Source",
     "find_clips",
+    "find_names",
     "inspect_files",
     "label_names",
     "read_clip_row",

@@ -173,15 +173,18 @@ def find_tree(root: str | Path, name: str) -> Tree:
     """
     if name not in LAYOUTS:
         raise ValueError(f"name is {name!r}; the published trees are {tuple(LAYOUTS)}")
-    layout = LAYOUTS[name]
-    places = [Path(root), Path(root) / layout.folder]
-    found = [place for place in places if (place / layout.table).is_file()]
-    if not found:
-        looked = " and ".join(str(place) for place in places)
-        problem = f"missing; looked in {looked}. Give the folder as downloaded: {layout.folder} or the one above it"
-        raise AVSBenchError([Fault("", layout.table, problem)])
-    table = found[0] / layout.table
+    layout, table = LAYOUTS[name], locate_table(root, name)
+    if table is None:
+        problem = f"missing in {root} and in {Path(root) / layout.folder}. Give the folder as downloaded: "
+        raise AVSBenchError([Fault("", layout.table, f"{problem}{layout.folder} or the one above it")])
     return read_clips(table, read_table(table, layout.columns, layout.named_header), name)
+
+
+def locate_table(root: str | Path, name: str) -> Path | None:
+    """Find the table of clips of a published tree in a folder or under the tree's published name in it."""
+    layout = LAYOUTS[name]
+    places = [Path(root) / layout.table, Path(root) / layout.folder / layout.table]
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_clips(table: Path, rows: Sequence[tuple[int, list[str]]], name: str) -> Tree:

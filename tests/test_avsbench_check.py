@@ -1,0 +1,95 @@
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pcmanet.dataset_scripts import synthetic
+from pcmanet.dataset_scripts.avsbench import main
+from pcmanet.dataset_scripts.avsbench_check import check
+from pcmanet.dataset_scripts.avsbench_rows import RowSettings
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("avsbench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
+        synthetic.write_avsbench_tree(root, "s4", {"train": 2, "val": 1})
+        synthetic.write_avsbench_tree(root, "avss", {"train": 2, "test": 1})
+    return root
+
+
+@pytest.fixture
+def trees(written, tmp_path):
+    shutil.copytree(written, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_whole_trees_are_reported_beside_the_published_counts(written, capsys):
+    assert main(["check", str(written)]) == 0
+    out = capsys.readouterr().out
+    assert "train         2       3452        2" in out and "val           1        740        1" in out
+    assert "train         2       8498        2" in out and "test          1       1554        1" in out
+    assert out.count("0 fault(s)") == 2 and len(out.splitlines()) < 24
+
+
+def test_faults_are_counted_and_listed(trees, capsys):
+    train = sorted(trees.glob("Single-source/s4_data/gt_masks/train/*/*/*.png"))
+    Image.fromarray(np.full((224, 224), 38, np.uint8)).save(train[0])
+    wav = next(trees.glob("Single-source/s4_data/audio_wav/val/*/*.wav"))
+    wav.write_bytes(wav.read_bytes()[:1000])
+    report = check(trees, "s4", RowSettings())
+    assert (report.clips, report.whole) == (
+        {"train": 2, "val": 1, "test": 0},
+        {"train": 1, "val": 0, "test": 0},
+    )
+    assert {fault.path for fault in report.faults} == {str(train[0]), str(wav)}
+    assert len(check(trees, "s4", RowSettings(), read=False).faults) == 1
+    assert main(["check", str(trees), "--only", "s4", "--num-proc", "2"]) == 1
+    out = capsys.readouterr().out
+    assert f"FAULT {train[0]}: a picture of mode L with grey values 38" in out and "2 fault(s)" in out
+
+
+def test_long_lists_are_cut_unless_asked_for(trees, capsys):
+    for path in trees.glob("AVSBench_semantic/v*/*/*/*"):
+        path.write_bytes(b"")
+    main(["check", str(trees), "--only", "avss", "--quick"])
+    cut = capsys.readouterr().out
+    main(["check", str(trees), "--only", "avss", "--quick", "--all"])
+    whole = capsys.readouterr().out
+    assert cut.count("FAULT") == 20 and "more faults; --all lists them" in cut
+    assert whole.count("FAULT") > 20 and "more faults" not in whole
+
+
+def test_notes_tell_what_is_strange_without_being_wrong(trees):
+    table = trees / "AVSBench_semantic" / "metadata.csv"
+    header, first, second, third = table.read_text().splitlines()
+    first = first.replace(first.split(",")[4], "h orse")
+    second = second.replace(f",{second.split(',')[4]},", ",background,")
+    third = third.replace(third.split(",")[0] + ",", first.split(",")[0] + ",", 1)
+    table.write_text("\n".join([header, first, second, third]))
+    report = check(trees, "avss", RowSettings())
+    assert report.faults == []
+    assert report.notes == [
+        "1 row(s) with a_obj 'h orse', read as 'horse'",
+        "1 row(s) with a_obj 'background': no class of the picture is named",
+        "1 video(s) in more than one split (22 in the published AVSS table)",
+        "1 clip(s) whose labels are mostly of classes that a_obj does not name",
+    ]
+
+
+def test_colours_that_contradict_indexes_are_found(trees):
+    path = next(trees.glob("AVSBench_semantic/v1m/*/labels_rgb/1.png"))
+    Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+    (fault,) = check(trees, "avss", RowSettings()).faults
+    assert fault.path.endswith("labels_semantic/1.png") and "means something else" in fault.problem
+
+
+def test_unusable_tables_and_empty_folders_are_told_apart(trees, tmp_path, capsys):
+    (trees / "Single-source" / "s4_meta_data.csv").write_bytes(b"")
+    assert main(["check", str(trees)]) == 1
+    assert "s4_meta_data.csv: is empty" in capsys.readouterr().out
+    (tmp_path / "nothing").mkdir()
+    assert main(["check", str(tmp_path / "nothing")]) == 2
+    assert "no table of clips was found" in capsys.readouterr().err

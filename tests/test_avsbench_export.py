@@ -1,0 +1,143 @@
+import shutil
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+from pcmanet.dataset_scripts import avsbench_export, synthetic
+from pcmanet.dataset_scripts.avsbench import load_avsbench, main
+from pcmanet.dataset_scripts.avsbench_export import export, push
+from pcmanet.dataset_scripts.avsbench_rows import RowSettings
+from pcmanet.dataset_scripts.avsbench_trees import AVSBenchError
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("avsbench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
+        synthetic.write_avsbench_tree(root, "s4", {"train": 3, "test": 1})
+        synthetic.write_avsbench_tree(root, "avss", {"train": 3})
+    return root
+
+
+@pytest.fixture
+def trees(written, tmp_path):
+    shutil.copytree(written, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def shards(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "arrow"])
+def test_an_export_is_read_and_streamed_as_the_data_it_was_made_from(written, tmp_path, capsys, file_format):
+    out = tmp_path / "out"
+    assert main(["export", str(written), str(out), "--clips-per-shard", "2", "--format", file_format]) == 0
+    assert "load_dataset(" in capsys.readouterr().out
+    assert shards(out / "s4") == [
+        f"test-00000-of-00001.{file_format}",
+        f"train-00000-of-00002.{file_format}",
+        f"train-00001-of-00002.{file_format}",
+    ]
+    for name, split in (("s4", "train"), ("s4", "test"), ("avss", "train")):
+        expected = load_avsbench(written, name, split=split, cache_dir=tmp_path / "cache")
+        read = load_dataset(str(out), name, split=split, cache_dir=str(tmp_path / "cache"))
+        assert read.features == expected.features
+        assert read.with_format("arrow")[:].to_pylist() == expected.with_format("arrow")[:].to_pylist()
+        streamed = next(iter(load_dataset(str(out), name, split=split, streaming=True)))
+        np.testing.assert_array_equal(np.asarray(streamed["masks"][0]), np.asarray(expected[0]["masks"][0]))
+    assert "0 background, 1 accordion" in (out / "README.md").read_text()
+
+
+def test_an_interrupted_export_leaves_nothing_to_read_and_goes_on(written, tmp_path, monkeypatch):
+    out, settle, done = tmp_path / "out", avsbench_export._settle, []
+
+    def settle_once(aside, path):
+        if done:
+            raise KeyboardInterrupt
+        done.append(path.name)
+        settle(aside, path)
+
+    monkeypatch.setattr(avsbench_export, "_settle", settle_once)
+    with pytest.raises(KeyboardInterrupt):
+        export(written, out, "s4", RowSettings(), clips_per_shard=1)
+    assert shards(out) == [] and shards(out / ".s4.partial") == done
+    first = (out / ".s4.partial" / done[0]).stat()
+
+    monkeypatch.setattr(avsbench_export, "_settle", settle)
+    (out / ".s4.partial" / ".train-00001-of-00003.parquet.17").write_bytes(b"half")
+    folder = export(written, out, "s4", RowSettings(), clips_per_shard=1)
+    assert len(shards(folder)) == 4 and (folder / done[0]).stat().st_ino == first.st_ino
+    assert sorted(path.name for path in folder.glob(".*")) == [".export.json"]
+    assert [path.name for path in out.glob(".*")] == []
+
+    # Called once more there is nothing to do; other settings are another export.
+    export(written, out, "s4", RowSettings(), clips_per_shard=1)
+    assert (folder / done[0]).stat().st_mtime_ns == first.st_mtime_ns
+    with pytest.raises(FileExistsError, match="other files or settings"):
+        export(written, out, "s4", RowSettings(), clips_per_shard=2)
+
+
+def test_several_processes_write_the_same_shards(written, tmp_path):
+    one = export(written, tmp_path / "one", "s4", RowSettings(), clips_per_shard=1)
+    two = export(written, tmp_path / "two", "s4", RowSettings(), clips_per_shard=1, num_proc=2)
+    assert shards(one) == shards(two)
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in shards(one))
+
+
+def test_faults_stop_an_export_or_are_skipped(trees, tmp_path):
+    masks = sorted(trees.glob("Single-source/s4_data/gt_masks/train/*/*/*.png"))
+    Image.fromarray(np.full((224, 224), 100, np.uint8)).save(masks[0])
+    Image.fromarray(np.full((224, 224), 200, np.uint8)).save(masks[1])
+    with pytest.raises(AVSBenchError) as caught:
+        export(trees, tmp_path / "out", "s4", RowSettings(), clips_per_shard=1)
+    assert sorted(fault.path for fault in caught.value.faults) == [str(path) for path in masks[:2]]
+    assert shards(tmp_path / "out") == []
+    folder = export(trees, tmp_path / "skipped", "s4", RowSettings(), skip_faulty=True)
+    assert len(load_dataset(str(folder.parent), "s4", split="train", cache_dir=str(tmp_path / "cache"))) == 1
+
+
+def test_one_s_own_folder_is_exported(tmp_path):
+    root = tmp_path / "own"
+    synthetic.write_clip(
+        synthetic.SoundingShapes("ms3", "test", length=1, height=32, width=32, num_frames=1),
+        0,
+        _folder(root) / "clip.mp4",
+    )
+    (root / "clips.csv").write_text("video,split\nclip.mp4,test\n")
+    (root / "classes.txt").write_text("background\ndog\n")
+    assert main(["export", str(root), str(tmp_path / "out"), "--frames-per-second", "4"]) == 0
+    row = load_dataset(str(tmp_path / "out"), "folder", split="test", cache_dir=str(tmp_path / "cache"))[0]
+    assert len(row["frames"]) == 4 and row["label_mask"] == [False] * 4
+    assert "`folder`: 0 background, 1 dog." in (tmp_path / "out" / "README.md").read_text()
+
+
+def _folder(path):
+    path.mkdir(parents=True)
+    return path
+
+
+def test_push_uploads_what_is_finished_and_keeps_it_private(tmp_path, monkeypatch):
+    calls = {}
+
+    class Hub:
+        def create_repo(self, repo_id, **options):
+            calls["create"] = repo_id, options["repo_type"], options["private"]
+
+        def upload_folder(self, folder_path, ignore_patterns, **options):
+            calls["upload"] = folder_path, ignore_patterns, options["repo_id"]
+            return "commit"
+
+    monkeypatch.setattr(avsbench_export, "HfApi", Hub)
+    assert push(tmp_path, "me/data") == "commit"
+    assert calls["create"] == ("me/data", "dataset", True)
+    assert calls["upload"] == (tmp_path, [".*", "*/.*"], "me/data")
+
+
+@pytest.mark.parametrize("wrong", [{"file_format": "csv"}, {"clips_per_shard": 0}])
+def test_wrong_arguments_are_refused(written, tmp_path, wrong):
+    with pytest.raises(ValueError, match="must be one of"):
+        export(written, tmp_path, "s4", RowSettings(), **wrong)
