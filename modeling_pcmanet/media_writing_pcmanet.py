@@ -152,7 +152,10 @@ def _add_audio(container: OutputContainer, channels: int, sampling_rate: int) ->
 def _video_frames(pictures: Iterable[np.ndarray], rate: Fraction) -> Iterator[av.VideoFrame]:
     """Yields pictures (height, width, 3) as frames with their times."""
     for index, picture in enumerate(pictures):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        # Converted here: left to the encoder, the conversion differs from run to run on a busy machine.
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
+        )
         frame.pts, frame.time_base, frame.duration = index, 1 / rate, 1
         yield frame
 
