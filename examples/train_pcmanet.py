@@ -1,14 +1,17 @@
 """Train PCMANet with Accelerate, on Sounding Shapes.
 
 The demo model (binary, several sources), exactly as shipped in examples/demo_model. Its small VGGish first learns to
-name sounds, as the published one did on audio tagging, and is then frozen, as published:
+name sounds, as the published one did on audio tagging, and is then frozen, as published. The second run goes on from the
+first with every picture under two sounds, so that looking alone never explains the masks:
 
-    python examples/train_pcmanet.py --listening-sounds 4800 --output runs/demo_model
+    python examples/train_pcmanet.py --listening-sounds 4800 --clips 16000 --output runs/first
+    python examples/train_pcmanet.py --initialize-from runs/first --seed 1 --pair-sounds --clips 20000 \
+        --learning-rate 1.5e-3 --output runs/demo_model
 
-Its semantic sister, which starts from it, exactly as shipped in examples/demo_model_semantic:
+Its semantic sister, which starts from the first run, exactly as shipped in examples/demo_model_semantic:
 
-    python examples/train_pcmanet.py --task avss --initialize-from examples/demo_model --clips 16000 \
-        --output runs/demo_model_semantic
+    python examples/train_pcmanet.py --task avss --initialize-from runs/first --seed 1 --pair-sounds --clips 14000 \
+        --learning-rate 1.5e-3 --output runs/demo_model_semantic
 
 A few steps to see that everything works:
 
@@ -29,7 +32,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import (
@@ -42,7 +45,7 @@ from modeling_pcmanet import (
 )
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
-from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes
+from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes, SyntheticClip
 from pcmanet.dataset_scripts.synthetic_listening import SoundMixtures
 from pcmanet.dataset_scripts.synthetic_looks import CLASSES
 from pcmanet.dataset_scripts.synthetic_sound import SAMPLING_RATE
@@ -62,7 +65,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--image-size", type=int, default=112, help="side of the square frames in pixels")
     parser.add_argument("--clips", type=int, default=16000, help="training clips, each seen once")
-    parser.add_argument("--negative-fraction", type=float, default=0.15, help="share of clips in which nothing sounds")
+    parser.add_argument("--pair-sounds", action="store_true", help="show every picture twice, under different sounds")
+    parser.add_argument(
+        "--negative-fraction", type=float, default=0.15, help="share of clips, up to 0.5, in which nothing sounds"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="clips per step on each device")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak, after warm-up, before cosine decay")
     parser.add_argument("--weight-decay", type=float, default=0.02)
@@ -90,11 +96,36 @@ def build_model(args: argparse.Namespace) -> PCMANetForAudioVisualSegmentation:
     )
 
 
+class PairedSounds(Dataset[SyntheticClip]):
+    """Every picture twice in a row, under different sounds, so that looking alone never explains both masks.
+
+    Clip 2i is clip i of the data set (or a negative one), clip 2i + 1 the same pictures with other sounds.
+    """
+
+    def __init__(self, clips: SoundingShapes) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        """Twice as many as there are pictures."""
+        return 2 * len(self.clips)
+
+    def __getitem__(self, index: int) -> SyntheticClip:
+        """The clip at an index."""
+        return self.clips.swap_sounds(index // 2) if index % 2 else self.clips[index // 2]
+
+
 def build_loaders(args: argparse.Namespace, processor: PCMANetProcessor) -> tuple[DataLoader, DataLoader]:
     """Make the loaders of training and validation clips; validation clips come from another random stream."""
     collate = ClipCollator(processor, binary=args.task != "avss")
     size = {"height": args.image_size, "width": args.image_size, "seed": args.seed}
-    training = SoundingShapes(args.task, "train", length=args.clips, negative_fraction=args.negative_fraction, **size)
+    sounds_per_picture = 2 if args.pair_sounds else 1
+    training = SoundingShapes(
+        args.task,
+        "train",
+        length=args.clips // sounds_per_picture,
+        negative_fraction=sounds_per_picture * args.negative_fraction,
+        **size,
+    )
     validation = SoundingShapes(args.task, "val", length=args.evaluation_clips, **size)
     options = {
         "batch_size": args.batch_size,
@@ -103,6 +134,7 @@ def build_loaders(args: argparse.Namespace, processor: PCMANetProcessor) -> tupl
         "persistent_workers": args.num_workers > 0,
     }
     # Every clip is new, so there is nothing to shuffle: index i is a random clip already.
+    training = PairedSounds(training) if args.pair_sounds else training
     return DataLoader(training, drop_last=True, **options), DataLoader(validation, **options)
 
 
