@@ -29,7 +29,7 @@ from .avsbench_command import main
 from .avsbench_files import fingerprint
 from .avsbench_rows import RowSettings, row_features
 from .avsbench_sources import AVSBenchError, Source, find_clips, inspect_files, label_names, read_clip_row
-from .avsbench_trees import SPLITS
+from .avsbench_tables import SPLITS
 
 
 __all__ = ["AVSBench", "AVSBenchConfig", "AVSBenchError", "label_names", "load_avsbench"]

@@ -14,7 +14,8 @@ from .avsbench_files import read_picture
 from .avsbench_labels import decode_colours, decode_indexes, foreign_share
 from .avsbench_rows import Attempts, RowSettings
 from .avsbench_sources import Source, find_clips, inspect_files, read_clip_row
-from .avsbench_trees import LAYOUTS, SPLITS, AVSBenchError, ClipFiles, Fault
+from .avsbench_tables import SPLITS, AVSBenchError, Fault
+from .avsbench_trees import LAYOUTS, ClipFiles
 
 
 MOSTLY = 0.5  # share of foreign pixels from which a clip's labels are called noisy

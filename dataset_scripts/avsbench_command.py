@@ -9,7 +9,7 @@ from .avsbench_export import CLIPS_PER_SHARD, WRITERS, export, push
 from .avsbench_labels import LABEL_NOISE_RULES
 from .avsbench_rows import RowSettings
 from .avsbench_sources import NAMES, find_names
-from .avsbench_trees import AVSBenchError
+from .avsbench_tables import AVSBenchError
 
 
 SHOWN_FAULTS = 20  # so that a report stays on one screen

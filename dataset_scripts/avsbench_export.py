@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .avsbench_files import fingerprint
 from .avsbench_rows import RowSettings, row_features
 from .avsbench_sources import NAMES, Source, find_clips, inspect_files, label_names, read_clip_row
-from .avsbench_trees import SPLITS, AVSBenchError, Fault
+from .avsbench_tables import SPLITS, AVSBenchError, Fault
 
 
 WRITERS = {"parquet": ParquetWriter, "arrow": ArrowWriter}

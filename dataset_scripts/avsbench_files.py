@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from .avsbench_trees import ClipFiles, Fault
+from .avsbench_tables import Fault
+from .avsbench_trees import ClipFiles
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

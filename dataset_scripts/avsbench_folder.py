@@ -26,7 +26,8 @@ from modeling_pcmanet.media_pcmanet import Media, read_media
 from .avsbench_files import picture_problem, read_picture
 from .avsbench_labels import decode_binary, decode_indexes
 from .avsbench_rows import Attempts, RowSettings, make_row
-from .avsbench_trees import SPLITS, AVSBenchError, Fault, Tree, read_lines, require_choice, require_columns
+from .avsbench_tables import SPLITS, AVSBenchError, Fault, read_lines, require_choice, require_columns
+from .avsbench_trees import Tree
 
 
 TABLE = "clips.csv"

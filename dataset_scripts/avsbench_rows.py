@@ -37,7 +37,8 @@ from .avsbench_labels import (
     find_systematic_mistake,
 )
 from .avsbench_log_mel import PATCH_SHAPE, read_log_mel
-from .avsbench_trees import SECONDS_OF_SUBSET, AVSBenchError, ClipFiles, Fault
+from .avsbench_tables import AVSBenchError, Fault
+from .avsbench_trees import SECONDS_OF_SUBSET, ClipFiles
 
 
 Result = TypeVar("Result")

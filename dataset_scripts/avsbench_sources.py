@@ -9,7 +9,8 @@ from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from .avsbench_files import inspect_clips
 from .avsbench_folder import TABLE, VideoFiles, find_folder, inspect_videos, read_class_names, read_video_row
 from .avsbench_rows import RowSettings, read_row
-from .avsbench_trees import LAYOUTS, AVSBenchError, ClipFiles, Fault, Tree, find_tree, locate_table
+from .avsbench_tables import AVSBenchError, Fault
+from .avsbench_trees import LAYOUTS, ClipFiles, Tree, find_tree, locate_table
 
 
 FOLDER = "folder"

@@ -9,7 +9,7 @@ from pcmanet.dataset_scripts import avsbench_export, synthetic
 from pcmanet.dataset_scripts.avsbench import load_avsbench, main
 from pcmanet.dataset_scripts.avsbench_export import export, push
 from pcmanet.dataset_scripts.avsbench_rows import RowSettings
-from pcmanet.dataset_scripts.avsbench_trees import AVSBenchError
+from pcmanet.dataset_scripts.avsbench_tables import AVSBenchError
 
 
 @pytest.fixture(scope="module")
