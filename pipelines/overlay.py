@@ -64,7 +64,7 @@ BT709 = 1  # the code of this standard for matrix, primaries and transfer alike 
 # Sound tracks that players expect in an mp4 file; any other one is encoded anew as AAC.
 MP4_SOUND_CODECS = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
 AAC_SAMPLING_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-AAC_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1")
+AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1"}
 
 
 def class_colors(id2label: Mapping[int, str]) -> dict[str, Color]:
@@ -346,7 +346,10 @@ def _video_packets(video: VideoStream, pictures: Iterable[tuple[float, np.ndarra
         height, width = picture.shape[:2]
         picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        # One thread: the threads of a conversion outlive it, and a process forked meanwhile waits for them forever.
+        frame = frame.reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+        )
         frame.pts = last = max(last + 1, round(seconds * TICKS_PER_SECOND))
         frame.time_base = context.time_base
         yield from video.encode(frame)
@@ -365,7 +368,7 @@ def _sound_packets(output: OutputContainer, source: InputContainer) -> Iterator[
     if stream.codec_context.codec.canonical_name in MP4_SOUND_CODECS:
         return _copied(source, stream, output.add_stream_from_template(stream), origin)
     rate = stream.rate if stream.rate in AAC_SAMPLING_RATES else AAC_SAMPLING_RATES[-1]
-    layout = stream.layout.name if stream.layout.name in AAC_LAYOUTS else "stereo"
+    layout = AAC_LAYOUTS.get(stream.layout.nb_channels, "stereo")
     return _encoded(source, stream, output.add_stream("aac", rate=rate, layout=layout), origin)
 
 

@@ -1,0 +1,372 @@
+"""Tests of pipelines/audio_visual_segmentation.py: real files through a tiny model with random weights."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipeline, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from modeling_pcmanet import (
+    PCMANetConfig,
+    PCMANetFeatureExtractor,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
+    PCMANetProcessor,
+)
+from modeling_pcmanet.media_pcmanet import read_audio, read_media, write_video
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
+
+
+SIZE = (64, 48)  # width, height
+RATE = 16000
+SEMANTIC = {0: "background", 1: "bell", 2: "drum", 3: "flute"}
+
+
+def tiny_config(**labels: object) -> PCMANetConfig:
+    backbone = {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
+    return PCMANetConfig(
+        backbone_config=backbone,
+        audio_config={"block_channels": [[4], [8], [8], [8]], "hidden_size": 16, "embedding_size": 16},
+        hidden_size=16,
+        num_groups=4,
+        num_attention_heads=2,
+        head_channels=8,
+        token_grid_sizes=[1, 2, 2, 4],
+        **labels,
+    )
+
+
+def tiny_pipeline(**labels: object) -> Pipeline:
+    torch.manual_seed(0)
+    model = PCMANetForAudioVisualSegmentation(tiny_config(**labels)).eval()
+    processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
+
+    # Random weights are sure of one answer everywhere: spread the logits and centre them on the decision.
+    head = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+    torch.nn.init.normal_(head.weight, std=2.0)
+    batch = processor(videos=clip_frames(5, 7)[::10], audio=clip_sound(5, 7), sampling_rate=RATE)
+    with torch.no_grad():
+        head.bias -= model(**batch).logits.mean(dim=(0, 1, 3, 4))
+    return pipeline("audio-visual-segmentation", model=model, processor=processor, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def binary() -> Pipeline:
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def semantic() -> Pipeline:
+    return tiny_pipeline(id2label=SEMANTIC, label2id={label: index for index, label in SEMANTIC.items()})
+
+
+def clip_frames(seconds: int, seed: int) -> np.ndarray:
+    """Ten frames per second of noise that moves on, (frames, height, width, 3)."""
+    generator = np.random.default_rng(seed)
+    still = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    return np.stack([np.roll(still, frame, axis=1) for frame in range(10 * seconds)])
+
+
+def clip_sound(seconds: int, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 0.1, (1, seconds * RATE))
+    return noise.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Clips of 2, 5 and 3 seconds."""
+    folder = tmp_path_factory.mktemp("clips")
+    paths = []
+    for seed, seconds in enumerate((2, 5, 3)):
+        paths.append(folder / f"{seconds}s.mp4")
+        write_video(paths[-1], clip_frames(seconds, seed), 10, clip_sound(seconds, seed), RATE)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def one_by_one(semantic: Pipeline, clips: list[Path]) -> list[list[dict]]:
+    return [semantic(path) for path in clips]
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("silent") / "silent.mp4"
+    write_video(path, clip_frames(2, 0), 10)
+    return path
+
+
+def assert_same(left: list[dict], right: list[dict]) -> None:
+    assert [frame["timestamp"] for frame in left] == [frame["timestamp"] for frame in right]
+    for one, other in zip(left, right, strict=True):
+        assert [segment["label"] for segment in one["segments"]] == [segment["label"] for segment in other["segments"]]
+        for segment, twin in zip(one["segments"], other["segments"], strict=True):
+            assert segment["score"] == pytest.approx(twin["score"], abs=1e-4)
+            different = np.asarray(segment["mask"]) != np.asarray(twin["mask"])
+            assert different.mean() < 1e-3
+
+
+def run_model(pipe: Pipeline, batch: dict) -> torch.Tensor:
+    with torch.no_grad():
+        return pipe.model(**{name: batch[name] for name in ("pixel_values", "input_features", "frame_mask")}).logits
+
+
+class TestResult:
+    def test_binary_equals_the_processor(self, binary: Pipeline, clips: list[Path]):
+        result = binary(clips[1])
+        batch = binary.processor(videos=str(clips[1]))
+        logits = run_model(binary, batch)
+        masks = binary.processor.post_process_semantic_segmentation(
+            SimpleNamespace(logits=logits), target_sizes=SIZE[::-1]
+        )[0]
+        assert [frame["timestamp"] for frame in result] == pytest.approx([0.9, 1.9, 2.9, 3.9, 4.9])
+        assert 0.05 < masks.float().mean() < 0.95
+        probability = torch.nn.functional.interpolate(logits[0], SIZE[::-1], mode="bilinear").sigmoid()[:, 0]
+        for frame, mask, share in zip(result, masks.bool(), probability, strict=True):
+            (segment,) = frame["segments"]
+            assert segment["label"] == "sounding"
+            assert (segment["mask"].mode, segment["mask"].size) == ("L", SIZE)
+            assert (np.asarray(segment["mask"]) == 255 * mask.numpy()).all()
+            assert segment["score"] == pytest.approx(share[mask].mean().item(), abs=1e-5)
+
+    def test_semantic_equals_the_processor(self, semantic: Pipeline, clips: list[Path]):
+        result = semantic(clips[2])
+        logits = run_model(semantic, semantic.processor(videos=str(clips[2])))
+        ids = semantic.processor.post_process_semantic_segmentation(
+            SimpleNamespace(logits=logits), target_sizes=SIZE[::-1]
+        )[0]
+        probability = torch.nn.functional.interpolate(logits[0], SIZE[::-1], mode="bilinear").softmax(dim=1)
+        found = set()
+        for frame, expected, shares in zip(result, ids, probability, strict=True):
+            labels = [segment["label"] for segment in frame["segments"]]
+            assert sorted(labels) == sorted(SEMANTIC[index] for index in expected.unique().tolist() if index > 0)
+            scores = [segment["score"] for segment in frame["segments"]]
+            assert scores == sorted(scores, reverse=True)
+            for segment in frame["segments"]:
+                index = semantic.model.config.label2id[segment["label"]]
+                assert (np.asarray(segment["mask"]) == 255 * (expected == index).numpy()).all()
+                assert segment["score"] == pytest.approx(shares[index][expected == index].mean().item(), abs=1e-5)
+            found |= set(labels)
+        assert len(found) >= 2
+
+    def test_nothing_above_the_threshold_is_no_segment(self, binary: Pipeline, clips: list[Path]):
+        assert [frame["segments"] for frame in binary(clips[0], threshold=1.0)] == [[], []]
+
+    def test_threshold_of_the_semantic_task(self, semantic: Pipeline, clips: list[Path]):
+        surely = semantic(clips[0], threshold=0.6)
+        for frame, sure in zip(semantic(clips[0]), surely, strict=True):
+            masks = {segment["label"]: np.asarray(segment["mask"]) for segment in frame["segments"]}
+            for segment in sure["segments"]:
+                assert (np.asarray(segment["mask"]) <= masks[segment["label"]]).all()
+                assert segment["score"] > 0.6
+
+    def test_minimum_area(self, semantic: Pipeline, clips: list[Path]):
+        everything = semantic(clips[1])
+        areas = [np.asarray(s["mask"]).mean() / 255 for frame in everything for s in frame["segments"]]
+        limit = float(np.median(areas))
+        kept = [
+            np.asarray(s["mask"]).mean() / 255
+            for frame in semantic(clips[1], minimum_area=limit)
+            for s in frame["segments"]
+        ]
+        assert kept == [area for area in areas if area >= limit]
+        assert 0 < len(kept) < len(areas)
+
+    def test_frames_per_second(self, binary: Pipeline, clips: list[Path]):
+        times = [frame["timestamp"] for frame in binary(clips[0], frames_per_second=2)]
+        assert times == pytest.approx(read_media(clips[0], frames_per_second=2).timestamps)
+        assert len(times) == 4
+
+    def test_arguments_of_the_constructor_are_defaults(self, binary: Pipeline, clips: list[Path]):
+        strict = AudioVisualSegmentationPipeline(
+            model=binary.model, processor=binary.processor, device="cpu", threshold=1.0
+        )
+        assert strict(clips[0])[0]["segments"] == []
+        assert_same(strict(clips[0], threshold=0.5), binary(clips[0]))
+
+
+class TestWindows:
+    @pytest.mark.parametrize(("limit", "pieces"), [(5, [5]), (4, [2, 3]), (2, [2, 1, 2]), (1, [1] * 5)])
+    def test_long_clips_go_in_equal_windows(self, binary: Pipeline, clips: list[Path], limit: int, pieces: list[int]):
+        result = binary(clips[1], frames_per_window=limit)
+        batch = binary.processor(videos=str(clips[1]))
+        start, logits = 0, []
+        for length in pieces:
+            window = {name: tensor[:, start : start + length] for name, tensor in batch.items()}
+            logits.append(run_model(binary, window))
+            start += length
+        expected = binary.processor.post_process_semantic_segmentation(
+            SimpleNamespace(logits=torch.cat(logits, dim=1)), target_sizes=SIZE[::-1]
+        )[0]
+        for frame, mask in zip(result, expected, strict=True):
+            drawn = np.asarray(frame["segments"][0]["mask"]) if frame["segments"] else np.zeros(SIZE[::-1])
+            assert ((drawn == 255) != mask.bool().numpy()).mean() < 1e-3
+
+    def test_default_is_ten(self, binary: Pipeline, clips: list[Path], monkeypatch: pytest.MonkeyPatch):
+        lengths = []
+        forward = binary.model.forward
+
+        def spy(**inputs: torch.Tensor) -> object:
+            lengths.append(tuple(inputs["pixel_values"].shape[:2]))
+            return forward(**inputs)
+
+        monkeypatch.setattr(binary.model, "forward", spy)
+        binary(clips[1], frames_per_second=5)
+        assert lengths == [(1, 8), (1, 9), (1, 8)]
+
+
+class VideoFiles(Dataset):
+    """A data set of paths."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+class TestSeveralInputs:
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+    def test_list(self, semantic: Pipeline, clips: list[Path], one_by_one: list, batch_size: int):
+        results = semantic([str(path) for path in clips], batch_size=batch_size)
+        assert [len(result) for result in results] == [2, 5, 3]
+        for result, expected in zip(results, one_by_one, strict=True):
+            assert_same(result, expected)
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_dataset(self, semantic: Pipeline, clips: list[Path], one_by_one: list, num_workers: int):
+        results = semantic(VideoFiles(clips), batch_size=2, num_workers=num_workers)
+        for result, expected in zip(results, one_by_one, strict=True):
+            assert_same(result, expected)
+
+    def test_generator_streams(self, semantic: Pipeline, clips: list[Path], one_by_one: list):
+        taken = []
+
+        def paths() -> Iterator[str]:
+            for path in clips:
+                taken.append(path)
+                yield str(path)
+
+        results = iter(semantic(paths()))
+        assert_same(next(results), one_by_one[0])
+        assert len(taken) == 1
+        assert_same(next(results), one_by_one[1])
+
+    def test_windows_of_different_clips_share_a_batch(self, semantic: Pipeline, clips: list[Path]):
+        alone = [semantic(path, frames_per_window=2) for path in clips]
+        together = semantic([str(path) for path in clips], batch_size=3, frames_per_window=2)
+        for result, expected in zip(together, alone, strict=True):
+            assert_same(result, expected)
+
+
+class TestInputs:
+    def test_path_bytes_file_and_column(self, binary: Pipeline, clips: list[Path]):
+        expected = binary(clips[0])
+        data = clips[0].read_bytes()
+        column = {"path": "elsewhere.mp4", "bytes": data}
+        inputs = (str(clips[0]), data, io.BytesIO(data), {"video": clips[0]}, column, {"video": column})
+        for source in (*inputs, {"path": str(clips[0]), "bytes": None}):
+            assert_same(binary(source), expected)
+
+    def test_frames_as_an_array(self, binary: Pipeline, clips: list[Path]):
+        media = read_media(clips[0])
+        given = {
+            "video": media.frames,
+            "audio": media.waveform,
+            "sampling_rate": media.sampling_rate,
+            "timestamps": media.timestamps,
+        }
+        assert_same(binary(given), binary(clips[0]))
+
+    @pytest.mark.parametrize("as_dictionary", [False, True])
+    def test_silent_file_with_sound_beside_it(self, binary: Pipeline, silent: Path, as_dictionary: bool):
+        sound = {"audio": clip_sound(2, 0), "sampling_rate": RATE}
+        result = binary({"video": silent, **sound}) if as_dictionary else binary(silent, **sound)
+        rows = binary({"video": silent, "audio": {"array": clip_sound(2, 0), "sampling_rate": RATE}})
+        assert_same(result, rows)
+        other = binary(silent, audio=np.zeros((1, 2 * RATE), np.float32), sampling_rate=RATE)
+        assert other[0]["segments"][0]["score"] != result[0]["segments"][0]["score"]
+
+    def test_sound_from_a_file(self, binary: Pipeline, silent: Path, clips: list[Path]):
+        waveform, sampling_rate = read_audio(clips[0])
+        expected = binary(silent, audio=waveform, sampling_rate=sampling_rate)
+        assert_same(binary(silent, audio=str(clips[0])), expected)
+        assert_same(binary({"video": silent, "audio": {"path": str(clips[0]), "bytes": None}}), expected)
+
+    def test_silent_file_alone(self, binary: Pipeline, silent: Path):
+        with pytest.raises(ValueError, match=r"silent\.mp4 has no sound track.*audio="):
+            binary(silent)
+
+    def test_no_such_file(self, binary: Pipeline):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
+            binary("nowhere.mp4")
+
+    def test_one_sound_for_several_videos(self, binary: Pipeline, clips: list[Path]):
+        with pytest.raises(ValueError, match="several inputs"):
+            binary([str(path) for path in clips], audio=clip_sound(2, 0), sampling_rate=RATE)
+
+    @pytest.mark.parametrize("given", [{"videos": "clip.mp4"}, {"video": "clip.mp4", "sound": None}, {}])
+    def test_dictionary_with_other_keys(self, binary: Pipeline, given: dict):
+        with pytest.raises(ValueError, match='has "video" and may have'):
+            binary(given)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("threshold", 1.5), ("threshold", -0.1), ("minimum_area", 2), ("frames_per_window", 0)],
+    )
+    def test_arguments_out_of_range(self, binary: Pipeline, clips: list[Path], name: str, value: float):
+        with pytest.raises(ValueError, match=f"{name} is .*got {value}"):
+            binary(clips[0], **{name: value})
+
+    def test_unknown_argument(self, binary: Pipeline, clips: list[Path]):
+        with pytest.raises(TypeError, match="treshold"):
+            binary(clips[0], treshold=0.5)
+
+
+class TestRegistrationAndSaving:
+    def test_task_is_registered(self):
+        _, task, _ = PIPELINE_REGISTRY.check_task("audio-visual-segmentation")
+        assert task["impl"] is AudioVisualSegmentationPipeline
+        assert task["pt"] == (AutoModelForUniversalSegmentation,)
+        assert task["type"] == "multimodal"
+
+    def test_saved_pipeline_comes_back_whole(self, semantic: Pipeline, clips: list[Path], tmp_path: Path):
+        semantic.save_pretrained(tmp_path)
+        names = {path.name for path in tmp_path.iterdir()}
+        assert {"audio_visual_segmentation.py", "config.json", "model.safetensors", "processor_config.json"} <= names
+        assert "preprocessor_config.json" not in names
+        assert semantic.image_processor is not None
+        processor = AutoProcessor.from_pretrained(tmp_path)
+        assert processor.image_processor.size == {"height": 32, "width": 32}
+        again = pipeline(
+            "audio-visual-segmentation",
+            model=str(tmp_path),
+            pipeline_class=AudioVisualSegmentationPipeline,
+            device="cpu",
+        )
+        assert_same(again(clips[0]), semantic(clips[0]))
+
+    def test_half_precision(self, clips: list[Path], tmp_path: Path):
+        exact = tiny_pipeline()
+        exact.model.save_pretrained(tmp_path)
+        exact.processor.save_pretrained(tmp_path)
+        half = pipeline("audio-visual-segmentation", model=str(tmp_path), dtype=torch.bfloat16, device="cpu")
+        assert half.dtype == torch.bfloat16
+        for frame, reference in zip(half(clips[0]), exact(clips[0]), strict=True):
+            (segment,), (twin,) = frame["segments"], reference["segments"]
+            assert segment["score"] == pytest.approx(twin["score"], abs=0.05)

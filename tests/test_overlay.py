@@ -1,0 +1,233 @@
+"""Tests of pipelines/overlay.py."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_pcmanet.media_pcmanet import iterate_frames, read_media, write_video
+from pcmanet.pipelines.overlay import class_colors, draw_segments, readable_on, write_masks, write_overlay_video
+
+
+ID2LABEL = {0: "background", 1: "bell", 2: "drum"}
+COLORS = class_colors(ID2LABEL)
+SIZE = (96, 64)
+RATE = 16000
+GREY = 90
+
+
+def rectangle(left: int, top: int, right: int, bottom: int, size: tuple[int, int] = SIZE) -> Image.Image:
+    mask = Image.new("L", size)
+    mask.paste(255, (left, top, right, bottom))
+    return mask
+
+
+def segment(label: str, mask: Image.Image) -> dict:
+    return {"label": label, "score": 0.9, "mask": mask}
+
+
+BELL = segment("bell", rectangle(8, 20, 40, 56))
+DRUM = segment("drum", rectangle(56, 20, 88, 56))
+RESULTS = [
+    {"timestamp": 0.9, "segments": [BELL]},
+    {"timestamp": 1.9, "segments": []},
+    {"timestamp": 2.9, "segments": [BELL, DRUM]},
+]
+
+
+def grey_frames(number: int, size: tuple[int, int] = SIZE) -> Iterator[np.ndarray]:
+    return (np.full((size[1], size[0], 3), GREY, np.uint8) for _ in range(number))
+
+
+def beeps(seconds: int) -> np.ndarray:
+    """A 440-Hz tone in the first half of every second, (2, samples)."""
+    time = np.arange(seconds * RATE) / RATE
+    tone = 0.3 * np.sin(2 * np.pi * 440 * time) * (time % 1 < 0.5)
+    return np.stack([tone, tone]).astype(np.float32)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.mp4"
+    write_video(path, grey_frames(30), 10, beeps(3), RATE)
+    return path
+
+
+def sound_packets(path: Path) -> list[tuple[float, bytes]]:
+    with av.open(str(path)) as container:
+        return [(float(p.pts * p.time_base), bytes(p)) for p in container.demux(audio=0) if p.size]
+
+
+class TestColors:
+    def test_binary_class_has_the_first_color(self):
+        assert class_colors({0: "sounding"}) == {"sounding": (255, 82, 54)}
+
+    def test_background_has_no_color(self):
+        assert list(class_colors(ID2LABEL)) == ["bell", "drum"]
+
+    def test_color_depends_on_the_id_alone(self):
+        many = class_colors({index: f"class {index}" for index in range(71)})
+        assert many["class 1"] == COLORS["bell"]
+        assert many["class 2"] == COLORS["drum"]
+
+    def test_colors_of_avsbench_are_far_apart(self):
+        colors = np.array(list(class_colors({index: str(index) for index in range(71)}).values()), dtype=float)
+        distance = np.linalg.norm(colors[:, None] - colors[None], axis=2) + 1e3 * np.eye(len(colors))
+        assert distance.min() > 20
+
+    def test_more_classes_than_colors(self):
+        with pytest.raises(ValueError, match="256 colours, but 300 classes"):
+            class_colors({index: str(index) for index in range(300)})
+
+    def test_text_stands_out(self):
+        assert readable_on((255, 255, 0)) == (16, 16, 16)
+        assert readable_on((0, 0, 140)) == (255, 255, 255)
+
+
+class TestDrawSegments:
+    def test_fill_contour_and_surroundings(self):
+        frame = Image.new("RGB", (480, 320), (GREY, GREY, GREY))
+        mask = rectangle(100, 100, 300, 250, frame.size)
+        drawn = np.asarray(draw_segments(frame, [segment("bell", mask)], COLORS, labels=False), dtype=float)
+        color = np.array(COLORS["bell"])
+        assert drawn[175, 200] == pytest.approx(0.6 * GREY + 0.4 * color, abs=2)  # soft fill
+        assert drawn[175, 100] == pytest.approx(color, abs=25)  # crisp contour
+        assert drawn[175, 110] == pytest.approx(0.6 * GREY + 0.4 * color, abs=2)
+        assert (drawn[175, 98] < GREY).any()  # dark halo
+        assert (drawn[:, :85] == GREY).all()
+        assert np.asarray(frame).min() == GREY  # the frame itself is left alone
+
+    def test_label_is_on_a_plate_of_the_class_color_above_the_mask(self):
+        frame = Image.new("RGB", (480, 320))
+        drawn = np.asarray(draw_segments(frame, [segment("drum", rectangle(200, 150, 280, 220, frame.size))], COLORS))
+        plate = np.argwhere((drawn[:145] == COLORS["drum"]).all(axis=2))
+        assert len(plate) > 500
+        assert plate[:, 1].mean() == pytest.approx(240, abs=12)
+
+    def test_labels_do_not_cover_each_other(self):
+        frame = Image.new("RGB", (480, 320))
+        segments = [segment(label, rectangle(200, 150, 280, 220, frame.size)) for label in ("bell", "drum")]
+        drawn = np.asarray(draw_segments(frame, segments, COLORS))
+        rows = [np.flatnonzero((drawn == COLORS[label]).all(axis=2).sum(axis=1) > 60) for label in ("bell", "drum")]
+        assert len(rows[0]) > 5
+        assert len(rows[1]) > 5
+
+    def test_masks_are_brought_to_the_picture(self):
+        drawn = np.asarray(draw_segments(Image.new("RGB", (960, 640)), [DRUM], COLORS, labels=False))
+        assert drawn[400, 700].any()
+        assert not drawn[:, :480].any()
+
+    def test_empty_mask_draws_nothing(self):
+        drawn = draw_segments(Image.new("RGB", SIZE), [segment("bell", Image.new("L", SIZE))], COLORS)
+        assert drawn.getextrema() == ((0, 0),) * 3
+
+
+class TestWriteOverlayVideo:
+    def test_masks_are_held_for_their_second(self, video: Path, tmp_path: Path):
+        path = tmp_path / "overlay.mp4"
+        write_overlay_video(path, iterate_frames(video), RESULTS, COLORS, sound=video)
+        times, frames = zip(*iterate_frames(path), strict=True)
+        assert np.array(times) == pytest.approx(np.arange(30) / 10, abs=1e-4)
+        frames = np.array(frames, dtype=float)
+        bell, drum = frames[:, 46, 24], frames[:, 46, 72]
+        paint = {label: 0.6 * GREY + 0.4 * np.array(color) for label, color in COLORS.items()}
+        for second, shown in enumerate([("bell",), (), ("bell", "drum")]):
+            for label, pixel in (("bell", bell), ("drum", drum)):
+                expected = paint[label] if label in shown else np.full(3, GREY)
+                assert pixel[10 * second : 10 * second + 10] == pytest.approx(np.tile(expected, (10, 1)), abs=8)
+
+    def test_sound_is_copied_packet_by_packet(self, video: Path, tmp_path: Path):
+        path = tmp_path / "overlay.mp4"
+        write_overlay_video(path, iterate_frames(video), RESULTS, COLORS, sound=video)
+        before, after = sound_packets(video), sound_packets(path)
+        assert [data for _, data in after] == [data for _, data in before]
+        assert [time for time, _ in after] == pytest.approx([time for time, _ in before], abs=1e-4)
+
+    def test_two_network_frames_per_second(self, video: Path, tmp_path: Path):
+        path = tmp_path / "overlay.mp4"
+        results = [{"timestamp": k / 2, "segments": [BELL] if k == 1 else []} for k in range(6)]
+        write_overlay_video(path, iterate_frames(video), results, COLORS, frames_per_second=2)
+        painted = [abs(float(frame[46, 24, 2]) - GREY) > 20 for _, frame in iterate_frames(path)]
+        assert painted == [False] * 5 + [True] * 5 + [False] * 20
+
+    def test_uneven_times_and_odd_size(self, tmp_path: Path):
+        path = tmp_path / "overlay.mp4"
+        times = [0.0, 0.1, 0.35, 1.0, 1.02]
+        write_overlay_video(path, zip(times, grey_frames(5, (51, 35)), strict=True), RESULTS, COLORS)
+        read, frames = zip(*iterate_frames(path), strict=True)
+        assert read == pytest.approx(times, abs=1e-4)
+        assert frames[0].shape == (36, 52, 3)
+        with av.open(str(path)) as container:
+            assert not container.streams.audio
+
+    @pytest.mark.parametrize("as_bytes", [False, True])
+    def test_sound_that_mp4_players_do_not_expect_is_encoded(self, video: Path, tmp_path: Path, as_bytes: bool):
+        wav = tmp_path / "sound.mkv"
+        with av.open(str(wav), "w") as container:
+            stream = container.add_stream("pcm_s16le", rate=RATE, layout="stereo")
+            frame = av.AudioFrame.from_ndarray(beeps(3), format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        path = tmp_path / "overlay.mp4"
+        sound = wav.read_bytes() if as_bytes else wav
+        write_overlay_video(path, iterate_frames(video), RESULTS, COLORS, sound=sound)
+        with av.open(str(path)) as container:
+            assert container.streams.audio[0].codec_context.name == "aac"
+        media = read_media(path)
+        assert media.sampling_rate == RATE
+        assert media.waveform[:, : 3 * RATE] == pytest.approx(beeps(3), abs=0.06)
+
+    def test_failure_leaves_the_old_file_and_nothing_else(self, video: Path, tmp_path: Path):
+        def broken() -> Iterator[tuple[float, np.ndarray]]:
+            yield from iterate_frames(video)
+            raise OSError("the disk went away")
+
+        path = tmp_path / "overlay.mp4"
+        path.write_bytes(b"old")
+        with pytest.raises(OSError, match="disk went away"):
+            write_overlay_video(path, broken(), RESULTS, COLORS, sound=video)
+        assert path.read_bytes() == b"old"
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["clip.mp4", "overlay.mp4"]
+
+    def test_nothing_to_draw(self, video: Path, tmp_path: Path):
+        with pytest.raises(ValueError, match="no results to draw"):
+            write_overlay_video(tmp_path / "overlay.mp4", iterate_frames(video), [], COLORS)
+        with pytest.raises(ValueError, match="no frame to write"):
+            write_overlay_video(tmp_path / "overlay.mp4", iter(()), RESULTS, COLORS)
+
+    def test_sound_without_sound_track(self, video: Path, tmp_path: Path):
+        silent = tmp_path / "silent.mp4"
+        write_video(silent, grey_frames(10), 10)
+        with pytest.raises(ValueError, match=r"silent\.mp4 has no sound track"):
+            write_overlay_video(tmp_path / "overlay.mp4", iterate_frames(video), RESULTS, COLORS, sound=silent)
+        assert not (tmp_path / "overlay.mp4").exists()
+
+
+class TestWriteMasks:
+    def test_binary(self, tmp_path: Path):
+        results = [
+            {"timestamp": 0.9375, "segments": [segment("sounding", BELL["mask"])]},
+            {"timestamp": 12.0, "segments": []},
+        ]
+        paths = write_masks(tmp_path / "masks", results, {0: "sounding"}, SIZE)
+        assert [path.name for path in paths] == ["0000_at_0.938s.png", "0001_at_12.000s.png"]
+        with Image.open(paths[0]) as first, Image.open(paths[1]) as second:
+            assert (first.mode, second.mode, second.size) == ("L", "L", SIZE)
+            assert (np.asarray(first) == np.asarray(BELL["mask"])).all()
+            assert second.getextrema() == (0, 0)
+
+    def test_semantic_pixels_are_class_ids_in_class_colors(self, tmp_path: Path):
+        paths = write_masks(tmp_path, RESULTS, ID2LABEL, SIZE)
+        with Image.open(paths[2]) as picture:
+            assert picture.mode == "P"
+            ids, colors = np.asarray(picture), np.asarray(picture.convert("RGB"))
+        assert (ids[30, 20], ids[30, 70], ids[0, 0]) == (1, 2, 0)
+        assert ((ids == 1) == (np.asarray(BELL["mask"]) == 255)).all()
+        assert tuple(colors[30, 20]) == COLORS["bell"]
+        assert tuple(colors[30, 70]) == COLORS["drum"]
+        assert tuple(colors[0, 0]) == (0, 0, 0)
