@@ -91,9 +91,14 @@ def build_model(args: argparse.Namespace) -> PCMANetForAudioVisualSegmentation:
     }
     if args.initialize_from is None:
         return PCMANetForAudioVisualSegmentation(PCMANetConfig.from_preset(args.preset, **labels))
-    return PCMANetForAudioVisualSegmentation.from_pretrained(
-        args.initialize_from, ignore_mismatched_sizes=True, **labels
+    model, loading = PCMANetForAudioVisualSegmentation.from_pretrained(
+        args.initialize_from, ignore_mismatched_sizes=True, output_loading_info=True, **labels
     )
+    # Another number of classes changes the last layer of each head; whatever else does not fit is a mistake.
+    strays = [*loading["missing_keys"], *loading["unexpected_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    if strays := [key for key in strays if ".head." not in key]:
+        raise ValueError(f"{args.initialize_from} does not fit this network; keys that differ: {', '.join(strays)}.")
+    return model
 
 
 class PairedSounds(Dataset[SyntheticClip]):
