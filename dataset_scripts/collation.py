@@ -1,12 +1,25 @@
-"""From clips of a data set to the batch of the model, through the processor."""
+"""From clips or rows of a data set to the batch of the model, through the processor."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
+
+from .augmentation import Augmentation
+from .clip_arrays import ClipArrays, to_arrays
+from .log_mel_cache import LogMelCache
 from .synthetic import SyntheticClip
 from .synthetic_sound import SAMPLING_RATE
+
+
+TIME_TOLERANCE = 1e-3  # seconds: closer moments are the same
+SOUND_AFTER_LAST_FRAME = 1.0  # seconds beyond the clip that are kept; no patch of any frame reaches farther
 
 
 class ClipCollator:
@@ -15,24 +28,82 @@ class ClipCollator:
     Args:
         processor: A `PCMANetProcessor`; it sets the picture size and the audio features.
         binary: True if labels are 0 silent and 1 sounding, False if they are class indexes.
+        augmentation: What to change, for training; None for evaluation. It is drawn from torch's generator, which
+            differs per worker and epoch and follows `set_seed`.
+        log_mel_cache: Folder that keeps log-mel features, so that they are computed once; not with an augmentation that
+            changes sounds, of which no two are the same.
+
+    Raises:
+        ValueError: If a cache is asked for although sounds change.
     """
 
-    def __init__(self, processor: ProcessorMixin, binary: bool) -> None:
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        binary: bool,
+        *,
+        augmentation: Augmentation | None = None,
+        log_mel_cache: str | Path | None = None,
+    ) -> None:
+        if log_mel_cache is not None and augmentation is not None and augmentation.changes_sound:
+            raise ValueError(
+                "log_mel_cache needs sounds that stay as they are: set loudness, mixing and replacement of the "
+                "augmentation to 0, or leave the cache out."
+            )
+        if log_mel_cache is not None:
+            processor = copy.copy(processor)
+            processor.feature_extractor = LogMelCache(processor.feature_extractor, log_mel_cache)
         self.processor = processor
         self.binary = binary
+        self.augmentation = augmentation
 
-    def __call__(self, clips: Sequence[SyntheticClip]) -> BatchFeature:
-        """Make one batch; frames without annotation reach the model through `label_mask`."""
-        return self.processor(
-            videos=[clip.frames for clip in clips],
-            audio=[clip.waveform for clip in clips],
-            sampling_rate=SAMPLING_RATE,
-            timestamps=[clip.timestamps for clip in clips],
-            segmentation_maps=[self._maps(clip) for clip in clips],
-            return_tensors="pt",
-        )
+    def __call__(self, clips: Sequence[SyntheticClip | Mapping[str, Any]]) -> BatchFeature:
+        """Make one batch; frames without annotation reach the model through `label_mask`.
 
-    def _maps(self, clip: SyntheticClip) -> list[Any]:
-        """One mask per frame, None where the frame is not annotated."""
-        masks = clip.binary if self.binary else clip.masks
-        return [mask if annotated else None for mask, annotated in zip(masks, clip.label_mask, strict=True)]
+        Args:
+            clips: Clips of Sounding Shapes, or rows of `load_avsbench` or of its export, of any lengths.
+
+        Returns:
+            The batch.
+
+        Raises:
+            ValueError: If a clip cannot be used; the message names it.
+        """
+        arrays = [to_arrays(clip, self.binary) for clip in clips]
+        if self.augmentation is not None:
+            arrays = self.augmentation(arrays, np.random.default_rng(int(torch.randint(2**63 - 1, ()))))
+        sounds = [_sound(clip) for clip in arrays]
+        try:
+            batch = self.processor(
+                videos=[clip.frames for clip in arrays],
+                audio=[waveform for waveform, _ in sounds],
+                sampling_rate=[rate for _, rate in sounds],
+                timestamps=[None if _is_regular(clip) else clip.timestamps for clip in arrays],
+                segmentation_maps=[_maps(clip) for clip in arrays],
+                return_tensors="pt",
+            )
+        except ValueError as error:
+            raise ValueError(f"in the batch of clips {[clip.name for clip in arrays]}: {error}") from error
+        for features, clip in zip(batch["input_features"], arrays, strict=True):
+            if clip.log_mel is not None:
+                features[: len(clip.frames)] = torch.from_numpy(clip.log_mel)
+        return batch
+
+
+def _is_regular(clip: ClipArrays) -> bool:
+    """Tell whether frames were taken as AVSBench takes them, of which the processor knows what short sounds mean."""
+    moments = np.arange(len(clip.timestamps)) + SAMPLING_OFFSET
+    return bool((np.abs(clip.timestamps - moments) < TIME_TOLERANCE).all())
+
+
+def _sound(clip: ClipArrays) -> tuple[np.ndarray, int]:
+    """The sound of a clip, cut where nothing of it matters; silence where features stand in for it."""
+    if clip.waveform is None:
+        return np.zeros(len(clip.frames) * SAMPLING_RATE, dtype=np.float32), SAMPLING_RATE
+    end = clip.timestamps.max() - SAMPLING_OFFSET + 1.0 + SOUND_AFTER_LAST_FRAME
+    return clip.waveform[:, : max(1, round(end * clip.sampling_rate))], clip.sampling_rate
+
+
+def _maps(clip: ClipArrays) -> list[np.ndarray | None]:
+    """One mask per frame, None where the frame is not annotated."""
+    return [mask if annotated else None for mask, annotated in zip(clip.masks, clip.label_mask, strict=True)]

@@ -1,0 +1,161 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pcmanet.dataset_scripts.augmentation import (
+    Augmentation,
+    amplify,
+    crop,
+    flip,
+    mix,
+    recolour,
+    replace_sound,
+    share_nothing,
+)
+from pcmanet.dataset_scripts.clip_arrays import ClipArrays
+
+
+OFF = {"flips": 0.0, "crops": 0.0, "photometric": 0.0, "loudness": 0.0, "mixing": 0.0, "replacement": 0.0}
+
+
+def make_clip(name="dog", seed=0, seconds=2):
+    generator = np.random.default_rng(seed)
+    frames = generator.integers(0, 256, (seconds, 20, 30, 3), dtype=np.uint8)
+    return ClipArrays(
+        name=name,
+        frames=frames,
+        masks=(frames[..., 0] > 127).astype(np.uint8),
+        label_mask=np.array([True] + [False] * (seconds - 1)),
+        waveform=generator.uniform(-0.3, 0.3, (2, seconds * 100)).astype(np.float32),
+        sampling_rate=100,
+        timestamps=np.arange(seconds) + 0.9375,
+        objects=frozenset([name]),
+    )
+
+
+def rms(waveform):
+    return np.sqrt(np.mean(waveform.astype(np.float64) ** 2))
+
+
+def test_flip_and_crop_keep_masks_on_their_pixels():
+    clip = make_clip()
+    for changed in (flip(clip), crop(clip, 3, 5, 10, 12), crop(flip(clip), 0, 0, 20, 1)):
+        np.testing.assert_array_equal(changed.masks, changed.frames[..., 0] > 127)
+    np.testing.assert_array_equal(flip(clip).frames[0, 0, 0], clip.frames[0, 0, -1])
+    np.testing.assert_array_equal(crop(clip, 3, 5, 10, 12).frames, clip.frames[:, 3:13, 5:17])
+
+
+def test_recolour_scales_what_it_says():
+    clip = make_clip()
+    np.testing.assert_array_equal(recolour(clip, 1, 1, 1).frames, clip.frames)
+    half = recolour(clip, 0.5, 1, 1).frames.astype(int)
+    assert np.abs(half - clip.frames / 2).max() <= 0.5 + 1e-4
+    grey = recolour(clip, 1, 1, 0).frames
+    assert (np.ptp(grey, axis=-1) == 0).all()
+    np.testing.assert_allclose(grey[..., 0], clip.frames @ [0.299, 0.587, 0.114], atol=0.51)
+    flat = recolour(clip, 1, 0, 1).frames
+    assert np.ptp(flat) == 0 and abs(float(flat.mean()) - (clip.frames @ [0.299, 0.587, 0.114]).mean()) < 0.51
+    assert recolour(clip, 3, 1, 1).frames.max() == 255
+    np.testing.assert_array_equal(recolour(clip, 3, 2, 0.5).masks, clip.masks)
+
+
+def test_amplify_scales_by_decibels_up_to_full_scale():
+    clip = make_clip()
+    np.testing.assert_allclose(amplify(clip, -6.0206).waveform, clip.waveform / 2, rtol=1e-4)
+    assert abs(np.abs(amplify(clip, 40).waveform).max() - 1) < 1e-6
+    silent = replace(clip, waveform=np.zeros((1, 200), np.float32))
+    assert amplify(silent, 20).waveform.max() == 0
+
+
+def test_mix_adds_the_other_sound_at_the_wanted_level():
+    clip, other = make_clip(), make_clip("cat", 1, seconds=1)
+    added = mix(clip, other, -10).waveform - clip.waveform
+    assert abs(20 * np.log10(rms(added) / rms(clip.waveform)) + 10) < 0.01
+    np.testing.assert_allclose(added[0], added[1], atol=1e-6)
+    np.testing.assert_allclose(added[0, :100], added[0, 100:], atol=1e-6)
+    np.testing.assert_array_equal(mix(clip, other, -10).masks, clip.masks)
+    silent = replace(other, waveform=np.zeros((1, 100), np.float32))
+    assert mix(clip, silent, -10) is clip and mix(silent, clip, -10) is silent
+
+
+def test_replaced_sound_empties_masks_and_makes_them_known():
+    changed = replace_sound(make_clip(), np.zeros((1, 200), np.float32))
+    assert changed.masks.max() == 0 and changed.label_mask.all() and changed.waveform.max() == 0
+
+
+def test_another_clip_lends_its_sound_only_if_it_surely_shares_nothing():
+    dog, cat = make_clip("dog"), make_clip("cat")
+    assert share_nothing(dog, cat)
+    assert not share_nothing(dog, dog) and not share_nothing(dog, make_clip("dog", 1))
+    assert not share_nothing(dog, replace(cat, objects=None)) and not share_nothing(replace(dog, objects=None), cat)
+    assert not share_nothing(dog, replace(cat, sampling_rate=200))
+    assert not share_nothing(dog, replace(cat, objects=frozenset(["cat", "dog"])))
+
+
+def test_nothing_happens_when_all_is_off():
+    clips = [make_clip("dog"), make_clip("cat", 1)]
+    for clip, changed in zip(clips, Augmentation(**OFF)(clips, np.random.default_rng(0)), strict=True):
+        assert changed is clip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"flips": 1.0},
+        {"crops": 1.0},
+        {"photometric": 1.0},
+        {"loudness": 1.0},
+        {"mixing": 1.0},
+        {"replacement": 1.0, "replacements": ("noise",)},
+        {"replacement": 1.0, "replacements": ("silence",)},
+        {"replacement": 1.0, "replacements": ("other",)},
+    ],
+)
+def test_each_kind_follows_its_seed_and_leaves_the_clips_alone(settings):
+    clips = [make_clip("dog"), make_clip("cat", 1)]
+    before = [(clip.frames.copy(), clip.masks.copy(), clip.waveform.copy()) for clip in clips]
+    augmentation = Augmentation(**{**OFF, **settings})
+    one, same = (augmentation(clips, np.random.default_rng(5)) for _ in range(2))
+    for clip, first, second, arrays in zip(clips, one, same, before, strict=True):
+        for name, original in zip(("frames", "masks", "waveform"), arrays, strict=True):
+            np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+            np.testing.assert_array_equal(getattr(clip, name), original)
+        picture = any(settings.get(name) for name in ("flips", "crops", "photometric"))
+        assert np.array_equal(clip.frames, first.frames) != picture
+        assert np.array_equal(clip.waveform, first.waveform) == picture
+        assert (first.masks.max() == 0) == bool(settings.get("replacement"))
+
+
+def test_draws_differ_and_keep_to_their_shares():
+    clips = [make_clip("dog")] * 400
+    changed = Augmentation(**{**OFF, "flips": 0.3})(clips, np.random.default_rng(0))
+    share = np.mean([not np.array_equal(clip.frames, clips[0].frames) for clip in changed])
+    assert 0.2 < share < 0.4
+
+
+def test_windows_keep_their_area_and_lie_inside():
+    augmentation = Augmentation(crop_area=0.6)
+    generator = np.random.default_rng(0)
+    windows = np.array([augmentation._draw_window(90, 120, generator) for _ in range(300)])
+    top, left, height, width = windows.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 90).all() and (left + width <= 120).all()
+    assert (height * width / (90 * 120)).min() > 0.58 and len(np.unique(windows, axis=0)) > 250
+
+
+def test_other_becomes_silence_where_nobody_can_lend():
+    augmentation = Augmentation(**{**OFF, "replacement": 1.0, "replacements": ("other",)})
+    (alone,) = augmentation([make_clip("dog")], np.random.default_rng(0))
+    assert alone.waveform.max() == 0 and alone.masks.max() == 0
+    pair = [make_clip("dog"), make_clip("cat", 1)]
+    first, _ = augmentation(pair, np.random.default_rng(0))
+    np.testing.assert_allclose(first.waveform[0], pair[1].waveform.mean(axis=0), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"flips": 1.5}, {"crop_area": 0.0}, {"crop_ratio": 0.5}, {"replacements": ()}, {"replacements": ("thunder",)}],
+)
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"must lie in|choose out of"):
+        Augmentation(**wrong)

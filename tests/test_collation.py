@@ -1,0 +1,189 @@
+import wave
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from pcmanet.dataset_scripts import synthetic
+from pcmanet.dataset_scripts.augmentation import Augmentation
+from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.synthetic import SoundingShapes
+
+
+PICTURES = Augmentation(loudness=0.0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("avsbench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
+        synthetic.write_avsbench_tree(root, "s4", {"train": 2, "val": 1})
+        synthetic.write_avsbench_tree(root, "avss", {"test": 3})
+    return root
+
+
+@pytest.fixture
+def load(root, tmp_path):
+    return lambda name, split, **options: load_avsbench(root, name, split=split, cache_dir=tmp_path, **options)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 48}), PCMANetFeatureExtractor())
+
+
+def test_clips_of_sounding_shapes_are_what_the_processor_makes_of_them(processor):
+    dataset = SoundingShapes("s4", "train", length=2, height=40, width=40)
+    batch = ClipCollator(processor, binary=True)([dataset[0], dataset[1]])
+    expected = processor(
+        videos=[dataset[index].frames for index in range(2)],
+        audio=[dataset[index].waveform for index in range(2)],
+        sampling_rate=16000,
+        segmentation_maps=[[dataset[index].binary[0], *[None] * 4] for index in range(2)],
+    )
+    assert set(batch) == {"pixel_values", "input_features", "frame_mask", "labels", "label_mask"}
+    for name, values in expected.items():
+        torch.testing.assert_close(batch[name], values, rtol=0, atol=0)
+
+
+def test_s4_training_rows_have_labels_in_their_first_frame_only(processor, load):
+    batch = ClipCollator(processor, binary=True)(list(load("s4", "train")))
+    assert batch["pixel_values"].shape == (2, 5, 3, 32, 48) and batch["input_features"].shape == (2, 5, 1, 96, 64)
+    assert batch["label_mask"].tolist() == [[True, False, False, False, False]] * 2
+    assert batch["frame_mask"].all()
+    assert set(batch["labels"][:, 0].unique().tolist()) == {0, 1} and (batch["labels"][:, 1:] == 255).all()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_are_the_clips_that_the_tree_was_written_from(processor, load, streaming):
+    collate = ClipCollator(processor, binary=True)
+    (row,) = load("s4", "val", streaming=streaming)
+    clip = SoundingShapes("s4", "val", length=1, height=224, width=224)[0]
+    batch, expected = collate([row]), collate([clip])
+    for name, values in expected.items():
+        torch.testing.assert_close(batch[name], values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_clips_of_five_and_ten_seconds_share_a_batch(processor, load, binary):
+    rows = list(load("avss", "test"))
+    batch = ClipCollator(processor, binary=binary)(rows)
+    assert (
+        batch["frame_mask"].sum(1).tolist() == [5, 5, 10]
+        and batch["frame_mask"][0].tolist() == [True] * 5 + [False] * 5
+    )
+    assert batch["label_mask"].equal(batch["frame_mask"])
+    assert (batch["labels"][:2, 5:] == 255).all() and (batch["pixel_values"][:2, 5:] == 0).all()
+    seen = set(batch["labels"][batch["frame_mask"]].unique().tolist())
+    assert seen == {0, 1} if binary else max(seen) > 1 and max(seen) < 71
+
+
+def test_a_loader_with_workers_gives_the_same_batches(processor, load):
+    collate = ClipCollator(processor, binary=True)
+    (alone,) = DataLoader(load("s4", "train"), batch_size=2, collate_fn=collate)
+    (worked,) = DataLoader(load("s4", "train", streaming=True), batch_size=2, collate_fn=collate, num_workers=1)
+    for name, values in alone.items():
+        torch.testing.assert_close(worked[name], values, rtol=0, atol=0)
+
+
+def test_augmentation_follows_the_seed_and_is_off_without(processor, load):
+    rows = list(load("s4", "train"))
+    augmented = ClipCollator(processor, binary=True, augmentation=Augmentation(replacement=0.3))
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        return augmented(rows)
+
+    assert all(torch.equal(draw(1)[name], draw(1)[name]) for name in ("pixel_values", "input_features", "labels"))
+    assert not torch.equal(draw(1)["pixel_values"], draw(2)["pixel_values"])
+    plain = ClipCollator(processor, binary=True)
+    torch.manual_seed(1)
+    first = plain(rows)
+    assert torch.equal(first["pixel_values"], plain(rows)["pixel_values"])
+
+
+def test_replaced_sound_makes_every_label_empty_and_known(processor, load):
+    silence = Augmentation(flips=0, crops=0, photometric=0, loudness=0, replacement=1.0, replacements=("silence",))
+    batch = ClipCollator(processor, binary=True, augmentation=silence)(list(load("s4", "train")))
+    assert batch["label_mask"].all() and (batch["labels"] == 0).all()
+    torch.testing.assert_close(batch["input_features"], torch.full_like(batch["input_features"], np.log(0.01)))
+
+
+def test_the_cache_gives_the_same_features_without_computing_them(processor, load, tmp_path, monkeypatch):
+    rows = list(load("avss", "test"))
+    expected = ClipCollator(processor, binary=False)(rows)
+    cached = ClipCollator(processor, binary=False, augmentation=None, log_mel_cache=tmp_path / "log_mel")
+    assert torch.equal(cached(rows)["input_features"], expected["input_features"])
+    assert len(list((tmp_path / "log_mel").rglob("*.npy"))) == 3
+    monkeypatch.setattr(PCMANetFeatureExtractor, "__call__", None)
+    assert torch.equal(cached(rows)["input_features"], expected["input_features"])
+
+
+def test_a_cache_and_changing_sounds_are_refused(processor, tmp_path):
+    with pytest.raises(ValueError, match="sounds that stay as they are"):
+        ClipCollator(processor, True, augmentation=Augmentation(), log_mel_cache=tmp_path)
+    ClipCollator(processor, True, augmentation=PICTURES, log_mel_cache=tmp_path)
+
+
+def test_published_features_replace_the_sound(processor, load):
+    row = load("s4", "val")[0]
+    features = np.random.default_rng(0).normal(size=(5, 1, 96, 64)).astype(np.float32)
+    batch = ClipCollator(processor, binary=True)([{**row, "audio": None, "log_mel": features}])
+    np.testing.assert_array_equal(batch["input_features"][0], features)
+    with pytest.raises(ValueError, match="neither sound nor log-mel"):
+        ClipCollator(processor, binary=True)([{**row, "audio": None}])
+    with pytest.raises(ValueError, match="features but no sound"):
+        ClipCollator(processor, binary=True, augmentation=Augmentation())(
+            [{**row, "audio": None, "log_mel": features}]
+        )
+
+
+@pytest.mark.parametrize(("seconds", "same"), [(4.0, False), (7.5, True), (30.0, True)])
+def test_sound_that_is_short_or_long_is_taken_as_avsbench_takes_it(processor, load, seconds, same):
+    row, collate = load("s4", "val")[0], ClipCollator(processor, binary=True)
+    samples = np.frombuffer(row["audio"]["bytes"][44:], "<i2").reshape(-1, 2)
+    longer = np.resize(np.concatenate([samples, samples[::-1]]), (round(seconds * 16000), 2))
+    other = {**row, "audio": {"path": None, "bytes": wav(longer)}}
+    batch, expected = collate([other])["input_features"][0], collate([row])["input_features"][0]
+    assert torch.equal(batch[:4], expected[:4])
+    assert torch.equal(batch[4], expected[4] if same else expected[3])
+
+
+def wav(samples):
+    file = BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(2)
+        writer.setsampwidth(2)
+        writer.setframerate(16000)
+        writer.writeframes(samples.astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def test_errors_name_the_clip(processor, load):
+    row = load("s4", "val")[0]
+    with pytest.raises(ValueError, match=f"clip '{row['id']}'"):
+        ClipCollator(processor, binary=True)([{**row, "audio": {"path": None, "bytes": b"no sound"}}])
+    with pytest.raises(ValueError, match=rf"in the batch of clips \['{row['id']}'\]: clip 0"):
+        ClipCollator(processor, binary=True)([{**row, "timestamps": [0.1, 0.2, 0.3, 0.4, 9.9]}])
+
+
+def test_one_s_own_videos_make_a_batch(processor, tmp_path):
+    dataset = SoundingShapes("ms3", "train", length=1, height=64, width=96, num_frames=2)
+    (tmp_path / "masks").mkdir()
+    synthetic.write_clip(dataset, 0, tmp_path / "clip.mp4", frames_per_second=16)
+    Image.fromarray(dataset[0].binary[1] * np.uint8(255)).save(tmp_path / "masks" / "1.png")
+    (tmp_path / "clips.csv").write_text("video,split,masks\nclip.mp4,train,masks\n")
+    rows = list(load_avsbench(tmp_path, "folder", split="train", cache_dir=tmp_path / "cache"))
+    batch = ClipCollator(processor, binary=True)(rows)
+    direct = processor(videos=[str(tmp_path / "clip.mp4")])
+    assert batch["label_mask"].tolist() == [[False, True]]
+    torch.testing.assert_close(batch["pixel_values"], direct["pixel_values"], rtol=0, atol=0)
+    torch.testing.assert_close(batch["input_features"], direct["input_features"], rtol=0, atol=0.02)
+    expected = np.asarray(Image.fromarray(dataset[0].binary[1]).resize((48, 32), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(batch["labels"][0, 1], expected)
