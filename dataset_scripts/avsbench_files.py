@@ -110,6 +110,9 @@ def picture_problem(path: str) -> str | None:
     whole_png = start == PNG_SIGNATURE and end == PNG_END
     if whole_png or (start.startswith(JPEG_SIGNATURE) and end.endswith(JPEG_END)):
         return None
+    # Decoders forgive a PNG whose last bytes are missing; a download that lost any is not to be trusted.
+    if start == PNG_SIGNATURE and PNG_END not in Path(path).read_bytes():
+        return "is truncated or no picture (its end is missing); download it again"
     try:
         with Image.open(path) as picture:
             picture.load()

@@ -45,7 +45,7 @@ def read_log_mel(path: str | Path, frames: int) -> np.ndarray:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows the three names by which a tensor is pickled and refuses every other."""
+    """Knows the names by which a tensor is pickled and refuses every other."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle may call."""
@@ -53,6 +53,7 @@ class _TensorUnpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch.storage", "_load_from_bytes"): _load_storage,
             ("collections", "OrderedDict"): OrderedDict,
+            ("_codecs", "encode"): _encode,
         }
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -72,3 +73,10 @@ def _load_storage(data: bytes) -> Any:
     except Exception as error:
         # torch's own message advises to switch the restriction off.
         raise pickle.UnpicklingError("its storage holds more than numbers") from error
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Write bytes as the pickle protocols before the third spell them."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
+    return text.encode("latin1")
