@@ -1,4 +1,4 @@
-"""Train PCMANet with Accelerate, on Sounding Shapes.
+"""Train PCMANet with Accelerate, on Sounding Shapes, on AVSBench or on one's own clips.
 
 The demo model (binary, several sources), exactly as shipped in examples/demo_model. Its small VGGish first learns to
 name sounds, as the published one did on audio tagging, and is then frozen, as published. The second run goes on from the
@@ -13,6 +13,12 @@ Its semantic sister, which starts from the first run, exactly as shipped in exam
     python examples/train_pcmanet.py --task avss --initialize-from runs/first --seed 1 --pair-sounds --clips 14000 \
         --learning-rate 1.5e-3 --output runs/demo_model_semantic
 
+The paper's network on AVSBench as downloaded (s4, ms3 or avss; `--task folder` for one's own clips), from published
+backbone weights; it wants a GPU:
+
+    python examples/train_pcmanet.py --data AVSBench --task s4 --visual-backbone OpenGVLab/pvt_v2_b5 \
+        --audio-encoder vggish --image-size 224 --epochs 15 --batch-size 4 --learning-rate 1e-4 --output runs/s4
+
 A few steps to see that everything works:
 
     python examples/train_pcmanet.py --clips 32 --evaluation-clips 4 --output runs/smoke
@@ -22,10 +28,12 @@ clips lies under OUTPUT when the command ends, with its processor and metrics.js
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +51,8 @@ from modeling_pcmanet import (
     PCMANetProcessor,
     VGGishModel,
 )
+from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
+from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes, SyntheticClip
@@ -55,8 +65,15 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the best checkpoint")
-    parser.add_argument("--task", choices=("s4", "ms3", "avss"), default="ms3", help="Sounding Shapes task")
+    parser.add_argument("--task", choices=("s4", "ms3", "avss", "folder"), default="ms3", help="kind of data")
+    parser.add_argument("--data", type=Path, help="folder of AVSBench or one's own clips; Sounding Shapes without it")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the data; Sounding Shapes needs only one")
     parser.add_argument("--preset", default="tiny", help="network size: tiny, resnet50 or pvt_v2_b5")
+    parser.add_argument("--visual-backbone", help="Hub id or folder of pretrained weights, instead of a preset's size")
+    parser.add_argument("--audio-encoder", help="Hub id or folder of a pretrained VGGish")
+    parser.add_argument(
+        "--override", nargs="+", default=[], metavar="KEY=VALUE", help="fields of the configuration, values as in JSON"
+    )
     parser.add_argument(
         "--initialize-from", type=Path, help="checkpoint to start from; heads may differ, all else not"
     )
@@ -64,7 +81,7 @@ def parse_args() -> argparse.Namespace:
         "--listening-sounds", type=int, default=0, help="sounds that teach the audio encoder before pictures come in"
     )
     parser.add_argument("--image-size", type=int, default=112, help="side of the square frames in pixels")
-    parser.add_argument("--clips", type=int, default=16000, help="training clips, each seen once")
+    parser.add_argument("--clips", type=int, default=16000, help="training clips of Sounding Shapes")
     parser.add_argument("--pair-sounds", action="store_true", help="show every picture twice, under different sounds")
     parser.add_argument(
         "--negative-fraction", type=float, default=0.15, help="share of clips, up to 0.5, in which nothing sounds"
@@ -74,30 +91,60 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--warmup-fraction", type=float, default=0.05, help="share of the steps that warm up")
     parser.add_argument("--average-decay", type=float, default=0.998, help="of the weight average that is evaluated")
-    parser.add_argument("--evaluation-clips", type=int, default=64, help="validation clips")
+    parser.add_argument("--evaluation-clips", type=int, default=64, help="validation clips of Sounding Shapes")
     parser.add_argument("--evaluations", type=int, default=10, help="how often to evaluate, evenly spaced")
     parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="bf16")
     parser.add_argument("--num-workers", type=int, default=1, help="processes that make clips")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.visual_backbone is not None and args.audio_encoder is None:
+        parser.error("--visual-backbone goes with --audio-encoder: the network needs both")
+    if args.task == "folder" and args.data is None:
+        parser.error("--task folder needs --data FOLDER")
+    return args
+
+
+def label_names(args: argparse.Namespace) -> list[str]:
+    """Names of the classes of a task, background first; a binary task has one."""
+    if args.task != "avss":
+        return ["sounding"]
+    return ["background", *CLASSES] if args.data is None else list(AVSBENCH_SEMANTIC_LABELS)
 
 
 def build_model(args: argparse.Namespace) -> PCMANetForAudioVisualSegmentation:
-    """Make a fresh network, or start from a checkpoint whose heads may have other classes."""
-    names = ["background", *CLASSES] if args.task == "avss" else ["sounding"]
-    labels = {
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: index for index, name in enumerate(names)},
-    }
-    if args.initialize_from is None:
-        return PCMANetForAudioVisualSegmentation(PCMANetConfig.from_preset(args.preset, **labels))
+    """Make a network from a preset or from pretrained backbones, or start from a checkpoint with other heads."""
+    names = label_names(args)
+    settings = dict(pair.split("=", 1) for pair in args.override)
+    settings = {key: json.loads(value) for key, value in settings.items()}
+    settings["id2label"] = dict(enumerate(names))
+    settings["label2id"] = {name: index for index, name in enumerate(names)}
+    if args.initialize_from is not None:
+        return load_checkpoint(args.initialize_from, settings)
+    if args.visual_backbone is not None:
+        return PCMANetForAudioVisualSegmentation.from_pretrained_backbones(
+            args.visual_backbone, args.audio_encoder, **settings
+        )
+    if args.audio_encoder is None:
+        return PCMANetForAudioVisualSegmentation(PCMANetConfig.from_preset(args.preset, **settings))
+    audio_encoder = VGGishModel.from_pretrained(args.audio_encoder)
+    config = PCMANetConfig.from_preset(args.preset, **settings, audio_config=audio_encoder.config)
+    model = PCMANetForAudioVisualSegmentation(config)
+    model.model.audio_encoder.load_state_dict(audio_encoder.state_dict())
+    return model
+
+
+def load_checkpoint(folder: Path, settings: dict[str, Any]) -> PCMANetForAudioVisualSegmentation:
+    """Load a checkpoint whose heads may have other classes.
+
+    Raises:
+        ValueError: If anything else differs, naming the keys.
+    """
     model, loading = PCMANetForAudioVisualSegmentation.from_pretrained(
-        args.initialize_from, ignore_mismatched_sizes=True, output_loading_info=True, **labels
+        folder, ignore_mismatched_sizes=True, output_loading_info=True, **settings
     )
-    # Another number of classes changes the last layer of each head; whatever else does not fit is a mistake.
     strays = [*loading["missing_keys"], *loading["unexpected_keys"], *(key for key, *_ in loading["mismatched_keys"])]
     if strays := [key for key in strays if ".head." not in key]:
-        raise ValueError(f"{args.initialize_from} does not fit this network; keys that differ: {', '.join(strays)}.")
+        raise ValueError(f"{folder} does not fit this network; keys that differ: {', '.join(strays)}.")
     return model
 
 
@@ -119,28 +166,35 @@ class PairedSounds(Dataset[SyntheticClip]):
         return self.clips.swap_sounds(index // 2) if index % 2 else self.clips[index // 2]
 
 
-def build_loaders(args: argparse.Namespace, processor: PCMANetProcessor) -> tuple[DataLoader, DataLoader]:
-    """Make the loaders of training and validation clips; validation clips come from another random stream."""
-    collate = ClipCollator(processor, binary=args.task != "avss")
-    size = {"height": args.image_size, "width": args.image_size, "seed": args.seed}
+def build_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """Make the training and validation clips; those of Sounding Shapes come from separate random streams."""
+    if args.data is not None:
+        return tuple(load_avsbench(args.data, args.task, split=split) for split in ("train", "val"))
+    settings = {"height": args.image_size, "width": args.image_size, "seed": args.seed}
     sounds_per_picture = 2 if args.pair_sounds else 1
     training = SoundingShapes(
         args.task,
         "train",
         length=args.clips // sounds_per_picture,
         negative_fraction=sounds_per_picture * args.negative_fraction,
-        **size,
+        **settings,
     )
-    validation = SoundingShapes(args.task, "val", length=args.evaluation_clips, **size)
+    validation = SoundingShapes(args.task, "val", length=args.evaluation_clips, **settings)
+    return PairedSounds(training) if args.pair_sounds else training, validation
+
+
+def build_loaders(args: argparse.Namespace, processor: PCMANetProcessor) -> tuple[DataLoader, DataLoader]:
+    """Make the loaders of training and validation."""
+    training, validation = build_datasets(args)
     options = {
         "batch_size": args.batch_size,
-        "collate_fn": collate,
+        "collate_fn": ClipCollator(processor, binary=args.task != "avss"),
         "num_workers": args.num_workers,
         "persistent_workers": args.num_workers > 0,
     }
-    # Every clip is new, so there is nothing to shuffle: index i is a random clip already.
-    training = PairedSounds(training) if args.pair_sounds else training
-    return DataLoader(training, drop_last=True, **options), DataLoader(validation, **options)
+    # Every clip of Sounding Shapes is new, so there is nothing to shuffle: index i is a random clip already.
+    shuffle = args.data is not None
+    return DataLoader(training, shuffle=shuffle, drop_last=True, **options), DataLoader(validation, **options)
 
 
 def teach_listening(
@@ -229,12 +283,13 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     training, validation = build_loaders(args, processor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     model, optimizer, training, validation = accelerator.prepare(model, optimizer, training, validation)
-    steps = len(training)
+    steps = args.epochs * len(training)
     evaluate_at = {round(steps * (number + 1) / args.evaluations) for number in range(args.evaluations)}
 
     best: dict[str, float] = {"miou": -1.0}
     started = time.monotonic()
-    bar = tqdm(training, desc="training", disable=not accelerator.is_local_main_process, mininterval=5.0)
+    batches = itertools.chain.from_iterable(training for _ in range(args.epochs))
+    bar = tqdm(batches, desc="training", total=steps, disable=not accelerator.is_local_main_process, mininterval=5.0)
     for step, batch in enumerate(bar):
         set_learning_rate(optimizer, args, step, steps)
         model.train()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_model import tiny_config
+from transformers import AutoBackbone
 
-from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor, VGGishConfig, VGGishModel
+from pcmanet.dataset_scripts.synthetic import write_avsbench_tree
 
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_pcmanet.py"
@@ -26,9 +30,10 @@ def script():
     return module
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
+def run(*arguments: str, home: Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, str(SCRIPT), *QUICK, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | ({} if home is None else {"HF_HOME": str(home)})
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_learning_rate_rises_then_falls_to_zero(script):
@@ -79,3 +84,42 @@ def test_the_semantic_task_starts_from_the_binary_checkpoint(trained, tmp_path):
     listening = [name for name in first if ".audio_encoder." in name]
     assert len(listening) == 14
     assert all(torch.equal(first[name], second[name]) for name in listening)
+
+
+def test_avsbench_from_pretrained_backbones(tmp_path):
+    tree = write_avsbench_tree(tmp_path, "s4", {"train": 2, "val": 1})
+    config = tiny_config()
+    AutoBackbone.from_config(config.backbone_config).save_pretrained(tmp_path / "visual")
+    VGGishModel(VGGishConfig(block_channels=[[4], [4], [4]], hidden_size=8)).save_pretrained(tmp_path / "vggish")
+    sizes = [
+        "hidden_size=16",
+        "num_groups=2",
+        "num_attention_heads=4",
+        "head_channels=8",
+        "token_grid_sizes=[1,2,2,4]",
+    ]
+    result = run(
+        *("--data", str(tree), "--task", "s4", "--epochs", "2", "--output", str(tmp_path / "checkpoint")),
+        *("--visual-backbone", str(tmp_path / "visual"), "--audio-encoder", str(tmp_path / "vggish")),
+        *("--override", *sizes),
+        home=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    model = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path / "checkpoint")
+    assert list(model.config.backbone_config.hidden_sizes) == [8, 12, 16, 24]
+    assert json.loads((tmp_path / "checkpoint" / "metrics.json").read_text())["validation"]["frames"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "folder"], "--task folder needs --data FOLDER"),
+        (["--visual-backbone", "x"], "--visual-backbone goes with --audio-encoder"),
+        (["--override", "hidden_sise=3"], "did you mean `hidden_size`"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(arguments, message, tmp_path):
+    result = run("--output", str(tmp_path / "checkpoint"), *arguments)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert not (tmp_path / "checkpoint").exists()
