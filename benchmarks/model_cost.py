@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForUniversalSegmentation
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation
-from modeling_pcmanet.modeling_pcmanet import ClipLayout
+from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout
 
 
 # Column of the tables to the modules that it sums over; `*` stands for every decoder stage.

@@ -17,7 +17,7 @@ OPEN_TO_DATA_SETS = {
     "waveform_pcmanet",
 }
 PROCESSING = {"processing_pcmanet", "clip_pcmanet", "image_processing_pcmanet", "feature_extraction_pcmanet"}
-NETWORK = {"modeling_pcmanet", "modeling_vggish", "loss_pcmanet", "configuration_pcmanet"}
+NETWORK = {"modeling_pcmanet", "modeling_pcmanet_decoder", "modeling_vggish", "loss_pcmanet", "configuration_pcmanet"}
 
 
 def python_files(folder: str) -> list[Path]:

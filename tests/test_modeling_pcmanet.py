@@ -6,7 +6,7 @@ from tiny_model import tiny_batch, tiny_config, tiny_model
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForUniversalSegmentation
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetModel, VGGishConfig, VGGishModel
-from modeling_pcmanet.modeling_pcmanet import ClipLayout
+from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout
 
 
 @pytest.fixture(scope="module")
@@ -131,19 +131,21 @@ class TestConfidentMasking:
             unmasked, masked = (attention(*layout_args[:2], mask, layout_args[2])[0] for mask in (None, full))
         torch.testing.assert_close(masked, unmasked, atol=2e-7, rtol=0)
 
+    @pytest.mark.parametrize("asking", [0, 3])
     @pytest.mark.parametrize("gather_queries", [False, True])
-    def test_tokens_that_do_not_ask_keep_residual_and_bias(self, gather_queries):
+    def test_tokens_that_do_not_ask_keep_residual_and_bias(self, gather_queries, asking):
         model = tiny_model(gather_queries=gather_queries)
         attention = model.model.stages[1].cross_attention
         visual, audio, layout = self._attention_inputs(model)
         visual = torch.nn.functional.adaptive_avg_pool2d(visual, 2)
-        nobody = torch.zeros(6, 2, 2, dtype=torch.bool)
-        nobody[:3] = True  # the first clip asks, the second not at all
+        asks = torch.zeros(6, 2, 2, dtype=torch.bool)
+        asks[:asking] = True  # the first clip asks or nobody does; the second never
         with torch.no_grad():
-            guidance, _ = attention(visual, audio, nobody, layout)
+            guidance, _ = attention(visual, audio, asks, layout)
             tokens = attention.visual_embedding(visual.flatten(2).transpose(1, 2)) + attention.output_projection.bias
-        torch.testing.assert_close(guidance[3:].flatten(2).transpose(1, 2), tokens[3:], atol=1e-6, rtol=0)
-        assert (guidance[:3].flatten(2).transpose(1, 2) - tokens[:3]).abs().max() > 1e-3
+        difference = (guidance.flatten(2).transpose(1, 2) - tokens).abs().amax((1, 2))
+        assert (difference[asking:] < 1e-6).all()
+        assert (difference[:asking] > 1e-3).all()
 
     @staticmethod
     def _attention_inputs(model):

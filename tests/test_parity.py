@@ -12,7 +12,7 @@ from published_weights import FIXTURES, published_shapes, seeded_inputs, seeded_
 from tiny_model import tiny_config
 
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict
-from modeling_pcmanet.modeling_pcmanet import ClipLayout, QuerySelectedCrossAttention
+from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout, QuerySelectedCrossAttention
 
 
 TOLERANCE = 1e-4

@@ -1,0 +1,396 @@
+# Copyright 2026 The pcmanet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The decoder of PCMANet: what a stage does with a feature map, the sound and the stage before.
+
+In reading order: AudioVisualGroupAttention (AVGA), QuerySelectedCrossAttention (QSCA), ConfidenceInducedMasking (CIM),
+GuidedFusion (GF), and the DecoderStage that joins them.
+
+Inside, clips lie behind each other as real frames only, (frames, channels, height, width); `ClipLayout` knows which
+frame belongs to which clip and is asked only where a clip's frames meet: in the cross-attention and at the output.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
+
+
+@dataclass(frozen=True)
+class ClipLayout:
+    """Which clip every computed frame belongs to.
+
+    Attributes:
+        batch: Number of clips.
+        frames: Number of frames per clip, padding included.
+        real: (batch, frames) bool, False for frames that are not computed; None when all are.
+    """
+
+    batch: int
+    frames: int
+    real: torch.BoolTensor | None
+
+    def to_frames(self, clips: torch.Tensor) -> torch.Tensor:
+        """Go from (batch, frames, ...) to the computed frames only, (computed frames, ...)."""
+        return clips.flatten(0, 1) if self.real is None else clips[self.real]
+
+    def to_clips(self, frames: torch.Tensor) -> torch.Tensor:
+        """Go from (computed frames, ...) to (batch, frames, ...); frames that were not computed become zeros."""
+        if self.real is None:
+            return frames.unflatten(0, (self.batch, self.frames))
+        clips = frames.new_zeros(self.batch, self.frames, *frames.shape[1:])
+        clips[self.real] = frames
+        return clips
+
+    def key_mask(self, tokens_per_frame: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Additive attention mask (batch, 1, 1, frames * tokens_per_frame) that hides frames that are not computed."""
+        if self.real is None:
+            return None
+        hidden = torch.zeros(self.real.shape, dtype=dtype, device=self.real.device)
+        hidden = hidden.masked_fill(~self.real, torch.finfo(dtype).min)
+        return hidden.repeat_interleave(tokens_per_frame, dim=1)[:, None, None, :]
+
+
+class ConvolutionBlock(nn.Sequential):
+    """Convolution, BatchNorm, ReLU at an unchanged size."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, groups: int = 1):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        )
+
+
+class AudioVisualGroupAttention(nn.Module):
+    """AVGA (paper section 3.2): every group of channels is weighted by its cosine similarity to the sound."""
+
+    def __init__(self, config: PCMANetConfig):
+        super().__init__()
+        self.num_groups = config.num_groups
+        channels = config.hidden_size
+        self.visual_projection = ConvolutionBlock(channels, channels, kernel_size=1, groups=config.num_groups)
+        # Two linear layers with nothing between them, as published.
+        # trf-ignore: TRF036 a plain chain, called once
+        self.audio_projection = nn.Sequential(
+            nn.Linear(channels, channels), nn.Linear(channels, channels // config.num_groups), nn.ReLU()
+        )
+        self.output_projection = ConvolutionBlock(channels, channels, kernel_size=1)
+
+    def forward(self, visual: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """Weight a feature map by the sound.
+
+        Args:
+            visual: (frames, channels, height, width).
+            audio: (frames, channels).
+
+        Returns:
+            (frames, channels, height, width).
+        """
+        groups = self.visual_projection(visual).unflatten(1, (self.num_groups, -1))
+        # One audio vector serves all groups: (frames, 1, channels / groups, 1, 1).
+        sound = _to_unit_length(self.audio_projection(audio), dim=-1)[:, None, :, None, None]
+        similarity = (_to_unit_length(groups, dim=2) * sound).sum(2, keepdim=True)
+        return self.output_projection((similarity * groups).flatten(1, 2))
+
+
+def _to_unit_length(vectors: torch.Tensor, dim: int) -> torch.Tensor:
+    """Divide by the L2 norm; the published epsilon of 1e-12 is zero in float16, where a silent vector became NaN."""
+    return functional.normalize(vectors, dim=dim, eps=max(1e-12, torch.finfo(vectors.dtype).tiny))
+
+
+def eager_attention_forward(
+    _module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend in plain operations; query, key and value are (batch, heads, tokens, head size)."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of the tokens of one modality to those of the other, without its output projection."""
+
+    is_causal = False
+
+    def __init__(self, config: PCMANetConfig):
+        super().__init__()
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, tokens: torch.Tensor, context: torch.Tensor, key_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend within each clip.
+
+        Args:
+            tokens: (batch, queries, channels).
+            context: (batch, keys, channels).
+            key_mask: Additive, (batch, 1, 1, keys), or None.
+
+        Returns:
+            What the queries gathered, (batch, queries, channels), and the weights where the implementation has them.
+        """
+        query, key, value = (
+            layer(states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for layer, states in ((self.query, tokens), (self.key, context), (self.value, context))
+        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        gathered, weights = attention(self, query, key, value, key_mask, scaling=self.head_size**-0.5)
+        return gathered.flatten(2), weights
+
+
+class QuerySelectedCrossAttention(nn.Module):
+    """QSCA (paper section 3.3): sound and picture exchange what they know, only where the picture is unsure."""
+
+    def __init__(self, config: PCMANetConfig, token_grid_size: int, is_finest: bool):
+        super().__init__()
+        self.token_grid_size = token_grid_size
+        self.token_layout = config.token_layout
+        self.masked_query_gradients = config.masked_query_gradients
+        self.gather_queries = config.gather_queries
+        self.audio_embedding = nn.Linear(config.hidden_size, config.hidden_size)
+        self.visual_embedding = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # The finest stage's audio token would go nowhere, so the branch that updates it is not built there.
+        self.audio_to_visual = None if is_finest else CrossAttention(config)
+        self.visual_to_audio = CrossAttention(config)
+        self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, visual: torch.Tensor, audio: torch.Tensor, uncertain: torch.Tensor | None, layout: ClipLayout
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Exchange between the modalities within each clip.
+
+        Args:
+            visual: (frames, channels, height, width).
+            audio: (frames, channels), the projected sound or the audio token of the stage before.
+            uncertain: (frames, height, width) bool, any size: only these pixels ask; None lets all ask.
+            layout: Which frame belongs to which clip.
+
+        Returns:
+            The guidance (frames, channels, height, width) and the audio token (frames, channels).
+        """
+        grid = self.token_grid_size
+        pooled = functional.adaptive_avg_pool2d(visual, grid).flatten(2).transpose(1, 2)
+        visual_tokens, audio_token = self.visual_embedding(pooled), self.audio_embedding(audio)
+        visual_update, audio_update = self._attend(
+            layout.to_clips(self.layer_norm(visual_tokens)),
+            layout.to_clips(self.layer_norm(audio_token)),
+            self._selected_queries(uncertain, layout),
+            layout,
+        )
+        visual_tokens = visual_tokens + self.output_projection(layout.to_frames(visual_update))
+        if audio_update is not None:
+            audio_token = audio_token + self.output_projection(layout.to_frames(audio_update))
+        guidance = functional.interpolate(
+            self._to_map(visual_tokens), size=visual.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return guidance, audio_token
+
+    def _attend(
+        self, visual: torch.Tensor, audio: torch.Tensor, selected: torch.Tensor | None, layout: ClipLayout
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend both ways; visual is (batch, frames, tokens, channels), audio (batch, frames, channels)."""
+        num_tokens = visual.shape[2]
+        sequence = visual.flatten(1, 2)
+        audio_update = None
+        if self.audio_to_visual is not None:
+            audio_update, _ = self.audio_to_visual(audio, sequence, layout.key_mask(num_tokens, audio.dtype))
+        visual_update = self._attend_selected(sequence, audio, selected, layout.key_mask(1, audio.dtype))
+        if selected is not None and not self.masked_query_gradients:
+            visual_update = visual_update.detach()
+        return visual_update.unflatten(1, (-1, num_tokens)), audio_update
+
+    def _attend_selected(
+        self,
+        sequence: torch.Tensor,
+        audio: torch.Tensor,
+        selected: torch.Tensor | None,
+        key_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Let the selected visual tokens (batch, tokens) of each clip ask the sound; the others gather zeros."""
+        if selected is None:
+            return self.visual_to_audio(sequence, audio, key_mask)[0]
+        if not self.gather_queries:
+            return self.visual_to_audio(sequence, audio, key_mask)[0] * selected[..., None]
+        # Selected tokens first; as many as the fullest clip of the batch has, so that one tensor holds all clips. One at
+        # least, because no attention takes an empty tensor; where nobody asks, the mask below empties it again.
+        most = max(1, int(selected.sum(1).max()))
+        places = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        queries = sequence.take_along_dim(places[..., None], dim=1)
+        gathered, _ = self.visual_to_audio(queries, audio, key_mask)
+        gathered = gathered * selected.take_along_dim(places, dim=1)[..., None]
+        index = places[..., None].expand_as(gathered)
+        return torch.zeros_like(sequence, dtype=gathered.dtype).scatter(1, index, gathered)
+
+    def _selected_queries(self, uncertain: torch.Tensor | None, layout: ClipLayout) -> torch.Tensor | None:
+        """Resize the mask to the token grid (nearest) and lay it out as (batch, frames * tokens) bool."""
+        if uncertain is None:
+            return None
+        grid = (self.token_grid_size, self.token_grid_size)
+        if uncertain.shape[-2:] != grid:
+            uncertain = _resize_nearest(uncertain, grid)
+        return layout.to_clips(uncertain.flatten(1)).flatten(1)
+
+    def _to_map(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Go from tokens (frames, s * s, channels) to a map (frames, channels, s, s)."""
+        if self.token_layout == "scrambled":
+            tokens = tokens.reshape(tokens.shape[0], tokens.shape[2], tokens.shape[1])
+        else:
+            tokens = tokens.transpose(1, 2)
+        return tokens.unflatten(2, (self.token_grid_size, self.token_grid_size))
+
+
+def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize a bool mask (frames, height, width) to another size by nearest neighbour."""
+    return functional.interpolate(mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()
+
+
+class ConfidenceInducedMasking(nn.Module):
+    """CIM (paper section 3.4): marks the pixels that a stage is not yet sure of, within those of the stage before."""
+
+    def __init__(self, config: PCMANetConfig):
+        super().__init__()
+        self.threshold = config.confidence_threshold
+
+    @torch.no_grad()
+    def forward(self, logits: torch.Tensor, coarser: torch.Tensor | None) -> torch.Tensor:
+        """Mark uncertain pixels.
+
+        Args:
+            logits: (frames, num_labels, height, width).
+            coarser: (frames, coarser height, coarser width) bool, the mask of the stage before, or None.
+
+        Returns:
+            (frames, height, width) bool.
+        """
+        if logits.shape[1] == 1:
+            confidence = logits[:, 0].float().sigmoid()
+        else:
+            confidence = logits.float().softmax(dim=1).amax(dim=1)
+        uncertain = (confidence >= self.threshold) & (confidence <= 1 - self.threshold)
+        return uncertain if coarser is None else uncertain & _resize_nearest(coarser, uncertain.shape[-2:])
+
+
+class GuidedFusion(nn.Module):
+    """GF (paper section 3.4): adds the guidance and the coarser fused map to a stage's own map."""
+
+    def __init__(self, config: PCMANetConfig, is_coarsest: bool):
+        super().__init__()
+        channels = config.hidden_size
+        # CODEPATH: without QSCA (an ablation) there is no guidance to project.
+        self.guidance_projection = ConvolutionBlock(channels, channels) if config.cross_attention else None
+        self.coarser_projection = None if is_coarsest else ConvolutionBlock(channels, channels)
+        self.output_projection = ConvolutionBlock(channels, channels)
+
+    def forward(
+        self, visual: torch.Tensor, guidance: torch.Tensor | None, coarser: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Fuse maps.
+
+        Args:
+            visual: (frames, channels, height, width).
+            guidance: The same shape, or None in a network without QSCA.
+            coarser: (frames, channels, coarser height, coarser width), or None at the coarsest stage.
+
+        Returns:
+            (frames, channels, height, width).
+        """
+        fused = visual
+        if guidance is not None:
+            fused = fused + self.guidance_projection(guidance)
+        if coarser is not None:
+            upsampled = functional.interpolate(coarser, size=visual.shape[-2:], mode="bilinear", align_corners=False)
+            fused = fused + self.coarser_projection(upsampled)
+        return self.output_projection(fused)
+
+
+class DecoderStage(GradientCheckpointingLayer):
+    """One stage of the decoder: AVGA, QSCA, GF and a segmentation head."""
+
+    def __init__(self, config: PCMANetConfig, index: int):
+        super().__init__()
+        self.group_attention = AudioVisualGroupAttention(config)
+        self.cross_attention = None
+        # CODEPATH: every published network has QSCA; only the ablation of docs leaves it out.
+        if config.cross_attention:
+            self.cross_attention = QuerySelectedCrossAttention(
+                config, token_grid_size=config.token_grid_sizes[index], is_finest=index == NUM_STAGES - 1
+            )
+        self.fusion = GuidedFusion(config, is_coarsest=index == 0)
+        # trf-ignore: TRF036 a plain chain, called once
+        self.head = nn.Sequential(
+            *ConvolutionBlock(config.hidden_size, config.head_channels),
+            nn.Conv2d(config.head_channels, config.num_labels, kernel_size=1),
+        )
+
+    def forward(
+        self,
+        visual: torch.Tensor,
+        audio: torch.Tensor,
+        audio_token: torch.Tensor,
+        coarser: torch.Tensor | None,
+        uncertain: torch.Tensor | None,
+        layout: ClipLayout,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Refine the coarser stage's map at this stage's size.
+
+        Args:
+            visual: (frames, channels, height, width), the neck's map.
+            audio: (frames, channels), the projected sound.
+            audio_token: (frames, channels), the audio token of the stage before, at first the projected sound.
+            coarser: (frames, channels, coarser height, coarser width), the fused map of the stage before, or None.
+            uncertain: (frames, coarser height, coarser width) bool, the mask of the stage before, or None.
+            layout: Which frame belongs to which clip.
+
+        Returns:
+            The fused map (frames, channels, height, width), the logits (frames, num_labels, height, width) and the
+            audio token (frames, channels).
+        """
+        visual = self.group_attention(visual, audio)
+        guidance = None
+        if self.cross_attention is not None:
+            guidance, audio_token = self.cross_attention(visual, audio_token, uncertain, layout)
+        fused = self.fusion(visual, guidance, coarser)
+        return fused, self.head(fused), audio_token
+
+
+__all__ = [
+    "AudioVisualGroupAttention",
+    "ClipLayout",
+    "ConfidenceInducedMasking",
+    "ConvolutionBlock",
+    "CrossAttention",
+    "DecoderStage",
+    "GuidedFusion",
+    "QuerySelectedCrossAttention",
+]
