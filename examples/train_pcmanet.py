@@ -51,8 +51,7 @@ from modeling_pcmanet import (
     PCMANetProcessor,
     VGGishModel,
 )
-from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
-from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.dataset_scripts.avsbench import label_names, load_avsbench
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes, SyntheticClip
@@ -104,16 +103,16 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def label_names(args: argparse.Namespace) -> list[str]:
-    """Names of the classes of a task, background first; a binary task has one."""
-    if args.task != "avss":
-        return ["sounding"]
-    return ["background", *CLASSES] if args.data is None else list(AVSBENCH_SEMANTIC_LABELS)
+def class_names(args: argparse.Namespace) -> list[str]:
+    """Names of the classes of the data, background first; binary data have one."""
+    if args.data is not None:
+        return list(label_names(args.data, args.task))
+    return ["background", *CLASSES] if args.task == "avss" else ["sounding"]
 
 
 def build_model(args: argparse.Namespace) -> PCMANetForAudioVisualSegmentation:
     """Make a network from a preset or from pretrained backbones, or start from a checkpoint with other heads."""
-    names = label_names(args)
+    names = class_names(args)
     settings = dict(pair.split("=", 1) for pair in args.override)
     settings = {key: json.loads(value) for key, value in settings.items()}
     settings["id2label"] = dict(enumerate(names))
@@ -188,7 +187,7 @@ def build_loaders(args: argparse.Namespace, processor: PCMANetProcessor) -> tupl
     training, validation = build_datasets(args)
     options = {
         "batch_size": args.batch_size,
-        "collate_fn": ClipCollator(processor, binary=args.task != "avss"),
+        "collate_fn": ClipCollator(processor, binary=len(class_names(args)) == 1),
         "num_workers": args.num_workers,
         "persistent_workers": args.num_workers > 0,
     }
