@@ -32,6 +32,7 @@ TITLE_SIZE = 38
 TEXT_SIZES = (20, 28)  # smallest and largest: the fewer columns, the larger
 LINE_SPACING = 1.4  # of the text size
 WAVE_HEIGHT = 120
+WAVE_EXPONENT = 0.6  # between amplitude and loudness as heard, so that quiet sounds are seen beside loud ones
 CHIPS_PER_COLUMN = 3  # what else was found in a frame is only counted
 
 CHIP_INDENT = 1.2  # of the text size: where a text begins beside its patch of colour
@@ -307,7 +308,7 @@ def _draw_sound(
 
     first = round(numbers.start * slot)
     for offset, peak in enumerate(peaks[first : round(numbers.stop * slot)]):
-        reach = 0.5 + peak * (WAVE_HEIGHT / 2 - GAP / 2)
+        reach = 0.5 + peak**WAVE_EXPONENT * (WAVE_HEIGHT / 2 - GAP / 2)
         middle = top + WAVE_HEIGHT / 2
         draw.line((left + offset, middle - reach, left + offset, middle + reach), fill=WAVE_INK)
 

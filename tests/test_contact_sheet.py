@@ -50,7 +50,7 @@ def band(sheet: Image.Image, second: int, seconds: int) -> np.ndarray:
 def sheet() -> Image.Image:
     """Five seconds: bell, drum, both, nothing, bell; the sound is loud in second 1 only."""
     time = np.arange(5 * RATE) / RATE
-    waveform = np.where((time >= 1) & (time < 2), 0.5, 0.005) * np.sin(2 * np.pi * 200 * time)
+    waveform = np.where((time >= 1) & (time < 2), 0.5, 0.0005) * np.sin(2 * np.pi * 200 * time)
     found = results(("bell",), ("drum",), ("drum", "bell"), (), ("bell",))
     return draw_contact_sheet(
         frames(5), found, COLORS, waveform=waveform[None], sampling_rate=RATE, title="a title that is read"
