@@ -1,6 +1,10 @@
 """Tests of pipelines/audio_visual_segmentation.py: real files through a tiny model with random weights."""
 
 import io
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +29,28 @@ from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 SIZE = (64, 48)  # width, height
 RATE = 16000
+# A process without our packages: what it imports comes from the saved folder.
+STRANGER = """
+import json, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+try:
+    import modeling_pcmanet
+    sys.exit("our package is importable here")
+except ImportError:
+    pass
+from transformers import pipeline
+segmenter = pipeline("audio-visual-segmentation", model=sys.argv[1], trust_remote_code=True, device="cpu")
+frames = segmenter(sys.argv[2])
+scores = [[segment["score"] for segment in frame["segments"]] for frame in frames]
+print(json.dumps({"module": type(segmenter).__module__, "scores": scores}))
+"""
+AUTO_CLASSES = {
+    PCMANetConfig: "AutoConfig",
+    PCMANetForAudioVisualSegmentation: "AutoModelForUniversalSegmentation",
+    PCMANetProcessor: "AutoProcessor",
+    PCMANetImageProcessor: "AutoImageProcessor",
+    PCMANetFeatureExtractor: "AutoFeatureExtractor",
+}
 SEMANTIC = {0: "background", 1: "bell", 2: "drum", 3: "flute"}
 
 
@@ -370,3 +396,26 @@ class TestRegistrationAndSaving:
         for frame, reference in zip(half(clips[0]), exact(clips[0]), strict=True):
             (segment,), (twin,) = frame["segments"], reference["segments"]
             assert segment["score"] == pytest.approx(twin["score"], abs=0.05)
+
+    def test_saved_with_its_code_it_works_for_a_stranger(self, clips: list[Path], tmp_path: Path):
+        pipe = tiny_pipeline(id2label=SEMANTIC, label2id={label: index for index, label in SEMANTIC.items()})
+        for cls, auto in AUTO_CLASSES.items():
+            cls.register_for_auto_class(auto)
+        try:
+            pipe.save_pretrained(tmp_path / "saved")
+        finally:
+            for cls in AUTO_CLASSES:
+                cls._auto_class = None
+        result = subprocess.run(
+            [sys.executable, "-c", STRANGER, str(tmp_path / "saved"), str(clips[0])],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        answer = json.loads(result.stdout.splitlines()[-1])
+        assert answer["module"].startswith("transformers_modules.")
+        expected = [[segment["score"] for segment in frame["segments"]] for frame in pipe(clips[0])]
+        assert answer["scores"] == [pytest.approx(scores, abs=1e-5) for scores in expected]
