@@ -4,6 +4,7 @@ Every fact about the layouts stands here once: S4 and MS3 of AVSBench-object (Zh
 AVSBench-semantic (Zhou et al., 2023). Nothing here opens a picture or a sound; `avsbench_files` does.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ S4_CATEGORIES = (
     "race_car",
 )
 SECONDS_OF_SUBSET = {"v1s": 5, "v1m": 5, "v2": 10}
+LABEL_NUMBERS = "label2idx.json"  # of AVSS, one-based where masks are zero-based
 OBJECT_SECONDS = 5  # of S4 and MS3
 
 # What `a_obj` may hold beside class names, and the one published spelling mistake.
@@ -142,7 +144,21 @@ def find_tree(root: str | Path, name: str) -> Tree:
     if table is None:
         problem = f"missing in {root} and in {Path(root) / layout.folder}. Give the folder as downloaded: "
         raise AVSBenchError([Fault("", layout.table, f"{problem}{layout.folder} or the one above it")])
+    if name == "avss":
+        _require_known_numbers(table.parent / LABEL_NUMBERS)
     return read_clips(table, read_table(table, layout.columns, layout.named_header), name)
+
+
+def _require_known_numbers(path: Path) -> None:
+    """Raise AVSBenchError if AVSS's own table of classes is there and numbers them otherwise than we do."""
+    expected = {label: number for number, label in enumerate(AVSBENCH_SEMANTIC_LABELS, start=1)}
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else expected
+    except ValueError as error:
+        raise AVSBenchError([Fault("", str(path), f"is no JSON: {error}")]) from error
+    if numbers != expected:
+        problem = "numbers other classes than the published 71, counted from 1; masks would mean other things"
+        raise AVSBenchError([Fault("", str(path), problem)])
 
 
 def locate_table(root: str | Path, name: str) -> Path | None:

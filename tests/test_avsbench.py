@@ -196,6 +196,13 @@ def test_wrong_colours_and_values_are_named_all_at_once(trees, load, streaming):
     assert streaming or "holds 71; class indexes go from 0" in faults["2.png"]
 
 
+def test_faults_survive_the_way_out_of_a_process(trees, load):
+    paths = sorted(trees.glob(f"{S4}/s4_data/gt_masks/train/*/*/*.png"))
+    Image.fromarray(np.full((224, 224), 9, np.uint8)).save(paths[0])
+    faults = faults_of(lambda: load(trees, "s4", split="train", num_proc=2))
+    assert "grey values 9" in faults[paths[0].name]
+
+
 def test_a_damaged_png_between_whole_ends_is_named(trees, load):
     path = next((trees / MS3).glob("ms3_data/visual_frames/*/*_3.png"))
     data = bytearray(path.read_bytes())
@@ -249,6 +256,16 @@ def test_a_byte_order_mark_and_a_missing_header_are_read(trees, load):
 def test_an_avss_table_with_other_columns_is_refused(trees, load):
     edit(trees / AVSS / "metadata.csv", lambda text: text.replace("a_obj,split", "split,a_obj"))
     assert "expected 'vid,uid,s_min,s_sec,a_obj,split,label'" in faults_of(lambda: load(trees, "avss"))["metadata.csv"]
+
+
+def test_another_numbering_of_classes_is_refused(trees, load):
+    path = trees / AVSS / "label2idx.json"
+    edit(path, lambda text: text.replace("violin", "fiddle"))
+    assert "numbers other classes" in faults_of(lambda: load(trees, "avss"))["label2idx.json"]
+    path.write_text("{")
+    assert "is no JSON" in faults_of(lambda: load(trees, "avss"))["label2idx.json"]
+    path.unlink()
+    assert len(load(trees, "avss", split="val")) == 1
 
 
 def test_ids_beginning_with_a_hyphen_are_files_like_others(trees, load):
