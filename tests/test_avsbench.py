@@ -13,9 +13,9 @@ from PIL import Image
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
-from modeling_pcmanet.media_pcmanet import read_audio, write_video
+from modeling_pcmanet.media_pcmanet import read_audio
 from pcmanet.dataset_scripts import synthetic
-from pcmanet.dataset_scripts.avsbench import AVSBenchError, label_names, load_avsbench
+from pcmanet.dataset_scripts.avsbench import AVSBenchError, load_avsbench
 from pcmanet.dataset_scripts.avsbench_labels import voc_palette
 
 
@@ -227,25 +227,6 @@ def test_a_path_that_climbs_out_is_named(trees, load, wrong, name, table):
     assert "no plain file name" in next(iter(faults_of(lambda: load(trees, name)).values()))
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"", "is empty"),
-        (b"video_id,split\n", "no clips"),
-        (b"video_id,split\nabc,train\ncaf\xe9,val\n", "line 3: byte 0xe9 is not UTF-8"),
-        (b"video_id,split\nabc,training\n", "line 2: split is 'training'"),
-        (b"video_id,split\nabc\nabc,train,3\n", "line 3: 3 values, expected 2"),
-        (b"video_id,split\nabc,val\nabc,val\n", "'abc' stands in line 2 already"),
-        (b'video_id,split\n"abc,val\n', "is no csv"),
-    ],
-)
-def test_tables_that_cannot_be_used_are_named(trees, load, content, problem):
-    (trees / MS3 / "ms3_meta_data.csv").write_bytes(content)
-    with pytest.raises(AVSBenchError, match="ms3_meta_data.csv") as caught:
-        load(trees, "ms3")
-    assert problem in str(caught.value)
-
-
 def test_a_byte_order_mark_and_a_missing_header_are_read(trees, load):
     table = trees / MS3 / "ms3_meta_data.csv"
     rows = table.read_text().splitlines()[1:]
@@ -342,60 +323,6 @@ def test_pickles_are_read_only_on_request_and_run_nothing(trees, load, tmp_path)
     row = load(trees, "s4", split="val", log_mel=True)[0]
     np.testing.assert_array_equal(np.asarray(row["log_mel"], np.float32), features)
     assert row["audio"] is None or row["audio"]["bytes"] is None
-
-
-@pytest.fixture
-def own_folder(tmp_path):
-    """Two videos of two seconds, the second without masks."""
-    root = tmp_path / "own"
-    (root / "videos").mkdir(parents=True)
-    frames = [np.full((48, 64, 3), 40 * (k // 10), np.uint8) for k in range(20)]
-    for name in ("dog", "cat"):
-        write_video(root / f"videos/{name}.mp4", frames, 10, np.zeros(32000, np.float32), 16000)
-    mask = np.zeros((48, 64), np.uint8)
-    mask[:, 32:] = 255
-    (root / "masks/dog").mkdir(parents=True)
-    Image.fromarray(mask).save(root / "masks/dog/1.png")
-    (root / "clips.csv").write_text(
-        "video,split,masks,objects\nvideos/dog.mp4,train,masks/dog,dog\nvideos/cat.mp4,train,,\n"
-    )
-    return root
-
-
-def test_own_folder(own_folder, load):
-    rows = list(load(own_folder, "folder", split="train"))
-    assert [row["id"] for row in rows] == ["videos/dog.mp4", "videos/cat.mp4"]
-    assert rows[0]["label_mask"] == [False, True] and rows[1]["label_mask"] == [False, False]
-    assert np.asarray(rows[0]["masks"][1])[0].tolist() == [0] * 32 + [1] * 32
-    assert rows[0]["objects"] == ["dog"] and rows[1]["objects"] is None
-    assert abs(np.asarray(rows[0]["frames"][1]).mean() - 40) < 2
-    assert read_audio(rows[0]["audio"]["bytes"])[0].shape[-1] >= 32000
-    assert label_names(own_folder, "folder") == ("sounding",)
-    assert len(load(own_folder, "folder", split="train", frames_per_second=4.0)[0]["frames"]) == 8
-
-
-def test_own_folder_with_classes(own_folder, load):
-    (own_folder / "classes.txt").write_text("background\ndog\ncat\n")
-    assert label_names(own_folder, "folder") == ("background", "dog", "cat")
-    assert (
-        "holds 255; class indexes go from 0" in faults_of(lambda: load(own_folder, "folder", split="train"))["1.png"]
-    )
-    Image.fromarray(np.full((48, 64), 2, np.uint8)).save(own_folder / "masks/dog/1.png")
-    assert np.asarray(load(own_folder, "folder", split="train")[0]["masks"][1]).min() == 2
-
-
-def test_faults_of_an_own_folder_are_named(own_folder, load):
-    Image.fromarray(np.zeros((48, 64), np.uint8)).save(own_folder / "masks/dog/2.png")
-    Image.fromarray(np.zeros((20, 64), np.uint8)).save(own_folder / "masks/dog/0.png")
-    faults = faults_of(lambda: load(own_folder, "folder"))
-    assert "the video has 2 frames" in faults["2.png"] and "the mask is (20, 64)" in faults["0.png"]
-    (own_folder / "masks/dog/two.png").write_bytes(b"x")
-    (own_folder / "videos/cat.mp4").unlink()
-    faults = faults_of(lambda: load(own_folder, "folder"))
-    assert "number of its frame" in faults["two.png"] and "missing" in faults["cat.mp4"]
-    (own_folder / "clips.csv").write_text("video,split\n../x.mp4,train\n/etc/passwd,train\n")
-    with pytest.raises(AVSBenchError, match=r"(?s)line 2.*\.\./x.*line 3.*/etc/passwd"):
-        load(own_folder, "folder")
 
 
 @pytest.mark.parametrize(
