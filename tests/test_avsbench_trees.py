@@ -1,0 +1,93 @@
+import pytest
+
+from pcmanet.dataset_scripts.avsbench_tables import AVSBenchError
+from pcmanet.dataset_scripts.avsbench_trees import LAYOUTS, S4_CATEGORIES, find_tree, parse_objects, read_clips
+
+
+def clips_of(root, name, *lines):
+    rows = [(number, line.split(",")) for number, line in enumerate(lines, start=2)]
+    return read_clips(root / "table.csv", rows, name).clips
+
+
+def test_published_counts_and_names():
+    assert {name: sum(layout.published.values()) for name, layout in LAYOUTS.items()} == {
+        "s4": 4932,
+        "ms3": 424,
+        "avss": 11356,
+    }
+    assert len(set(S4_CATEGORIES)) == 23 and "horse_clip-clop" in S4_CATEGORIES
+
+
+def test_s4_files(tmp_path):
+    train, test = clips_of(tmp_path, "s4", "-GO0HlHL23s,3,horse_clip-clop,train", "x_y,6,race_car,test")
+    data = tmp_path / "s4_data"
+    assert train.frames[4] == str(data / "visual_frames/train/horse_clip-clop/-GO0HlHL23s/-GO0HlHL23s_5.png")
+    assert train.masks == (str(data / "gt_masks/train/horse_clip-clop/-GO0HlHL23s/-GO0HlHL23s_1.png"), *[None] * 4)
+    assert train.audio == str(data / "audio_wav/train/horse_clip-clop/-GO0HlHL23s.wav")
+    assert train.log_mel == str(data / "audio_log_mel/train/horse_clip-clop/-GO0HlHL23s.pkl")
+    assert len(test.masks) == len(test.frames) == 5 and test.masks[4].endswith("gt_masks/test/race_car/x_y/x_y_5.png")
+    assert (train.category, train.objects) == ("horse_clip-clop", ("horse_clip-clop",))
+    assert len(train.paths) == 8 and len(test.paths) == 12
+
+
+def test_ms3_files(tmp_path):
+    (clip,) = clips_of(tmp_path, "ms3", "0mqckt2Uca8_2,train")
+    data = tmp_path / "ms3_data"
+    assert clip.frames[0] == str(data / "visual_frames/0mqckt2Uca8_2/0mqckt2Uca8_2.mp4_1.png")
+    assert clip.masks[4] == str(data / "gt_masks/train/0mqckt2Uca8_2/0mqckt2Uca8_2_5.png")
+    assert clip.audio == str(data / "audio_wav/train/0mqckt2Uca8_2.wav") and clip.objects is None
+
+
+@pytest.mark.parametrize(
+    ("line", "subset", "frames", "labelled", "objects"),
+    [
+        ("__GOGlHL23s,__GOGlHL23s_4000_9000,0,4,bird,val,v1s", "v1s", 5, 5, ("bird",)),
+        ("__GOGlHL23s,__GOGlHL23s_4000_9000,0,4,bird,train,v1s", "v1s", 5, 1, ("bird",)),
+        ("_-apT0tfo6U,_-apT0tfo6U_60000_70000,1,0,girl_guitar,train,v2", "v2", 10, 10, ("girl", "guitar")),
+        ("_19NVGk6Zt8_0,_19NVGk6Zt8_0,0,0,guitar,train,v1m", "v1m", 5, 5, ("guitar",)),
+    ],
+)
+def test_avss_files(tmp_path, line, subset, frames, labelled, objects):
+    (clip,) = clips_of(tmp_path, "avss", line)
+    vid, uid = line.split(",")[:2]
+    folder = tmp_path / subset / uid
+    assert clip.frames == tuple(str(folder / f"frames/{number}.jpg") for number in range(frames))
+    assert [mask for mask in clip.masks if mask] == [
+        str(folder / f"labels_semantic/{number}.png") for number in range(labelled)
+    ]
+    assert (clip.video, clip.id, clip.objects, clip.audio) == (vid, uid, objects, str(folder / "audio.wav"))
+    (folder / "labels_rgb").mkdir(parents=True)
+    (clip,) = clips_of(tmp_path, "avss", line)
+    assert clip.colour_coded and clip.masks[0] == str(folder / "labels_rgb/0.png")
+
+
+def test_all_bad_rows_are_named(tmp_path):
+    with pytest.raises(AVSBenchError) as caught:
+        clips_of(
+            tmp_path,
+            "s4",
+            "a,0,race_car,train",
+            "b,0,race-car,train",
+            "c,0,race_car,valid",
+            "../d,0,race_car,val",
+            "a,0,race_car,train",
+            "a,0,race_car,val",
+        )
+    assert [str(fault).split("table.csv, ")[1].split(",")[0] for fault in caught.value.faults] == [
+        "line 3: category is 'race-car'",
+        "line 4: split is 'valid'",
+        "line 5: name '../d' is no plain file name; a table must not lead out of its tree",
+        "line 6: clip 'a' stands in line 2 already",
+    ]
+
+
+def test_objects():
+    assert parse_objects("emergency-car_h orse_off-the-screen") == ("emergency-car", "horse", "off-the-screen")
+    for text in ("", "dog_", "Dog", "h  orse", "horse_clip-clop"):
+        with pytest.raises(ValueError, match="none of the 70 classes"):
+            parse_objects(text)
+
+
+def test_other_names_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="name is 's5'"):
+        find_tree(tmp_path, "s5")
