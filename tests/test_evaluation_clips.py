@@ -1,0 +1,148 @@
+"""Tests of dataset_scripts/evaluation_clips.py on trees of real files."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet.media_pcmanet import read_audio, write_audio
+from pcmanet.dataset_scripts import synthetic
+from pcmanet.dataset_scripts.avsbench import AVSBenchError, load_avsbench
+from pcmanet.dataset_scripts.avsbench_rows import RowSettings
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.evaluation_clips import EvaluationReader, find_evaluation_clips, find_off_screen_sounds
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("avsbench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
+        synthetic.write_avsbench_tree(root, "s4", {"train": 1, "test": 4})
+        synthetic.write_avsbench_tree(root, "ms3", {"test": 2})
+        synthetic.write_avsbench_tree(root, "avss", {"test": 3})
+    return root
+
+
+@pytest.fixture(scope="module")
+def collate():
+    processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 48}), PCMANetFeatureExtractor())
+    return ClipCollator(processor, binary=True)
+
+
+def find(root, name="s4", split="test", **settings):
+    return find_evaluation_clips(root, name, split, RowSettings(**settings))
+
+
+@pytest.mark.parametrize(("name", "split"), [("s4", "test"), ("s4", "train"), ("ms3", "test"), ("avss", "test")])
+def test_rows_are_those_of_the_loader(root, collate, name, split):
+    data = find(root, name, split)
+    expected = list(load_avsbench(root, name, split=split, streaming=True))
+    rows = [data.row(index) for index in range(len(data.clips))]
+    assert [row["id"] for row in rows] == [row["id"] for row in expected]
+    assert data.binary == (name != "avss")
+    batch = EvaluationReader(data, collate).read(range(len(rows)))
+    for key, values in collate(expected).items():
+        assert torch.equal(batch[key], values), key
+
+
+def test_a_missing_split_and_missing_files_are_named(root, tmp_path):
+    with pytest.raises(ValueError, match=r"no clips of split 'val', only of test, train"):
+        find(root, split="val")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
+        tree = synthetic.write_avsbench_tree(tmp_path, "ms3", {"test": 2})
+    missing = [path for path in sorted(tree.rglob("*.png"))[:2] if path.unlink() is None]
+    with pytest.raises(AVSBenchError) as caught:
+        find(tmp_path, "ms3")
+    assert all(str(path) in str(caught.value) for path in missing)
+
+
+def test_off_screen_sounds_come_from_clips_in_which_nothing_of_this_one_is_heard(root):
+    data = find(root)
+    sounds = find_off_screen_sounds(data)
+    by_sound = {clip.audio: clip for clip in data.clips}
+    assert len(sounds) == 4
+    assert all(by_sound[path].category != clip.category for path, clip in zip(sounds, data.clips, strict=True))
+
+
+def test_where_nobody_knows_what_is_heard_other_sounds_must_be_given(root, tmp_path):
+    data = find(root, "ms3")
+    with pytest.raises(ValueError, match="surely nothing is heard"):
+        find_off_screen_sounds(data)
+    with pytest.raises(FileNotFoundError, match="no files"):
+        find_off_screen_sounds(data, tmp_path)
+    write_audio(tmp_path / "beep.wav", np.zeros((1, 100), np.float32), 8000)
+    assert find_off_screen_sounds(data, tmp_path) == [str(tmp_path / "beep.wav")] * 2
+
+
+def test_a_clip_named_background_lends_its_sound_to_nobody(tmp_path, root):
+    tree = tmp_path / "AVSBench_semantic"
+    tree.symlink_to(root / "AVSBench_semantic")
+    data = find(tmp_path, "avss")
+    nameless = [type(clip)(**{**vars(clip), "objects": ("background",)}) for clip in data.clips]
+    with pytest.raises(ValueError, match="surely nothing is heard"):
+        find_off_screen_sounds(type(data)(**{**vars(data), "clips": nameless}))
+
+
+def test_wrong_sounds_change_the_sound_and_nothing_else(root, collate):
+    data = find(root)
+    reader = EvaluationReader(data, collate, find_off_screen_sounds(data), seed=3)
+    batches = {audio: reader.read([1, 2], audio) for audio in ("positive", "silence", "noise", "off_screen")}
+    for name in ("pixel_values", "labels", "frame_mask", "label_mask"):
+        assert all(torch.equal(batch[name], batches["positive"][name]) for batch in batches.values())
+    features = {audio: batch["input_features"] for audio, batch in batches.items()}
+    assert torch.allclose(features["silence"], torch.tensor(np.log(0.01), dtype=torch.float32))
+    donor = next(index for index, clip in enumerate(data.clips) if clip.audio == reader.off_screen[1])
+    # The donor's sound lasts exactly as long, so its features are those that it has at home, but for 16 bits and mono.
+    torch.testing.assert_close(features["off_screen"][0], reader.read([donor])["input_features"][0], rtol=0, atol=1e-2)
+    assert not torch.equal(features["noise"][0], features["noise"][1])
+
+
+def test_noise_is_white_and_belongs_to_the_clip(root, collate):
+    data = find(root)
+    first = EvaluationReader(data, collate, seed=3)
+    alone, together = first.read([2], "noise"), first.read([0, 2], "noise")
+    assert torch.equal(alone["input_features"][0], together["input_features"][1])
+    other = EvaluationReader(data, collate, seed=4).read([2], "noise")
+    assert not torch.equal(alone["input_features"], other["input_features"])
+    waveform, rate = read_audio(first._wrong_sound(2, "noise", 5.0))
+    assert waveform.shape == (1, 80000) and rate == 16000
+    assert np.sqrt(np.mean(waveform**2)) == pytest.approx(0.1, rel=0.02)
+    power = np.abs(np.fft.rfft(waveform[0])) ** 2
+    assert power[:20000].mean() == pytest.approx(power[20000:].mean(), rel=0.05)
+
+
+def test_a_short_wrong_sound_is_repeated(root, collate, tmp_path):
+    waveform = np.linspace(-0.5, 0.5, 4000, dtype=np.float32)[None]
+    write_audio(tmp_path / "ramp.wav", waveform, 8000)
+    reader = EvaluationReader(find(root), collate, find_off_screen_sounds(find(root), Path(tmp_path)))
+    repeated, rate = read_audio(reader._wrong_sound(0, "off_screen", 5.0))
+    assert rate == 8000 and repeated.shape == (1, 40000)
+    np.testing.assert_allclose(repeated, np.tile(waveform, 10), atol=1e-4)
+
+
+def test_batches_are_filled_up_to_a_number_of_frames(root, collate):
+    data = find(root, "avss")
+    plain, filled = (EvaluationReader(data, collate, frames=frames).read([0, 1]) for frames in (0, 10))
+    assert plain["labels"].shape[1] == 5
+    for name, values in plain.items():
+        assert filled[name].shape[1] == 10 and filled[name].dtype == values.dtype
+        assert torch.equal(filled[name][:, :5], values)
+        assert (filled[name][:, 5:] == (255 if name == "labels" else 0)).all()
+
+
+def test_a_row_of_one_s_own_folder_may_have_other_frame_rates(tmp_path, collate):
+    dataset = synthetic.SoundingShapes("ms3", "test", length=1, height=64, width=64, num_frames=2)
+    (tmp_path / "masks").mkdir()
+    synthetic.write_clip(dataset, 0, tmp_path / "clip.mp4", frames_per_second=8)
+    synthetic._save_image(tmp_path / "masks" / "1.png", dataset[0].binary[0] * np.uint8(255))
+    with (tmp_path / "clips.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("video", "split", "masks"), ("clip.mp4", "test", "masks")])
+    data = find(tmp_path, "folder", frames_per_second=2.0)
+    batch = EvaluationReader(data, collate).read([0], "silence")
+    assert batch["label_mask"].tolist() == [[False, True, False, False]]
+    assert torch.allclose(batch["input_features"], torch.tensor(np.log(0.01), dtype=torch.float32))
