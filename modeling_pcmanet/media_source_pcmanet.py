@@ -122,7 +122,8 @@ def upright_picture(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
         frame: Decoded frame.
         size: Width and height before turning, those of the video's first frame; a frame of another size is resized.
     """
-    picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    # One thread: PyAV's own conversion threads outlive the call, and a forked loader process waits for them for ever.
+    picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], threads=1)
     display_matrix = frame.side_data.get("DISPLAYMATRIX")
     if display_matrix is None:
         return picture

@@ -23,8 +23,8 @@ from av.video.stream import VideoStream
 from .media_source_pcmanet import MediaError, finite_waveform
 
 
-# One thread, because x264 divides a picture among threads and its choices with it.
-H264_OPTIONS = {"crf": "18", "preset": "veryfast", "threads": "1"}
+# The same bytes everywhere: x264 divides a picture among threads, and its choices follow the kind of processor.
+H264_OPTIONS = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
 
 AAC_FRAME_SAMPLES = 1024
 AAC_SAMPLING_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
@@ -152,9 +152,9 @@ def _add_audio(container: OutputContainer, channels: int, sampling_rate: int) ->
 def _video_frames(pictures: Iterable[np.ndarray], rate: Fraction) -> Iterator[av.VideoFrame]:
     """Yields pictures (height, width, 3) as frames with their times."""
     for index, picture in enumerate(pictures):
-        # Converted here: left to the encoder, the conversion differs from run to run on a busy machine.
+        # Converted here and by one thread: left to the encoder, the conversion differs from run to run on a busy machine.
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
+            format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG, threads=1
         )
         frame.pts, frame.time_base, frame.duration = index, 1 / rate, 1
         yield frame

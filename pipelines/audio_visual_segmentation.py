@@ -1,6 +1,6 @@
 """The `audio-visual-segmentation` pipeline: from a video to the masks of what sounds in it, frame by frame.
 
-    import modeling_pcmanet, pcmanet.pipelines  # register the model and the task
+    import pcmanet.pipelines  # registers the task
     from transformers import pipeline
 
     segmenter = pipeline("audio-visual-segmentation", model="path/or/hub-id")

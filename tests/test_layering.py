@@ -57,7 +57,8 @@ def test_processing_and_network_never_meet(path):
 
 @pytest.mark.parametrize("path", python_files("pipelines"), ids=lambda path: path.name)
 def test_pipelines_stand_on_transformers_alone(path):
-    assert own_absolute_imports(path) == set()
+    # The package registers the architecture; its modules also run as remote code, where nothing of ours is installed.
+    assert own_absolute_imports(path) == ({"modeling_pcmanet"} if path.stem == "__init__" else set())
     assert all(level <= 1 for level, _ in imports(path))
 
 
