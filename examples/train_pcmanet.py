@@ -272,7 +272,9 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     set_seed(args.seed)
     size = {"height": args.image_size, "width": args.image_size}
-    processor = PCMANetProcessor(PCMANetImageProcessor(size=size), PCMANetFeatureExtractor())
+    # AVSBench's semantic clips fill missing sound with zeros, its others repeat the last patch.
+    extractor = PCMANetFeatureExtractor(short_clip="zeros" if args.data and args.task == "avss" else "repeat_last")
+    processor = PCMANetProcessor(PCMANetImageProcessor(size=size), extractor)
     model = build_model(args).to(memory_format=torch.channels_last)
     if args.listening_sounds:
         teach_listening(model.model.audio_encoder, processor.feature_extractor, args, accelerator.device)
