@@ -1,7 +1,7 @@
 """The measures behind the interface of the `evaluate` library; the modules themselves lie in `evaluate_modules/`.
 
-`evaluate` stores predictions as Arrow lists and hands them back as Python objects, 8 to 32 bytes per pixel. So clips are counted as they are added, and
-what stays in memory is one row of sums per clip.
+`evaluate` stores predictions as Arrow lists and hands them back as Python objects, 8 to 32 bytes per pixel. So clips
+are counted as they are added, and what stays in memory is one row of sums per clip.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from .robustness_metrics import RobustnessMetrics
 
 AVSBENCH_CITATION = """@inproceedings{zhou2022avs,
   title={Audio-Visual Segmentation},
-  author={Zhou, Jinxing and Wang, Jianyuan and Zhang, Jiayi and Sun, Weixuan and Zhang, Jing and Birchfield, Stan and Guo, Dan and Kong, Lingpeng and Wang, Meng and Zhong, Yiran},
-  booktitle={European Conference on Computer Vision},
+  author={Zhou, Jinxing and Wang, Jianyuan and Zhang, Jiayi and Sun, Weixuan and Zhang, Jing and Birchfield, Stan and
+  Guo, Dan and Kong, Lingpeng and Wang, Meng and Zhong, Yiran}, booktitle={European Conference on Computer Vision},
   year={2022}
 }"""
 ROBUST_CITATION = """@article{li2025audio,
@@ -56,7 +56,8 @@ class ClipEvaluation(evaluate.Metric):
     Args:
         metrics: the accumulator.
         binary: predictions are masks of 0 and 1 or probabilities, not class indices.
-        ignore_index: label of pixels that are not counted; None = there are none, and a label of 255 raises, because it may as well be the white of a mask.
+        ignore_index: label of pixels that are not counted; None = there are none, and a label of 255 raises, because
+            it may as well be the white of a mask.
         **options: what `evaluate.load` hands over.
 
     Raises:
@@ -86,7 +87,8 @@ class ClipEvaluation(evaluate.Metric):
         """Count a batch of clips.
 
         Args:
-            predictions: one array (frames, height, width) per clip, or all as one array (clips, frames, height, width).
+            predictions: one array (frames, height, width) per clip, or all as one array (clips, frames, height,
+                width).
             references: the labels, alike.
             **columns: further inputs of the module, one value per clip.
 
@@ -146,7 +148,8 @@ class ClipEvaluation(evaluate.Metric):
         Args:
             predictions: as for `add_batch`, or nothing.
             references: as for `add_batch`, or nothing.
-            protocol: `"official"`, `"batch"` (one call of `add_batch` is one batch) or `"dataset"`; None = the one the module was loaded with.
+            protocol: `"official"`, `"batch"` (one call of `add_batch` is one batch) or `"dataset"`; None = the one the
+                module was loaded with.
             **columns: as for `add_batch`.
 
         Raises:

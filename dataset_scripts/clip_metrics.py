@@ -1,4 +1,4 @@
-"""What the accumulators of `metrics.py` have in common: one row of sums per clip, the three protocols, merging across processes."""
+"""What the accumulators share: one row of sums per clip, the three protocols, merging across processes."""
 
 import copy
 import functools
@@ -21,11 +21,13 @@ class ClipMetrics(ABC):
     """What all accumulators share: which pixels count, the rows of the clips, their merging.
 
     Args:
-        num_labels: channels of the logits: 1 is the binary task (labels 0/1), more are classes with background as class 0.
+        num_labels: channels of the logits: 1 is the binary task (labels 0/1), more are classes with background as
+            class 0.
         protocol: what `compute` uses unless told otherwise.
         ignore_index: label of pixels that are not counted.
-        score_padding: also score the padded frames of short clips, against an empty (background) target, as AVSBench's own semantic test does. The
-            number of padded frames is the batch's, so pad all clips to the same length (AVSBench: 10 frames).
+        score_padding: also score the padded frames of short clips, against an empty (background) target, as AVSBench's
+            own semantic test does. The number of padded frames is the batch's, so pad all clips to the same length
+            (AVSBench: 10 frames).
 
     Raises:
         ValueError: unknown protocol, or an `ignore_index` that is a class.
@@ -62,7 +64,7 @@ class ClipMetrics(ABC):
 
     @abstractmethod
     def _measure_frames(self, predictions: Tensor, targets: Tensor) -> Table:
-        """Columns for each of the frames, on the CPU; both arguments (frames, height, width), targets hold `ignore_index` where nothing is scored."""
+        """Columns per frame, on the CPU; arguments are (frames, height, width), targets `ignore_index` where not scored."""
 
     @abstractmethod
     def _summarize(self, groups: Table, protocol: Protocol) -> dict[str, float]:
@@ -80,15 +82,17 @@ class ClipMetrics(ABC):
 
         Args:
             logits: (batch, frames, num_labels, height, width) at the size of the labels.
-            labels: integer (batch, frames, height, width): 0/1 for the binary measures, class indices for the semantic ones, `ignore_index` for pixels
-                that are not counted.
+            labels: integer (batch, frames, height, width): 0/1 for the binary measures, class indices for the semantic
+                ones, `ignore_index` for pixels that are not counted.
             frame_mask: bool (batch, frames), False = padding; None = all frames are real.
             label_mask: bool (batch, frames), which frames are annotated; None = all.
-            clip_indices: position of each clip in the data set. Needed to merge processes or to resume: a clip that comes twice (samplers repeat
-                clips to fill the last batch) then counts once. Without, clips are numbered as they come.
+            clip_indices: position of each clip in the data set. Needed to merge processes or to resume: a clip that
+                comes twice (samplers repeat clips to fill the last batch) then counts once. Without, clips are
+                numbered as they come.
 
         Raises:
-            ValueError: shapes that do not fit, NaN, label values out of range, or a clip index that comes again with other labels.
+            ValueError: shapes that do not fit, NaN, label values out of range, or a clip index that comes again with
+                other labels.
         """
         self.append(self.count(logits, labels, frame_mask, label_mask), clip_indices)
 
@@ -102,8 +106,8 @@ class ClipMetrics(ABC):
     ) -> None:
         """Count one batch whose logits went through `reduce` before; arguments and errors as for `update`.
 
-        `predictions` is (batch, frames, height, width): for the binary measures codes of `quantize_probabilities` (a 0/1 mask is a probability: code it
-        too), for the semantic ones class indices.
+        `predictions` is (batch, frames, height, width): for the binary measures codes of `quantize_probabilities` (a
+        0/1 mask is a probability: code it too), for the semantic ones class indices.
         """
         self.append(self.count_predictions(predictions, labels, frame_mask, label_mask), clip_indices)
 
@@ -114,7 +118,7 @@ class ClipMetrics(ABC):
         frame_mask: Tensor | None = None,
         label_mask: Tensor | None = None,
     ) -> Tensor:
-        """Rows of a batch, float64 (batch, row width), on the CPU; arguments and errors as for `update`. Changes no state."""
+        """Rows of a batch, float64 (batch, row width), on the CPU; arguments as for `update`. Changes no state."""
         return self.count_predictions(self.reduce(logits), labels, frame_mask, label_mask)
 
     def count_predictions(
@@ -124,7 +128,7 @@ class ClipMetrics(ABC):
         frame_mask: Tensor | None = None,
         label_mask: Tensor | None = None,
     ) -> Tensor:
-        """Rows of a batch whose logits went through `reduce` before, float64 (batch, row width), on the CPU. Changes no state."""
+        """Rows of a batch that went through `reduce`, float64 (batch, row width), on the CPU. Changes no state."""
         if predictions.shape != labels.shape or labels.ndim != 4 or 0 in labels.shape[1:]:
             raise ValueError(
                 f"predictions are {tuple(predictions.shape)} and labels {tuple(labels.shape)}, expected both as (batch, frames, height, width) of the "
@@ -133,7 +137,8 @@ class ClipMetrics(ABC):
         targets = self._targets(labels.to(predictions.device), frame_mask, label_mask)
         table = self._measure_frames(predictions.flatten(0, 1), targets.flatten(0, 1))
         rows = torch.cat([table[name].double().view(-1, width) for name, width in self.columns.items()], dim=1)
-        # Frame after frame, because a library's sum may round otherwise when there is padding behind: zeros added one by one change nothing.
+        # Frame after frame, because a library's sum may round otherwise when there is padding behind: zeros added one
+        # by one change nothing.
         return functools.reduce(torch.add, rows.view(*labels.shape[:2], -1).unbind(1))
 
     def _targets(self, labels: Tensor, frame_mask: Tensor | None, label_mask: Tensor | None) -> Tensor:
@@ -215,7 +220,7 @@ class ClipMetrics(ABC):
         return len(self._rows)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole state as plain tensors: clip_indices (clips,), batch_indices (clips,), rows (clips, row width), numbered ()."""
+        """The state as plain tensors: clip_indices and batch_indices (clips,), rows (clips, row width), numbered ()."""
         keys = sorted(self._rows)
         width = sum(self.columns.values())
         return {
@@ -236,7 +241,8 @@ class ClipMetrics(ABC):
         """Add the clips of another accumulator, as if its batches had come here.
 
         Raises:
-            ValueError: the other one counts other things, or clips with and without an index are mixed, or an index comes again with other labels.
+            ValueError: the other one counts other things, or clips with and without an index are mixed, or an index
+                comes again with other labels.
         """
         self._add_state(other.state_dict())
 
@@ -255,9 +261,10 @@ class ClipMetrics(ABC):
         self._add_rows(keys, state["rows"], batches, numbered=numbered)
 
     def gather(self) -> Self:
-        """A new accumulator with the clips of all processes of `torch.distributed`, the same on each; this one stays as it is.
+        """A new accumulator with the clips of all processes of `torch.distributed`, the same on each.
 
-        In a single process it is a copy. Errors as for `merge`: give `clip_indices` to `update`, because samplers repeat clips to fill the last batch.
+        In a single process it is a copy. Errors as for `merge`: give `clip_indices` to `update`, because samplers
+        repeat clips to fill the last batch.
         """
         states: list[dict[str, Tensor]] = [self.state_dict()]
         if torch.distributed.is_available() and torch.distributed.is_initialized():

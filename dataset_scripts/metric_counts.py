@@ -1,7 +1,8 @@
 """Counts and ratios behind the measures of AVSBench: pure functions, no state.
 
-Counting turns pixels into whole numbers per frame; the ratios turn such numbers into intersection over union, F score and false-positive rate.
-The accumulators of `metrics.py` add the counts up. The protocol is AVSBench's (arXiv 2207.05042, and 2301.13190 for the semantic task).
+Counting turns pixels into whole numbers per frame; the ratios turn such numbers into intersection over union, F score
+and false-positive rate. The accumulators of `metrics.py` add the counts up. The protocol is AVSBench's (arXiv
+2207.05042, and 2301.13190 for the semantic task).
 """
 
 import torch
@@ -13,8 +14,9 @@ CODE_COUNT = THRESHOLD_COUNT + 1
 BETA_SQUARED = 0.3  # weight of the recall against the precision in the F score
 IGNORE_INDEX = 255
 
-# A probability is coded by how many thresholds it reaches: 1 (only 0.0) .. 255 (all, it is 1.0). All of 128 .. 255 lie above one half, except one half
-# itself, which reaches the threshold 0.5 and yet is no foreground (the rule is a strict >). It takes the code that nothing else needs, 0.
+# A probability is coded by how many thresholds it reaches: 1 (only 0.0) .. 255 (all, it is 1.0). All of 128 .. 255 lie
+# above one half, except one half itself, which reaches the threshold 0.5 and yet is no foreground (the rule is a
+# strict >). It takes the code that nothing else needs, 0.
 ONE_HALF_CODE = 0
 FIRST_FOREGROUND_CODE = THRESHOLD_COUNT // 2 + 1
 
@@ -36,7 +38,8 @@ def quantize_probabilities(probabilities: Tensor) -> Tensor:
         probabilities: float tensor of any shape, values in [0, 1].
 
     Returns:
-        uint8 tensor of the same shape: the number of thresholds k / 254 that the probability reaches (1 .. 255), or 0 for exactly one half.
+        uint8 tensor of the same shape: the number of thresholds k / 254 that the probability reaches (1 .. 255), or 0
+        for exactly one half.
 
     Raises:
         ValueError: a value is NaN or outside [0, 1].
@@ -52,7 +55,8 @@ def quantize_probabilities(probabilities: Tensor) -> Tensor:
             raise ValueError(
                 f"probabilities run from {lowest} to {highest}, expected values in [0, 1] and no NaN: pass logits through a sigmoid first"
             )
-    # The nearest threshold and one comparison with it: what torch.bucketize(probabilities, thresholds, right=True) finds by a binary search in ten times the time.
+    # The nearest threshold and one comparison with it: what torch.bucketize(probabilities, thresholds, right=True)
+    # finds by a binary search in ten times the time.
     nearest = (probabilities * (THRESHOLD_COUNT - 1)).round_().to(torch.int32)
     thresholds = f_thresholds().to(probabilities.device).index_select(0, nearest.flatten()).view_as(probabilities)
     codes = (nearest + (probabilities >= thresholds)).to(torch.uint8)
@@ -60,14 +64,15 @@ def quantize_probabilities(probabilities: Tensor) -> Tensor:
 
 
 def reduce_logits(logits: Tensor, num_labels: int) -> Tensor:
-    """Keep of the logits what the measures need, one byte per pixel: the probability code for the binary task, the class for the semantic one.
+    """Keep of the logits what the measures need, one byte per pixel: the probability code (binary) or the class.
 
     Args:
         logits: (batch, frames, num_labels, height, width).
         num_labels: 1 is the binary task (sigmoid); else the argmax over classes is taken, the first of equals.
 
     Returns:
-        (batch, frames, height, width): uint8 codes of `quantize_probabilities` for num_labels = 1, else class indices, uint8 as long as they fit.
+        (batch, frames, height, width): uint8 codes of `quantize_probabilities` for num_labels = 1, else class indices,
+        uint8 as long as they fit.
 
     Raises:
         ValueError: another shape, or NaN.
@@ -246,7 +251,8 @@ def f_score(intersection: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
         >>> f_score(torch.tensor([1, 0]), torch.tensor([2, 0]), torch.tensor([1, 0])).tolist()  # P = 1/2, R = 1
         [0.5652173913043479, 0.0]
     """
-    # P = I / p and R = I / t put in and simplified: no division by zero is left but the one of two empty masks, where I is 0 too.
+    # P = I / p and R = I / t put in and simplified: no division by zero is left but the one of two empty masks, where
+    # I is 0 too.
     denominator = predicted.double() + BETA_SQUARED * target.double()
     return (1.0 + BETA_SQUARED) * intersection.double() / denominator.clamp(min=BETA_SQUARED)
 

@@ -1,12 +1,16 @@
 """The measures of AVSBench as small accumulators: update with batches, compute at the end, merge across processes.
 
-An accumulator keeps one row of sums per clip, never pixels. From the rows it computes any of three protocols, which published numbers mix up:
+An accumulator keeps one row of sums per clip, never pixels. From the rows it computes any of three protocols, which
+published numbers mix up:
 
-- `"official"`: AVSBench's evaluation with one clip per batch, as its test scripts run it. Does not depend on the batch size.
-- `"batch"`: the same formula on the clips of each `update` call, then the plain mean over the calls: numbers that were measured with larger batches.
+- `"official"`: AVSBench's evaluation with one clip per batch, as its test scripts run it. Does not depend on the batch
+  size.
+- `"batch"`: the same formula on the clips of each `update` call, then the plain mean over the calls: numbers that were
+  measured with larger batches.
 - `"dataset"`: pixels are summed over the whole data set before any ratio is taken. Does not depend on the batch size.
 
-Sums over clips are exactly rounded (`math.fsum`), so neither the order of the clips nor the number of processes changes the last digit.
+Sums over clips are exactly rounded (`math.fsum`), so neither the order of the clips nor the number of processes
+changes the last digit.
 """
 
 from torch import Tensor
@@ -29,9 +33,10 @@ from .metric_counts import (
 class BinaryMetrics(ClipMetrics):
     """IoU ("J") and F score of foreground masks: the measures of AVSBench's S4 and MS3.
 
-    A pixel is foreground if sigmoid(logit) > 0.5; a frame with an empty target scores the fraction of pixels left empty in IoU and is skipped in F; F is the
-    maximum over 255 thresholds of a group's mean curve, so it depends on the grouping. `compute` returns `miou`, `f_score` in [0, 1], and
-    the numbers of scored `frames`, and of `groups` that were averaged.
+    A pixel is foreground if sigmoid(logit) > 0.5; a frame with an empty target scores the fraction of pixels left
+    empty in IoU and is skipped in F; F is the maximum over 255 thresholds of a group's mean curve, so it depends on
+    the grouping. `compute` returns `miou`, `f_score` in [0, 1], and the numbers of scored `frames`, and of `groups`
+    that were averaged.
 
     Example:
         >>> import torch
@@ -93,20 +98,21 @@ class BinaryMetrics(ClipMetrics):
 class SemanticMetrics(ClipMetrics):
     """Mean IoU and F score over classes: the measures of AVSBench-semantic (AVSS).
 
-    The class of a pixel is the argmax, the first of equals. `"official"`: per frame and class, then the mean over the frames that show the class
-    in the prediction or the target, then the mean over all classes (one never seen counts 0). `"batch"`: that inside each update call, then per class the mean over
-    the calls that show it. `"dataset"`: ratios of pixels summed over everything.
+    The class of a pixel is the argmax, the first of equals. `"official"`: per frame and class, then the mean over the
+    frames that show the class in the prediction or the target, then the mean over all classes (one never seen counts
+    0). `"batch"`: that inside each update call, then per class the mean over the calls that show it. `"dataset"`:
+    ratios of pixels summed over everything.
 
-    `compute` returns `miou` and `f_score` over all classes, `..._no_background` over classes 1 and up, `..._seen_classes` over the classes seen,
-    and the numbers of `classes_seen` and scored `frames`.
+    `compute` returns `miou` and `f_score` over all classes, `..._no_background` over classes 1 and up,
+    `..._seen_classes` over the classes seen, and the numbers of `classes_seen` and scored `frames`.
 
     Args:
         num_labels: number of classes with background, which is class 0 (AVSS: 71).
         protocol: what `compute` uses unless told otherwise.
         ignore_index: label of pixels that are not counted.
         score_padding: also score the padded frames of short clips, as published.
-        report_published_no_background: also return `..._published_no_background`: the official script slices `[:-1]`, which keeps the background and
-            drops the last class (AVSS: woman). Wrong, but what published tables hold.
+        report_published_no_background: also return `..._published_no_background`: the official script slices `[:-1]`,
+            which keeps the background and drops the last class (AVSS: woman). Wrong, but what published tables hold.
 
     Raises:
         ValueError: fewer than two classes, unknown protocol, or an `ignore_index` that is a class.
@@ -159,7 +165,7 @@ class SemanticMetrics(ClipMetrics):
         }
 
     def per_class(self, protocol: Protocol | None = None) -> Table:
-        """Scores of each class, each float64 (num_labels,): `iou` and `f_score`, 0 for a class never seen, and `seen` (0 or 1).
+        """Scores of each class, float64 (num_labels,): `iou` and `f_score`, 0 if never seen, and `seen` (0 or 1).
 
         Raises:
             ValueError: nothing was counted yet, or unknown protocol.
@@ -193,11 +199,12 @@ class SemanticMetrics(ClipMetrics):
 
 
 class FalsePositiveMetrics(ClipMetrics):
-    """False-positive rate on negative audio: the fraction of pixels predicted as foreground although nothing in the picture sounds.
+    """False-positive rate on negative audio: the fraction of pixels claimed although nothing in the picture sounds.
 
-    `"official"` and `"batch"` take the mean over the frames of each group, then over the groups; `"dataset"` divides the summed pixels. `compute`
-    returns `false_positive_rate` in [0, 1] and the number of scored `frames`. Foreground is a probability above one half, or any class but 0. What the labels
-    say besides `ignore_index` does not matter: the right mask is empty.
+    `"official"` and `"batch"` take the mean over the frames of each group, then over the groups; `"dataset"` divides
+    the summed pixels. `compute` returns `false_positive_rate` in [0, 1] and the number of scored `frames`. Foreground
+    is a probability above one half, or any class but 0. What the labels say besides `ignore_index` does not matter:
+    the right mask is empty.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Does a model listen? The measures of AVSBench-Robust (arXiv 2502.00358): scores with the true sound against false positives with a wrong one."""
+"""Does a model listen? The measures of AVSBench-Robust (arXiv 2502.00358): true sound against wrong sound."""
 
 import copy
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ Audio = Literal["positive", "silence", "noise", "off_screen"]
 class RobustnessMetrics:
     """Scores on positive audio, false-positive rates on negative audio, and their harmonic means.
 
-    The same clips are run with their true sound and with wrong ones (silence, white noise, the sound of something off the screen), for which the right mask is
-    empty. With s a score on positive audio and r the false-positive rate, the mean over the kinds of negative audio that were counted, the combined
-    score is 2 s (1 - r) / (s + 1 - r).
+    The same clips are run with their true sound and with wrong ones (silence, white noise, the sound of something off
+    the screen), for which the right mask is empty. With s a score on positive audio and r the false-positive rate, the
+    mean over the kinds of negative audio that were counted, the combined score is 2 s (1 - r) / (s + 1 - r).
 
-    `compute` returns what `BinaryMetrics` or `SemanticMetrics` returns for the positive audio, `false_positive_rate` and one
-    `false_positive_rate_<kind>` for each kind counted, `g_miou` and `g_f_score`.
+    `compute` returns what `BinaryMetrics` or `SemanticMetrics` returns for the positive audio, `false_positive_rate`
+    and one `false_positive_rate_<kind>` for each kind counted, `g_miou` and `g_f_score`.
 
     Args:
         num_labels: 1 for the binary task, else the number of classes with background as class 0.
@@ -82,7 +82,8 @@ class RobustnessMetrics:
 
         Args:
             logits: (batch, frames, num_labels, height, width) at the size of the labels.
-            labels: integer (batch, frames, height, width). With negative audio only their `ignore_index` pixels matter.
+            labels: integer (batch, frames, height, width). With negative audio only their `ignore_index` pixels
+                matter.
             frame_mask: bool (batch, frames), False = padding; None = all frames are real.
             label_mask: bool (batch, frames), which frames are annotated; None = all.
             clip_indices: position of each clip in the data set, the same for every kind of audio.
@@ -117,7 +118,7 @@ class RobustnessMetrics:
         *,
         audio: Audio = "positive",
     ) -> Tensor:
-        """Rows of a batch, float64 (batch, row width of this kind of audio); arguments and errors as for `update_predictions`. Changes no state."""
+        """Rows of a batch, float64 (batch, row width); arguments as for `update_predictions`. Changes no state."""
         if audio != "positive":
             labels = torch.where(labels == self.ignore_index, labels, 0)
         return self._part(audio).count_predictions(predictions, labels, frame_mask, label_mask)

@@ -1,6 +1,7 @@
 """The measures inside transformers' Trainer, without ever holding full-size logits of more than one batch.
 
-The counting happens in `preprocess_logits_for_metrics`, on the logits of one batch of one process; what the Trainer gathers is one row of sums per clip.
+The counting happens in `preprocess_logits_for_metrics`, on the logits of one batch of one process; what the Trainer
+gathers is one row of sums per clip.
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ GATHER_PADDING = -100  # what the Trainer fills in where another process has cli
 
 
 def ignore_unscored_frames(batch: dict[str, Tensor], ignore_index: int = IGNORE_INDEX) -> dict[str, Tensor]:
-    """Write `ignore_index` into the labels of padded and unannotated frames, so that the labels alone say what is scored.
+    """Write `ignore_index` into labels of padded and unannotated frames, so that labels alone say what is scored.
 
     Args:
-        batch: what a collator makes: `labels` (batch, frames, height, width), and `frame_mask`, `label_mask` (batch, frames), each optional.
+        batch: what a collator makes: `labels` (batch, frames, height, width), and `frame_mask`, `label_mask` (batch,
+            frames), each optional.
         ignore_index: label of pixels that are not counted.
 
     Returns:
@@ -46,19 +48,20 @@ class TrainerMetrics:
     ```python
     metrics = TrainerMetrics(BinaryMetrics())
     arguments = TrainingArguments(..., batch_eval_metrics=True, label_names=list(metrics.label_names))
-    Trainer(..., args=arguments, compute_metrics=metrics, preprocess_logits_for_metrics=metrics.preprocess_logits_for_metrics)
-    ```
+    Trainer(..., args=arguments, compute_metrics=metrics,
+    preprocess_logits_for_metrics=metrics.preprocess_logits_for_metrics) ```
 
-    Clips with different numbers of frames and more than one process together are too much for the Trainer: it cannot gather the masks. Then let the collator
-    end in `ignore_unscored_frames` and take `label_names=["labels"]` in both places.
+    Clips with different numbers of frames and more than one process together are too much for the Trainer: it cannot
+    gather the masks. Then let the collator end in `ignore_unscored_frames` and take `label_names=["labels"]` in both
+    places.
 
-    Clips are numbered as the Trainer hands them over, which is the order of the data set for any number of processes. A `"batch"` of the protocol of that name
-    is one step of all processes together.
+    Clips are numbered as the Trainer hands them over, which is the order of the data set for any number of processes.
+    A `"batch"` of the protocol of that name is one step of all processes together.
 
     Args:
         metrics: the accumulator, which this object resets after each evaluation.
-        label_names: the batch's entries that the Trainer keeps as labels, in its order: `"labels"`, and `"frame_mask"` and `"label_mask"` where the
-            collator makes them.
+        label_names: the batch's entries that the Trainer keeps as labels, in its order: `"labels"`, and `"frame_mask"`
+            and `"label_mask"` where the collator makes them.
 
     Raises:
         ValueError: a name that is none of these, or no `"labels"`.
@@ -78,14 +81,16 @@ class TrainerMetrics:
         """Count one batch.
 
         Args:
-            logits: the model's outputs but the loss, or the first of them alone: (batch, frames, num_labels, height, width).
+            logits: the model's outputs but the loss, or the first of them alone: (batch, frames, num_labels, height,
+                width).
             labels: what `label_names` names.
 
         Returns:
             float64 (batch, row width): sums that take the place of the predictions in the Trainer.
 
         Raises:
-            ValueError: the Trainer's labels are not those of `label_names`, or it has broken the masks; else as `ClipMetrics.update`.
+            ValueError: the Trainer's labels are not those of `label_names`, or it has broken the masks; else as
+                `ClipMetrics.update`.
         """
         logits = logits if isinstance(logits, Tensor) else logits[0]
         values = (labels,) if isinstance(labels, Tensor) else labels
@@ -119,7 +124,8 @@ class TrainerMetrics:
             The scores, or nothing before the last step.
 
         Raises:
-            ValueError: the predictions are no rows, because the Trainer was built without `preprocess_logits_for_metrics`.
+            ValueError: the predictions are no rows, because the Trainer was built without
+                `preprocess_logits_for_metrics`.
         """
         rows = torch.as_tensor(prediction.predictions)
         if rows.ndim != 2:
