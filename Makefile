@@ -19,7 +19,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 install: $(STAMP)  ## the pinned environment in .venv
 
 demo: $(STAMP)  ## segment the bundled clip and show what was found
-	$(BIN)/python examples/segment_video.py examples/demo.mp4 --output demo_output
+	$(BIN)/python examples/segment_video.py examples/demo.mp4 --output demo_output --overlay-frames-per-second 4
 
 test: $(STAMP)  ## all tests but the slow ones
 	$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not slow"

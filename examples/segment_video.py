@@ -2,6 +2,7 @@
 
     python examples/segment_video.py clip.mp4                                # the demo model, results in clip_segmented/
     python examples/segment_video.py clip.mp4 --output results --frames-per-second 4
+    python examples/segment_video.py clip.mp4 --overlay-frames-per-second 4  # second by second, but a smooth overlay
     python examples/segment_video.py clip.mp4 --model you/your-pcmanet       # a checkpoint: Hub id or local folder
     python examples/segment_video.py silent.mp4 --audio sound.wav            # sound from another file
 
@@ -45,6 +46,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, help="probability that a pixel has to exceed (default: the task's)")
     parser.add_argument("--minimum-area", type=float, default=0.001, help="smallest share of the picture that counts")
     parser.add_argument("--frames-per-second", type=float, default=1.0, help="network frames per second of video")
+    parser.add_argument(
+        "--overlay-frames-per-second",
+        type=float,
+        help="a higher rate for the overlay alone, so that its masks follow what moves (default: the same rate)",
+    )
     arguments = parser.parse_args()
     arguments.output = arguments.output or Path(f"{Path(arguments.video).stem}_segmented")
     return arguments
@@ -71,14 +77,14 @@ def load_segmenter(model: str) -> Pipeline:
     return segmenter
 
 
-def segment(segmenter: Pipeline, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def segment(segmenter: Pipeline, arguments: argparse.Namespace, frames_per_second: float) -> list[dict[str, Any]]:
     """Runs the pipeline on the video."""
     return segmenter(
         arguments.video,
         audio=arguments.audio,
         threshold=arguments.threshold,
         minimum_area=arguments.minimum_area,
-        frames_per_second=arguments.frames_per_second,
+        frames_per_second=frames_per_second,
         progress_bar=True,
     )
 
@@ -99,9 +105,10 @@ def print_table(results: list[dict[str, Any]]) -> None:
 
 
 def write_results(
-    folder: Path, results: list[dict[str, Any]], id2label: dict[int, str], arguments: argparse.Namespace
+    folder: Path, results: list[dict[str, Any]], segmenter: Pipeline, arguments: argparse.Namespace
 ) -> None:
     """Writes overlay, masks and contact sheet into a folder."""
+    id2label = segmenter.model.config.id2label
     colors = class_colors(id2label)
     rate = arguments.frames_per_second
     media = read_media(arguments.video, frames_per_second=rate, audio=arguments.audio is None)
@@ -120,20 +127,23 @@ def write_results(
     )
     sheet.save(folder / "contact_sheet.png")
     write_masks(folder / "masks", results, id2label, size=media.frames.shape[2:0:-1])
-    frames = tqdm(iterate_frames(arguments.video), desc="Drawing", unit=" frames")
     sound = arguments.audio or arguments.video
+    if arguments.overlay_frames_per_second is not None:
+        rate = arguments.overlay_frames_per_second
+        results = segment(segmenter, arguments, rate)
+    frames = tqdm(iterate_frames(arguments.video), desc="Drawing", unit=" frames")
     write_overlay_video(folder / "overlay.mp4", frames, results, colors, frames_per_second=rate, sound=sound)
 
 
 def replace_folder(
-    folder: Path, arguments: argparse.Namespace, results: list[dict[str, Any]], id2label: dict[int, str]
+    folder: Path, arguments: argparse.Namespace, results: list[dict[str, Any]], segmenter: Pipeline
 ) -> None:
     """Writes the results aside, and only when they are whole puts them in the place of an earlier result."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
         whole = Path(aside) / folder.name
         whole.mkdir()
-        write_results(whole, results, id2label, arguments)
+        write_results(whole, results, segmenter, arguments)
         check_output(folder)
         if folder.exists():
             shutil.rmtree(folder)
@@ -146,9 +156,9 @@ def main() -> None:
     try:
         check_output(arguments.output)
         segmenter = load_segmenter(arguments.model)
-        results = segment(segmenter, arguments)
+        results = segment(segmenter, arguments, arguments.frames_per_second)
         print_table(results)
-        replace_folder(arguments.output, arguments, results, segmenter.model.config.id2label)
+        replace_folder(arguments.output, arguments, results, segmenter)
     except (OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -124,6 +124,17 @@ class TestResults:
         assert run("clip.mp4", "--output", "out", "--frames-per-second", "2") == 0
         assert len(names(folder / "out" / "masks")) == 6
 
+    def test_overlay_at_a_rate_of_its_own(self, run: Run, folder: Path):
+        assert run("clip.mp4", "--output", "one") == 0
+        assert run("clip.mp4", "--output", "fine", "--overlay-frames-per-second", "5") == 0
+        assert names(folder / "fine" / "masks") == names(folder / "one" / "masks")
+        coarse, fine = (
+            read_media(folder / name / "overlay.mp4", frames_per_second=10).frames for name in ("one", "fine")
+        )
+        # The masks of the first second differ somewhere, because the fine overlay has five of them.
+        assert len(coarse) == len(fine) == 30
+        assert np.abs(coarse[:10].astype(int) - fine[:10]).max() > 50
+
     def test_sound_from_another_file(self, run: Run, folder: Path):
         write_audio("sound.wav", sound(3), RATE)
         assert run("silent.mp4", "--output", "out", "--audio", "sound.wav") == 0
