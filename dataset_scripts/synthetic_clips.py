@@ -77,6 +77,7 @@ class SoundingShapes(Dataset[SyntheticClip]):
         width: Pixels.
         num_frames: Seconds per clip, one frame each.
         negative_fraction: Share of clips, in [0, 1], whose sound belongs to nothing in the picture.
+        negative_kinds: The kinds, out of `NEGATIVE_KINDS`, from which these sounds are drawn.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -93,6 +94,7 @@ class SoundingShapes(Dataset[SyntheticClip]):
         width: int = 112,
         num_frames: int = 5,
         negative_fraction: float = 0.0,
+        negative_kinds: Sequence[str] = NEGATIVE_KINDS,
     ) -> None:
         _require(task in TASKS, f"task is {task!r}; choose one of {TASKS}")
         _require(split in SPLITS, f"split is {split!r}; choose one of {SPLITS}")
@@ -100,9 +102,13 @@ class SoundingShapes(Dataset[SyntheticClip]):
         _require(min(height, width) >= 32, f"clips of {height}x{width} pixels are too small; use 32x32 or more")
         _require(num_frames >= 1, f"num_frames is {num_frames}; a clip has at least one second")
         _require(0.0 <= negative_fraction <= 1.0, f"negative_fraction is {negative_fraction}; it must lie in [0, 1]")
+        _require(
+            len(negative_kinds) > 0 and set(negative_kinds) <= set(NEGATIVE_KINDS),
+            f"negative_kinds is {tuple(negative_kinds)}; choose from {NEGATIVE_KINDS}",
+        )
         self.task, self.split, self.length, self.seed = task, split, length, seed
         self.height, self.width, self.num_frames = height, width, num_frames
-        self.negative_fraction = negative_fraction
+        self.negative_fraction, self.negative_kinds = negative_fraction, tuple(negative_kinds)
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -116,7 +122,7 @@ class SoundingShapes(Dataset[SyntheticClip]):
         """
         choice = self._generator(index, CHOICE)
         if choice.uniform() < self.negative_fraction:
-            return self.negative(index, NEGATIVE_KINDS[int(choice.integers(len(NEGATIVE_KINDS)))])
+            return self.negative(index, self.negative_kinds[int(choice.integers(len(self.negative_kinds)))])
         generator = self._generator(index, SOUND)
         scene = self.scene(index)
         sounding = self._draw_sounding(generator, len(scene.objects))

@@ -12,6 +12,7 @@ does it claim when nothing in the picture sounds? The first two are answered und
 import argparse
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,16 +40,13 @@ def parse_args() -> argparse.Namespace:
 
 def questions(dataset: SoundingShapes) -> dict[str, Iterator[SyntheticClip]]:
     """The clips of every question, made one by one."""
-    indices = range(len(dataset))
-    negatives = {
-        f"{kind.replace('_', ' ')} instead of the sound": (dataset.negative(index, kind) for index in indices)
-        for kind in NEGATIVE_KINDS
+    makers = {
+        "the clip as it is": dataset.__getitem__,
+        "the same pictures, other sounds": dataset.swap_sounds,
     }
-    return {
-        "the clip as it is": (dataset[index] for index in indices),
-        "the same pictures, other sounds": (dataset.swap_sounds(index) for index in indices),
-        **negatives,
-    }
+    for kind in NEGATIVE_KINDS:
+        makers[f"{kind.replace('_', ' ')} instead of the sound"] = partial(dataset.negative, kind=kind)
+    return {title: map(make, range(len(dataset))) for title, make in makers.items()}
 
 
 @torch.inference_mode()

@@ -2,11 +2,14 @@
 
 The demo model (binary, several sources), exactly as shipped in examples/demo_model. Its small VGGish first learns to
 name sounds, as the published one did on audio tagging, and is then frozen, as published. The second run goes on from the
-first with every picture under two sounds, so that looking alone never explains the masks:
+first with every picture under two sounds, so that looking alone never explains the masks; the third shows more sounds of
+classes that are not in the picture, which the second still mistook for one that is:
 
     python examples/train_pcmanet.py --listening-sounds 4800 --clips 16000 --output runs/first
     python examples/train_pcmanet.py --initialize-from runs/first --seed 1 --pair-sounds --clips 20000 \
-        --learning-rate 1.5e-3 --output runs/demo_model
+        --learning-rate 1.5e-3 --output runs/second
+    python examples/train_pcmanet.py --initialize-from runs/second --seed 2 --pair-sounds --clips 7000 \
+        --negative-fraction 0.2 --negative-kinds absent_class --learning-rate 7e-4 --evaluations 5 --output runs/demo_model
 
 Its semantic sister, which starts from the first run, exactly as shipped in examples/demo_model_semantic:
 
@@ -54,7 +57,7 @@ from modeling_pcmanet import (
 from pcmanet.dataset_scripts.avsbench import label_names, load_avsbench
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
-from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes, SyntheticClip
+from pcmanet.dataset_scripts.synthetic_clips import NEGATIVE_KINDS, SoundingShapes, SyntheticClip
 from pcmanet.dataset_scripts.synthetic_listening import SoundMixtures
 from pcmanet.dataset_scripts.synthetic_looks import CLASSES
 from pcmanet.dataset_scripts.synthetic_sound import SAMPLING_RATE
@@ -78,6 +81,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--listening-sounds", type=int, default=0, help="sounds that teach the audio encoder before pictures come in"
+    )
+    parser.add_argument(
+        "--negative-kinds", nargs="+", choices=NEGATIVE_KINDS, default=NEGATIVE_KINDS, help="which sounds these have"
     )
     parser.add_argument("--image-size", type=int, default=112, help="side of the square frames in pixels")
     parser.add_argument("--clips", type=int, default=16000, help="training clips of Sounding Shapes")
@@ -176,6 +182,7 @@ def build_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
         "train",
         length=args.clips // sounds_per_picture,
         negative_fraction=sounds_per_picture * args.negative_fraction,
+        negative_kinds=args.negative_kinds,
         **settings,
     )
     validation = SoundingShapes(args.task, "val", length=args.evaluation_clips, **settings)

@@ -170,6 +170,13 @@ def test_negative_fraction_mixes_all_kinds_in(fraction, lowest, highest):
     assert fraction == 0.0 or set(NEGATIVE_KINDS) <= set(kinds)
 
 
+def test_negative_kinds_can_be_chosen():
+    settings = {"negative_fraction": 1.0, "height": 32, "width": 32, "num_frames": 1}
+    assert {small(**settings, negative_kinds=["noise"])[index].negative for index in range(10)} == {"noise"}
+    with pytest.raises(ValueError, match="negative_kinds is .*; choose from"):
+        small(**settings, negative_kinds=["hum"])
+
+
 def test_a_video_passes_through_the_frames_and_really_moves():
     dataset = small(num_frames=2)
     clip, frames = dataset[4], list(dataset.render_video_frames(4, frames_per_second=16))
