@@ -1,0 +1,392 @@
+"""A Hub on this machine: an HTTP server that speaks of the Hugging Face Hub's interface what its clients use here.
+
+    with LoopbackHub(folder) as hub:
+        subprocess.run(command, env=hub.environment(home))
+
+Repositories of models, data sets and Spaces are made, committed to (small files inside the commit, large ones uploaded
+before it, by the LFS protocol), listed and downloaded, whole or in ranges. Writing needs the token, and so does
+reading what is private. A commit that names another parent than the last one is refused, as there. Bytes lie in
+`folder`, the history in memory.
+
+A subclass can make it fail: every request passes through `LoopbackHub.answer`, which may raise `HubError`.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+USER = "someone"  # to whom the token belongs
+TOKEN = "x"
+LFS_SUFFIXES = (".safetensors", ".parquet", ".arrow", ".bin", ".mp4")  # kept outside of git
+DATE = "2026-01-01T00:00:00.000Z"  # of everything
+_KIND = r"(?P<kind>models|datasets|spaces)"
+_PREFIX = r"(?:(?P<kind>datasets|spaces)/)?"  # models have none in addresses of files
+_NAME = r"(?P<name>[^/]+/[^/]+?)"
+_REVISION = r"(?P<revision>[^/]+)"
+
+
+class HubError(Exception):
+    """An answer that is an error, with the code by which clients tell errors of one status apart."""
+
+    def __init__(self, status: int, message: str, code: str = ""):
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked: method, path and query as sent, headers, body."""
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> dict:
+        """Read the body."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client gets."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a commit: where its bytes lie, and the number under which clients know it."""
+
+    sha256: str
+    size: int
+    git_oid: str
+    is_lfs: bool
+
+    @property
+    def oid(self) -> str:
+        """By which clients see whether they have the file already."""
+        return self.sha256 if self.is_lfs else self.git_oid
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A state of a repository."""
+
+    oid: str
+    title: str
+    files: Mapping[str, StoredFile]
+
+
+@dataclass
+class Repository:
+    """A repository of the kind models, datasets or spaces, with the one branch main."""
+
+    kind: str
+    name: str
+    private: bool
+    commits: list[Commit] = field(default_factory=list)
+
+    def at(self, revision: str) -> Commit:
+        """Find a state by the name of the branch or of a commit."""
+        known = {commit.oid: commit for commit in self.commits} | {"main": self.commits[-1]}
+        if revision not in known:
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return known[revision]
+
+    def add(self, title: str, files: Mapping[str, StoredFile]) -> Commit:
+        """Put a state on top."""
+        history = json.dumps([len(self.commits), title, {path: file.sha256 for path, file in files.items()}])
+        self.commits.append(Commit(hashlib.sha1(history.encode()).hexdigest(), title, dict(files)))
+        return self.commits[-1]
+
+
+class LoopbackHub:
+    """The server; runs between `with` and its end.
+
+    Attributes:
+        url: Where it listens.
+        repositories: By kind and name, such as `("datasets", "someone/clips")`.
+        requests: Method and path of all that was asked.
+    """
+
+    def __init__(self, folder: Path):
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.requests: list[tuple[str, str]] = []
+        self._folder = folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        methods = {f"do_{method}": _Handler.respond for method in ("GET", "HEAD", "POST", "PUT")}
+        handler = type("Handler", (_Handler,), {"hub": self, **methods})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Variables under which a process takes this server for the Hub and keeps its caches in `home`."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else evaluate asks another server
+            "HF_HOME": str(home),
+            "NO_PROXY": "127.0.0.1",
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a request; what raises HubError here reaches the client as an error."""
+        # Uploads of bytes go to an address that is given only to those who may write.
+        allowed = ("", f"Bearer {TOKEN}") if request.method != "POST" else (f"Bearer {TOKEN}",)
+        if request.headers.get("Authorization", "") not in allowed:
+            raise HubError(401, "Invalid credentials in Authorization header")
+        for methods, pattern, handle in ROUTES:
+            match = re.fullmatch(pattern, request.path)
+            if match and request.method in methods:
+                return handle(self, request, **{key: unquote(value or "") for key, value in match.groupdict().items()})
+        raise HubError(404, f"The loopback Hub does not know {request.method} {request.path}")
+
+    # Bytes.
+
+    def _blob(self, sha256: str) -> Path:
+        return self._folder / sha256
+
+    def _store(self, content: bytes, is_lfs: bool) -> StoredFile:
+        """Keep bytes, under their name only when they are whole."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        aside = self._folder / f".{sha256}.{threading.get_ident()}"
+        aside.write_bytes(content)
+        aside.replace(self._blob(sha256))
+        return self._stored(sha256, is_lfs)
+
+    def _stored(self, sha256: str, is_lfs: bool) -> StoredFile:
+        """Describe bytes that are here. Git knows a file by its bytes, or by a pointer if they lie outside."""
+        size = self._blob(sha256).stat().st_size
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+        content = pointer if is_lfs else self._blob(sha256).read_bytes()
+        return StoredFile(sha256, size, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), is_lfs)
+
+    # Repositories.
+
+    def _find(self, request: Request, kind: str, name: str) -> Repository:
+        repository = self.repositories.get((kind or "models", name))
+        if repository is None or (repository.private and "Authorization" not in request.headers):
+            raise HubError(404 if "Authorization" in request.headers else 401, "Repository not found", "RepoNotFound")
+        return repository
+
+    def _whoami(self, _request: Request) -> Answer:
+        return _json({"type": "user", "name": USER, "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+
+    def _validate_card(self, _request: Request) -> Answer:
+        return _json({"errors": [], "warnings": []})
+
+    def _create(self, request: Request) -> Answer:
+        wanted = request.json()
+        kind, name = wanted.get("type", "model") + "s", f"{wanted['organization'] or USER}/{wanted['name']}"
+        attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
+        with self._lock:
+            if known := self.repositories.get((kind, name)):
+                error = {"url": self._address(known), "error": "You already created this repo"}
+                return Answer(json.dumps(error).encode(), 409)
+            repository = Repository(kind, name, wanted.get("visibility") == "private")
+            repository.add("initial commit", {".gitattributes": self._store(attributes.encode(), is_lfs=False)})
+            self.repositories[kind, name] = repository
+        return _json({"url": self._address(repository)})
+
+    def _address(self, repository: Repository) -> str:
+        """Build the address of a repository's page."""
+        prefix = "" if repository.kind == "models" else f"{repository.kind}/"
+        return f"{self.url}/{prefix}{repository.name}"
+
+    def _info(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+        repository = self._find(request, kind, name)
+        commit = repository.at(revision or "main")
+        return _json(
+            {
+                "id": name,
+                "author": name.partition("/")[0],
+                "sha": commit.oid,
+                "private": repository.private,
+                "lastModified": DATE,
+                "tags": [],
+                "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+            }
+        )
+
+    # Writing.
+
+    def _preupload(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+        files = self._find(request, kind, name).at(revision).files
+        answers = []
+        for path in (file["path"] for file in request.json()["files"]):
+            mode = "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
+            oid = files[path].oid if path in files else None
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return _json({"files": answers})
+
+    def _lfs_batch(self, request: Request, kind: str, name: str) -> Answer:
+        """Say where to upload what is not here."""
+        self._find(request, kind, name)
+        objects = request.json()["objects"]
+        for item in objects:
+            if not self._blob(item["oid"]).exists():
+                item["actions"] = {"upload": {"href": f"{self.url}/lfs/{item['oid']}"}}
+        return _json({"transfer": "basic", "objects": objects})
+
+    def _lfs_upload(self, request: Request, oid: str) -> Answer:
+        if hashlib.sha256(request.body).hexdigest() != oid:
+            raise HubError(400, f"{oid} came with other bytes")
+        self._store(request.body, is_lfs=True)
+        return Answer()
+
+    def _commit(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+        repository = self._find(request, kind, name)
+        header, *operations = (json.loads(line) for line in request.body.splitlines())
+        with self._lock:
+            last = repository.at(revision)
+            if header["value"].get("parentCommit", last.oid) != repository.commits[-1].oid:
+                raise HubError(412, "A commit has happened since. Please refresh and try again.")
+            files = dict(last.files)
+            for operation in operations:
+                self._apply(operation["key"], operation["value"], files)
+            commit = repository.add(header["value"]["summary"], files)
+        return _json({"commitOid": commit.oid, "commitUrl": f"{self._address(repository)}/commit/{commit.oid}"})
+
+    def _apply(self, key: str, value: Mapping[str, str], files: dict[str, StoredFile]) -> None:
+        """Change a list of files as one line of a commit says."""
+        path = value["path"]
+        if key == "file":
+            files[path] = self._store(base64.b64decode(value["content"]), is_lfs=False)
+        elif key == "lfsFile":
+            if not self._blob(value["oid"]).exists():
+                raise HubError(400, f"{path} was not uploaded")
+            files[path] = self._stored(value["oid"], is_lfs=True)
+        elif key in ("deletedFile", "deletedFolder"):
+            for gone in [known for known in files if known == path or known.startswith(path.rstrip("/") + "/")]:
+                del files[gone]
+        else:
+            raise HubError(400, f"The loopback Hub does not know the operation {key}")
+
+    # Reading.
+
+    def _tree(self, request: Request, kind: str, name: str, revision: str, path: str) -> Answer:
+        commit = self._find(request, kind, name).at(revision)
+        folder = f"{path}/" if path else ""
+        entries = {entry["path"]: entry for entry in _entries(commit) if entry["path"].startswith(folder)}
+        if not entries:
+            raise HubError(404, f"{path} does not exist on {revision}", "EntryNotFound")
+        recursive = parse_qs(request.query).get("recursive", ["false"])[0].lower() in ("1", "true")
+        return _json([entries[key] for key in entries if recursive or "/" not in key.removeprefix(folder)])
+
+    def _paths_info(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+        commit = self._find(request, kind, name).at(revision)
+        wanted = parse_qs(request.body.decode()).get("paths", [])
+        return _json([entry for entry in _entries(commit) if entry["path"] in wanted])
+
+    def _resolve(self, request: Request, kind: str, name: str, revision: str, path: str) -> Answer:
+        """Give the bytes of a file, all or the range that was asked for."""
+        commit = self._find(request, kind, name).at(revision)
+        if path not in commit.files:
+            raise HubError(404, f"{path} does not exist on {revision}", "EntryNotFound")
+        file = commit.files[path]
+        content = self._blob(file.sha256).read_bytes()
+        headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
+        if match is None:
+            return Answer(content, headers=headers)
+        first, last = int(match[1]), min(int(match[2] or file.size), file.size - 1)
+        if first > last:
+            raise HubError(416, f"{path} has {file.size} bytes")
+        headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
+        return Answer(content[first : last + 1], 206, headers)
+
+
+def _json(answer: object) -> Answer:
+    return Answer(json.dumps(answer).encode(), headers={"Content-Type": "application/json"})
+
+
+def _entries(commit: Commit) -> Iterator[dict]:
+    """List folders and files as the Hub does."""
+    for folder in sorted({str(parent) for path in commit.files for parent in Path(path).parents} - {"."}):
+        yield {"type": "directory", "path": folder, "oid": hashlib.sha1(folder.encode()).hexdigest(), "size": 0}
+    last_commit = {"id": commit.oid, "title": commit.title, "date": DATE}
+    for path, file in sorted(commit.files.items()):
+        lfs = {"lfs": {"oid": file.sha256, "size": file.size, "pointerSize": 130}} if file.is_lfs else {}
+        yield {"type": "file", "path": path, "oid": file.git_oid, "size": file.size, "lastCommit": last_commit, **lfs}
+
+
+# Methods, pattern of the path, who answers; the parts that the pattern names become arguments.
+ROUTES: tuple[tuple[tuple[str, ...], str, Callable[..., Answer]], ...] = (
+    (("GET",), "/api/whoami-v2", LoopbackHub._whoami),
+    (("POST",), "/api/validate-yaml", LoopbackHub._validate_card),
+    (("POST",), "/api/repos/create", LoopbackHub._create),
+    (("GET",), rf"/api/{_KIND}/{_NAME}(?:/revision/{_REVISION})?", LoopbackHub._info),
+    (("GET",), rf"/api/{_KIND}/{_NAME}/tree/{_REVISION}(?:/(?P<path>.+))?", LoopbackHub._tree),
+    (("POST",), rf"/api/{_KIND}/{_NAME}/paths-info/{_REVISION}", LoopbackHub._paths_info),
+    (("POST",), rf"/api/{_KIND}/{_NAME}/preupload/{_REVISION}", LoopbackHub._preupload),
+    (("POST",), rf"/api/{_KIND}/{_NAME}/commit/{_REVISION}", LoopbackHub._commit),
+    (("POST",), rf"/{_PREFIX}{_NAME}\.git/info/lfs/objects/batch", LoopbackHub._lfs_batch),
+    (("PUT",), r"/lfs/(?P<oid>[0-9a-f]{64})", LoopbackHub._lfs_upload),
+    (("GET", "HEAD"), rf"/{_PREFIX}{_NAME}/resolve/{_REVISION}/(?P<path>.+)", LoopbackHub._resolve),
+)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Turns HTTP into `Request` and `Answer`."""
+
+    hub: LoopbackHub
+    protocol_version = "HTTP/1.1"  # connections stay open
+
+    def respond(self) -> None:
+        """Answer one request, whatever its method."""
+        address = urlsplit(self.path)
+        request = Request(self.command, address.path, address.query, self.headers, self._read_body())
+        self.hub.requests.append((request.method, unquote(request.path)))
+        try:
+            answer = self.hub.answer(request)
+        except HubError as error:
+            headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
+            answer = Answer(json.dumps({"error": str(error)}).encode(), error.status, headers)
+        self.send_response(answer.status)
+        for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    def _read_body(self) -> bytes:
+        """Read the body, which comes with its length or in chunks that do."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while length := int(self.rfile.readline(), 16):
+            body += self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def log_message(self, *_arguments: object) -> None:
+        """Keep quiet: `LoopbackHub.requests` remembers."""
