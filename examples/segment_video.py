@@ -30,7 +30,7 @@ from pcmanet.pipelines.contact_sheet import draw_contact_sheet
 from pcmanet.pipelines.overlay import class_colors, write_masks, write_overlay_video
 
 
-DEMO_MODEL = Path(__file__).parent / "demo_model"
+DEMO_MODEL = Path(__file__).parent / "demo_model_semantic"
 RESULT_FILES = re.compile(r"overlay\.mp4|contact_sheet\.png|masks/\d+_at_[\d.]+s\.png")
 
 
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("video", help="video file (mp4, mkv, webm, mov ...) or http(s) URL")
     parser.add_argument("--output", type=Path, help="folder for the results (default: <name of the video>_segmented)")
     parser.add_argument(
-        "--model", default=str(DEMO_MODEL), help="Hub id or folder of a checkpoint (default: the demo)"
+        "--model", default=str(DEMO_MODEL), help="Hub id or folder of a checkpoint (default: the semantic demo model)"
     )
     parser.add_argument("--audio", help="file with the sound, for a video without a sound track")
     parser.add_argument("--threshold", type=float, help="probability that a pixel has to exceed (default: the task's)")

@@ -56,7 +56,7 @@ _FRAMEWORK_KEYWORDS = frozenset(
     }
 )
 
-# The two visual backbones of the paper (section 4.1) and the small one of the demo, as `AutoConfig` dictionaries.
+# The two visual backbones of the paper and the small one of the demo, as `AutoConfig` dictionaries.
 _PVT_V2_B5 = {
     "model_type": "pvt_v2",
     "hidden_sizes": [64, 128, 320, 512],
@@ -167,7 +167,7 @@ class VGGishConfig(PreTrainedConfig):
 class PCMANetConfig(PreTrainedConfig):
     """Configuration of [`PCMANetModel`] and [`PCMANetForAudioVisualSegmentation`].
 
-    Defaults are the paper's PVT-v2-B5 network for one binary output (arXiv 2406.02345, section 4.1);
+    Defaults are the paper's PVT-v2-B5 network for one binary output (arXiv 2406.02345);
     [`PCMANetConfig.from_preset`] gives the other sizes. Lists that name one value per stage go from coarse (stage 4 of
     the paper, stride 32) to fine (stage 1, stride 4), the order in which the decoder walks.
 

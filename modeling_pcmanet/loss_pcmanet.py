@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Losses of PCMANet (paper section 3.5) as pure functions of logits and labels."""
+"""Losses of PCMANet as pure functions of logits and labels."""
 
 from collections.abc import Sequence
 

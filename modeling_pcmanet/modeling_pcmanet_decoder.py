@@ -14,7 +14,7 @@
 """The decoder of PCMANet: what a stage does with a feature map, the sound and the stage before.
 
 In reading order: AudioVisualGroupAttention (AVGA), QuerySelectedCrossAttention (QSCA), ConfidenceInducedMasking (CIM),
-GuidedFusion (GF), and the DecoderStage that joins them.
+GuidedFusion (GF), and the DecoderStage that joins them; the names are those of arXiv 2406.02345.
 
 Inside, clips lie behind each other as real frames only, (frames, channels, height, width); `ClipLayout` knows which
 frame belongs to which clip and is asked only where a clip's frames meet: in the cross-attention and at the output.
@@ -79,7 +79,7 @@ class ConvolutionBlock(nn.Sequential):
 
 
 class AudioVisualGroupAttention(nn.Module):
-    """AVGA (paper section 3.2): every group of channels is weighted by its cosine similarity to the sound."""
+    """AVGA: every group of channels is weighted by its cosine similarity to the sound."""
 
     def __init__(self, config: PCMANetConfig):
         super().__init__()
@@ -169,7 +169,7 @@ class CrossAttention(nn.Module):
 
 
 class QuerySelectedCrossAttention(nn.Module):
-    """QSCA (paper section 3.3): sound and picture exchange what they know, only where the picture is unsure."""
+    """QSCA: sound and picture exchange what they know, only where the picture is unsure."""
 
     def __init__(self, config: PCMANetConfig, token_grid_size: int, is_finest: bool):
         super().__init__()
@@ -276,7 +276,7 @@ def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 class ConfidenceInducedMasking(nn.Module):
-    """CIM (paper section 3.4): marks the pixels that a stage is not yet sure of, within those of the stage before."""
+    """CIM: marks the pixels that a stage is not yet sure of, within those of the stage before."""
 
     def __init__(self, config: PCMANetConfig):
         super().__init__()
@@ -302,7 +302,7 @@ class ConfidenceInducedMasking(nn.Module):
 
 
 class GuidedFusion(nn.Module):
-    """GF (paper section 3.4): adds the guidance and the coarser fused map to a stage's own map."""
+    """GF: adds the guidance and the coarser fused map to a stage's own map."""
 
     def __init__(self, config: PCMANetConfig, is_coarsest: bool):
         super().__init__()
