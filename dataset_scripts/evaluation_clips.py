@@ -53,11 +53,6 @@ class EvaluationClips:
         """Whether masks only tell sounding from silent."""
         return len(self.labels) == 1
 
-    @property
-    def paths(self) -> list[str]:
-        """All files of all clips."""
-        return [path for clip in self.clips for path in clip.paths]
-
     def row(self, index: int) -> dict[str, Any]:
         """Read one clip as `load_avsbench` does, pictures decoded.
 
