@@ -1,15 +1,17 @@
 """Train PCMANet with Accelerate, on Sounding Shapes, on AVSBench or on one's own clips.
 
 The demo model (binary, several sources), exactly as shipped in examples/demo_model. Its small VGGish first learns to
-name sounds, as the published one did on audio tagging, and is then frozen, as published. The second run goes on from the
-first with every picture under two sounds, so that looking alone never explains the masks; the third shows more sounds of
-classes that are not in the picture, which the second still mistook for one that is:
+name sounds, as the published one did on audio tagging, and is then frozen, as published. The second run goes on with every
+picture under two sounds, so that looking alone never explains the masks; the third with many sounds of classes that are not
+in the picture, which the second still mistook for one that is; the last with all negative sounds again:
 
-    python examples/train_pcmanet.py --listening-sounds 4800 --clips 16000 --output runs/first
+    python examples/train_pcmanet.py --listening-sounds 4800 --clips 16000 --evaluations 16 --output runs/first
     python examples/train_pcmanet.py --initialize-from runs/first --seed 1 --pair-sounds --clips 20000 \
         --learning-rate 1.5e-3 --output runs/second
     python examples/train_pcmanet.py --initialize-from runs/second --seed 2 --pair-sounds --clips 7000 \
-        --negative-fraction 0.2 --negative-kinds absent_class --learning-rate 7e-4 --evaluations 5 --output runs/demo_model
+        --negative-fraction 0.2 --negative-kinds absent_class --learning-rate 7e-4 --evaluations 5 --output runs/third
+    python examples/train_pcmanet.py --initialize-from runs/third --seed 3 --pair-sounds --clips 3200 \
+        --negative-fraction 0.3 --learning-rate 5e-4 --evaluations 2 --output runs/demo_model
 
 Its semantic sister, which starts from the first run, exactly as shipped in examples/demo_model_semantic:
 
