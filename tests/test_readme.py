@@ -42,7 +42,11 @@ def test_named_scripts_and_modules_exist(page):
 
 def test_every_make_target_that_is_named_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = {name for page in PAGES for name in re.findall(r"`?make ([a-z-]+)", (ROOT / page).read_text())}
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / page).read_text(), flags=re.MULTILINE)
+    }
     assert named <= targets
 
 
