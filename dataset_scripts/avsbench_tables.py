@@ -32,11 +32,14 @@ class Fault:
 class AVSBenchError(ValueError):
     """Data that cannot be used. The message names every file, up to `SHOWN_FAULTS`; `faults` holds them all."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__(list(faults))
-        self.faults = list(faults)
+    def __init__(self, faults: Sequence[Fault] | str) -> None:
+        # An error in a worker of a DataLoader comes back as its text alone.
+        self.faults = [] if isinstance(faults, str) else list(faults)
+        super().__init__(faults)
 
     def __str__(self) -> str:
+        if not self.faults:
+            return str(self.args[0])
         shown = [f"  {fault}" for fault in self.faults[:SHOWN_FAULTS]]
         if len(self.faults) > SHOWN_FAULTS:
             shown.append(f"  ... and {len(self.faults) - SHOWN_FAULTS} more, in `faults` of this exception")

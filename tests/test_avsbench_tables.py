@@ -84,3 +84,10 @@ def test_the_error_shows_many_faults_and_holds_them_all():
     assert lines[0] == "105 faults in the data:" and lines[1] == "  file0: missing"
     assert len(lines) == SHOWN_FAULTS + 2 and "5 more" in lines[-1]
     assert str(AVSBenchError(faults[:1])).startswith("1 fault in the data:")
+
+
+def test_an_error_that_comes_back_from_a_worker_keeps_its_text():
+    # A DataLoader raises the class again with the text of the worker's error.
+    text = str(AVSBenchError([Fault("clips.csv", "is empty")]))
+    assert str(AVSBenchError(text)) == text
+    assert AVSBenchError(text).faults == []
