@@ -88,6 +88,6 @@ def test_the_error_shows_many_faults_and_holds_them_all():
 
 def test_an_error_that_comes_back_from_a_worker_keeps_its_text():
     # A DataLoader raises the class again with the text of the worker's error.
-    text = str(AVSBenchError([Fault("clips.csv", "is empty")]))
+    text = str(AVSBenchError([Fault(clip="abc", path="abc.wav", problem="is empty")]))
     assert str(AVSBenchError(text)) == text
     assert AVSBenchError(text).faults == []
