@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import IterableDataset
 from PIL import Image
+from written_trees import write_trees
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
@@ -25,13 +26,12 @@ S4, MS3, AVSS = "Single-source", "Multi-sources", "AVSBench_semantic"
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """The three trees as the generator writes them, but for the raw videos, which no loader reads."""
-    root = tmp_path_factory.mktemp("avsbench")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
-        synthetic.write_avsbench_tree(root, "s4", {"train": 2, "val": 1})
-        synthetic.write_avsbench_tree(root, "ms3", {"train": 1, "test": 1})
-        synthetic.write_avsbench_tree(root, "avss", {"train": 3, "val": 1})
-    return root
+    return write_trees(
+        tmp_path_factory.mktemp("avsbench"),
+        s4={"train": 2, "val": 1},
+        ms3={"train": 1, "test": 1},
+        avss={"train": 3, "val": 1},
+    )
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from written_trees import write_trees
 
-from pcmanet.dataset_scripts import synthetic
 from pcmanet.dataset_scripts.avsbench import main
 from pcmanet.dataset_scripts.avsbench_check import check
 from pcmanet.dataset_scripts.avsbench_rows import RowSettings
@@ -12,12 +12,7 @@ from pcmanet.dataset_scripts.avsbench_rows import RowSettings
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    root = tmp_path_factory.mktemp("avsbench")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
-        synthetic.write_avsbench_tree(root, "s4", {"train": 2, "val": 1})
-        synthetic.write_avsbench_tree(root, "avss", {"train": 2, "test": 1})
-    return root
+    return write_trees(tmp_path_factory.mktemp("avsbench"), s4={"train": 2, "val": 1}, avss={"train": 2, "test": 1})
 
 
 @pytest.fixture

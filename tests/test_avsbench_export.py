@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 from PIL import Image
+from written_trees import write_trees
 
 from pcmanet.dataset_scripts import avsbench_export, synthetic
 from pcmanet.dataset_scripts.avsbench import load_avsbench, main
@@ -14,12 +15,7 @@ from pcmanet.dataset_scripts.avsbench_tables import AVSBenchError
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    root = tmp_path_factory.mktemp("avsbench")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
-        synthetic.write_avsbench_tree(root, "s4", {"train": 3, "test": 1})
-        synthetic.write_avsbench_tree(root, "avss", {"train": 3})
-    return root
+    return write_trees(tmp_path_factory.mktemp("avsbench"), s4={"train": 3, "test": 1}, avss={"train": 3})
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
 from pcmanet.dataset_scripts import synthetic
@@ -20,12 +21,7 @@ PICTURES = Augmentation(loudness=0.0)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("avsbench")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
-        synthetic.write_avsbench_tree(root, "s4", {"train": 2, "val": 1})
-        synthetic.write_avsbench_tree(root, "avss", {"test": 3})
-    return root
+    return write_trees(tmp_path_factory.mktemp("avsbench"), s4={"train": 2, "val": 1}, avss={"test": 3})
 
 
 @pytest.fixture
