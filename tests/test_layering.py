@@ -7,7 +7,7 @@ import pytest
 
 
 ROOT = Path(__file__).parent.parent
-OURS = ("modeling_pcmanet", "pcmanet", "pipelines", "dataset_scripts")
+OURS = ("modeling_pcmanet", "pcmanet", "pipelines", "dataset_scripts", "training", "command")
 # Data sets may read media, features and names of classes, never the network or the processor.
 OPEN_TO_DATA_SETS = {
     "configuration_pcmanet",
@@ -72,6 +72,15 @@ def test_data_sets_know_media_and_names_only(path):
     assert all(level <= 1 for level, _ in imports(path))
 
 
+@pytest.mark.parametrize("folder, forbidden", [("training", "command"), ("command", "training")])
+def test_training_and_command_stand_side_by_side_on_the_rest(folder, forbidden):
+    for path in python_files(folder):
+        modules = own_absolute_imports(path)
+        assert all(module.startswith(("modeling_pcmanet", "pcmanet.")) for module in modules), (path.name, modules)
+        assert not any(module.startswith(f"pcmanet.{forbidden}") for module in modules), (path.name, modules)
+        assert all(level <= 1 for level, _ in imports(path)), path.name
+
+
 @pytest.mark.parametrize(
     "path",
     [path for folder in ("examples", "benchmarks", "tests") for path in python_files(folder)],
@@ -79,6 +88,8 @@ def test_data_sets_know_media_and_names_only(path):
 )
 def test_users_of_the_library_use_installed_names(path):
     assert not {
-        module for module in own_absolute_imports(path) if module.split(".")[0] in ("pipelines", "dataset_scripts")
+        module
+        for module in own_absolute_imports(path)
+        if module.split(".")[0] in ("pipelines", "dataset_scripts", "training", "command")
     }
     assert all(level == 0 for level, _ in imports(path))

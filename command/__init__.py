@@ -1,0 +1,1 @@
+"""The `pcmanet` command: segment videos and archives, see the demo, look into a model."""

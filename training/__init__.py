@@ -1,0 +1,1 @@
+"""Training that can be trusted: recipes, an exact resume, trackers, and the way to the Hub."""
