@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= auto
 
-.PHONY: help install demo test test-slow check style
+.PHONY: help install browser demo test test-slow check style
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,13 +18,21 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 install: $(STAMP)  ## the pinned environment in .venv
 
+# The page of examples/app.py is tested in a real browser: the one that is there, else Debian's.
+browser:  ## a Chromium for the tests, if there is none yet
+	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || { \
+	    echo "No Chromium found; installing Debian's (apt-get install chromium)."; \
+	    SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	    $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium >/dev/null || { \
+	    echo "Install Chromium or Chrome by hand: the tests of examples/app.py drive it." >&2; exit 1; }; }
+
 demo: $(STAMP)  ## segment the bundled clip and show what was found
 	$(BIN)/python examples/segment_video.py examples/demo.mp4 --output demo_output --overlay-frames-per-second 4
 
-test: $(STAMP)  ## all tests but the slow ones
+test: $(STAMP) browser  ## all tests but the slow ones
 	$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not slow"
 
-test-slow: $(STAMP)  ## all tests
+test-slow: $(STAMP) browser  ## all tests
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
 check: $(STAMP)  ## lint and formatting, changing nothing
