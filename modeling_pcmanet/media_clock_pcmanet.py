@@ -1,0 +1,199 @@
+"""What is on screen when, and where each sound belongs: the clock of a video, read one frame at a time.
+
+[`read_media`] gathers with it, [`stream_media`] passes on with it.
+"""
+
+import math
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+
+from .media_source_pcmanet import frame_rate
+
+
+# AVSBench looks at each second this far into it.
+SAMPLING_OFFSET = 15 / 16
+
+# AVSBench's clips are 5 or 10 s long; longer videos go by their timestamps alone (see FrameSampler).
+PUBLISHED_CLIP_SECONDS = 10
+
+# Matroska rounds timestamps to 1 ms, so two moments closer than half of it and a little are the same.
+TIMESTAMP_TOLERANCE_SECONDS = 0.0006
+
+# Smaller holes and overlaps between two chunks of sound are jitter of the container, not silence.
+JITTER_SECONDS = 0.02
+
+# A clock that jumps further than this was spliced or is broken: time goes on from what came last.
+LONGEST_HOLE_SECONDS = 600.0
+LONGEST_OVERLAP_SECONDS = 1.0
+
+
+def number_of_moments(seconds: float, frames_per_second: float) -> int:
+    """Returns how many frames are taken from a video of so many seconds: one at least."""
+    return max(1, math.floor(seconds * frames_per_second + 0.5))
+
+
+class VideoClock:
+    """Turns the timestamps of frames into seconds since the first frame that never go back.
+
+    Attributes:
+        period: Seconds per frame, on the average.
+        origin: Time of the first frame in the container, seconds.
+        end: When the last frame read leaves the screen, seconds since the first frame.
+    """
+
+    def __init__(self, video: VideoStream) -> None:
+        self.period = float(1 / frame_rate(video))
+        self.origin = 0.0
+        self.end = 0.0
+        self._start = -math.inf
+        self._shift = 0.0
+
+    def read(self, frame: av.VideoFrame) -> float:
+        """Returns the frame's moment in seconds since the first frame."""
+        stamp = frame.time
+        if self._start == -math.inf:
+            self.origin = self._shift = stamp or 0.0
+
+        # A frame without a stamp, or one that does not come after the last, follows it; so does one after a splice.
+        seconds = self.end if stamp is None else stamp - self._shift
+        if seconds > self.end + LONGEST_HOLE_SECONDS:
+            self._shift += seconds - self.end
+        if not self._start < seconds <= self.end + LONGEST_HOLE_SECONDS:
+            seconds = self.end
+
+        length = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+        self._start = seconds
+        self.end = seconds + (length if 0 < length <= LONGEST_HOLE_SECONDS else self.period)
+        return seconds
+
+
+class FrameSampler:
+    """Chooses, of the frames that pass by, those on screen at the moments `(k + 15/16) / frames_per_second`.
+
+    AVSBench counts frames as if the rate were a whole number. For whole rates that is the frame on screen at the
+    moment; for others (29.97 taken for 30) the count runs away from the time. So the published count is used where it
+    was: at one frame per second of steady clips of the published length. Anything else goes by timestamps.
+
+    Attributes:
+        taken: How many frames were chosen so far.
+    """
+
+    def __init__(self, video: VideoStream, frames_per_second: float) -> None:
+        self.frames_per_second = frames_per_second
+        self.rate = float(frame_rate(video))
+        self.taken = 0
+        is_published = frames_per_second == 1 and _declared_seconds(video) < PUBLISHED_CLIP_SECONDS + 0.5
+        self._counts = is_published and round(self.rate) >= 1
+        self._seen = 0
+        self._held: av.VideoFrame | None = None
+        self._held_start = 0.0
+
+    def add(self, frame: av.VideoFrame, seconds: float) -> list[tuple[float, av.VideoFrame]]:
+        """Takes the next frame, which comes on screen at `seconds`.
+
+        Returns:
+            Timestamp and frame for every moment that the frame before was on screen.
+        """
+        clock, chosen = self._published_clock(seconds), []
+        while self._held is not None and clock > self._moment() + TIMESTAMP_TOLERANCE_SECONDS:
+            chosen.append(self._take(seconds))
+        self._held, self._held_start = frame, seconds
+        self._seen += 1
+        return chosen
+
+    def finish(self, end: float) -> list[tuple[float, av.VideoFrame]]:
+        """Returns timestamp and frame for the moments that are left of a video that lasted `end` seconds."""
+        missing = number_of_moments(end, self.frames_per_second) - self.taken
+        return [self._take(end) for _ in range(missing)] if self._held is not None else []
+
+    def _moment(self) -> float:
+        """Returns the next moment at which a frame is wanted, seconds."""
+        return (self.taken + SAMPLING_OFFSET) / self.frames_per_second
+
+    def _published_clock(self, seconds: float) -> float:
+        """Returns the time at which AVSBench's count of frames puts the next frame."""
+        self._counts = self._counts and abs(self._seen - seconds * self.rate) <= 0.5
+        return self._seen / round(self.rate) if self._counts else seconds
+
+    def _take(self, held_end: float) -> tuple[float, av.VideoFrame]:
+        """Takes the held frame, which is on screen until `held_end` seconds, for the next moment."""
+        moment = self._moment()
+        stands_still = self._held_start + 1 / self.rate < moment <= held_end
+        self.taken += 1
+        return (moment if stands_still else self._held_start), self._held
+
+
+def _declared_seconds(video: VideoStream) -> float:
+    """Returns how long a video lasts by its own account."""
+    if video.duration:
+        return float(video.duration * video.time_base)
+    return (video.container.duration or math.inf) / av.time_base
+
+
+class SoundConverter:
+    """Turns decoded sound into float32 samples of one layout and rate, those of the first chunk.
+
+    Attributes:
+        first_second: Time of the first chunk in the container, seconds.
+        sampling_rate: Samples per second in hertz (Hz).
+    """
+
+    def __init__(self) -> None:
+        self.first_second = 0.0
+        self.sampling_rate = 0
+        self._layout: str | None = None
+        self._converter: av.AudioResampler | None = None
+        self._converts: tuple[str, str, int] | None = None
+
+    def convert(self, frame: av.AudioFrame) -> list[tuple[float | None, np.ndarray]]:
+        """Takes the next decoded chunk; returns times in the container and samples (channels, samples)."""
+        if self._layout is None:
+            self._layout, self.sampling_rate = frame.layout.name, frame.sample_rate
+            self.first_second = frame.time or 0.0
+
+        # A converter is made for one kind of frame; a broadcast may change from mono to 5.1 under way. It makes packed
+        # samples, because PyAV (18.1) reads past the end of planar frames of 8 channels.
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != self._converts:
+            self._converts = kind
+            self._converter = av.AudioResampler(format="flt", layout=self._layout, rate=self.sampling_rate)
+        return [
+            (chunk.time, chunk.to_ndarray().reshape(chunk.samples, -1).T) for chunk in self._converter.resample(frame)
+        ]
+
+
+class SoundLine:
+    """Lays chunks of sound on the clock of a video, one after another without holes.
+
+    Args:
+        origin: Time of sample 0 in the container, seconds.
+        sampling_rate: In hertz (Hz).
+
+    Attributes:
+        position: Samples laid so far.
+    """
+
+    def __init__(self, origin: float, sampling_rate: int) -> None:
+        self.position = 0
+        self._origin = origin
+        self._rate = sampling_rate
+
+    def hole_before(self, stamp: float | None) -> int:
+        """Returns how many samples are missing before a chunk, or, below 0, how many of it are there already."""
+        if stamp is None:
+            return 0
+        hole = round((stamp - self._origin) * self._rate) - self.position
+        longest_overlap = LONGEST_OVERLAP_SECONDS if self.position else math.inf
+        if not -longest_overlap <= hole / self._rate <= LONGEST_HOLE_SECONDS:
+            self._origin += hole / self._rate
+            return 0
+        is_jitter = self.position > 0 and abs(hole) <= JITTER_SECONDS * self._rate
+        return 0 if is_jitter else hole
+
+    def lay(self, samples: np.ndarray, hole: int) -> list[np.ndarray]:
+        """Returns the silence before a chunk (channels, samples), if any, and what of it is not there yet."""
+        pieces = [np.zeros((len(samples), max(0, hole)), np.float32), samples[:, max(0, -hole) :]]
+        self.position += sum(piece.shape[1] for piece in pieces)
+        return [piece for piece in pieces if piece.shape[1]]
