@@ -111,6 +111,9 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(CrossAttention, index=1),
     }
 
+    def get_input_embeddings(self) -> None:
+        """There are none: frames and sound come in. FSDP2 in Accelerate asks, and takes no error for an answer."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
