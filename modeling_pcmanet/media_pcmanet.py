@@ -8,14 +8,18 @@
 The clock of a video starts at 0 with its first frame. Sample 0 of the sound is at time 0 of that clock.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
-from .media_clock_pcmanet import FrameSampler, SoundConverter, SoundLine, VideoClock, number_of_moments
+from .media_clock_pcmanet import FrameSampler, SoundConverter, SoundLine, VideoClock
+from .media_notes_pcmanet import MediaNotes
+from .media_picture_pcmanet import PictureMaker
 from .media_source_pcmanet import (
     SOUND_REMEDY,
     MediaError,
@@ -25,7 +29,6 @@ from .media_source_pcmanet import (
     finite_waveform,
     no_frames,
     open_media,
-    upright_picture,
     video_stream,
 )
 from .media_writing_pcmanet import write_audio, write_video
@@ -45,18 +48,30 @@ __all__ = [
 # More than this is not held at once: an hour of full HD at one frame a second is 22 GB.
 LARGEST_FRAMES_BYTES = 8 * 2**30
 
+# Three hours of stereo at 48 kHz.
+LARGEST_SOUND_BYTES = 4 * 2**30
+
+# Sound is kept for so long after the last picture; pictures and sound may differ by so much before it is noted.
+SOUND_MARGIN_SECONDS = 1.0
+
+# Silence that was filled in is noted from here on: codecs and containers differ by less.
+NOTED_SILENCE_SECONDS = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Media:
     """Frames and sound of one video on one clock.
 
     Attributes:
-        frames: uint8 array (frames, height, width, 3), RGB, upright (rotation metadata applied), at the video's own size.
+        frames: uint8 array (frames, height, width, 3), RGB, at the video's own size and as a player shows them: upright
+            (rotation metadata applied), with square pixels, transparent parts on black, interlaced frames rebuilt from
+            one of their fields.
         timestamps: float64 array (frames,), seconds since the video's first frame. A picture that stands still for
             longer than a frame is stamped with the moment at which it was looked at.
         waveform: float32 array (channels, samples), full scale is [-1, 1], sample 0 at time 0; `None` if not asked for.
         sampling_rate: Samples per second of the waveform in hertz (Hz); `None` without a waveform.
         name: What error messages call the source.
+        notes: What was done to use the source although it is odd or damaged, one sentence each; they were logged too.
     """
 
     frames: np.ndarray
@@ -64,6 +79,7 @@ class Media:
     waveform: np.ndarray | None
     sampling_rate: int | None
     name: str
+    notes: tuple[str, ...] = ()
 
 
 def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bool = True) -> Media:
@@ -80,8 +96,9 @@ def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bo
 
     Returns:
         The frames with their timestamps, and the waveform at its own rate, aligned with them: sound that starts
-        late is padded with zeros, sound from before the first frame is cut, holes are filled with zeros.
-        Of a truncated or damaged file, what can be decoded.
+        late is padded with zeros, sound from before the first frame is cut, holes are filled with zeros, and so is
+        the end where more than a second is missing; what comes more than a second after the picture is cut.
+        Of a truncated or damaged file, what can be decoded. `notes` says what was done.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -90,18 +107,21 @@ def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bo
     """
     if not 0 < frames_per_second < math.inf:
         raise ValueError(f"frames_per_second must be a positive number, got {frames_per_second!r}.")
-    with open_media(source) as (container, name):
-        video = video_stream(container, name)
-        streams = (video, audio_stream(container, name)) if audio else (video,)
-        clock, frames, sound = VideoClock(video), _Frames(FrameSampler(video, frames_per_second), name), _Sound()
-        for frame in decode(container, streams):
+    with open_media(source) as (container, notes):
+        video = video_stream(container, notes)
+        streams = (video, audio_stream(container, notes)) if audio else (video,)
+        clock, frames = VideoClock(video), _Frames(FrameSampler(video, frames_per_second), PictureMaker(video, notes))
+        sound = _Sound(notes)
+        for frame in decode(container, streams, notes):
             if isinstance(frame, av.AudioFrame):
                 sound.add(frame)
             else:
                 frames.add(frame, clock.read(frame))
         pictures, timestamps = frames.finish(clock.end)
-        waveform, sampling_rate = sound.finish(clock.origin, clock.end, name) if audio else (None, None)
-    return Media(pictures, timestamps, waveform, sampling_rate, name)
+        _note_missing_end(video, clock.end, notes)
+        waveform, sampling_rate = sound.finish_with(clock) if audio else (None, None)
+        notes.finish()
+    return Media(pictures, timestamps, waveform, sampling_rate, notes.name, tuple(notes.texts))
 
 
 def read_audio(source: MediaSource) -> tuple[np.ndarray, int]:
@@ -117,11 +137,13 @@ def read_audio(source: MediaSource) -> tuple[np.ndarray, int]:
         FileNotFoundError: There is no such file.
         MediaError: The source holds no sound, or sound with NaN or infinite samples.
     """
-    with open_media(source) as (container, name):
-        sound = _Sound()
-        for frame in decode(container, (audio_stream(container, name),)):
+    with open_media(source) as (container, notes):
+        sound = _Sound(notes)
+        for frame in decode(container, (audio_stream(container, notes),), notes):
             sound.add(frame)
-        return sound.finish(sound.first_second, (container.duration or math.inf) / av.time_base, name)
+        waveform, sampling_rate = sound.finish(sound.first_second, (container.duration or math.inf) / av.time_base)
+        notes.finish()
+    return waveform, sampling_rate
 
 
 def iterate_frames(source: MediaSource) -> Iterator[tuple[float, np.ndarray]]:
@@ -137,51 +159,63 @@ def iterate_frames(source: MediaSource) -> Iterator[tuple[float, np.ndarray]]:
         FileNotFoundError: There is no such file.
         MediaError: The source is no video, or holds no frame.
     """
-    with open_media(source) as (container, name):
-        video = video_stream(container, name)
-        clock, size = VideoClock(video), None
-        for frame in decode(container, (video,)):
-            size = size or (frame.width, frame.height)
-            yield clock.read(frame), upright_picture(frame, size)
-        if size is None:
-            raise no_frames(name)
+    with open_media(source) as (container, notes):
+        video = video_stream(container, notes)
+        clock, pictures = VideoClock(video), PictureMaker(video, notes)
+        seconds = None
+        for frame in decode(container, (video,), notes):
+            seconds = clock.read(frame)
+            yield seconds, pictures.make(frame)
+        if seconds is None:
+            raise no_frames(notes.name)
+        _note_missing_end(video, clock.end, notes)
+
+
+def _note_missing_end(video: VideoStream, end: float, notes: MediaNotes) -> None:
+    """Notes where a video ends before the time that it declares itself: a download that broke off, a lost tail."""
+    declared = float(video.duration * video.time_base) if video.duration else 0.0
+    if declared > end + SOUND_MARGIN_SECONDS:
+        notes.add(f"its picture ends at {end:.2f} s, but it declares {declared:.2f} s; what is there is used")
 
 
 class _Frames:
-    """Gathers the frames that a sampler chooses, upright."""
+    """Gathers the pictures of the frames that a sampler chooses."""
 
-    def __init__(self, sampler: FrameSampler, name: str) -> None:
+    def __init__(self, sampler: FrameSampler, maker: PictureMaker) -> None:
         self._sampler = sampler
-        self._name = name
+        self._maker = maker
         self._pictures: list[np.ndarray] = []
         self._timestamps: list[float] = []
-        self._size: tuple[int, int] | None = None
-        self._last: av.VideoFrame | None = None
+        self._is_empty = True
 
     def add(self, frame: av.VideoFrame, seconds: float) -> None:
         """Takes the next decoded frame, which comes on screen at `seconds`."""
+        self._maker.measure(frame)
         self._gather(self._sampler.add(frame, seconds))
-        self._size = self._size or (frame.width, frame.height)
+        self._is_empty = False
 
     def finish(self, end: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns the frames (frames, height, width, 3) and timestamps (frames,) of a video that lasted `end` seconds."""
-        if self._size is None:
-            raise no_frames(self._name)
+        if self._is_empty:
+            raise no_frames(self._maker.name)
         self._gather(self._sampler.finish(end))
-        number = number_of_moments(end, self._sampler.frames_per_second)
-        return np.stack(self._pictures[:number]), np.array(self._timestamps[:number], dtype=np.float64)
+
+        # Filled one by one and let go, so that all of them are not held twice.
+        pictures = np.empty((len(self._pictures), *self._pictures[0].shape), np.uint8)
+        for index, picture in enumerate(self._pictures):
+            pictures[index], self._pictures[index] = picture, pictures[index]
+        return pictures, np.array(self._timestamps, dtype=np.float64)
 
     def _gather(self, chosen: list[tuple[float, av.VideoFrame]]) -> None:
-        """Keeps chosen frames; one that is chosen several times is converted once."""
+        """Keeps chosen frames; one that is chosen several times is one array."""
         for timestamp, frame in chosen:
-            picture = self._pictures[-1] if frame is self._last else upright_picture(frame, self._size)
+            picture = self._maker.make(frame)
             if (len(self._pictures) + 1) * picture.nbytes > LARGEST_FRAMES_BYTES:
                 height, width = picture.shape[:2]
                 raise MediaError(
-                    f"{self._name} gives more than {len(self._pictures)} frames of {width}x{height}, too much to hold at "
-                    "once. Cut it into parts, make it smaller, or take fewer `frames_per_second`."
+                    f"{self._maker.name} gives more than {len(self._pictures)} frames of {width}x{height}, too much to "
+                    "hold at once. Cut it into parts, make it smaller, or take fewer `frames_per_second`."
                 )
-            self._last = frame
             self._timestamps.append(timestamp)
             self._pictures.append(picture)
 
@@ -189,9 +223,11 @@ class _Frames:
 class _Sound:
     """Gathers decoded sound and lays it on the clock of the video."""
 
-    def __init__(self) -> None:
+    def __init__(self, notes: MediaNotes) -> None:
+        self._notes = notes
         self._converter = SoundConverter()
         self._chunks: list[tuple[float | None, np.ndarray]] = []
+        self._bytes = 0
 
     @property
     def first_second(self) -> float:
@@ -200,24 +236,77 @@ class _Sound:
 
     def add(self, frame: av.AudioFrame) -> None:
         """Takes the next decoded chunk."""
-        self._chunks += self._converter.convert(frame)
+        for stamp, samples in self._converter.convert(frame):
+            self._bytes += samples.nbytes
+            self._check_bytes(self._bytes)
+            self._chunks.append((stamp, samples))
 
-    def finish(self, origin: float, end: float, name: str) -> tuple[np.ndarray, int]:
+    def finish_with(self, clock: VideoClock) -> tuple[np.ndarray, int]:
+        """Returns the waveform (channels, samples) of a video and its sampling rate, about as long as the picture."""
+        waveform, rate = self.finish(clock.origin, clock.end)
+        wanted, margin = round(clock.end * rate), round(SOUND_MARGIN_SECONDS * rate)
+        surplus = waveform.shape[1] - wanted
+        if surplus > margin:
+            self._notes.add(f"its sound goes on for {surplus / rate:.2f} s after its picture; this is left out")
+            waveform = waveform[:, : wanted + margin].copy()
+        if surplus < -margin:
+            self._notes.add(f"its sound ends {-surplus / rate:.2f} s before its picture; silence is filled in")
+            self._check_bytes(wanted * len(waveform) * waveform.itemsize)
+            waveform = np.pad(waveform, ((0, 0), (0, -surplus)))
+        return waveform, rate
+
+    def finish(self, origin: float, end: float) -> tuple[np.ndarray, int]:
         """Returns the waveform (channels, samples) and its sampling rate in hertz (Hz).
 
         Args:
             origin: Time of sample 0 in the container, seconds.
             end: Seconds after which nothing is awaited: what comes after a hole that reaches there is left out.
-            name: The source, for error messages.
         """
         rate = self._converter.sampling_rate
         line = SoundLine(origin, rate)
-        pieces: list[np.ndarray] = []
+        placed = list(self._place(line, end * rate))
+        if line.position == 0:
+            raise MediaError(f"{self._notes}: its sound track holds no sound. {SOUND_REMEDY}")
+
+        # Filled one by one and let go, so that all of them are not held twice.
+        waveform = np.zeros((len(placed[0][1]), line.position), np.float32)
+        self._chunks.clear()
+        while placed:
+            start, samples = placed.pop()
+            waveform[:, start : start + samples.shape[1]] = samples
+        return finite_waveform(waveform, self._notes.name), rate
+
+    def _place(self, line: SoundLine, end: float) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the first sample of each chunk and what of the chunk (channels, samples) is new; notes holes."""
         for stamp, samples in self._chunks:
             hole = line.hole_before(stamp)
-            if hole > 0 and line.position + hole > end * rate:
+            if hole > 0 and line.position + hole > end:
+                self._notes.add("its sound goes on after a hole that reaches past the picture; this is left out")
                 break
-            pieces += line.lay(samples, hole)
-        if line.position == 0:
-            raise MediaError(f"{name}: its sound track holds no sound. {SOUND_REMEDY}")
-        return finite_waveform(np.concatenate(pieces, axis=1), name), rate
+            self._note_hole(hole, line)
+            start, fresh = line.position + max(0, hole), samples[:, max(0, -hole) :]
+            line.position = start + fresh.shape[1]
+            self._check_bytes(line.position * len(samples) * samples.itemsize)
+            yield start, fresh
+
+    def _note_hole(self, hole: int, line: SoundLine) -> None:
+        """Notes silence that is filled in, and sound that comes too early."""
+        seconds = abs(hole) / self._converter.sampling_rate
+        if seconds < NOTED_SILENCE_SECONDS:
+            return
+        if line.position:
+            self._notes.count(
+                "holes in its sound were filled with silence" if hole > 0 else "overlaps in its sound were cut"
+            )
+        elif hole > 0:
+            self._notes.add(f"its sound starts {seconds:.2f} s after its picture; silence is filled in")
+        else:
+            self._notes.add("its sound starts before its picture; this is left out", logging.INFO)
+
+    def _check_bytes(self, number: int) -> None:
+        """Raises MediaError for more sound than is held at once."""
+        if number > LARGEST_SOUND_BYTES:
+            raise MediaError(
+                f"{self._notes} gives more than {LARGEST_SOUND_BYTES / 2**30:.3g} GiB of sound, too much to hold at once. "
+                "Cut it into parts, or give the sound of one part as `audio=`."
+            )
