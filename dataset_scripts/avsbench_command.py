@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from huggingface_hub.utils import validate_repo_id
+
 from .avsbench_check import check, format_report
 from .avsbench_export import CLIPS_PER_SHARD, WRITERS, export, push
 from .avsbench_labels import LABEL_NOISE_RULES
@@ -80,6 +82,8 @@ def _wants_log_mel(args: argparse.Namespace, name: str) -> bool:
 
 def run_export(args: argparse.Namespace, names: list[str]) -> int:
     """Write the shards, and upload them if asked to; 1 if anything is wrong."""
+    if args.push_to_hub:
+        validate_repo_id(args.push_to_hub)
     for name in names:
         settings = RowSettings(
             label_noise=args.label_noise if name == "avss" else "keep",

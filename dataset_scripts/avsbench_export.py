@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from datasets.arrow_writer import ArrowWriter, ParquetWriter
-from huggingface_hub import HfApi
 from tqdm import tqdm
+
+from modeling_pcmanet.hub_upload_pcmanet import upload_folder
 
 from .avsbench_files import fingerprint
 from .avsbench_rows import RowSettings, row_features
@@ -231,14 +232,16 @@ def push(output: str | Path, repo_id: str, *, private: bool = True) -> str:
 
     Returns:
         Address of the commit.
+
+    Raises:
+        HubUploadError: The Hub did not take it; the message names the command that uploads the folder again.
+        ValueError: The name is none of a repository.
     """
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    commit = api.upload_folder(
-        folder_path=output,
-        repo_id=repo_id,
+    return upload_folder(
+        Path(output),
+        repo_id,
+        message="Upload audio-visual segmentation data",
         repo_type="dataset",
-        ignore_patterns=[".*", "*/.*"],
-        commit_message="Upload audio-visual segmentation data",
+        private=private,
+        exclude=[".*", "*/.*"],
     )
-    return str(commit)

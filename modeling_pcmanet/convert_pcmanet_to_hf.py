@@ -19,16 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoBackbone, PvtV2Config, ResNetConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS, PCMANetConfig, VGGishConfig
 from .feature_extraction_pcmanet import PCMANetFeatureExtractor
+from .hub_upload_pcmanet import upload_folder
 from .image_processing_pcmanet import PCMANetImageProcessor
 from .modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from .modeling_vggish import VGGishModel
 from .processing_pcmanet import PCMANetProcessor
+from .remote_code_pcmanet import code_beside_weights
 from .weight_file_pcmanet import ConversionError, StateDict, read_state_dict, without_wrappers
 from .weight_map_pcmanet import (
     PCMANET,
@@ -46,17 +49,6 @@ from .weight_map_pcmanet import (
 _AUDIO_ENCODER = "model.audio_encoder."
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
-# The classes whose code goes to the Hub, and the Auto class that finds each there.
-AUTO_CLASSES: dict[type, str] = {
-    PCMANetConfig: "AutoConfig",
-    VGGishConfig: "AutoConfig",
-    PCMANetForAudioVisualSegmentation: "AutoModelForUniversalSegmentation",
-    VGGishModel: "AutoModel",
-    PCMANetImageProcessor: "AutoImageProcessor",
-    PCMANetFeatureExtractor: "AutoFeatureExtractor",
-    PCMANetProcessor: "AutoProcessor",
-}
-
 # Hidden sizes, depths, MLP ratios of the published PVT-v2 networks B0 to B5 (arXiv 2106.13797, table 1).
 _PVT_V2_SIZES: dict[str, tuple[list[int], list[int], list[int]]] = {
     "B0": ([32, 64, 160, 256], [2, 2, 2, 2], [8, 8, 4, 4]),
@@ -66,6 +58,23 @@ _PVT_V2_SIZES: dict[str, tuple[list[int], list[int], list[int]]] = {
     "B4": ([64, 128, 320, 512], [3, 8, 27, 3], [8, 8, 4, 4]),
     "B5": ([64, 128, 320, 512], [3, 6, 40, 3], [4, 4, 4, 4]),
 }
+
+
+CARD = """---
+library_name: transformers
+license: other
+{task}tags: [audio-visual-segmentation, pcmanet]
+---
+
+# {title}, converted
+
+Published weights under the names of `{name}`; none was changed. The rights are those of the published file. Written by
+`python -m modeling_pcmanet.convert_pcmanet_to_hf`, which says:
+
+```text
+{description}
+```
+"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class Conversion:
     has_audio_encoder: bool = True
 
     def save(self, output: Path) -> None:
-        """Write model, configuration and, for a PCMANet, the processor into a folder that appears complete or not at all.
+        """Write model, card and, for a PCMANet, the processor into a folder that appears complete or not at all.
 
         Raises:
             FileExistsError: If the folder exists and is not empty.
@@ -99,6 +108,7 @@ class Conversion:
             self.model.save_pretrained(folder, state_dict=weights)
             if isinstance(self.model.config, PCMANetConfig):
                 PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(folder)
+            (folder / "README.md").write_text(self.card(), encoding="utf-8")
 
     def describe(self) -> str:
         """Say in a few lines what was recognised, what was dropped and why, and what to know."""
@@ -110,6 +120,11 @@ class Conversion:
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             lines.append(f"Dropped {len(keys)} ({reason}): {shown}")
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+    def card(self) -> str:
+        """Write the model card."""
+        task = "pipeline_tag: image-segmentation\n" if isinstance(self.model.config, PCMANetConfig) else ""
+        return CARD.format(task=task, title=self.title, name=type(self.model).__name__, description=self.describe())
 
 
 # The network that the shapes ask for.
@@ -301,19 +316,6 @@ def _written_aside(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def push_to_hub(folder: Path, repository: str) -> None:
-    """Upload a written folder to a model repository, which is created if there is none."""
-    hub = HfApi()
-    hub.create_repo(repository, exist_ok=True)
-    hub.upload_folder(folder_path=folder, repo_id=repository, commit_message="Convert published weights")
-
-
-def save_code_with_weights() -> None:
-    """Let `save_pretrained` put our modules beside the weights, so that the Hub's copy loads with trust_remote_code."""
-    for ours, auto_class in AUTO_CLASSES.items():
-        ours.register_for_auto_class(auto_class)
-
-
 def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_pcmanet.convert_pcmanet_to_hf", description=__doc__.partition("\n")[0]
@@ -334,21 +336,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Convert a file as the command line says."""
     options = _parse_args(arguments)
     try:
+        if options.push_to_hub:
+            validate_repo_id(options.push_to_hub)
         audio = None if options.audio_checkpoint is None else read_state_dict(options.audio_checkpoint)
         conversion = convert_state_dict(
             read_state_dict(options.checkpoint), audio, without_audio_encoder=options.without_audio_encoder
         )
+        with code_beside_weights(options.push_to_hub is not None):
+            conversion.save(options.output)
+        sys.stdout.write(f"{conversion.describe()}\nWritten to {options.output}\n")
         if options.push_to_hub:
-            save_code_with_weights()
-        conversion.save(options.output)
-    except (ConversionError, OSError) as error:
+            address = upload_folder(options.output, options.push_to_hub, message=f"Convert {conversion.title}")
+            sys.stdout.write(f"Pushed to {address}\n")
+    except (ConversionError, HFValidationError, OSError) as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write(f"{conversion.describe()}\nWritten to {options.output}\n")
-    if options.push_to_hub:
-        push_to_hub(options.output, options.push_to_hub)
 
 
-__all__ = ["AUTO_CLASSES", "Conversion", "convert_state_dict", "push_to_hub", "save_code_with_weights"]
+__all__ = ["Conversion", "convert_state_dict"]
 
 
 if __name__ == "__main__":

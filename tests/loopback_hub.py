@@ -8,13 +8,14 @@ before it, by the LFS protocol), listed and downloaded, whole or in ranges. Writ
 reading what is private. A commit that names another parent than the last one is refused, as there. Bytes lie in
 `folder`, the history in memory.
 
-A subclass can make it fail: every request passes through `LoopbackHub.answer`, which may raise `HubError`.
+It fails where it is told to: every request is held against `LoopbackHub.failures`.
 """
 
 import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,23 @@ class Answer:
     body: bytes = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Failure:
+    """What goes wrong with some requests.
+
+    Attributes:
+        pattern: Looked for in `METHOD /path` by `re.search`.
+        error: The answer; without one the connection is cut, in the middle of what the client sends.
+        times: How many of the requests fail.
+        served: Whether the request is carried out before the connection is cut, so that only its answer is lost.
+    """
+
+    pattern: str
+    error: HubError | None = None
+    times: int = 1
+    served: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,11 +139,13 @@ class LoopbackHub:
         url: Where it listens.
         repositories: By kind and name, such as `("datasets", "someone/clips")`.
         requests: Method and path of all that was asked.
+        failures: What goes wrong with the next requests; the first that fits one is used, until its times are over.
     """
 
     def __init__(self, folder: Path):
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[tuple[str, str]] = []
+        self.failures: list[Failure] = []
         self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
@@ -168,6 +188,15 @@ class LoopbackHub:
             if match and request.method in methods:
                 return handle(self, request, **{key: unquote(value or "") for key, value in match.groupdict().items()})
         raise HubError(404, f"The loopback Hub does not know {request.method} {request.path}")
+
+    def next_failure(self, method: str, path: str) -> Failure | None:
+        """Take the failure that a request meets, if there is one."""
+        with self._lock:
+            for failure in self.failures:
+                if failure.times > 0 and re.search(failure.pattern, f"{method} {path}"):
+                    failure.times -= 1
+                    return failure
+        return None
 
     # Bytes.
 
@@ -361,21 +390,43 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections stay open
 
     def respond(self) -> None:
-        """Answer one request, whatever its method."""
+        """Answer one request, whatever its method, or fail as told."""
         address = urlsplit(self.path)
+        self.hub.requests.append((self.command, unquote(address.path)))
+        failure = self.hub.next_failure(*self.hub.requests[-1])
+        if failure and failure.error is None and not failure.served:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+            self._cut()
+            return
         request = Request(self.command, address.path, address.query, self.headers, self._read_body())
-        self.hub.requests.append((request.method, unquote(request.path)))
+        answer = self._answer(request, failure.error if failure else None)
+        if failure and failure.served:
+            self._cut()
+        else:
+            self._send(answer)
+
+    def _answer(self, request: Request, error: HubError | None) -> Answer:
+        """Let the Hub answer, or answer with an error: the given one or the Hub's."""
         try:
-            answer = self.hub.answer(request)
-        except HubError as error:
-            headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
-            answer = Answer(json.dumps({"error": str(error)}).encode(), error.status, headers)
+            if error:
+                raise error
+            return self.hub.answer(request)
+        except HubError as refusal:
+            headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)}
+            return Answer(json.dumps({"error": str(refusal)}).encode(), refusal.status, headers)
+
+    def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)
+
+    def _cut(self) -> None:
+        """End the connection without a word."""
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def _read_body(self) -> bytes:
         """Read the body, which comes with its length or in chunks that do."""

@@ -117,20 +117,18 @@ def _folder(path):
 
 
 def test_push_uploads_what_is_finished_and_keeps_it_private(tmp_path, monkeypatch):
-    calls = {}
+    calls = []
+    monkeypatch.setattr(avsbench_export, "upload_folder", lambda *names, **options: calls.append((*names, options)))
+    push(tmp_path, "me/data")
+    ((folder, repository, options),) = calls
+    assert (folder, repository) == (tmp_path, "me/data")
+    assert (options["repo_type"], options["private"], options["exclude"]) == ("dataset", True, [".*", "*/.*"])
 
-    class Hub:
-        def create_repo(self, repo_id, **options):
-            calls["create"] = repo_id, options["repo_type"], options["private"]
 
-        def upload_folder(self, folder_path, ignore_patterns, **options):
-            calls["upload"] = folder_path, ignore_patterns, options["repo_id"]
-            return "commit"
-
-    monkeypatch.setattr(avsbench_export, "HfApi", Hub)
-    assert push(tmp_path, "me/data") == "commit"
-    assert calls["create"] == ("me/data", "dataset", True)
-    assert calls["upload"] == (tmp_path, [".*", "*/.*"], "me/data")
+def test_a_wrong_name_for_the_hub_is_refused_before_the_work(written, tmp_path, capsys):
+    assert main(["export", str(written), str(tmp_path / "out"), "--push-to-hub", "me/my data"]) == 1
+    assert "Repo id must" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"file_format": "csv"}, {"clips_per_shard": 0}])

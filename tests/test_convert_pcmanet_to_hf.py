@@ -1,26 +1,24 @@
-import json
 import os
 import re
 import subprocess
 import sys
-from typing import ClassVar
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from published_backbones import PublishedPvtV2, PublishedResNet, published_vggish
 from published_weights import published_shapes, section_shapes, seeded_state_dict
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoProcessor, PvtV2Backbone, ResNetBackbone
 
 from modeling_pcmanet import (
-    PCMANetConfig,
     PCMANetForAudioVisualSegmentation,
     PCMANetProcessor,
     VGGishConfig,
     VGGishModel,
     convert_pcmanet_to_hf,
 )
-from modeling_pcmanet.convert_pcmanet_to_hf import Conversion, convert_state_dict, main
+from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, main
 from modeling_pcmanet.weight_file_pcmanet import ConversionError, read_state_dict
 
 
@@ -377,7 +375,11 @@ def test_an_empty_folder_is_filled_and_a_full_one_refused(small_checkpoint, tmp_
     arguments = ["--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "output")]
     (tmp_path / "output").mkdir()
     main(arguments)
-    assert sorted(os.listdir(tmp_path / "output")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "output")) == ["README.md", "config.json", "model.safetensors"]
+    card = ModelCard.load(tmp_path / "output" / "README.md")
+    assert (card.data.license, card.data.pipeline_tag) == ("other", None)
+    assert "# PVT-v2-B0, converted" in card.text
+    assert "Note: PVT-v2 expects eps 1e-5" in card.text
     with pytest.raises(SystemExit, match="output exists and is no empty folder; give another --output"):
         main(arguments)
     with pytest.raises(SystemExit, match="There is no checkpoint file missing.pth"):
@@ -395,48 +397,19 @@ def test_a_failed_save_leaves_no_folder(small_checkpoint, tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["pvt_v2_b0.pth"]
 
 
-class RecordingHub:
-    """Stands in for the Hub: remembers what would be created and uploaded."""
+def test_push_to_hub_uploads_the_written_folder(small_checkpoint, tmp_path, monkeypatch, capsys):
+    def record(folder, repository, *, message):
+        return f"{repository}: {message}: {' '.join(sorted(os.listdir(folder)))}"
 
-    calls: ClassVar[list] = []
-
-    def create_repo(self, repository, exist_ok):
-        self.calls.append(("create", repository, exist_ok))
-
-    def upload_folder(self, folder_path, repo_id, commit_message):
-        self.calls.append(("upload", repo_id, commit_message, sorted(path.name for path in folder_path.iterdir())))
-
-
-@pytest.fixture
-def code_switch():
-    """Take back that classes save their code, which is a setting of the whole process."""
-    classes = list(convert_pcmanet_to_hf.AUTO_CLASSES)
-    before = [ours._auto_class for ours in classes]
-    yield
-    for ours, auto_class in zip(classes, before, strict=True):
-        ours._auto_class = auto_class
-
-
-@pytest.mark.usefixtures("code_switch")
-def test_push_to_hub_uploads_the_written_folder(small_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert_pcmanet_to_hf, "HfApi", RecordingHub)
+    monkeypatch.setattr(convert_pcmanet_to_hf, "upload_folder", record)
     output = tmp_path / "output"
     main(["--checkpoint", str(small_checkpoint), "--output", str(output), "--push-to-hub", "somebody/pvt"])
-    assert RecordingHub.calls == [
-        ("create", "somebody/pvt", True),
-        ("upload", "somebody/pvt", "Convert published weights", ["config.json", "model.safetensors"]),
-    ]
+    uploaded = "somebody/pvt: Convert PVT-v2-B0: README.md config.json model.safetensors"
+    assert capsys.readouterr().out.endswith(f"Written to {output}\nPushed to {uploaded}\n")
 
 
-@pytest.mark.usefixtures("code_switch")
-def test_a_pushed_pcmanet_carries_its_code(tmp_path):
-    config = PCMANetConfig.from_preset("tiny", audio_config={"block_channels": [[4]] * 4, "hidden_size": 8})
-    convert_pcmanet_to_hf.save_code_with_weights()
-    Conversion("PCMANet", PCMANetForAudioVisualSegmentation(config), {}).save(tmp_path / "output")
-    names = {path.name for path in (tmp_path / "output").iterdir()}
-    assert {"modeling_pcmanet.py", "configuration_pcmanet.py", "modeling_vggish.py", "processing_pcmanet.py"} <= names
-    auto_map = json.loads((tmp_path / "output" / "config.json").read_text())["auto_map"]
-    assert auto_map == {
-        "AutoConfig": "configuration_pcmanet.PCMANetConfig",
-        "AutoModelForUniversalSegmentation": "modeling_pcmanet.PCMANetForAudioVisualSegmentation",
-    }
+def test_a_wrong_name_for_the_hub_is_refused_before_the_work(small_checkpoint, tmp_path):
+    command = ["--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "output")]
+    with pytest.raises(SystemExit, match="error: Repo id must .*'me/my model'"):
+        main([*command, "--push-to-hub", "me/my model"])
+    assert not (tmp_path / "output").exists()

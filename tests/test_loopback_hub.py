@@ -39,7 +39,7 @@ def describe(model, processor, pipe, clip):
 PUSH = f"""{DESCRIBE}
 from tiny_model import tiny_config, tiny_model
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
-from modeling_pcmanet.convert_pcmanet_to_hf import save_code_with_weights
+from modeling_pcmanet.remote_code_pcmanet import code_beside_weights
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 audio_config = tiny_config().audio_config.to_dict()
@@ -48,8 +48,8 @@ processor = PCMANetProcessor(PCMANetImageProcessor(size={{"height": 48, "width":
 model.push_to_hub("someone/tiny")
 processor.push_to_hub("someone/tiny")
 pipe = AudioVisualSegmentationPipeline(model=model, processor=processor, device="cpu")
-save_code_with_weights()
-pipe.push_to_hub("someone/tiny-with-code")
+with code_beside_weights():
+    pipe.push_to_hub("someone/tiny-with-code")
 print(json.dumps(describe(model, processor, pipe, sys.argv[1])))
 """
 
@@ -252,7 +252,7 @@ def test_a_converted_backbone_and_pushed_code_work_for_a_stranger(
     command = [sys.executable, "-m", "modeling_pcmanet.convert_pcmanet_to_hf", "--checkpoint", "pvt_v2_b0.pth"]
     client(*command, "--output", "converted", "--push-to-hub", "someone/backbone", folder=tmp_path)
     repository = hub.repositories["models", "someone/backbone"]
-    assert sorted(repository.at("main").files) == [".gitattributes", "config.json", "model.safetensors"]
+    assert sorted(repository.at("main").files) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
 
     answer = last_json(client(sys.executable, "-c", STRANGER, clip))
     assert answer["modules"] == ["transformers_modules"] * 3

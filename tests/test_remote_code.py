@@ -1,6 +1,7 @@
 """A checkpoint with its code works in a process that does not have our package."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,10 +15,10 @@ from modeling_pcmanet import (
     PCMANetFeatureExtractor,
     PCMANetForAudioVisualSegmentation,
     PCMANetImageProcessor,
-    PCMANetModel,
     PCMANetProcessor,
 )
 from modeling_pcmanet.media_pcmanet import write_video
+from modeling_pcmanet.remote_code_pcmanet import AUTO_CLASSES, code_beside_weights
 
 
 STRANGER = """
@@ -42,26 +43,35 @@ print(json.dumps({"module": type(model).__module__, "sum": logits.double().sum()
 
 @pytest.fixture
 def checkpoint_with_code(tmp_path):
-    """Save a tiny checkpoint with its code; the switch is turned off again for the other tests of this process."""
-    classes = {
-        PCMANetConfig: "AutoConfig",
-        PCMANetModel: "AutoModel",
-        PCMANetForAudioVisualSegmentation: "AutoModelForUniversalSegmentation",
-        PCMANetProcessor: "AutoProcessor",
-        PCMANetImageProcessor: "AutoImageProcessor",
-        PCMANetFeatureExtractor: "AutoFeatureExtractor",
-    }
-    for cls, auto in classes.items():
-        cls.register_for_auto_class(auto)
+    """Save a tiny checkpoint with its code."""
     model = tiny_model(audio_config={**tiny_config().audio_config.to_dict(), "num_mel_frames": 96, "num_mel_bins": 64})
     processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 48, "width": 64}), PCMANetFeatureExtractor())
-    try:
+    with code_beside_weights():
         model.save_pretrained(tmp_path / "checkpoint")
         processor.save_pretrained(tmp_path / "checkpoint")
-    finally:
-        for cls in classes:
-            cls._auto_class = None
     return tmp_path / "checkpoint", model, processor
+
+
+def test_code_is_saved_on_request_only(checkpoint_with_code, tmp_path):
+    folder, model, processor = checkpoint_with_code
+    assert {"modeling_pcmanet.py", "modeling_vggish.py", "processing_pcmanet.py"} <= set(os.listdir(folder))
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_pcmanet.PCMANetConfig",
+        "AutoModelForUniversalSegmentation": "modeling_pcmanet.PCMANetForAudioVisualSegmentation",
+    }
+    # The switch is off again.
+    PCMANetForAudioVisualSegmentation(model.config).save_pretrained(tmp_path / "later")
+    processor.save_pretrained(tmp_path / "later")
+    assert sorted(os.listdir(tmp_path / "later")) == ["config.json", "model.safetensors", "processor_config.json"]
+
+
+def test_an_error_turns_the_switch_off():
+    with pytest.raises(OSError, match="disk full"), code_beside_weights():
+        assert PCMANetConfig._auto_class == "AutoConfig"
+        raise OSError("disk full")
+    assert all(cls._auto_class is None for cls in AUTO_CLASSES)
+    with code_beside_weights(wanted=False):
+        assert all(cls._auto_class is None for cls in AUTO_CLASSES)
 
 
 def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
