@@ -31,6 +31,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
+from .inference_pcmanet import PCMANetInferenceModel
+from .inputs_pcmanet import validate_inputs
 from .loss_pcmanet import deeply_supervised_loss
 from .modeling_pcmanet_decoder import (
     ClipLayout,
@@ -44,7 +46,6 @@ from .modeling_vggish import VGGishModel
 
 # What transformers' decorators take from, or add to, the keywords of a forward call.
 CAPTURE_KEYWORDS = frozenset({"output_attentions", "output_hidden_states", "return_dict", "use_cache"})
-MINIMUM_IMAGE_SIZE = 32  # the stride of the coarsest backbone map: below it that map would be empty
 
 
 @dataclass
@@ -183,7 +184,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         """
         if unknown := kwargs.keys() - CAPTURE_KEYWORDS:
             raise TypeError(f"The model got the unknown keywords {sorted(unknown)}; see the batch of the processor.")
-        _validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
+        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
         batch, frames = pixel_values.shape[:2]
         excluded = frame_mask is not None and self.config.padded_frames == "excluded"
         layout = ClipLayout(batch, frames, frame_mask.bool() if excluded else None)
@@ -268,6 +269,17 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         model.model.audio_encoder.load_state_dict(audio_encoder.state_dict())
         return model
 
+    def for_inference(self, dtype: torch.dtype | None = None) -> PCMANetInferenceModel:
+        """Give a copy of the network that computes the same logits faster and cannot be trained.
+
+        Args:
+            dtype: Data type of the copy, for example `torch.bfloat16`; that of this model if not given.
+
+        Returns:
+            A module that takes the same frames, sound and `frame_mask` and whose output has the same `logits`.
+        """
+        return PCMANetInferenceModel(self.model).to(dtype or self.dtype, memory_format=torch.channels_last)
+
     @can_return_tuple
     def forward(
         self,
@@ -331,30 +343,6 @@ def _resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resize (batch, frames, num_labels, height, width) bilinearly to another height and width."""
     resized = functional.interpolate(logits.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
     return resized.unflatten(0, logits.shape[:2])
-
-
-def _validate_inputs(
-    pixel_values: torch.Tensor,
-    input_features: torch.Tensor | None,
-    audio_embeds: torch.Tensor | None,
-    frame_mask: torch.Tensor | None,
-) -> None:
-    """Raise a ValueError that says what came and what was expected."""
-    if pixel_values.ndim != 5 or pixel_values.shape[2] != 3 or min(pixel_values.shape[-2:]) < MINIMUM_IMAGE_SIZE:
-        raise ValueError(
-            "`pixel_values` must be (batch, frames, 3, height, width) with height and width of at least "
-            f"{MINIMUM_IMAGE_SIZE}, got {tuple(pixel_values.shape)}."
-        )
-    if (input_features is None) == (audio_embeds is None):
-        given = "neither" if input_features is None else "both"
-        raise ValueError(f"Give exactly one of `input_features` (log-mel) and `audio_embeds` (VGGish), got {given}.")
-    clips = tuple(pixel_values.shape[:2])
-    named = {"input_features": input_features, "audio_embeds": audio_embeds, "frame_mask": frame_mask}
-    for name, tensor in named.items():
-        if tensor is not None and tuple(tensor.shape[:2]) != clips:
-            raise ValueError(
-                f"`{name}` must start with (batch, frames) = {clips} like `pixel_values`, got {tuple(tensor.shape)}."
-            )
 
 
 __all__ = ["PCMANetForAudioVisualSegmentation", "PCMANetModel", "PCMANetModelOutput", "PCMANetOutput"]

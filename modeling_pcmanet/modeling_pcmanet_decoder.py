@@ -103,16 +103,16 @@ class AudioVisualGroupAttention(nn.Module):
         Returns:
             (frames, channels, height, width).
         """
-        groups = self.visual_projection(visual).unflatten(1, (self.num_groups, -1))
+        groups, eps = self.visual_projection(visual).unflatten(1, (self.num_groups, -1)), unit_length_eps(visual.dtype)
         # One audio vector serves all groups: (frames, 1, channels / groups, 1, 1).
-        sound = _to_unit_length(self.audio_projection(audio), dim=-1)[:, None, :, None, None]
-        similarity = (_to_unit_length(groups, dim=2) * sound).sum(2, keepdim=True)
+        sound = functional.normalize(self.audio_projection(audio), dim=-1, eps=eps)[:, None, :, None, None]
+        similarity = (functional.normalize(groups, dim=2, eps=eps) * sound).sum(2, keepdim=True)
         return self.output_projection((similarity * groups).flatten(1, 2))
 
 
-def _to_unit_length(vectors: torch.Tensor, dim: int) -> torch.Tensor:
-    """Divide by the L2 norm; the published epsilon of 1e-12 is zero in float16, where a silent vector became NaN."""
-    return functional.normalize(vectors, dim=dim, eps=max(1e-12, torch.finfo(vectors.dtype).tiny))
+def unit_length_eps(dtype: torch.dtype) -> float:
+    """Least length to divide by; the published 1e-12 is zero in float16, where a silent vector became NaN."""
+    return max(1e-12, torch.finfo(dtype).tiny)
 
 
 def eager_attention_forward(
@@ -258,7 +258,7 @@ class QuerySelectedCrossAttention(nn.Module):
             return None
         grid = (self.token_grid_size, self.token_grid_size)
         if uncertain.shape[-2:] != grid:
-            uncertain = _resize_nearest(uncertain, grid)
+            uncertain = resize_nearest(uncertain, grid)
         return layout.to_clips(uncertain.flatten(1)).flatten(1)
 
     def _to_map(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -270,7 +270,7 @@ class QuerySelectedCrossAttention(nn.Module):
         return tokens.unflatten(2, (self.token_grid_size, self.token_grid_size))
 
 
-def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resize a bool mask (frames, height, width) to another size by nearest neighbour."""
     return functional.interpolate(mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()
 
@@ -298,7 +298,7 @@ class ConfidenceInducedMasking(nn.Module):
         else:
             confidence = logits.float().softmax(dim=1).amax(dim=1)
         uncertain = (confidence >= self.threshold) & (confidence <= 1 - self.threshold)
-        return uncertain if coarser is None else uncertain & _resize_nearest(coarser, uncertain.shape[-2:])
+        return uncertain if coarser is None else uncertain & resize_nearest(coarser, uncertain.shape[-2:])
 
 
 class GuidedFusion(nn.Module):
@@ -393,4 +393,6 @@ __all__ = [
     "DecoderStage",
     "GuidedFusion",
     "QuerySelectedCrossAttention",
+    "resize_nearest",
+    "unit_length_eps",
 ]

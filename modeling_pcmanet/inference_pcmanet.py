@@ -1,0 +1,174 @@
+# Copyright 2026 The pcmanet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""PCMANet for inference: the logits of [`PCMANetForAudioVisualSegmentation`] from a network that can no longer learn.
+
+BatchNorms are folded, maps are channels_last, only the finest stage's logits are brought to the input size, padded
+frames are never computed, and clips are computed one after the other on a CPU, so that their maps stay in its cache.
+`model.for_inference()` builds it; docs/inference.md says what each part brings.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_pcmanet import NUM_STAGES
+from .inference_backbone_pcmanet import inference_backbone
+from .inference_convolution_pcmanet import folded_block, resize
+from .inference_decoder_pcmanet import InferenceStage
+from .inputs_pcmanet import validate_inputs
+from .modeling_pcmanet_decoder import ClipLayout
+
+
+@dataclass
+class PCMANetInferenceOutput(ModelOutput):
+    """Output of [`PCMANetInferenceModel`].
+
+    Attributes:
+        logits: (batch, frames, num_labels, height, width) at the input size. Padded frames hold 0.
+        confidence_masks: Three bool tensors (batch, frames, stage height, stage width) of the three coarser stages,
+            True where the network was still unsure and the next stage asked on.
+    """
+
+    logits: torch.FloatTensor | None = None
+    confidence_masks: tuple[torch.BoolTensor, ...] | None = None
+
+
+class PCMANetInferenceModel(nn.Module):
+    """The network of a [`PCMANetModel`] in evaluation mode, rearranged for speed.
+
+    Args:
+        network: The network whose weights to copy; it is left as it is.
+    """
+
+    def __init__(self, network: PreTrainedModel):
+        super().__init__()
+        self.config = copy.deepcopy(network.config)
+        self.backbone = inference_backbone(network.backbone)
+        self.audio_encoder = copy.deepcopy(network.audio_encoder)
+        self.audio_projection = copy.deepcopy(network.audio_projection)
+        self.neck = nn.ModuleList(folded_block(block) for block in network.neck)
+        self.stages = nn.ModuleList(InferenceStage(stage) for stage in network.stages)
+        self.confidence_masking = copy.deepcopy(network.confidence_masking)
+        self.requires_grad_(False)
+        super().train(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights, to which frames and sound are cast."""
+        return self.audio_projection.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.audio_projection.weight.device
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode.
+
+        Raises:
+            RuntimeError: If training is asked for.
+        """
+        if mode:
+            raise RuntimeError(
+                "The inference form cannot be trained: its BatchNorms are folded away. Train the model that "
+                "`for_inference()` was called on, then call it again."
+            )
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        input_features: torch.FloatTensor | None = None,
+        audio_embeds: torch.FloatTensor | None = None,
+        frame_mask: torch.BoolTensor | None = None,
+    ) -> PCMANetInferenceOutput:
+        """Segment what sounds; takes what the model takes and gives the same logits.
+
+        Args:
+            pixel_values: (batch, frames, 3, height, width), ImageNet-normalised, height and width from 32 up.
+            input_features: (batch, frames, 1, 96, 64) log-mel patches.
+            audio_embeds: (batch, frames, 128) VGGish embeddings, in place of `input_features`.
+            frame_mask: (batch, frames) bool, False for padding.
+
+        Raises:
+            ValueError: If a shape is wrong or not exactly one of the two forms of sound is given.
+        """
+        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
+        embeddings = self._embed_audio(input_features, audio_embeds)
+        if self._walks_clips(pixel_values):
+            chunks = (pixel_values, embeddings, frame_mask)
+            clips = [None if tensor is None else tensor.split(1) for tensor in chunks]
+            parts = [
+                self._segment(pixels, sound, None if clips[2] is None else clips[2][index])
+                for index, (pixels, sound) in enumerate(zip(clips[0], clips[1], strict=True))
+            ]
+            logits, masks = zip(*parts, strict=True)
+            logits = torch.cat(logits)
+            masks = [torch.cat(stage) for stage in zip(*masks, strict=True)]
+        else:
+            logits, masks = self._segment(pixel_values, embeddings, frame_mask)
+        return PCMANetInferenceOutput(logits=logits, confidence_masks=tuple(masks))
+
+    def _walks_clips(self, pixel_values: torch.Tensor) -> bool:
+        """Whether clips are computed one by one; a compiled or exported graph must not depend on their number."""
+        return pixel_values.is_cpu and len(pixel_values) > 1 and not torch.compiler.is_compiling()
+
+    def _embed_audio(self, input_features: torch.Tensor | None, audio_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Go from either form of sound to embeddings, (batch, frames, embedding_size)."""
+        if audio_embeds is not None:
+            return audio_embeds.to(self.dtype)
+        patches = input_features.to(self.dtype)
+        # VGGish is bound by reading its weights: all frames of all clips go through it at once.
+        return self.audio_encoder(patches.flatten(0, 1)).audio_embeds.unflatten(0, patches.shape[:2])
+
+    def _segment(
+        self, pixel_values: torch.Tensor, embeddings: torch.Tensor, frame_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Compute some clips: logits at the input size and the confidence masks."""
+        batch, frames = pixel_values.shape[:2]
+        excluded = frame_mask is not None and self.config.padded_frames == "excluded"
+        layout = ClipLayout(batch, frames, frame_mask.bool() if excluded else None)
+
+        frames = layout.to_frames(pixel_values).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        maps = [neck(x) for neck, x in zip(self.neck, self.backbone(frames)[::-1], strict=True)]
+        embeddings = layout.to_frames(embeddings)
+        if frame_mask is not None and not excluded:
+            real = frame_mask.flatten().to(embeddings.dtype)
+            embeddings, maps = embeddings * real[:, None], [x * real[:, None, None, None] for x in maps]
+        logits, masks = self._decode(maps, self.audio_projection(embeddings), layout)
+        logits = resize(logits.contiguous(), pixel_values.shape[-2:])
+        return layout.to_clips(logits), [layout.to_clips(mask) for mask in masks]
+
+    def _decode(
+        self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Walk the stages coarse to fine; returns the finest logits and the three confidence masks."""
+        logits = fused = uncertain = None
+        audio_token = audio
+        masks = []
+        for index, (stage, visual) in enumerate(zip(self.stages, maps, strict=True)):
+            fused, logits, audio_token = stage(visual, audio, audio_token, fused, uncertain, layout)
+            if index < NUM_STAGES - 1:
+                uncertain = self.confidence_masking(logits, uncertain)
+                masks.append(uncertain)
+        return logits, masks
+
+
+__all__ = ["PCMANetInferenceModel", "PCMANetInferenceOutput"]

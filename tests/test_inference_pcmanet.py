@@ -1,0 +1,215 @@
+"""The inference form gives the model's logits, whatever the backbone, the sizes, the masks and the switches."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import tiny_batch, tiny_model
+
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation
+from modeling_pcmanet.inference_convolution_pcmanet import UpsampledConvolution
+from modeling_pcmanet.modeling_pcmanet_decoder import ConvolutionBlock
+
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+TINY_PVT = {
+    "model_type": "pvt_v2",
+    "hidden_sizes": [8, 12, 16, 24],
+    "depths": [1, 2, 1, 1],
+    "num_attention_heads": [1, 2, 4, 8],
+    "mlp_ratios": [4, 4, 4, 4],
+    "sr_ratios": [8, 4, 2, 1],
+    "layer_norm_eps": 1e-6,
+    "out_features": STAGES,
+}
+BACKBONES: dict[str, dict[str, Any]] = {
+    "basic ResNet": {},
+    "bottleneck ResNet": {
+        "backbone_config": {
+            "model_type": "resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [16, 24, 32, 40],
+            "depths": [2, 1, 1, 1],
+            "layer_type": "bottleneck",
+            "out_features": STAGES,
+        }
+    },
+    "PVT-v2": {"backbone_config": TINY_PVT},
+    "PVT-v2 without biases": {"backbone_config": {**TINY_PVT, "qkv_bias": False}},
+    "linear PVT-v2": {"backbone_config": {**TINY_PVT, "linear_attention": True}},
+    "Swin": {
+        "backbone_config": {
+            "model_type": "swin",
+            "embed_dim": 8,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 2, 2, 2],
+            "window_size": 2,
+            "out_features": STAGES,
+        }
+    },
+}
+
+
+def randomise_norms(model: torch.nn.Module) -> None:
+    """Give every LayerNorm something to do; the tiny model's BatchNorms already have."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.2)
+
+
+def build(**overrides: Any) -> PCMANetForAudioVisualSegmentation:
+    model = tiny_model(**overrides)
+    randomise_norms(model)
+    return model
+
+
+@torch.no_grad()
+def assert_equal_logits(model: PCMANetForAudioVisualSegmentation, batch: dict[str, torch.Tensor], tolerance: float):
+    """Compare logits, relative to the largest, and confidence masks."""
+    batch = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in batch.items()}
+    expected, given = model(**batch), model.for_inference()(**batch)
+    assert given.logits.shape == expected.logits.shape
+    assert given.logits.dtype == expected.logits.dtype
+    assert given.logits.is_contiguous()
+    difference = (given.logits - expected.logits).abs().max() / expected.logits.abs().max()
+    assert difference <= tolerance, difference
+    for mask, expected_mask in zip(given.confidence_masks, expected.confidence_masks, strict=True):
+        assert torch.equal(mask, expected_mask)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_every_backbone(backbone, dtype, tolerance):
+    assert_equal_logits(build(**BACKBONES[backbone]).to(dtype), tiny_batch(), tolerance)
+
+
+@pytest.mark.parametrize("backbone", ["basic ResNet", "PVT-v2"])
+@pytest.mark.parametrize(
+    ("clips", "frames", "size"),
+    [(1, 1, (32, 32)), (1, 5, (64, 64)), (3, 2, (50, 71)), (2, 7, (97, 33)), (1, 1, (224, 224)), (2, 10, (32, 96))],
+)
+def test_every_shape(backbone, clips, frames, size):
+    batch = tiny_batch(clips, frames, size)
+    assert_equal_logits(build(**BACKBONES[backbone]).double(), batch, 1e-12)
+
+
+@pytest.mark.parametrize("num_labels", [1, 5])
+@pytest.mark.parametrize("padded_frames", ["excluded", "zeroed"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[1, 1, 1], [1, 1, 1]],
+        [[1, 0, 0], [1, 1, 1]],
+        [[0, 1, 0], [1, 0, 1]],
+        [[1, 1, 0], [0, 0, 0]],
+    ],
+)
+def test_every_frame_mask(num_labels, padded_frames, mask):
+    model = build(num_labels=num_labels, padded_frames=padded_frames).double()
+    assert_equal_logits(model, {**tiny_batch(), "frame_mask": torch.tensor(mask, dtype=torch.bool)}, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"token_layout": "scrambled", "padded_frames": "zeroed", "masked_query_gradients": False},
+        {"gather_queries": True},
+        {"cross_attention": False},
+        {"confidence_threshold": 0},
+        {"num_labels": 3, "num_groups": 4},
+        {"token_grid_sizes": [1, 3, 4, 16]},
+    ],
+    ids=str,
+)
+def test_every_switch(overrides):
+    assert_equal_logits(build(**overrides).double(), tiny_batch(), 1e-12)
+
+
+def test_a_confident_network():
+    """All masks empty from the second stage on: nobody asks, nothing becomes NaN."""
+    model, batch = build(sharpness=1000.0), tiny_batch(size=(64, 64))
+    with torch.no_grad():
+        assert model(**batch).kept_ratios[-1] < 0.05
+    assert_equal_logits(model.double(), batch, 1e-12)
+
+
+def test_audio_embeds_in_place_of_input_features():
+    batch = {"pixel_values": tiny_batch()["pixel_values"], "audio_embeds": torch.rand(2, 3, 10)}
+    assert_equal_logits(build(), batch, 1e-5)
+
+
+def test_a_model_in_training_mode_is_read_as_in_evaluation():
+    model = build().train()
+    with torch.no_grad():
+        given = model.for_inference()(**tiny_batch()).logits
+        assert model.training
+        torch.testing.assert_close(given, model.eval()(**tiny_batch()).logits, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backbone", ["basic ResNet", "PVT-v2"])
+def test_half_precision_stays_near(backbone, dtype):
+    """Frames and sound may stay in float32; the logits come in the form's own data type."""
+    model = build(**BACKBONES[backbone])
+    with torch.no_grad():
+        expected = model(**tiny_batch()).logits
+        given = model.for_inference(dtype)(**tiny_batch()).logits
+    assert given.dtype == dtype
+    assert ((given > 0) == (expected > 0)).float().mean() > 0.95
+    assert (given - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_the_model_is_left_as_it_was():
+    model = build()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    form = model.for_inference(torch.bfloat16)
+    for parameter in form.parameters():
+        parameter.zero_()
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert model.dtype == torch.float32
+
+
+def test_it_refuses_to_learn():
+    form = build().for_inference()
+    with pytest.raises(RuntimeError, match="cannot be trained.*for_inference"):
+        form.train()
+    assert not form.eval().training
+    assert not any(parameter.requires_grad for parameter in form.parameters())
+    assert not form(**tiny_batch()).logits.requires_grad
+
+
+def test_it_moves_and_pickles():
+    form, batch = build().for_inference(), tiny_batch()
+    buffer = io.BytesIO()
+    torch.save(form, buffer)
+    loaded = torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+    assert torch.equal(loaded(**batch).logits, form(**batch).logits)
+    assert loaded.to(torch.float64)(**batch).logits.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixel_values": torch.zeros(2, 3, 3, 16, 64)}, "at least 32"),
+        ({"input_features": None}, "neither"),
+        ({"audio_embeds": torch.zeros(2, 3, 10)}, "both"),
+        ({"frame_mask": torch.ones(2, 4, dtype=torch.bool)}, r"`frame_mask` must start with \(batch, frames\)"),
+    ],
+)
+def test_it_refuses_what_the_model_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build().for_inference()(**{**tiny_batch(), **changes})
+
+
+@pytest.mark.parametrize("resized", [(8, 10), (7, 13), (9, 6), (4, 5), (3, 4), (28, 5), (31, 17)])
+@pytest.mark.parametrize("low", [(4, 5), (1, 1), (1, 7)])
+def test_convolution_of_an_upsampled_map(low, resized):
+    torch.manual_seed(0)
+    block = ConvolutionBlock(6, 10).double().eval()
+    feature_map = torch.randn(3, 6, *low, dtype=torch.float64)
+    with torch.no_grad():
+        upsampled = torch.nn.functional.interpolate(feature_map, size=resized, mode="bilinear", align_corners=False)
+        given = UpsampledConvolution(block)(feature_map, resized)
+        torch.testing.assert_close(given, block(upsampled), atol=1e-13, rtol=1e-13)
