@@ -40,7 +40,7 @@ MAX_FREQUENCY = 7500.0  # hertz
 LOG_OFFSET = 0.01  # added to the mel magnitude: silence becomes ln 0.01 = -4.605
 
 PATCHES_AT_ONCE = 64  # bounds the memory that an hour of sound needs to that of a minute
-PATCHINGS = ("consecutive", "aligned")
+PATCHINGS = ("consecutive", "aligned", "trailing")
 SHORT_CLIP_RULES = ("repeat_last", "zeros")
 
 
@@ -109,15 +109,17 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
     """Turn the sound of a clip into one VGGish log-mel patch per video frame (AVSBench protocol).
 
     A sound is brought to one channel and 16 kHz and cut into patches of 96 spectrogram frames, 15,600 samples, in one of
-    two ways:
+    three ways:
 
     - `"consecutive"`, as published: patch k starts at sample 15,360 k, whatever the video shows. Against one frame per
       second it falls behind by another 40 ms every second. Surplus patches are dropped; where patches are missing,
       `short_clip` says what stands in.
     - `"aligned"`: each patch is centred on its frame's timestamp, and moved as little as needed to lie inside the sound.
       The sound counts as silent from its end to the last frame.
+    - `"trailing"`: the same, but each patch ends at its frame's timestamp, so that nothing is heard before it sounds: for
+      live input.
 
-    Sound shorter than one patch (0.975 s) is filled with silence to one patch in both.
+    Sound shorter than one patch (0.975 s) is filled with silence to one patch in all of them.
 
     Args:
         sampling_rate: Rate at which features are computed, in hertz.
@@ -200,6 +202,10 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         """Samples that one patch hears: 15,600 = 0.975 s."""
         return (self.patch_frames - 1) * self.hop_length + self.window_length
 
+    def samples_before(self, patching: str) -> int:
+        """Return how many samples of a patch lie before its frame, `"aligned"` or `"trailing"`."""
+        return self.patch_length if patching == "trailing" else self.patch_length // 2
+
     def __call__(
         self,
         audio: Any,
@@ -219,8 +225,8 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
             num_frames: How many video frames the clip has (a list for a list of clips). Without it (and without
                 `timestamps`) consecutive patching returns every whole patch.
             timestamps: (frames,), seconds from the start of the sound, one per video frame (a list of these for a list
-                of clips); required for `"aligned"`.
-            patching: `"consecutive"` or `"aligned"`.
+                of clips); required for all but `"consecutive"`.
+            patching: `"consecutive"`, `"aligned"` or `"trailing"`.
             return_tensors: `"pt"` or `"np"`; clips of a list must then have the same number of frames.
 
         Returns:
@@ -254,9 +260,13 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}: a clip has at least one frame.")
         waveform = resample(to_mono(audio), sampling_rate, self.sampling_rate)
-        if patching == "aligned":
-            return self._patches(*self._aligned_starts(waveform, times))
-        return self._fit(self._patches(*self._consecutive_starts(waveform, num_frames)), num_frames)
+        if patching == "consecutive":
+            return self._fit(self._patches(*self._consecutive_starts(waveform, num_frames)), num_frames)
+        if times is None:
+            raise ValueError(
+                f'patching "{patching}" needs timestamps=, one per frame, in seconds from the start of sound.'
+            )
+        return self._patches(*self._starts_at(waveform, times, self.samples_before(patching)))
 
     def _consecutive_starts(self, waveform: torch.Tensor, num_frames: int | None) -> tuple[torch.Tensor, np.ndarray]:
         """Place every whole patch side by side: the padded waveform and (patches,) first samples."""
@@ -265,29 +275,34 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         count = count if num_frames is None else min(count, num_frames)
         return waveform, np.arange(count) * self.patch_stride
 
-    def _aligned_starts(self, waveform: torch.Tensor, times: np.ndarray | None) -> tuple[torch.Tensor, np.ndarray]:
-        """Centre a patch on every timestamp: the padded waveform and (frames,) first samples."""
-        if times is None:
-            raise ValueError(
-                'patching "aligned" needs timestamps=, one per frame, in seconds from the start of sound.'
-            )
-        centres = np.rint(times * self.sampling_rate).astype(np.int64)
+    def _starts_at(self, waveform: torch.Tensor, times: np.ndarray, before: int) -> tuple[torch.Tensor, np.ndarray]:
+        """Put a patch around every timestamp, so many samples before it: the padded waveform and (frames,) first samples."""
+        moments = np.rint(times * self.sampling_rate).astype(np.int64)
         # The sound counts as silent from its end to the last frame, so that a frame after the end hears silence and not
         # the last thing that sounded.
-        waveform = _fill(waveform, max(self.patch_length, int(centres.max())))
-        return waveform, np.clip(centres - self.patch_length // 2, 0, len(waveform) - self.patch_length)
+        waveform = _fill(waveform, max(self.patch_length, int(moments.max())))
+        return waveform, np.clip(moments - before, 0, len(waveform) - self.patch_length)
 
     def _patches(self, waveform: torch.Tensor, starts: np.ndarray) -> torch.Tensor:
         """Compute the log-mel of the patch at each first sample: (patches, 1, patch_frames, num_mel_bins), float32."""
+        candidates = waveform.unfold(0, self.patch_length, 1)
+        blocks = torch.from_numpy(starts).split(PATCHES_AT_ONCE)
+        return torch.cat([self.log_mel_patches(candidates[block]) for block in blocks])
+
+    def log_mel_patches(self, sound: torch.Tensor) -> torch.Tensor:
+        """Compute the log-mel of sound that is cut into patches already.
+
+        Args:
+            sound: (patches, patch_length), float64, one channel at the rate of the extractor, in [-1, 1].
+
+        Returns:
+            (patches, 1, patch_frames, num_mel_bins), float32.
+        """
         filters = mel_filters(
             self.num_mel_bins, self.fft_length, self.min_frequency, self.max_frequency, self.sampling_rate
         )
-        candidates = waveform.unfold(0, self.patch_length, 1)
-        blocks = [
-            log_mel(candidates[block], filters, self.window_length, self.hop_length, self.fft_length, self.log_offset)
-            for block in torch.from_numpy(starts).split(PATCHES_AT_ONCE)
-        ]
-        return torch.cat([block.to(torch.float32) for block in blocks]).unsqueeze(1)
+        spectrogram = log_mel(sound, filters, self.window_length, self.hop_length, self.fft_length, self.log_offset)
+        return spectrogram.to(torch.float32).unsqueeze(1)
 
     def _fit(self, patches: torch.Tensor, num_frames: int | None) -> torch.Tensor:
         """Apply the short-clip rule where there are fewer consecutive patches than frames."""

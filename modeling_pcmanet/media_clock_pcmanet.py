@@ -4,6 +4,8 @@
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import av
 import numpy as np
@@ -76,22 +78,32 @@ class FrameSampler:
     moment; for others (29.97 taken for 30) the count runs away from the time. So the published count is used where it
     was: at one frame per second of steady clips of the published length. Anything else goes by timestamps.
 
+    Args:
+        frames_per_second: Frames to take per second of video.
+        rate: Frames per second of the video itself, on the average.
+        counts: Whether the published count may be used.
+
     Attributes:
         taken: How many frames were chosen so far.
     """
 
-    def __init__(self, video: VideoStream, frames_per_second: float) -> None:
+    def __init__(self, frames_per_second: float, rate: float, counts: bool = False) -> None:
         self.frames_per_second = frames_per_second
-        self.rate = float(frame_rate(video))
+        self.rate = rate
         self.taken = 0
-        is_published = frames_per_second == 1 and _declared_seconds(video) < PUBLISHED_CLIP_SECONDS + 0.5
-        self._counts = is_published and round(self.rate) >= 1
+        self._counts = counts and frames_per_second == 1 and round(rate) >= 1
         self._seen = 0
-        self._held: av.VideoFrame | None = None
+        self._held: Any = None
         self._held_start = 0.0
 
-    def add(self, frame: av.VideoFrame, seconds: float) -> list[tuple[float, av.VideoFrame]]:
-        """Takes the next frame, which comes on screen at `seconds`.
+    @classmethod
+    def of(cls, video: VideoStream, frames_per_second: float) -> "FrameSampler":
+        """Makes the sampler of a video stream."""
+        is_published = _declared_seconds(video) < PUBLISHED_CLIP_SECONDS + 0.5
+        return cls(frames_per_second, float(frame_rate(video)), counts=is_published)
+
+    def add(self, frame: Any, seconds: float) -> list[tuple[float, Any]]:
+        """Takes the next frame, decoded or not, which comes on screen at `seconds`.
 
         Returns:
             Timestamp and frame for every moment that the frame before was on screen.
@@ -103,7 +115,7 @@ class FrameSampler:
         self._seen += 1
         return chosen
 
-    def finish(self, end: float) -> list[tuple[float, av.VideoFrame]]:
+    def finish(self, end: float) -> list[tuple[float, Any]]:
         """Returns timestamp and frame for the moments that are left of a video that lasted `end` seconds."""
         missing = number_of_moments(end, self.frames_per_second) - self.taken
         return [self._take(end) for _ in range(missing)] if self._held is not None else []
@@ -115,9 +127,11 @@ class FrameSampler:
     def _published_clock(self, seconds: float) -> float:
         """Returns the time at which AVSBench's count of frames puts the next frame."""
         self._counts = self._counts and abs(self._seen - seconds * self.rate) <= 0.5
+        # A count that is further ahead of the time would reach moments that the video does not.
+        self._counts = self._counts and self._seen / round(self.rate) - seconds <= SAMPLING_OFFSET - 0.5
         return self._seen / round(self.rate) if self._counts else seconds
 
-    def _take(self, held_end: float) -> tuple[float, av.VideoFrame]:
+    def _take(self, held_end: float) -> tuple[float, Any]:
         """Takes the held frame, which is on screen until `held_end` seconds, for the next moment."""
         moment = self._moment()
         stands_still = self._held_start + 1 / self.rate < moment <= held_end
@@ -192,8 +206,13 @@ class SoundLine:
         is_jitter = self.position > 0 and abs(hole) <= JITTER_SECONDS * self._rate
         return 0 if is_jitter else hole
 
-    def lay(self, samples: np.ndarray, hole: int) -> list[np.ndarray]:
-        """Returns the silence before a chunk (channels, samples), if any, and what of it is not there yet."""
-        pieces = [np.zeros((len(samples), max(0, hole)), np.float32), samples[:, max(0, -hole) :]]
-        self.position += sum(piece.shape[1] for piece in pieces)
-        return [piece for piece in pieces if piece.shape[1]]
+    def lay(self, samples: np.ndarray, hole: int) -> Iterator[np.ndarray]:
+        """Yields the silence before a chunk (channels, samples), a second at most at a time, and what of it is new."""
+        for start in range(0, hole, self._rate):
+            silence = np.zeros((len(samples), min(self._rate, hole - start)), np.float32)
+            self.position += silence.shape[1]
+            yield silence
+        rest = samples[:, max(0, -hole) :]
+        self.position += rest.shape[1]
+        if rest.size:
+            yield rest

@@ -110,15 +110,15 @@ def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bo
     with open_media(source) as (container, notes):
         video = video_stream(container, notes)
         streams = (video, audio_stream(container, notes)) if audio else (video,)
-        clock, frames = VideoClock(video), _Frames(FrameSampler(video, frames_per_second), PictureMaker(video, notes))
-        sound = _Sound(notes)
+        clock, sampler, sound = VideoClock(video), FrameSampler.of(video, frames_per_second), _Sound(notes)
+        frames = _Frames(sampler, PictureMaker(video, notes))
         for frame in decode(container, streams, notes):
             if isinstance(frame, av.AudioFrame):
                 sound.add(frame)
             else:
                 frames.add(frame, clock.read(frame))
         pictures, timestamps = frames.finish(clock.end)
-        _note_missing_end(video, clock.end, notes)
+        note_missing_end(video, clock.end, notes)
         waveform, sampling_rate = sound.finish_with(clock) if audio else (None, None)
         notes.finish()
     return Media(pictures, timestamps, waveform, sampling_rate, notes.name, tuple(notes.texts))
@@ -168,10 +168,10 @@ def iterate_frames(source: MediaSource) -> Iterator[tuple[float, np.ndarray]]:
             yield seconds, pictures.make(frame)
         if seconds is None:
             raise no_frames(notes.name)
-        _note_missing_end(video, clock.end, notes)
+        note_missing_end(video, clock.end, notes)
 
 
-def _note_missing_end(video: VideoStream, end: float, notes: MediaNotes) -> None:
+def note_missing_end(video: VideoStream, end: float, notes: MediaNotes) -> None:
     """Notes where a video ends before the time that it declares itself: a download that broke off, a lost tail."""
     declared = float(video.duration * video.time_base) if video.duration else 0.0
     if declared > end + SOUND_MARGIN_SECONDS:

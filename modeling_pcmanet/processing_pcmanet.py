@@ -29,7 +29,9 @@ The processor makes all of it but `audio_embeds` and `logits`, which a VGGish an
 `frame_mask`, and `labels` with `label_mask` where it was given masks. Padded frames hold zeros, in `labels` 255.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,10 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .clip_pcmanet import IGNORED_LABEL, Clip, fill_maps, is_clip, read_clip
+from .clip_stream_pcmanet import LiveClip, open_clip
 from .media_source_pcmanet import MediaError
+from .media_stream_pcmanet import EVERY_FRAME, StreamedFrame
+from .sound_stream_pcmanet import hear
 
 
 PUBLISHED_CLIP_FRAMES = 10  # the longest clip of AVSBench, one frame per second; beyond it the drift of patches hurts
@@ -127,7 +132,7 @@ class PCMANetProcessor(ProcessorMixin):
             try:
                 maps = one.pop("segmentation_maps")
                 clip = read_clip(**one, frames_per_second=frames_per_second)
-                arrays.append(self._process(clip, maps, choose_patching(clip, patching, frames_per_second)))
+                arrays.append(self._process(clip, maps, choose_patching(clip.timestamps, patching, frames_per_second)))
             except MediaError:
                 raise  # it names its source
             except ValueError as error:
@@ -153,6 +158,98 @@ class PCMANetProcessor(ProcessorMixin):
         if maps is not None:
             arrays["label_mask"] = np.array([mask is not None for mask in maps])
         return {**arrays, **sound}
+
+    def stream(
+        self,
+        video: Any,
+        audio: Any = None,
+        *,
+        sampling_rate: int | None = None,
+        timestamps: Any = None,
+        frames_per_second: float | str = 1.0,
+        masks_per_second: float | str | None = None,
+        patching: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Turn one clip of any length into the network's inputs, frame by frame, in constant memory.
+
+        The values are those of a call for the whole clip.
+
+        Args:
+            video: A clip as in a call.
+            audio: Its sound, if it is not the video's own.
+            sampling_rate: Of an array in `audio`, in hertz.
+            timestamps: As in a call, in order of time.
+            frames_per_second: Sampling rate of frames, in hertz, or `"video"`: every frame of a video file.
+            masks_per_second: Rate of the moments in `mask_timestamps`, in hertz, or `"video"`; by default the frames'.
+            patching: As in a call; a clip counts as short if it ends within 10 frames. `"trailing"` hears nothing before
+                it sounds.
+
+        Yields:
+            One dictionary per frame, in order of time: `timestamp` in seconds; `pixel_values` (3, height, width) and
+            `input_features` (1, 96, 64), float32; `original_size` (height, width); `mask_timestamps`, the moments at which
+            masks are wanted since the frame before, for the last frame also those after it.
+
+        Raises:
+            ValueError: For anything that cannot be used.
+            FileNotFoundError: If a path does not exist.
+        """
+        _check_rates(frames_per_second, masks_per_second)
+        clip = open_clip(
+            video,
+            audio,
+            sampling_rate=sampling_rate,
+            timestamps=timestamps,
+            frames_per_second=frames_per_second,
+            masks_per_second=masks_per_second,
+            target_rate=self.feature_extractor.sampling_rate,
+        )
+        with clip as (frames, sound):
+            # How a clip is cut is decided when it is known to be longer than a published one, or to have ended.
+            first = list(islice(frames, PUBLISHED_CLIP_FRAMES + 1))
+            patching = choose_patching(np.array([frame.timestamp for frame in first]), patching, frames_per_second)
+            for frame, patch in hear(chain(first, frames), sound, self.feature_extractor, patching):
+                yield self._process_frame(frame, patch)
+
+    def stream_live(
+        self,
+        chunks: Iterable[tuple[Any, Any, Any]],
+        *,
+        sampling_rate: int,
+        frames_per_second: float = 1.0,
+        patching: str = "trailing",
+    ) -> Iterator[dict[str, Any]]:
+        """Turn live input into the network's inputs, each as soon as its picture and its sound have come.
+
+        Args:
+            chunks: Triples of frames, their timestamps and sound: see [`LiveClip`].
+            sampling_rate: Of the sound, in hertz.
+            frames_per_second: Frames per second for the network.
+            patching: `"trailing"`: sound up to the frame, so that nothing has to be awaited but, at the start, the first
+                0.975 s; `"aligned"`: sound around the frame, which comes 0.4875 s later.
+
+        Yields:
+            Dictionaries as from `stream`.
+
+        Raises:
+            ValueError: For chunks that cannot be used, and consecutive patching, which drifts.
+        """
+        _check_rates(frames_per_second, None)
+        if patching not in ("trailing", "aligned"):
+            raise ValueError(f'patching is {patching!r}: expected "trailing" or "aligned" for live input.')
+        clip = LiveClip(chunks, sampling_rate, frames_per_second, self.feature_extractor.sampling_rate)
+        for frame, patch in hear(clip.frames, clip.sound, self.feature_extractor, patching):
+            yield self._process_frame(frame, patch)
+
+    def _process_frame(self, frame: StreamedFrame, patch: torch.Tensor) -> dict[str, Any]:
+        """Make the network's input of one frame and what is heard with it."""
+        pixels = self.image_processor(frame.picture, input_data_format="channels_last", return_tensors="pt")
+        return {
+            "timestamp": frame.timestamp,
+            "pixel_values": pixels["pixel_values"][0],
+            "input_features": patch,
+            "original_size": frame.picture.shape[:2],
+            "mask_timestamps": frame.mask_timestamps,
+        }
 
     def post_process_semantic_segmentation(
         self,
@@ -190,13 +287,13 @@ class PCMANetProcessor(ProcessorMixin):
         ]
 
 
-def choose_patching(clip: Clip, patching: str | None, frames_per_second: float) -> str:
+def choose_patching(timestamps: np.ndarray, patching: str | None, frames_per_second: float | str) -> str:
     """Decide how a clip's sound is cut.
 
     Args:
-        clip: With the moments of its frames.
+        timestamps: (frames,), seconds from the start of the sound.
         patching: What the user wants, or None.
-        frames_per_second: In hertz.
+        frames_per_second: In hertz; `"video"` is every frame.
 
     Returns:
         What the user wants; otherwise `"consecutive"` for at most 10 frames, one in each second, else `"aligned"`.
@@ -204,17 +301,24 @@ def choose_patching(clip: Clip, patching: str | None, frames_per_second: float) 
     Raises:
         ValueError: If the user wants consecutive patches for frames that they cannot follow.
     """
-    middles = np.arange(len(clip.timestamps)) + 0.5
-    one_each_second = bool((np.abs(clip.timestamps - middles) <= 0.5 + TIME_TOLERANCE).all())
+    middles = np.arange(len(timestamps)) + 0.5
+    one_each_second = bool((np.abs(timestamps - middles) <= 0.5 + TIME_TOLERANCE).all())
     follows = frames_per_second == 1 and one_each_second
     if patching is None:
-        return "consecutive" if follows and len(clip.frames) <= PUBLISHED_CLIP_FRAMES else "aligned"
+        return "consecutive" if follows and len(timestamps) <= PUBLISHED_CLIP_FRAMES else "aligned"
     if patching == "consecutive" and not follows:
         raise ValueError(
             f'patching "consecutive" needs one frame in every second from 0 on, but frames_per_second is '
-            f'{frames_per_second:g} and the frames are at {np.round(clip.timestamps[:5], 3).tolist()} ... s: use "aligned".'
+            f'{frames_per_second} and the frames are at {np.round(timestamps[:5], 3).tolist()} ... s: use "aligned".'
         )
     return patching
+
+
+def _check_rates(frames_per_second: float | str, masks_per_second: float | str | None) -> None:
+    """Raise ValueError unless both are positive numbers of hertz or "video"."""
+    for name, rate in (("frames_per_second", frames_per_second), ("masks_per_second", masks_per_second)):
+        if rate not in (None, EVERY_FRAME) and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+            raise ValueError(f'{name} is {rate!r}: expected a number above 0, or "{EVERY_FRAME}" for every frame.')
 
 
 def _split(videos: Any, **arguments: Any) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 
 SAMPLING_RATE = 16_000  # hertz, of VGGish
@@ -166,11 +165,59 @@ def _resampling_kernel(down: int, up: int) -> torch.Tensor:
     return torch.sinc(crossings) * window * (cutoff / down)
 
 
-def resample(waveform: torch.Tensor, sampling_rate: int, target_rate: int = SAMPLING_RATE) -> torch.Tensor:
-    """Resample a waveform with the filter of AVSBench's tools.
+class Resampler:
+    """Resamples a waveform that comes in chunks with the filter of AVSBench's tools, without seams.
 
     It is `torchaudio.functional.resample` with AVSBench's arguments, equal to 1e-6 (torchaudio rounds beta to float32).
     Written as a product of matrices, because torchaudio's float64 convolution takes longer than all else together.
+
+    Args:
+        sampling_rate: Of the waveform, in hertz.
+        target_rate: Wanted, in hertz.
+
+    Attributes:
+        rate: What a second of the waveform becomes, in hertz: the wanted rate, or a little beside it where the ratio of the
+            rates has too many terms.
+    """
+
+    def __init__(self, sampling_rate: int, target_rate: int = SAMPLING_RATE) -> None:
+        self._ratio = Fraction(sampling_rate, target_rate).limit_denominator(MAX_RATIO_TERM)
+        self.rate = float(sampling_rate / self._ratio)
+        repeats = math.ceil(RESAMPLING_ROWS / self._ratio.denominator)
+        self._down = repeats * self._ratio.numerator
+        self._kernel = _resampling_kernel(self._down, repeats * self._ratio.denominator)
+        self._reach = (self._kernel.shape[1] - self._down) // 2
+        self._waiting = torch.zeros(self._reach, dtype=torch.float64)
+        self._taken = self._given = 0
+        self._changes = sampling_rate != target_rate
+
+    def add(self, chunk: torch.Tensor) -> torch.Tensor:
+        """Takes the next chunk, (samples,), float64, and returns as much of the result as is certain, (samples,)."""
+        if not self._changes:
+            return chunk
+        self._taken += len(chunk)
+        self._waiting = torch.cat([self._waiting, chunk])
+        count = max(0, (len(self._waiting) - self._kernel.shape[1]) // self._down + 1)
+        if not count:
+            return chunk[:0]
+        blocks = self._waiting.unfold(0, self._kernel.shape[1], self._down)
+        resampled = torch.cat([some @ self._kernel.T for some in blocks.split(BLOCKS_AT_ONCE)]).flatten()
+        self._waiting = self._waiting[count * self._down :].clone()
+        self._given += len(resampled)
+        return resampled
+
+    def finish(self) -> torch.Tensor:
+        """Returns what is left: in all there are ceil(samples / ratio of the rates)."""
+        silence = torch.zeros(self._reach + self._down, dtype=torch.float64)
+        if not self._changes:
+            return silence[:0]
+        length = math.ceil(self._taken * self._ratio.denominator / self._ratio.numerator)
+        missing = length - self._given
+        return self.add(silence)[:missing]
+
+
+def resample(waveform: torch.Tensor, sampling_rate: int, target_rate: int = SAMPLING_RATE) -> torch.Tensor:
+    """Resample a waveform with the filter of AVSBench's tools: see [`Resampler`].
 
     Args:
         waveform: (samples,), float64.
@@ -182,11 +229,5 @@ def resample(waveform: torch.Tensor, sampling_rate: int, target_rate: int = SAMP
     """
     if sampling_rate == target_rate:
         return waveform
-    ratio = Fraction(sampling_rate, target_rate).limit_denominator(MAX_RATIO_TERM)
-    repeats = math.ceil(RESAMPLING_ROWS / ratio.denominator)
-    down, up = repeats * ratio.numerator, repeats * ratio.denominator
-    kernel = _resampling_kernel(down, up)
-    reach = (kernel.shape[1] - down) // 2
-    blocks = functional.pad(waveform, (reach, reach + down)).unfold(0, kernel.shape[1], down)
-    resampled = torch.cat([some @ kernel.T for some in blocks.split(BLOCKS_AT_ONCE)])
-    return resampled.flatten()[: math.ceil(len(waveform) * ratio.denominator / ratio.numerator)]
+    resampler = Resampler(sampling_rate, target_rate)
+    return torch.cat([resampler.add(waveform), resampler.finish()])

@@ -11,7 +11,6 @@ from torch.nn import functional
 from transformers import AutoProcessor
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor, processing_pcmanet
-from modeling_pcmanet.clip_pcmanet import Clip
 from modeling_pcmanet.media_pcmanet import MediaError, read_media, write_audio, write_video
 from modeling_pcmanet.processing_pcmanet import choose_patching
 
@@ -168,9 +167,8 @@ def test_another_frame_rate_is_aligned(processor, video):
     ],
 )
 def test_sound_is_cut_as_published_only_where_that_fits(timestamps, frames_per_second, expected):
-    clip = Clip(np.zeros((len(timestamps), 1, 1, 3), np.uint8), timestamps, np.zeros(1), 16000)
-    assert choose_patching(clip, None, frames_per_second) == expected
-    assert choose_patching(clip, "aligned", frames_per_second) == "aligned"
+    assert choose_patching(timestamps, None, frames_per_second) == expected
+    assert choose_patching(timestamps, "aligned", frames_per_second) == "aligned"
 
 
 def test_timestamps_place_frames_in_a_long_sound(processor):
