@@ -17,7 +17,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from .media_clock_pcmanet import FrameSampler, SoundConverter, SoundLine, VideoClock
+from .media_clock_pcmanet import SAMPLING_OFFSET, FrameSampler, SoundConverter, SoundLine, VideoClock
 from .media_notes_pcmanet import MediaNotes
 from .media_picture_pcmanet import PictureMaker
 from .media_source_pcmanet import (
@@ -35,6 +35,7 @@ from .media_writing_pcmanet import write_audio, write_video
 
 
 __all__ = [
+    "SAMPLING_OFFSET",
     "Media",
     "MediaError",
     "MediaSource",
