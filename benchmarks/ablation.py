@@ -22,6 +22,7 @@ from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+RECIPE = EXAMPLES / "recipes" / "sounding_shapes.yaml"
 VARIANTS = {
     "(a) as published": ['token_layout="scrambled"', "masked_query_gradients=false"],
     "(b) layout repaired": ["masked_query_gradients=false"],
@@ -46,22 +47,22 @@ def parse_args() -> argparse.Namespace:
 def train(args: argparse.Namespace, audio_encoder: Path, variant: str, seed: int) -> float:
     """Train one variant unless it is there already and return its validation mIoU after the last step."""
     folder = args.output / f"{variant[1]}_seed{seed}"
-    record = folder / "metrics.json"
+    record = folder / "last" / "metrics.json"
     if not record.is_file():
-        options = {
-            "--output": folder,
-            "--audio-encoder": audio_encoder,
-            "--clips": args.clips,
-            "--image-size": args.image_size,
-            "--evaluation-clips": args.evaluation_clips,
-            "--evaluations": 1,
+        settings = {
+            "audio_encoder": audio_encoder,
+            "clips": args.clips,
+            "image_size": args.image_size,
+            "evaluation_clips": args.evaluation_clips,
+            "evaluations": 1,
+            "pair_sounds": "true",
             # A run is a few hundred steps: the demo's average over 500 would mostly hold the random start.
-            "--average-decay": 0.98,
-            "--seed": seed,
+            "average_decay": 0.98,
+            "seed": seed,
         }
-        command = [sys.executable, EXAMPLES / "train_pcmanet.py", "--pair-sounds"]
-        command += [word for pair in options.items() for word in pair]
-        command += ["--override", *VARIANTS[variant]] if VARIANTS[variant] else []
+        command = [sys.executable, EXAMPLES / "train_pcmanet.py", "--recipe", RECIPE, "--output", folder, "--resume"]
+        command += ["--set", *(f"{key}={value}" for key, value in settings.items())]
+        command += [f"configuration.{override}" for override in VARIANTS[variant]]
         with (args.output / f"{folder.name}.log").open("w") as log:
             subprocess.run([str(word) for word in command], check=True, stdout=log, stderr=log)
     return json.loads(record.read_text())["validation"]["miou"]
