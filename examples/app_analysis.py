@@ -1,0 +1,220 @@
+"""What the page of app.py keeps of one video: checks it, runs the network once, draws as often as the slider moves.
+
+Everything lies in one folder that goes away with the visit: a copy of the video, what the network said of it, and what
+was drawn last. In memory there is almost nothing, so that many visitors find room.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from app_probe import Limits, RefusedVideoError, probe_video
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import Pipeline
+
+from modeling_pcmanet.media_pcmanet import iterate_frames, read_audio
+from pcmanet.pipelines.overlay import class_colors, write_masks, write_overlay_video
+from pcmanet.pipelines.stage_maps import StageMap, draw_stage_maps
+from pcmanet.pipelines.timeline import Span, loudness, sounding_spans
+
+
+# Segments smaller than this share of the picture are specks.
+MINIMUM_AREA = 0.001
+LOUDNESS_PARTS = 400
+# The overlay is for looking at; masks keep the video's own size.
+LARGEST_OVERLAY_HEIGHT = 720
+# The stages are computed anew for one moment, with as many frames around it as one window of the pipeline holds.
+FRAMES_PER_WINDOW = 10
+STAGE_PICTURE_SIDE = 320
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What was drawn with one threshold.
+
+    Attributes:
+        overlay: The video with its masks and its sound, mp4.
+        archive: A zip file of the masks as PNG files, and `segments.json`.
+        spans: When each label sounds.
+        busiest: Number of the network frame with the most segments, the first of several.
+    """
+
+    overlay: Path
+    archive: Path
+    spans: dict[str, list[Span]]
+    busiest: int
+
+
+class Analysis:
+    """One video and what the network said of it.
+
+    Args:
+        segmenter: The pipeline.
+        upload: The file of the video; it is copied.
+        name: What the visitor calls it.
+        limits: What the page takes.
+        folder: Where the analysis makes its own folder.
+
+    Raises:
+        RefusedVideoError: If the video breaks a limit or cannot be used; the message is for the visitor.
+    """
+
+    def __init__(self, segmenter: Pipeline, upload: str | Path, name: str, limits: Limits, folder: Path) -> None:
+        self._segmenter = segmenter
+        self._limits = limits
+        self._folder = tempfile.TemporaryDirectory(prefix="visit_", dir=folder)
+        self.name = name
+        self.video = Path(self._folder.name) / "video"
+        try:
+            shutil.copyfile(upload, self.video)
+            self.facts = probe_video(self.video, name, limits)
+            waveform, sampling_rate = read_audio(self.video)
+        except (OSError, ValueError) as error:
+            self.close()
+            raise self._refusal(error) from error
+        self.loudness = loudness(waveform, sampling_rate, self.facts.seconds, LOUDNESS_PARTS)
+        self.rate = 0.0
+
+    @property
+    def colors(self) -> dict[str, tuple[int, int, int]]:
+        """The colour of every label of the model."""
+        return class_colors(self._segmenter.model.config.id2label)
+
+    def run(self, rate: float) -> None:
+        """Runs the network on `rate` frames per second of video, and keeps its logits beside its input.
+
+        Raises:
+            RefusedVideoError: If that is too much at once, or the video cannot be decoded.
+        """
+        network_size = self._segmenter.processor.image_processor.size
+        logits_per_frame = self._segmenter.model.config.num_labels * network_size["height"] * network_size["width"]
+        self._limits.check_work(self.facts, rate, logits_per_frame)
+        try:
+            inputs = self._segmenter.preprocess(str(self.video), frames_per_second=rate)
+            network_input = {"frames": inputs["frames"][0], "sound": inputs["sound"][0]}
+            outputs = self._segmenter.forward(inputs, progress_bar=True)
+        except (OSError, ValueError) as error:
+            raise self._refusal(error) from error
+        self.rate = rate
+        self.timestamps = outputs["timestamps"]
+        self._size = outputs["original_size"]
+        tensors = {**network_input, "logits": outputs["logits"][0]}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, self._tensors)
+
+    def segment(self, threshold: float) -> list[dict[str, Any]]:
+        """Gives what the pipeline gives for this video with a threshold, from the logits that were kept."""
+        with safe_open(self._tensors, "pt") as tensors:
+            outputs = {
+                "logits": tensors.get_tensor("logits")[None],
+                "timestamps": self.timestamps,
+                "original_size": self._size,
+            }
+        return self._segmenter.postprocess(outputs, threshold=threshold, minimum_area=MINIMUM_AREA)
+
+    def draw(self, threshold: float, report: Report) -> Drawing:
+        """Draws overlay and masks with a threshold; `report` hears the share done, in [0, 1], and of what."""
+        report(0.0, "Drawing")
+        results = self.segment(threshold)
+        overlay = Path(self._folder.name) / "overlay.mp4"
+        frames = self._pictures(report)
+        write_overlay_video(overlay, frames, results, self.colors, frames_per_second=self.rate, sound=str(self.video))
+        counts = [len(result["segments"]) for result in results]
+        return Drawing(
+            overlay=overlay,
+            archive=self._write_archive(results, threshold),
+            spans=sounding_spans(results, self.rate, self.facts.seconds),
+            busiest=counts.index(max(counts)),
+        )
+
+    def stages(self, number: int) -> list[StageMap]:
+        """Draws what the four stages see in network frame `number`."""
+        number = min(max(number, 0), len(self.timestamps) - 1)
+        first = max(0, min(number - FRAMES_PER_WINDOW // 2, len(self.timestamps) - FRAMES_PER_WINDOW))
+        model = self._segmenter.model
+        with safe_open(self._tensors, "pt") as tensors:
+            window = slice(first, first + FRAMES_PER_WINDOW)
+            frames, sound = (tensors.get_slice(name)[window][None].to(model.device) for name in ("frames", "sound"))
+        with torch.no_grad():
+            outputs = model(pixel_values=frames, input_features=sound)
+        picture = self._picture_at(self.timestamps[number])
+        return draw_stage_maps(picture, outputs, self.colors, model.config.id2label, number=number - first)
+
+    def close(self) -> None:
+        """Removes everything."""
+        self._folder.cleanup()
+
+    @property
+    def _tensors(self) -> Path:
+        """The file of what went into the network and what came out."""
+        return Path(self._folder.name) / "network.safetensors"
+
+    def _pictures(self, report: Report) -> Iterator[tuple[float, np.ndarray]]:
+        """Yields the frames of the video, no larger than a page needs them."""
+        scale = min(1.0, LARGEST_OVERLAY_HEIGHT / self.facts.height)
+        for count, (seconds, frame) in enumerate(iterate_frames(self.video)):
+            report(min(1.0, count / self.facts.frames), "Drawing the masks")
+            yield seconds, frame if scale == 1 else np.asarray(_resized(frame, scale))
+
+    def _picture_at(self, timestamp: float) -> Image.Image:
+        """Returns the frame that is on screen at a moment, small."""
+        shown = None
+        for seconds, frame in iterate_frames(self.video):
+            if shown is not None and seconds > timestamp + 1e-3:
+                break
+            shown = frame
+        return _resized(shown, min(1.0, STAGE_PICTURE_SIDE / max(shown.shape[:2])))
+
+    def _write_archive(self, results: list[dict[str, Any]], threshold: float) -> Path:
+        """Writes the masks and what they are into one zip file."""
+        archive = Path(self._folder.name) / "masks.zip"
+        config = self._segmenter.model.config
+        with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
+            paths = write_masks(Path(folder), results, config.id2label, size=tuple(self._size[::-1]))
+            description = {
+                "video": self.name,
+                "model": config.name_or_path,
+                "frames_per_second": self.rate,
+                "threshold": threshold,
+                "classes": {str(index): label for index, label in config.id2label.items()},
+                "frames": [_describe(result, path) for result, path in zip(results, paths, strict=True)],
+            }
+            with zipfile.ZipFile(archive, "w") as file:
+                for path in paths:
+                    file.write(path, f"masks/{path.name}")
+                file.writestr("segments.json", json.dumps(description, indent=1), zipfile.ZIP_DEFLATED)
+        return archive
+
+    def _refusal(self, error: Exception) -> RefusedVideoError:
+        """Makes an error one for visitors: their name of the video in place of our path."""
+        return RefusedVideoError(str(error).replace(str(self.video), self.name))
+
+
+def _describe(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Describes one network frame for `segments.json`."""
+    segments = [
+        {
+            "label": segment["label"],
+            "score": round(segment["score"], 4),
+            "share_of_picture": round(float(np.asarray(segment["mask"]).mean()) / 255, 4),
+        }
+        for segment in result["segments"]
+    ]
+    return {"timestamp": round(result["timestamp"], 4), "mask": f"masks/{path.name}", "segments": segments}
+
+
+def _resized(frame: np.ndarray, scale: float) -> Image.Image:
+    """Makes a picture of a frame, smaller by a factor."""
+    size = [max(1, math.ceil(length * scale)) for length in frame.shape[1::-1]]
+    return Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
