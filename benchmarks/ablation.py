@@ -12,7 +12,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,14 +84,13 @@ def print_table(scores: dict[str, list[float]]) -> None:
 def main() -> None:
     """Run what is missing and print the table."""
     args = parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
+    audio_encoder = args.output / "audio_encoder"
+    demo = PCMANetForAudioVisualSegmentation.from_pretrained(EXAMPLES / "demo_model")
+    demo.model.audio_encoder.save_pretrained(audio_encoder)
     jobs = [(variant, seed) for seed in range(args.seeds) for variant in VARIANTS]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        demo = PCMANetForAudioVisualSegmentation.from_pretrained(EXAMPLES / "demo_model")
-        demo.model.audio_encoder.save_pretrained(folder)
-        results = list(
-            tqdm(pool.map(lambda job: train(args, Path(folder), *job), jobs), total=len(jobs), desc="runs", unit="run")
-        )
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = pool.map(lambda job: train(args, audio_encoder, *job), jobs)
+        results = list(tqdm(runs, total=len(jobs), desc="runs", unit="run"))
     scores = {variant: [] for variant in VARIANTS}
     for (variant, _), score in zip(jobs, results, strict=True):
         scores[variant].append(score)
