@@ -11,22 +11,34 @@ The model and the processor arrive as objects, so this file knows nobody but tra
 works alone in a Hub repository.
 """
 
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
 from types import GeneratorType
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from transformers import AutoModelForUniversalSegmentation, Pipeline
+from transformers import AutoModelForUniversalSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
+
+from .segments import find_segments
+from .streaming import (
+    FrameLogits,
+    ReadAhead,
+    Window,
+    blend_windows,
+    logits_at_masks,
+    overlapping_windows,
+    up_to_last,
+)
 
 
 VideoSource: TypeAlias = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
@@ -35,12 +47,21 @@ INPUT_KEYS = ("video", "audio", "sampling_rate", "timestamps")
 # Ten frames are the longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with it.
 FRAMES_PER_WINDOW = 10
 
-# Classes brought to the video's size at a time: all 71 of a 1080p frame at once would be 590 MB.
-CLASSES_AT_ONCE = 8
+# Of a window; docs/streaming.md shows what seams cost and what they look like.
+DEFAULT_OVERLAP = 1 / 5
+
+# Windows that wait for the network, of each clip that is read.
+WINDOWS_AHEAD = 2
+
+# Frames of live input that wait for a network that cannot keep up.
+LIVE_FRAMES_AHEAD = 100
 
 
-class AudioVisualSegmentationPipeline(Pipeline):
+class AudioVisualSegmentationPipeline(ChunkPipeline):
     """Segments the objects that sound in a video, one set of masks per network frame (by default one per second).
+
+    Videos of any length go through the network in overlapping windows, whose logits fade into each other; decoding runs
+    ahead in a thread. [`stream`] gives each frame as soon as it is done and holds no more than a few; a call gathers them.
 
     Made by `pipeline("audio-visual-segmentation", model=...)`; the arguments of `__call__` may also be given there,
     as defaults for every call.
@@ -50,6 +71,9 @@ class AudioVisualSegmentationPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
+
+    _inference_model: Callable[..., Any] | None = None
+    _inference_state: list[tuple[int, int]] | None = None
 
     def __call__(
         self, inputs: VideoSource | Mapping[str, Any] | list[Any], **kwargs: Any
@@ -65,17 +89,23 @@ class AudioVisualSegmentationPipeline(Pipeline):
             **kwargs: `threshold`: the probability that a pixel has to exceed, in [0, 1]. By default 0.5 in the binary
                 task (AVSBench's rule) and 0 in the semantic one, where the most probable class takes the pixel.
                 `minimum_area`: segments smaller than this share of the picture are left out; 0 by default.
-                `frames_per_second`: network frames per second of video; 1 by default.
-                `patching`: how the sound is cut, `"consecutive"` or `"aligned"`; by default the processor chooses.
+                `frames_per_second`: network frames per second of video, 1 by default, or `"video"` for every frame.
+                `masks_per_second`: masks per second, or `"video"` for one per frame of the video: between network frames
+                the logits are interpolated in time. By default every network frame gives one.
+                `patching`: how the sound is cut, `"consecutive"`, `"aligned"` or `"trailing"`; by default the processor
+                chooses.
                 `audio`, `sampling_rate`: the sound of one silent video, as a waveform of shape (samples,) or
                 (channels, samples) with its rate in hertz (Hz), or as a file.
-                `frames_per_window`: longer videos are segmented in equal windows of at most so many frames; 10 by
-                default.
+                `frames_per_window`, `window_overlap`: longer videos are segmented in windows of so many network frames,
+                10 by default, which share so many with the one before, by default a fifth.
+                `inference_form`: whether to run the model's rearranged copy for inference, where it offers one
+                (`for_inference()`: the same logits, faster); on by default, and never of a model in training.
                 `progress_bar`: shows the windows as they pass; off by default.
-                `batch_size`, `num_workers`: clips in one batch (their lengths may differ) and loading processes.
+                `batch_size`, `num_workers`: windows in one batch (of one clip or several), and clips that are read at a
+                time, each by a thread.
 
         Returns:
-            A list with one entry per network frame, in order of time: `{"timestamp": seconds, "segments": [{"score",
+            A list with one entry per moment, in order of time: `{"timestamp": seconds, "segments": [{"score",
             "label", "mask"}, ...]}`. `mask` is a PIL image of mode "L", 0 or 255, at the video's own size; `score` is
             the mean probability inside it, in [0, 1]; segments are sorted by score, highest first. The binary task
             gives at most one segment, none where nothing sounds; the semantic one gives one per class present, never
@@ -93,16 +123,114 @@ class AudioVisualSegmentationPipeline(Pipeline):
             )
         return super().__call__(inputs, **kwargs)
 
+    def stream(
+        self, video: VideoSource | Mapping[str, Any], *, batch_size: int | None = None, **kwargs: Any
+    ) -> Generator[dict[str, Any], None, None]:
+        """Segments one video of any length frame by frame, in memory that does not grow with its length.
+
+        The video is decoded in a thread while the network computes. Close the generator (or let it go) to stop early: the
+        thread ends and the file is closed.
+
+        Args:
+            video: As in a call.
+            batch_size: Windows in one batch; more of them use an accelerator better and hold more memory.
+            **kwargs: As in a call.
+
+        Returns:
+            A generator of the entries that a call returns as a list.
+
+        Raises:
+            ValueError: As a call does, for arguments at once, for the video when it comes to what cannot be used.
+            FileNotFoundError: If there is no such file.
+        """
+        preprocess, forward, postprocess = self._all_parameters(kwargs)
+        return self._stream([video], batch_size or self._batch_size or 1, preprocess, forward, postprocess)
+
+    def live(
+        self,
+        chunks: Iterable[tuple[Any, Any, Any]],
+        *,
+        sampling_rate: int,
+        frames_per_second: float = 1.0,
+        frames_per_window: int = FRAMES_PER_WINDOW,
+        patching: str = "trailing",
+        drop_late: bool = False,
+        **kwargs: Any,
+    ) -> Generator[dict[str, Any], None, None]:
+        """Segments live input: every network frame in a window of those before it.
+
+        The latency, in input: the masks of the frame on screen at the moment (k + 15/16) / `frames_per_second` are made
+        as soon as the next frame and, with `"trailing"` patches, the sound up to that moment have come; with `"aligned"`
+        patches the sound up to 0.4875 s later. Only the first patch of all waits until 0.975 s. The time of the network on
+        one window comes on top of it.
+
+        Args:
+            chunks: Triples in order of time: frames (uint8 array (frames, height, width, 3) or a list of PIL images; may be
+                empty or None), their timestamps in seconds since the start of the sound, and the next piece of sound,
+                (samples,) or (channels, samples) in [-1, 1], or None.
+            sampling_rate: Of the sound, in hertz (Hz).
+            frames_per_second: Network frames per second.
+            frames_per_window: Network frames that the network sees at once, the newest last. Fewer are faster.
+            patching: `"trailing"` or `"aligned"`.
+            drop_late: Whether to read `chunks` in a thread and to skip all but the newest of the network frames that have
+                come meanwhile, for a network that is slower than the input. Otherwise each one gets its masks.
+            **kwargs: `threshold`, `minimum_area` and `inference_form`, as in a call.
+
+        Returns:
+            A generator of entries as a call returns them.
+
+        Raises:
+            ValueError: For an argument out of its range, and for chunks that cannot be used.
+        """
+        if frames_per_window < 1:
+            raise ValueError(f"frames_per_window is a number of frames, 1 at least, got {frames_per_window}.")
+        _, forward, postprocess = self._all_parameters(kwargs)
+        forward.pop("progress_bar", None)
+        frames = self.processor.stream_live(
+            chunks, sampling_rate=sampling_rate, frames_per_second=frames_per_second, patching=patching
+        )
+        return self._live(frames, frames_per_window, drop_late, forward, postprocess)
+
+    def _live(
+        self,
+        frames: Generator[dict[str, Any], None, None],
+        frames_per_window: int,
+        drop_late: bool,
+        forward: dict[str, Any],
+        postprocess: dict[str, Any],
+    ) -> Generator[dict[str, Any], None, None]:
+        """Runs the model on the window that ends with each frame, or with the newest of those that wait."""
+        held: deque[dict[str, Any]] = deque(maxlen=frames_per_window)
+        with closing(ReadAhead(frames, LIVE_FRAMES_AHEAD) if drop_late else frames) as source:
+            take = source.take_waiting if drop_late else lambda: list(islice(source, 1))
+            while newest := take():
+                held.extend(newest)
+                logits = self.forward(self._batch([tuple(held)]), **forward)["logits"][0, len(held) - 1]
+                frame = held[-1]
+                moment = FrameLogits(frame["timestamp"], logits, frame["original_size"], ())
+                yield self._entry(moment, **postprocess)
+
+    def _all_parameters(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Adds the arguments of a call to those that the pipeline was made with, for each of the three steps."""
+        steps = self._preprocess_params, self._forward_params, self._postprocess_params
+        preprocess, forward, postprocess = (
+            {**step, **new} for step, new in zip(steps, self._sanitize_parameters(**given), strict=True)
+        )
+        return preprocess, forward, postprocess
+
     def _sanitize_parameters(
         self,
         *,
         threshold: float | None = None,
         minimum_area: float | None = None,
-        frames_per_second: float | None = None,
+        frames_per_second: float | str | None = None,
+        masks_per_second: float | str | None = None,
         patching: str | None = None,
         audio: VideoSource | Mapping[str, Any] | None = None,
         sampling_rate: int | None = None,
         frames_per_window: int | None = None,
+        window_overlap: int | None = None,
+        inference_form: bool | None = None,
         progress_bar: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sorts the arguments to the three steps, checks the ranges that nobody else checks."""
@@ -111,14 +239,22 @@ class AudioVisualSegmentationPipeline(Pipeline):
                 raise ValueError(f"{name} is a share between 0 and 1, got {share}.")
         if frames_per_window is not None and frames_per_window < 1:
             raise ValueError(f"frames_per_window is a number of frames, 1 at least, got {frames_per_window}.")
+        if window_overlap is not None and not 0 <= window_overlap < (frames_per_window or FRAMES_PER_WINDOW):
+            raise ValueError(
+                f"window_overlap is a number of frames, fewer than the {frames_per_window or FRAMES_PER_WINDOW} of a "
+                f"window, got {window_overlap}."
+            )
 
         preprocess = {
             "frames_per_second": frames_per_second,
+            "masks_per_second": masks_per_second,
             "patching": patching,
             "audio": audio,
             "sampling_rate": sampling_rate,
+            "frames_per_window": frames_per_window,
+            "window_overlap": window_overlap,
         }
-        forward = {"frames_per_window": frames_per_window, "progress_bar": progress_bar}
+        forward = {"inference_form": inference_form, "progress_bar": progress_bar}
         postprocess = {"threshold": threshold, "minimum_area": minimum_area}
         # What was not given must not hide the defaults below, nor those that the pipeline was made with.
         given = [
@@ -130,94 +266,132 @@ class AudioVisualSegmentationPipeline(Pipeline):
     def preprocess(
         self,
         inputs: VideoSource | Mapping[str, Any],
-        frames_per_second: float = 1.0,
-        patching: str | None = None,
-        audio: VideoSource | Mapping[str, Any] | None = None,
-        sampling_rate: int | None = None,
-    ) -> dict[str, Any]:
-        """Reads one clip into a batch of one (names and shapes: the batch contract of the processor).
-
-        The tensors go by names of our own up to the model, because transformers joins tensors called `pixel_values`
-        without padding, while under any other name it pads the frames of shorter clips with zeros: just the batch
-        that the model takes.
-        """
-        clip = _clip_arguments(inputs, audio, sampling_rate)
-        batch = self.processor(
-            **clip,
-            frames_per_second=frames_per_second,
-            patching=patching,
-            return_tensors="pt",
-            return_metadata=True,
-        )
-        return {
-            "frames": batch["pixel_values"].to(self.dtype),
-            "sound": batch["input_features"].to(self.dtype),
-            "frame_mask": batch["frame_mask"],
-            "timestamps": [float(seconds) for seconds in batch["timestamps"][0]],
-            "original_size": [int(length) for length in batch["original_sizes"][0]],
-        }
-
-    def _forward(
-        self,
-        model_inputs: dict[str, Any],
         frames_per_window: int = FRAMES_PER_WINDOW,
-        progress_bar: bool = False,
-    ) -> dict[str, Any]:
-        """Runs the model window by window, as many windows at a time as there are clips in the batch."""
-        frames, sound, frame_mask = (model_inputs.pop(name) for name in ("frames", "sound", "frame_mask"))
-        windows = [
-            (clip, window)
-            for clip, length in enumerate(frame_mask.sum(dim=1).tolist())
-            for window in _equal_windows(length, frames_per_window)
-        ]
-        groups = [windows[first : first + len(frames)] for first in range(0, len(windows), len(frames))]
+        window_overlap: int | None = None,
+        **kwargs: Any,
+    ) -> Generator[Window, None, None]:
+        """Reads one clip window by window."""
+        overlap = int(frames_per_window * DEFAULT_OVERLAP) if window_overlap is None else window_overlap
+        with closing(self.processor.stream(**_clip_arguments(inputs, **kwargs))) as frames:
+            yield from overlapping_windows(frames, frames_per_window, overlap)
 
-        pieces: list[list[torch.Tensor]] = [[] for _ in frames]
-        for group in logging.tqdm(groups, desc="Segmenting", unit="window", disable=not progress_bar):
-            outputs = self.model(
-                pixel_values=_gather(frames, group),
-                input_features=_gather(sound, group),
-                frame_mask=_gather(frame_mask, group),
-            )
-            # Kept on the CPU: a long video's logits would fill an accelerator's memory.
-            for (clip, window), logits in zip(group, outputs.logits.cpu(), strict=True):
-                pieces[clip].append(logits[: window.stop - window.start])
-
-        logits = pad_sequence([torch.cat(clip_pieces) for clip_pieces in pieces], batch_first=True)
-        return {"logits": logits, **model_inputs}
+    def _forward(self, model_inputs: dict[str, torch.Tensor], inference_form: bool = True) -> dict[str, torch.Tensor]:
+        """Runs the model on a batch of windows."""
+        network = self._network() if inference_form else self.model
+        return {"logits": network(**model_inputs).logits}
 
     def postprocess(
-        self, model_outputs: dict[str, Any], threshold: float | None = None, minimum_area: float = 0.0
+        self,
+        model_outputs: Iterable[tuple[Window, torch.Tensor]],
+        threshold: float | None = None,
+        minimum_area: float = 0.0,
     ) -> list[dict[str, Any]]:
-        """Makes the segments of one clip, frame by frame, so that only one frame is ever held at the video's size."""
-        return [
-            {"timestamp": timestamp, "segments": self._segments(logits.float(), size, threshold, minimum_area)}
-            for size in [tuple(model_outputs["original_size"])]
-            for timestamp, logits in zip(model_outputs["timestamps"], model_outputs["logits"][0], strict=False)
-        ]
+        """Makes the segments of one clip from its windows and their logits."""
+        return list(self._entries(model_outputs, threshold, minimum_area))
 
-    def _segments(
-        self, logits: torch.Tensor, size: tuple[int, int], threshold: float | None, minimum_area: float
-    ) -> list[dict[str, Any]]:
-        """Makes the segments of one frame from its logits of shape (num_labels, network height, network width)."""
-        is_binary = len(logits) == 1
-        class_ids, probability = _most_probable_class(logits, size)
-        inside = probability > (threshold if threshold is not None else 0.5 * is_binary)
-        if not is_binary:
-            inside &= class_ids != 0
+    def get_iterator(
+        self,
+        inputs: Iterable[VideoSource | Mapping[str, Any]],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Generator[list[dict[str, Any]], None, None]:
+        """Gives one result per clip. Unlike transformers' it keeps no logits and reads in threads, not processes."""
+        outputs = self._outputs(inputs, num_workers, batch_size, preprocess_params, forward_params)
+        with closing(outputs):
+            for first in outputs:
+                yield self.postprocess(up_to_last(chain([first], outputs)), **postprocess_params)
 
-        segments = []
-        for class_id in class_ids[inside].unique().tolist():
-            mask = inside & (class_ids == class_id)
-            if mask.float().mean() >= minimum_area:
-                segments.append(
-                    {
-                        "score": probability[mask].mean().item(),
-                        "label": self.model.config.id2label[class_id],
-                        "mask": Image.fromarray(mask.to(torch.uint8).mul(255).numpy()),
-                    }
-                )
-        return sorted(segments, key=lambda segment: -segment["score"])
+    def _stream(
+        self,
+        inputs: list[VideoSource | Mapping[str, Any]],
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Generator[dict[str, Any], None, None]:
+        """Gives the entries of one clip one by one."""
+        with closing(self._outputs(inputs, 1, batch_size, preprocess_params, forward_params)) as outputs:
+            yield from self._entries(outputs, **postprocess_params)
+
+    def _outputs(
+        self,
+        inputs: Iterable[VideoSource | Mapping[str, Any]],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+    ) -> Generator[tuple[Window, torch.Tensor], None, None]:
+        """Runs the model over the windows of all clips, as many at a time as a batch has, whichever clip they are of."""
+        forward_params = dict(forward_params)
+        show = forward_params.pop("progress_bar", False)
+        with closing(self._windows(inputs, max(1, num_workers), preprocess_params)) as windows:
+            bar = iter(logging.tqdm(windows, desc="Segmenting", unit="window", disable=not show))
+            while group := list(islice(bar, batch_size)):
+                batch = self._batch([window.frames for window in group])
+                logits = self.forward(batch, **forward_params)["logits"]
+                for window, of_window in zip(group, logits, strict=True):
+                    yield window, of_window[: len(window.frames)]
+
+    def _windows(
+        self,
+        inputs: Iterable[VideoSource | Mapping[str, Any]],
+        clips_at_once: int,
+        preprocess_params: dict[str, Any],
+    ) -> Generator[Window, None, None]:
+        """Gives the windows of one clip after the other, while the next ones are read ahead, each in its thread."""
+        # A torch data set without an iterator of its own need not say where it ends but by its length.
+        sized = isinstance(inputs, Dataset) and hasattr(inputs, "__len__")
+        clips = (inputs[index] for index in range(len(inputs))) if sized else iter(inputs)
+        ahead: deque[ReadAhead[Window]] = deque()
+        try:
+            while True:
+                for clip in islice(clips, clips_at_once - len(ahead)):
+                    ahead.append(ReadAhead(self.preprocess(clip, **preprocess_params), WINDOWS_AHEAD))
+                if not ahead:
+                    return
+                yield from ahead[0]
+                ahead.popleft()
+        finally:
+            for reader in ahead:
+                reader.close()
+
+    def _batch(self, windows: list[tuple[dict[str, Any], ...]]) -> dict[str, torch.Tensor]:
+        """Joins windows of frames to the batch that the model takes, shorter ones padded with zeros."""
+        names = ("pixel_values", "input_features")
+        stacks = {name: [torch.stack([frame[name] for frame in frames]) for frames in windows] for name in names}
+        batch = {name: pad_sequence(stack, batch_first=True).to(self.dtype) for name, stack in stacks.items()}
+        lengths = torch.tensor([len(frames) for frames in windows])
+        return {**batch, "frame_mask": torch.arange(int(lengths.max())) < lengths[:, None]}
+
+    def _network(self) -> Callable[..., Any]:
+        """Returns the model's form for inference, made anew when its weights have changed; the model if it has none."""
+        spread = getattr(self.model, "hf_device_map", None) is not None or getattr(self.model, "is_quantized", False)
+        if self.model.training or spread or not hasattr(self.model, "for_inference"):
+            return self.model
+        weights = chain(self.model.parameters(), self.model.buffers())
+        state = [(weight.data_ptr(), weight.is_inference() or weight._version) for weight in weights]
+        if state != self._inference_state:
+            self._inference_model, self._inference_state = self.model.for_inference(), state
+        return self._inference_model
+
+    def _entries(
+        self,
+        outputs: Iterable[tuple[Window, torch.Tensor]],
+        threshold: float | None = None,
+        minimum_area: float = 0.0,
+    ) -> Iterator[dict[str, Any]]:
+        """Makes the entries of one clip one by one, so that only one is ever held at the video's size."""
+        for moment in logits_at_masks(blend_windows(outputs)):
+            yield self._entry(moment, threshold, minimum_area)
+
+    def _entry(self, moment: FrameLogits, threshold: float | None = None, minimum_area: float = 0.0) -> dict[str, Any]:
+        """Makes the entry of one moment."""
+        size, id2label = tuple(moment.original_size), self.model.config.id2label
+        segments = find_segments(moment.logits.float(), size, id2label, threshold, minimum_area)
+        return {"timestamp": moment.timestamp, "segments": segments}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves the model, the processor and the code of this pipeline.
@@ -240,10 +414,11 @@ class AudioVisualSegmentationPipeline(Pipeline):
 
 def _clip_arguments(
     inputs: VideoSource | Mapping[str, Any],
-    audio: VideoSource | Mapping[str, Any] | None,
-    sampling_rate: int | None,
+    audio: VideoSource | Mapping[str, Any] | None = None,
+    sampling_rate: int | None = None,
+    **kwargs: Any,
 ) -> dict[str, Any]:
-    """Brings every form of input to the processor's arguments for a list of one clip."""
+    """Brings every form of input to the arguments of the processor's `stream`."""
     if not isinstance(inputs, Mapping) or "path" in inputs or "bytes" in inputs:
         inputs = {"video": inputs}
     unknown = sorted(set(inputs) - set(INPUT_KEYS))
@@ -253,56 +428,15 @@ def _clip_arguments(
     clip = {"audio": audio, "sampling_rate": sampling_rate, **inputs}
     if isinstance(clip["audio"], Mapping) and "array" in clip["audio"]:
         clip |= {"audio": clip["audio"]["array"], "sampling_rate": clip["audio"]["sampling_rate"]}
-    timestamps = clip.get("timestamps")
-    return {
-        "videos": [_file_of(clip["video"])],
-        "audio": None if clip["audio"] is None else [_file_of(clip["audio"])],
-        "sampling_rate": clip["sampling_rate"],
-        "timestamps": None if timestamps is None else [timestamps],
-    }
+    files = {"video": _file_of(clip["video"]), "audio": _file_of(clip["audio"])}
+    return {**kwargs, **clip, **files}
 
 
-def _file_of(source: VideoSource | Mapping[str, Any]) -> VideoSource:
+def _file_of(source: VideoSource | Mapping[str, Any] | None) -> VideoSource | None:
     """Takes the bytes, or else the path, out of a `datasets` column's `{"path", "bytes"}`."""
     if not isinstance(source, Mapping):
         return source
     return source["bytes"] if source.get("bytes") is not None else source["path"]
-
-
-def _equal_windows(length: int, longest: int) -> list[slice]:
-    """Cuts `length` frames into windows of at most `longest`, as equal as can be: no window of one frame at the end."""
-    count = math.ceil(length / longest)
-    edges = [round(index * length / count) for index in range(count + 1)]
-    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
-
-
-def _gather(clips: torch.Tensor, group: list[tuple[int, slice]]) -> torch.Tensor:
-    """Joins windows of `clips` (batch, frames, ...) into (windows, frames, ...), shorter ones padded with zeros."""
-    return pad_sequence([clips[clip, window] for clip, window in group], batch_first=True)
-
-
-def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Finds each pixel's most probable class and its probability at the video's size, a few classes at a time.
-
-    Args:
-        logits: (num_labels, network height, network width); one label means sigmoid, several mean softmax.
-        size: (height, width) of the video.
-
-    Returns:
-        Class ids, int64 of shape (height, width), the first of equals; and probabilities in [0, 1], same shape.
-    """
-    winner = torch.zeros(size, dtype=torch.int64)
-    best = torch.full(size, -math.inf)
-    total = torch.full(size, -math.inf)
-    for first in range(0, len(logits), CLASSES_AT_ONCE):
-        some = interpolate(logits[None, first : first + CLASSES_AT_ONCE], size, mode="bilinear", align_corners=False)[
-            0
-        ]
-        highest, index = some.max(dim=0)
-        winner = torch.where(highest > best, first + index, winner)
-        best = torch.maximum(best, highest)
-        total = torch.logaddexp(total, some.logsumexp(dim=0))
-    return winner, best.sigmoid() if len(logits) == 1 else (best - total).exp()
 
 
 PIPELINE_REGISTRY.register_pipeline(

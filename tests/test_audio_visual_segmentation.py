@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,24 +224,56 @@ class TestResult:
         assert_same(strict(clips[0], threshold=0.5), binary(clips[0]))
 
 
-class TestWindows:
-    @pytest.mark.parametrize(("limit", "pieces"), [(5, [5]), (4, [2, 3]), (2, [2, 1, 2]), (1, [1] * 5)])
-    def test_long_clips_go_in_equal_windows(self, binary: Pipeline, clips: list[Path], limit: int, pieces: list[int]):
-        result = binary(clips[1], frames_per_window=limit)
-        batch = binary.processor(videos=str(clips[1]))
-        start, logits = 0, []
-        for length in pieces:
-            window = {name: tensor[:, start : start + length] for name, tensor in batch.items()}
-            logits.append(run_model(binary, window))
-            start += length
-        expected = binary.processor.post_process_semantic_segmentation(
-            SimpleNamespace(logits=torch.cat(logits, dim=1)), target_sizes=SIZE[::-1]
-        )[0]
-        for frame, mask in zip(result, expected, strict=True):
-            drawn = np.asarray(frame["segments"][0]["mask"]) if frame["segments"] else np.zeros(SIZE[::-1])
-            assert ((drawn == 255) != mask.bool().numpy()).mean() < 1e-3
+def blended(windows: list[tuple[int, torch.Tensor]], overlap: int) -> torch.Tensor:
+    """Weighted mean of windows given by first frame and logits, written out frame by frame."""
+    length = max(start + len(logits) for start, logits in windows)
+    frames = []
+    for frame in range(length):
+        total, weights = 0, 0
+        for start, logits in windows:
+            place = frame - start
+            if 0 <= place < len(logits):
+                weight = min(1, (place + 1) / (overlap + 1), (len(logits) - place) / (overlap + 1))
+                total, weights = total + weight * logits[place], weights + weight
+        frames.append(total / weights)
+    return torch.stack(frames)
 
-    def test_default_is_ten(self, binary: Pipeline, clips: list[Path], monkeypatch: pytest.MonkeyPatch):
+
+def masks_of(result: list[dict]) -> np.ndarray:
+    """The masks of the binary task, (frames, height, width), bool."""
+    empty = np.zeros(SIZE[::-1], bool)
+    return np.stack([np.asarray(f["segments"][0]["mask"]) == 255 if f["segments"] else empty for f in result])
+
+
+class TestWindows:
+    @pytest.mark.parametrize(
+        ("length", "overlap", "starts"),
+        [
+            (5, 0, [0]),
+            (4, 2, [0, 1]),
+            (3, 1, [0, 2]),
+            (2, 1, [0, 1, 2, 3]),
+            (2, 0, [0, 2, 3]),
+            (1, 0, [0, 1, 2, 3, 4]),
+        ],
+    )
+    def test_windows_fade_into_each_other(
+        self, binary: Pipeline, clips: list[Path], length: int, overlap: int, starts: list[int]
+    ):
+        result = binary(clips[1], frames_per_window=length, window_overlap=overlap)
+        batch = binary.processor(videos=str(clips[1]))
+        windows = []
+        for start in starts:
+            window = {name: tensor[:, start : start + length] for name, tensor in batch.items()}
+            windows.append((start, run_model(binary, window)[0]))
+        expected = binary.processor.post_process_semantic_segmentation(
+            SimpleNamespace(logits=blended(windows, overlap)[None]), target_sizes=SIZE[::-1]
+        )[0]
+        assert (masks_of(result) != expected.bool().numpy()).mean() < 1e-3
+
+    def test_ten_frames_and_two_shared_by_default(
+        self, binary: Pipeline, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+    ):
         lengths = []
         forward = binary.model.forward
 
@@ -249,8 +282,67 @@ class TestWindows:
             return forward(**inputs)
 
         monkeypatch.setattr(binary.model, "forward", spy)
-        binary(clips[1], frames_per_second=5)
-        assert lengths == [(1, 8), (1, 9), (1, 8)]
+        binary(clips[1], frames_per_second=5, inference_form=False)
+        assert lengths == [(1, 10)] * 3
+
+    def test_batches_of_windows_change_nothing(self, semantic: Pipeline, clips: list[Path]):
+        assert_same(
+            semantic(clips[1], frames_per_window=2, window_overlap=1, batch_size=3),
+            semantic(clips[1], frames_per_window=2, window_overlap=1),
+        )
+
+
+class TestStream:
+    @pytest.mark.parametrize("settings", [{}, {"frames_per_second": 4, "frames_per_window": 6, "minimum_area": 0.1}])
+    def test_gives_what_a_call_gives(self, semantic: Pipeline, clips: list[Path], settings: dict):
+        stream = semantic.stream(clips[1], **settings)
+        assert_same(list(stream), semantic(clips[1], **settings))
+
+    def test_every_frame_of_the_video(self, binary: Pipeline, clips: list[Path]):
+        computed = binary(clips[0], frames_per_second="video")
+        assert [frame["timestamp"] for frame in computed] == pytest.approx(np.arange(20) / 10)
+        interpolated = binary(clips[0], masks_per_second="video")
+        assert [frame["timestamp"] for frame in interpolated] == pytest.approx(np.arange(20) / 10)
+        network = masks_of(binary(clips[0]))
+        masks = masks_of(interpolated)
+        assert (masks[9] == network[0]).all()
+        assert (masks[0] == network[0]).all()
+        assert (masks[19] == network[1]).all()
+
+    def test_masks_between_network_frames_are_interpolated(self, binary: Pipeline, clips: list[Path]):
+        result = binary(clips[1], masks_per_second=4)
+        assert [frame["timestamp"] for frame in result] == pytest.approx(
+            read_media(clips[1], frames_per_second=4).timestamps
+        )
+        batch = binary.processor(videos=str(clips[1]), return_metadata=True)
+        logits, times = run_model(binary, batch)[0], batch["timestamps"][0]
+        for frame, mask in zip(result, masks_of(result), strict=True):
+            place = np.interp(frame["timestamp"], times, np.arange(len(times)))
+            mean = torch.lerp(logits[int(place)], logits[min(int(place) + 1, 4)], float(place % 1))
+            expected = torch.nn.functional.interpolate(mean[None], SIZE[::-1], mode="bilinear")[0, 0] > 0
+            assert (mask != expected.numpy()).mean() < 1e-3
+
+    def test_closing_early_ends_the_thread_and_closes_the_file(self, binary: Pipeline, clips: list[Path]):
+        stream = binary.stream(clips[1], frames_per_second=10, frames_per_window=2)
+        next(stream)
+        assert "read-ahead" in [thread.name for thread in threading.enumerate()]
+        stream.close()
+        assert "read-ahead" not in [thread.name for thread in threading.enumerate()]
+        links = [entry.resolve() for entry in Path("/proc/self/fd").iterdir()]
+        assert clips[1] not in links
+
+    def test_errors_of_the_reading_thread_arrive(self, binary: Pipeline, tmp_path: Path):
+        (tmp_path / "text.mp4").write_text("no video")
+        with pytest.raises(ValueError, match=r"text\.mp4"):
+            next(binary.stream(tmp_path / "text.mp4"))
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
+            next(binary.stream("nowhere.mp4"))
+
+    def test_wrong_arguments_are_refused_at_once(self, binary: Pipeline, clips: list[Path]):
+        with pytest.raises(ValueError, match="window_overlap is .*fewer than the 4 of a window, got 4"):
+            binary.stream(clips[0], frames_per_window=4, window_overlap=4)
+        with pytest.raises(TypeError, match="treshold"):
+            binary.stream(clips[0], treshold=0.5)
 
 
 class VideoFiles(Dataset):

@@ -1,0 +1,224 @@
+"""Videos of any length: read ahead in a thread, cut into overlapping windows, the windows' logits put together again.
+
+These are the parts of `AudioVisualSegmentationPipeline` that know neither files nor networks. Items pass through them in
+order of time, so that only a few are ever held.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+
+
+Item = TypeVar("Item")
+
+# How often a thread that cannot go on looks whether it is still wanted.
+PATIENCE_SECONDS = 0.1
+
+_END = object()
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Frames that the network sees at once.
+
+    Attributes:
+        frames: What the processor's `stream` gives for each.
+        fresh: How many of the frames, at the end, were in no window before.
+        overlap: Over how many frames it fades in and out.
+        is_last: Whether the clip ends with it.
+    """
+
+    frames: tuple[dict[str, Any], ...]
+    fresh: int
+    overlap: int
+    is_last: bool
+
+
+@dataclass(frozen=True, eq=False)
+class FrameLogits:
+    """What the network thinks of one moment.
+
+    Attributes:
+        timestamp: Seconds.
+        logits: (num_labels, height, width) of the network.
+        original_size: (height, width) of the video.
+        mask_timestamps: Moments of masks since the frame before, seconds.
+    """
+
+    timestamp: float
+    logits: torch.Tensor
+    original_size: tuple[int, int]
+    mask_timestamps: Sequence[float]
+
+
+class ReadAhead(Iterator[Item]):
+    """Runs a generator in a thread, a few items ahead of whoever takes them.
+
+    An error in the generator is raised where its item would have been taken. [`close`] ends the thread and the
+    generator, wherever they are, and waits for it.
+
+    Args:
+        items: The generator.
+        capacity: How many items may wait.
+    """
+
+    def __init__(self, items: Generator[Item, None, None], capacity: int) -> None:
+        self._items = items
+        self._waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(capacity)
+        self._is_wanted = True
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Item:
+        """Gives the next item."""
+        if not self._is_wanted:
+            raise StopIteration
+        item, error = self._waiting.get()
+        if item is not _END:
+            return item
+        self.close()
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def take_waiting(self) -> list[Item]:
+        """Gives the next item and all that wait already; nothing at the end."""
+        items = list(islice(self, 1))
+        while items and not self._waiting.empty():
+            # The end waits as well; the next call meets it again.
+            if self._waiting.queue[0][0] is _END:
+                break
+            items.append(self._waiting.get()[0])
+        return items
+
+    def close(self) -> None:
+        """Ends the thread and the generator; items that wait are lost."""
+        self._is_wanted = False
+        self._thread.join()
+
+    def _run(self) -> None:
+        """Fills the queue, from the thread."""
+        error = None
+        try:
+            with closing(self._items):
+                for item in self._items:
+                    if not self._put((item, None)):
+                        return
+        except BaseException as raised:
+            error = raised
+        self._put((_END, error))
+
+    def _put(self, entry: tuple[Any, BaseException | None]) -> bool:
+        """Waits for a place in the queue; tells whether the entry is still wanted."""
+        while self._is_wanted:
+            try:
+                self._waiting.put(entry, timeout=PATIENCE_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+def overlapping_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int) -> Iterator[Window]:
+    """Cuts a clip into windows of `length` frames that share `overlap` frames with the one before.
+
+    The last window is as long as the others and shares more, so that no frame is seen without company. A clip that is
+    shorter than a window is one window.
+
+    Args:
+        frames: In order of time.
+        length: Frames per window.
+        overlap: Frames that a window shares with the one before, less than `length`.
+    """
+    held: deque[dict[str, Any]] = deque(maxlen=length)
+    fresh = 0
+    for frame in frames:
+        # Held back until there is a frame after it, because the last window has to know that it is.
+        if fresh == length or (fresh == length - overlap and len(held) == length):
+            yield Window(tuple(held), fresh, overlap, is_last=False)
+            fresh = 0
+        held.append(frame)
+        fresh += 1
+    if fresh:
+        yield Window(tuple(held), fresh, overlap, is_last=True)
+
+
+def up_to_last(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple[Window, torch.Tensor]]:
+    """Gives the windows of the clip that comes next, of several that follow each other."""
+    for window, logits in outputs:
+        yield window, logits
+        if window.is_last:
+            return
+
+
+def blend_windows(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[FrameLogits]:
+    """Puts the windows of one clip together: where they share frames, one fades into the other.
+
+    Args:
+        outputs: The windows in order of time, each with its logits (frames, num_labels, height, width).
+
+    Yields:
+        The weighted mean of each frame's logits, as soon as no window to come contains it.
+    """
+    waiting: deque[_Blend] = deque()
+    for window, logits in outputs:
+        shared = len(window.frames) - window.fresh
+        while len(waiting) > shared:
+            yield waiting.popleft().finish()
+        waiting.extend(_Blend(frame) for frame in window.frames[shared:])
+        weights = fading_weights(len(logits), window.overlap)
+        for blend, frame_logits, weight in zip(waiting, logits, weights, strict=True):
+            blend.add(frame_logits, weight)
+        if window.is_last:
+            while waiting:
+                yield waiting.popleft().finish()
+
+
+def fading_weights(length: int, overlap: int) -> list[float]:
+    """Lists the weights of a window's frames: 1 in its middle, falling evenly to its edges over `overlap` frames."""
+    return [min(1.0, (index + 1) / (overlap + 1), (length - index) / (overlap + 1)) for index in range(length)]
+
+
+class _Blend:
+    """The weighted mean of one frame's logits."""
+
+    def __init__(self, frame: dict[str, Any]) -> None:
+        self._frame = frame
+        self._sum: torch.Tensor | None = None
+        self._weight = 0.0
+
+    def add(self, logits: torch.Tensor, weight: float) -> None:
+        """Takes the logits of one more window."""
+        self._sum = logits * weight if self._sum is None else self._sum + logits * weight
+        self._weight += weight
+
+    def finish(self) -> FrameLogits:
+        """Returns the mean."""
+        frame = self._frame
+        return FrameLogits(
+            frame["timestamp"], self._sum / self._weight, frame["original_size"], frame["mask_timestamps"]
+        )
+
+
+def logits_at_masks(frames: Iterable[FrameLogits]) -> Iterator[FrameLogits]:
+    """Gives logits for every moment of a mask: between two frames in proportion to time, beyond them as at the nearest."""
+    before: FrameLogits | None = None
+    for frame in frames:
+        for moment in frame.mask_timestamps:
+            yield FrameLogits(moment, _between(before, frame, moment), frame.original_size, (moment,))
+        before = frame
+
+
+def _between(before: FrameLogits | None, after: FrameLogits, moment: float) -> torch.Tensor:
+    """Returns the logits at a moment from those of the frames around it."""
+    if before is None or moment >= after.timestamp or before.timestamp >= after.timestamp:
+        return after.logits
+    share = max(0.0, (moment - before.timestamp) / (after.timestamp - before.timestamp))
+    return torch.lerp(before.logits, after.logits, share)
