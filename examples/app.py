@@ -25,21 +25,20 @@ from typing import Any
 
 import app_views as views
 import gradio as gr
-from app_analysis import Analysis
+from app_analysis import Analysis, TwoStepPipeline
 from app_probe import Limits, RefusedVideoError
 from PIL import Image
-from transformers import Pipeline, pipeline
+from transformers import pipeline
 from transformers.utils import logging
 
 from modeling_pcmanet.media_pcmanet import read_media
-from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.overlay import class_colors
 
 
 HERE = Path(__file__).resolve().parent
 DEMO_MODEL = HERE / "demo_model_semantic"
 DEMO_MODELS = (DEMO_MODEL, HERE / "demo_model")
-CLIPS = {"demo.mp4": "Three shapes, 5 s", "demo_trio.mp4": "Another three, 9 s"}
+CLIPS = {"demo.mp4": "5 s, on grey", "demo_trio.mp4": "9 s, on green"}
 CARD_MOMENT = 1  # the second whose picture stands on a clip's card
 
 DEMO_LIMITS = (
@@ -67,7 +66,7 @@ class Page:
         is_demo: Whether the model is one of the bundled ones, whose limits the page then tells.
     """
 
-    def __init__(self, segmenter: Pipeline, limits: Limits, folder: Path, is_demo: bool) -> None:
+    def __init__(self, segmenter: TwoStepPipeline, limits: Limits, folder: Path, is_demo: bool) -> None:
         self._segmenter = segmenter
         self._limits = limits
         self._folder = folder
@@ -84,16 +83,18 @@ class Page:
             gr.HTML(views.header(Path(self._segmenter.model.name_or_path).name, str(self._segmenter.device)))
             gr.HTML(views.notice(self._notice))
             with gr.Row(elem_id="columns"):
-                with gr.Column(elem_id="controls", min_width=300):
-                    self._lay_out_controls()
-                with gr.Column(elem_id="results", min_width=300):
+                with gr.Column(elem_id="source"):
+                    self._lay_out_source()
+                with gr.Column(elem_id="results"):
                     self._lay_out_results()
+                with gr.Column(elem_id="settings"):
+                    self._lay_out_settings()
             self._stages = gr.HTML(elem_id="stages")
             self._connect()
         return blocks.queue(max_size=LONGEST_QUEUE)
 
-    def _lay_out_controls(self) -> None:
-        """Lays out what visitors give and choose."""
+    def _lay_out_source(self) -> None:
+        """Lays out what visitors give."""
         self._upload = gr.File(
             label=f"Video with sound, up to {self._limits.megabytes} MB and {self._limits.seconds:.0f} s",
             file_types=["video"],
@@ -107,6 +108,9 @@ class Page:
             js_on_load="element.addEventListener('click', (event) => {"
             "const card = event.target.closest('[data-clip]'); if (card) trigger('select', card.dataset); });",
         )
+
+    def _lay_out_settings(self) -> None:
+        """Lays out what visitors choose, and take along."""
         self._threshold = gr.Slider(
             0,
             0.95,
@@ -130,9 +134,10 @@ class Page:
                 label="What sounds", interactive=False, autoplay=True, elem_id="overlay", buttons=["download"]
             )
             self._timeline = gr.HTML(elem_id="timeline", js_on_load=(HERE / "app.js").read_text(encoding="utf-8"))
+            self._notes = gr.HTML(elem_id="notes")
         self._legend = gr.HTML(views.legend(self._colors, []), elem_id="legend")
         self._analysis = gr.State(None, time_to_live=SECONDS_KEPT, delete_callback=_close)
-        self._moment = gr.State(0)
+        self._moment = gr.State(None)
 
     def _connect(self) -> None:
         """Says what happens when; the network and the drawing serve one visitor at a time."""
@@ -144,12 +149,12 @@ class Page:
         }
         choices = [self._rate, self._threshold, self._analysis]
         drawn = [self._message, self._overlay, self._timeline, self._legend, self._archive, self._moment]
-        made = [*drawn, self._analysis, self._found, self._welcome, self._upload, self._rate]
+        made = [*drawn, self._notes, self._analysis, self._found, self._welcome, self._upload, self._rate]
         for event in (
             self._upload.upload(self.take_upload, [self._upload, *choices], made, **heavy),
             self._clips.select(self.take_clip, choices, made, **heavy),
-            self._rate.input(self.change_rate, choices, made, **heavy),
-            self._threshold.release(self.change_threshold, [self._threshold, self._analysis], drawn, **heavy),
+            self._rate.input(self.change_rate, [*choices, self._moment], made, **heavy),
+            self._threshold.release(self.change_threshold, [*choices[1:], self._moment], drawn, **heavy),
             self._timeline.select(self.pick_moment, None, self._moment, api_visibility="private", queue=False),
         ):
             event.then(
@@ -184,11 +189,16 @@ class Page:
         return self._take(HERE / event.clip, rate, threshold, analysis, progress)
 
     def change_rate(
-        self, rate: int, threshold: float, analysis: Analysis | None, progress: gr.Progress = PROGRESS
+        self,
+        rate: int,
+        threshold: float,
+        analysis: Analysis | None,
+        moment: int | None,
+        progress: gr.Progress = PROGRESS,
     ) -> dict[Any, Any]:
         """Runs the network again, on more or fewer frames of the same video."""
         if analysis is None:
-            return {}
+            return self._nothing_to_change(moment)
         try:
             analysis.run(rate)
         except RefusedVideoError as refusal:
@@ -196,21 +206,25 @@ class Page:
         return self._draw(analysis, threshold, progress)
 
     def change_threshold(
-        self, threshold: float, analysis: Analysis | None, progress: gr.Progress = PROGRESS
+        self, threshold: float, analysis: Analysis | None, moment: int | None, progress: gr.Progress = PROGRESS
     ) -> dict[Any, Any]:
         """Draws again what the network has said already."""
-        return {} if analysis is None else self._draw(analysis, threshold, progress)
+        return self._nothing_to_change(moment) if analysis is None else self._draw(analysis, threshold, progress)
 
     def pick_moment(self, event: gr.EventData) -> int:
         """Takes the network frame that was clicked on in the timeline."""
         return int(event.number)
 
-    def show_stages(self, analysis: Analysis | None, moment: int) -> str:
+    def show_stages(self, analysis: Analysis | None, moment: int | None) -> str:
         """Shows what the four stages see at a moment."""
-        if analysis is None:
+        if analysis is None or moment is None:
             return ""
-        stages = analysis.stages(moment)
-        return views.stage_cards(stages, analysis.timestamps[min(moment, len(analysis.timestamps) - 1)])
+        number = min(max(moment, 0), len(analysis.timestamps) - 1)
+        return views.stage_cards(analysis.stages(number), analysis.timestamps[number])
+
+    def _nothing_to_change(self, moment: int | None) -> dict[Any, Any]:
+        """Tells whoever had a result that it is gone; before the first one, settings wait for a video."""
+        return {self._message: "" if moment is None else views.message(EXPIRED)}
 
     def _take(
         self, video: Path, rate: int, threshold: float, earlier: Analysis | None, progress: gr.Progress
@@ -226,8 +240,14 @@ class Page:
             _close(analysis)
             return {self._message: views.message(str(refusal)), self._upload: None}
         _close(earlier)
-        shown = {self._found: gr.Column(visible=True), self._welcome: gr.HTML(visible=False)}
-        return {**updates, **shown, self._analysis: analysis, self._upload: None, self._rate: analysis.rate}
+        return {
+            **updates,
+            self._notes: views.notes(analysis.notes),
+            self._analysis: analysis,
+            self._found: gr.Column(visible=True),
+            self._welcome: gr.HTML(visible=False),
+            self._upload: None,
+        }
 
     def _draw(self, analysis: Analysis, threshold: float, progress: gr.Progress) -> dict[Any, Any]:
         """Draws with a threshold all that depends on it."""
@@ -256,15 +276,13 @@ def _picture_of(clip: Path) -> Image.Image:
     return picture
 
 
-def load_segmenter(model: str, device: str | None) -> Pipeline:
+def load_segmenter(model: str, device: str | None) -> TwoStepPipeline:
     """Loads a checkpoint, always with the code installed here."""
     if model.count("/") != 1 and not Path(model).is_dir():
         raise FileNotFoundError(f"There is no checkpoint folder {model}. Give a folder, or a Hub id as owner/name.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    segmenter = pipeline(
-        "audio-visual-segmentation", model=model, device=device, pipeline_class=AudioVisualSegmentationPipeline
-    )
+    segmenter = pipeline("audio-visual-segmentation", model=model, device=device, pipeline_class=TwoStepPipeline)
     logging.enable_progress_bar()
     return segmenter
 

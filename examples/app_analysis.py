@@ -5,12 +5,13 @@ was drawn last. In memory there is almost nothing, so that many visitors find ro
 """
 
 import json
-import math
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,47 @@ from app_probe import Limits, RefusedVideoError, probe_video
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import Pipeline
 
-from modeling_pcmanet.media_pcmanet import iterate_frames, read_audio
+from modeling_pcmanet.media_pcmanet import iterate_frames, read_media
+from modeling_pcmanet.media_source_pcmanet import SOUND_REMEDY
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.overlay import class_colors, write_masks, write_overlay_video
 from pcmanet.pipelines.stage_maps import StageMap, draw_stage_maps
+from pcmanet.pipelines.streaming import FrameLogits, Window, blend_windows, logits_at_masks
 from pcmanet.pipelines.timeline import Span, loudness, sounding_spans
 
 
 # Segments smaller than this share of the picture are specks.
 MINIMUM_AREA = 0.001
 LOUDNESS_PARTS = 400
-# The overlay is for looking at; masks keep the video's own size.
-LARGEST_OVERLAY_HEIGHT = 720
+# The overlay is for looking at: small enough to be quick, large enough for crisp names. Masks keep the video's own size.
+OVERLAY_HEIGHTS = (480, 720)
 # The stages are computed anew for one moment, with as many frames around it as one window of the pipeline holds.
 FRAMES_PER_WINDOW = 10
 STAGE_PICTURE_SIDE = 320
 
 Report = Callable[[float, str], None]
+
+
+class TwoStepPipeline(AudioVisualSegmentationPipeline):
+    """The pipeline in two steps: a call gives the network's logits, [`segment`] makes of them what the call else gives."""
+
+    def postprocess(
+        self, model_outputs: Iterable[tuple[Window, torch.Tensor]], **_: float | None
+    ) -> list[FrameLogits]:
+        """Gives the logits of every moment."""
+        return list(logits_at_masks(blend_windows(model_outputs)))
+
+    def segment(self, moment: FrameLogits, threshold: float) -> dict[str, Any]:
+        """Makes the pipeline's entry of one moment."""
+        frame = {
+            "timestamp": moment.timestamp,
+            "original_size": moment.original_size,
+            "mask_timestamps": (moment.timestamp,),
+        }
+        window = Window((frame,), fresh=1, overlap=0, is_last=True)
+        (entry,) = super().postprocess([(window, moment.logits[None])], threshold, MINIMUM_AREA)
+        return entry
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,7 @@ class Drawing:
 
 
 class Analysis:
-    """One video and what the network said of it.
+    """One video of one visit and what the network said of it.
 
     Args:
         segmenter: The pipeline.
@@ -69,9 +93,20 @@ class Analysis:
 
     Raises:
         RefusedVideoError: If the video breaks a limit or cannot be used; the message is for the visitor.
+
+    Attributes:
+        name: As given.
+        video: The copy of the file.
+        facts: What the file says of itself.
+        loudness: (parts,), over the time of the video, in [0, 1].
+        notes: What was done to use the file although it is odd.
+        rate: Network frames per second of the last run.
+        timestamps: Their moments, seconds.
     """
 
-    def __init__(self, segmenter: Pipeline, upload: str | Path, name: str, limits: Limits, folder: Path) -> None:
+    def __init__(
+        self, segmenter: TwoStepPipeline, upload: str | Path, name: str, limits: Limits, folder: Path
+    ) -> None:
         self._segmenter = segmenter
         self._limits = limits
         self._folder = tempfile.TemporaryDirectory(prefix="visit_", dir=folder)
@@ -80,12 +115,15 @@ class Analysis:
         try:
             shutil.copyfile(upload, self.video)
             self.facts = probe_video(self.video, name, limits)
-            waveform, sampling_rate = read_audio(self.video)
+            # For the sound, laid on the video's clock, and what was done to use the file: one frame is enough.
+            media = read_media(self.video, frames_per_second=1 / max(1.0, self.facts.seconds))
         except (OSError, ValueError) as error:
             self.close()
             raise self._refusal(error) from error
-        self.loudness = loudness(waveform, sampling_rate, self.facts.seconds, LOUDNESS_PARTS)
+        self.loudness = loudness(media.waveform, media.sampling_rate, self.facts.seconds, LOUDNESS_PARTS)
+        self.notes = media.notes
         self.rate = 0.0
+        self.timestamps: list[float] = []
 
     @property
     def colors(self) -> dict[str, tuple[int, int, int]]:
@@ -93,7 +131,7 @@ class Analysis:
         return class_colors(self._segmenter.model.config.id2label)
 
     def run(self, rate: float) -> None:
-        """Runs the network on `rate` frames per second of video, and keeps its logits beside its input.
+        """Runs the network on `rate` frames per second of video, and keeps its logits.
 
         Raises:
             RefusedVideoError: If that is too much at once, or the video cannot be decoded.
@@ -102,26 +140,22 @@ class Analysis:
         logits_per_frame = self._segmenter.model.config.num_labels * network_size["height"] * network_size["width"]
         self._limits.check_work(self.facts, rate, logits_per_frame)
         try:
-            inputs = self._segmenter.preprocess(str(self.video), frames_per_second=rate)
-            network_input = {"frames": inputs["frames"][0], "sound": inputs["sound"][0]}
-            outputs = self._segmenter.forward(inputs, progress_bar=True)
+            moments = self._segmenter(str(self.video), frames_per_second=rate, progress_bar=True)
         except (OSError, ValueError) as error:
             raise self._refusal(error) from error
         self.rate = rate
-        self.timestamps = outputs["timestamps"]
-        self._size = outputs["original_size"]
-        tensors = {**network_input, "logits": outputs["logits"][0]}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, self._tensors)
+        self.timestamps = [moment.timestamp for moment in moments]
+        self._size = tuple(moments[0].original_size)
+        save_file({"logits": torch.stack([moment.logits for moment in moments])}, self._logits)
 
     def segment(self, threshold: float) -> list[dict[str, Any]]:
         """Gives what the pipeline gives for this video with a threshold, from the logits that were kept."""
-        with safe_open(self._tensors, "pt") as tensors:
-            outputs = {
-                "logits": tensors.get_tensor("logits")[None],
-                "timestamps": self.timestamps,
-                "original_size": self._size,
-            }
-        return self._segmenter.postprocess(outputs, threshold=threshold, minimum_area=MINIMUM_AREA)
+        with safe_open(self._logits, "pt") as file:
+            rows = file.get_slice("logits")
+            return [
+                self._segmenter.segment(FrameLogits(timestamp, rows[number], self._size, ()), threshold)
+                for number, timestamp in enumerate(self.timestamps)
+            ]
 
     def draw(self, threshold: float, report: Report) -> Drawing:
         """Draws overlay and masks with a threshold; `report` hears the share done, in [0, 1], and of what."""
@@ -142,12 +176,16 @@ class Analysis:
         """Draws what the four stages see in network frame `number`."""
         number = min(max(number, 0), len(self.timestamps) - 1)
         first = max(0, min(number - FRAMES_PER_WINDOW // 2, len(self.timestamps) - FRAMES_PER_WINDOW))
+        stream = self._segmenter.processor.stream(str(self.video), frames_per_second=self.rate)
+        with closing(stream):
+            window = list(islice(stream, first, first + FRAMES_PER_WINDOW))
         model = self._segmenter.model
-        with safe_open(self._tensors, "pt") as tensors:
-            window = slice(first, first + FRAMES_PER_WINDOW)
-            frames, sound = (tensors.get_slice(name)[window][None].to(model.device) for name in ("frames", "sound"))
+        inputs = {
+            name: torch.stack([frame[name] for frame in window])[None].to(model.device, model.dtype)
+            for name in ("pixel_values", "input_features")
+        }
         with torch.no_grad():
-            outputs = model(pixel_values=frames, input_features=sound)
+            outputs = model(**inputs)
         picture = self._picture_at(self.timestamps[number])
         return draw_stage_maps(picture, outputs, self.colors, model.config.id2label, number=number - first)
 
@@ -156,15 +194,16 @@ class Analysis:
         self._folder.cleanup()
 
     @property
-    def _tensors(self) -> Path:
-        """The file of what went into the network and what came out."""
-        return Path(self._folder.name) / "network.safetensors"
+    def _logits(self) -> Path:
+        """The file of what the network said."""
+        return Path(self._folder.name) / "logits.safetensors"
 
     def _pictures(self, report: Report) -> Iterator[tuple[float, np.ndarray]]:
-        """Yields the frames of the video, no larger than a page needs them."""
-        scale = min(1.0, LARGEST_OVERLAY_HEIGHT / self.facts.height)
+        """Yields the frames of the video at a size that suits a page."""
         for count, (seconds, frame) in enumerate(iterate_frames(self.video)):
             report(min(1.0, count / self.facts.frames), "Drawing the masks")
+            height = len(frame)
+            scale = min(max(height, OVERLAY_HEIGHTS[0]), OVERLAY_HEIGHTS[1]) / height
             yield seconds, frame if scale == 1 else np.asarray(_resized(frame, scale))
 
     def _picture_at(self, timestamp: float) -> Image.Image:
@@ -181,7 +220,7 @@ class Analysis:
         archive = Path(self._folder.name) / "masks.zip"
         config = self._segmenter.model.config
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-            paths = write_masks(Path(folder), results, config.id2label, size=tuple(self._size[::-1]))
+            paths = write_masks(Path(folder), results, config.id2label, size=self._size[::-1])
             description = {
                 "video": self.name,
                 "model": config.name_or_path,
@@ -197,8 +236,8 @@ class Analysis:
         return archive
 
     def _refusal(self, error: Exception) -> RefusedVideoError:
-        """Makes an error one for visitors: their name of the video in place of our path."""
-        return RefusedVideoError(str(error).replace(str(self.video), self.name))
+        """Makes an error one for visitors: their name of the video in place of our path, and no advice to programmers."""
+        return RefusedVideoError(str(error).replace(str(self.video), self.name).replace(SOUND_REMEDY, "").strip())
 
 
 def _describe(result: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -215,6 +254,6 @@ def _describe(result: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _resized(frame: np.ndarray, scale: float) -> Image.Image:
-    """Makes a picture of a frame, smaller by a factor."""
-    size = [max(1, math.ceil(length * scale)) for length in frame.shape[1::-1]]
-    return Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
+    """Makes a picture of a frame, larger or smaller by a factor."""
+    size = [max(1, round(length * scale)) for length in frame.shape[1::-1]]
+    return Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)

@@ -8,7 +8,6 @@ from av.stream import Stream
 from modeling_pcmanet.media_source_pcmanet import open_media, video_stream
 
 
-BYTES_PER_PIXEL = 3
 BYTES_PER_LOGIT = 4
 
 
@@ -41,7 +40,7 @@ class Limits:
         megabytes: Largest upload, in MB of 10^6 bytes.
         seconds: Longest video, and longest sound under it.
         pixels: Largest picture.
-        held_bytes: Most memory for the frames that the network gets, and again for its logits.
+        held_bytes: Most memory for the logits of a video, and again for its masks.
     """
 
     megabytes: int = 100
@@ -55,7 +54,7 @@ class Limits:
         Raises:
             RefusedVideoError: If it is too much at once.
         """
-        bytes_per_frame = max(facts.width * facts.height * BYTES_PER_PIXEL, logits_per_frame * BYTES_PER_LOGIT)
+        bytes_per_frame = max(facts.width * facts.height, logits_per_frame * BYTES_PER_LOGIT)
         held = max(1.0, facts.seconds * rate) * bytes_per_frame
         if held > self.held_bytes:
             share = self.held_bytes / held
@@ -81,8 +80,8 @@ def probe_video(path: Path, name: str, limits: Limits) -> Facts:
         RefusedVideoError: If it has no sound or breaks a limit.
         ValueError: If it is no video.
     """
-    with open_media(path) as (container, _):
-        video = video_stream(container, name)
+    with open_media(path) as (container, notes):
+        video = video_stream(container, notes)
         sound = container.streams.best("audio")
         if sound is None:
             raise RefusedVideoError(

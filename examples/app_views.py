@@ -36,7 +36,7 @@ def header(model: str, device: str) -> str:
 
 
 def notice(text: str) -> str:
-    """What the model can and cannot do; backquotes become code."""
+    """What the model can and cannot do; what stands between double asterisks is bold."""
     parts = html.escape(text).split("**")
     return (
         '<div class="notice">'
@@ -58,7 +58,7 @@ def clip_cards(clips: Mapping[str, tuple[str, Image.Image]]) -> str:
 def welcome() -> str:
     """What stands where the result will be."""
     steps = (
-        ("Drop a video", "with sound; it stays on this machine and is removed when you leave"),
+        ("Drop a video", "with sound; it is kept for an hour at most, and seen by nobody else"),
         ("Watch and listen", "what sounds is marked in the video, each class in its colour"),
         ("Look closer", "move the threshold, click on a moment, take the masks with you"),
     )
@@ -69,6 +69,14 @@ def welcome() -> str:
 def message(text: str) -> str:
     """Why there is no result."""
     return f'<div class="message" role="alert"><b>This did not work.</b> {html.escape(text)}</div>'
+
+
+def notes(texts: Sequence[str]) -> str:
+    """What was done to use an odd video."""
+    if not texts:
+        return ""
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    return f'<div class="notes"><b>About this video</b><ul>{items}</ul></div>'
 
 
 def legend(colors: Mapping[str, Color], found: Sequence[str]) -> str:
