@@ -93,8 +93,7 @@ class _Layout:
 
     def shown(self, strip: int) -> list[int]:
         """Returns the numbers of the network frames that a strip shows, the middle one of each column."""
-        first = range(0, self.number, self.step)[strip * self.columns : (strip + 1) * self.columns]
-        return [min(index + self.step // 2, self.number - 1) for index in first]
+        return shown_frames(self.number)[strip * self.columns : (strip + 1) * self.columns]
 
     def span(self, strip: int) -> range:
         """Returns the numbers of all network frames whose time a strip covers."""
@@ -102,8 +101,21 @@ class _Layout:
         return range(strip * per_strip, min((strip + 1) * per_strip, self.number))
 
 
+def shown_frames(number: int) -> list[int]:
+    """Lists the network frames that a sheet shows, the middle one of each column.
+
+    Args:
+        number: Network frames in the video.
+
+    Returns:
+        Numbers of frames from 0, ascending; at most as many as there are columns on a sheet.
+    """
+    step = _frames_per_column(number)
+    return [min(first + step // 2, number - 1) for first in range(0, number, step)]
+
+
 def draw_contact_sheet(
-    frames: Sequence[np.ndarray],
+    frames: Sequence[np.ndarray] | Mapping[int, np.ndarray],
     results: Sequence[Mapping[str, Any]],
     colors: Mapping[str, Color],
     *,
@@ -115,7 +127,8 @@ def draw_contact_sheet(
     """Draws frames, masks, waveform and legend on one sheet.
 
     Args:
-        frames: The network's frames at any size, one per result: uint8 arrays (height, width, 3), RGB.
+        frames: The network's frames at any size, one per result: uint8 arrays (height, width, 3), RGB. Of a long video
+            a mapping with those frames alone that [`shown_frames`] lists is enough.
         results: The pipeline's result for this video.
         colors: The colour of every label, from `class_colors`.
         waveform: (channels, samples) or (samples,), sample 0 at time 0; without it the sound is a flat line.
@@ -127,11 +140,13 @@ def draw_contact_sheet(
         An RGB picture, about 2000 pixels wide from five frames on.
 
     Raises:
-        ValueError: If there is not one frame per result.
+        ValueError: If there is not one frame per result, or one that is shown is not in a mapping.
     """
-    if len(frames) != len(results) or not results:
+    shown = shown_frames(len(results)) if results else []
+    whole = set(shown) <= frames.keys() if isinstance(frames, Mapping) else len(frames) == len(results)
+    if not results or not whole:
         raise ValueError(f"Every result needs its frame, got {len(frames)} frames and {len(results)} results.")
-    layout = _layout(frames[0].shape[:2], [len(result["segments"]) for result in results])
+    layout = _layout(frames[shown[0]].shape[:2], [len(result["segments"]) for result in results])
     head = _head(layout, results, colors, frames_per_second, title)
     sheet = Image.new("RGB", (layout.width, head.height + layout.strips * layout.strip_height), PAPER)
     sheet.paste(head)
@@ -149,10 +164,15 @@ def draw_contact_sheet(
     return sheet
 
 
+def _frames_per_column(number: int) -> int:
+    """Returns how many of `number` network frames share a column, so that all fit on a sheet."""
+    return math.ceil(number / (COLUMNS_PER_STRIP * MOST_STRIPS))
+
+
 def _layout(frame_size: tuple[int, int], segment_counts: list[int]) -> _Layout:
     """Chooses how many columns and strips there are, and how large a frame of (height, width) may be."""
     number = len(segment_counts)
-    step = math.ceil(number / (COLUMNS_PER_STRIP * MOST_STRIPS))
+    step = _frames_per_column(number)
     columns = math.ceil(number / step)
     strips = math.ceil(columns / COLUMNS_PER_STRIP)
     columns = math.ceil(columns / strips)

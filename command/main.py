@@ -1,0 +1,74 @@
+"""The `pcmanet` command: which command was called, and what the shell is told in the end.
+
+    pcmanet --help
+    python -m pcmanet.command.main --help    # the same, for torchrun and accelerate launch
+
+Everything heavy is imported when it is needed: help and errors of usage come at once.
+"""
+
+import os
+import shlex
+import signal
+import sys
+from types import FrameType
+
+from .arguments import parse_arguments
+
+
+DONE, SOME_FAILED, STOPPED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: a batch system takes the machine back. It ends the work as Ctrl-C does."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: What follows `pcmanet`; by default what the shell gave.
+
+    Returns:
+        The exit code, see `pcmanet --help`.
+    """
+    parsed = parse_arguments(arguments)
+    earlier = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        if parsed.command == "info":
+            from .information import run
+        elif parsed.command == "demo":
+            from .demonstration import run
+        else:
+            from .segmentation import run
+        return SOME_FAILED if run(parsed) else DONE
+    except KeyboardInterrupt as interrupt:
+        command = shlex.join(["pcmanet", *(sys.argv[1:] if arguments is None else arguments)])
+        _say(f"\ninterrupted: what is done is whole and kept. To go on: {command.replace(' --overwrite', '')}")
+        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left, as `head` does; the interpreter must not try to write to it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STOPPED
+    except Exception as error:
+        from .errors import is_of_user
+
+        if not is_of_user(error):
+            raise
+        _say(f"error: {' '.join(str(error).split())}")
+        return STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """Ends the work when SIGTERM comes."""
+    raise Terminated
+
+
+def _say(text: str) -> None:
+    """Writes a line to the error output."""
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

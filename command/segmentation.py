@@ -1,0 +1,130 @@
+"""`pcmanet segment`: videos split over processes and devices, and what is said in the end."""
+
+from argparse import Namespace
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from transformers import Pipeline
+
+from .checkpoint import check_name, fingerprint, load_segmenter
+from .output_folder import OutputFolder, check_ours
+from .progress import Progress
+from .videos import Videos, find_videos
+from .worker import Worker, find_results
+
+
+# Processes wait for the slowest of them, whose videos may take days longer.
+LONGEST_WAIT = timedelta(days=365)
+
+
+def run(arguments: Namespace) -> bool:
+    """Segments what the command line asks for; every process of a run calls this.
+
+    Args:
+        arguments: Of `pcmanet segment`.
+
+    Returns:
+        Whether there are videos that could not be segmented.
+    """
+    if arguments.ray:
+        from .ray_job import run_on_ray
+
+        return run_on_ray(arguments)
+    state = start_processes(arguments.device)
+    output = OutputFolder(arguments.output)
+    try:
+        # The first process goes ahead, so that what is wrong is said once.
+        with state.main_process_first():
+            videos, segmenter = prepare(arguments, output, state)
+        videos.names = broadcast_object_list([videos.names])[0]
+        work(arguments, videos, segmenter, output, state)
+        state.wait_for_everyone()
+        return report(arguments, videos, output, silent=not state.is_main_process)
+    finally:
+        output.leave()
+        state.destroy_process_group()
+
+
+def prepare(arguments: Namespace, output: OutputFolder, state: PartialState) -> tuple[Videos, Pipeline]:
+    """Finds the videos, loads the checkpoint and begins the run, or joins that of the first process."""
+    first = state.is_main_process
+    if first:
+        check_ours(arguments.output, thoroughly=arguments.overwrite)
+    videos = find_videos(arguments, look=first)
+    segmenter = load_segmenter(arguments.model, choose_device(arguments.device, state))
+    if first:
+        begin(output, arguments, segmenter)
+    else:
+        output.join()
+    return videos, segmenter
+
+
+def start_processes(device: str | None) -> PartialState:
+    """Meets the other processes of a run that torchrun or `accelerate launch` started."""
+    # Left to itself, PartialState takes CPU processes of torchrun for one process each.
+    on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+
+
+def choose_device(device: str | None, state: PartialState) -> torch.device:
+    """Returns the device of this process.
+
+    Raises:
+        ValueError: If there is no such device, or one device was named for several processes.
+    """
+    if device is None:
+        return state.device
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    if state.num_processes > 1 and wanted.index is not None:
+        raise ValueError(f"--device {device} is one, but there are {state.num_processes} processes. Leave it out.")
+    return wanted if state.num_processes == 1 else state.device
+
+
+def begin(output: OutputFolder, arguments: Namespace, segmenter: Pipeline) -> None:
+    """Begins a run in the folder of results."""
+    names = ("format", "frames_per_second", "threshold", "minimum_area")
+    names += ("overlay", "overlay_frames_per_second", "contact_sheet")
+    output.begin(
+        check_name(arguments.model),
+        {"checkpoint": fingerprint(segmenter), **{name: getattr(arguments, name) for name in names}},
+        is_archive=arguments.format == "parquet",
+        overwrite=arguments.overwrite,
+        retry_failed=arguments.retry_failed,
+    )
+
+
+def work(arguments: Namespace, videos: Videos, segmenter: Pipeline, output: OutputFolder, state: PartialState) -> None:
+    """Does this process's share of the videos but for those that are done."""
+    share = videos.names[state.process_index :: state.num_processes]
+    results = find_results(arguments, videos, output)
+    pending = [name for name in share if name not in results]
+    title = "segmenting" if state.num_processes == 1 else f"segmenting, 1 of {state.num_processes} processes"
+    done, hidden = len(share) - len(pending), not state.is_main_process
+    with (
+        Worker(arguments, videos, segmenter, output) as worker,
+        Progress(title, len(share), done, hidden=hidden) as bars,
+    ):
+        for name in pending:
+            outcome = worker.segment(name, bars)
+            bars.finish_video()
+            bars.say(outcome.line, failed=outcome.error is not None)
+
+
+def report(arguments: Namespace, videos: Videos, output: OutputFolder, *, silent: bool = False) -> bool:
+    """Says how it went with all videos of the run.
+
+    Returns:
+        Whether there are some that could not be segmented.
+    """
+    results = find_results(arguments, videos, output)
+    good = sum(results.get(name, False) for name in videos.names)
+    if not silent:
+        reading = f', read by load_dataset("{output.path}")' if arguments.format == "parquet" else ""
+        print(f"{good} of {len(videos.names)} videos segmented, results in {output.path}{reading}")
+    return good < len(videos.names)

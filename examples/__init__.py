@@ -1,0 +1,1 @@
+"""What comes with the package: the demo clip and models for `pcmanet demo`, and the scripts beside them."""
