@@ -18,7 +18,7 @@ import torch
 from .checkpoint import load_segmenter
 from .errors import say
 from .output_folder import OutputFolder, check_ours
-from .progress import Progress
+from .progress_bars import Progress
 from .segmentation import begin, report
 from .videos import Videos, find_videos
 from .worker import Worker, find_results

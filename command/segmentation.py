@@ -10,7 +10,7 @@ from transformers import Pipeline
 
 from .checkpoint import check_name, fingerprint, load_segmenter
 from .output_folder import OutputFolder, check_ours
-from .progress import Progress
+from .progress_bars import Progress
 from .videos import Videos, find_videos
 from .worker import Worker, find_results
 

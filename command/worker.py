@@ -8,7 +8,7 @@ from .archive_rows import rows_of_video
 from .archive_shards import ShardWriter, find_done
 from .errors import VIDEO_ERRORS, say
 from .output_folder import RECORDS, OutputFolder
-from .progress import Progress
+from .progress_bars import Progress
 from .records import RecordedResults
 from .summary import Outcome, format_table, summarize
 from .video_results import draw, open_video, record

@@ -1,0 +1,73 @@
+"""Runs of the `pcmanet` command in tests: a tiny checkpoint, small real clips, and the command in a process to kill."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny_model import tiny_model
+
+from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet.media_pcmanet import write_video
+
+
+SIZE = (64, 48)
+RATE = 16000
+EAR = {"block_channels": [[4], [6], [6]], "hidden_size": 12, "embedding_size": 10}
+
+
+def frames(seconds: int, seed: int = 0) -> np.ndarray:
+    """Coarse noise that wanders, ten frames a second."""
+    still = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    return np.stack([np.roll(still, frame, axis=1) for frame in range(10 * seconds)])
+
+
+def sound(seconds: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, (1, seconds * RATE)).astype(np.float32)
+
+
+def write_clip(path: Path, seconds: int = 3, seed: int = 0, *, silent: bool = False) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    track = () if silent else (sound(seconds, seed), RATE)
+    write_video(path, frames(seconds, seed), 10, *track)
+    return path
+
+
+def save_checkpoint(folder: Path, **settings: object) -> Path:
+    """Save a tiny model that finds about half of the picture sounding, and its processor."""
+    model = tiny_model(sharpness=8.0, audio_config=EAR, **settings)
+    processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
+    batch = processor(videos=frames(3)[::10], audio=sound(3), sampling_rate=RATE)
+    with torch.no_grad():
+        for stage in model.model.stages:
+            stage.head[-1].bias -= model(**batch).logits.median()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def start_process(work: Callable[[], object], log: Path) -> int:
+    """Run something in a process of its own that has everything imported already; give its id."""
+    process = os.fork()
+    if process == 0:
+        code = 70
+        try:
+            with log.open("ab") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            code = int(work() or 0)
+        finally:
+            os._exit(code)
+    return process
+
+
+def finish_process(process: int) -> int:
+    """Wait for a process; give its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def end_process(process: int) -> None:
+    """Kill a process so that it can do nothing any more."""
+    os.kill(process, signal.SIGKILL)
