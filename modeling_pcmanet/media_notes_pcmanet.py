@@ -42,5 +42,5 @@ class MediaNotes:
     def finish(self) -> None:
         """Makes the notes of what was counted."""
         for what, number in self._counts.items():
-            self.add(f"{number} {what}")
+            self.add(f"{what}: {number}")
         self._counts.clear()

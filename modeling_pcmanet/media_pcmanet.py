@@ -25,6 +25,7 @@ from .media_source_pcmanet import (
     MediaError,
     MediaSource,
     audio_stream,
+    declared_seconds,
     decode,
     finite_waveform,
     no_frames,
@@ -56,7 +57,7 @@ LARGEST_SOUND_BYTES = 4 * 2**30
 SOUND_MARGIN_SECONDS = 1.0
 
 # Silence that was filled in is noted from here on: codecs and containers differ by less.
-NOTED_SILENCE_SECONDS = 0.1
+NOTED_SILENCE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bo
             else:
                 frames.add(frame, clock.read(frame))
         pictures, timestamps = frames.finish(clock.end)
-        note_missing_end(video, clock.end, notes)
+        note_missing_end(video, clock.end, notes, sound.end if audio else None)
         waveform, sampling_rate = sound.finish_with(clock) if audio else (None, None)
         notes.finish()
     return Media(pictures, timestamps, waveform, sampling_rate, notes.name, tuple(notes.texts))
@@ -172,11 +173,20 @@ def iterate_frames(source: MediaSource) -> Iterator[tuple[float, np.ndarray]]:
         note_missing_end(video, clock.end, notes)
 
 
-def note_missing_end(video: VideoStream, end: float, notes: MediaNotes) -> None:
-    """Notes where a video ends before the time that it declares itself: a download that broke off, a lost tail."""
-    declared = float(video.duration * video.time_base) if video.duration else 0.0
-    if declared > end + SOUND_MARGIN_SECONDS:
-        notes.add(f"its picture ends at {end:.2f} s, but it declares {declared:.2f} s; what is there is used")
+def note_missing_end(video: VideoStream, end: float, notes: MediaNotes, sound_end: float | None = None) -> None:
+    """Notes where a video ends before the time that it declares itself: a download that broke off, a lost tail.
+
+    Args:
+        video: The stream that was read.
+        end: When its last frame leaves the screen, seconds.
+        notes: Where to say it.
+        sound_end: When the sound ends, seconds; None if it was not read.
+    """
+    own, whole = declared_seconds(video)
+    if not own and (sound_end is not None or len(video.container.streams) == 1):
+        own = whole if whole > max(end, sound_end or 0.0) + SOUND_MARGIN_SECONDS else 0.0
+    if own > end + SOUND_MARGIN_SECONDS:
+        notes.add(f"its picture ends at {end:.2f} s, but it declares {own:.2f} s; what is there is used")
 
 
 class _Frames:
@@ -234,6 +244,11 @@ class _Sound:
     def first_second(self) -> float:
         """Time of the first chunk in the container, seconds."""
         return self._converter.first_second
+
+    @property
+    def end(self) -> float:
+        """How long the sound lasts that was decoded, without holes, seconds."""
+        return sum(samples.shape[1] for _, samples in self._chunks) / max(1, self._converter.sampling_rate)
 
     def add(self, frame: av.AudioFrame) -> None:
         """Takes the next decoded chunk."""
@@ -296,9 +311,7 @@ class _Sound:
         if seconds < NOTED_SILENCE_SECONDS:
             return
         if line.position:
-            self._notes.count(
-                "holes in its sound were filled with silence" if hole > 0 else "overlaps in its sound were cut"
-            )
+            self._notes.count("holes in its sound filled with silence" if hole > 0 else "overlaps in its sound cut")
         elif hole > 0:
             self._notes.add(f"its sound starts {seconds:.2f} s after its picture; silence is filled in")
         else:

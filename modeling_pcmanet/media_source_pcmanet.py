@@ -51,7 +51,7 @@ MOST_UNREADABLE_IN_A_ROW = 1000
 LOWEST_SAMPLING_RATE = 1_000
 HIGHEST_SAMPLING_RATE = 768_000
 
-DAMAGED = "damaged or missing packets of data were left out"
+DAMAGED = "damaged or missing packets of data left out"
 
 SOUND_REMEDY = "Pass the sound as `audio=` (a waveform) with its `sampling_rate=`."
 
@@ -141,6 +141,18 @@ def audio_stream(container: InputContainer, notes: MediaNotes) -> AudioStream:
     return audio
 
 
+def declared_seconds(video: VideoStream) -> tuple[float, float]:
+    """Returns how long a video stream and its whole file last by what the file wrote down, 0 where it did not.
+
+    Broadcasts write nothing down, and only mp4 and its relatives write down how long each stream is.
+    """
+    container = video.container
+    if container.format.name in ("mpegts", "mpeg"):
+        return 0.0, 0.0
+    is_told = "mp4" in container.format.name and video.duration
+    return float(video.duration * video.time_base) if is_told else 0.0, (container.duration or 0) / av.time_base
+
+
 def check_picture_size(width: int, height: int, name: str) -> None:
     """Raises MediaError for a picture of so many pixels that decoding it would fill the memory."""
     if width * height > LARGEST_PICTURE_PIXELS:
@@ -160,28 +172,9 @@ def frame_rate(video: VideoStream) -> Fraction:
 def no_frames(name: str) -> MediaError:
     """Returns the error for a video of which no frame could be decoded."""
     return MediaError(
-        f"{name}: no frame of its video stream could be decoded. Check that the file is whole and plays."
+        f"{name}: no frame of its video stream could be decoded. Check that the file is whole and plays, and that its "
+        f"picture has no more than {LARGEST_PICTURE_PIXELS / 1e6:.0f} million pixels."
     )
-
-
-def upright_picture(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    """Returns a frame as uint8 RGB (height, width, 3), turned as its metadata say.
-
-    Args:
-        frame: Decoded frame.
-        size: Width and height before turning, those of the video's first frame; a frame of another size is resized.
-    """
-    # One thread: PyAV's own conversion threads outlive the call, and a forked loader process waits for them for ever.
-    picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], threads=1)
-    display_matrix = frame.side_data.get("DISPLAYMATRIX")
-    if display_matrix is None:
-        return picture
-
-    # x' = a x + c y and y' = b x + d y: quarter turns, mirrored or not.
-    a, b, _, c, d = np.frombuffer(bytes(display_matrix), dtype=np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        picture, a, d = picture.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def finite_waveform(waveform: np.ndarray, name: str) -> np.ndarray:

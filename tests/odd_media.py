@@ -1,0 +1,225 @@
+"""Films as they are in the world, made small: every second has its colour, and from second 1 on there is a tone.
+
+[`write_film`] writes one in any container, codec, pixel format, timing and with any sound tracks. [`shown_colours`] and
+[`onset`] read back what was seen and heard.
+"""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+
+
+SECONDS = 4
+FRAMES_PER_SECOND = 10
+WIDTH, HEIGHT = 64, 48
+ONSET_SECONDS = 1.0
+SAMPLING_RATE = 16000
+
+# One colour per second, of different brightness, so that they are told apart in grey too.
+COLOURS = {"R": (180, 30, 30), "G": (60, 220, 60), "B": (30, 30, 150), "W": (235, 235, 235)}
+COLOUR_TOLERANCE = 45
+
+Painter = Callable[[float], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Track:
+    """One sound track: silence, then a tone from second 1 of the film on.
+
+    Attributes:
+        codec: FFmpeg's name of the encoder.
+        sampling_rate: In hertz (Hz).
+        layout: FFmpeg's name of the channels' places.
+        start: When it starts, seconds; the tone keeps its place in the film.
+        seconds: How long it lasts.
+        pitch: Of the tone, in hertz (Hz).
+        language: Three letters, for files that tell.
+    """
+
+    codec: str = "aac"
+    sampling_rate: int = SAMPLING_RATE
+    layout: str = "mono"
+    start: float = 0.0
+    seconds: float = SECONDS
+    pitch: float = 440.0
+    language: str | None = None
+
+    def samples(self) -> np.ndarray:
+        """Returns the sound of one channel, float32 (samples,)."""
+        times = self.start + np.arange(round(self.seconds * self.sampling_rate)) / self.sampling_rate
+        tone = 0.5 * np.sin(2 * np.pi * self.pitch * times)
+        return np.where(times >= ONSET_SECONDS, tone, 0.0).astype(np.float32)
+
+
+def colour_at(seconds: float) -> str:
+    """Returns the letter of the colour that is on screen."""
+    return "".join(COLOURS)[int(seconds + 1e-6) % len(COLOURS)]
+
+
+def flat_picture(seconds: float) -> np.ndarray:
+    """Returns a picture (HEIGHT, WIDTH, 3) of the second's colour."""
+    return np.full((HEIGHT, WIDTH, 3), COLOURS[colour_at(seconds)], np.uint8)
+
+
+def every(period: float = 1 / FRAMES_PER_SECOND, seconds: float = SECONDS, start: float = 0.0) -> list[float]:
+    """Returns evenly spaced moments."""
+    return [start + period * index for index in range(round(seconds / period))]
+
+
+def write_film(
+    path: Path,
+    *,
+    times: Sequence[float] = tuple(every()),
+    paint: Painter = flat_picture,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    options: Mapping[str, str] | None = None,
+    configure: Callable[[VideoStream], None] | None = None,
+    colours: tuple[Colorspace, int, ColorRange] = (Colorspace.ITU601, 6, ColorRange.MPEG),
+    tracks: Sequence[Track] = (Track(),),
+    sound_first: bool = False,
+    container_options: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes a film; the suffix of the path is its container.
+
+    Args:
+        path: The file.
+        times: When each frame comes on screen, seconds.
+        paint: Makes the picture, uint8 RGB (height, width, 3) or RGBA (height, width, 4), of a moment.
+        codec: FFmpeg's name of the encoder.
+        pixel_format: FFmpeg's name of the pixel format.
+        options: For the encoder.
+        configure: Called with the video stream before the first frame.
+        colours: Of the file: for the conversion, and the number of the matrix and the range that the file tells.
+        tracks: The sound.
+        sound_first: Whether all of the sound lies before the pictures in the file.
+        container_options: For the muxer.
+    """
+    first = paint(times[0])
+    with av.open(str(path), "w", container_options=dict(container_options or {})) as container:
+        video = container.add_stream(codec, rate=FRAMES_PER_SECOND, options=dict(options or {}))
+        video.height, video.width, video.pix_fmt = *first.shape[:2], pixel_format
+        if codec != "gif":
+            video.codec_context.time_base = Fraction(1, 1000 if codec in TIMED_CODECS else FRAMES_PER_SECOND)
+        video.colorspace, video.color_range = colours[1], colours[2]
+        if configure:
+            configure(video)
+        sounds = [_add_track(container, track) for track in tracks]
+        writers = [lambda: _write_pictures(container, video, times, paint, pixel_format, colours)]
+        writers += [lambda pair=pair: _write_sound(container, *pair) for pair in zip(sounds, tracks, strict=True)]
+        for write in reversed(writers) if sound_first else writers:
+            write()
+    return path
+
+
+# Encoders that take frames at any time; the others want them one after another.
+TIMED_CODECS = {"libx264", "libx265", "libvpx-vp9", "libvpx", "ffv1", "prores_ks", "qtrle", "mjpeg", "png"}
+
+
+def write_sound(path: Path, track: Track) -> Path:
+    """Writes a sound file."""
+    with av.open(str(path), "w") as container:
+        _write_sound(container, _add_track(container, track), track)
+    return path
+
+
+def _add_track(container: av.container.OutputContainer, track: Track) -> av.audio.stream.AudioStream:
+    """Adds a sound track."""
+    stream = container.add_stream(track.codec, rate=track.sampling_rate, layout=track.layout)
+    if track.language:
+        stream.metadata["language"] = track.language
+    return stream
+
+
+def _write_pictures(
+    container: av.container.OutputContainer,
+    video: VideoStream,
+    times: Sequence[float],
+    paint: Painter,
+    pixel_format: str,
+    colours: tuple[Colorspace, int, ColorRange],
+) -> None:
+    """Encodes the pictures."""
+    for seconds in times:
+        picture = paint(seconds)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24" if picture.shape[2] == 3 else "rgba")
+        frame = frame.reformat(format=pixel_format, dst_colorspace=colours[0], dst_color_range=colours[2], threads=1)
+        frame.time_base = Fraction(1, 1000)
+        frame.pts = round(seconds * 1000)
+        container.mux(video.encode(frame))
+    container.mux(video.encode())
+
+
+def _write_sound(container: av.container.OutputContainer, stream: av.audio.stream.AudioStream, track: Track) -> None:
+    """Encodes a sound track, the same in each channel."""
+    samples = np.repeat(track.samples()[:, None], stream.codec_context.channels, axis=1)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.reshape(1, -1)), format="flt", layout=track.layout)
+    frame.sample_rate, frame.time_base = track.sampling_rate, Fraction(1, track.sampling_rate)
+    frame.pts = round(track.start * track.sampling_rate)
+    container.mux([*stream.encode(frame), *stream.encode()])
+
+
+def shown_colours(frames: np.ndarray, *, grey: bool = False) -> str:
+    """Reads back one letter per frame (frames, height, width, 3); `?` where the middle has none of the colours."""
+    height, width = frames.shape[1:3]
+    middles = frames[:, height // 3 : -height // 3, width // 3 : -width // 3].reshape(len(frames), -1, 3).mean(axis=1)
+    palette = np.array(list(COLOURS.values()), float)
+    if grey:
+        palette = np.repeat(palette @ [[0.299], [0.587], [0.114]], 3, axis=1)
+    distances = np.abs(middles[:, None] - palette).max(axis=2)
+    letters = np.array(list(COLOURS))[distances.argmin(axis=1)]
+    return "".join(np.where(distances.min(axis=1) <= COLOUR_TOLERANCE, letters, "?"))
+
+
+def onset(waveform: np.ndarray, sampling_rate: int) -> float:
+    """Returns when every channel of a waveform (channels, samples) sounds for the first time, seconds."""
+    firsts = {round(int((np.abs(channel) > 0.1).argmax()) / sampling_rate, 2) for channel in waveform}
+    assert max(firsts) - min(firsts) <= 0.02, firsts
+    return max(firsts)
+
+
+def pitch(waveform: np.ndarray, sampling_rate: int) -> float:
+    """Returns the strongest frequency of the first channel, hertz (Hz)."""
+    spectrum = np.abs(np.fft.rfft(waveform[0]))
+    return float(spectrum.argmax() * sampling_rate / waveform.shape[1])
+
+
+def overwrite(path: Path, start: float, stop: float, seed: int = 0) -> Path:
+    """Fills a share of a file, from `start` to `stop` in [0, 1], with random bytes."""
+    data = bytearray(path.read_bytes())
+    first, last = int(start * len(data)), int(stop * len(data))
+    data[first:last] = np.random.default_rng(seed).bytes(last - first)
+    path.write_bytes(data)
+    return path
+
+
+def cut(path: Path, share: float) -> Path:
+    """Leaves the first part of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    return path
+
+
+def patch_box(path: Path, box: bytes, offset: int, values: bytes, count: int = -1) -> Path:
+    """Overwrites bytes of every mp4 box of a kind, `offset` bytes after its name."""
+    data = bytearray(path.read_bytes())
+    position = data.find(box)
+    assert position > 0, f"{path} has no {box!r}"
+    while position > 0 and count:
+        data[position + len(box) + offset : position + len(box) + offset + len(values)] = values
+        position = data.find(box, position + 1)
+        count -= 1
+    path.write_bytes(data)
+    return path
+
+
+def big_endian(*numbers: int) -> bytes:
+    """Returns 32-bit numbers as mp4 writes them."""
+    return struct.pack(f">{len(numbers)}I", *numbers)
