@@ -23,14 +23,8 @@ import copy
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import fuse_conv_bn_eval
 
-
-def fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Merge a BatchNorm in evaluation mode into a copy of the convolution before it; computed in float64."""
-    copies = (copy.deepcopy(module).double().eval() for module in (convolution, batch_norm))
-    folded = fuse_conv_bn_eval(*copies)
-    return folded.to(convolution.weight.dtype)
+from .inference_convolution_pcmanet import Convolution
 
 
 def inference_backbone(backbone: nn.Module) -> nn.Module:
@@ -71,7 +65,7 @@ class ResidualNetwork(nn.Module):
         folded = copy.deepcopy(backbone)
         for module in folded.modules():
             if isinstance(getattr(module, "normalization", None), nn.BatchNorm2d):
-                module.convolution = fold_batch_norm(module.convolution, module.normalization)
+                module.convolution = Convolution(module.convolution, module.normalization, nn.Identity())
                 module.normalization = nn.Identity()
         self.embedder = folded.embedder
         self.stages = folded.encoder.stages
@@ -194,4 +188,4 @@ def stack_linear(*layers: nn.Linear) -> nn.Linear:
     return stacked
 
 
-__all__ = ["fold_batch_norm", "inference_backbone"]
+__all__ = ["inference_backbone"]

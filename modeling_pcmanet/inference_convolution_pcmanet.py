@@ -11,24 +11,129 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Convolutions for inference: folded with their norms, and exact at low resolution where the map was only upsampled."""
+"""Convolutions for inference: folded with their norms, and with fewer multiplications where these are dear.
+
+Two exact rearrangements for float32 and float64 on a CPU: a map that was only upsampled is convolved before the
+upsampling, and other 3x3 convolutions run as Winograd's F(4x4, 3x3). Whatever surrounds the products over channels is a
+product with a small constant matrix, as fast as the matrix products of the machine and right at borders of any size.
+docs/inference.md has the measurements behind each rule.
+"""
+
+import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import fuse_conv_bn_eval
 
-from .inference_backbone_pcmanet import fold_batch_norm
+from .inference_winograd_pcmanet import NUM_PRODUCTS, num_tiles, transform_matrices, transform_weight
 
 
-def folded_block(block: nn.Sequential) -> nn.Sequential:
-    """Copy a convolution, BatchNorm, ReLU block as a convolution and a ReLU."""
-    convolution, batch_norm, _ = block
-    return nn.Sequential(fold_batch_norm(convolution, batch_norm), nn.ReLU(inplace=True))
+CHUNK_VALUES = 2_400_000  # most values of the largest tensor of a chunk of frames: 9.6 MB in float32
+
+
+def fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Merge a BatchNorm in evaluation mode into a copy of the convolution before it; computed in float64."""
+    copies = (copy.deepcopy(module).double().eval() for module in (convolution, batch_norm))
+    return fuse_conv_bn_eval(*copies).to(convolution.weight.dtype)
 
 
 def resize(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resize (frames, channels, height, width) bilinearly."""
     return functional.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+
+
+def multiplications_are_dear(tensor: torch.Tensor) -> bool:
+    """Whether saving products is worth moving data: not in half precision and on GPUs, whose matrix units are fast.
+
+    Compilers and other run times bring convolutions of their own, and their graphs are to stay small.
+    """
+    is_full = tensor.dtype in (torch.float32, torch.float64)
+    return is_full and tensor.is_cpu and not torch.compiler.is_compiling()
+
+
+def in_chunks(
+    function: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor, values_per_frame: int
+) -> torch.Tensor:
+    """Apply a function to a few frames at a time, so that what it makes on the way stays in the cache.
+
+    Args:
+        function: Goes from frames to frames.
+        frames: (frames, ...).
+        values_per_frame: Size of the largest tensor that the function makes, per frame.
+    """
+    chunk = max(1, CHUNK_VALUES // values_per_frame)
+    if len(frames) <= chunk:
+        return function(frames)
+    return torch.cat([function(part) for part in frames.split(chunk)])
+
+
+class Convolution(nn.Module):
+    """A convolution with its BatchNorm folded in; where it is dear, Winograd does it with a quarter of the products.
+
+    Args:
+        convolution: The convolution, which is copied.
+        batch_norm: The BatchNorm behind it.
+        activation: What follows, an in-place ReLU if not given.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d, activation: nn.Module | None = None):
+        super().__init__()
+        self.convolution = fold_batch_norm(convolution, batch_norm)
+        self.activation = nn.ReLU(inplace=True) if activation is None else activation
+        geometry = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+        is_usual = geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and convolution.groups == 1
+        transformed = transform_weight(self.convolution.weight) if is_usual else None
+        self.register_buffer("transformed_weight", transformed, persistent=False)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Convolve (frames, in channels, height, width)."""
+        if self._is_worth_transforming(feature_map):
+            tiles = num_tiles(feature_map.shape[2]) * num_tiles(feature_map.shape[3])
+            values = NUM_PRODUCTS**2 * tiles * max(self.transformed_weight.shape[1:])
+            return self.activation(in_chunks(self._multiply_transformed, feature_map, values))
+        return self.activation(self.convolution(feature_map))
+
+    def _is_worth_transforming(self, feature_map: torch.Tensor) -> bool:
+        """Weigh what is saved, channels times channels, against the transforms, channels times the side of the map."""
+        if self.transformed_weight is None or not multiplications_are_dear(feature_map):
+            return False
+        out_channels, in_channels = self.convolution.weight.shape[:2]
+        saved = in_channels * out_channels / (in_channels + out_channels)
+        return saved >= 1.7 * max(feature_map.shape[2:])
+
+    def _multiply_transformed(self, feature_map: torch.Tensor) -> torch.Tensor:
+        frames, in_channels, height, width = feature_map.shape
+        bias, out_channels = self.convolution.bias, len(self.convolution.bias)
+        rows, columns = num_tiles(height), num_tiles(width)
+        there_down, back_down = transform_matrices(height, feature_map)
+        there_across, back_across = transform_matrices(width, feature_map)
+
+        # Along the height, then along the width: (frames, products, rows, products, columns, channels).
+        states = feature_map.permute(0, 2, 3, 1).reshape(frames, height, width * in_channels)
+        states = torch.bmm(there_down.expand(frames, -1, -1), states)
+        states = states.view(frames * NUM_PRODUCTS * rows, width, in_channels)
+        states = torch.bmm(there_across.expand(len(states), -1, -1), states)
+        states = states.view(frames, NUM_PRODUCTS, rows, NUM_PRODUCTS, columns, in_channels)
+
+        # Over the channels, for each of the 36 products of all tiles of all frames.
+        states = states.permute(1, 3, 0, 2, 4, 5).reshape(NUM_PRODUCTS**2, frames * rows * columns, in_channels)
+        states = torch.bmm(states, self.transformed_weight)
+        states = states.view(NUM_PRODUCTS, NUM_PRODUCTS, frames, rows, columns, out_channels)
+
+        # And back, starting from the bias: (frames, height, width, channels).
+        states = states.permute(2, 0, 3, 1, 4, 5)
+        states = states.reshape(frames * NUM_PRODUCTS * rows, NUM_PRODUCTS * columns, out_channels)
+        states = torch.bmm(back_across.expand(len(states), -1, -1), states)
+        states = states.view(frames, NUM_PRODUCTS * rows, width * out_channels)
+        states = torch.baddbmm(bias.repeat(width), back_down.expand(frames, -1, -1), states)
+        return states.view(frames, height, width, out_channels).permute(0, 3, 1, 2)
+
+
+def folded_block(block: nn.Sequential) -> Convolution:
+    """Copy a convolution, BatchNorm, ReLU block."""
+    return Convolution(block[0], block[1])
 
 
 def interpolation_taps(length: int, resized: int, like: torch.Tensor) -> torch.Tensor:
@@ -45,7 +150,7 @@ def interpolation_taps(length: int, resized: int, like: torch.Tensor) -> torch.T
 
 
 class UpsampledConvolution(nn.Module):
-    """The 3x3 convolution, BatchNorm, ReLU of a bilinearly upsampled map, exact without ever upsampling the input.
+    """The 3x3 convolution, BatchNorm, ReLU of a bilinearly upsampled map, exact without upsampling its input.
 
     Upsampling is linear and alike for all channels, so the channels may be mixed before it: nine 1x1 convolutions run at
     the low resolution, a quarter of the work at a factor of two, and their results are upsampled, moved by one pixel each
@@ -54,23 +159,28 @@ class UpsampledConvolution(nn.Module):
 
     def __init__(self, block: nn.Sequential):
         super().__init__()
-        self.convolution = fold_batch_norm(block[0], block[1])
+        self.block = folded_block(block)
 
     def forward(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Go from (frames, channels, height, width) to (frames, out channels, *size)."""
-        height, width = feature_map.shape[-2:]
-        # Half precision has matrix units so fast that moving the results costs more than the work saved, and where
-        # nothing is enlarged there is nothing to save (docs/inference.md).
-        is_fast = feature_map.is_cpu and feature_map.dtype in (torch.float32, torch.float64)
-        if is_fast and 2 * height * width <= size[0] * size[1]:
-            return functional.relu_(self._mix_then_upsample(feature_map, size))
+        height, width = feature_map.shape[2:]
+        if self._is_worth_mixing_first(feature_map, size):
+            values = 9 * height * width * len(self.block.convolution.bias)
+            return functional.relu_(in_chunks(lambda part: self._mix_then_upsample(part, size), feature_map, values))
         if (height, width) != tuple(size):
             feature_map = resize(feature_map, size)
-        return functional.relu_(self.convolution(feature_map))
+        return self.block(feature_map)
+
+    def _is_worth_mixing_first(self, feature_map: torch.Tensor, size: tuple[int, int]) -> bool:
+        """Weigh products per value: of the mixing and of both interpolations against those of the convolution."""
+        channels, height, width = feature_map.shape[1:]
+        shrinking = height * width / (size[0] * size[1])
+        instead = 9 * channels * shrinking + 9 * width * height / size[0] + 3 * height
+        return 1.4 * instead <= 9 * channels and multiplications_are_dear(feature_map)
 
     def _mix_then_upsample(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         frames, channels, height, width = feature_map.shape
-        weight, bias = self.convolution.weight, self.convolution.bias
+        weight, bias = self.block.convolution.weight, self.block.convolution.bias
         out_channels = len(bias)
         tokens = feature_map.permute(0, 2, 3, 1)
 
@@ -80,14 +190,14 @@ class UpsampledConvolution(nn.Module):
 
         # Along the width, all rows of all frames as one batch: (frames * 3 rows * height, new width, out channels).
         across = interpolation_taps(width, size[1], feature_map).flatten(1)
-        mixed = mixed.reshape(frames * 3 * height, width * 3, out_channels)
+        mixed = mixed.view(frames * 3 * height, width * 3, out_channels)
         mixed = torch.bmm(across.expand(len(mixed), -1, -1), mixed)
 
-        # Along the height: (frames, new height, new width * out channels), starting from the bias.
+        # Along the height, starting from the bias: (frames, new height, new width * out channels).
         down = interpolation_taps(height, size[0], feature_map).transpose(1, 2).flatten(1)
-        mixed = mixed.reshape(frames, 3 * height, size[1] * out_channels)
+        mixed = mixed.view(frames, 3 * height, size[1] * out_channels)
         mixed = torch.baddbmm(bias.repeat(size[1]), down.expand(frames, -1, -1), mixed)
         return mixed.unflatten(2, (size[1], out_channels)).permute(0, 3, 1, 2)
 
 
-__all__ = ["UpsampledConvolution", "folded_block", "resize"]
+__all__ = ["Convolution", "UpsampledConvolution", "fold_batch_norm", "folded_block", "resize"]

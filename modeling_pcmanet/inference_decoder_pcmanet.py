@@ -165,7 +165,7 @@ class InferenceStage(nn.Module):
             self.cross_attention = InferenceCrossAttention(stage.cross_attention)
         self.fusion = InferenceFusion(stage.fusion)
         *block, classifier = stage.head
-        self.head = nn.Sequential(*folded_block(block), copy.deepcopy(classifier))
+        self.head = nn.Sequential(folded_block(block), copy.deepcopy(classifier))
 
     def forward(
         self,

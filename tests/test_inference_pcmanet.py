@@ -8,7 +8,7 @@ import torch
 from tiny_model import tiny_batch, tiny_model
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
-from modeling_pcmanet.inference_convolution_pcmanet import UpsampledConvolution
+from modeling_pcmanet.inference_convolution_pcmanet import Convolution, UpsampledConvolution
 from modeling_pcmanet.modeling_pcmanet_decoder import ConvolutionBlock
 
 
@@ -203,13 +203,60 @@ def test_it_refuses_what_the_model_refuses(changes, message):
         build().for_inference()(**{**tiny_batch(), **changes})
 
 
+@pytest.fixture
+def chunks_of_a_frame(monkeypatch):
+    monkeypatch.setattr("modeling_pcmanet.inference_convolution_pcmanet.CHUNK_VALUES", 1)
+
+
+def direct_and_given(block, module, feature_map, *size):
+    """Outputs of the plain block, upsampled first where a size is given, and of its inference form."""
+    with torch.no_grad():
+        resized = feature_map
+        if size:
+            resized = torch.nn.functional.interpolate(feature_map, size=size[0], mode="bilinear", align_corners=False)
+        return block(resized), module(feature_map, *size)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 9), (7, 7), (12, 3), (14, 13)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.usefixtures("chunks_of_a_frame")
+def test_winograd_convolution(size, dtype, tolerance):
+    torch.manual_seed(0)
+    block = ConvolutionBlock(40, 72).to(dtype).eval()
+    convolution, feature_map = Convolution(block[0], block[1]), torch.randn(3, 40, *size, dtype=dtype)
+    assert convolution._is_worth_transforming(feature_map)
+    expected, given = direct_and_given(block, convolution, feature_map)
+    torch.testing.assert_close(given, expected, atol=tolerance, rtol=0)
+
+
+def test_convolutions_that_are_computed_as_they_are():
+    for module, feature_map in [
+        (torch.nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 56, 56)),
+        (torch.nn.Conv2d(64, 64, 3, padding=1, stride=2), torch.randn(1, 64, 7, 7)),
+        (torch.nn.Conv2d(64, 64, 3, padding=1, groups=2), torch.randn(1, 64, 7, 7)),
+        (torch.nn.Conv2d(64, 64, 1), torch.randn(1, 64, 7, 7)),
+        (torch.nn.Conv2d(64, 64, 3, padding=1).bfloat16(), torch.randn(1, 64, 7, 7).bfloat16()),
+    ]:
+        batch_norm = torch.nn.BatchNorm2d(64).to(feature_map.dtype)
+        assert not Convolution(module, batch_norm)._is_worth_transforming(feature_map)
+
+
+@pytest.mark.parametrize("channels", [6, 80])
 @pytest.mark.parametrize("resized", [(8, 10), (7, 13), (9, 6), (4, 5), (3, 4), (28, 5), (31, 17)])
 @pytest.mark.parametrize("low", [(4, 5), (1, 1), (1, 7)])
-def test_convolution_of_an_upsampled_map(low, resized):
+@pytest.mark.usefixtures("chunks_of_a_frame")
+def test_convolution_of_an_upsampled_map(low, resized, channels):
     torch.manual_seed(0)
-    block = ConvolutionBlock(6, 10).double().eval()
-    feature_map = torch.randn(3, 6, *low, dtype=torch.float64)
-    with torch.no_grad():
-        upsampled = torch.nn.functional.interpolate(feature_map, size=resized, mode="bilinear", align_corners=False)
-        given = UpsampledConvolution(block)(feature_map, resized)
-        torch.testing.assert_close(given, block(upsampled), atol=1e-13, rtol=1e-13)
+    block = ConvolutionBlock(channels, 10).double().eval()
+    feature_map = torch.randn(3, channels, *low, dtype=torch.float64)
+    expected, given = direct_and_given(block, UpsampledConvolution(block), feature_map, resized)
+    torch.testing.assert_close(given, expected, atol=1e-13, rtol=1e-13)
+
+
+def test_maps_enlarged_much_are_convolved_first():
+    block = UpsampledConvolution(ConvolutionBlock(80, 10).eval())
+    feature_map = torch.randn(1, 80, 4, 5)
+    assert block._is_worth_mixing_first(feature_map, (8, 10))
+    assert not block._is_worth_mixing_first(feature_map, (4, 5))
+    assert not block._is_worth_mixing_first(feature_map.bfloat16(), (8, 10))
+    assert not block._is_worth_mixing_first(torch.randn(1, 80, 200, 200), (400, 400))
