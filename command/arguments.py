@@ -14,6 +14,7 @@ EXIT_CODES = """exit codes:
   0    all done
   1    some videos could not be segmented; the others are done
   2    nothing was done, or the run had to stop: wrong usage, no such checkpoint, a full disk ...
+  70   a fault of this program: its traceback is shown
   130  interrupted with Ctrl-C (143: terminated): whole results are kept, the same command goes on
 """
 

@@ -10,12 +10,13 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from types import FrameType
 
 from .arguments import parse_arguments
 
 
-DONE, SOME_FAILED, STOPPED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE, SOME_FAILED, STOPPED, FAULT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
@@ -50,11 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED
     except Exception as error:
-        from .errors import is_of_user
+        from .errors import is_of_user, say
 
         if not is_of_user(error):
-            raise
-        _say(f"error: {' '.join(str(error).split())}")
+            traceback.print_exc()
+            return FAULT
+        _say(f"error: {say(error)}")
         return STOPPED
     finally:
         signal.signal(signal.SIGTERM, earlier)

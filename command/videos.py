@@ -122,8 +122,8 @@ def find_videos(arguments: Namespace, *, look: bool = True) -> Videos:
     audio = arguments.audio
     if audio is not None and not is_address(audio) and not Path(audio).is_file():
         raise FileNotFoundError(f"There is no file {audio}. Check --audio.")
-    results = arguments.output.resolve()
-    return VideoFiles([name for given in arguments.videos for name in _expand(given, results) if look], audio)
+    given = arguments.videos if look else ()
+    return VideoFiles([name for source in given for name in _expand(source, arguments.output.resolve())], audio)
 
 
 def name_folders(names: Iterable[str]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,13 +56,18 @@ def start_process(work: Callable[[], object], log: Path) -> int:
     if process == 0:
         code = 70
         try:
-            with log.open("ab") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
+            sys.stdout = sys.stderr = log.open("a", buffering=1)
             code = int(work() or 0)
         finally:
             os._exit(code)
     return process
+
+
+def wait_until(condition: Callable[[], bool], process: int, log: Path) -> None:
+    """Wait for something that a process is to do; it must not end before."""
+    while not condition():
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), log.read_text()
+        time.sleep(0.002)
 
 
 def finish_process(process: int) -> int:

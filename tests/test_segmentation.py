@@ -1,0 +1,247 @@
+"""Tests of command/segmentation.py: archives in processes that are killed, goes on where they stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from command_runs import end_process, finish_process, save_checkpoint, start_process, wait_until, write_clip
+from datasets import load_dataset
+
+from pcmanet.command.archive_rows import SCHEMA
+from pcmanet.command.archive_shards import SHARDS
+from pcmanet.command.main import main
+from pcmanet.command.output_folder import SETTINGS
+
+
+ORDER = [("video", "ascending"), ("frame", "ascending"), ("label", "ascending")]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a checkpoint, a folder of clips, two of them bad, and what a run of all gives."""
+    folder = tmp_path_factory.mktemp("archive")
+    save_checkpoint(folder / "model")
+    for number in range(6):
+        write_clip(folder / "clips" / f"day_{number % 2}" / f"{number}.mp4", seconds=1 + number % 3, seed=number)
+    write_clip(folder / "clips" / "silent.mp4", silent=True)
+    (folder / "clips" / "broken.mp4").write_bytes(b"this is no video")
+    return folder
+
+
+@pytest.fixture
+def here(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory beside the archive."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "clips"):
+        (tmp_path / name).symlink_to(archive / name)
+    return tmp_path
+
+
+def command(*options: str, output: str = "out", videos: str = "clips") -> list[str]:
+    return ["segment", videos, "--model", "model", "--output", output, "--format", "parquet", *options]
+
+
+def rows(folder: Path) -> pyarrow.Table:
+    """All rows of the shards in one order; the folder may hold nothing but them and what goes with them."""
+    names = {path.name for path in folder.iterdir()}
+    paths = sorted(folder.glob(SHARDS))
+    assert names - {path.name for path in paths} == {SETTINGS, "README.md", ".pcmanet.lock"}
+    tables = [pyarrow.parquet.read_table(path) for path in paths]
+    videos = [video for table in tables for video in set(table["video"].to_pylist())]
+    assert len(videos) == len(set(videos))
+    return pyarrow.concat_tables(tables).sort_by(ORDER)
+
+
+def published(folder: Path) -> int:
+    return len(list(folder.glob(SHARDS)))
+
+
+class TestRows:
+    def test_of_an_archive(self, here: Path, capsys: pytest.CaptureFixture):
+        assert main(command()) == 1
+        table = rows(here / "out")
+        assert table.schema.equals(SCHEMA)
+        frames = {}
+        for row in table.to_pylist():
+            frames.setdefault(row["video"], set()).add(row["frame"])
+        expected = {f"clips/day_{n % 2}/{n}.mp4": set(range(1 + n % 3)) for n in range(6)}
+        assert frames == expected | {"clips/broken.mp4": {None}, "clips/silent.mp4": {None}}
+
+        errors = {row["video"]: row["error"] for row in table.to_pylist() if row["error"]}
+        assert "cannot be read as audio or video" in errors["clips/broken.mp4"]
+        assert "--audio" in errors["clips/silent.mp4"]
+        captured = capsys.readouterr()
+        assert "6 of 8 videos segmented" in captured.out
+        assert "failed: clips/silent.mp4: " in captured.err
+
+    def test_datasets_reads_them_beside_pictures(self, here: Path):
+        assert main(command("--overlay", "--contact-sheet", videos="clips/day_0")) == 0
+        assert (here / "out" / "2" / "overlay.mp4").is_file()
+        assert sorted(path.name for path in (here / "out" / "2").iterdir()) == ["contact_sheet.png", "overlay.mp4"]
+        data = load_dataset(str(here / "out"), split="train", cache_dir=here / "cache")
+        assert data.column_names == SCHEMA.names
+        assert set(data["video"]) == {f"clips/day_0/{number}.mp4" for number in (0, 2, 4)}
+        assert data[0]["segmentation"]["size"] == [48, 64]
+
+    def test_done_videos_are_left_alone_and_new_ones_added(self, here: Path, capsys: pytest.CaptureFixture):
+        assert main(command(videos="clips/day_0")) == 0
+        (before,) = (here / "out").glob(SHARDS)
+        stamp = before.stat().st_mtime_ns
+        capsys.readouterr()
+        (here / "list.txt").write_text(
+            "# some\nclips/day_0/2.mp4\n\nclips/day_1/1.mp4\nclips/day_1/1.mp4\nnowhere.mp4\n"
+        )
+        assert main(command(videos="list.txt")) == 1
+        assert before.stat().st_mtime_ns == stamp
+        out = capsys.readouterr()
+        assert "day_1/1.mp4: sounding" in out.out
+        assert "day_0/2.mp4: " not in out.out
+        assert "2 of 3 videos segmented" in out.out
+        assert "failed: nowhere.mp4: No such media file" in out.err
+
+    def test_failed_ones_are_tried_again_on_demand(self, here: Path):
+        (here / "late").mkdir()
+        write_clip(here / "late" / "good.mp4", seconds=1)
+        (here / "late" / "late.mp4").write_bytes(b"not yet")
+        assert main(command(videos="late")) == 1
+        write_clip(here / "late" / "late.mp4", seconds=1, seed=3)
+        assert main(command(videos="late")) == 1
+        assert main(command("--retry-failed", videos="late")) == 0
+        assert rows(here / "out")["error"].null_count == rows(here / "out").num_rows
+
+    def test_of_a_data_set(self, here: Path):
+        from datasets import Dataset, Features, Value, Video
+
+        (here / "data").mkdir()
+        features = Features({"video": {"path": Value("string"), "bytes": Value("binary")}, "id": Value("string")})
+        clips = [(here / "clips" / "day_0" / f"{number}.mp4").read_bytes() for number in (0, 2)]
+        cells = [{"path": None, "bytes": content} for content in clips]
+        data = Dataset.from_dict({"video": cells, "id": ["zero", "two"]}, features=features)
+        data.to_parquet(here / "data" / "train.parquet")
+        data.cast_column("video", Video(decode=False)).save_to_disk(here / "saved")
+        for folder in ("data", "saved"):
+            source = [
+                "segment",
+                "--data-set",
+                folder,
+                "--name-column",
+                "id",
+                "--model",
+                "model",
+                "--format",
+                "parquet",
+            ]
+            assert main([*source, "--output", f"out_{folder}"]) == 0
+            assert set(rows(here / f"out_{folder}")["video"].to_pylist()) == {"zero", "two"}
+        assert main(command("--shard-minutes", "0", output="plain", videos="clips/day_0")) == 0
+        wanted = rows(here / "plain").filter(pyarrow.compute.field("video") == "clips/day_0/2.mp4").drop("video")
+        got = rows(here / "out_saved").filter(pyarrow.compute.field("video") == "two").drop("video")
+        assert got.equals(wanted)
+
+
+class TestRestart:
+    def test_other_settings_are_refused(self, here: Path, capsys: pytest.CaptureFixture):
+        assert main(command(videos="clips/day_0/0.mp4")) == 0
+        assert main(command("--threshold", "0.3", videos="clips/day_0/0.mp4")) == 2
+        assert "out was begun with another threshold" in capsys.readouterr().err
+        assert main(command("--threshold", "0.3", "--overwrite", videos="clips/day_1/1.mp4")) == 0
+        assert set(rows(here / "out")["video"].to_pylist()) == {"clips/day_1/1.mp4"}
+        assert json.loads((here / "out" / SETTINGS).read_text())["settings"]["threshold"] == 0.3
+
+    def test_killed_twice(self, here: Path):
+        """Two kills at moments that a seed chooses; what is there in the end is what one run gives."""
+        assert main(command(output="whole")) == 1
+        moments = random.Random(7)
+        for kill in (1, 2):
+            process = start_process(lambda: main(command("--shard-minutes", "0")), here / "log")
+            wait_until(lambda wanted=2 * kill: published(here / "out") >= wanted, process, here / "log")
+            time.sleep(moments.uniform(0, 0.05))
+            end_process(process)
+            assert finish_process(process) == -signal.SIGKILL
+        assert finish_process(start_process(lambda: main(command("--shard-minutes", "0")), here / "log")) == 1
+        assert rows(here / "out").equals(rows(here / "whole"))
+
+    def test_only_one_run_at_a_time(self, here: Path, capsys: pytest.CaptureFixture):
+        import fcntl
+
+        assert main(command(videos="clips/day_0/0.mp4")) == 0
+        with (here / "out" / ".pcmanet.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            assert main(command(videos="clips/day_1/1.mp4")) == 2
+        assert "Another pcmanet is writing to out" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_interrupted_run_keeps_what_is_whole(self, here: Path, wanted: signal.Signals, code: int):
+        """The rows of whole videos, not yet published, are published then; the message says how to go on."""
+        log = here / "log"
+        process = start_process(lambda: main(command("--shard-minutes", "100")), log)
+        wait_until(lambda: log.is_file() and log.read_text().count(" frames)") >= 2, process, log)
+        os.kill(process, wanted)
+        assert finish_process(process) == code
+        assert "To go on: pcmanet " in log.read_text()
+        assert "Traceback" not in log.read_text()
+        done = rows(here / "out")["video"].to_pylist()
+        assert 2 <= len(set(done)) < 8
+        assert main(command()) == 1
+        assert len(set(rows(here / "out")["video"].to_pylist())) == 8
+
+
+@pytest.mark.slow
+class TestProcesses:
+    """Processes as torchrun starts them, any of which may be killed."""
+
+    def start(self, processes: int, log: Path) -> subprocess.Popen:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        module = ["-m", "pcmanet.command.main", *command("--shard-minutes", "0")]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        with log.open("ab") as file:
+            return subprocess.Popen([*launcher, *module], stdout=file, stderr=file, env=environment)
+
+    def processes(self, launcher: subprocess.Popen) -> list[int]:
+        """The launcher and the processes that it started."""
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        return [launcher.pid, *map(int, children)]
+
+    def wait_for_orphans(self, processes: list[int]) -> None:
+        """What a killed launcher left works on, and no new run may begin; here they are ended too."""
+        for process in processes:
+            if Path(f"/proc/{process}").exists():
+                end_process(process)
+        while any(is_alive(process) for process in processes):
+            time.sleep(0.05)
+
+    def test_ten_kills(self, here: Path):
+        assert main(command(output="whole")) == 1
+        moments = random.Random(11)
+        counts, log, kills = (2, 1, 3), here / "log", 0
+        while kills < 10:
+            launcher = self.start(counts[kills % 3], log)
+            family = []
+            deadline = time.monotonic() + moments.uniform(0, 15)
+            while time.monotonic() < deadline and launcher.poll() is None:
+                family = self.processes(launcher) if launcher.poll() is None else family
+                time.sleep(0.01)
+            if launcher.poll() is not None:  # all was done before: take a little away, so that there is work again
+                next((here / "out").glob(SHARDS)).unlink()
+                continue
+            end_process(moments.choice(family))
+            kills += 1
+            self.wait_for_orphans(family)
+            launcher.wait()
+        assert self.start(2, log).wait() == 1
+        assert rows(here / "out").equals(rows(here / "whole"))
+        assert "6 of 8 videos segmented" in log.read_text()
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
