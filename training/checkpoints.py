@@ -168,19 +168,21 @@ class Checkpoints:
 
 
 def resume_command(checkpoint: Path | None = None) -> str:
-    """The command of this process with `--resume`, or `--resume CHECKPOINT`."""
-    words = list(sys.argv)
-    for position, word in enumerate(words):
-        if word == "--resume" or word.startswith("--resume="):
-            follows = words[position + 1 : position + 2]
-            end = position + (2 if word == "--resume" and follows and not follows[0].startswith("-") else 1)
-            del words[position:end]
-            break
+    """The command of this process with `--resume`, or `--resume CHECKPOINT`, and to the end of the run."""
+    words = _without_option(_without_option(sys.argv, "--resume"), "--max-steps")
     words += ["--resume", *([] if checkpoint is None else [str(checkpoint)])]
-    launcher = (
-        f"torchrun --nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}" if "LOCAL_WORLD_SIZE" in os.environ else "python"
-    )
-    return f"{launcher} {shlex.join(words)}"
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    return f"{'python' if processes is None else f'torchrun --nproc_per_node {processes}'} {shlex.join(words)}"
+
+
+def _without_option(words: list[str], option: str) -> list[str]:
+    """Leave an option with at most one value out of a command line."""
+    kept: list[str] = []
+    for position, word in enumerate(words):
+        is_value = position > 0 and words[position - 1] == option and not word.startswith("-")
+        if word != option and not word.startswith(f"{option}=") and not is_value:
+            kept.append(word)
+    return kept
 
 
 def _first_line(error: Exception) -> str:
