@@ -38,6 +38,7 @@ Its semantic sister starts from the first run:
 import argparse
 import contextlib
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -46,10 +47,13 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from modeling_pcmanet.hub_upload_pcmanet import create_repository
 from pcmanet.training.checkpoints import CheckpointError
 from pcmanet.training.clip_loading import Batch, annotated_frames
 from pcmanet.training.evaluation import STAGES
+from pcmanet.training.launching import BEST, LAST
 from pcmanet.training.networks import set_learning_rate
+from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import describe_fields, read_recipe
 from pcmanet.training.run import Run, start_run
 
@@ -82,6 +86,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--max-steps", type=int, help="stop after this many steps in all with a checkpoint; the schedule stays"
     )
+    parser.add_argument("--push-to-hub", metavar="ID", help="upload the best weights to this repository at the end")
+    parser.add_argument(
+        "--hub-code", action="store_true", help="also upload our modules, for use without this package"
+    )
+    parser.add_argument("--hub-private", action="store_true", help="make a new repository private")
     return parser.parse_args()
 
 
@@ -143,11 +152,18 @@ def main() -> None:
     """Trains and says where the checkpoint lies."""
     args = parse_args()
     try:
+        # A wrong name or token shall show now, before anything is written, and not at the end.
+        if args.push_to_hub and os.environ.get("RANK", "0") == "0":
+            create_repository(args.push_to_hub, private=args.hub_private)
         run = start_run(read_recipe(args.recipe, args.set), args.output, args.resume, args.max_steps)
         train(run)
         outcome = run.finish()
         if run.accelerator.is_main_process:
             print(outcome)
+            if args.push_to_hub:
+                folder = args.output / (BEST if run.progress.best else LAST)
+                address = publish(Publication(folder, args.push_to_hub, args.hub_code, args.hub_private))
+                print(f"pushed to {address}")
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,8 +1,5 @@
 """How a process of a run starts: alone or as one of many, and what it leaves in the run's folder."""
 
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from .checkpoints import FOLDER
 from .recipe import Recipe
 from .safe_folders import recover, written_aside
+from .training_record import write_record
 
 
 RECIPE = "recipe.yaml"
@@ -73,10 +71,9 @@ def save_model(
         folder: Replaced if it is there; never seen half written.
         network: Not wrapped.
         processor: Its processor.
-        record: What metrics.json holds besides the command.
+        record: What metrics.json holds besides the command and the environment.
     """
     with written_aside(folder) as aside:
         network.save_pretrained(aside)
         processor.save_pretrained(aside)
-        record = {**record, "command": shlex.join(["python", *sys.argv])}
-        (aside / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_record(aside, record)

@@ -127,8 +127,9 @@ def _save(
 
     An entry without code would stop `pipeline` for everybody: it is then looked for in the repository.
     """
-    for name in ("auto_map", "custom_pipelines"):  # of a checkpoint that once came with code
-        model.config.__dict__.pop(name, None)
+    for part in (model.config, processor, processor.image_processor, processor.feature_extractor):
+        for name in ("auto_map", "custom_pipelines"):  # of a checkpoint that once came with code
+            part.__dict__.pop(name, None)
     if with_code:
         with code_beside_weights():
             AudioVisualSegmentationPipeline(model=model, processor=processor, device="cpu").save_pretrained(folder)
@@ -138,7 +139,9 @@ def _save(
 
 
 def publish(publication: Publication, *, waits: Sequence[float] = WAITS) -> str:
-    """Prepare the folder and upload it; in a training of several processes only the main one calls this.
+    """Prepare the folder and upload it; in a training of several processes the main one alone calls this.
+
+    The others need not wait for it: nothing here speaks to them.
 
     Args:
         publication: What to publish.
