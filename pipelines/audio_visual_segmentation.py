@@ -16,13 +16,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import chain, islice
-from pathlib import Path
 from types import GeneratorType
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import AutoModelForUniversalSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -34,15 +31,15 @@ from .streaming import (
     FrameLogits,
     ReadAhead,
     Window,
+    batch_of,
     blend_windows,
     logits_at_masks,
     overlapping_windows,
+    read_ahead,
     up_to_last,
 )
+from .video_inputs import VideoSource, clip_arguments, each_input
 
-
-VideoSource: TypeAlias = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
-INPUT_KEYS = ("video", "audio", "sampling_rate", "timestamps")
 
 # Ten frames are the longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with it.
 FRAMES_PER_WINDOW = 10
@@ -205,7 +202,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             take = source.take_waiting if drop_late else lambda: list(islice(source, 1))
             while newest := take():
                 held.extend(newest)
-                logits = self.forward(self._batch([tuple(held)]), **forward)["logits"][0, len(held) - 1]
+                logits = self.forward(batch_of([tuple(held)], self.dtype), **forward)["logits"][0, len(held) - 1]
                 frame = held[-1]
                 moment = FrameLogits(frame["timestamp"], logits, frame["original_size"], ())
                 yield self._entry(moment, **postprocess)
@@ -272,7 +269,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     ) -> Generator[Window, None, None]:
         """Reads one clip window by window."""
         overlap = int(frames_per_window * DEFAULT_OVERLAP) if window_overlap is None else window_overlap
-        with closing(self.processor.stream(**_clip_arguments(inputs, **kwargs))) as frames:
+        with closing(self.processor.stream(**clip_arguments(inputs, **kwargs))) as frames:
             yield from overlapping_windows(frames, frames_per_window, overlap)
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], inference_form: bool = True) -> dict[str, torch.Tensor]:
@@ -327,44 +324,14 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Runs the model over the windows of all clips, as many at a time as a batch has, whichever clip they are of."""
         forward_params = dict(forward_params)
         show = forward_params.pop("progress_bar", False)
-        with closing(self._windows(inputs, max(1, num_workers), preprocess_params)) as windows:
+        readers = (self.preprocess(clip, **preprocess_params) for clip in each_input(inputs))
+        with closing(read_ahead(readers, max(1, num_workers), WINDOWS_AHEAD)) as windows:
             bar = iter(logging.tqdm(windows, desc="Segmenting", unit="window", disable=not show))
             while group := list(islice(bar, batch_size)):
-                batch = self._batch([window.frames for window in group])
+                batch = batch_of([window.frames for window in group], self.dtype)
                 logits = self.forward(batch, **forward_params)["logits"]
                 for window, of_window in zip(group, logits, strict=True):
                     yield window, of_window[: len(window.frames)]
-
-    def _windows(
-        self,
-        inputs: Iterable[VideoSource | Mapping[str, Any]],
-        clips_at_once: int,
-        preprocess_params: dict[str, Any],
-    ) -> Generator[Window, None, None]:
-        """Gives the windows of one clip after the other, while the next ones are read ahead, each in its thread."""
-        # A torch data set without an iterator of its own need not say where it ends but by its length.
-        sized = isinstance(inputs, Dataset) and hasattr(inputs, "__len__")
-        clips = (inputs[index] for index in range(len(inputs))) if sized else iter(inputs)
-        ahead: deque[ReadAhead[Window]] = deque()
-        try:
-            while True:
-                for clip in islice(clips, clips_at_once - len(ahead)):
-                    ahead.append(ReadAhead(self.preprocess(clip, **preprocess_params), WINDOWS_AHEAD))
-                if not ahead:
-                    return
-                yield from ahead[0]
-                ahead.popleft()
-        finally:
-            for reader in ahead:
-                reader.close()
-
-    def _batch(self, windows: list[tuple[dict[str, Any], ...]]) -> dict[str, torch.Tensor]:
-        """Joins windows of frames to the batch that the model takes, shorter ones padded with zeros."""
-        names = ("pixel_values", "input_features")
-        stacks = {name: [torch.stack([frame[name] for frame in frames]) for frames in windows] for name in names}
-        batch = {name: pad_sequence(stack, batch_first=True).to(self.dtype) for name, stack in stacks.items()}
-        lengths = torch.tensor([len(frames) for frames in windows])
-        return {**batch, "frame_mask": torch.arange(int(lengths.max())) < lengths[:, None]}
 
     def _network(self) -> Callable[..., Any]:
         """Returns the model's form for inference, made anew when its weights have changed; the model if it has none."""
@@ -410,33 +377,6 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         finally:
             self.feature_extractor, self.image_processor = parts
         self.processor.save_pretrained(save_directory, **kwargs)
-
-
-def _clip_arguments(
-    inputs: VideoSource | Mapping[str, Any],
-    audio: VideoSource | Mapping[str, Any] | None = None,
-    sampling_rate: int | None = None,
-    **kwargs: Any,
-) -> dict[str, Any]:
-    """Brings every form of input to the arguments of the processor's `stream`."""
-    if not isinstance(inputs, Mapping) or "path" in inputs or "bytes" in inputs:
-        inputs = {"video": inputs}
-    unknown = sorted(set(inputs) - set(INPUT_KEYS))
-    if unknown or "video" not in inputs:
-        raise ValueError(f'A dictionary of one video has "video" and may have {INPUT_KEYS[1:]}, got {sorted(inputs)}.')
-
-    clip = {"audio": audio, "sampling_rate": sampling_rate, **inputs}
-    if isinstance(clip["audio"], Mapping) and "array" in clip["audio"]:
-        clip |= {"audio": clip["audio"]["array"], "sampling_rate": clip["audio"]["sampling_rate"]}
-    files = {"video": _file_of(clip["video"]), "audio": _file_of(clip["audio"])}
-    return {**kwargs, **clip, **files}
-
-
-def _file_of(source: VideoSource | Mapping[str, Any] | None) -> VideoSource | None:
-    """Takes the bytes, or else the path, out of a `datasets` column's `{"path", "bytes"}`."""
-    if not isinstance(source, Mapping):
-        return source
-    return source["bytes"] if source.get("bytes") is not None else source["path"]
 
 
 PIPELINE_REGISTRY.register_pipeline(

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 
 Item = TypeVar("Item")
@@ -126,6 +127,29 @@ class ReadAhead(Iterator[Item]):
         return False
 
 
+def read_ahead(
+    clips: Iterable[Generator[Item, None, None]], at_once: int, capacity: int
+) -> Generator[Item, None, None]:
+    """Gives what several generators give, one after the other, while the next ones run already, each in its thread.
+
+    Args:
+        clips: The generators.
+        at_once: How many run at a time.
+        capacity: How many items of each may wait.
+    """
+    clips, running = iter(clips), deque()
+    try:
+        while True:
+            running.extend(ReadAhead(clip, capacity) for clip in islice(clips, at_once - len(running)))
+            if not running:
+                return
+            yield from running[0]
+            running.popleft()
+    finally:
+        for reader in running:
+            reader.close()
+
+
 def overlapping_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int) -> Iterator[Window]:
     """Cuts a clip into windows of `length` frames that share `overlap` frames with the one before.
 
@@ -148,6 +172,26 @@ def overlapping_windows(frames: Iterable[dict[str, Any]], length: int, overlap: 
         fresh += 1
     if fresh:
         yield Window(tuple(held), fresh, overlap, is_last=True)
+
+
+def batch_of(windows: Sequence[Sequence[dict[str, Any]]], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Joins windows to the batch that the model takes.
+
+    Args:
+        windows: The frames of each; shorter windows are padded with zeros.
+        dtype: Of frames and sound.
+
+    Returns:
+        `pixel_values` (windows, frames, 3, height, width), `input_features` (windows, frames, 1, 96, 64) and `frame_mask`
+        (windows, frames), False for padding.
+    """
+    batch = {
+        name: pad_sequence([torch.stack([frame[name] for frame in frames]) for frames in windows], batch_first=True)
+        for name in ("pixel_values", "input_features")
+    }
+    lengths = torch.tensor([len(frames) for frames in windows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return {**{name: tensor.to(dtype) for name, tensor in batch.items()}, "frame_mask": mask}
 
 
 def up_to_last(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple[Window, torch.Tensor]]:
