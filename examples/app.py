@@ -25,7 +25,7 @@ from typing import Any
 
 import app_views as views
 import gradio as gr
-from app_analysis import Analysis, TwoStepPipeline
+from app_analysis import Analysis, LogitsPipeline
 from app_probe import Limits, RefusedVideoError
 from PIL import Image
 from transformers import pipeline
@@ -66,7 +66,7 @@ class Page:
         is_demo: Whether the model is one of the bundled ones, whose limits the page then tells.
     """
 
-    def __init__(self, segmenter: TwoStepPipeline, limits: Limits, folder: Path, is_demo: bool) -> None:
+    def __init__(self, segmenter: LogitsPipeline, limits: Limits, folder: Path, is_demo: bool) -> None:
         self._segmenter = segmenter
         self._limits = limits
         self._folder = folder
@@ -127,7 +127,8 @@ class Page:
 
     def _lay_out_results(self) -> None:
         """Lays out what visitors get."""
-        self._message = gr.HTML(elem_id="message")
+        guard = (HERE / "app_upload.js").read_text(encoding="utf-8")
+        self._message = gr.HTML(elem_id="message", js_on_load=guard, megabytes=self._limits.megabytes)
         self._welcome = gr.HTML(views.welcome(), elem_id="welcome")
         with gr.Column(visible=False) as self._found:
             self._overlay = gr.Video(
@@ -276,13 +277,13 @@ def _picture_of(clip: Path) -> Image.Image:
     return picture
 
 
-def load_segmenter(model: str, device: str | None) -> TwoStepPipeline:
+def load_segmenter(model: str, device: str | None) -> LogitsPipeline:
     """Loads a checkpoint, always with the code installed here."""
     if model.count("/") != 1 and not Path(model).is_dir():
         raise FileNotFoundError(f"There is no checkpoint folder {model}. Give a folder, or a Hub id as owner/name.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    segmenter = pipeline("audio-visual-segmentation", model=model, device=device, pipeline_class=TwoStepPipeline)
+    segmenter = pipeline("audio-visual-segmentation", model=model, device=device, pipeline_class=LogitsPipeline)
     logging.enable_progress_bar()
     return segmenter
 

@@ -26,6 +26,7 @@ from modeling_pcmanet.media_pcmanet import iterate_frames, read_media
 from modeling_pcmanet.media_source_pcmanet import SOUND_REMEDY
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.overlay import class_colors, write_masks, write_overlay_video
+from pcmanet.pipelines.segments import find_segments
 from pcmanet.pipelines.stage_maps import StageMap, draw_stage_maps
 from pcmanet.pipelines.streaming import FrameLogits, Window, blend_windows, logits_at_masks
 from pcmanet.pipelines.timeline import Span, loudness, sounding_spans
@@ -43,25 +44,14 @@ STAGE_PICTURE_SIDE = 320
 Report = Callable[[float, str], None]
 
 
-class TwoStepPipeline(AudioVisualSegmentationPipeline):
-    """The pipeline in two steps: a call gives the network's logits, [`segment`] makes of them what the call else gives."""
+class LogitsPipeline(AudioVisualSegmentationPipeline):
+    """The pipeline without its last step: logits, of which `find_segments` makes masks as often as a threshold changes."""
 
     def postprocess(
         self, model_outputs: Iterable[tuple[Window, torch.Tensor]], **_: float | None
     ) -> list[FrameLogits]:
         """Gives the logits of every moment."""
         return list(logits_at_masks(blend_windows(model_outputs)))
-
-    def segment(self, moment: FrameLogits, threshold: float) -> dict[str, Any]:
-        """Makes the pipeline's entry of one moment."""
-        frame = {
-            "timestamp": moment.timestamp,
-            "original_size": moment.original_size,
-            "mask_timestamps": (moment.timestamp,),
-        }
-        window = Window((frame,), fresh=1, overlap=0, is_last=True)
-        (entry,) = super().postprocess([(window, moment.logits[None])], threshold, MINIMUM_AREA)
-        return entry
 
 
 @dataclass(frozen=True)
@@ -104,9 +94,7 @@ class Analysis:
         timestamps: Their moments, seconds.
     """
 
-    def __init__(
-        self, segmenter: TwoStepPipeline, upload: str | Path, name: str, limits: Limits, folder: Path
-    ) -> None:
+    def __init__(self, segmenter: LogitsPipeline, upload: str | Path, name: str, limits: Limits, folder: Path) -> None:
         self._segmenter = segmenter
         self._limits = limits
         self._folder = tempfile.TemporaryDirectory(prefix="visit_", dir=folder)
@@ -150,10 +138,14 @@ class Analysis:
 
     def segment(self, threshold: float) -> list[dict[str, Any]]:
         """Gives what the pipeline gives for this video with a threshold, from the logits that were kept."""
+        names = self._segmenter.model.config.id2label
         with safe_open(self._logits, "pt") as file:
-            rows = file.get_slice("logits")
+            logits = file.get_slice("logits")
             return [
-                self._segmenter.segment(FrameLogits(timestamp, rows[number], self._size, ()), threshold)
+                {
+                    "timestamp": timestamp,
+                    "segments": find_segments(logits[number].float(), self._size, names, threshold, MINIMUM_AREA),
+                }
                 for number, timestamp in enumerate(self.timestamps)
             ]
 
