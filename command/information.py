@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
+from transformers import AutoConfig
 from transformers.utils import cached_file, logging
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
@@ -49,7 +50,7 @@ def describe(model: str) -> str:
         OSError: If there is no such checkpoint.
         ValueError: If it is none of this architecture.
     """
-    config = PCMANetConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model)
     if config.model_type != PCMANetConfig.model_type:
         raise ValueError(f"{model} is a {config.model_type} checkpoint, not one of {PCMANetConfig.model_type}.")
     lines = [("model", model), *_task(config), *_sizes(model, config), *_parameters(config)]

@@ -113,7 +113,8 @@ def work(arguments: Namespace, videos: Videos, segmenter: Pipeline, output: Outp
         for name in pending:
             outcome = worker.segment(name, bars)
             bars.finish_video()
-            bars.say(outcome.line, failed=outcome.error is not None)
+            if outcome.error is not None or len(videos.names) > 1:
+                bars.say(outcome.line, failed=outcome.error is not None)
 
 
 def report(arguments: Namespace, videos: Videos, output: OutputFolder, *, silent: bool = False) -> bool:

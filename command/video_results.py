@@ -26,7 +26,7 @@ from .output_folder import CONTACT_SHEET, MASKS, OVERLAY, RECORDS
 from .records import RecordedResults
 
 
-ENVELOPE_RATE = 100  # loudest samples per second that the contact sheet draws its sound from
+ENVELOPE_PARTS = 20_000  # of the sound, of each the loudest sample: more than a contact sheet has pixels
 LARGEST_THUMBNAIL = (840, 680)  # twice what a contact sheet shows
 
 Progress = Callable[[float], None]
@@ -169,31 +169,33 @@ def _contact_sheet(
             picture = Image.fromarray(frame.picture)
             picture.thumbnail(LARGEST_THUMBNAIL, Image.Resampling.LANCZOS)
             thumbnails[number] = np.asarray(picture)
+    envelope_rate = max(1, round(ENVELOPE_PARTS * frames_per_second / len(results)))
     return draw_contact_sheet(
         thumbnails,
         results,
         colors,
-        waveform=_envelope(video.sound, reader if video.audio is None else None),
-        sampling_rate=ENVELOPE_RATE,
+        waveform=_envelope(video.sound, reader if video.audio is None else None, envelope_rate),
+        sampling_rate=envelope_rate,
         frames_per_second=frames_per_second,
         title=Path(video.name).name,
     )
 
 
-def _envelope(sound: MediaSource, reader: VideoReader | None) -> np.ndarray:
-    """Finds the loudest sample in each hundredth of a second, which is all that a picture of an hour can show.
+def _envelope(sound: MediaSource, reader: VideoReader | None, rate: int) -> np.ndarray:
+    """Finds the loudest sample in each part of a second, which is all that a picture of an hour can show.
 
     Args:
         sound: What to read.
         reader: Of the video that the sound belongs to, to lie on its clock; by default it has its own.
+        rate: Parts per second.
 
     Returns:
-        (parts,), at [`ENVELOPE_RATE`].
+        (parts,), the loudest absolute values.
     """
     peaks: list[float] = []
     position = 0
     for samples, sampling_rate in iterate_sound(sound, reader):
-        parts = (position + np.arange(samples.shape[1])) * ENVELOPE_RATE // sampling_rate
+        parts = (position + np.arange(samples.shape[1])) * rate // sampling_rate
         position += samples.shape[1]
         starts = np.flatnonzero(np.diff(parts, prepend=-1))
         for part, peak in zip(parts[starts], np.maximum.reduceat(np.abs(samples).max(axis=0), starts), strict=True):

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pcmanet.pipelines.contact_sheet import MARGIN, PAPER, SHADE, SILENCE, WAVE_HEIGHT, WAVE_INK, draw_contact_sheet
+from pcmanet.pipelines.contact_sheet import (
+    MARGIN,
+    PAPER,
+    SHADE,
+    SILENCE,
+    WAVE_HEIGHT,
+    WAVE_INK,
+    draw_contact_sheet,
+    shown_frames,
+)
 from pcmanet.pipelines.overlay import class_colors
 
 
@@ -133,3 +142,18 @@ def test_silent_waveform_is_a_line():
 def test_every_result_needs_its_frame(number: int, found: int):
     with pytest.raises(ValueError, match=f"got {number} frames and {found} results"):
         draw_contact_sheet(frames(number), results(*[()] * found), COLORS)
+
+
+@pytest.mark.parametrize("number", [1, 40, 41, 100])
+def test_of_a_long_video_the_frames_that_are_shown_are_enough(number: int):
+    shown = shown_frames(number)
+    assert len(shown) <= 40
+    assert shown == sorted(set(shown))
+    assert set(shown) <= set(range(number))
+    colored = [np.full((SIZE[1], SIZE[0], 3), 2 * index, np.uint8) for index in range(number)]
+    found = results(*[("bell",)] * number)
+    part = {index: colored[index] for index in shown}
+    assert draw_contact_sheet(part, found, COLORS).tobytes() == draw_contact_sheet(colored, found, COLORS).tobytes()
+    part.pop(shown[-1])
+    with pytest.raises(ValueError, match=f"got {len(part)} frames and {number} results"):
+        draw_contact_sheet(part, found, COLORS)

@@ -177,9 +177,9 @@ class TestErrors:
         self.assert_refused(folder, capsys, "--device warp cannot be used")
 
     def test_two_videos_of_one_name(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
-        write_clip(folder / "more" / "clip.mkv", seconds=1)
+        write_clip(folder / "more" / "clip.mp4", seconds=1)
         assert run("clip.mp4", "more") == 2
-        self.assert_refused(folder, capsys, "clip.mp4 and more/clip.mkv", "the folder clip")
+        self.assert_refused(folder, capsys, "clip.mp4 and more/clip.mp4", "the folder clip")
 
     def test_failure_while_writing_leaves_nothing(
         self, run: Run, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pcmanet.command.main import main
 from pcmanet.command.output_folder import SETTINGS
 
 
+MORE = ("--frames-per-second", "4")  # more work than ten processes do before they are killed
 ORDER = [("video", "ascending"), ("frame", "ascending"), ("label", "ascending")]
 
 
@@ -199,7 +201,7 @@ class TestProcesses:
 
     def start(self, processes: int, log: Path) -> subprocess.Popen:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        module = ["-m", "pcmanet.command.main", *command("--shard-minutes", "0")]
+        module = ["-m", "pcmanet.command.main", *command("--shard-minutes", "0", videos="many"), *MORE]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
         with log.open("ab") as file:
             return subprocess.Popen([*launcher, *module], stdout=file, stderr=file, env=environment)
@@ -218,26 +220,33 @@ class TestProcesses:
             time.sleep(0.05)
 
     def test_ten_kills(self, here: Path):
-        assert main(command(output="whole")) == 1
-        moments = random.Random(11)
-        counts, log, kills = (2, 1, 3), here / "log", 0
-        while kills < 10:
-            launcher = self.start(counts[kills % 3], log)
-            family = []
-            deadline = time.monotonic() + moments.uniform(0, 15)
-            while time.monotonic() < deadline and launcher.poll() is None:
-                family = self.processes(launcher) if launcher.poll() is None else family
-                time.sleep(0.01)
-            if launcher.poll() is not None:  # all was done before: take a little away, so that there is work again
-                next((here / "out").glob(SHARDS)).unlink()
-                continue
+        """Any process, at any moment of the work; the next run has another number of processes."""
+        for copy in range(5):
+            shutil.copytree(here / "clips", here / "many" / str(copy))
+        assert main([*command(output="whole", videos="many"), *MORE]) == 1
+        moments, log, done = random.Random(11), here / "log", []
+        for kill in range(10):
+            log.write_text("")
+            launcher = self.start((2, 1, 3)[kill % 3], log)
+            wait_until_started(log, launcher)
+            time.sleep(moments.uniform(0, 1))
+            family = self.processes(launcher)
             end_process(moments.choice(family))
-            kills += 1
             self.wait_for_orphans(family)
             launcher.wait()
+            done.append(published(here / "out"))
+        assert done == sorted(done)
+        assert done[-1] > done[0]
         assert self.start(2, log).wait() == 1
         assert rows(here / "out").equals(rows(here / "whole"))
-        assert "6 of 8 videos segmented" in log.read_text()
+        assert "30 of 40 videos segmented" in log.read_text()
+
+
+def wait_until_started(log: Path, launcher: subprocess.Popen) -> None:
+    """Wait until videos are segmented."""
+    while "segmenting" not in log.read_text():
+        assert launcher.poll() is None, log.read_text()
+        time.sleep(0.01)
 
 
 def is_alive(process: int) -> bool:
