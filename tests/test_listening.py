@@ -1,0 +1,32 @@
+"""The lesson before the pictures: the audio encoder learns, and what it was allowed before it is allowed after."""
+
+import pytest
+import torch
+from training_runs import TINY_RUN
+
+from modeling_pcmanet import PCMANetFeatureExtractor, VGGishConfig, VGGishModel
+from pcmanet.training.listening import teach_listening
+from pcmanet.training.recipe import Recipe
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_audio_encoder_changes_and_stays_as_frozen_as_it_was(frozen):
+    torch.manual_seed(0)
+    encoder = VGGishModel(VGGishConfig(block_channels=[[4], [4], [4]], hidden_size=8, embedding_size=10))
+    encoder.requires_grad_(not frozen)
+    before = [weight.clone() for weight in encoder.parameters()]
+    recipe = Recipe(**TINY_RUN, listening_sounds=5)
+    teach_listening(encoder, PCMANetFeatureExtractor(), recipe, torch.device("cpu"), quiet=True)
+    assert all(weight.requires_grad is not frozen for weight in encoder.parameters())
+    assert any(not torch.equal(weight, old) for weight, old in zip(encoder.parameters(), before, strict=True))
+
+
+def test_the_same_seed_teaches_the_same():
+    lessons = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        encoder = VGGishModel(VGGishConfig(block_channels=[[4], [4], [4]], hidden_size=8, embedding_size=10))
+        recipe = Recipe(**TINY_RUN, listening_sounds=5)
+        teach_listening(encoder, PCMANetFeatureExtractor(), recipe, torch.device("cpu"), quiet=True)
+        lessons.append(torch.cat([weight.detach().flatten() for weight in encoder.parameters()]))
+    assert torch.equal(*lessons)
