@@ -116,8 +116,8 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
       `short_clip` says what stands in.
     - `"aligned"`: each patch is centred on its frame's timestamp, and moved as little as needed to lie inside the sound.
       The sound counts as silent from its end to the last frame.
-    - `"trailing"`: the same, but each patch ends at its frame's timestamp, so that nothing is heard before it sounds: for
-      live input.
+    - `"trailing"`: the same, but each patch ends at its frame's timestamp. The first of the published patches lie so, for
+      frames at 15/16 of each second; and nothing has to be heard before it sounds, so that live input can be followed.
 
     Sound shorter than one patch (0.975 s) is filled with silence to one patch in all of them.
 

@@ -134,23 +134,23 @@ def test_a_long_video_is_heard_at_its_frames(processor, tmp_path):
     path = write_clip(tmp_path / "long.mp4", 11)
     media = read_media(path)
     arguments = (media.waveform, media.sampling_rate)
-    aligned = expected_features(processor, *arguments, timestamps=media.timestamps, patching="aligned")
-    assert torch.equal(processor(path)["input_features"][0], aligned)
+    trailing = expected_features(processor, *arguments, timestamps=media.timestamps, patching="trailing")
+    assert torch.equal(processor(path)["input_features"][0], trailing)
     consecutive = expected_features(processor, *arguments, num_frames=11)
     assert torch.equal(processor(path, patching="consecutive")["input_features"][0], consecutive)
-    assert not torch.equal(aligned, consecutive)
+    assert not torch.equal(trailing, consecutive)
 
 
-def test_another_frame_rate_is_aligned(processor, video):
+def test_another_frame_rate_follows_its_frames(processor, video):
     batch = processor(video, frames_per_second=3, return_metadata=True)
     assert batch["frame_mask"].shape == (1, 15)
     media = read_media(video, frames_per_second=3)
     assert batch["timestamps"][0].tolist() == media.timestamps.tolist()
     expected = expected_features(
-        processor, media.waveform, media.sampling_rate, timestamps=media.timestamps, patching="aligned"
+        processor, media.waveform, media.sampling_rate, timestamps=media.timestamps, patching="trailing"
     )
     assert torch.equal(batch["input_features"][0], expected)
-    with pytest.raises(ValueError, match=r"clip 0 \(.*clip\.mp4\): .*frames_per_second is 3.*aligned"):
+    with pytest.raises(ValueError, match=r"clip 0 \(.*clip\.mp4\): .*frames_per_second is 3.*trailing"):
         processor(video, frames_per_second=3, patching="consecutive")
 
 
@@ -158,12 +158,12 @@ def test_another_frame_rate_is_aligned(processor, video):
     ("timestamps", "frames_per_second", "expected"),
     [
         (np.arange(10) + 15 / 16, 1, "consecutive"),
-        (np.arange(11) + 15 / 16, 1, "aligned"),
+        (np.arange(11) + 15 / 16, 1, "trailing"),
         (np.arange(10.0), 1, "consecutive"),
-        (np.arange(10) + 1.5, 1, "aligned"),
+        (np.arange(10) + 1.5, 1, "trailing"),
         (np.array([0.9, 1.9, 2.2]), 1, "consecutive"),
-        (np.array([0.9, 1.9, 1.9]), 1, "aligned"),
-        (np.array([0.4]), 2, "aligned"),
+        (np.array([0.9, 1.9, 1.9]), 1, "trailing"),
+        (np.array([0.4]), 2, "trailing"),
     ],
 )
 def test_sound_is_cut_as_published_only_where_that_fits(timestamps, frames_per_second, expected):
@@ -175,7 +175,7 @@ def test_timestamps_place_frames_in_a_long_sound(processor):
     sound = np.random.default_rng(2).uniform(-1, 1, 60 * 16000)
     times = [3.0, 10.5, 20.0, 40.0, 59.9]
     batch = processor(FRAMES, sound, sampling_rate=16000, timestamps=times, return_metadata=True)
-    expected = expected_features(processor, sound, 16000, timestamps=times, patching="aligned")
+    expected = expected_features(processor, sound, 16000, timestamps=times, patching="trailing")
     assert torch.equal(batch["input_features"][0], expected)
     assert batch["timestamps"][0].tolist() == times
 

@@ -1,0 +1,226 @@
+"""What does an hour of video cost, and is its sound still in step at the end?
+
+    python benchmarks/long_video.py                                    # an hour; writes docs/streaming.png
+    python benchmarks/long_video.py --minutes 5 --picture /tmp/streaming.png
+
+Makes a video of Sounding Shapes (25 frames a second, AAC sound at 44.1 kHz), in which what sounds changes every second,
+and one of its first minute, and streams both through the demo model, each in a process of its own (Linux, which tells how
+much memory that process holds). Three things are looked at, for each second of video:
+
+- the memory of the process, beside that of the minute;
+- the masks (IoU): sound that falls behind the picture would be that of other objects;
+- the sound that the network hears: by how many milliseconds it would have to be moved to fit what was put into the video.
+
+The published way of cutting sound, which falls behind by 40 ms a second, is drawn beside it.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, pipeline
+
+from modeling_pcmanet.feature_extraction_pcmanet import log_mel
+from modeling_pcmanet.media_pcmanet import write_video
+from modeling_pcmanet.waveform_pcmanet import SAMPLING_RATE, resample
+from pcmanet.dataset_scripts.synthetic import SoundingShapes
+from pcmanet.dataset_scripts.synthetic_clips import SyntheticClip
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
+
+
+ROOT = Path(__file__).parent.parent
+CLIP_SECONDS = 5
+DIFFERENT_CLIPS = 24  # the video repeats them
+FRAME_RATE = 25
+SOUND_RATE = 44_100  # hertz, of the video's sound
+PATCH_LENGTH = 15_600  # samples at 16 kHz
+MOVES = np.arange(-300, 301, 5)  # milliseconds by which the sound is tried
+SECONDS_BETWEEN_MOVES = 30
+COLORS = {"stream": "#0b6bcb", "published": "#d1495b"}
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=int, default=60, help="length of the video")
+    parser.add_argument("--size", type=int, default=112, help="height and width of the video in pixels")
+    parser.add_argument(
+        "--model", default=str(ROOT / "examples" / "demo_model"), help="checkpoint, of the binary task"
+    )
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "pcmanet_long_video")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "streaming.png", help="the picture to write")
+    parser.add_argument("--measure", nargs=2, metavar=("VIDEO", "PATCHING"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def shapes(size: int) -> SoundingShapes:
+    """Returns the data set that the clips are of."""
+    return SoundingShapes(
+        "ms3", "test", length=DIFFERENT_CLIPS, seed=7, height=size, width=size, num_frames=CLIP_SECONDS
+    )
+
+
+@cache
+def clip_of(number: int, size: int) -> SyntheticClip:
+    """Makes one of the different clips."""
+    return shapes(size)[number]
+
+
+@cache
+def video_frames_of(number: int, size: int) -> np.ndarray:
+    """Makes the video of one of the clips, (frames, height, width, 3)."""
+    return np.stack(list(shapes(size).render_video_frames(number, FRAME_RATE)))
+
+
+def make_video(path: Path, seconds: int, size: int) -> None:
+    """Writes the video, unless it is there."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = [index % DIFFERENT_CLIPS for index in range(seconds // CLIP_SECONDS)]
+    heard = {number: torch.from_numpy(clip_of(number, size).waveform).double() for number in set(numbers)}
+    sound = {
+        number: resample(waveform, SAMPLING_RATE, SOUND_RATE).float().numpy() for number, waveform in heard.items()
+    }
+    frames = (frame for number in numbers for frame in video_frames_of(number, size))
+    waveform = np.concatenate([sound[number] for number in numbers])[None]
+    write_video(path, frames, FRAME_RATE, waveform, SOUND_RATE)
+
+
+def resident_bytes() -> int:
+    """Returns the memory that this process holds."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+def segment(video: Path, size: int, model: str, patching: str) -> Iterator[dict[str, float]]:
+    """Streams a video; gives the memory and the IoU at each second."""
+    segmenter = pipeline(
+        "audio-visual-segmentation", model=model, pipeline_class=AudioVisualSegmentationPipeline, device="cpu"
+    )
+    with closing(segmenter.stream(video, patching=patching)) as stream:
+        for second, result in enumerate(stream):
+            clip = clip_of(second // CLIP_SECONDS % DIFFERENT_CLIPS, size)
+            target = clip.masks[second % CLIP_SECONDS] > 0
+            found = np.zeros_like(target)
+            for found_segment in result["segments"]:
+                found |= np.asarray(found_segment["mask"]) > 127
+            union = (found | target).sum()
+            iou = (found & target).sum() / union if target.any() else 1 - found.mean()
+            yield {"timestamp": result["timestamp"], "iou": float(iou), "bytes": resident_bytes()}
+
+
+def moves(video: Path, size: int, model: str) -> Iterator[tuple[float, float]]:
+    """Gives, every few seconds, by how many milliseconds the sound that the network hears is late for the picture."""
+    processor = AutoProcessor.from_pretrained(model)
+    before = processor.feature_extractor.samples_before("trailing")
+    with closing(processor.stream(str(video), patching="trailing")) as stream:
+        for second, frame in enumerate(stream):
+            if second % SECONDS_BETWEEN_MOVES == SECONDS_BETWEEN_MOVES - CLIP_SECONDS // 2:
+                number = second // CLIP_SECONDS
+                clips = [clip_of((number + step) % DIFFERENT_CLIPS, size) for step in (-1, 0, 1)]
+                sound = torch.from_numpy(np.concatenate([clip.waveform for clip in clips])).double()
+                start = (frame["timestamp"] - (number - 1) * CLIP_SECONDS) * SAMPLING_RATE - before
+                starts = np.rint(start - MOVES * SAMPLING_RATE / 1000).astype(int)
+                tried = log_mel(sound.unfold(0, PATCH_LENGTH, 1)[starts])
+                errors = (tried - frame["input_features"][0]).square().mean(dim=(1, 2))
+                yield frame["timestamp"], float(MOVES[errors.argmin()])
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Prints what streaming one video costs and gives, as JSON, from a process of its own."""
+    video, patching = Path(arguments.measure[0]), arguments.measure[1]
+    for number in range(DIFFERENT_CLIPS):
+        clip_of(number, arguments.size)  # what is compared with must not be taken for what streaming costs
+    start = time.perf_counter()
+    seconds = list(segment(video, arguments.size, arguments.model, patching))
+    passed = time.perf_counter() - start
+    late = list(moves(video, arguments.size, arguments.model)) if patching == "trailing" else []
+    print(json.dumps({"seconds": seconds, "passed": passed, "moves": late}))
+
+
+def measured(arguments: argparse.Namespace, video: Path, patching: str) -> dict[str, Any]:
+    """Runs `measure` in a process of its own."""
+    command = [sys.executable, __file__, "--size", str(arguments.size), "--model", arguments.model]
+    answer = subprocess.run(
+        [*command, "--measure", str(video), patching], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def per_minute(seconds: list[dict[str, float]], name: str) -> np.ndarray:
+    """Returns means over the minutes."""
+    values = np.array([second[name] for second in seconds])
+    return values[: len(values) // 60 * 60].reshape(-1, 60).mean(axis=1)
+
+
+def draw(path: Path, minute: dict[str, Any], whole: dict[str, Any], published: dict[str, Any]) -> None:
+    """Draws memory, masks and sound over the time of the video."""
+    # Not before, so that the processes that are measured do not hold it.
+    from matplotlib import pyplot
+
+    figure, (memory, masks, sound) = pyplot.subplots(3, 1, figsize=(9, 8.4), sharex=True, layout="constrained")
+    times = np.array([second["timestamp"] for second in whole["seconds"]]) / 60
+    peak = max(second["bytes"] for second in minute["seconds"]) / 2**20
+    memory.plot(
+        times, [second["bytes"] / 2**20 for second in whole["seconds"]], color=COLORS["stream"], label="stream"
+    )
+    memory.axhline(peak, color="#555", linestyle=":", label="most that one minute needs")
+    memory.axhline(peak * 1.05, color="#bbb", linestyle="--", label="5 % more")
+    memory.set(ylabel="memory of the process, MiB", ylim=(0, peak * 1.25))
+
+    minutes = np.arange(len(times) // 60) + 0.5
+    masks.plot(minutes, per_minute(whole["seconds"], "iou"), color=COLORS["stream"], label="stream")
+    masks.plot(minutes, per_minute(published["seconds"], "iou"), color=COLORS["published"], label="published patches")
+    masks.set(ylabel="mean IoU of each minute", ylim=(0, 1))
+
+    late = np.array(whole["moves"])
+    sound.axhspan(-1000 / FRAME_RATE, 1000 / FRAME_RATE, color="#eee", label="one frame of the video")
+    sound.plot(late[:, 0] / 60, late[:, 1], ".", color=COLORS["stream"], label="stream")
+    sound.plot(times, times * 60 * 40, color=COLORS["published"], label="published patches (40 ms a second)")
+    sound.set(ylabel="sound is late by, ms", ylim=(-100, 300), xlabel="minutes of video")
+    for axes, place in ((memory, "lower right"), (masks, "center right"), (sound, "upper right")):
+        axes.legend(loc=place, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Makes the videos, streams them, prints the figures and draws the picture."""
+    arguments = parse_args()
+    if arguments.measure:
+        measure(arguments)
+        return
+    short, long = (arguments.cache / f"{minutes}_minutes_{arguments.size}.mp4" for minutes in (1, arguments.minutes))
+    make_video(short, 60, arguments.size)
+    make_video(long, 60 * arguments.minutes, arguments.size)
+    minute, whole = measured(arguments, short, "trailing"), measured(arguments, long, "trailing")
+    published = measured(arguments, long, "consecutive")
+
+    print(f"`python {shlex.join(sys.argv)}`\n")
+    peaks = [max(second["bytes"] for second in run["seconds"]) / 2**20 for run in (minute, whole)]
+    print(
+        f"memory: {peaks[0]:.1f} MiB for a minute, {peaks[1]:.1f} MiB for {arguments.minutes} ({peaks[1] / peaks[0] - 1:+.1%})"
+    )
+    late = np.array(whole["moves"])
+    print(f"sound: {np.abs(late[:, 1]).max():.0f} ms from the picture at most, last looked at at {late[-1, 0]:.2f} s")
+    for name, run in (("stream", whole), ("published patches", published)):
+        iou = per_minute(run["seconds"], "iou")
+        print(f"IoU, {name}: {iou[0]:.3f} in the first minute, {iou[-1]:.3f} in the last")
+    print(f"{len(whole['seconds']) / whole['passed']:.0f} seconds of video per second")
+    draw(arguments.picture, minute, whole, published)
+
+
+if __name__ == "__main__":
+    main()
