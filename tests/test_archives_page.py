@@ -1,0 +1,60 @@
+"""docs/archives.md tells the truth: its Python runs on an archive, its columns are those of the rows."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_runs import save_checkpoint, write_clip
+
+from pcmanet.command.archive_rows import describe_columns
+from pcmanet.command.arguments import parse_arguments
+from pcmanet.command.main import main
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "archives.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds an archive called results, with one bad video."""
+    folder = tmp_path_factory.mktemp("page")
+    save_checkpoint(folder / "model")
+    write_clip(folder / "clips" / "good.mp4", seconds=2)
+    write_clip(folder / "clips" / "silent.mp4", silent=True)
+    options = ["--model", str(folder / "model"), "--output", str(folder / "results"), "--format", "parquet"]
+    assert main(["segment", str(folder / "clips"), *options]) == 1
+    return folder
+
+
+def test_python_of_the_page_runs(results: Path):
+    codes = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    environment = os.environ | {"HF_HOME": str(results / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(codes)],
+        cwd=results,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == str({str(results / "clips" / "silent.mp4")})
+    assert [line.split()[1:3] + line.split()[4:6] for line in lines[1:3]] == [
+        [second, "sounding", "(48,", "64)"] for second in ("0.9", "1.9")
+    ]
+    assert {"label": "sounding", "count_all": 2} in eval(lines[-1])
+
+
+def test_columns():
+    assert describe_columns() in PAGE
+
+
+def test_commands_are_understood():
+    commands = re.findall(r"(?:pcmanet|-m pcmanet\.command\.main) (segment .*?)(?: +#.*)?$", PAGE, flags=re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        assert parse_arguments(command.split()).format == "parquet"
