@@ -62,6 +62,10 @@ GOOD_OUTCOMES = OUTCOMES[:3]
 # A busy machine makes everything slow by the clock.
 PATIENCE = 10
 
+# One process holds a copy of the libraries, from which every worker starts.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["modeling_pcmanet.media_pcmanet"])
+
 Damage = Callable[[bytearray, np.random.Generator], bytearray]
 
 
@@ -296,7 +300,7 @@ def work(connection: Connection, films: dict[str, bytes], seed: int, limits: Lim
         except Exception as error:
             outcome, detail = "other exception", f"{type(error).__name__}: {error}"
         grown = _peak_bytes() - before
-        if grown > limits.memory_bytes or "Cannot allocate memory" in detail:
+        if grown > limits.memory_bytes:
             outcome, detail = "too much memory", f"{grown / 2**20:.0f} MiB more; {outcome}: {detail}"
         connection.send((outcome, detail))
 
@@ -345,9 +349,8 @@ class Reader:
 
     def _start(self) -> None:
         """Starts the process."""
-        context = multiprocessing.get_context("forkserver")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=work, args=(other, *self._arguments), daemon=True)
+        self._connection, other = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=work, args=(other, *self._arguments), daemon=True)
         self._process.start()
         other.close()
 
@@ -405,8 +408,6 @@ def fuzz(
         finally:
             readers.put(reader)
 
-    # One copy of the libraries, from which every worker starts.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["modeling_pcmanet.media_pcmanet"])
     with ThreadPoolExecutor(workers) as pool:
         results = list(pool.map(read, range(mutants)))
     while not readers.empty():

@@ -1,15 +1,19 @@
 """Odd input, each kind as a real file: what can be used is used and says what was done, the rest is a clear error."""
 
+import io
+import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
 import pytest
+import torch
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from odd_media import (
@@ -25,13 +29,26 @@ from odd_media import (
     onset,
     overwrite,
     patch_box,
+    pitch,
     shown_colours,
     write_film,
     write_sound,
 )
+from odd_server import odd_server
 from PIL import Image
+from tiny_model import tiny_config
+from transformers import pipeline
 
-from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_media
+from modeling_pcmanet import (
+    PCMANetFeatureExtractor,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
+    PCMANetProcessor,
+    media_pcmanet,
+    media_source_pcmanet,
+)
+from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio, read_media
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 
 QUIET_X265 = {"x265-params": "log-level=none"}
@@ -410,3 +427,292 @@ def test_what_cannot_be_used_is_an_error_that_names_it(tmp_path: Path, name: str
     path = case.make(tmp_path / f"film{case.suffix}")
     with pytest.raises(MediaError, match=rf"{re.escape(str(path))}.*(?:{case.message})"):
         read_media(path)
+
+
+@pytest.mark.parametrize("top_first", [True, False])
+def test_what_moves_in_an_interlaced_film_has_no_combs(tmp_path: Path, top_first: bool) -> None:
+    # A white bar on black that is 16 pixels further right in the second field.
+    def paint(_seconds: float) -> np.ndarray:
+        picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        picture[not top_first :: 2, 16:32] = 255
+        picture[top_first::2, 32:48] = 255
+        return picture
+
+    path = write_film(
+        tmp_path / "film.mkv",
+        paint=paint,
+        codec="mpeg2video",
+        options={"q:v": "1", "qmin": "1", "qmax": "1"},
+        configure=setting(flags=INTERLACED, bit_rate=20_000_000),
+    )
+    frame = read_media(path).frames[0].mean(axis=2)
+    assert np.abs(np.diff(frame[:, 20])).max() < 40
+    assert np.abs(np.diff(frame[:, 44])).max() < 40
+    bar = slice(18, 30) if top_first else slice(34, 46)
+    assert frame[:, bar].min() > 200
+    assert frame[:, 50:].max() < 40
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_turned_film_stands_upright(tmp_path: Path, degrees: int) -> None:
+    def paint(_seconds: float) -> np.ndarray:
+        picture = np.full((HEIGHT, WIDTH, 3), COLOURS["B"], np.uint8)
+        picture[: HEIGHT // 2, : WIDTH // 2] = COLOURS["R"]
+        return picture
+
+    path = write_film(
+        tmp_path / "film.mp4", paint=paint, configure=lambda stream: stream.set_display_rotation(degrees)
+    )
+    media = read_media(path)
+    assert media.frames.shape[1:3] == ((HEIGHT, WIDTH) if degrees == 180 else (WIDTH, HEIGHT))
+    assert media.notes == ()
+    stored = next(iterate_frames(write_film(tmp_path / "stored.mp4", paint=paint)))[1]
+    difference = media.frames[0].astype(int) - np.rot90(stored, degrees // 90)
+    assert np.abs(difference).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "rate", "layout"),
+    [
+        (".wav", "pcm_u8", 8000, "mono"),
+        (".wav", "pcm_s16le", 11025, "stereo"),
+        (".wav", "pcm_s24le", 44100, "5.1"),
+        (".wav", "pcm_s32le", 48000, "mono"),
+        (".wav", "pcm_f32le", 96000, "5.1"),
+        (".wav", "pcm_f64le", 192000, "stereo"),
+        (".wav", "pcm_mulaw", 8000, "mono"),
+        (".wav", "adpcm_ima_wav", 22050, "mono"),
+        (".aiff", "pcm_s16be", 32000, "stereo"),
+        (".au", "pcm_s16be", 16000, "mono"),
+        (".caf", "pcm_s16le", 44100, "mono"),
+        (".flac", "flac", 96000, "5.1"),
+        (".m4a", "aac", 44100, "5.1"),
+        (".m4a", "alac", 48000, "stereo"),
+        (".mp3", "libmp3lame", 44100, "stereo"),
+        (".ogg", "libopus", 48000, "5.1"),
+        (".ac3", "ac3", 48000, "5.1"),
+        (".wv", "wavpack", 44100, "stereo"),
+        (".tta", "tta", 44100, "stereo"),
+        (".amr", "libopencore_amrnb", 8000, "mono"),
+    ],
+)
+def test_every_kind_of_sound_sets_in_when_it_should(
+    tmp_path: Path, suffix: str, codec: str, rate: int, layout: str
+) -> None:
+    path = write_sound(tmp_path / f"sound{suffix}", Track(codec, rate, layout))
+    waveform, sampling_rate = read_audio(path)
+    assert sampling_rate == rate
+    assert len(waveform) == av.AudioLayout(layout).nb_channels
+    # The low-frequency channel of a coded 5.1 sound passes 440 Hz not at all.
+    full = [channel for channel in waveform if np.abs(channel).max() > 0.1]
+    assert len(full) >= len(waveform) - 1
+    assert onset(np.stack(full), sampling_rate) == pytest.approx(1.0, abs=0.06)
+    assert pitch(waveform, sampling_rate) == pytest.approx(440, abs=2)
+
+
+def test_the_track_that_is_taken_is_the_one_that_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_film(
+        tmp_path / "film.mkv", tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0, layout="stereo")]
+    )
+    media = read_media(path)
+    taken = {"1 (ger)": 440.0, "2 (eng)": 1000.0}
+    name = next(name for name in taken if name in media.notes[0])
+    assert pitch(media.waveform, media.sampling_rate) == pytest.approx(taken[name], abs=2)
+    assert caplog.messages == [f"{path}: {media.notes[0]}"]
+
+
+# --- Sources that are no files, or no ordinary ones ---
+
+
+@pytest.mark.parametrize(
+    "name", ["ünï 视频.mp4", 'it\'s "quoted".mp4', "-leading dash.mp4", "new\nline.mp4", "%20.mp4", "*.mp4", "#?&.mp4"]
+)
+def test_any_name_that_a_file_can_have(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_film(tmp_path / "film.mp4").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert shown_colours(read_media(name).frames) == "RGBW"
+
+
+def test_names_that_no_file_can_have() -> None:
+    with pytest.raises(MediaError, match="File name too long"):
+        read_media("x" * 5000)
+    with pytest.raises(FileNotFoundError, match="No such media file"):
+        read_media("nul\0l.mp4")
+    with pytest.raises(FileNotFoundError, match="No such media file"):
+        read_media(Path(__file__) / "film.mp4")
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for path in (tmp_path / "pipe.mp4", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(MediaError, match=rf"{path} is a pipe or a device, no file"):
+            read_media(path)
+
+
+def test_links_lead_to_films_or_to_errors(tmp_path: Path) -> None:
+    film_path = write_film(tmp_path / "film.mp4")
+    (tmp_path / "link.mp4").symlink_to(film_path)
+    assert shown_colours(read_media(tmp_path / "link.mp4").frames) == "RGBW"
+    (tmp_path / "broken.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    with pytest.raises(FileNotFoundError, match=r"broken\.mp4"):
+        read_media(tmp_path / "broken.mp4")
+    (tmp_path / "circle.mp4").symlink_to(tmp_path / "circle.mp4")
+    with pytest.raises(MediaError, match=r"circle\.mp4 cannot be opened: Too many levels of symbolic links"):
+        read_media(tmp_path / "circle.mp4")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "secret.mp4")
+    path.chmod(0)
+    # The one who runs the tests may be allowed everything; "nobody" is not.
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(
+            MediaError, match=r"secret\.mp4 cannot be opened: Permission denied\. Check its permissions"
+        ):
+            read_media(path)
+    finally:
+        os.seteuid(user)
+
+
+def test_a_pipe_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_source_pcmanet, "LARGEST_PIPED_BYTES", 2**24)
+    with (
+        Path("/dev/zero").open("rb") as file,
+        pytest.raises(MediaError, match="/dev/zero gave more than .* does not end"),
+    ):
+        read_media(Forwards(file))
+
+
+class Forwards(io.RawIOBase):
+    """A stream that can only be read forwards."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.name = file.name
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        return self._file.readinto(buffer)
+
+
+def test_a_file_that_grows_is_read_as_far_as_it_is(tmp_path: Path) -> None:
+    whole = write_film(tmp_path / "whole.ts", paint=noisy).read_bytes()
+    path = tmp_path / "growing.ts"
+    path.write_bytes(whole[: len(whole) // 2])
+    frames = iterate_frames(path)
+    seconds = [next(frames)[0] for _ in range(5)]
+    with path.open("ab") as file:
+        file.write(whole[len(whole) // 2 :])
+    seconds += [moment for moment, _ in frames]
+    assert 15 <= len(seconds) <= 40
+    np.testing.assert_allclose(np.diff(seconds), 0.1, atol=1e-6)
+    assert shown_colours(read_media(path).frames) == "RGBW"
+
+
+def test_sound_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_film(tmp_path / "film.mkv", tracks=[Track("pcm_s16le")])
+    monkeypatch.setattr(media_pcmanet, "LARGEST_SOUND_BYTES", 2**17)
+    with pytest.raises(MediaError, match=r"film\.mkv gives more than 0\.000122 GiB of sound"):
+        read_media(path)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("served")
+    whole = write_film(folder / "film.mp4", paint=noisy, container_options={"movflags": "+faststart"}).read_bytes()
+    broadcast = write_film(folder / "film.ts", paint=noisy).read_bytes()
+    with odd_server(whole, broadcast) as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("gone.mp4", "404 Not Found"),
+        ("drips.mp4", "cannot be read|gave no answer"),
+        ("breaks.mp4", "Input/output error"),
+        ("stalls.mp4", r"gave no answer for 0\.5 s\. Download it first"),
+        ("endless.ts", "gives more than .* frames"),
+        ("circle.mp4", "Check the address"),
+        ("page.mp4", "Check the address"),
+        ("nothing.mp4", "Check the address"),
+    ],
+)
+def test_an_address_gives_a_film_or_an_error_in_bounded_time(
+    server: str, page: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shown_colours(read_media(f"{server}/whole.mp4").frames) == "RGBW"
+    monkeypatch.setattr(media_source_pcmanet, "NETWORK_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(media_pcmanet, "LARGEST_FRAMES_BYTES", 2**19)
+    with pytest.raises(MediaError, match=rf"{page} .*(?:{message})"):
+        read_media(f"{server}/{page}")
+
+
+# --- The same through the pipeline ---
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> AudioVisualSegmentationPipeline:
+    config = tiny_config(audio_config={"block_channels": [[4], [6]], "hidden_size": 12, "embedding_size": 10})
+    torch.manual_seed(0)
+    model = PCMANetForAudioVisualSegmentation(config).eval()
+    processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
+    return pipeline("audio-visual-segmentation", model=model, processor=processor, device="cpu")
+
+
+# One of each kind; all of them are slow.
+QUICK = {
+    "plain",
+    "variable rate, mp4",
+    "wide pixels",
+    "turned and wide pixels",
+    "transparent, qtrle",
+    "interlaced",
+    "animated gif",
+    "one frame",
+    "late sound",
+    "early end",
+    "timestamps that jump",
+    "tail missing, index in front",
+    "middle damaged, mkv",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FILMS]
+)
+def test_the_pipeline_uses_what_the_reader_uses(
+    tmp_path: Path, segmenter: AudioVisualSegmentationPipeline, name: str
+) -> None:
+    case = FILMS[name]
+    path = case.make(tmp_path / f"film{case.suffix}")
+    media = read_media(path, audio=False)
+    count = len(media.frames)
+    sound = {} if case.start is not None else {"audio": np.zeros((1, count * 16000)), "sampling_rate": 16000}
+    called = segmenter(path, threshold=0.0, **sound)
+    streamed = list(segmenter.stream(path, threshold=0.0, **sound))
+    for result in (called, streamed):
+        np.testing.assert_allclose([frame["timestamp"] for frame in result], media.timestamps)
+        assert {segment["mask"].size for frame in result for segment in frame["segments"]} == {case.size}
+    for one, other in zip(called, streamed, strict=True):
+        np.testing.assert_allclose(
+            [segment["score"] for segment in one["segments"]],
+            [segment["score"] for segment in other["segments"]],
+            atol=1e-4,
+        )
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_pipeline_refuses_what_the_reader_refuses(
+    tmp_path: Path, segmenter: AudioVisualSegmentationPipeline, name: str
+) -> None:
+    case = REFUSED[name]
+    path = case.make(tmp_path / f"film{case.suffix}")
+    for run in (segmenter, lambda source: list(segmenter.stream(source))):
+        with pytest.raises(MediaError, match=rf"{re.escape(str(path))}.*(?:{case.message})"):
+            run(path)

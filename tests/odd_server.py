@@ -1,0 +1,87 @@
+"""A web server on this machine that does to its visitors what servers do: the page is called what it does."""
+
+import contextlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def odd_server(film: bytes, broadcast: bytes) -> Iterator[str]:
+    """Serves a film in many bad ways.
+
+    Args:
+        film: Bytes of a file with an end.
+        broadcast: Bytes that can be sent again and again.
+
+    Yields:
+        The address, without a slash at its end.
+    """
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        server.daemon_threads = True
+        server.film, server.broadcast, server.stopped = film, broadcast, threading.Event()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.stopped.set()
+            server.shutdown()
+            thread.join()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers with the method that the page is called after."""
+
+    def do_GET(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            getattr(self, Path(self.path).stem)()
+
+    def log_message(self, *args: object) -> None:
+        """Says nothing."""
+
+    def answer(self, length: int | None = None) -> None:
+        self.send_response(200)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def whole(self) -> None:
+        self.answer(len(self.server.film))
+        self.wfile.write(self.server.film)
+
+    def drips(self) -> None:
+        self.answer(len(self.server.film))
+        for byte in self.server.film:
+            self.wfile.write(bytes([byte]))
+            if self.server.stopped.wait(0.1):
+                return
+
+    def breaks(self) -> None:
+        self.answer(len(self.server.film))
+        self.wfile.write(self.server.film[: len(self.server.film) // 2])
+
+    def stalls(self) -> None:
+        self.breaks()
+        self.server.stopped.wait(60)
+
+    def endless(self) -> None:
+        self.answer()
+        while not self.server.stopped.is_set():
+            self.wfile.write(self.server.broadcast)
+
+    def circle(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.path)
+        self.end_headers()
+
+    def page(self) -> None:
+        self.answer()
+        self.wfile.write(b"<!DOCTYPE html><html>Not here</html>")
+
+    def gone(self) -> None:
+        self.send_error(404)
+
+    def nothing(self) -> None:
+        self.answer(0)
