@@ -19,7 +19,7 @@ from .checkpoint import load_segmenter
 from .errors import say
 from .output_folder import OutputFolder, check_ours
 from .progress_bars import Progress
-from .segmentation import begin, report
+from .segmentation import begin, choose_device, report, start_processes
 from .videos import Videos, find_videos
 from .worker import Worker, find_results
 
@@ -112,7 +112,7 @@ class RayWorker:
 
     def __init__(self, arguments: Namespace, videos: Videos, folder: Path) -> None:
         os.chdir(folder)
-        device = torch.device(arguments.device or torch.accelerator.current_accelerator() or "cpu")
+        device = choose_device(arguments.device, start_processes(arguments.device))
         output = OutputFolder(arguments.output)
         output.join()
         self._worker = Worker(arguments, videos, load_segmenter(arguments.model, device), output)

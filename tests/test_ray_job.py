@@ -48,8 +48,10 @@ def test_no_cluster_there(capsys: pytest.CaptureFixture, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_two_nodes(here: Path, capsys: pytest.CaptureFixture):
+def test_two_nodes(here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     """Two machines of one core each give the rows of one process; after a loss the job goes on; folders work too."""
+    # Read when Ray is imported: its workers are as nice as can be, and would wait for every other test.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
     assert main(command("whole", "--format", "parquet")) == 1
