@@ -27,7 +27,14 @@ from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .waveform_pcmanet import SAMPLING_RATE, check_sampling_rate, check_timestamps, resample, to_mono
+from .waveform_pcmanet import (
+    SAMPLING_RATE,
+    check_sampling_rate,
+    check_timestamps,
+    resample,
+    resampled_rate,
+    to_mono,
+)
 
 
 WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples: 25 ms = 400
@@ -266,7 +273,8 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(
                 f'patching "{patching}" needs timestamps=, one per frame, in seconds from the start of sound.'
             )
-        return self._patches(*self._starts_at(waveform, times, self.samples_before(patching)))
+        moments = np.rint(times * resampled_rate(sampling_rate, self.sampling_rate)).astype(np.int64)
+        return self._patches(*self._starts_at(waveform, moments, self.samples_before(patching)))
 
     def _consecutive_starts(self, waveform: torch.Tensor, num_frames: int | None) -> tuple[torch.Tensor, np.ndarray]:
         """Place every whole patch side by side: the padded waveform and (patches,) first samples."""
@@ -275,9 +283,8 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         count = count if num_frames is None else min(count, num_frames)
         return waveform, np.arange(count) * self.patch_stride
 
-    def _starts_at(self, waveform: torch.Tensor, times: np.ndarray, before: int) -> tuple[torch.Tensor, np.ndarray]:
-        """Put a patch around every timestamp, so many samples before it: the padded waveform and (frames,) first samples."""
-        moments = np.rint(times * self.sampling_rate).astype(np.int64)
+    def _starts_at(self, waveform: torch.Tensor, moments: np.ndarray, before: int) -> tuple[torch.Tensor, np.ndarray]:
+        """Put a patch around every moment, so many samples before it: the padded waveform and (frames,) first samples."""
         # The sound counts as silent from its end to the last frame, so that a frame after the end hears silence and not
         # the last thing that sounded.
         waveform = _fill(waveform, max(self.patch_length, int(moments.max())))

@@ -165,6 +165,25 @@ def _resampling_kernel(down: int, up: int) -> torch.Tensor:
     return torch.sinc(crossings) * window * (cutoff / down)
 
 
+def _ratio(sampling_rate: int, target_rate: int) -> Fraction:
+    """Return the ratio of two rates, or the nearest of few enough terms."""
+    return Fraction(sampling_rate, target_rate).limit_denominator(MAX_RATIO_TERM)
+
+
+def resampled_rate(sampling_rate: int, target_rate: int = SAMPLING_RATE) -> float:
+    """Return how many samples a second of sound becomes.
+
+    Args:
+        sampling_rate: Of the sound, in hertz.
+        target_rate: Wanted, in hertz.
+
+    Returns:
+        The wanted rate, or a little beside it where the ratio of the rates has too many terms, in hertz. Who looks for a
+        moment in a long sound counts with this.
+    """
+    return float(sampling_rate / _ratio(sampling_rate, target_rate))
+
+
 class Resampler:
     """Resamples a waveform that comes in chunks with the filter of AVSBench's tools, without seams.
 
@@ -176,13 +195,12 @@ class Resampler:
         target_rate: Wanted, in hertz.
 
     Attributes:
-        rate: What a second of the waveform becomes, in hertz: the wanted rate, or a little beside it where the ratio of the
-            rates has too many terms.
+        rate: What a second of the waveform becomes, in hertz: see [`resampled_rate`].
     """
 
     def __init__(self, sampling_rate: int, target_rate: int = SAMPLING_RATE) -> None:
-        self._ratio = Fraction(sampling_rate, target_rate).limit_denominator(MAX_RATIO_TERM)
-        self.rate = float(sampling_rate / self._ratio)
+        self._ratio = _ratio(sampling_rate, target_rate)
+        self.rate = resampled_rate(sampling_rate, target_rate)
         repeats = math.ceil(RESAMPLING_ROWS / self._ratio.denominator)
         self._down = repeats * self._ratio.numerator
         self._kernel = _resampling_kernel(self._down, repeats * self._ratio.denominator)

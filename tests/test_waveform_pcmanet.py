@@ -6,7 +6,14 @@ import pytest
 import torch
 from torchaudio.functional import resample as torchaudio_resample
 
-from modeling_pcmanet.waveform_pcmanet import check_sampling_rate, check_timestamps, resample, to_mono
+from modeling_pcmanet.waveform_pcmanet import (
+    Resampler,
+    check_sampling_rate,
+    check_timestamps,
+    resample,
+    resampled_rate,
+    to_mono,
+)
 
 
 # AVSBench's resampling in torchaudio's terms
@@ -86,6 +93,26 @@ def test_resampling_works_in_blocks_without_seams(monkeypatch):
     expected = resample(waveform, 48000)
     monkeypatch.setattr("modeling_pcmanet.waveform_pcmanet.BLOCKS_AT_ONCE", 7)
     torch.testing.assert_close(resample(waveform, 48000), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("sampling_rate", [8000, 15992, 16000, 22050, 44100, 48000, 96000])
+def test_resampling_in_chunks_equals_resampling_the_whole(sampling_rate):
+    waveform = torch.from_numpy(noise(3 * sampling_rate + 11))
+    resampler = Resampler(sampling_rate)
+    sizes = [1, 2, 3, 1000, sampling_rate // 7, 0, 10 * sampling_rate]
+    pieces = [resampler.add(chunk) for chunk in waveform.split([*sizes[:-1], len(waveform) - sum(sizes[:-1])])]
+    torch.testing.assert_close(
+        torch.cat([*pieces, resampler.finish()]), resample(waveform, sampling_rate), rtol=0, atol=1e-13
+    )
+    assert len(pieces[-1]) > 2 * 16000
+
+
+def test_where_a_ratio_has_too_many_terms_moments_keep_to_the_clock():
+    assert resampled_rate(44100) == resampled_rate(16000) == 16000
+    hour = torch.zeros(15992 * 36, dtype=torch.float64)
+    hour[-1] = 1.0
+    assert resampled_rate(15992) != 16000
+    assert resample(hour, 15992).argmax() == pytest.approx(36 * resampled_rate(15992), abs=2)
 
 
 def test_resampling_to_the_same_rate_changes_nothing():
