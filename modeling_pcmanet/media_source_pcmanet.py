@@ -96,6 +96,17 @@ def open_media(source: MediaSource) -> Iterator[tuple[InputContainer, MediaNotes
             ) from error
 
 
+def copy_pipe(source: BinaryIO, file: BinaryIO) -> None:
+    """Copies what comes through a pipe to a file, or raises MediaError if it does not end."""
+    while piece := source.read(PIPED_PIECE_BYTES):
+        file.write(piece)
+        if file.tell() > LARGEST_PIPED_BYTES:
+            raise MediaError(
+                f"{_name(source)} gave more than {LARGEST_PIPED_BYTES / 2**30:.3g} GiB and does not end. "
+                "Write it to a file and pass its path."
+            )
+
+
 def decode(
     container: InputContainer, streams: tuple[VideoStream | AudioStream, ...], notes: MediaNotes
 ) -> Iterator[av.VideoFrame | av.AudioFrame]:
@@ -229,23 +240,12 @@ def _seekable_file(source: str | Path | bytes | BinaryIO, name: str) -> Iterator
             file = source
         else:
             file = stack.enter_context(tempfile.TemporaryFile())
-            _copy_pipe(source, file, name)
+            copy_pipe(source, file)
 
         if file.seek(0, os.SEEK_END) == 0:
             raise MediaError(f"{name} is empty (0 bytes). Pass a whole media file.")
         file.seek(0)
         yield file
-
-
-def _copy_pipe(source: BinaryIO, file: BinaryIO, name: str) -> None:
-    """Copies what comes through a pipe to a file, or raises MediaError if it does not end."""
-    while piece := source.read(PIPED_PIECE_BYTES):
-        file.write(piece)
-        if file.tell() > LARGEST_PIPED_BYTES:
-            raise MediaError(
-                f"{name} gave more than {LARGEST_PIPED_BYTES / 2**30:.0f} GiB and does not end. "
-                "Write it to a file and pass its path."
-            )
 
 
 def _open_path(path: Path) -> BinaryIO:

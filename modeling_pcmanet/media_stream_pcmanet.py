@@ -8,7 +8,6 @@ interleaves them.
 import heapq
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from .media_source_pcmanet import (
     MediaError,
     MediaSource,
     audio_stream,
+    copy_pipe,
     decode,
     finite_waveform,
     no_frames,
@@ -223,7 +223,7 @@ def two_doors(source: MediaSource) -> Iterator[tuple[MediaSource, MediaSource]]:
         yield _Door(source, source), _Door(source, source)
     else:
         with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(source, copy)
+            copy_pipe(source, copy)
             yield _Door(copy, source), _Door(copy, source)
 
 

@@ -36,6 +36,7 @@ from odd_media import (
 )
 from odd_server import odd_server
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from tiny_model import tiny_config
 from transformers import pipeline
 
@@ -519,6 +520,64 @@ def test_the_track_that_is_taken_is_the_one_that_is_named(tmp_path: Path, caplog
     name = next(name for name in taken if name in media.notes[0])
     assert pitch(media.waveform, media.sampling_rate) == pytest.approx(taken[name], abs=2)
     assert caplog.messages == [f"{path}: {media.notes[0]}"]
+
+
+@pytest.mark.slow
+def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    # Eight times the picture in RGB would be 1.6 GB; the sizes of H.264 are known without decoding.
+    path = write_film(tmp_path / "film.mp4", times=[0.0], paint=sized(8208, 8208), options={"preset": "ultrafast"})
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")
+    before = int(re.search(r"VmRSS:\s*(\d+)", status.read_text())[1])
+    with pytest.raises(MediaError, match=r"its picture is 8208x8208, 67 million pixels, more than the 67 million"):
+        read_media(path)
+    assert int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) - before < 100_000
+
+
+BROWSER_LOOKS = """async () => {
+    const video = document.querySelector("video");
+    const seen = new Promise((resolve) => video.requestVideoFrameCallback(resolve));
+    await video.play();
+    await seen;
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(video, 0, 0);
+    const colours = [[1, 1], [3, 1], [1, 3], [3, 3]].map(([x, y]) =>
+        Array.from(context.getImageData((x * canvas.width) / 4, (y * canvas.height) / 4, 1, 1).data.slice(0, 3)));
+    return [canvas.width, canvas.height, colours];
+}"""
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_same(tmp_path: Path) -> None:
+    def paint(_seconds: float) -> np.ndarray:
+        picture = np.full((HEIGHT, WIDTH, 3), COLOURS["B"], np.uint8)
+        picture[: HEIGHT // 2, : WIDTH // 2] = COLOURS["R"]
+        return picture
+
+    def configured(degrees: int, aspect: Fraction) -> Callable[[VideoStream], None]:
+        return lambda stream: (
+            stream.set_display_rotation(degrees),
+            setting(sample_aspect_ratio=aspect)(stream),
+        )
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--allow-file-access-from-files"]
+        )
+        page = browser.new_page()
+        for degrees in (0, 90, 180, 270):
+            for aspect in (Fraction(1), Fraction(16, 15), Fraction(8, 9), Fraction(2)):
+                path = write_film(tmp_path / "film.mp4", paint=paint, configure=configured(degrees, aspect))
+                (tmp_path / "page.html").write_text('<video src="film.mp4" muted></video>')
+                page.goto(f"file://{tmp_path}/page.html")
+                width, height, colours = page.evaluate(BROWSER_LOOKS)
+                frame = read_media(path).frames[0]
+                assert (width, height) == (frame.shape[1], frame.shape[0]), (degrees, aspect)
+                ours = frame[height // 4 :: height // 2, width // 4 :: width // 2][:2, :2].reshape(4, 3)
+                np.testing.assert_allclose(colours, ours, atol=12)
+        browser.close()
 
 
 # --- Sources that are no files, or no ordinary ones ---
