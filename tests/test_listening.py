@@ -18,6 +18,7 @@ def test_the_audio_encoder_changes_and_stays_as_frozen_as_it_was(frozen):
     recipe = Recipe(**TINY_RUN, listening_sounds=5)
     teach_listening(encoder, PCMANetFeatureExtractor(), recipe, torch.device("cpu"), quiet=True)
     assert all(weight.requires_grad is not frozen for weight in encoder.parameters())
+    assert all(weight.grad is None for weight in encoder.parameters())
     assert any(not torch.equal(weight, old) for weight, old in zip(encoder.parameters(), before, strict=True))
 
 

@@ -63,5 +63,7 @@ def teach_listening(
         loss.backward()
         optimizer.step()
         bar.set_postfix(loss=f"{loss.item():.4f}")
+    # Else the last lesson's gradient would still count in the first step with pictures.
+    optimizer.zero_grad()
     for parameter, learns in zip(audio_encoder.parameters(), trainable, strict=True):
         parameter.requires_grad_(learns)
