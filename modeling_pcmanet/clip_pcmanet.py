@@ -28,6 +28,8 @@ from .waveform_pcmanet import check_sampling_rate, check_timestamps, to_mono
 SAMPLING_OFFSET = 15 / 16  # AVSBench looks at each second this far into it
 LENGTH_TOLERANCE = 0.25  # seconds by which sound and frames may differ beyond one frame: codecs cut and fill that much
 IGNORED_LABEL = 255
+PUBLISHED_CLIP_FRAMES = 10  # the longest clip of AVSBench, one frame per second; beyond it the drift of patches hurts
+TIME_TOLERANCE = 0.05  # seconds: a frame this far outside its second still belongs to it
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +184,36 @@ def _check_coverage(clip: Clip) -> None:
             f"the last frame is at {last:.3f} s, but the sound ends at {sound:.3f} s: correct timestamps or sampling_rate, "
             "or fill the sound with zeros."
         )
+
+
+def choose_patching(timestamps: np.ndarray, patching: str | None, frames_per_second: float | str) -> str:
+    """Decide how a clip's sound is cut.
+
+    Args:
+        timestamps: (frames,), seconds from the start of the sound.
+        patching: What the user wants, or None.
+        frames_per_second: In hertz; `"video"` is every frame.
+
+    Returns:
+        What the user wants; otherwise `"consecutive"` for at most 10 frames, one in each second, else `"trailing"`.
+
+    Raises:
+        ValueError: If the user wants consecutive patches for frames that they cannot follow.
+    """
+    middles = np.arange(len(timestamps)) + 0.5
+    one_each_second = bool((np.abs(timestamps - middles) <= 0.5 + TIME_TOLERANCE).all())
+    follows = frames_per_second == 1 and one_each_second
+    if patching is None:
+        # The published layout looks at the end of each second and hears that second. Trailing patches keep to it for any
+        # length; patches around the frame halve what is heard of the right second (0.74 IoU against 0.86 on a minute of
+        # Sounding Shapes: docs/streaming.md).
+        return "consecutive" if follows and len(timestamps) <= PUBLISHED_CLIP_FRAMES else "trailing"
+    if patching == "consecutive" and not follows:
+        raise ValueError(
+            f'patching "consecutive" needs one frame in every second from 0 on, but frames_per_second is '
+            f'{frames_per_second} and the frames are at {np.round(timestamps[:5], 3).tolist()} ... s: use "trailing".'
+        )
+    return patching
 
 
 def fill_maps(maps: Any, shape: tuple[int, int, int]) -> list[np.ndarray]:

@@ -116,9 +116,15 @@ def _with_silent_end(
     frames: Iterable[StreamedFrame], sound: SoundStream, reader: VideoReader
 ) -> Iterator[StreamedFrame]:
     """Pass frames on; where the sound ends long before them, it is silent up to the end of the video."""
-    yield from frames
-    if not sound.reaches(sound.position(reader.end - SOUND_MARGIN_SECONDS)):
-        sound.fill(reader.end)
+
+    def fill(seconds: float) -> None:
+        if not sound.reaches(sound.position(seconds - SOUND_MARGIN_SECONDS)):
+            sound.fill(seconds)
+
+    for frame in frames:
+        fill(frame.timestamp)
+        yield frame
+    fill(reader.end)
 
 
 def _with_checked_sound(

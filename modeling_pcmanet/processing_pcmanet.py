@@ -41,15 +41,11 @@ from torch.nn import functional
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .clip_pcmanet import IGNORED_LABEL, Clip, fill_maps, is_clip, read_clip
+from .clip_pcmanet import IGNORED_LABEL, PUBLISHED_CLIP_FRAMES, Clip, choose_patching, fill_maps, is_clip, read_clip
 from .clip_stream_pcmanet import LiveClip, open_clip
 from .media_source_pcmanet import MediaError
 from .media_stream_pcmanet import EVERY_FRAME, StreamedFrame
 from .sound_stream_pcmanet import hear
-
-
-PUBLISHED_CLIP_FRAMES = 10  # the longest clip of AVSBench, one frame per second; beyond it the drift of patches hurts
-TIME_TOLERANCE = 0.05  # seconds: a frame this far outside its second still belongs to it
 
 
 class PCMANetProcessor(ProcessorMixin):
@@ -203,12 +199,18 @@ class PCMANetProcessor(ProcessorMixin):
             masks_per_second=masks_per_second,
             target_rate=self.feature_extractor.sampling_rate,
         )
-        with clip as (frames, sound):
-            # How a clip is cut is decided when it is known to be longer than a published one, or to have ended.
-            first = list(islice(frames, PUBLISHED_CLIP_FRAMES + 1))
-            patching = choose_patching(np.array([frame.timestamp for frame in first]), patching, frames_per_second)
-            for frame, patch in hear(chain(first, frames), sound, self.feature_extractor, patching):
-                yield self._process_frame(frame, patch)
+        try:
+            with clip as (frames, sound):
+                # How a clip is cut is decided when it is known to be longer than a published one, or to have ended.
+                first = list(islice(frames, PUBLISHED_CLIP_FRAMES + 1))
+                moments = np.array([frame.timestamp for frame in first])
+                patching = choose_patching(moments, patching, frames_per_second)
+                for frame, patch in hear(chain(first, frames), sound, self.feature_extractor, patching):
+                    yield self._process_frame(frame, patch)
+        except MediaError:
+            raise  # it names its source
+        except ValueError as error:
+            raise ValueError(f"{video}: {error}" if isinstance(video, str | Path) else str(error)) from error
 
     def stream_live(
         self,
@@ -285,36 +287,6 @@ class PCMANetProcessor(ProcessorMixin):
             torch.stack([_decide(frame, size, threshold) for frame in clip[mask]])
             for clip, size, mask in zip(logits, sizes, masks, strict=True)
         ]
-
-
-def choose_patching(timestamps: np.ndarray, patching: str | None, frames_per_second: float | str) -> str:
-    """Decide how a clip's sound is cut.
-
-    Args:
-        timestamps: (frames,), seconds from the start of the sound.
-        patching: What the user wants, or None.
-        frames_per_second: In hertz; `"video"` is every frame.
-
-    Returns:
-        What the user wants; otherwise `"consecutive"` for at most 10 frames, one in each second, else `"trailing"`.
-
-    Raises:
-        ValueError: If the user wants consecutive patches for frames that they cannot follow.
-    """
-    middles = np.arange(len(timestamps)) + 0.5
-    one_each_second = bool((np.abs(timestamps - middles) <= 0.5 + TIME_TOLERANCE).all())
-    follows = frames_per_second == 1 and one_each_second
-    if patching is None:
-        # The published layout looks at the end of each second and hears that second. Trailing patches keep to it for any
-        # length; patches around the frame halve what is heard of the right second (0.74 IoU against 0.86 on a minute of
-        # Sounding Shapes: docs/streaming.md).
-        return "consecutive" if follows and len(timestamps) <= PUBLISHED_CLIP_FRAMES else "trailing"
-    if patching == "consecutive" and not follows:
-        raise ValueError(
-            f'patching "consecutive" needs one frame in every second from 0 on, but frames_per_second is '
-            f'{frames_per_second} and the frames are at {np.round(timestamps[:5], 3).tolist()} ... s: use "trailing".'
-        )
-    return patching
 
 
 def _check_rates(frames_per_second: float | str, masks_per_second: float | str | None) -> None:

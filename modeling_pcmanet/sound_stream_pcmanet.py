@@ -153,15 +153,20 @@ def _hear_side_by_side(
     frames: Iterable[TimedFrame], sound: SoundStream, extractor: Any
 ) -> Iterator[tuple[TimedFrame, torch.Tensor]]:
     """Cut patches one after another, whatever the moments of the frames; past the last whole one, the rule for it."""
-    patch = None
-    for index, frame in enumerate(frames):
-        start = index * extractor.patch_stride
-        if sound.reaches(start + extractor.patch_length) or patch is None:
-            sound.forget(start)
-            patch = _features(sound, extractor, start)
-        elif extractor.short_clip == "zeros":
-            patch = torch.zeros_like(patch)
-        yield frame, patch
+    patch, start, waiting = None, 0, deque()
+    for frame in chain(frames, [None]):
+        if frame is not None:
+            waiting.append(frame)
+        while waiting:
+            if sound.reaches(start + extractor.patch_length) or patch is None:
+                sound.forget(start)
+                patch = _features(sound, extractor, start)
+            elif frame is not None:
+                break  # where the sound is much shorter than the frames, it is going to be filled up
+            elif extractor.short_clip == "zeros":
+                patch = torch.zeros_like(patch)
+            yield waiting.popleft(), patch
+            start += extractor.patch_stride
 
 
 def _hear_at_moments(

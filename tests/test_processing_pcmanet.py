@@ -11,8 +11,8 @@ from torch.nn import functional
 from transformers import AutoProcessor
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor, processing_pcmanet
+from modeling_pcmanet.clip_pcmanet import choose_patching
 from modeling_pcmanet.media_pcmanet import MediaError, read_media, write_audio, write_video
-from modeling_pcmanet.processing_pcmanet import choose_patching
 
 
 SIZE = {"height": 32, "width": 48}
