@@ -52,13 +52,14 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
     data = FineTuningData(settings.task, settings.data, settings.clips, settings.evaluation_clips, arguments.seed)
     classes = choose_classes(data.classes, settings.classes)
     num_labels, patience = len(classes.names), settings.early_stopping_patience
+    model = load_checkpoint(settings.checkpoint, classes.labels)
     processor = PCMANetProcessor.from_pretrained(settings.checkpoint)
     training, validation = data.load(dict(processor.image_processor.size))
     metrics = TrainerMetrics(
         BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels), arguments.label_names
     )
     return SegmentationTrainer(
-        load_checkpoint(settings.checkpoint, classes.labels),
+        model,
         arguments,
         data_collator=TrainerCollator(ClipCollator(processor, binary=num_labels == 1), classes),
         train_dataset=training,

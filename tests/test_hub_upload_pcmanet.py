@@ -100,7 +100,17 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("failures", PASSING.values(), ids=PASSING)
+# Every case is a process that has to start; these three meet all the ways of failing.
+QUICK = {"cut in the middle of the large file", "answer of the commit lost", "everything once"}
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [
+        pytest.param(failures, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, failures in PASSING.items()
+    ],
+)
 def test_what_passes_is_tried_again(hub: LoopbackHub, folder: Path, push: Push, failures: list[Failure]):
     hub.failures = failures
     done = push()
@@ -120,7 +130,9 @@ LASTING = {
 }
 
 
-@pytest.mark.parametrize("status", LASTING)
+@pytest.mark.parametrize(
+    "status", [pytest.param(status, marks=[] if status == 401 else pytest.mark.slow) for status in LASTING]
+)
 def test_what_lasts_is_explained_and_the_named_command_uploads_all(
     hub: LoopbackHub, folder: Path, push: Push, tmp_path: Path, status: int | None
 ):

@@ -213,3 +213,36 @@ def test_a_stranger_reads_the_card_and_gets_the_same_masks(
     assert len(expected) == 3 and any(expected)
     assert json.loads(masks) == expected
     assert [float(line.split()[0]) for line in printed] == [frame["timestamp"] for frame in here("clip.mp4")]
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_is_pushed_once_with_its_figures(hub: LoopbackHub, tmp_path: Path):
+    root = Path(__file__).parent.parent
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = [
+        str(root / "examples" / "train_pcmanet.py"),
+        "--recipe",
+        str(root / "examples" / "recipes" / "smoke.yaml"),
+    ]
+    options = ["--output", str(tmp_path / "run"), "--push-to-hub", "someone/smoke", "--hub-private"]
+    small = ["--set", "clips=8", "evaluation_clips=2", "evaluations=1", "image_size=32", "num_workers=0"]
+    environment = hub.environment(tmp_path / "home") | {"ACCELERATE_USE_CPU": "true"}
+    command = [*launcher, *script, *options, *small]
+
+    wrong = subprocess.run(
+        command, env=environment | {"HF_TOKEN": "expired"}, capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode != 0
+    assert "error: someone/smoke on the Hub cannot be made or used: status 401" in wrong.stderr
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    repository = hub.repositories["models", "someone/smoke"]
+    assert repository.private and len(repository.commits) == 2
+    files = {path: file.sha256 for path, file in repository.at("main").files.items() if path != ".gitattributes"}
+    assert files == contents(tmp_path / "run" / "best-hub")
+    record = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
+    card = (tmp_path / "run" / "best-hub" / "README.md").read_text()
+    assert f"| mIoU |   {record['validation']['miou']:.4f} |" in card
+    assert "torchrun --nproc_per_node 2 " in card and "CPU, 2 processes" in card

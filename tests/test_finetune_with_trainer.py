@@ -1,0 +1,254 @@
+"""Fine-tuning with the Trainer: each of its options that users switch on, by the numbers that it must give."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loopback_hub import Failure, HubError, LoopbackHub
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_model import tiny_config, tiny_model
+from transformers import TrainingArguments, pipeline
+
+from modeling_pcmanet import (
+    PCMANetFeatureExtractor,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
+    PCMANetProcessor,
+)
+from pcmanet.dataset_scripts.metrics import SemanticMetrics
+from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes
+from pcmanet.dataset_scripts.synthetic_looks import CLASSES as ALL_CLASSES
+
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "finetune_with_trainer.py"
+CLASSES = ["plain-ring", "ringed-star", "speckled-heart"]
+CLIP = SCRIPT.parent / "demo.mp4"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("finetune_with_trainer", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny binary model with its processor."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    audio_config = {**tiny_config().audio_config.to_dict(), "num_mel_frames": 96, "num_mel_bins": 64}
+    tiny_model(audio_config=audio_config).save_pretrained(folder)
+    images = PCMANetImageProcessor(size={"height": 32, "width": 32})
+    PCMANetProcessor(images, PCMANetFeatureExtractor()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def build(script, checkpoint: Path, tmp_path: Path):
+    """Build a Trainer as the script does, with two steps of four clips unless told otherwise."""
+
+    def build_trainer(folder: str = "run", settings: dict[str, Any] | None = None, **arguments: Any):
+        tuning = {"checkpoint": str(checkpoint), "classes": CLASSES, "clips": 8, "evaluation_clips": 3}
+        options = {
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 1,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "report_to": [],
+            "use_cpu": True,
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            "batch_eval_metrics": True,
+            "metric_for_best_model": "miou",
+            "per_device_eval_batch_size": 2,
+        }
+        options |= arguments
+        # The heads for the new classes are drawn anew.
+        torch.manual_seed(0)
+        return script.build_trainer(
+            script.FineTuning(**tuning | (settings or {})), TrainingArguments(str(tmp_path / folder), **options)
+        )
+
+    return build_trainer
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def keep_statistics(trainer) -> None:
+    """Fix the norms, whose statistics otherwise depend on who shares a batch."""
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+            module.train = lambda *_mode, module=module: module
+
+
+def test_accumulation_leaves_loss_and_step_as_they_are(build):
+    runs = []
+    for size, parts in ((4, 1), (2, 2)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "max_grad_norm": 0.0}
+        trainer = build(f"parts{parts}", **options)
+        keep_statistics(trainer)
+        trainer.train()
+        assert trainer.state.global_step == 2
+        runs.append((losses(trainer), weights(trainer)))
+    (whole_losses, whole), (parted_losses, parted) = runs
+    assert parted_losses == pytest.approx(whole_losses, rel=1e-5)
+    assert all(torch.allclose(whole[name], parted[name], rtol=1e-3, atol=2e-4) for name in whole)
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(build):
+    options = {"num_train_epochs": 2, "save_steps": 3, "max_grad_norm": 1.0, "warmup_steps": 0.25}
+    whole = build("whole", settings={"backbone_learning_rate": 1e-3}, **options)
+    whole.train()
+    assert whole.state.global_step == 4
+    stopped = build("whole", settings={"backbone_learning_rate": 1e-3}, **options)
+    stopped.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-3"))
+    assert stopped.state.global_step == 4
+    assert losses(stopped) == losses(whole)
+    assert_equal(weights(stopped), weights(whole))
+
+
+def test_measures_are_those_of_the_accumulator(build):
+    trainer = build()
+    figures = trainer.evaluate()
+    metrics, model = SemanticMetrics(4), trainer.model.eval()
+    processor = trainer.data_collator.collate.processor
+    shapes = SoundingShapes("avss", "val", length=3, seed=trainer.args.seed, height=32, width=32)
+    names = ["background", *CLASSES]
+    table = torch.tensor([names.index(name) if name in names else 0 for name in ["background", *ALL_CLASSES]])
+    for index in range(3):
+        batch = processor(
+            videos=[shapes[index].frames], audio=[shapes[index].waveform], sampling_rate=shapes[index].sampling_rate
+        )
+        with torch.no_grad():
+            logits = model(**batch).logits
+        metrics.update(logits, table[torch.from_numpy(shapes[index].masks).long()][None])
+    expected = metrics.compute()
+    assert {name: figures[f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_best_model_is_loaded_and_the_pipeline_opens_every_checkpoint(build):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    trainer = build(learning_rate=0.3, num_train_epochs=2, **options)
+    trainer.train()
+    scores = {entry["step"]: entry["eval_miou"] for entry in trainer.state.log_history if "eval_miou" in entry}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert len(scores) == 4 and len(set(scores.values())) > 1
+    assert trainer.state.best_metric == scores[best]
+    folder = Path(trainer.args.output_dir) / f"checkpoint-{best}"
+    saved = load_file(folder / "model.safetensors")
+    assert_equal({name: weights(trainer)[name] for name in saved}, saved)
+    assert trainer.evaluate()["eval_miou"] == pytest.approx(scores[best])
+    segmenter = pipeline("audio-visual-segmentation", model=str(folder), device="cpu")
+    assert segmenter.model.config.id2label == dict(enumerate(["background", *CLASSES]))
+    assert [frame["timestamp"] for frame in segmenter(str(CLIP))][:2] == [0.92, 1.92]
+
+
+@pytest.mark.slow
+def test_training_stops_when_nothing_gets_better(build):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no", "learning_rate": 0.0}
+    trainer = build(settings={"early_stopping_patience": 2}, num_train_epochs=10, **options)
+    keep_statistics(trainer)
+    trainer.train()
+    assert trainer.state.global_step == 3  # one evaluation to beat, two that do not
+
+
+@pytest.mark.slow
+def test_checkpointing_changes_nothing_and_bf16_little(build):
+    runs = {}
+    for name, options in {
+        "plain": {},
+        "checkpointing": {"gradient_checkpointing": True},
+        "bf16": {"bf16": True},
+    }.items():
+        trainer = build(name, **options)
+        trainer.train()
+        runs[name] = losses(trainer), weights(trainer)
+    assert runs["checkpointing"][0] == runs["plain"][0]
+    # The norms of what is computed twice take in the statistics of a batch twice; all that learns is the same.
+    learned = {name for name, _ in trainer.model.named_parameters()}
+    plain, checkpointing = ({name: runs[key][1][name] for name in learned} for key in ("plain", "checkpointing"))
+    assert_equal(checkpointing, plain)
+    assert runs["bf16"][0] != runs["plain"][0]
+    assert runs["bf16"][0] == pytest.approx(runs["plain"][0], rel=0.02)
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_what_was_logged(build):
+    trainer = build(report_to=["tensorboard"], eval_strategy="epoch")
+    trainer.train()
+    (folder,) = {path.parent for path in Path(trainer.args.output_dir).rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses(trainer))
+    (logged,) = [entry["eval_miou"] for entry in trainer.state.log_history if "eval_miou" in entry]
+    assert [event.value for event in events.Scalars("eval/miou")] == pytest.approx([logged])
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(build, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"\['unicorn'\] are not in the data"):
+        build(settings={"classes": ["unicorn"]})
+    with pytest.raises(OSError, match="nowhere"):
+        build(settings={"checkpoint": str(tmp_path / "nowhere")})
+
+
+@pytest.mark.slow
+def test_the_command_pushes_every_save_and_in_the_end_a_card(checkpoint: Path, tmp_path: Path):
+    with LoopbackHub(tmp_path / "server") as hub:
+        command = [sys.executable, str(SCRIPT), "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "run")]
+        command += [
+            "--classes",
+            *CLASSES,
+            "--clips",
+            "8",
+            "--evaluation_clips",
+            "2",
+            "--use_cpu",
+            "--report_to",
+            "none",
+        ]
+        command += ["--num_train_epochs", "2", "--save_strategy", "epoch", "--load_best_model_at_end", "--push_to_hub"]
+        command += ["--hub_model_id", "someone/tuned", "--hub_strategy", "every_save", "--hub_always_push"]
+        # The Trainer's own uploads fail unheard; the last one is tried again.
+        hub.failures = [Failure(r"POST .*/commit/", HubError(500, "Internal Error"), times=3)]
+        environment = hub.environment(tmp_path / "home")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "pushed to http" in done.stdout
+        repository = hub.repositories["models", "someone/tuned"]
+        files = repository.at("main").files
+        prepared = tmp_path / "run-hub"
+        assert {"README.md", "config.json", "model.safetensors", "processor_config.json"} <= set(files)
+        assert set(os.listdir(prepared)) <= set(files)
+        record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        card = (prepared / "README.md").read_text()
+        assert f"{record['validation']['miou']:.4f}" in card
+        assert f"python {SCRIPT} --checkpoint" in card
+        model = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path / "run")
+        assert model.config.num_labels == 4
+        resumed = subprocess.run(
+            [*command, "--resume_from_checkpoint", "latest"],
+            env=environment | {"HF_TOKEN": "expired"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert resumed.returncode == 1 and "401" in resumed.stderr
