@@ -291,7 +291,8 @@ def load_segmenter(model: str, device: str | None) -> LogitsPipeline:
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description="A page that segments what sounds in a video.")
-    parser.add_argument("--model", default=str(DEMO_MODEL), help="Hub id or folder (default: the semantic demo model)")
+    model = os.environ.get("PCMANET_MODEL", str(DEMO_MODEL))  # a variable is how one tells a Space
+    parser.add_argument("--model", default=model, help="Hub id or folder (default: the semantic demo model)")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: an accelerator if there is one)")
     parser.add_argument("--host", help="address to listen at (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=int, help="port to listen at (default: the first free one from 7860 on)")

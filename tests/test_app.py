@@ -1,0 +1,466 @@
+"""Tests of examples/app.py and its neighbours: the server as a real process, used by a real browser."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from transformers import pipeline
+
+from modeling_pcmanet.media_pcmanet import read_media, write_video
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
+from pcmanet.pipelines.timeline import sounding_spans
+
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+CLIP = EXAMPLES / "demo.mp4"
+MODEL = EXAMPLES / "demo_model_semantic"
+RATE = 4
+MINIMUM_AREA = 0.001
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PHONE = {"width": 390, "height": 844}
+PATIENCE = 180_000  # milliseconds: the machine may be busy
+
+# Where `test_screenshots` puts its pictures, for whoever wants new ones in the README.
+SCREENSHOTS = os.environ.get("PCMANET_SCREENSHOTS")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    """The page in a process of its own, with a temporary folder of its own."""
+
+    def __init__(self, folder: Path, *arguments: str, script: Path = EXAMPLES / "app.py", **environment: str) -> None:
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir(parents=True)
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "log.txt"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, script, "--port", str(self.port), *arguments],
+                cwd=folder,
+                env={**os.environ, "TMPDIR": str(self.temporary), "GRADIO_ANALYTICS_ENABLED": "True", **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait(self) -> "Server":
+        """Waits until the page answers."""
+        for _ in range(PATIENCE // 200):
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                urllib.request.urlopen(f"{self.address}/config", timeout=10).close()
+                return self
+            except OSError:
+                time.sleep(0.2)
+        self.process.kill()
+        raise AssertionError(f"The page did not come up: {self.log.read_text()}")
+
+    def stop(self) -> int:
+        """Stops it as a Space is stopped."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def status(self, path: str) -> int:
+        """What the server answers to a request for a path."""
+        try:
+            with urllib.request.urlopen(f"{self.address}{path}", timeout=30) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page with tight limits, so that breaking them is quick."""
+    folder = tmp_path_factory.mktemp("page")
+    server = Server(folder, "--longest-seconds", "12", "--largest-megabytes", "1").wait()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = [path for path in map(shutil.which, BROWSERS) if path]
+    if not found:
+        pytest.fail(f"None of {BROWSERS} is installed. The page is tested in one: `apt-get install chromium`.")
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        # No sandbox: it does not start as root, which CI containers are.
+        arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        browser = playwright.chromium.launch(executable_path=found[0], args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server: Server, browser: Browser) -> Iterator[Page]:
+    """A visit. Nothing is fetched from anywhere but the server, and no script fails."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    outside, errors = [], []
+    page.on("request", lambda request: outside.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server.address)
+    yield page
+    context.close()
+    assert not [url for url in outside if not url.startswith((server.address, "data:", "blob:"))]
+    assert not errors
+
+
+def upload(page: Page, path: Path) -> None:
+    page.set_input_files("#upload input[type=file]", path)
+
+
+def wait_for_result(page: Page, name: str) -> None:
+    """Waits until a video's result stands on the page, its stages last."""
+    expect(page.locator("#overlay")).to_contain_text(name)
+    expect(page.locator(".stages figure")).to_have_count(4)
+
+
+def bars(page: Page) -> dict[str, list[tuple[float, float]]]:
+    """The timeline: start and end of each bar by class."""
+    return page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll('.row.class')].map((row) => [
+            row.dataset.label,
+            [...row.querySelectorAll('.bar')].map((bar) => [Number(bar.dataset.start), Number(bar.dataset.end)]),
+        ]))"""
+    )
+
+
+def download_masks(page: Page) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Clicks on the download; gives segments.json and the class ids of every mask."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download masks").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        description = json.loads(archive.read("segments.json"))
+        names = [frame["mask"] for frame in description["frames"]]
+        assert sorted(archive.namelist()) == sorted([*names, "segments.json"])
+        return description, [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names]
+
+
+def class_ids(result: dict[str, Any], labels: dict[str, int], size: tuple[int, int]) -> np.ndarray:
+    """A pipeline's entry as one picture of class ids."""
+    ids = np.zeros(size, np.uint8)
+    for segment in result["segments"]:
+        ids[np.asarray(segment["mask"]) > 0] = labels[segment["label"]]
+    return ids
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> AudioVisualSegmentationPipeline:
+    return pipeline(
+        "audio-visual-segmentation", model=str(MODEL), pipeline_class=AudioVisualSegmentationPipeline, device="cpu"
+    )
+
+
+def check_masks(page: Page, segmenter: AudioVisualSegmentationPipeline, threshold: float) -> list[dict[str, Any]]:
+    """Checks timeline and download against the pipeline's own result with a threshold, and gives that."""
+    expected = segmenter(str(CLIP), frames_per_second=RATE, threshold=threshold, minimum_area=MINIMUM_AREA)
+    spans = sounding_spans(expected, RATE, duration=5.0)
+    assert bars(page) == {
+        label: [[pytest.approx(span.start, abs=1e-3), pytest.approx(span.end, abs=1e-3)] for span in of_label]
+        for label, of_label in spans.items()
+    }
+
+    description, masks = download_masks(page)
+    assert description["threshold"] == threshold
+    assert description["video"] == CLIP.name
+    assert len(masks) == len(expected) == 5 * RATE
+    for frame, mask, result in zip(description["frames"], masks, expected, strict=True):
+        assert frame["timestamp"] == pytest.approx(result["timestamp"], abs=1e-3)
+        found = [(segment["label"], pytest.approx(segment["score"], abs=1e-4)) for segment in result["segments"]]
+        assert [(segment["label"], segment["score"]) for segment in frame["segments"]] == found
+        np.testing.assert_array_equal(mask, class_ids(result, segmenter.model.config.label2id, mask.shape))
+    return expected
+
+
+def check_overlay(page: Page, expected: list[dict[str, Any]]) -> None:
+    """Checks that the video on the page has its sound, and its colours where masks are and only there."""
+    address = page.locator("#overlay video").get_attribute("src")
+    with urllib.request.urlopen(address, timeout=60) as file:
+        overlay = read_media(file.read(), frames_per_second=1)
+    original = read_media(CLIP, frames_per_second=1)
+    np.testing.assert_allclose(overlay.waveform, original.waveform, atol=1e-3)
+
+    # Second 1 shows the masks of the last quarter of it. Names stand outside of masks: only what is inside counts.
+    second = 1
+    size = overlay.frames.shape[2:0:-1]
+    before = np.asarray(Image.fromarray(original.frames[second]).resize(size, Image.Resampling.BICUBIC)).astype(int)
+    change = np.abs(overlay.frames[second].astype(int) - before).mean(axis=2)
+    masks = [np.asarray(segment["mask"].resize(size)) > 0 for segment in expected[second * RATE + 3]["segments"]]
+    assert len(masks) == 2
+    for mask in masks:
+        assert change[mask].mean() > 25
+    rest = ~np.any(masks, axis=0)
+    assert np.median(change[rest]) < 4
+
+
+def drag_threshold(page: Page, share: float) -> float:
+    """Moves the threshold's handle and lets it go; gives the value where it stands then."""
+    handle = page.locator("#threshold input[type=range]")
+    box = handle.bounding_box()
+    page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    return float(handle.input_value())
+
+
+def test_a_video_is_dropped_watched_thresholded_and_its_masks_taken_home(
+    page: Page, segmenter: AudioVisualSegmentationPipeline
+):
+    expect(page.locator(".notice")).to_contain_text("This model knows Sounding Shapes only")
+    upload(page, CLIP)
+    wait_for_result(page, CLIP.name)
+    expect(page.locator(".message")).to_have_count(0)
+
+    # It plays, with sound, and the head of the timeline goes along.
+    page.wait_for_function("() => document.querySelector('#overlay video').currentTime > 0.3")
+    video = page.evaluate(
+        """() => { const video = document.querySelector('#overlay video');
+        return [video.readyState, video.duration, video.webkitAudioDecodedByteCount, video.error]; }"""
+    )
+    assert video[0] >= 2
+    assert video[1] == pytest.approx(5, abs=0.1)
+    assert video[2] > 0
+    assert video[3] is None
+    page.wait_for_function("() => parseFloat(document.querySelector('.head').style.left) > 1")
+
+    # What is on the page is what the pipeline gives, with this threshold and with another.
+    expected = check_masks(page, segmenter, threshold=0.0)
+    check_overlay(page, expected)
+    before = page.locator("#overlay video").get_attribute("src")
+    threshold = drag_threshold(page, 0.95)
+    assert threshold >= 0.8
+    page.wait_for_function(
+        "(before) => document.querySelector('#overlay video')?.src !== before && document.querySelector('#overlay video')",
+        arg=before,
+    )
+    stricter = check_masks(page, segmenter, threshold)
+    area = [sum(np.asarray(s["mask"]).sum() for r in of for s in r["segments"]) for of in (expected, stricter)]
+    assert 0 < area[1] < 0.95 * area[0]
+
+
+def tiny_video(path: Path, seconds: float, *, sound: bool = True) -> Path:
+    """A moving pattern of 4 frames per second, with a hum."""
+    frames = (np.full((48, 64, 3), 10 * (number % 20), np.uint8) for number in range(round(4 * seconds)))
+    time_line = np.arange(round(16000 * seconds)) / 16000
+    hum = 0.1 * np.sin(2 * np.pi * 220 * time_line)[None].astype(np.float32)
+    write_video(path, frames, 4, hum if sound else None, 16000 if sound else None)
+    return path
+
+
+@pytest.mark.slow
+def test_bad_uploads_say_why_and_the_next_good_one_works(page: Page, server: Server, tmp_path: Path):
+    (tmp_path / "text.mp4").write_text("This is no video.")
+    (tmp_path / "nothing.mp4").write_bytes(b"")
+    (tmp_path / "cut.mp4").write_bytes(CLIP.read_bytes()[:20_000])
+    (tmp_path / "large.mp4").write_bytes(os.urandom(1_000_001))
+    tiny_video(tmp_path / "silent.mp4", 2, sound=False)
+    tiny_video(tmp_path / "long.mp4", 14)
+    tiny_video(tmp_path / "<img src=x onerror='document.title=1'>.mp4", 2, sound=False)
+    reasons = {
+        "text.mp4": "text.mp4 cannot be read as audio or video",
+        "nothing.mp4": "nothing.mp4 is empty (0 bytes)",
+        "cut.mp4": "cut.mp4",
+        "large.mp4": "large.mp4 has 1 MB. This page takes up to 1 MB",
+        "silent.mp4": "silent.mp4 has no sound",
+        "long.mp4": "long.mp4 lasts 14 s. This page takes up to 12 s",
+        "<img src=x onerror='document.title=1'>.mp4": "has no sound",
+    }
+    title = page.title()
+    for name, reason in reasons.items():
+        upload(page, tmp_path / name)
+        expect(page.locator(".message")).to_contain_text(reason)
+        assert str(server.temporary) not in page.locator(".message").inner_text()
+        assert "audio=" not in page.locator(".message").inner_text()
+        expect(page.locator("#overlay")).to_be_hidden()
+    assert page.title() == title
+    assert page.locator(".message img").count() == 0
+
+    upload(page, tiny_video(tmp_path / "good.mp4", 2))
+    wait_for_result(page, "good.mp4")
+    expect(page.locator(".message")).to_have_count(0)
+    assert server.process.poll() is None
+
+
+@pytest.mark.slow
+def test_the_server_itself_refuses_what_is_too_large(server: Server):
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n' + bytes(1_000_001)
+    request = urllib.request.Request(
+        f"{server.address}/gradio_api/upload",
+        data=body + b"\r\n--x--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(request, timeout=60)
+    assert refusal.value.code == 413
+
+
+@pytest.mark.slow
+def test_moments_and_masks_per_second_of_a_bundled_clip(page: Page):
+    page.click("[data-clip='demo_trio.mp4']")
+    wait_for_result(page, "demo_trio.mp4")
+    assert set(bars(page)) == {"striped-disc", "ringed-star", "framed-flower"}
+    asked = [float(card.get_attribute("data-asked")) for card in page.locator(".stages figure").all()]
+    assert asked[0] == 1
+    assert 0 < asked[3] < 0.5
+
+    # A click a quarter into the nine seconds: the frame of 2.25 to 2.5 s.
+    page.evaluate("() => document.querySelector('#overlay video').pause()")
+    track = page.locator(".row.clock .track")
+    box = track.bounding_box()
+    track.click(position={"x": box["width"] * 0.26, "y": 5})
+    page.wait_for_function("() => Math.abs(document.querySelector('.stages').dataset.timestamp - 2.46) < 0.05")
+    now = page.evaluate("() => document.querySelector('#overlay video').currentTime")
+    assert now == pytest.approx(9 * 0.26, abs=0.1)
+
+    page.locator(".timeline").press("ArrowRight")
+    page.wait_for_function("() => Math.abs(document.querySelector('.stages').dataset.timestamp - 2.71) < 0.05")
+
+    page.locator("#rate label", has_text="1").click()
+    page.wait_for_function("() => document.querySelector('.timeline').dataset.rate === '1'")
+    _, masks = download_masks(page)
+    assert len(masks) == 9
+
+
+@pytest.mark.slow
+def test_on_a_phone_nothing_is_wider_than_the_screen(server: Server, browser: Browser, tmp_path: Path):
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)
+    page = context.new_page()
+    page.goto(server.address)
+    page.locator("[data-clip='demo_trio.mp4']").tap()
+    wait_for_result(page, "demo_trio.mp4")
+    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    for part in ("#source", "#overlay", ".timeline", "#settings", ".stages"):
+        box = page.locator(part).bounding_box()
+        assert box["x"] >= 0, part
+        assert box["x"] + box["width"] <= PHONE["width"], part
+        assert box["width"] > 0.8 * PHONE["width"], part
+    take_screenshot(page, "app_screenshot_phone.png", tmp_path, part="#columns")
+    context.close()
+
+
+@pytest.mark.slow
+def test_a_picture_of_the_page(page: Page, tmp_path: Path):
+    page.click("[data-clip='demo.mp4']")
+    wait_for_result(page, "demo.mp4")
+    page.evaluate("() => document.querySelector('#overlay video').pause()")
+    page.locator(".row.clock .track").click(
+        position={"x": page.locator(".row.clock .track").bounding_box()["width"] * 0.48, "y": 5}
+    )
+    page.wait_for_function("() => Math.abs(document.querySelector('.stages').dataset.timestamp - 2.4) < 0.2")
+    page.wait_for_function("() => !document.querySelector('#overlay video').seeking")
+    take_screenshot(page, "app_screenshot.png", tmp_path, part=".main")
+
+
+def take_screenshot(page: Page, name: str, folder: Path, part: str) -> None:
+    """Takes a picture of a part of the page, with few enough colours for a README."""
+    page.mouse.move(0, 0)
+    page.locator(part).screenshot(path=folder / name, animations="disabled")
+    picture = Image.open(folder / name).convert("RGB")
+    # It is no blank: a page, masks and bars have many colours.
+    assert len(picture.getcolors(maxcolors=2**24)) > 1000
+    if SCREENSHOTS:
+        small = picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        small.save(Path(SCREENSHOTS) / name, optimize=True)
+
+
+@pytest.mark.slow
+def test_visits_at_the_same_time_do_not_mix(server: Server, browser: Browser):
+    visits = [browser.new_context() for _ in range(2)]
+    pages = [visit.new_page() for visit in visits]
+    names = ("demo.mp4", "demo_trio.mp4")
+    for page in pages:
+        page.goto(server.address)
+    for page, name in zip(pages, names, strict=True):
+        page.click(f"[data-clip='{name}']")
+    for page, name in zip(pages, names, strict=True):
+        wait_for_result(page, name)
+    found = [set(bars(page)) for page in pages]
+    assert "speckled-heart" in found[0]
+    assert "framed-flower" in found[1]
+    assert not {"ringed-star", "framed-flower"} & found[0]
+
+    drag_threshold(pages[0], 0.5)
+    pages[0].wait_for_timeout(500)
+    for page, name in zip(pages, names, strict=True):
+        expect(page.locator("#overlay")).to_contain_text(name)
+        description, _ = download_masks(page)
+        assert description["video"] == name
+    for visit in visits:
+        visit.close()
+
+
+@pytest.mark.slow
+def test_no_other_file_is_served(page: Page, server: Server):
+    page.click("[data-clip='demo.mp4']")
+    wait_for_result(page, "demo.mp4")
+    private = [path for path in server.temporary.glob("pcmanet_page_*/visits/*/*") if path.is_file()]
+    assert {path.name for path in private} >= {"video", "logits.safetensors", "masks.zip", "overlay.mp4"}
+    for path in [Path("/etc/passwd"), EXAMPLES / "app.py", EXAMPLES / "demo.mp4", *private]:
+        for route in ("/gradio_api/file=", "/file="):
+            assert server.status(route + urllib.parse.quote(str(path))) in (403, 404), path
+    for tricky in ("../../../../../../etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd", "file:///etc/passwd"):
+        assert server.status(f"/gradio_api/file={tricky}") in (403, 404), tricky
+
+
+@pytest.mark.slow
+def test_a_space_runs_away_from_the_repository_and_leaves_nothing_behind(tmp_path: Path):
+    space = tmp_path / "space"
+    command = [sys.executable, EXAMPLES / "app_space.py", "--output", space]
+    subprocess.run(command, check=True, capture_output=True)
+    card = (space / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "\nsdk: gradio\n" in card
+    wanted = (space / "requirements.txt").read_text().splitlines()
+    assert {"torch", "transformers", "av", "safetensors"} <= {line.partition("==")[0] for line in wanted}
+    assert not any("+" in line or "gradio" in line for line in wanted)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+
+    # As there, our packages are found nowhere but in the folder itself.
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(
+        "import sys\nsys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]\n"
+    )
+    served = Server(tmp_path / "served", script=space / "app.py", PYTHONPATH=str(hidden)).wait()
+    assert list(served.temporary.glob("pcmanet_page_*/visits"))
+    assert served.stop() == 128 + signal.SIGTERM
+    assert not list(served.temporary.glob("pcmanet_page_*"))
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_there_ends_with_a_message():
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / "app.py", "--model", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.endswith("There is no checkpoint folder nowhere. Give a folder, or a Hub id as owner/name.\n")
