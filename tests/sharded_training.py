@@ -7,6 +7,7 @@ The checkpoint goes to FOLDER/checkpoint, and what was found to FOLDER/found.jso
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,10 +35,10 @@ def batch_of(step: int) -> dict[str, torch.Tensor]:
 
 
 def train(model: torch.nn.Module, *, average: bool) -> list[float]:
-    """Take a few steps and return their losses; `average` averages the gradients over the processes by hand."""
+    """Take a few steps and return losses and gradient norms; `average` averages gradients over the processes by hand."""
     model.train()
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
-    losses = []
+    figures = []
     for step in range(STEPS):
         loss = model(**batch_of(step)).loss
         loss.backward()
@@ -45,10 +46,11 @@ def train(model: torch.nn.Module, *, average: bool) -> list[float]:
             if weight.grad is not None:
                 dist.all_reduce(weight.grad)
                 weight.grad /= dist.get_world_size()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+        figures += [loss.item(), float(norm)]
+    return figures
 
 
 def split(model: torch.nn.Module) -> torch.nn.Module:
@@ -81,8 +83,8 @@ def main(folder: Path) -> None:
             weight.to_local().numel() for weight in sharded.parameters() if isinstance(weight, DTensor)
         ),
     }
-    losses = train(whole, average=True), train(sharded, average=False)
-    found["loss_difference"] = max(abs(first - second) for first, second in zip(*losses, strict=True))
+    figures = train(whole, average=True), train(sharded, average=False)
+    found["largest_relative_difference"] = max(abs(1 - first / second) for first, second in zip(*figures, strict=True))
 
     gathered = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:
