@@ -59,6 +59,8 @@ EXTREME_NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x8000
 OUTCOMES = ("used", "used with a note", "clear error", "other exception", "crash", "hang", "too much memory")
 GOOD_OUTCOMES = OUTCOMES[:3]
 
+PROGRESS_EVERY = 500
+
 # A busy machine makes everything slow by the clock.
 PATIENCE = 10
 
@@ -408,8 +410,12 @@ def fuzz(
         finally:
             readers.put(reader)
 
+    results = []
     with ThreadPoolExecutor(workers) as pool:
-        results = list(pool.map(read, range(mutants)))
+        for result in pool.map(read, range(mutants)):
+            results.append(result)
+            if len(results) % PROGRESS_EVERY == 0:
+                print(f"{len(results)} of {mutants} mutants", file=sys.stderr, flush=True)
     while not readers.empty():
         readers.get().close()
     return results
