@@ -107,10 +107,10 @@ def draw_segments(
 def write_overlay_video(
     path: str | os.PathLike[str],
     frames: Iterable[tuple[float, np.ndarray]],
-    results: Sequence[Mapping[str, Any]],
+    results: Iterable[Mapping[str, Any]],
     colors: Mapping[str, Color],
     *,
-    frames_per_second: float = 1.0,
+    frames_per_second: float | str = 1.0,
     sound: SoundSource | None = None,
 ) -> None:
     """Writes a video with the masks drawn on it: H.264 in an mp4 file, and the sound as it was.
@@ -122,17 +122,15 @@ def write_overlay_video(
         path: The mp4 file to write.
         frames: The time of each frame in seconds, starting at 0, and the frame: uint8 (height, width, 3), RGB.
             `modeling_pcmanet.media_pcmanet.iterate_frames` reads them from a file.
-        results: The pipeline's result for this video.
+        results: The pipeline's result for this video, or its stream, which is taken as the frames need it.
         colors: The colour of every label, from [`class_colors`].
-        frames_per_second: The rate of network frames that `results` were made with.
+        frames_per_second: The rate of masks that `results` were made with; `"video"` is one per frame of the video.
         sound: The file (path, URL, bytes or binary file object) whose sound track the video gets: the video itself, or
             the sound that was given beside it. Copied as it is where an mp4 file can hold it, else encoded as AAC.
 
     Raises:
         ValueError: If there is no frame, no result, or no sound track in `sound`.
     """
-    if not results:
-        raise ValueError("There are no results to draw: the pipeline gives one entry per network frame.")
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part")
     try:
@@ -285,16 +283,22 @@ def _write_labels(layer: Image.Image, segments: Sequence[Mapping[str, Any]], col
 
 def _painted(
     frames: Iterable[tuple[float, np.ndarray]],
-    results: Sequence[Mapping[str, Any]],
+    results: Iterable[Mapping[str, Any]],
     colors: Mapping[str, Color],
-    frames_per_second: float,
+    frames_per_second: float | str,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Lays the masks on every frame; the layer is drawn anew only when the next network frame's time comes."""
-    number, layer = -1, None
-    for seconds, frame in frames:
-        shown = min(int(seconds * frames_per_second + TIME_TOLERANCE), len(results) - 1)
-        if shown != number:
-            number, layer = shown, _layer(frame.shape[1::-1], results[shown]["segments"], colors, labels=True)
+    """Lays the masks on every frame; the layer is drawn anew only when the next result's time comes."""
+    results = iter(results)
+    result = next(results, None)
+    if result is None:
+        raise ValueError("There are no results to draw: the pipeline gives one entry per network frame.")
+    shown, layer = 0, None
+    for number, (seconds, frame) in enumerate(frames):
+        wanted = number if frames_per_second == "video" else int(seconds * frames_per_second + TIME_TOLERANCE)
+        for following in itertools.islice(results, max(0, wanted - shown)):
+            shown, result, layer = shown + 1, following, None
+        if layer is None:
+            layer = _layer(frame.shape[1::-1], result["segments"], colors, labels=True)
         picture = Image.fromarray(frame)
         picture.paste(layer, mask=layer)
         yield seconds, np.asarray(picture)

@@ -345,6 +345,83 @@ class TestStream:
             binary.stream(clips[0], treshold=0.5)
 
 
+def live_chunks(frames: np.ndarray, sound: np.ndarray, read: list[float]) -> Iterator[tuple]:
+    """A camera of ten frames a second and a microphone; notes how many seconds were read."""
+    for index, frame in enumerate(frames):
+        piece = sound[:, RATE // 10 * index : RATE // 10 * (index + 1)]
+        read.append((index + 1) / 10)
+        yield frame[None], [index / 10], piece
+
+
+class TestLive:
+    @pytest.mark.parametrize(("patching", "latency"), [("trailing", 0.0), ("aligned", 0.4875)])
+    def test_masks_come_when_picture_and_sound_have_come(self, binary: Pipeline, patching: str, latency: float):
+        read: list[float] = []
+        chunks = live_chunks(clip_frames(5, 4), clip_sound(5, 4), read)
+        live = binary.live(chunks, sampling_rate=RATE, frames_per_second=2, patching=patching)
+        waits = [(read[-1] - result["timestamp"], result["timestamp"]) for result in live]
+        assert [taken for _, taken in waits] == pytest.approx([0.4, 0.9, 1.4, 1.9, 2.4, 2.9, 3.4, 3.9, 4.4, 4.9])
+        # A tenth of a second for the frame itself, another for the next one, and the rest of a chunk of sound; the first
+        # patch of all waits until 0.975 s, and the input ends before the last one is whole.
+        assert all(latency <= wait <= latency + 0.31 for wait, taken in waits[2:-1])
+
+    def test_the_newest_frame_is_seen_with_those_before_it(self, binary: Pipeline):
+        frames, sound = clip_frames(5, 4), clip_sound(5, 4)
+        live = list(binary.live(live_chunks(frames, sound, []), sampling_rate=RATE, frames_per_window=3))
+        times = [result["timestamp"] for result in live]
+        batch = binary.processor(frames[9::10], sound, sampling_rate=RATE, timestamps=times, patching="trailing")
+        for index, mask in enumerate(masks_of(live)):
+            window = {name: tensor[:, max(0, index - 2) : index + 1] for name, tensor in batch.items()}
+            logits = torch.nn.functional.interpolate(run_model(binary, window)[0, -1:], SIZE[::-1], mode="bilinear")
+            assert (mask != (logits[0, 0] > 0).numpy()).mean() < 1e-3
+
+    def test_late_frames_are_dropped(self, binary: Pipeline):
+        def live(**settings: bool) -> Iterator[dict]:
+            chunks = live_chunks(clip_frames(5, 4), clip_sound(5, 4), [])
+            return binary.live(chunks, sampling_rate=RATE, frames_per_second=2, **settings)
+
+        every = [result["timestamp"] for result in live()]
+        late = live(drop_late=True)
+        first = next(late)["timestamp"]
+        for thread in threading.enumerate():
+            if thread.name == "read-ahead":
+                thread.join()
+        assert [first, *(result["timestamp"] for result in late)] in [
+            every[-1:],
+            *([taken, every[-1]] for taken in every[:-1]),
+        ]
+
+    def test_wrong_arguments(self, binary: Pipeline):
+        with pytest.raises(ValueError, match="frames_per_window is .*got 0"):
+            binary.live([], sampling_rate=RATE, frames_per_window=0)
+        with pytest.raises(ValueError, match="sampling_rate is missing"):
+            next(binary.live(live_chunks(clip_frames(1, 4), clip_sound(1, 4), []), sampling_rate=None))
+        assert list(binary.live([], sampling_rate=RATE)) == []
+
+
+class TestInferenceForm:
+    def test_gives_the_same_masks(self, semantic: Pipeline, clips: list[Path]):
+        assert_same(semantic(clips[1]), semantic(clips[1], inference_form=False))
+        assert semantic._network() is not semantic.model
+        assert semantic._network() is semantic._network()
+
+    def test_follows_the_weights(self, clips: list[Path]):
+        pipe = tiny_pipeline()
+        before = pipe(clips[0])
+        with torch.no_grad():
+            head = [module for module in pipe.model.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+            head.bias += 100.0
+        after = pipe(clips[0])
+        assert before[0]["segments"][0]["score"] < 0.99 < after[0]["segments"][0]["score"]
+
+    def test_is_never_used_in_training_nor_where_there_is_none(self):
+        pipe = tiny_pipeline()
+        pipe.model.train()
+        assert pipe._network() is pipe.model
+        pipe.model = SimpleNamespace(training=False)
+        assert pipe._network() is pipe.model
+
+
 class VideoFiles(Dataset):
     """A data set of paths."""
 

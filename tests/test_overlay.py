@@ -154,6 +154,24 @@ class TestWriteOverlayVideo:
         painted = [abs(float(frame[46, 24, 2]) - GREY) > 20 for _, frame in iterate_frames(path)]
         assert painted == [False] * 5 + [True] * 5 + [False] * 20
 
+    def test_one_result_per_frame_of_the_video_as_they_come(self, video: Path, tmp_path: Path):
+        path, taken = tmp_path / "overlay.mp4", []
+
+        def stream() -> Iterator[dict]:
+            for number in range(30):
+                taken.append(number)
+                yield {"timestamp": number / 10, "segments": [BELL] if number % 10 < 5 else []}
+
+        def frames() -> Iterator[tuple[float, np.ndarray]]:
+            for number, frame in enumerate(iterate_frames(video)):
+                assert len(taken) <= number + 1
+                yield frame
+
+        write_overlay_video(path, frames(), stream(), COLORS, frames_per_second="video")
+        painted = [abs(float(frame[46, 24, 2]) - GREY) > 20 for _, frame in iterate_frames(path)]
+        assert painted == [number % 10 < 5 for number in range(30)]
+        assert len(taken) == 30
+
     def test_uneven_times_and_odd_size(self, tmp_path: Path):
         path = tmp_path / "overlay.mp4"
         times = [0.0, 0.1, 0.35, 1.0, 1.02]

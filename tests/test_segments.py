@@ -1,0 +1,70 @@
+"""Segments from logits: pruned classes change nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from pcmanet.pipelines.segments import find_segments
+
+
+NAMES = {index: f"class {index}" for index in range(71)}
+
+
+def expected_segments(
+    logits: torch.Tensor, size: tuple[int, int], threshold: float
+) -> dict[str, tuple[float, np.ndarray]]:
+    """All classes at full size at once."""
+    shares = torch.nn.functional.interpolate(logits[None].double(), size, mode="bilinear")[0].softmax(dim=0)
+    best, winner = shares.max(dim=0)
+    found = {}
+    for index in range(1, len(logits)):
+        mask = (winner == index) & (best > threshold)
+        if mask.any():
+            found[NAMES[index]] = (best[mask].mean().item(), mask.numpy())
+    return found
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize("size", [(14, 14), (45, 64), (9, 5)])
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_every_class_at_full_size_says_the_same(spread: float, size: tuple[int, int], threshold: float | None):
+    logits = spread * torch.randn(71, 14, 14, generator=torch.Generator().manual_seed(1))
+    logits[0, :7] += 2 * spread
+    found = find_segments(logits, size, NAMES, threshold)
+    expected = expected_segments(logits, size, threshold or 0.0)
+    assert {segment["label"] for segment in found} == set(expected)
+    assert [segment["score"] for segment in found] == sorted((s["score"] for s in found), reverse=True)
+    for segment in found:
+        score, mask = expected[segment["label"]]
+        assert segment["mask"].size == size[::-1]
+        assert ((np.asarray(segment["mask"]) == 255) != mask).mean() < 1e-3
+        assert segment["score"] == pytest.approx(score, abs=1e-4)
+
+
+def test_a_tie_goes_to_the_first_class():
+    logits = torch.zeros(5, 4, 4)
+    logits[2:4] = 7.0
+    (segment,) = find_segments(logits, (8, 8), NAMES)
+    assert segment["label"] == "class 2"
+    assert segment["score"] == pytest.approx(1 / (2 + 3 * np.exp(-7.0)), rel=1e-4)
+
+
+def test_background_everywhere_is_nothing():
+    logits = torch.zeros(71, 6, 6)
+    logits[0] = 50.0
+    assert find_segments(logits, (30, 30), NAMES) == []
+
+
+@pytest.mark.parametrize(("threshold", "share"), [(None, 0.5), (0.9, 0.25), (1.0, 0.0)])
+def test_binary(threshold: float | None, share: float):
+    logits = torch.tensor([-5.0, -1.0, 1.0, 5.0]).repeat(4, 1)[None]
+    found = find_segments(logits, (4, 4), {0: "sounding"}, threshold)
+    assert sum(np.asarray(segment["mask"]).mean() / 255 for segment in found) == share
+
+
+def test_minimum_area():
+    logits = torch.full((3, 4, 4), -5.0)
+    logits[1], logits[2, 0, 0] = 5.0, 9.0
+    areas = {s["label"]: np.asarray(s["mask"]).mean() / 255 for s in find_segments(logits, (4, 4), NAMES)}
+    assert areas == {"class 1": 15 / 16, "class 2": 1 / 16}
+    assert [s["label"] for s in find_segments(logits, (4, 4), NAMES, minimum_area=0.1)] == ["class 1"]
