@@ -1,5 +1,8 @@
 """Evaluation inside a training: the same figures as the measures by themselves, of every stage."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -64,3 +67,12 @@ def test_figures_are_those_of_the_measures(task, accelerator):
     assert abs(panel.frames.astype(int) - clips[0].frames).max() <= 1
     assert (panel.labels == (clips[0].binary if labels == 1 else clips[0].masks)).all()
     assert panel.masks.shape == panel.labels.shape and panel.masks.max() < max(labels, 2)
+
+
+def test_validation_clips_without_masks_are_refused(accelerator):
+    network = PCMANetForAudioVisualSegmentation(tiny_config(**TINY_NETWORK)).eval()
+    processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
+    clip = SoundingShapes("ms3", "val", length=1, height=32, width=32, num_frames=2)[0]
+    unannotated = replace(clip, label_mask=np.zeros(2, dtype=bool))
+    with pytest.raises(ValueError, match="no frame of the validation clips is annotated; name their masks"):
+        Evaluator([unannotated], ClipCollator(processor, binary=True), 1, 0, accelerator)(network)

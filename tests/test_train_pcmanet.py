@@ -123,7 +123,7 @@ def data(tmp_path_factory) -> dict[str, str]:
     mine = root / "mine"
     (mine / "videos").mkdir(parents=True)
     clips = SoundingShapes("ms3", "train", length=4, height=64, width=48, num_frames=2)
-    lines = ["video,split"]
+    lines = ["video,split,masks"]
     for index, clip in enumerate(clips):
         write_video(
             mine / "videos" / f"{index}.mp4", clips.render_video_frames(index, 8), 8, clip.waveform[None], 16000
@@ -131,7 +131,7 @@ def data(tmp_path_factory) -> dict[str, str]:
         (mine / "masks" / str(index)).mkdir(parents=True)
         for second, mask in enumerate(clip.binary):
             Image.fromarray(mask * 255).save(mine / "masks" / str(index) / f"{second}.png")
-        lines.append(f"videos/{index}.mp4,{'train' if index < 3 else 'val'}")
+        lines.append(f"videos/{index}.mp4,{'train' if index < 3 else 'val'},masks/{index}")
     (mine / "clips.csv").write_text("\n".join(lines) + "\n")
     return {"s4": str(root), "ms3": str(root), "avss": str(root), "folder": str(mine)}
 

@@ -79,6 +79,9 @@ class Evaluator:
 
         Returns:
             The same figures on every process.
+
+        Raises:
+            ValueError: If no frame is annotated.
         """
         num_labels = network.config.num_labels
         metrics = [BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels) for _ in STAGES]
@@ -127,8 +130,10 @@ def _frame_sums(outputs: PCMANetOutput, batch: Batch) -> torch.Tensor:
 
 def _figures(metrics: list[ClipMetrics], sums: list[float]) -> dict[str, float]:
     """Turn what was counted on all processes into figures."""
-    scores = [stage_metrics.gather().compute() for stage_metrics in metrics]
     loss, annotated, *kept, real = sums
+    if not annotated:
+        raise ValueError("no frame of the validation clips is annotated; name their masks in the table of the data.")
+    scores = [stage_metrics.gather().compute() for stage_metrics in metrics]
     figures = scores[-1] | {"loss": loss / annotated}
     figures |= {f"stage_{stage}/miou": score["miou"] for stage, score in zip(STAGES, scores, strict=True)}
     return figures | {f"stage_{stage}/kept_ratio": value / real for stage, value in zip(STAGES, kept, strict=False)}
