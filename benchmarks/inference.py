@@ -4,16 +4,18 @@
     python benchmarks/inference.py --presets resnet50 --clips 1 --compile
     python benchmarks/inference.py --presets pvt_v2_b5 --clips 1 --profile
     python benchmarks/inference.py --presets pvt_v2_b5 --num-labels 71 --clips 1 --frames 10 --real-frames 5
+    python benchmarks/inference.py --threads 1 --processor-time
     python benchmarks/inference.py --device cuda --clips 1 8 --compile
 
 For every setting the contestants run in turn, round after round, in one process, so that what else the machine does meets
 all of them: plain (benchmarks/plain_pcmanet.py), form (`model.for_inference()`) and backbone (the visual backbone alone,
 as transformers runs it), in every data type. Times are medians with quartiles; ratios are taken within each round, then
-their median. VGGish is left out on all sides: sound comes as `audio_embeds`.
+their median. With `--processor-time` and one thread they are ratios of work done, on a machine however busy: what waits
+for its turn is not counted. VGGish is left out on all sides: sound comes as `audio_embeds`.
 
 Memory is what the forward adds at its peak to what the process or the GPU held before, weights and inputs included. On
-a CPU each contestant runs in a fresh process, after one small forward that starts the threads; the kernel's high-water
-mark of resident memory is reset before and read after. On a GPU it is PyTorch's own count.
+a CPU each contestant runs in a fresh process; after one forward, which loads code and starts threads, the heap is trimmed,
+the kernel's high-water mark of resident memory is reset, and it is read after the second. On a GPU it is PyTorch's own count.
 
 Weights and frames are random: equal settings are equal work, whatever they hold.
 """
@@ -31,7 +33,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -49,7 +51,7 @@ PUBLISHED = {"token_layout": "scrambled", "padded_frames": "zeroed"}
 # Part of the network to the names of its modules in the plain network and in the form.
 PARTS = {
     "backbone": r"backbone",
-    "neck": r"neck\.\d",
+    "neck": r"(stages\.\d\.)?neck(\.\d)?",
     "AVGA": r"(stages\.\d\.)?group_attention(\.\d)?",
     "QSCA": r"(stages\.\d\.)?cross_attention(\.\d)?",
     "GF": r"(stages\.\d\.)?fusion(\.\d)?",
@@ -113,6 +115,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--rounds", type=int, default=9, help="how often each contestant runs")
+    parser.add_argument("--processor-time", action="store_true", help="not wall time: for a machine that others use")
     parser.add_argument("--compile", action="store_true", help="also torch.compile of plain and form (minutes each)")
     parser.add_argument("--profile", action="store_true", help="milliseconds by part of the network instead")
     parser.add_argument("--no-memory", action="store_true", help="leave the measurement of memory out")
@@ -164,16 +167,18 @@ def build_run(
     return runs[contestant.kind], module
 
 
-def time_rounds(runs: dict[Contestant, Callable[[], torch.Tensor]], rounds: int) -> dict[Contestant, list[float]]:
+def time_rounds(
+    runs: dict[Contestant, Callable[[], torch.Tensor]], rounds: int, clock: Callable[[], float]
+) -> dict[Contestant, list[float]]:
     """Time the contestants in turn, in seconds; the first two runs of each are not counted."""
     seconds = defaultdict(list)
     for current in range(rounds + 2):
         for contestant, run in runs.items():
-            started = time.perf_counter()
+            started = clock()
             if run().is_cuda:
                 torch.cuda.synchronize()
             if current >= 2:
-                seconds[contestant].append(time.perf_counter() - started)
+                seconds[contestant].append(clock() - started)
     return seconds
 
 
@@ -182,10 +187,9 @@ def peak_extra_memory(setting: Setting, contestant: Contestant) -> float:
     torch.set_num_threads(setting.threads)
     model = build_model(setting)
     with torch.inference_mode():
-        small = replace(setting, clips=1, frames=1, real_frames=1, size=32)
-        build_run(contestant, model, build_batch(small))[0]()
         run, _ = build_run(contestant, model, build_batch(setting))
         del model
+        run()
         return _cuda_peak(run) if setting.device == "cuda" else _resident_peak(run)
 
 
@@ -197,7 +201,7 @@ def _cuda_peak(run: Callable[[], torch.Tensor]) -> float:
 
 
 def _resident_peak(run: Callable[[], torch.Tensor]) -> float:
-    """Read the kernel's high-water mark, after giving back what the building left in the heap."""
+    """Read the kernel's high-water mark, after giving back what is free in the heap."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     held = _status("VmRSS")
@@ -248,7 +252,7 @@ def compare(setting: Setting, options: argparse.Namespace) -> None:
     model, batch = build_model(setting), build_batch(setting)
     with torch.inference_mode():
         runs = {contestant: build_run(contestant, model, batch)[0] for contestant in contestants}
-        seconds = time_rounds(runs, options.rounds)
+        seconds = time_rounds(runs, options.rounds, time.process_time if options.processor_time else time.perf_counter)
         has_equal_outputs = setting.real_frames == setting.frames
         differences = {
             contestant: difference(runs, contestant)

@@ -146,7 +146,9 @@ class TransformerBlock(nn.Module):
         """Keep the shape (frames, height, width, channels)."""
         tokens = tokens + self.attention(self.attention_norm(tokens))
         hidden = self.expansion(self.feed_forward_norm(tokens))
-        hidden = self.activation(self.depthwise_convolution(to_map(hidden)))
+        # Step by step: each result takes the place of the one before, the largest tensors of the backbone.
+        hidden = self.depthwise_convolution(to_map(hidden))
+        hidden = self.activation(hidden)
         return tokens + self.contraction(to_tokens(hidden))
 
 

@@ -54,19 +54,24 @@ def multiplications_are_dear(tensor: torch.Tensor) -> bool:
 
 
 def in_chunks(
-    function: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor, values_per_frame: int
-) -> torch.Tensor:
-    """Apply a function to a few frames at a time, so that what it makes on the way stays in the cache.
+    function: Callable[..., tuple[torch.Tensor, ...]], values_per_frame: int, *inputs: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """Apply a function to a few frames at a time, so that what it makes on the way is small and stays in the cache.
 
     Args:
-        function: Goes from frames to frames.
-        frames: (frames, ...).
+        function: Goes from tensors (frames, ...) to tensors (frames, ...), each frame for itself.
         values_per_frame: Size of the largest tensor that the function makes, per frame.
+        *inputs: What it takes; None is handed on.
     """
-    chunk = max(1, CHUNK_VALUES // values_per_frame)
-    if len(frames) <= chunk:
-        return function(frames)
-    return torch.cat([function(part) for part in frames.split(chunk)])
+    chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(inputs[0])
+    # A compiled or exported graph must not depend on the number of frames.
+    if torch.compiler.is_compiling() or frames <= chunk:
+        return function(*inputs)
+    parts = [
+        function(*(None if values is None else values[start : start + chunk] for values in inputs))
+        for start in range(0, frames, chunk)
+    ]
+    return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
 
 class Convolution(nn.Module):
@@ -92,7 +97,8 @@ class Convolution(nn.Module):
         if self._is_worth_transforming(feature_map):
             tiles = num_tiles(feature_map.shape[2]) * num_tiles(feature_map.shape[3])
             values = NUM_PRODUCTS**2 * tiles * max(self.transformed_weight.shape[1:])
-            return self.activation(in_chunks(self._multiply_transformed, feature_map, values))
+            (feature_map,) = in_chunks(self._multiply_transformed, values, feature_map)
+            return self.activation(feature_map)
         return self.activation(self.convolution(feature_map))
 
     def _is_worth_transforming(self, feature_map: torch.Tensor) -> bool:
@@ -103,7 +109,7 @@ class Convolution(nn.Module):
         saved = in_channels * out_channels / (in_channels + out_channels)
         return saved >= 1.7 * max(feature_map.shape[2:])
 
-    def _multiply_transformed(self, feature_map: torch.Tensor) -> torch.Tensor:
+    def _multiply_transformed(self, feature_map: torch.Tensor) -> tuple[torch.Tensor]:
         frames, in_channels, height, width = feature_map.shape
         bias, out_channels = self.convolution.bias, len(self.convolution.bias)
         rows, columns = num_tiles(height), num_tiles(width)
@@ -128,7 +134,7 @@ class Convolution(nn.Module):
         states = torch.bmm(back_across.expand(len(states), -1, -1), states)
         states = states.view(frames, NUM_PRODUCTS * rows, width * out_channels)
         states = torch.baddbmm(bias.repeat(width), back_down.expand(frames, -1, -1), states)
-        return states.view(frames, height, width, out_channels).permute(0, 3, 1, 2)
+        return (states.view(frames, height, width, out_channels).permute(0, 3, 1, 2),)
 
 
 def folded_block(block: nn.Sequential) -> Convolution:
@@ -166,7 +172,8 @@ class UpsampledConvolution(nn.Module):
         height, width = feature_map.shape[2:]
         if self._is_worth_mixing_first(feature_map, size):
             values = 9 * height * width * len(self.block.convolution.bias)
-            return functional.relu_(in_chunks(lambda part: self._mix_then_upsample(part, size), feature_map, values))
+            (mixed,) = in_chunks(lambda part: self._mix_then_upsample(part, size), values, feature_map)
+            return self.block.activation(mixed)
         if (height, width) != tuple(size):
             feature_map = resize(feature_map, size)
         return self.block(feature_map)
@@ -178,7 +185,7 @@ class UpsampledConvolution(nn.Module):
         instead = 9 * channels * shrinking + 9 * width * height / size[0] + 3 * height
         return 1.4 * instead <= 9 * channels and multiplications_are_dear(feature_map)
 
-    def _mix_then_upsample(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def _mix_then_upsample(self, feature_map: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor]:
         frames, channels, height, width = feature_map.shape
         weight, bias = self.block.convolution.weight, self.block.convolution.bias
         out_channels = len(bias)
@@ -197,7 +204,7 @@ class UpsampledConvolution(nn.Module):
         down = interpolation_taps(height, size[0], feature_map).transpose(1, 2).flatten(1)
         mixed = mixed.view(frames, 3 * height, size[1] * out_channels)
         mixed = torch.baddbmm(bias.repeat(size[1]), down.expand(frames, -1, -1), mixed)
-        return mixed.unflatten(2, (size[1], out_channels)).permute(0, 3, 1, 2)
+        return (mixed.unflatten(2, (size[1], out_channels)).permute(0, 3, 1, 2),)
 
 
-__all__ = ["Convolution", "UpsampledConvolution", "fold_batch_norm", "folded_block", "resize"]
+__all__ = ["Convolution", "UpsampledConvolution", "fold_batch_norm", "folded_block", "in_chunks", "resize"]

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .inference_convolution_pcmanet import UpsampledConvolution, folded_block
+from .inference_convolution_pcmanet import UpsampledConvolution, folded_block, in_chunks
 from .modeling_pcmanet_decoder import ClipLayout, resize_nearest, unit_length_eps
 
 
@@ -150,14 +150,21 @@ class InferenceFusion(nn.Module):
 
 
 class InferenceStage(nn.Module):
-    """One stage of the decoder: AVGA, QSCA, GF and a segmentation head.
+    """One scale of the neck and its stage of the decoder: AVGA, QSCA, GF and a segmentation head.
+
+    Only QSCA lets frames meet; what comes before and after it goes through a few frames at a time, so that the largest
+    maps of the network never exist for all of them.
 
     Args:
-        stage: The [`DecoderStage`] to rearrange; it is left as it is.
+        neck: The neck's block for this scale.
+        stage: The [`DecoderStage`] to rearrange; like the neck it is left as it is.
+        is_finest: Whether nobody needs the fused map.
     """
 
-    def __init__(self, stage: nn.Module):
+    def __init__(self, neck: nn.Module, stage: nn.Module, is_finest: bool):
         super().__init__()
+        self.is_finest = is_finest
+        self.neck = folded_block(neck)
         self.group_attention = InferenceGroupAttention(stage.group_attention)
         self.cross_attention = None
         # CODEPATH: only an ablated network has none.
@@ -169,20 +176,53 @@ class InferenceStage(nn.Module):
 
     def forward(
         self,
-        visual: torch.Tensor,
+        feature_map: torch.Tensor,
         audio: torch.Tensor,
         audio_token: torch.Tensor,
         coarser: torch.Tensor | None,
         uncertain: torch.Tensor | None,
         layout: ClipLayout,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Take and give what [`DecoderStage`] does: the fused map, the logits at its size and the audio token."""
-        visual = self.group_attention(visual, audio)
+        zeroing: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Refine the coarser stage's map at this stage's size.
+
+        Args:
+            feature_map: (frames, backbone channels, height, width).
+            audio: (frames, channels), the projected sound.
+            audio_token: (frames, channels), the audio token of the stage before, at first the projected sound.
+            coarser: (frames, channels, coarser height, coarser width), the fused map of the stage before, or None.
+            uncertain: (frames, coarser height, coarser width) bool, the mask of the stage before, or None.
+            layout: Which frame belongs to which clip.
+            zeroing: (frames, 1, 1, 1), 0 for frames whose neck map is to be zeroed as published, else 1; or None.
+
+        Returns:
+            The fused map (frames, channels, height, width), None at the finest stage; the logits (frames, num_labels,
+            height, width); and the audio token (frames, channels).
+        """
+        values = len(self.neck.convolution.bias) * feature_map.shape[2] * feature_map.shape[3]
+        (visual,) = in_chunks(self._listen, values, feature_map, audio, zeroing)
         guidance = None
         if self.cross_attention is not None:
             guidance, audio_token = self.cross_attention(visual, audio_token, uncertain, layout)
+        *fused, logits = in_chunks(self._fuse, values, visual, guidance, coarser)
+        return fused[0] if fused else None, logits, audio_token
+
+    def _listen(
+        self, feature_map: torch.Tensor, audio: torch.Tensor, zeroing: torch.Tensor | None
+    ) -> tuple[torch.Tensor]:
+        """Go from the backbone's map to the map weighted by the sound."""
+        visual = self.neck(feature_map)
+        if zeroing is not None:
+            visual = visual * zeroing
+        return (self.group_attention(visual, audio),)
+
+    def _fuse(
+        self, visual: torch.Tensor, guidance: torch.Tensor | None, coarser: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        """Go on to the fused map, if anybody needs it, and the logits."""
         fused = self.fusion(visual, guidance, coarser)
-        return fused, self.head(fused), audio_token
+        logits = self.head(fused)
+        return (logits,) if self.is_finest else (fused, logits)
 
 
 __all__ = ["InferenceStage"]

@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_pcmanet import NUM_STAGES
 from .inference_backbone_pcmanet import inference_backbone
-from .inference_convolution_pcmanet import folded_block, resize
+from .inference_convolution_pcmanet import resize
 from .inference_decoder_pcmanet import InferenceStage
 from .inputs_pcmanet import validate_inputs
 from .modeling_pcmanet_decoder import ClipLayout
@@ -62,8 +62,10 @@ class PCMANetInferenceModel(nn.Module):
         self.backbone = inference_backbone(network.backbone)
         self.audio_encoder = copy.deepcopy(network.audio_encoder)
         self.audio_projection = copy.deepcopy(network.audio_projection)
-        self.neck = nn.ModuleList(folded_block(block) for block in network.neck)
-        self.stages = nn.ModuleList(InferenceStage(stage) for stage in network.stages)
+        self.stages = nn.ModuleList(
+            InferenceStage(neck, stage, is_finest=index == NUM_STAGES - 1)
+            for index, (neck, stage) in enumerate(zip(network.neck, network.stages, strict=True))
+        )
         self.confidence_masking = copy.deepcopy(network.confidence_masking)
         self.requires_grad_(False)
         super().train(False)
@@ -113,15 +115,7 @@ class PCMANetInferenceModel(nn.Module):
         validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
         embeddings = self._embed_audio(input_features, audio_embeds)
         if self._walks_clips(pixel_values):
-            chunks = (pixel_values, embeddings, frame_mask)
-            clips = [None if tensor is None else tensor.split(1) for tensor in chunks]
-            parts = [
-                self._segment(pixels, sound, None if clips[2] is None else clips[2][index])
-                for index, (pixels, sound) in enumerate(zip(clips[0], clips[1], strict=True))
-            ]
-            logits, masks = zip(*parts, strict=True)
-            logits = torch.cat(logits)
-            masks = [torch.cat(stage) for stage in zip(*masks, strict=True)]
+            logits, masks = self._segment_each(pixel_values, embeddings, frame_mask)
         else:
             logits, masks = self._segment(pixel_values, embeddings, frame_mask)
         return PCMANetInferenceOutput(logits=logits, confidence_masks=tuple(masks))
@@ -138,6 +132,22 @@ class PCMANetInferenceModel(nn.Module):
         # VGGish is bound by reading its weights: all frames of all clips go through it at once.
         return self.audio_encoder(patches.flatten(0, 1)).audio_embeds.unflatten(0, patches.shape[:2])
 
+    def _segment_each(
+        self, pixel_values: torch.Tensor, embeddings: torch.Tensor, frame_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Compute clip after clip."""
+        logits, masks = None, []
+        for clip in range(len(pixel_values)):
+            own = slice(clip, clip + 1)
+            own_mask = None if frame_mask is None else frame_mask[own]
+            clip_logits, clip_masks = self._segment(pixel_values[own], embeddings[own], own_mask)
+            if logits is None:
+                # The largest tensor of all where there are many classes: written in place, not joined at the end.
+                logits = clip_logits.new_empty(len(pixel_values), *clip_logits.shape[1:])
+            logits[own] = clip_logits
+            masks.append(clip_masks)
+        return logits, [torch.cat(stage) for stage in zip(*masks, strict=True)]
+
     def _segment(
         self, pixel_values: torch.Tensor, embeddings: torch.Tensor, frame_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -146,26 +156,26 @@ class PCMANetInferenceModel(nn.Module):
         excluded = frame_mask is not None and self.config.padded_frames == "excluded"
         layout = ClipLayout(batch, frames, frame_mask.bool() if excluded else None)
 
-        frames = layout.to_frames(pixel_values).to(self.dtype).contiguous(memory_format=torch.channels_last)
-        maps = [neck(x) for neck, x in zip(self.neck, self.backbone(frames)[::-1], strict=True)]
-        embeddings = layout.to_frames(embeddings)
+        pixels = layout.to_frames(pixel_values).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        embeddings, zeroing = layout.to_frames(embeddings), None
         if frame_mask is not None and not excluded:
-            real = frame_mask.flatten().to(embeddings.dtype)
-            embeddings, maps = embeddings * real[:, None], [x * real[:, None, None, None] for x in maps]
-        logits, masks = self._decode(maps, self.audio_projection(embeddings), layout)
+            zeroing = frame_mask.flatten().to(embeddings.dtype)[:, None, None, None]
+            embeddings = embeddings * zeroing[:, :, 0, 0]
+        logits, masks = self._decode(self.backbone(pixels), self.audio_projection(embeddings), layout, zeroing)
         logits = resize(logits.contiguous(), pixel_values.shape[-2:])
         return layout.to_clips(logits), [layout.to_clips(mask) for mask in masks]
 
     def _decode(
-        self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout
+        self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout, zeroing: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Walk the stages coarse to fine; returns the finest logits and the three confidence masks."""
         logits = fused = uncertain = None
         audio_token = audio
         masks = []
-        for index, (stage, visual) in enumerate(zip(self.stages, maps, strict=True)):
-            fused, logits, audio_token = stage(visual, audio, audio_token, fused, uncertain, layout)
-            if index < NUM_STAGES - 1:
+        for stage in self.stages:
+            # Taken off the list, so that a map that has been read is freed.
+            fused, logits, audio_token = stage(maps.pop(), audio, audio_token, fused, uncertain, layout, zeroing)
+            if not stage.is_finest:
                 uncertain = self.confidence_masking(logits, uncertain)
                 masks.append(uncertain)
         return logits, masks
