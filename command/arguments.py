@@ -10,12 +10,14 @@ FORMATS = ("png", "rle", "parquet")
 
 DESCRIPTION = "Segments what sounds in videos: the masks of the sounding objects, second by second."
 
-EXIT_CODES = """exit codes:
-  0    all done
-  1    some videos could not be segmented; the others are done
-  2    nothing was done, or the run had to stop: wrong usage, no such checkpoint, a full disk ...
-  70   a fault of this program: its traceback is shown
-  130  interrupted with Ctrl-C (143: terminated): whole results are kept, the same command goes on
+DONE, SOME_FAILED, STOPPED, FAULT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
+EXIT_CODES = f"""exit codes:
+  {DONE:<3}  all done
+  {SOME_FAILED:<3}  some videos could not be segmented; the others are done
+  {STOPPED:<3}  nothing was done, or the run had to stop: wrong usage, no such checkpoint, a full disk ...
+  {FAULT:<3}  a fault of this program: its traceback is shown
+  {INTERRUPTED:<3}  interrupted with Ctrl-C: whole results are kept, the same command goes on
+  {TERMINATED:<3}  terminated by SIGTERM: as after Ctrl-C
 """
 
 EXAMPLES = f"""examples:

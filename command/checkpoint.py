@@ -1,6 +1,7 @@
 """Loading a checkpoint for the command, always with the code installed here, and saying which one it is."""
 
 import hashlib
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -27,9 +28,9 @@ def check_name(model: str) -> str:
     Raises:
         FileNotFoundError: If it is neither.
     """
-    if model == DEMO_MODEL and not Path(model).is_dir():
+    if model == DEMO_MODEL:
         return str(demo_file("demo_model_semantic"))
-    if model.count("/") != 1 and not Path(model).is_dir():
+    if not Path(model).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
         raise FileNotFoundError(f"There is no checkpoint folder {model}. Give a folder, or a Hub id as owner/name.")
     return model
 

@@ -13,10 +13,7 @@ import sys
 import traceback
 from types import FrameType
 
-from .arguments import parse_arguments
-
-
-DONE, SOME_FAILED, STOPPED, FAULT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
+from .arguments import DONE, FAULT, INTERRUPTED, SOME_FAILED, STOPPED, TERMINATED, parse_arguments
 
 
 class Terminated(KeyboardInterrupt):
@@ -43,8 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             from .segmentation import run
         return SOME_FAILED if run(parsed) else DONE
     except KeyboardInterrupt as interrupt:
-        command = shlex.join(["pcmanet", *(sys.argv[1:] if arguments is None else arguments)])
-        _say(f"\ninterrupted: what is done is whole and kept. To go on: {command.replace(' --overwrite', '')}")
+        _say_how_to_go_on(sys.argv[1:] if arguments is None else arguments)
         return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left, as `head` does; the interpreter must not try to write to it once more.
@@ -65,6 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     """Ends the work when SIGTERM comes."""
     raise Terminated
+
+
+def _say_how_to_go_on(arguments: list[str]) -> None:
+    """Says after an interruption, in one of the processes, that nothing is lost."""
+    command = shlex.join(["pcmanet", *(word for word in arguments if word != "--overwrite")])
+    if "RANK" in os.environ:
+        command = "start the same again, with any number of processes"
+    if os.environ.get("RANK", "0") == "0":
+        _say(f"\ninterrupted: what is done is whole and kept. To go on: {command}")
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from transformers import Pipeline
 
+from .arguments import STOPPED
 from .checkpoint import check_name, fingerprint, load_segmenter
 from .output_folder import OutputFolder, check_ours
 from .progress_bars import Progress
@@ -35,16 +36,34 @@ def run(arguments: Namespace) -> bool:
     state = start_processes(arguments.device)
     output = OutputFolder(arguments.output)
     try:
-        # The first process goes ahead, so that what is wrong is said once.
-        with state.main_process_first():
-            videos, segmenter = prepare(arguments, output, state)
-        videos.names = broadcast_object_list([videos.names])[0]
+        videos, segmenter = prepare_together(arguments, output, state)
         work(arguments, videos, segmenter, output, state)
         state.wait_for_everyone()
         return report(arguments, videos, output, silent=not state.is_main_process)
     finally:
         output.leave()
         state.destroy_process_group()
+
+
+def prepare_together(arguments: Namespace, output: OutputFolder, state: PartialState) -> tuple[Videos, Pipeline]:
+    """Prepares the first process, then the others, which take the names of the videos from it.
+
+    What is wrong is said once: the first process raises it, the others then end without a word.
+    """
+    prepared, failure = None, None
+    if state.is_main_process:
+        try:
+            prepared = prepare(arguments, output, state)
+        except Exception as error:  # raised below, after the others were told
+            failure = error
+    names = broadcast_object_list([prepared and prepared[0].names])[0]
+    if failure is not None:
+        raise failure
+    if names is None:
+        raise SystemExit(STOPPED)
+    videos, segmenter = prepared or prepare(arguments, output, state)
+    videos.names = names
+    return videos, segmenter
 
 
 def prepare(arguments: Namespace, output: OutputFolder, state: PartialState) -> tuple[Videos, Pipeline]:

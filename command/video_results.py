@@ -174,14 +174,14 @@ def _contact_sheet(
         thumbnails,
         results,
         colors,
-        waveform=_envelope(video.sound, reader if video.audio is None else None, envelope_rate),
+        waveform=loudest_samples(video.sound, reader if video.audio is None else None, envelope_rate),
         sampling_rate=envelope_rate,
         frames_per_second=frames_per_second,
         title=Path(video.name).name,
     )
 
 
-def _envelope(sound: MediaSource, reader: VideoReader | None, rate: int) -> np.ndarray:
+def loudest_samples(sound: MediaSource, reader: VideoReader | None, rate: int) -> np.ndarray:
     """Finds the loudest sample in each part of a second, which is all that a picture of an hour can show.
 
     Args:

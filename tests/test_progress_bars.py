@@ -1,0 +1,41 @@
+"""Tests of command/progress_bars.py."""
+
+import pytest
+
+from pcmanet.command.progress_bars import LONGEST_NAME, Progress
+
+
+def test_videos_and_time_left(capsys: pytest.CaptureFixture):
+    with Progress("segmenting", 4, 1) as progress:
+        progress.finish_video()
+        progress.say("a.mp4: dog 3")
+        progress.say("failed: b.mp4: no sound", failed=True)
+    captured = capsys.readouterr()
+    assert captured.out == "a.mp4: dog 3\n"
+    assert "failed: b.mp4: no sound\n" in captured.err
+    assert "segmenting:  50%" in captured.err
+    assert "2/4" in captured.err
+
+
+def test_one_video_needs_no_bar_of_videos(capsys: pytest.CaptureFixture):
+    with Progress("segmenting", 1) as progress:
+        progress.finish_video()
+    assert capsys.readouterr().err == ""
+
+
+def test_stage_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("pcmanet.command.progress_bars.SECONDS_BEFORE_SHOWN", 0)
+    with Progress("segmenting", 1) as progress, progress.stage("x" * 50, 20.0) as advance:
+        for second in (5.0, 4.0, 10.0):  # never back
+            advance(second)
+    shown = capsys.readouterr().err
+    assert f"...{'x' * (LONGEST_NAME - 3)}: " in shown
+    assert "of 20 s [" in shown
+
+
+def test_stage_in_a_log_file_or_hidden(capsys: pytest.CaptureFixture):
+    for hidden in (False, True):
+        with Progress("segmenting", 9, hidden=hidden) as progress, progress.stage("a.mp4", None) as advance:
+            advance(3.0)
+    assert "a.mp4" not in capsys.readouterr().err
