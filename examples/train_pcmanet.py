@@ -122,7 +122,8 @@ def take_step(run: Run, batches: list[Batch]) -> dict[str, float]:
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.recipe.gradient_clipping or math.inf)
     optimizer.step()
     optimizer.zero_grad()
-    figures = {"loss": loss, "gradient_norm": float(norm), "learning_rate": optimizer.param_groups[0]["lr"]}
+    figures = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
+    figures |= {} if norm is None else {"gradient_norm": float(norm)}  # DeepSpeed may keep it to itself
     return figures | {f"stage_{stage}/kept_ratio": ratio for stage, ratio in zip(STAGES, kept_ratios, strict=False)}
 
 

@@ -33,7 +33,8 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     if accelerator.state.deepspeed_plugin is not None:
         # DeepSpeed reads this off a loader that is prepared with the network; ours never is, it deals out clips itself.
         share = recipe.batch_size // (recipe.gradient_accumulation * accelerator.num_processes)
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
+        settings = {"train_micro_batch_size_per_gpu": share, "gradient_clipping": recipe.gradient_clipping or 0.0}
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(settings)
     return accelerator
 
 
