@@ -23,7 +23,7 @@ from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # Recipe file and what differs from it. The published learning rate was chosen for pretrained backbones, of which the
-# demo-size network has none; the second row gives the published recipe the best that we found for it.
+# demo-size network has none; the second row gives the published recipe one that suits such a network better.
 VARIANTS = {
     "published": ("ms3", []),
     "published, learning rate 2e-3": ("ms3", ["learning_rate=2e-3"]),
