@@ -78,7 +78,8 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
 def finish(trainer: SegmentationTrainer, settings: FineTuning, minutes: float) -> None:
     """Saves the weights with their figures and, if asked to, publishes them."""
     folder = Path(trainer.args.output_dir)
-    trainer.save_model()
+    # Called from outside it would push too, with a card of its own and without a second attempt.
+    trainer.save_model(_internal_call=True)
     figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if not trainer.is_world_process_zero():
         return

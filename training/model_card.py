@@ -259,7 +259,7 @@ def _figure_sections(content: CardContent) -> Iterator[str]:
     if content.validation:
         rows = [[measure_name(name), f"{value:.4f}"] for name, value in content.validation.items()]
         yield (
-            "### Validation\n\nOn clips from which it did not learn, but by which it was chosen; the training command\n"
+            "### Validation\n\nOn clips from which it did not learn, but by which it may have been chosen; the training command\n"
             f"below prints them.\n\n{markdown_table(['', PROTOCOLS[0]], rows)}"
         )
     for found in content.evaluations:
