@@ -6,6 +6,8 @@ from safetensors import SafetensorError
 
 from modeling_pcmanet.media_source_pcmanet import SOUND_REMEDY
 
+from .videos import printable
+
 
 # Of one video: the others are segmented all the same. A full disk (another OSError) is not among them.
 VIDEO_ERRORS = (ValueError, FileNotFoundError, MemoryError, torch.OutOfMemoryError)
@@ -20,4 +22,4 @@ def is_of_user(error: Exception) -> bool:
 def say(error: Exception) -> str:
     """Writes an error in one line, with the options of the command in place of Python's arguments."""
     remedy = "Give the file that holds its sound with --audio."
-    return " ".join(str(error).replace(SOUND_REMEDY, remedy).split()) or type(error).__name__
+    return printable(" ".join(str(error).replace(SOUND_REMEDY, remedy).split())) or type(error).__name__

@@ -5,6 +5,7 @@ A row of the job is a handful of videos that become one shard. Shards are named 
 twice, because a machine was lost after it had published, the shard replaces itself.
 """
 
+import logging
 import math
 import os
 from argparse import Namespace
@@ -75,9 +76,11 @@ def connect(ray: ModuleType, address: str) -> None:
     """Connects to a cluster, unless this process is in one already."""
     if not ray.is_initialized():
         try:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise ConnectionError(f"There is no Ray cluster at {address}: {say(error)}") from error
+    # What the job does is said by the bar of this command.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 

@@ -149,6 +149,11 @@ def name_folders(names: Iterable[str]) -> dict[str, str]:
     return folders
 
 
+def printable(text: str) -> str:
+    """Returns a text that any output takes: bytes of file names that are no UTF-8 are written in hexadecimal."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def is_address(source: str) -> bool:
     """Tells whether a source is an http(s) address."""
     return source.lower().startswith(("http://", "https://"))

@@ -12,7 +12,7 @@ from .progress_bars import Progress
 from .records import RecordedResults
 from .summary import Outcome, format_table, summarize
 from .video_results import draw, open_video, record
-from .videos import Videos, name_folders
+from .videos import Videos, name_folders, printable
 
 
 class Worker:
@@ -56,6 +56,7 @@ class Worker:
         Raises:
             OSError: If the results cannot be written: a full disk ...
         """
+        shown = printable(name)
         with self.output.aside() as aside:
             whole = aside / "whole"
             whole.mkdir()
@@ -64,20 +65,20 @@ class Worker:
             try:
                 source, audio = self.videos.read(name)
                 video = open_video(name, source, audio)
-                with progress.stage(name, video.seconds) as advance:
+                with progress.stage(shown, video.seconds) as advance:
                     record(self.segmenter, video, self.arguments, results, advance)
-                with progress.stage(f"drawing {name}", video.seconds) as advance:
+                with progress.stage(f"drawing {shown}", video.seconds) as advance:
                     draw(self.segmenter, video, self.arguments, whole, results, advance)
             except VIDEO_ERRORS as error:
-                return self._fail(name, say(error))
+                return self._fail(shown, say(error))
 
-            outcome = summarize(name, results)
+            outcome = summarize(shown, results)
             if len(self.videos.names) == 1:
                 progress.say(format_table(results))
             if self.folders:
                 self.output.publish(whole, self.folders[name])
             if self.shards is not None:
-                self.shards.add(name, rows_of_video(name, results.records()))
+                self.shards.add(shown, rows_of_video(shown, results.records()))
         return outcome
 
     def _fail(self, name: str, error: str) -> Outcome:
@@ -101,9 +102,10 @@ def find_results(arguments: Namespace, videos: Videos, output: OutputFolder) -> 
         output: The folder of results.
 
     Returns:
-        Every video that has a result, and whether it was segmented (else the result is an error).
+        Every one of these videos that has a result, and whether it was segmented (else the result is an error).
     """
     if arguments.format == "parquet":
-        return find_done(output.path)
+        done = find_done(output.path)
+        return {name: done[printable(name)] for name in videos.names if printable(name) in done}
     folders = name_folders(videos.names)
     return {name: True for name in videos.names if (output.path / folders[name] / RECORDS).is_file()}

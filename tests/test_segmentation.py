@@ -108,6 +108,17 @@ class TestRows:
         assert "2 of 3 videos segmented" in out.out
         assert "failed: nowhere.mp4: No such media file" in out.err
 
+    def test_a_name_that_is_no_text(self, here: Path, capsys: pytest.CaptureFixture):
+        odd = Path(os.fsdecode(b"odd/caf\xe9"))
+        write_clip(here / odd / "clip.mp4", seconds=1)
+        write_clip(here / "odd" / "silent \n.mp4", seconds=1, silent=True)
+        for _ in range(2):
+            assert main(command(videos="odd")) == 1
+            assert "1 of 2 videos segmented" in capsys.readouterr().out
+        assert set(rows(here / "out")["video"].to_pylist()) == {"odd/caf\\xe9/clip.mp4", "odd/silent \n.mp4"}
+        assert main(command("--format", "png", output="pictures", videos="odd")) == 1
+        assert (here / "pictures" / "clip" / "masks").is_dir()
+
     def test_failed_ones_are_tried_again_on_demand(self, here: Path):
         (here / "late").mkdir()
         write_clip(here / "late" / "good.mp4", seconds=1)
