@@ -61,8 +61,8 @@ GOOD_OUTCOMES = OUTCOMES[:3]
 
 PROGRESS_EVERY = 500
 
-# A busy machine makes everything slow by the clock.
-PATIENCE = 10
+# A process that sleeps for so many times its limit waits for something that never comes.
+PATIENCE = 3
 
 # One process holds a copy of the libraries, from which every worker starts.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -76,7 +76,7 @@ class Limits:
     """What one mutant may use.
 
     Attributes:
-        seconds: Time of the processor; of the clock PATIENCE times as much.
+        seconds: Time of the processor; asleep, PATIENCE times as much.
         memory_bytes: More than the worker held before.
     """
 
@@ -357,11 +357,15 @@ class Reader:
         other.close()
 
     def _wait(self, start: float, cpu: float) -> tuple[str, str]:
-        """Waits for the outcome; a hang is too much time of the processor, or far too much of the clock."""
+        """Waits for the outcome; a hang is too much time of the processor, or of the clock with nothing to do.
+
+        On a busy machine a process can wait long for its turn: that is no hang.
+        """
         while not self._connection.poll(0.5):
             used = _cpu_seconds(self._process.pid) - cpu
             waited = time.monotonic() - start
-            if used > self._limits.seconds or waited > PATIENCE * self._limits.seconds:
+            is_stuck = waited > PATIENCE * self._limits.seconds and not _wants_to_run(self._process.pid)
+            if used > self._limits.seconds or is_stuck:
                 self.close()
                 return "hang", f"{used:.0f} s of the processor, {waited:.0f} s of the clock"
         try:
@@ -380,6 +384,12 @@ def _cpu_seconds(process: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _wants_to_run(process: int) -> bool:
+    """Tells whether any thread of a process runs or waits for its turn."""
+    states = (path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{process}/task").glob("*/stat"))
+    return any(state in "RD" for state in states)
 
 
 def fuzz(
