@@ -73,6 +73,7 @@ class ReadAhead(Iterator[Item]):
     def __init__(self, items: Generator[Item, None, None], capacity: int) -> None:
         self._items = items
         self._waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(capacity)
+        self._end: tuple[Any, BaseException | None] | None = None
         self._is_wanted = True
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
         self._thread.start()
@@ -81,7 +82,7 @@ class ReadAhead(Iterator[Item]):
         """Gives the next item."""
         if not self._is_wanted:
             raise StopIteration
-        item, error = self._waiting.get()
+        item, error = self._end or self._waiting.get()
         if item is not _END:
             return item
         self.close()
@@ -93,10 +94,11 @@ class ReadAhead(Iterator[Item]):
         """Gives the next item and all that wait already; nothing at the end."""
         items = list(islice(self, 1))
         while items and not self._waiting.empty():
-            # The end waits as well; the next call meets it again.
-            if self._waiting.queue[0][0] is _END:
+            entry = self._waiting.get()
+            if entry[0] is _END:
+                self._end = entry  # for the next call
                 break
-            items.append(self._waiting.get()[0])
+            items.append(entry[0])
         return items
 
     def close(self) -> None:

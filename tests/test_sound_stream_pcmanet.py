@@ -99,6 +99,19 @@ def test_little_is_kept_of_a_long_sound():
     assert sound.seconds() == pytest.approx(60)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [44_100, 15_992])
+def test_a_click_at_the_end_of_ten_minutes_is_heard_in_its_place(rate):
+    click = np.zeros(rate)
+    click[round(0.2 * rate)] = 1.0
+    seconds = ((click if second == 599 else np.zeros(rate), rate) for second in range(600))
+    patches = heard(SoundStream(seconds, RATE), [0.9375, 599.9375], "trailing")
+    row = patches[1, 0].sum(dim=1).argmax().item()
+    start = 599.9375 - 15_600 / RATE
+    # Row r hears the 25 ms from 10 r ms on.
+    assert start + 0.01 * row + 0.0125 == pytest.approx(599.2, abs=0.0125)
+
+
 def test_what_was_forgotten_is_not_given():
     sound = SoundStream([(noise(1000), RATE)], RATE)
     assert not sound.reaches(2000)
