@@ -63,9 +63,11 @@ def in_chunks(
         values_per_frame: Size of the largest tensor that the function makes, per frame.
         *inputs: What it takes; None is handed on.
     """
-    chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(inputs[0])
     # A compiled or exported graph must not depend on the number of frames.
-    if torch.compiler.is_compiling() or frames <= chunk:
+    if torch.compiler.is_compiling():
+        return function(*inputs)
+    chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(inputs[0])
+    if frames <= chunk:
         return function(*inputs)
     parts = [
         function(*(None if values is None else values[start : start + chunk] for values in inputs))

@@ -204,7 +204,8 @@ class InferenceStage(nn.Module):
         guidance = None
         if self.cross_attention is not None:
             guidance, audio_token = self.cross_attention(visual, audio_token, uncertain, layout)
-        *fused, logits = in_chunks(self._fuse, values, visual, guidance, coarser)
+        # What the fusion mixes at half the resolution has nine values for each of its own.
+        *fused, logits = in_chunks(self._fuse, values * 9 // 4, visual, guidance, coarser)
         return fused[0] if fused else None, logits, audio_token
 
     def _listen(

@@ -54,9 +54,10 @@ class PCMANetInferenceModel(nn.Module):
 
     Args:
         network: The network whose weights to copy; it is left as it is.
+        dtype: Data type of the copy.
     """
 
-    def __init__(self, network: PreTrainedModel):
+    def __init__(self, network: PreTrainedModel, dtype: torch.dtype):
         super().__init__()
         self.config = copy.deepcopy(network.config)
         self.backbone = inference_backbone(network.backbone)
@@ -67,8 +68,12 @@ class PCMANetInferenceModel(nn.Module):
             for index, (neck, stage) in enumerate(zip(network.neck, network.stages, strict=True))
         )
         self.confidence_masking = copy.deepcopy(network.confidence_masking)
-        self.requires_grad_(False)
+        self.requires_grad_(False).to(dtype, memory_format=torch.channels_last)
         super().train(False)
+        for module in self.modules():
+            # Half precision multiplies so fast that it has no use for these, four times the weights themselves.
+            if dtype.itemsize < 4 and hasattr(module, "transformed_weight"):
+                module.transformed_weight = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,7 +127,7 @@ class PCMANetInferenceModel(nn.Module):
 
     def _walks_clips(self, pixel_values: torch.Tensor) -> bool:
         """Whether clips are computed one by one; a compiled or exported graph must not depend on their number."""
-        return pixel_values.is_cpu and len(pixel_values) > 1 and not torch.compiler.is_compiling()
+        return not torch.compiler.is_compiling() and pixel_values.is_cpu and len(pixel_values) > 1
 
     def _embed_audio(self, input_features: torch.Tensor | None, audio_embeds: torch.Tensor | None) -> torch.Tensor:
         """Go from either form of sound to embeddings, (batch, frames, embedding_size)."""

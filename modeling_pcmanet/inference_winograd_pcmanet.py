@@ -64,7 +64,7 @@ def num_tiles(length: int) -> int:
 def transform_weight(weight: torch.Tensor) -> torch.Tensor:
     """Go from (out channels, in channels, 3, 3) to (36 products, in channels, out channels); computed in float64."""
     matrix = torch.tensor(_WEIGHTS, dtype=torch.float64, device=weight.device)
-    products = torch.einsum("px,qy,oixy->pqio", matrix, matrix, weight.double())
+    products = torch.einsum("px,qy,oixy->pqio", matrix, matrix, weight.detach().double())
     return products.flatten(0, 1).to(weight.dtype).contiguous()
 
 

@@ -278,7 +278,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         Returns:
             A module that takes the same frames, sound and `frame_mask` and whose output has the same `logits`.
         """
-        return PCMANetInferenceModel(self.model).to(dtype or self.dtype, memory_format=torch.channels_last)
+        return PCMANetInferenceModel(self.model, dtype or self.dtype)
 
     @can_return_tuple
     def forward(

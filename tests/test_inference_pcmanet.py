@@ -180,6 +180,21 @@ def test_it_refuses_to_learn():
     assert not form(**tiny_batch()).logits.requires_grad
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["basic ResNet", "PVT-v2"])
+def test_one_graph_for_any_number_of_clips_and_frames(backbone):
+    """Without graph breaks, and neither batch nor frames written into an exported program."""
+    form = build(**BACKBONES[backbone]).double().for_inference()
+    batches = [{name: x.double() for name, x in tiny_batch(*clips).items()} for clips in ((2, 3), (3, 5), (1, 4))]
+    compiled = torch.compile(form, fullgraph=True, backend="eager", dynamic=True)
+    dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames")}
+    program = torch.export.export(form, (), batches[0], dynamic_shapes=dict.fromkeys(batches[0], dimensions))
+    for batch in batches:
+        expected = form(**batch).logits
+        torch.testing.assert_close(compiled(**batch).logits, expected, atol=1e-10, rtol=0)
+        torch.testing.assert_close(program.module()(**batch).logits, expected, atol=1e-10, rtol=0)
+
+
 def test_it_moves_and_pickles():
     form, batch = build().for_inference(), tiny_batch()
     buffer = io.BytesIO()
