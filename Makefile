@@ -27,7 +27,7 @@ browser:  ## a Chromium for the tests, if there is none yet
 	    echo "Install Chromium or Chrome by hand: the tests of examples/app.py drive it." >&2; exit 1; }; }
 
 demo: $(STAMP)  ## segment the bundled clip and show what was found
-	$(BIN)/python examples/segment_video.py examples/demo.mp4 --output demo_output --overlay-frames-per-second 4
+	$(BIN)/pcmanet demo --output demo_output
 
 test: $(STAMP) browser  ## all tests but the slow ones
 	$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not slow"
