@@ -12,6 +12,7 @@ OURS = ("modeling_pcmanet", "pcmanet", "pipelines", "dataset_scripts", "training
 OPEN_TO_DATA_SETS = {
     "configuration_pcmanet",
     "feature_extraction_pcmanet",
+    "hub_upload_pcmanet",
     "media_pcmanet",
     "media_writing_pcmanet",
     "waveform_pcmanet",
