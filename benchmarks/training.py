@@ -74,6 +74,10 @@ CASES = {
 }
 
 
+class FailedRowError(RuntimeError):
+    """A row whose process failed; the message ends with the error's last line."""
+
+
 class Clock:
     """Sums the seconds of each part of a step, by the clock on the wall or by the work of this process."""
 
@@ -185,7 +189,11 @@ def resident_memory(name: str) -> float:
 
 
 def measure_apart(tree: Path, folder: Path, settings: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """Run one row in a fresh process; if it fails, so does the benchmark, with its error."""
+    """Run one row in a fresh process.
+
+    Raises:
+        FailedRowError: If it fails; its errors go to the error stream.
+    """
     recipe = {
         "task": "s4",
         "data": str(tree),
@@ -203,7 +211,8 @@ def measure_apart(tree: Path, folder: Path, settings: dict[str, Any], **options:
         result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         print(result.stderr, file=sys.stderr)
-        raise SystemExit(f"this row failed: {shlex.join(command)}")
+        errors = [line for line in result.stderr.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        raise FailedRowError(errors[-1] if errors else f"exit code {result.returncode}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -239,12 +248,18 @@ def print_steps(args: argparse.Namespace, tree: Path, folder: Path) -> None:
             case = CASES[name]
             settings = {"preset": preset, "batch_size": args.clips, **case.settings}
             options = {"part": case.part, "warm_up": case.warm_up, "loading": False}
-            found = measure_apart(tree, folder, settings, steps=args.steps, cpu_time=args.cpu_time, **options)
-            plain = plain or found
+            try:
+                found = measure_apart(tree, folder, settings, steps=args.steps, cpu_time=args.cpu_time, **options)
+            except FailedRowError as error:
+                # A switch that does not work here is a finding as well.
+                print_row([preset, name, str(error), *[""] * 6])
+                continue
+            plain = found if name == "training" else plain
             times = [milliseconds(found[part]) for part in PARTS[1:]]
-            speed, memory = plain["step"] / found["step"], found["megabytes"] / plain["megabytes"]
+            speed = f"{plain['step'] / found['step']:.2f}" if plain else ""
+            memory = f"{found['megabytes'] / plain['megabytes']:.2f}" if plain else ""
             rate = f"{args.clips / found['step']:.2f}"
-            print_row([preset, name, rate, f"{speed:.2f}", *times, f"{found['megabytes']:.0f}", f"{memory:.2f}"])
+            print_row([preset, name, rate, speed, *times, f"{found['megabytes']:.0f}", memory])
 
 
 def print_loading(args: argparse.Namespace, tree: Path, folder: Path) -> None:
