@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
 from transformers.utils import logging
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
@@ -27,9 +27,9 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     # Left to itself, Accelerate takes CPU processes of torchrun for one process each.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     precision = "no" if recipe.mixed_precision == "none" else recipe.mixed_precision
-    accelerator = Accelerator(
-        cpu=cpu, mixed_precision=precision, dynamo_backend="inductor" if recipe.compile else None
-    )
+    # Inductor fails on sizes that it takes for variable; a run has few, each of which it then compiles for.
+    dynamo = TorchDynamoPlugin(backend="inductor", dynamic=False) if recipe.compile else None
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, dynamo_plugin=dynamo)
     if accelerator.state.deepspeed_plugin is not None:
         # DeepSpeed reads this off a loader that is prepared with the network; ours never is, it deals out clips itself.
         share = recipe.batch_size // (recipe.gradient_accumulation * accelerator.num_processes)
