@@ -38,7 +38,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PHONE = {"width": 390, "height": 844}
 PATIENCE = 180_000  # milliseconds: the machine may be busy
 
-# Where `test_screenshots` puts its pictures, for whoever wants new ones in the README.
+# New pictures for the README: PCMANET_SCREENSHOTS=examples pytest tests/test_app.py -k "picture or phone"
 SCREENSHOTS = os.environ.get("PCMANET_SCREENSHOTS")
 
 
@@ -94,9 +94,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The page with tight limits, so that breaking them is quick."""
-    folder = tmp_path_factory.mktemp("page")
-    server = Server(folder, "--longest-seconds", "12", "--largest-megabytes", "1").wait()
+    """The page with tight limits, so that breaking them is quick; pictures for the README show the usual ones."""
+    limits = [] if SCREENSHOTS else ["--longest-seconds", "12", "--largest-megabytes", "1"]
+    server = Server(tmp_path_factory.mktemp("page"), *limits).wait()
     yield server
     server.stop()
 
@@ -393,7 +393,7 @@ def take_screenshot(page: Page, name: str, folder: Path, part: str) -> None:
     # It is no blank: a page, masks and bars have many colours.
     assert len(picture.getcolors(maxcolors=2**24)) > 1000
     if SCREENSHOTS:
-        small = picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        small = picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         small.save(Path(SCREENSHOTS) / name, optimize=True)
 
 
