@@ -143,7 +143,7 @@ def two_films(path: Path) -> Path:
         for stream, shift in zip(streams, (0.0, 2.0), strict=True):
             for seconds in every():
                 picture = flat_picture(seconds + shift)[: stream.height]
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", threads=1)
                 frame.time_base, frame.pts = Fraction(1, 10), round(seconds * 10)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
