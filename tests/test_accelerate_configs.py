@@ -102,7 +102,6 @@ def test_deepspeed_splits_gradients_and_optimizer(workers_environment):
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
         "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
-        "ACCELERATE_GRADIENT_CLIPPING": "1.0",
     }
     assert {name: environment[name] for name in wanted} == wanted
 
