@@ -368,6 +368,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(server: Server, browser: Br
         assert box["x"] >= 0, part
         assert box["x"] + box["width"] <= PHONE["width"], part
         assert box["width"] > 0.8 * PHONE["width"], part
+    page.wait_for_function("() => document.querySelector('#overlay video').currentTime > 0.5")
     take_screenshot(page, "app_screenshot_phone.png", tmp_path, part="#columns")
     page.context.close()
 
