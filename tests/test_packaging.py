@@ -48,6 +48,9 @@ def test_holds_every_module_under_its_installed_name(wheel):
         ("modeling_pcmanet", "modeling_pcmanet"),
         ("pipelines", "pcmanet/pipelines"),
         ("dataset_scripts", "pcmanet/dataset_scripts"),
+        ("training", "pcmanet/training"),
+        ("command", "pcmanet/command"),
+        ("examples", "pcmanet/examples"),
     ):
         tracked = subprocess.run(
             ["git", "ls-files", f"{folder}/*.py"], cwd=ROOT, capture_output=True, text=True, check=True
