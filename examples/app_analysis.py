@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,6 @@ MINIMUM_AREA = 0.001
 LOUDNESS_PARTS = 400
 # The overlay is for looking at: small enough to be quick, large enough for crisp names. Masks keep the video's own size.
 OVERLAY_HEIGHTS = (480, 720)
-# The stages are computed anew for one moment, with as many frames around it as one window of the pipeline holds.
-FRAMES_PER_WINDOW = 10
 STAGE_PICTURE_SIDE = 320
 
 Report = Callable[[float, str], None]
@@ -167,19 +164,31 @@ class Analysis:
     def stages(self, number: int) -> list[StageMap]:
         """Draws what the four stages see in network frame `number`."""
         number = min(max(number, 0), len(self.timestamps) - 1)
-        first = max(0, min(number - FRAMES_PER_WINDOW // 2, len(self.timestamps) - FRAMES_PER_WINDOW))
-        stream = self._segmenter.processor.stream(str(self.video), frames_per_second=self.rate)
-        with closing(stream):
-            window = list(islice(stream, first, first + FRAMES_PER_WINDOW))
+        first, window = self._window_around(number)
         model = self._segmenter.model
         inputs = {
-            name: torch.stack([frame[name] for frame in window])[None].to(model.device, model.dtype)
+            name: torch.stack([frame[name] for frame in window.frames])[None].to(model.device, model.dtype)
             for name in ("pixel_values", "input_features")
         }
         with torch.no_grad():
             outputs = model(**inputs)
         picture = self._picture_at(self.timestamps[number])
         return draw_stage_maps(picture, outputs, self.colors, model.config.id2label, number=number - first)
+
+    def _window_around(self, number: int) -> tuple[int, Window]:
+        """Finds, of the pipeline's own windows, the one that has a network frame nearest to its middle; and its start."""
+        best, end = (-1, 0, None), 0
+        with closing(self._segmenter.preprocess(str(self.video), frames_per_second=self.rate)) as windows:
+            for window in windows:
+                end += window.fresh
+                first = end - len(window.frames)
+                if first > number:
+                    break
+                if number < end:
+                    best = max(
+                        best, (min(number - first, end - 1 - number), first, window), key=lambda found: found[0]
+                    )
+        return best[1:]
 
     def close(self) -> None:
         """Removes everything."""

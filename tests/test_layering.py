@@ -17,8 +17,27 @@ OPEN_TO_DATA_SETS = {
     "media_writing_pcmanet",
     "waveform_pcmanet",
 }
-PROCESSING = {"processing_pcmanet", "clip_pcmanet", "image_processing_pcmanet", "feature_extraction_pcmanet"}
-NETWORK = {"modeling_pcmanet", "modeling_pcmanet_decoder", "modeling_vggish", "loss_pcmanet", "configuration_pcmanet"}
+PROCESSING = {
+    "clip_pcmanet",
+    "clip_stream_pcmanet",
+    "feature_extraction_pcmanet",
+    "image_processing_pcmanet",
+    "processing_pcmanet",
+    "sound_stream_pcmanet",
+}
+NETWORK = {
+    "configuration_pcmanet",
+    "inference_backbone_pcmanet",
+    "inference_convolution_pcmanet",
+    "inference_decoder_pcmanet",
+    "inference_pcmanet",
+    "inference_winograd_pcmanet",
+    "inputs_pcmanet",
+    "loss_pcmanet",
+    "modeling_pcmanet",
+    "modeling_pcmanet_decoder",
+    "modeling_vggish",
+}
 
 
 def python_files(folder: str) -> list[Path]:
