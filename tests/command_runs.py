@@ -55,6 +55,8 @@ def start_process(work: Callable[[], object], log: Path) -> int:
     process = os.fork()
     if process == 0:
         code = 70
+        # What a shell runs in the background ignores Ctrl-C, and so would what is started from there.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             sys.stdout = sys.stderr = log.open("a", buffering=1)
             code = int(work() or 0)

@@ -66,7 +66,7 @@ def test_a_crash_a_hang_and_memory_are_told_apart_and_survived(
         if container == "ts":
             time.sleep(600)
         if container == "mkv":
-            return "used", str(len(bytearray(2**26)))
+            return "used", str(len(bytearray(2**27)))
         if container == "webm":
             raise OverflowError("too far")
         return "used", ""
