@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tiny_model import tiny_model
+from tqdm import tqdm
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
 from modeling_pcmanet.media_pcmanet import write_video
@@ -57,6 +59,8 @@ def start_process(work: Callable[[], object], log: Path) -> int:
         code = 70
         # What a shell runs in the background ignores Ctrl-C, and so would what is started from there.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # The lock of progress bars is shared by forked processes: one that is killed while it draws would stop them all.
+        tqdm.set_lock(threading.RLock())
         try:
             sys.stdout = sys.stderr = log.open("a", buffering=1)
             code = int(work() or 0)
