@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFont
 
 from .overlay import Color, draw_segments
+from .timeline import loudness
 
 
 COLUMNS_PER_STRIP = 10
@@ -152,7 +153,9 @@ def draw_contact_sheet(
     sheet.paste(head)
 
     seconds = layout.number / frames_per_second
-    peaks = _peaks(waveform, sampling_rate, seconds, round(layout.number * layout.pitch / layout.step))
+    width = round(layout.number * layout.pitch / layout.step)
+    is_silent = waveform is None or sampling_rate is None
+    peaks = np.zeros(width) if is_silent else loudness(waveform, sampling_rate, seconds, width)
     for strip in range(layout.strips):
         top = head.height + strip * layout.strip_height
         for column, number in enumerate(layout.shown(strip)):
@@ -290,16 +293,6 @@ def _spotlight(
     for segment in segments:
         sounding = ImageChops.lighter(sounding, segment["mask"].resize(picture.size, Image.Resampling.BILINEAR))
     return draw_segments(Image.composite(picture, muted, sounding), segments, colors, labels=False)
-
-
-def _peaks(waveform: np.ndarray | None, sampling_rate: int | None, seconds: float, width: int) -> np.ndarray:
-    """Finds the loudest sample in each of `width` equal parts of the first `seconds`, as a share of the loudest of all."""
-    if waveform is None or sampling_rate is None:
-        return np.zeros(width)
-    loudness = np.abs(np.atleast_2d(waveform)).max(axis=0)
-    edges = np.linspace(0, seconds * sampling_rate, width + 1).astype(int)
-    peaks = np.array([loudness[start:stop].max(initial=0) for start, stop in zip(edges, edges[1:], strict=False)])
-    return peaks / max(peaks.max(), np.finfo(np.float32).eps)
 
 
 def _draw_sound(
