@@ -15,7 +15,8 @@
 
 BatchNorms are folded, maps are channels_last, only the finest stage's logits are brought to the input size, padded
 frames are never computed, and clips are computed one after the other on a CPU, so that their maps stay in its cache.
-`model.for_inference()` builds it; docs/inference.md says what each part brings.
+`model.for_inference()` builds it; docs/inference.md says what each part brings. On request frames stop at a coarse stage
+that is sure of them (docs/anytime.md).
 """
 
 import copy
@@ -42,11 +43,14 @@ class PCMANetInferenceOutput(ModelOutput):
     Attributes:
         logits: (batch, frames, num_labels, height, width) at the input size. Padded frames hold 0.
         confidence_masks: Three bool tensors (batch, frames, stage height, stage width) of the three coarser stages,
-            True where the network was still unsure and the next stage asked on.
+            True where the network was still unsure and the next stage asked on. False where a frame had stopped before.
+        stages_used: (batch, frames) int64, the stage whose logits each frame got, 1 (coarsest) to 4; 0 for padding that
+            was not computed. Only with an `uncertainty_budget`.
     """
 
     logits: torch.FloatTensor | None = None
     confidence_masks: tuple[torch.BoolTensor, ...] | None = None
+    stages_used: torch.LongTensor | None = None
 
 
 class PCMANetInferenceModel(nn.Module):
@@ -105,25 +109,46 @@ class PCMANetInferenceModel(nn.Module):
         input_features: torch.FloatTensor | None = None,
         audio_embeds: torch.FloatTensor | None = None,
         frame_mask: torch.BoolTensor | None = None,
+        uncertainty_budget: float | None = None,
     ) -> PCMANetInferenceOutput:
-        """Segment what sounds; takes what the model takes and gives the same logits.
+        """Segment what sounds; takes what the model takes and, without a budget, gives the same logits.
 
         Args:
             pixel_values: (batch, frames, 3, height, width), ImageNet-normalised, height and width from 32 up.
             input_features: (batch, frames, 1, 96, 64) log-mel patches.
             audio_embeds: (batch, frames, 128) VGGish embeddings, in place of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
+            uncertainty_budget: Share of a frame's pixels, in [0, 1], that may be uncertain (paper: confidence-induced
+                masking) for it to stop: it gets the logits of that stage, and the finer ones go on without it, as if it
+                were not part of the clip. 0 stops frames without a single uncertain pixel. None computes every stage of
+                every frame. Not in a compiled or exported graph, because how much is computed depends on the frames.
 
         Raises:
-            ValueError: If a shape is wrong or not exactly one of the two forms of sound is given.
+            ValueError: If a shape is wrong, not exactly one of the two forms of sound is given, or the budget is no share
+                or has nothing to go by.
         """
         validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
+        if uncertainty_budget is not None:
+            self._validate_budget(uncertainty_budget)
         embeddings = self._embed_audio(input_features, audio_embeds)
-        if self._walks_clips(pixel_values):
-            logits, masks = self._segment_each(pixel_values, embeddings, frame_mask)
-        else:
-            logits, masks = self._segment(pixel_values, embeddings, frame_mask)
-        return PCMANetInferenceOutput(logits=logits, confidence_masks=tuple(masks))
+        segment = self._segment_each if self._walks_clips(pixel_values) else self._segment
+        return segment(pixel_values, embeddings, frame_mask, uncertainty_budget)
+
+    def _validate_budget(self, budget: float) -> None:
+        """Raise a ValueError where frames cannot stop early."""
+        if not 0 <= budget <= 1:
+            raise ValueError(f"`uncertainty_budget` is a share of a frame's pixels between 0 and 1, got {budget}.")
+        # CODEPATH: only an ablated network masks nothing.
+        if self.config.confidence_threshold == 0:
+            raise ValueError(
+                "`uncertainty_budget` goes by the pixels that confident masking leaves, but this network has "
+                "`confidence_threshold` 0: it is never sure of a pixel, so no frame would stop. Leave it out."
+            )
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "`uncertainty_budget` cannot be compiled or exported: how much is computed depends on the frames. "
+                "Compile without it, or call the inference form as it is."
+            )
 
     def _walks_clips(self, pixel_values: torch.Tensor) -> bool:
         """Whether clips are computed one by one; a compiled or exported graph must not depend on their number."""
@@ -138,25 +163,38 @@ class PCMANetInferenceModel(nn.Module):
         return self.audio_encoder(patches.flatten(0, 1)).audio_embeds.unflatten(0, patches.shape[:2])
 
     def _segment_each(
-        self, pixel_values: torch.Tensor, embeddings: torch.Tensor, frame_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        self,
+        pixel_values: torch.Tensor,
+        embeddings: torch.Tensor,
+        frame_mask: torch.Tensor | None,
+        uncertainty_budget: float | None,
+    ) -> PCMANetInferenceOutput:
         """Compute clip after clip."""
-        logits, masks = None, []
+        logits, masks, stages_used = None, [], []
         for clip in range(len(pixel_values)):
             own = slice(clip, clip + 1)
             own_mask = None if frame_mask is None else frame_mask[own]
-            clip_logits, clip_masks = self._segment(pixel_values[own], embeddings[own], own_mask)
+            output = self._segment(pixel_values[own], embeddings[own], own_mask, uncertainty_budget)
             if logits is None:
                 # The largest tensor of all where there are many classes: written in place, not joined at the end.
-                logits = clip_logits.new_empty(len(pixel_values), *clip_logits.shape[1:])
-            logits[own] = clip_logits
-            masks.append(clip_masks)
-        return logits, [torch.cat(stage) for stage in zip(*masks, strict=True)]
+                logits = output.logits.new_empty(len(pixel_values), *output.logits.shape[1:])
+            logits[own] = output.logits
+            masks.append(output.confidence_masks)
+            stages_used.append(output.stages_used)
+        return PCMANetInferenceOutput(
+            logits=logits,
+            confidence_masks=tuple(torch.cat(stage) for stage in zip(*masks, strict=True)),
+            stages_used=None if uncertainty_budget is None else torch.cat(stages_used),
+        )
 
     def _segment(
-        self, pixel_values: torch.Tensor, embeddings: torch.Tensor, frame_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Compute some clips: logits at the input size and the confidence masks."""
+        self,
+        pixel_values: torch.Tensor,
+        embeddings: torch.Tensor,
+        frame_mask: torch.Tensor | None,
+        uncertainty_budget: float | None,
+    ) -> PCMANetInferenceOutput:
+        """Compute some clips at once."""
         batch, frames = pixel_values.shape[:2]
         excluded = frame_mask is not None and self.config.padded_frames == "excluded"
         layout = ClipLayout(batch, frames, frame_mask.bool() if excluded else None)
@@ -166,9 +204,19 @@ class PCMANetInferenceModel(nn.Module):
         if frame_mask is not None and not excluded:
             zeroing = frame_mask.flatten().to(embeddings.dtype)[:, None, None, None]
             embeddings = embeddings * zeroing[:, :, 0, 0]
-        logits, masks = self._decode(self.backbone(pixels), self.audio_projection(embeddings), layout, zeroing)
-        logits = resize(logits.contiguous(), pixel_values.shape[-2:])
-        return layout.to_clips(logits), [layout.to_clips(mask) for mask in masks]
+        maps, audio, size = self.backbone(pixels), self.audio_projection(embeddings), pixel_values.shape[-2:]
+        if uncertainty_budget is None:
+            logits, masks = self._decode(maps, audio, layout, zeroing)
+            logits, stages_used = resize(logits.contiguous(), size), None
+        else:
+            logits, masks, stages_used = self._decode_until_sure(
+                maps, audio, layout, zeroing, size, uncertainty_budget
+            )
+        return PCMANetInferenceOutput(
+            logits=layout.to_clips(logits),
+            confidence_masks=tuple(layout.to_clips(mask) for mask in masks),
+            stages_used=None if stages_used is None else layout.to_clips(stages_used),
+        )
 
     def _decode(
         self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout, zeroing: torch.Tensor | None
@@ -184,6 +232,56 @@ class PCMANetInferenceModel(nn.Module):
                 uncertain = self.confidence_masking(logits, uncertain)
                 masks.append(uncertain)
         return logits, masks
+
+    def _decode_until_sure(
+        self,
+        maps: list[torch.Tensor],
+        audio: torch.Tensor,
+        layout: ClipLayout,
+        zeroing: torch.Tensor | None,
+        size: tuple[int, int],
+        budget: float,
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """Walk the stages as `_decode` does, each frame only until few enough of its pixels are uncertain.
+
+        A walk of its own, because that of `_decode` is a graph that does not depend on what is in the frames.
+
+        Returns:
+            The logits at the input size, the three confidence masks, and how many stages each frame went through.
+        """
+        masks = [audio.new_zeros(len(audio), *coarser.shape[-2:], dtype=torch.bool) for coarser in maps[:0:-1]]
+        logits = audio.new_empty(len(audio), self.config.num_labels, *size)
+        going = torch.arange(len(audio), device=audio.device)  # the frames that are not done
+        stages_used = torch.full_like(going, NUM_STAGES)
+        fused = uncertain = None
+        audio_token = audio
+        for index, stage in enumerate(self.stages):
+            feature_map, sound, own_zeroing = (x if x is None else x[going] for x in (maps.pop(), audio, zeroing))
+            fused, found, audio_token = stage(feature_map, sound, audio_token, fused, uncertain, layout, own_zeroing)
+            if stage.is_finest:
+                logits[going] = resize(found.contiguous(), size)
+                break
+            uncertain = self.confidence_masking(found, uncertain)
+            masks[index][going] = uncertain
+            goes_on = uncertain.float().mean(dim=(1, 2)) > budget
+            done = going[~goes_on]
+            logits[done], stages_used[done] = resize(found[~goes_on].contiguous(), size), index + 1
+            layout = without_others(layout, goes_on)
+            going, fused, audio_token, uncertain = (x[goes_on] for x in (going, fused, audio_token, uncertain))
+            if not len(going):
+                break
+        return logits, masks, stages_used
+
+
+def without_others(layout: ClipLayout, kept: torch.Tensor) -> ClipLayout:
+    """Lay out some of the computed frames (computed frames,) bool as clips that hold nothing but them.
+
+    Frames move up, which changes nothing, because no part of the network knows their order.
+    """
+    counts = layout.to_clips(kept).sum(dim=1)
+    frames = int(counts.max())
+    real = torch.arange(frames, device=kept.device) < counts[:, None]
+    return ClipLayout(layout.batch, frames, None if real.all() else real)
 
 
 __all__ = ["PCMANetInferenceModel", "PCMANetInferenceOutput"]
