@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from stranger import WITHOUT_EDITABLE_INSTALL
 from transformers import pipeline
 
 from modeling_pcmanet.media_pcmanet import read_media, write_video
@@ -453,9 +454,7 @@ def test_a_space_runs_away_from_the_repository_and_leaves_nothing_behind(tmp_pat
     # As there, our packages are found nowhere but in the folder itself.
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    (hidden / "sitecustomize.py").write_text(
-        "import sys\nsys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]\n"
-    )
+    (hidden / "sitecustomize.py").write_text(WITHOUT_EDITABLE_INSTALL)
     served = Server(tmp_path / "served", script=space / "app.py", PYTHONPATH=str(hidden)).wait()
     assert list(served.temporary.glob("pcmanet_page_*/visits"))
     assert served.stop() == 128 + signal.SIGTERM

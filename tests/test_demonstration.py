@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from stranger import WITHOUT_EDITABLE_INSTALL
 
 from pcmanet.command.main import main
 
@@ -47,9 +48,8 @@ def test_demo_from_a_wheel(tmp_path: Path):
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
 
     code = (
-        "import sys\n"
+        f"{WITHOUT_EDITABLE_INSTALL}"
         "sys.path.insert(0, sys.argv[1])\n"
-        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]\n"
         "import pcmanet.command.main as command\n"
         "assert command.__file__.startswith(sys.argv[1]), command.__file__\n"
         "sys.exit(command.main(['demo']))"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_model import tiny_model
+from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
 from pcmanet.dataset_scripts import synthetic
@@ -32,13 +33,9 @@ PROCESSOR = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("avsbench")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
-        synthetic.write_avsbench_tree(root, "s4", {"train": 2, "test": 5})
-        synthetic.write_avsbench_tree(root, "ms3", {"test": 3})
-        synthetic.write_avsbench_tree(root, "avss", {"test": 3})
-    return root
+    return write_trees(
+        tmp_path_factory.mktemp("avsbench"), s4={"train": 2, "test": 5}, ms3={"test": 3}, avss={"test": 3}
+    )
 
 
 def save(folder: Path, **settings) -> Path:
@@ -299,9 +296,7 @@ def test_other_settings_never_mix(run, root, checkpoints, capsys):
 
 
 def test_a_damaged_file_is_named_and_the_rest_is_kept(run, root, checkpoints, tmp_path, capsys):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
-        synthetic.write_avsbench_tree(tmp_path, "ms3", {"test": 3})
+    write_trees(tmp_path, ms3={"test": 3})
     last = next(tmp_path.rglob(f"gt_masks/test/{load(tmp_path, 'ms3')[2]['id']}/*_5.png"))
     whole = last.read_bytes()
     Image.fromarray(np.full((224, 224), 100, np.uint8)).save(last)

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_model import tiny_config
-from training_runs import TINY_NETWORK
+from training_runs import TRAINED_NETWORK
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetImageProcessor, PCMANetProcessor
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
@@ -28,7 +28,7 @@ def accelerator() -> Accelerator:
 def test_figures_are_those_of_the_measures(task, accelerator):
     labels = 1 if task == "ms3" else 13
     torch.manual_seed(0)
-    network = PCMANetForAudioVisualSegmentation(tiny_config(**TINY_NETWORK, num_labels=labels)).eval()
+    network = PCMANetForAudioVisualSegmentation(tiny_config(**TRAINED_NETWORK, num_labels=labels)).eval()
     with torch.no_grad():
         for stage in network.model.stages:
             stage.head[-1].weight.mul_(5.0)  # so that the stages differ and some pixels are sure
@@ -70,7 +70,7 @@ def test_figures_are_those_of_the_measures(task, accelerator):
 
 
 def test_validation_clips_without_masks_are_refused(accelerator):
-    network = PCMANetForAudioVisualSegmentation(tiny_config(**TINY_NETWORK)).eval()
+    network = PCMANetForAudioVisualSegmentation(tiny_config(**TRAINED_NETWORK)).eval()
     processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
     clip = SoundingShapes("ms3", "val", length=1, height=32, width=32, num_frames=2)[0]
     unannotated = replace(clip, label_mask=np.zeros(2, dtype=bool))

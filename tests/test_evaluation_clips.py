@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
 from modeling_pcmanet.media_pcmanet import read_audio, write_audio
@@ -18,13 +19,9 @@ from pcmanet.dataset_scripts.evaluation_clips import EvaluationReader, find_eval
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("avsbench")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
-        synthetic.write_avsbench_tree(root, "s4", {"train": 1, "test": 4})
-        synthetic.write_avsbench_tree(root, "ms3", {"test": 2})
-        synthetic.write_avsbench_tree(root, "avss", {"test": 3})
-    return root
+    return write_trees(
+        tmp_path_factory.mktemp("avsbench"), s4={"train": 1, "test": 4}, ms3={"test": 2}, avss={"test": 3}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +49,7 @@ def test_rows_are_those_of_the_loader(root, collate, name, split):
 def test_a_missing_split_and_missing_files_are_named(root, tmp_path):
     with pytest.raises(ValueError, match=r"no clips of split 'val', only of test, train"):
         find(root, split="val")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
-        tree = synthetic.write_avsbench_tree(tmp_path, "ms3", {"test": 2})
+    tree = write_trees(tmp_path, ms3={"test": 2})
     missing = [path for path in sorted(tree.rglob("*.png"))[:2] if path.unlink() is None]
     with pytest.raises(AVSBenchError) as caught:
         find(tmp_path, "ms3")

@@ -12,10 +12,12 @@ import pytest
 import torch
 from loopback_hub import LoopbackHub
 from published_weights import section_shapes, seeded_state_dict
+from stranger import STRANGER
+from written_trees import write_trees
 
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict
 from modeling_pcmanet.media_pcmanet import write_video
-from pcmanet.dataset_scripts import clip_evaluation, synthetic
+from pcmanet.dataset_scripts import clip_evaluation
 from pcmanet.dataset_scripts.metrics import BinaryMetrics
 
 
@@ -64,16 +66,7 @@ pipe = pipeline("audio-visual-segmentation", model="someone/tiny", device="cpu")
 print(json.dumps(describe(model, processor, pipe, sys.argv[1])))
 """
 
-# The editable install is taken out of this process: our code comes from the Hub or not at all.
-STRANGER = f"""
-import sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-try:
-    import modeling_pcmanet
-    sys.exit("our package is importable here")
-except ImportError:
-    pass
-{DESCRIBE}
+PULL_AS_STRANGER = f"""{STRANGER}{DESCRIBE}
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor, PvtV2Backbone, pipeline
 
 name = "someone/tiny-with-code"
@@ -254,7 +247,7 @@ def test_a_converted_backbone_and_pushed_code_work_for_a_stranger(
     repository = hub.repositories["models", "someone/backbone"]
     assert sorted(repository.at("main").files) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
 
-    answer = last_json(client(sys.executable, "-c", STRANGER, clip))
+    answer = last_json(client(sys.executable, "-c", PULL_AS_STRANGER, clip))
     assert answer["modules"] == ["transformers_modules"] * 3
     assert answer["clip"] == pushed
     weights = hashlib.sha256()
@@ -265,9 +258,7 @@ def test_a_converted_backbone_and_pushed_code_work_for_a_stranger(
 
 @pytest.mark.slow
 def test_an_exported_data_set_is_loaded_and_streamed(hub: LoopbackHub, client: Client, tmp_path: Path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
-        synthetic.write_avsbench_tree(tmp_path / "root", "s4", {"train": 2, "test": 1})
+    write_trees(tmp_path / "root", s4={"train": 2, "test": 1})
     command = [sys.executable, "-m", "pcmanet.dataset_scripts.avsbench", "export", tmp_path / "root", tmp_path / "out"]
     printed = client(*command, "--clips-per-shard", "1", "--push-to-hub", "someone/clips")
     repository = hub.repositories["datasets", "someone/clips"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from training_runs import TINY_NETWORK, TINY_RUN
+from training_runs import TINY_RUN, TRAINED_NETWORK
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from pcmanet.training.networks import (
@@ -161,4 +161,4 @@ def test_missing_sound_is_filled_as_published(task, data, rule):
     processor = build_processor(recipe(**settings))
     assert processor.feature_extractor.short_clip == rule
     assert processor.image_processor.size == {"height": 32, "width": 32}
-    assert TINY_NETWORK["hidden_size"] == 16
+    assert TRAINED_NETWORK["hidden_size"] == 16

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from stranger import WITHOUT_EDITABLE_INSTALL
 
 import modeling_pcmanet
 
@@ -64,8 +65,8 @@ def test_holds_every_module_under_its_installed_name(wheel):
 def test_works_where_the_repository_is_not(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]\n"
+        f"{WITHOUT_EDITABLE_INSTALL}"
+        "sys.path.insert(0, sys.argv[1])\n"
         "import modeling_pcmanet, pcmanet.pipelines, pcmanet.dataset_scripts.metrics\n"
         "assert modeling_pcmanet.__file__.startswith(sys.argv[1]), modeling_pcmanet.__file__\n"
         "print(modeling_pcmanet.PCMANetConfig.from_preset('tiny').hidden_size)"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from loopback_hub import Failure, HubError, LoopbackHub
 from safetensors.torch import load_file, save_file
+from stranger import STRANGER
 from tiny_model import tiny_config, tiny_model
 
 from modeling_pcmanet import (
@@ -40,16 +41,7 @@ def describe(segmenter: Callable) -> list:
     ]
 
 
-# The editable install is taken out of this process: our code comes from the Hub or not at all.
-STRANGER = f"""
-import sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-try:
-    import modeling_pcmanet
-    sys.exit("our package is importable here")
-except ImportError:
-    pass
-import hashlib, json
+USE_AS_STRANGER = f"""{STRANGER}import hashlib, json
 from collections.abc import Callable
 from pathlib import Path
 exec(Path("snippet.py").read_text())
@@ -202,7 +194,12 @@ def test_a_stranger_reads_the_card_and_gets_the_same_masks(
     (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     (tmp_path / "snippet.py").write_text(snippet)
     stranger = subprocess.run(
-        [sys.executable, "-c", STRANGER], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", USE_AS_STRANGER],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert stranger.returncode == 0, stranger.stderr[-3000:]
     *printed, masks = stranger.stdout.splitlines()

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from stranger import STRANGER
 from tiny_model import tiny_config, tiny_model
 
 from modeling_pcmanet import (
@@ -21,23 +22,18 @@ from modeling_pcmanet.media_pcmanet import write_video
 from modeling_pcmanet.remote_code_pcmanet import AUTO_CLASSES, code_beside_weights
 
 
-STRANGER = """
-import json, sys
-# The editable install is taken out of this process: what is imported comes from the checkpoint.
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+SEGMENT_AS_STRANGER = f"""
+import sys
 sys.path = [path for path in sys.path if path not in ("", sys.argv[3])]
-try:
-    import modeling_pcmanet
-    sys.exit("our package is importable here")
-except ImportError:
-    pass
+{STRANGER}
+import json
 import torch
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor
 model = AutoModelForUniversalSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 with torch.no_grad():
     logits = model(**processor(videos=sys.argv[2])).logits
-print(json.dumps({"module": type(model).__module__, "sum": logits.double().sum().item(), "shape": list(logits.shape)}))
+print(json.dumps({{"module": type(model).__module__, "sum": logits.double().sum().item(), "shape": list(logits.shape)}}))
 """
 
 
@@ -81,7 +77,7 @@ def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
     write_video(tmp_path / "clip.mp4", frames, 10, generator.uniform(-0.5, 0.5, (1, 32000)).astype(np.float32), 16000)
     root = str(folder.parent.parent)
     result = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(folder), str(tmp_path / "clip.mp4"), root],
+        [sys.executable, "-c", SEGMENT_AS_STRANGER, str(folder), str(tmp_path / "clip.mp4"), root],
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 from training_runs import (
     RECIPES,
-    TINY_NETWORK,
     TINY_RUN,
+    TRAINED_NETWORK,
     assert_same_weights,
     load_script,
     steps_logged,
@@ -136,7 +136,7 @@ def data(tmp_path_factory) -> dict[str, str]:
     return {"s4": str(root), "ms3": str(root), "avss": str(root), "folder": str(mine)}
 
 
-SMALL = {"configuration": TINY_NETWORK, "preset": "tiny", "image_size": 32, "num_workers": 0, "trackers": []}
+SMALL = {"configuration": TRAINED_NETWORK, "preset": "tiny", "image_size": 32, "num_workers": 0, "trackers": []}
 SHAPES = {"clips": 8, "evaluation_clips": 2, "evaluations": 2}
 
 
@@ -170,12 +170,12 @@ def test_every_recipe_runs_to_its_end(name, settings, steps, data, tmp_path, mon
 
 @pytest.mark.parametrize("task", ["s4"])
 def test_avsbench_from_pretrained_backbones(task, data, tmp_path):
-    config = PCMANetConfig.from_preset("tiny", **TINY_NETWORK)
+    config = PCMANetConfig.from_preset("tiny", **TRAINED_NETWORK)
     torch.manual_seed(3)
     backbone = AutoBackbone.from_config(config.backbone_config)
     backbone.save_pretrained(tmp_path / "visual")
-    VGGishModel(VGGishConfig(**TINY_NETWORK["audio_config"])).save_pretrained(tmp_path / "vggish")
-    inner = {name: value for name, value in TINY_NETWORK.items() if not name.endswith("_config")}
+    VGGishModel(VGGishConfig(**TRAINED_NETWORK["audio_config"])).save_pretrained(tmp_path / "vggish")
+    inner = {name: value for name, value in TRAINED_NETWORK.items() if not name.endswith("_config")}
     folders = {"visual_backbone": str(tmp_path / "visual"), "audio_encoder": str(tmp_path / "vggish")}
     settings = {"task": task, "data": data[task], "negative_fraction": 0.0, "freeze": ["audio_encoder", "backbone"]}
     train(tmp_path / "run", **settings, **folders, configuration=inner)

@@ -10,31 +10,34 @@ from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation
 MEL_SHAPE = (1, 16, 8)  # of one log-mel patch
 
 
+# Two groups, four heads, small token grids; about 70 thousand parameters.
+TINY_NETWORK: dict[str, Any] = {
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 12, 16, 24],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    },
+    "audio_config": {
+        "block_channels": [[4], [6]],
+        "hidden_size": 12,
+        "embedding_size": 10,
+        "num_mel_frames": MEL_SHAPE[1],
+        "num_mel_bins": MEL_SHAPE[2],
+    },
+    "hidden_size": 16,
+    "num_groups": 2,
+    "num_attention_heads": 4,
+    "head_channels": 8,
+    "token_grid_sizes": [2, 2, 3, 4],
+}
+
+
 def tiny_config(**overrides: Any) -> PCMANetConfig:
-    """Two groups, four heads, small token grids; about 70 thousand parameters."""
-    settings = {
-        "backbone_config": {
-            "model_type": "resnet",
-            "embedding_size": 8,
-            "hidden_sizes": [8, 12, 16, 24],
-            "depths": [1, 1, 1, 1],
-            "layer_type": "basic",
-            "out_features": ["stage1", "stage2", "stage3", "stage4"],
-        },
-        "audio_config": {
-            "block_channels": [[4], [6]],
-            "hidden_size": 12,
-            "embedding_size": 10,
-            "num_mel_frames": MEL_SHAPE[1],
-            "num_mel_bins": MEL_SHAPE[2],
-        },
-        "hidden_size": 16,
-        "num_groups": 2,
-        "num_attention_heads": 4,
-        "head_channels": 8,
-        "token_grid_sizes": [2, 2, 3, 4],
-    }
-    return PCMANetConfig(**{**settings, **overrides})
+    """Configure `TINY_NETWORK`, with some fields changed."""
+    return PCMANetConfig(**{**TINY_NETWORK, **overrides})
 
 
 def tiny_model(seed: int = 2, sharpness: float = 2.0, **overrides: Any) -> PCMANetForAudioVisualSegmentation:

@@ -15,31 +15,21 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
+from tiny_model import TINY_NETWORK
 
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_pcmanet.py"
 RECIPES = SCRIPT.parent / "recipes"
 
-TINY_NETWORK = {
-    "backbone_config": {
-        "model_type": "resnet",
-        "embedding_size": 8,
-        "hidden_sizes": [8, 12, 16, 24],
-        "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-        "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    },
+TRAINED_NETWORK: dict[str, Any] = {
+    **TINY_NETWORK,
     "audio_config": {"block_channels": [[4], [4], [4]], "hidden_size": 8, "embedding_size": 10},
-    "hidden_size": 16,
-    "num_groups": 2,
-    "num_attention_heads": 4,
-    "head_channels": 8,
     "token_grid_sizes": [1, 2, 2, 4],
 }
 # Two evaluations, a checkpoint after every second step, and no step like another.
 TINY_RUN: dict[str, Any] = {
     "preset": "tiny",
-    "configuration": TINY_NETWORK,
+    "configuration": TRAINED_NETWORK,
     "image_size": 32,
     "clips": 12,
     "batch_size": 2,
