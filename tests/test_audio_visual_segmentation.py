@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from stranger import STRANGER
 from torch.utils.data import Dataset
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -30,20 +31,13 @@ from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 SIZE = (64, 48)  # width, height
 RATE = 16000
-# A process without our packages: what it imports comes from the saved folder.
-STRANGER = """
-import json, sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-try:
-    import modeling_pcmanet
-    sys.exit("our package is importable here")
-except ImportError:
-    pass
+SEGMENT_AS_STRANGER = f"""{STRANGER}
+import json
 from transformers import pipeline
 segmenter = pipeline("audio-visual-segmentation", model=sys.argv[1], trust_remote_code=True, device="cpu")
 frames = segmenter(sys.argv[2])
 scores = [[segment["score"] for segment in frame["segments"]] for frame in frames]
-print(json.dumps({"module": type(segmenter).__module__, "scores": scores}))
+print(json.dumps({{"module": type(segmenter).__module__, "scores": scores}}))
 """
 AUTO_CLASSES = {
     PCMANetConfig: "AutoConfig",
@@ -576,7 +570,7 @@ class TestRegistrationAndSaving:
             for cls in AUTO_CLASSES:
                 cls._auto_class = None
         result = subprocess.run(
-            [sys.executable, "-c", STRANGER, str(tmp_path / "saved"), str(clips[0])],
+            [sys.executable, "-c", SEGMENT_AS_STRANGER, str(tmp_path / "saved"), str(clips[0])],
             cwd=tmp_path,
             env={"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
             capture_output=True,
