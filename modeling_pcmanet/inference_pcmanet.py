@@ -59,9 +59,10 @@ class PCMANetInferenceModel(nn.Module):
     Args:
         network: The network whose weights to copy; it is left as it is.
         dtype: Data type of the copy.
+        audio_dtype: Data type of its audio encoder.
     """
 
-    def __init__(self, network: PreTrainedModel, dtype: torch.dtype):
+    def __init__(self, network: PreTrainedModel, dtype: torch.dtype, audio_dtype: torch.dtype):
         super().__init__()
         self.config = copy.deepcopy(network.config)
         self.backbone = inference_backbone(network.backbone)
@@ -73,6 +74,7 @@ class PCMANetInferenceModel(nn.Module):
         )
         self.confidence_masking = copy.deepcopy(network.confidence_masking)
         self.requires_grad_(False).to(dtype, memory_format=torch.channels_last)
+        self.audio_encoder.to(audio_dtype)
         super().train(False)
         for module in self.modules():
             # Half precision multiplies so fast that it has no use for these, four times the weights themselves.
@@ -81,7 +83,7 @@ class PCMANetInferenceModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the weights, to which frames and sound are cast."""
+        """Data type of the weights, that of the audio encoder aside, and of the logits."""
         return self.audio_projection.weight.dtype
 
     @property
@@ -158,9 +160,10 @@ class PCMANetInferenceModel(nn.Module):
         """Go from either form of sound to embeddings, (batch, frames, embedding_size)."""
         if audio_embeds is not None:
             return audio_embeds.to(self.dtype)
-        patches = input_features.to(self.dtype)
+        patches = input_features.to(self.audio_encoder.dtype)
         # VGGish is bound by reading its weights: all frames of all clips go through it at once.
-        return self.audio_encoder(patches.flatten(0, 1)).audio_embeds.unflatten(0, patches.shape[:2])
+        embeddings = self.audio_encoder(patches.flatten(0, 1)).audio_embeds
+        return embeddings.to(self.dtype).unflatten(0, patches.shape[:2])
 
     def _segment_each(
         self,

@@ -269,16 +269,20 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         model.model.audio_encoder.load_state_dict(audio_encoder.state_dict())
         return model
 
-    def for_inference(self, dtype: torch.dtype | None = None) -> PCMANetInferenceModel:
+    def for_inference(
+        self, dtype: torch.dtype | None = None, audio_dtype: torch.dtype | None = None
+    ) -> PCMANetInferenceModel:
         """Give a copy of the network that computes the same logits faster and cannot be trained.
 
         Args:
             dtype: Data type of the copy, for example `torch.bfloat16`; that of this model if not given.
+            audio_dtype: Data type of VGGish alone, `dtype` if not given; see docs/inference.md, Sound.
 
         Returns:
             A module that takes the same frames, sound and `frame_mask` and whose output has the same `logits`.
         """
-        return PCMANetInferenceModel(self.model, dtype or self.dtype)
+        dtype = dtype or self.dtype
+        return PCMANetInferenceModel(self.model, dtype, audio_dtype or dtype)
 
     @can_return_tuple
     def forward(

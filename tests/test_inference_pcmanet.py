@@ -161,6 +161,20 @@ def test_half_precision_stays_near(backbone, dtype):
     assert (given - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
+def test_sound_alone_in_half_precision():
+    """Only the embeddings are rounded; the rest computes, and answers, in its own data type."""
+    model, batch = build(), tiny_batch()
+    form, exact = model.for_inference(audio_dtype=torch.bfloat16), model.for_inference()
+    assert {x.dtype for x in form.audio_encoder.parameters()} == {torch.bfloat16}
+    assert {x.dtype for name, x in form.named_parameters() if "audio_encoder" not in name} == {torch.float32}
+    given, expected = form(**batch).logits, exact(**batch).logits
+    assert given.dtype == torch.float32
+    assert 0 < (given - expected).abs().max() < 0.05 * expected.abs().max()
+    embeddings = torch.rand(2, 3, 10)
+    given, expected = (x(batch["pixel_values"], audio_embeds=embeddings).logits for x in (form, exact))
+    assert torch.equal(given, expected)
+
+
 def test_the_model_is_left_as_it_was():
     model = build()
     before = {name: x.clone() for name, x in model.state_dict().items()}
