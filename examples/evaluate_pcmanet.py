@@ -237,8 +237,8 @@ def load_batches(jobs: Sequence[Job], reader: EvaluationReader, workers: int) ->
 
 
 @torch.inference_mode()
-def predict(model: PCMANetForAudioVisualSegmentation, batch: BatchFeature) -> Any:
-    """Runs the network on a batch, without its losses."""
+def predict(model: torch.nn.Module, batch: BatchFeature) -> Any:
+    """Runs the inference form of the network on a batch."""
     inputs = {name: batch[name].to(model.device) for name in ("pixel_values", "input_features", "frame_mask")}
     return model(**inputs)
 
@@ -376,11 +376,11 @@ def evaluate(args: argparse.Namespace) -> None:
     settings = describe(args, reader, model)
     with state.main_process_first():
         open_progress(args.output / "progress", settings)
-    jobs = list_jobs(args, reader)
-    work(args, jobs, reader, model)
+    jobs, form = list_jobs(args, reader), model.for_inference()
+    work(args, jobs, reader, form)
     state.wait_for_everyone()
     if state.is_main_process:
-        report(args, collect(args, jobs, model.config.num_labels), reader, model)
+        report(args, collect(args, jobs, model.config.num_labels), reader, form)
     state.destroy_process_group()
 
 

@@ -51,7 +51,7 @@ def questions(dataset: SoundingShapes) -> dict[str, Iterator[SyntheticClip]]:
 
 @torch.inference_mode()
 def measure(
-    model: PCMANetForAudioVisualSegmentation,
+    model: torch.nn.Module,
     collate: ClipCollator,
     clips: Iterator[SyntheticClip],
     metrics: BinaryMetrics | SemanticMetrics | FalsePositiveMetrics,
@@ -64,16 +64,15 @@ def measure(
         batch.append(clip)
         if len(batch) == args.batch_size or number == args.clips:
             inputs = collate(batch).to(model.device)
-            metrics.update(
-                model(**inputs).logits.float(), inputs["labels"], inputs["frame_mask"], inputs["label_mask"]
-            )
+            labels, label_mask = inputs.pop("labels"), inputs.pop("label_mask")
+            metrics.update(model(**inputs).logits, labels, inputs["frame_mask"], label_mask)
             batch = []
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Answers every question; rows by question, columns by measure and protocol."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = PCMANetForAudioVisualSegmentation.from_pretrained(args.model).eval().to(device)
+    model = PCMANetForAudioVisualSegmentation.from_pretrained(args.model).to(device).for_inference()
     processor = PCMANetProcessor.from_pretrained(args.model)
     num_labels = model.config.num_labels
     size = processor.image_processor.size
