@@ -120,10 +120,11 @@ class PCMANetInferenceModel(nn.Module):
             input_features: (batch, frames, 1, 96, 64) log-mel patches.
             audio_embeds: (batch, frames, 128) VGGish embeddings, in place of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
-            uncertainty_budget: Share of a frame's pixels, in [0, 1], that may be uncertain (paper: confidence-induced
-                masking) for it to stop: it gets the logits of that stage, and the finer ones go on without it, as if it
-                were not part of the clip. 0 stops frames without a single uncertain pixel. None computes every stage of
-                every frame. Not in a compiled or exported graph, because how much is computed depends on the frames.
+            uncertainty_budget: Share of a frame's pixels, in [0, 1], that may be uncertain for it to stop: it gets the
+                logits of that stage, and the finer ones go on without it, as if it were not part of the clip. Counted at
+                the next stage's size, by the thresholds of the confidence masks. 0 stops frames without any such pixel,
+                1 all of them at the first stage. None computes every stage of every frame. Not for one compiled or
+                exported graph, because how much is computed depends on what is in the frames.
 
         Raises:
             ValueError: If a shape is wrong, not exactly one of the two forms of sound is given, or the budget is no share
@@ -148,8 +149,8 @@ class PCMANetInferenceModel(nn.Module):
             )
         if torch.compiler.is_compiling():
             raise ValueError(
-                "`uncertainty_budget` cannot be compiled or exported: how much is computed depends on the frames. "
-                "Compile without it, or call the inference form as it is."
+                "`uncertainty_budget` cannot be part of a compiled or exported graph, because how much is computed depends "
+                "on what is in the frames. Leave it out, or call the inference form uncompiled."
             )
 
     def _walks_clips(self, pixel_values: torch.Tensor) -> bool:
@@ -266,7 +267,9 @@ class PCMANetInferenceModel(nn.Module):
                 break
             uncertain = self.confidence_masking(found, uncertain)
             masks[index][going] = uncertain
-            goes_on = uncertain.float().mean(dim=(1, 2)) > budget
+            # At its own size a stage can be sure of every pixel while the outline of an object runs between them.
+            doubtful = self.confidence_masking(resize(found, maps[-1].shape[-2:]), None)
+            goes_on = doubtful.float().mean(dim=(1, 2)) > budget
             done = going[~goes_on]
             logits[done], stages_used[done] = resize(found[~goes_on].contiguous(), size), index + 1
             layout = without_others(layout, goes_on)

@@ -9,7 +9,8 @@ from tiny_model import tiny_batch, tiny_model
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from modeling_pcmanet.inference_convolution_pcmanet import Convolution, UpsampledConvolution
-from modeling_pcmanet.modeling_pcmanet_decoder import ConvolutionBlock
+from modeling_pcmanet.inference_pcmanet import PCMANetInferenceModel
+from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout, ConvolutionBlock
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -230,6 +231,130 @@ def test_it_moves_and_pickles():
 def test_it_refuses_what_the_model_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
         build().for_inference()(**{**tiny_batch(), **changes})
+
+
+def hesitant(
+    batch: dict[str, torch.Tensor], sharpness: float = 8.0, **overrides: Any
+) -> PCMANetForAudioVisualSegmentation:
+    """A model whose stages are each sure of some frames and unsure of others."""
+    model = build(sharpness=sharpness, **overrides).double()
+    with torch.no_grad():
+        for index, stage in enumerate(model.model.stages):
+            stage.head[-1].bias -= model.model(**batch).stage_logits[index].median()
+    return model
+
+
+def enlarged(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def walk_until_sure(
+    model: PCMANetForAudioVisualSegmentation, batch: dict[str, torch.Tensor], real: torch.Tensor, budget: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One clip through the plain network, frame by frame out of it; frames that are not `real` are zeroed."""
+    network, size = model.model, batch["pixel_values"].shape[-2:]
+    audio = network.audio_projection(network.audio_encoder(batch["input_features"]).audio_embeds * real[:, None])
+    maps = network.backbone(batch["pixel_values"]).feature_maps[::-1]
+    maps = [neck(x) * real[:, None, None, None] for neck, x in zip(network.neck, maps, strict=True)]
+    frames, token, fused, uncertain = list(range(len(real))), audio, None, None
+    logits, stages = {}, {}
+    for index, stage in enumerate(network.stages):
+        layout = ClipLayout(1, len(frames), None)
+        fused, found, token = stage(maps[index][frames], audio[frames], token, fused, uncertain, layout)
+        uncertain = network.confidence_masking(found, uncertain)
+        doubtful = network.confidence_masking(enlarged(found, maps[min(index + 1, 3)].shape[-2:]), None)
+        going = [place for place, mask in enumerate(doubtful) if index < 3 and mask.double().mean() > budget]
+        for place in set(range(len(frames))) - set(going):
+            logits[frames[place]], stages[frames[place]] = enlarged(found[[place]], size)[0], index + 1
+        frames = [frames[place] for place in going]
+        fused, token, uncertain = fused[going], token[going], uncertain[going]
+        if not frames:
+            break
+    return torch.stack([logits[key] for key in sorted(logits)]), torch.tensor([stages[key] for key in sorted(stages)])
+
+
+PADDED = [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("walks_clips", [True, False], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize(
+    ("overrides", "budget", "mask"),
+    [
+        ({}, 0.2, None),
+        ({}, 0.2, PADDED),
+        ({"sharpness": 50.0}, 0, None),
+        ({"sharpness": 50.0, "num_labels": 4}, 0.1, PADDED),
+        ({"padded_frames": "zeroed", "token_layout": "scrambled"}, 0.3, PADDED),
+        ({"sharpness": 20.0, "cross_attention": False}, 0.5, None),
+    ],
+    ids=str,
+)
+def test_frames_stop_where_they_are_sure(monkeypatch, walks_clips, overrides, budget, mask):
+    monkeypatch.setattr(PCMANetInferenceModel, "_walks_clips", lambda *_: walks_clips)
+    batch = {name: x.double() for name, x in tiny_batch(3, 4, (64, 80)).items()}
+    model = hesitant(batch, **overrides)
+    real = torch.ones(3, 4, dtype=torch.bool) if mask is None else torch.tensor(mask, dtype=torch.bool)
+    masked = {} if mask is None else {"frame_mask": real}
+    output = model.for_inference()(**batch, **masked, uncertainty_budget=budget)
+    assert len(output.stages_used[real].unique()) >= 2
+    for clip in range(3):
+        # Excluded frames are not there; zeroed ones are computed.
+        computed = real[clip] | (model.config.padded_frames == "zeroed")
+        assert not output.logits[clip][~computed].any()
+        assert not output.stages_used[clip][~computed].any()
+        if computed.any():
+            own = {name: x[clip][computed] for name, x in batch.items()}
+            logits, stages = walk_until_sure(model, own, real[clip][computed].double(), budget)
+            assert output.stages_used[clip][computed].tolist() == stages.tolist()
+            torch.testing.assert_close(output.logits[clip][computed], logits, atol=1e-10, rtol=1e-10)
+
+
+def test_a_budget_that_stops_no_frame_changes_no_bit():
+    batch = {name: x.double() for name, x in tiny_batch(3, 4, (64, 80)).items()}
+    form = hesitant(batch).for_inference()
+    whole, given = form(**batch), form(**batch, uncertainty_budget=0.1)
+    assert whole.stages_used is None
+    assert (given.stages_used == 4).all()
+    assert torch.equal(given.logits, whole.logits)
+    for mask, whole_mask in zip(given.confidence_masks, whole.confidence_masks, strict=True):
+        assert torch.equal(mask, whole_mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_full_budget_gives_the_coarsest_logits(dtype):
+    model, batch = build(num_labels=3).double(), tiny_batch()
+    batch = {name: x.double() for name, x in batch.items()}
+    with torch.no_grad():
+        expected = model(**batch)
+    given = model.for_inference(dtype)(**batch, uncertainty_budget=1)
+    tolerance = 1e-10 if dtype == torch.float64 else 0.1 * expected.stage_logits[0].abs().max().item()
+    torch.testing.assert_close(given.logits.double(), expected.stage_logits[0], atol=tolerance, rtol=0)
+    assert (given.stages_used == 1).all()
+    for number, (mask, expected_mask) in enumerate(
+        zip(given.confidence_masks, expected.confidence_masks, strict=True), start=1
+    ):
+        assert mask.shape == expected_mask.shape
+        assert number == 1 or not mask.any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "budget", "message"),
+    [
+        ({}, -0.1, "between 0 and 1, got -0.1"),
+        ({}, 1.5, "between 0 and 1, got 1.5"),
+        ({}, float("nan"), "between 0 and 1, got nan"),
+        ({"confidence_threshold": 0}, 0.1, "`confidence_threshold` 0: it is never sure"),
+    ],
+)
+def test_budgets_that_nothing_can_be_done_with(overrides, budget, message):
+    with pytest.raises(ValueError, match=message):
+        build(**overrides).for_inference()(**tiny_batch(), uncertainty_budget=budget)
+
+
+def test_a_budget_is_no_part_of_a_graph():
+    with pytest.raises(ValueError, match="cannot be part of a compiled or exported graph"):
+        torch.export.export(build().for_inference(), (), {**tiny_batch(), "uncertainty_budget": 0.1}, strict=False)
 
 
 @pytest.fixture
