@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py
     python benchmarks/inference.py --presets resnet50 --clips 1 --compile
+    python benchmarks/inference.py --presets resnet50 --clips 1 --onnx
     python benchmarks/inference.py --presets pvt_v2_b5 --clips 1 --profile
     python benchmarks/inference.py --presets pvt_v2_b5 --num-labels 71 --clips 1 --frames 10 --real-frames 5
     python benchmarks/inference.py --threads 1 --processor-time
@@ -9,13 +10,16 @@
 
 For every setting the contestants run in turn, round after round, in one process, so that what else the machine does meets
 all of them: plain (benchmarks/plain_pcmanet.py), form (`model.for_inference()`) and backbone (the visual backbone alone,
-as transformers runs it), in every data type. Times are medians with quartiles; ratios are taken within each round, then
+as transformers runs it), in every data type; with `--onnx` also the file that examples/export_onnx.py makes of the form in
+float32, run by onnxruntime. Times are medians with quartiles; ratios are taken within each round, then
 their median. With `--processor-time` and one thread they are ratios of work done, on a machine however busy: what waits
 for its turn is not counted. VGGish is left out on all sides: sound comes as `audio_embeds`.
 
 Memory is what the forward adds at its peak to what the process or the GPU held before, weights and inputs included. On
 a CPU each contestant runs in a fresh process; after one forward, which loads code and starts threads, the heap is trimmed,
-the kernel's high-water mark of resident memory is reset, and it is read after the second. On a GPU it is PyTorch's own count.
+the kernel's high-water mark of resident memory is reset, and it is read after the second. glibc is told to give back what
+is freed: left to itself it keeps between nothing and all of it, by the order in which sizes come (`--keep-freed-memory`
+shows that). On a GPU it is PyTorch's own count.
 
 Weights and frames are random: equal settings are equal work, whatever they hold.
 """
@@ -30,10 +34,11 @@ import re
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +47,7 @@ from torch import nn
 from transformers import AutoModelForUniversalSegmentation
 
 from modeling_pcmanet import PCMANetConfig
+from pcmanet.examples.export_onnx import export, load
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -92,7 +98,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to compute a setting: `"plain"`, `"form"` or `"backbone"`, in a data type, compiled or not."""
+    """One way to compute a setting: `"plain"`, `"form"`, `"onnxruntime"` or `"backbone"`, in a data type, compiled or not."""
 
     kind: str
     dtype: str
@@ -117,9 +123,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="how often each contestant runs")
     parser.add_argument("--processor-time", action="store_true", help="not wall time: for a machine that others use")
     parser.add_argument("--compile", action="store_true", help="also torch.compile of plain and form (minutes each)")
+    parser.add_argument("--onnx", action="store_true", help="also the form on onnxruntime, on a CPU (minutes each)")
     parser.add_argument("--profile", action="store_true", help="milliseconds by part of the network instead")
+    parser.add_argument("--keep-freed-memory", action="store_true", help="as glibc does by itself")
     parser.add_argument("--no-memory", action="store_true", help="leave the measurement of memory out")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.onnx and options.device != "cpu":
+        parser.error("--onnx runs on the CPU: leave --device out")
+    return options
 
 
 def build_model(setting: Setting) -> nn.Module:
@@ -165,6 +176,16 @@ def build_run(
         "backbone": lambda: called(batch["pixel_values"].flatten(0, 1)).feature_maps[-1],
     }
     return runs[contestant.kind], module
+
+
+def build_onnx_run(setting: Setting, model: nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """Export the form in float32, and load what was exported."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "form.onnx"
+        # Two clips, so that the file is not for one.
+        export(model.for_inference(), build_batch(replace(setting, clips=2)), path)
+        run = load(path)
+    return lambda: run(batch)
 
 
 def time_rounds(
@@ -214,8 +235,12 @@ def _status(field: str) -> float:
     return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
-def measure_memory(setting: Setting, contestants: list[Contestant]) -> dict[Contestant, float]:
-    """Run every contestant in a fresh process."""
+def measure_memory(
+    setting: Setting, contestants: list[Contestant], keep_freed: bool = False
+) -> dict[Contestant, float]:
+    """Run every contestant in a fresh process; unless told otherwise, large blocks go back to the kernel when freed."""
+    if not keep_freed:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(256 * 1024)
     context = multiprocessing.get_context("spawn")
     peaks = {}
     for contestant in contestants:
@@ -246,12 +271,15 @@ def quartiles(values: list[float], digits: int) -> str:
 def compare(setting: Setting, options: argparse.Namespace) -> None:
     """Print the table of one setting."""
     contestants = [Contestant(kind, dtype) for dtype in options.dtypes for kind in ("plain", "form", "backbone")]
-    memory = {} if options.no_memory else measure_memory(setting, contestants)
+    memory = {} if options.no_memory else measure_memory(setting, contestants, options.keep_freed_memory)
     if options.compile:
         contestants += [Contestant(kind, dtype, True) for dtype in options.dtypes for kind in ("plain", "form")]
     model, batch = build_model(setting), build_batch(setting)
     with torch.inference_mode():
         runs = {contestant: build_run(contestant, model, batch)[0] for contestant in contestants}
+        if options.onnx:
+            contestants.append(Contestant("onnxruntime", "float32"))
+            runs[contestants[-1]] = build_onnx_run(setting, model, batch)
         seconds = time_rounds(runs, options.rounds, time.process_time if options.processor_time else time.perf_counter)
         has_equal_outputs = setting.real_frames == setting.frames
         differences = {
