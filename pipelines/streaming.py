@@ -4,7 +4,9 @@ These are the parts of `AudioVisualSegmentationPipeline` that know neither files
 order of time, so that only a few are ever held.
 """
 
+import ctypes
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -23,6 +25,9 @@ Item = TypeVar("Item")
 PATIENCE_SECONDS = 0.1
 
 _END = object()
+
+# Only glibc has it.
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +139,8 @@ def read_ahead(
 ) -> Generator[Item, None, None]:
     """Gives what several generators give, one after the other, while the next ones run already, each in its thread.
 
+    Between two items memory that was freed goes back to the system: see [`return_freed_memory`].
+
     Args:
         clips: The generators.
         at_once: How many run at a time.
@@ -145,11 +152,23 @@ def read_ahead(
             running.extend(ReadAhead(clip, capacity) for clip in islice(clips, at_once - len(running)))
             if not running:
                 return
-            yield from running[0]
+            for item in running[0]:
+                yield item
+                return_freed_memory()
             running.popleft()
     finally:
         for reader in running:
             reader.close()
+
+
+def return_freed_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library can (glibc).
+
+    glibc keeps freed memory between blocks that are in use. Two threads that make and free tensors of many sizes leave
+    more of it with every window: on an hour of video tens of MiB, which no Python object holds.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def overlapping_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int) -> Iterator[Window]:

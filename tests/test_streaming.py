@@ -1,8 +1,10 @@
 """Windows, blends and the thread, without files and networks."""
 
+import platform
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from pcmanet.pipelines.streaming import (
     logits_at_masks,
     overlapping_windows,
     read_ahead,
+    return_freed_memory,
     up_to_last,
 )
 
@@ -182,3 +185,27 @@ class TestReadAhead:
         next(chain)
         chain.close()
         assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+
+
+def resident_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def test_freed_memory_goes_back_to_the_system():
+    # Blocks small enough for the heap, and one at its end in use: glibc alone returns nothing of what is before it.
+    blocks = [bytes(64 * 1024) for _ in range(640)]
+    last = blocks[-1]
+    del blocks
+    before = resident_bytes() if platform.libc_ver()[0] == "glibc" else 0
+    return_freed_memory()
+    if before:
+        assert before - resident_bytes() > 20 * 2**20
+    assert len(last) == 64 * 1024
+
+
+def test_freed_memory_goes_back_between_items(monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    monkeypatch.setattr("pcmanet.pipelines.streaming._TRIM", calls.append)
+    assert list(read_ahead(((number for number in range(3)) for _ in range(2)), 1, 2)) == [0, 1, 2, 0, 1, 2]
+    assert calls == [0] * 6
