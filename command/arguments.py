@@ -202,6 +202,13 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="smallest share of the picture that counts (default: 0.001)",
     )
+    group.add_argument(
+        "--uncertainty-budget",
+        type=share,
+        metavar="SHARE",
+        help="faster: stop at a coarse stage in frames of which no larger share is uncertain (default: never; "
+        "docs/anytime.md)",
+    )
 
 
 def _add_archive(parser: argparse.ArgumentParser) -> None:

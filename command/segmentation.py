@@ -107,7 +107,7 @@ def choose_device(device: str | None, state: PartialState) -> torch.device:
 
 def begin(output: OutputFolder, arguments: Namespace, segmenter: Pipeline) -> None:
     """Begins a run in the folder of results."""
-    names = ("format", "frames_per_second", "threshold", "minimum_area")
+    names = ("format", "frames_per_second", "threshold", "minimum_area", "uncertainty_budget")
     names += ("overlay", "overlay_frames_per_second", "contact_sheet")
     output.begin(
         check_name(arguments.model),

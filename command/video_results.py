@@ -97,6 +97,7 @@ def record(
         frames_per_second=rate or arguments.frames_per_second,
         threshold=arguments.threshold,
         minimum_area=arguments.minimum_area,
+        uncertainty_budget=arguments.uncertainty_budget,
     )
 
     def watched() -> Iterator[Mapping[str, Any]]:

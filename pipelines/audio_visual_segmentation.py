@@ -96,7 +96,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                 `frames_per_window`, `window_overlap`: longer videos are segmented in windows of so many network frames,
                 10 by default, which share so many with the one before, by default a fifth.
                 `inference_form`: whether to run the model's rearranged copy for inference, where it offers one
-                (`for_inference()`: the same logits, faster); on by default, and never of a model in training.
+                (`for_inference()`: the same logits, faster); on by default, and never of a model in training, quantised or
+                on several devices.
+                `uncertainty_budget`: share of a frame's pixels, in [0, 1], that may be uncertain for the form for
+                inference to stop at a coarse stage there, which is faster; by default it never does.
                 `progress_bar`: shows the windows as they pass; off by default.
                 `batch_size`, `num_workers`: windows in one batch (of one clip or several), and clips that are read at a
                 time, each by a thread.
@@ -171,7 +174,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             patching: `"trailing"` or `"aligned"`.
             drop_late: Whether to read `chunks` in a thread and to skip all but the newest of the network frames that have
                 come meanwhile, for a network that is slower than the input. Otherwise each one gets its masks.
-            **kwargs: `threshold`, `minimum_area` and `inference_form`, as in a call.
+            **kwargs: `threshold`, `minimum_area`, `inference_form` and `uncertainty_budget`, as in a call.
 
         Returns:
             A generator of entries as a call returns them.
@@ -228,10 +231,12 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         frames_per_window: int | None = None,
         window_overlap: int | None = None,
         inference_form: bool | None = None,
+        uncertainty_budget: float | None = None,
         progress_bar: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sorts the arguments to the three steps, checks the ranges that nobody else checks."""
-        for name, share in (("threshold", threshold), ("minimum_area", minimum_area)):
+        postprocess = {"threshold": threshold, "minimum_area": minimum_area}
+        for name, share in {**postprocess, "uncertainty_budget": uncertainty_budget}.items():
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {share}.")
         if frames_per_window is not None and frames_per_window < 1:
@@ -251,8 +256,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             "frames_per_window": frames_per_window,
             "window_overlap": window_overlap,
         }
-        forward = {"inference_form": inference_form, "progress_bar": progress_bar}
-        postprocess = {"threshold": threshold, "minimum_area": minimum_area}
+        forward = {
+            "inference_form": inference_form,
+            "uncertainty_budget": uncertainty_budget,
+            "progress_bar": progress_bar,
+        }
         # What was not given must not hide the defaults below, nor those that the pipeline was made with.
         given = [
             {name: value for name, value in step.items() if value is not None}
@@ -272,10 +280,14 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         with closing(self.processor.stream(**clip_arguments(inputs, **kwargs))) as frames:
             yield from overlapping_windows(frames, frames_per_window, overlap)
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], inference_form: bool = True) -> dict[str, torch.Tensor]:
-        """Runs the model on a batch of windows."""
+    def _forward(
+        self, model_inputs: dict[str, torch.Tensor], inference_form: bool = True, **budget: float
+    ) -> dict[str, torch.Tensor]:
+        """Runs the model on a batch of windows, with an `uncertainty_budget` if one is given."""
         network = self._network() if inference_form else self.model
-        return {"logits": network(**model_inputs).logits}
+        if budget and network is self.model:
+            raise ValueError("uncertainty_budget needs the form for inference, which is off here: see inference_form.")
+        return {"logits": network(**model_inputs, **budget).logits}
 
     def postprocess(
         self,

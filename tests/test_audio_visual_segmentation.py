@@ -415,6 +415,22 @@ class TestInferenceForm:
         pipe.model = SimpleNamespace(training=False)
         assert pipe._network() is pipe.model
 
+    def test_stops_at_the_first_stage_where_the_budget_allows(
+        self, semantic: Pipeline, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+    ):
+        given = semantic(clips[1], uncertainty_budget=1)
+        assert given == list(semantic.stream(clips[1], uncertainty_budget=1))
+        assert any(frame["segments"] for frame in given)
+        forward = semantic.model.forward
+        monkeypatch.setattr(
+            semantic.model, "forward", lambda **batch: SimpleNamespace(logits=forward(**batch).stage_logits[0])
+        )
+        assert_same(given, semantic(clips[1], inference_form=False))
+
+    def test_a_budget_needs_it(self, binary: Pipeline, clips: list[Path]):
+        with pytest.raises(ValueError, match="uncertainty_budget needs the form for inference"):
+            binary(clips[0], uncertainty_budget=0.1, inference_form=False)
+
 
 class VideoFiles(Dataset):
     """A data set of paths."""
@@ -516,7 +532,13 @@ class TestInputs:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("threshold", 1.5), ("threshold", -0.1), ("minimum_area", 2), ("frames_per_window", 0)],
+        [
+            ("threshold", 1.5),
+            ("threshold", -0.1),
+            ("minimum_area", 2),
+            ("uncertainty_budget", 1.01),
+            ("frames_per_window", 0),
+        ],
     )
     def test_arguments_out_of_range(self, binary: Pipeline, clips: list[Path], name: str, value: float):
         with pytest.raises(ValueError, match=f"{name} is .*got {value}"):

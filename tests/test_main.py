@@ -98,6 +98,15 @@ class TestResults:
         assert run("clip.mp4", "--frames-per-second", "2") == 0
         assert len(names(folder / "segmented" / "clip" / "masks")) == 6
 
+    def test_an_uncertainty_budget(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        options = ("clip.mp4", "--format", "rle", "--output")
+        assert run(*options, "whole") == 0
+        assert run(*options, "coarse", "--uncertainty-budget", "1") == 0
+        whole, coarse = ((folder / name / "clip" / "segments.jsonl").read_text() for name in ("whole", "coarse"))
+        assert whole != coarse
+        assert run(*options, "coarse") == 2
+        assert "coarse was begun with another uncertainty budget" in capsys.readouterr().err
+
     def test_overlay_at_a_rate_of_its_own(self, run: Run, folder: Path):
         assert run("clip.mp4", "--output", "one", "--overlay") == 0
         assert run("clip.mp4", "--output", "fine", "--overlay", "--overlay-frames-per-second", "5") == 0
@@ -268,6 +277,7 @@ class TestStart:
             (["segment", "a.mp4", "--frames-per-second", "0"], "above 0 was expected, got 0"),
             (["segment", "a.mp4", "--frames-per-second", "nan"], "above 0 was expected, got nan"),
             (["segment", "a.mp4", "--minimum-area", "much"], "a number was expected, got much"),
+            (["segment", "a.mp4", "--uncertainty-budget", "2"], "between 0 and 1 was expected, got 2"),
             (["segment", "a.mp4", "--shard-minutes", "-1"], "0 or more was expected, got -1"),
             (["segment", "a.mp4", "--overlay-frames-per-second", "4"], "needs --overlay"),
             (["segment", "a.mp4", "--retry-failed"], "is for --format parquet"),
