@@ -38,6 +38,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def held_out_clips(model: Path, num_labels: int, length: int, seed: int) -> tuple[SoundingShapes, ClipCollator]:
+    """The clips that a checkpoint is measured on, at the size of its pictures, and what makes batches of them."""
+    processor = PCMANetProcessor.from_pretrained(model)
+    binary, size = num_labels == 1, processor.image_processor.size
+    task = "ms3" if binary else "avss"
+    dataset = SoundingShapes(task, "test", length=length, seed=seed, height=size["height"], width=size["width"])
+    return dataset, ClipCollator(processor, binary)
+
+
 def questions(dataset: SoundingShapes) -> dict[str, Iterator[SyntheticClip]]:
     """The clips of every question, made one by one."""
     makers = {
@@ -73,14 +82,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Answers every question; rows by question, columns by measure and protocol."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = PCMANetForAudioVisualSegmentation.from_pretrained(args.model).to(device).for_inference()
-    processor = PCMANetProcessor.from_pretrained(args.model)
     num_labels = model.config.num_labels
-    size = processor.image_processor.size
-    task = "ms3" if num_labels == 1 else "avss"
-    dataset = SoundingShapes(
-        task, "test", length=args.clips, seed=args.seed, height=size["height"], width=size["width"]
-    )
-    collate = ClipCollator(processor, binary=num_labels == 1)
+    dataset, collate = held_out_clips(args.model, num_labels, args.clips, args.seed)
     rows = {}
     for title, clips in questions(dataset).items():
         if "instead" in title:
