@@ -41,6 +41,24 @@ def test_every_class_at_full_size_says_the_same(spread: float, size: tuple[int, 
         assert segment["score"] == pytest.approx(score, abs=1e-4)
 
 
+@pytest.mark.parametrize("size", [(45, 64), (9, 5), (113, 71)])
+@pytest.mark.parametrize(("labels", "threshold"), [(1, None), (1, 0.9), (1, 0.0), (6, None), (6, 0.4)])
+def test_what_is_looked_at_alone_holds_everything(labels: int, threshold: float | None, size: tuple[int, int]):
+    # Two blobs in one corner and a hair of a third one: elsewhere the background wins by far.
+    logits = torch.full((labels, 14, 14), -20.0)
+    logits[0] = -20.0 if labels == 1 else 5.0
+    logits[-1, 2:5, 3:6], logits[labels // 2, 4:7, 8:9], logits[-1, 13, 0] = 6.0, 7.0, 20.0
+    resized = torch.nn.functional.interpolate(logits[None], size, mode="bilinear")[0]
+    shares = resized.sigmoid() if labels == 1 else resized.softmax(dim=0)
+    best, winner = shares.max(dim=0)
+    found = {
+        segment["label"]: np.asarray(segment["mask"]) for segment in find_segments(logits, size, NAMES, threshold)
+    }
+    for index in range(labels > 1, labels):
+        expected = (winner == index) & (best > (threshold if threshold is not None else 0.5 * (labels == 1)))
+        np.testing.assert_array_equal(found.get(NAMES[index], np.zeros(size, np.uint8)) == 255, expected.numpy())
+
+
 def test_a_tie_goes_to_the_first_class():
     logits = torch.zeros(5, 4, 4)
     logits[2:4] = 7.0
