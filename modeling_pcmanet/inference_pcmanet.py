@@ -270,6 +270,8 @@ class PCMANetInferenceModel(nn.Module):
             # At its own size a stage can be sure of every pixel while the outline of an object runs between them.
             doubtful = self.confidence_masking(resize(found, maps[-1].shape[-2:]), None)
             goes_on = doubtful.float().mean(dim=(1, 2)) > budget
+            if goes_on.all():
+                continue
             done = going[~goes_on]
             logits[done], stages_used[done] = resize(found[~goes_on].contiguous(), size), index + 1
             layout = without_others(layout, goes_on)

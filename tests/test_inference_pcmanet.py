@@ -310,12 +310,16 @@ def test_frames_stop_where_they_are_sure(monkeypatch, walks_clips, overrides, bu
             torch.testing.assert_close(output.logits[clip][computed], logits, atol=1e-10, rtol=1e-10)
 
 
-def test_a_budget_that_stops_no_frame_changes_no_bit():
+@pytest.mark.parametrize(
+    "masked", [{}, {"frame_mask": torch.tensor(PADDED, dtype=torch.bool)}], ids=["whole", "padded"]
+)
+def test_a_budget_that_stops_no_frame_changes_no_bit(masked):
     batch = {name: x.double() for name, x in tiny_batch(3, 4, (64, 80)).items()}
-    form = hesitant(batch).for_inference()
-    whole, given = form(**batch), form(**batch, uncertainty_budget=0.1)
+    form = hesitant(batch).float().for_inference()
+    whole, given = form(**batch, **masked), form(**batch, **masked, uncertainty_budget=0.01)
     assert whole.stages_used is None
-    assert (given.stages_used == 4).all()
+    real = masked.get("frame_mask", torch.ones(3, 4, dtype=torch.bool))
+    assert torch.equal(given.stages_used, 4 * real)
     assert torch.equal(given.logits, whole.logits)
     for mask, whole_mask in zip(given.confidence_masks, whole.confidence_masks, strict=True):
         assert torch.equal(mask, whole_mask)
