@@ -49,24 +49,16 @@ def find_segments(
     box = _box_of_segments(logits, size, threshold)
     if box is None:
         return []
-    class_ids, probability = _most_probable_class(logits, size, box)
-    outside = probability <= threshold
-    if not is_binary:
-        outside |= class_ids == 0
+    class_ids, probability = (values.numpy() for values in _most_probable_class(logits, size, box))
+    inside = probability > threshold
 
-    # Counted and summed in one pass for all classes; a mask is only made for those that stay.
-    numbers = class_ids.masked_fill_(outside, len(logits)).numpy()
-    counts = np.bincount(numbers.ravel(), minlength=len(logits))[: len(logits)]
-    sums = np.bincount(numbers.ravel(), weights=probability.numpy().ravel(), minlength=len(logits))
-    segments = [
-        {
-            "score": float(sums[class_id] / counts[class_id]),
-            "label": id2label[class_id],
-            "mask": _mask_image(numbers == class_id, size, box),
-        }
-        for class_id in np.flatnonzero(counts).tolist()
-        if counts[class_id] >= minimum_area * math.prod(size)
-    ]
+    segments = []
+    for class_id in range(0 if is_binary else 1, len(logits)):
+        mask = inside & (class_ids == class_id)
+        area = np.count_nonzero(mask)
+        if area and area >= minimum_area * math.prod(size):
+            score = float(probability[mask].mean(dtype=np.float64))
+            segments.append({"score": score, "label": id2label[class_id], "mask": _mask_image(mask, size, box)})
     return sorted(segments, key=lambda segment: -segment["score"])
 
 
@@ -113,20 +105,21 @@ def _most_probable_class(logits: torch.Tensor, size: tuple[int, int], box: Box) 
         box: The part of the video, (box height, box width).
 
     Returns:
-        Class ids, int64 of shape (box height, box width), the first of equals; and probabilities in [0, 1], same shape.
+        Class ids, int16 of shape (box height, box width), the first of equals; and probabilities in [0, 1], same shape.
     """
     if len(logits) == 1:
         probability = _resized(logits, size, box)[0].sigmoid()
-        return torch.zeros(probability.shape, dtype=torch.int64), probability
+        return torch.zeros(probability.shape, dtype=torch.int16), probability
     winner = best = total = None
     for some in _classes_that_matter(logits).split(CLASSES_AT_ONCE):
         resized = _resized(logits[some], size, box)
         highest, index = resized.max(dim=0)
+        highest_class = some.to(torch.int16)[index]  # small, because each class is compared with every pixel
         sum_of_some = resized.logsumexp(dim=0)
         if winner is None:
-            winner, best, total = some[index], highest, sum_of_some
+            winner, best, total = highest_class, highest, sum_of_some
         else:
-            winner = torch.where(highest > best, some[index], winner)
+            winner = torch.where(highest > best, highest_class, winner)
             best, total = torch.maximum(best, highest), torch.logaddexp(total, sum_of_some)
     return winner, (best - total).exp()
 
