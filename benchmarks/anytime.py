@@ -173,7 +173,7 @@ def draw(path: Path, results: Mapping[str, list[Walk]]) -> None:
                 axes.annotate(walk.name, (x, y), (-6, 6), textcoords="offset points", ha="right")
                 labelled.append(y)
         axes.set(title=name, xlabel="processor time, ms per frame", ylabel="mIoU", ylim=(0, 1))
-        axes.set_xlim(0, 1.1 * max(times))
+        axes.set_xlim(0, 1.15 * max(times))
         axes.legend(loc="lower right", frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
