@@ -139,8 +139,6 @@ def read_ahead(
 ) -> Generator[Item, None, None]:
     """Gives what several generators give, one after the other, while the next ones run already, each in its thread.
 
-    Between two items memory that was freed goes back to the system: see [`return_freed_memory`].
-
     Args:
         clips: The generators.
         at_once: How many run at a time.
@@ -152,23 +150,11 @@ def read_ahead(
             running.extend(ReadAhead(clip, capacity) for clip in islice(clips, at_once - len(running)))
             if not running:
                 return
-            for item in running[0]:
-                yield item
-                return_freed_memory()
+            yield from running[0]
             running.popleft()
     finally:
         for reader in running:
             reader.close()
-
-
-def return_freed_memory() -> None:
-    """Gives memory that was freed back to the system, where the C library can (glibc).
-
-    glibc keeps freed memory between blocks that are in use. Two threads that make and free tensors of many sizes leave
-    more of it with every window: on an hour of video tens of MiB, which no Python object holds.
-    """
-    if _TRIM is not None:
-        _TRIM(0)
 
 
 def overlapping_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int) -> Iterator[Window]:
@@ -226,6 +212,8 @@ def up_to_last(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple
 def blend_windows(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[FrameLogits]:
     """Puts the windows of one clip together: where they share frames, one fades into the other.
 
+    What the network freed on the way goes back to the system after each window: see [`return_freed_memory`].
+
     Args:
         outputs: The windows in order of time, each with its logits (frames, num_labels, height, width).
 
@@ -234,6 +222,7 @@ def blend_windows(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[Fr
     """
     waiting: deque[_Blend] = deque()
     for window, logits in outputs:
+        return_freed_memory()
         shared = len(window.frames) - window.fresh
         while len(waiting) > shared:
             yield waiting.popleft().finish()
@@ -244,6 +233,16 @@ def blend_windows(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[Fr
         if window.is_last:
             while waiting:
                 yield waiting.popleft().finish()
+
+
+def return_freed_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library can (glibc).
+
+    glibc keeps freed memory between blocks that are in use. Two threads that make and free tensors of many sizes leave
+    more of it with every window: on an hour of video tens of MiB, which no Python object holds.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def fading_weights(length: int, overlap: int) -> list[float]:

@@ -204,8 +204,10 @@ def test_freed_memory_goes_back_to_the_system():
     assert len(last) == 64 * 1024
 
 
-def test_freed_memory_goes_back_between_items(monkeypatch: pytest.MonkeyPatch):
+def test_freed_memory_goes_back_after_each_window(monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
     monkeypatch.setattr("pcmanet.pipelines.streaming._TRIM", calls.append)
-    assert list(read_ahead(((number for number in range(3)) for _ in range(2)), 1, 2)) == [0, 1, 2, 0, 1, 2]
-    assert calls == [0] * 6
+    windows = overlapping_windows(iter(frames(8)), 5, 2)
+    after = [(frame.timestamp, len(calls)) for frame in blend_windows((w, torch.zeros(5, 1, 1, 1)) for w in windows)]
+    assert after == [(float(index), 2) for index in range(8)]
+    assert calls == [0, 0]
