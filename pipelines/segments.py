@@ -46,10 +46,12 @@ def find_segments(
     """
     is_binary = len(logits) == 1
     threshold = threshold if threshold is not None else 0.5 * is_binary
-    box = _box_of_segments(logits, size, threshold)
-    if box is None:
+    gaps = _gaps_of_segments(logits, threshold)
+    if not gaps.any():
         return []
-    class_ids, probability = (values.numpy() for values in _most_probable_class(logits, size, box))
+    box = _pixels_of(gaps.any(dim=1), size[0]), _pixels_of(gaps.any(dim=0), size[1])
+    classes = _classes_that_matter(logits, gaps)
+    class_ids, probability = (values.numpy() for values in _most_probable_class(logits, classes, size, box))
     inside = probability > threshold
 
     segments = []
@@ -69,38 +71,39 @@ def _mask_image(mask: np.ndarray, size: tuple[int, int], box: Box) -> Image.Imag
     return Image.fromarray(picture)
 
 
-def _box_of_segments(logits: torch.Tensor, size: tuple[int, int], threshold: float) -> Box | None:
-    """Finds the part of the picture outside which there can be no segment, or None where there can be none at all.
+def _gaps_of_segments(logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Finds where there can be a segment: a resized logit lies between the lowest and the highest of the four around it.
 
-    A resized logit is a mean of the four around it, so it lies between the lowest and the highest of them.
+    Returns:
+        (network height + 1, network width + 1), bool, the gaps before, between and after the network's pixels.
     """
     if len(logits) == 1:
-        possible = _highest_of_four(logits)[0].sigmoid() > threshold - PROBABILITY_ROUNDING
-    else:
-        ahead = _highest_of_four(logits[1:]).amax(dim=0) + _highest_of_four(-logits[:1])[0]
-        possible = ahead > -LOGIT_ROUNDING
-    rows, columns = (_pixels_of(possible.any(dim=1 - axis), size[axis]) for axis in (0, 1))
-    return (rows, columns) if rows.stop and columns.stop else None
+        return _highest_of_four(logits)[0].sigmoid() > threshold - PROBABILITY_ROUNDING
+    ahead = _highest_of_four(logits[1:]).amax(dim=0) + _highest_of_four(-logits[:1])[0]
+    return ahead > -LOGIT_ROUNDING
 
 
-def _pixels_of(possible: torch.Tensor, length: int) -> slice:
-    """Finds, along one axis, the pixels of the video from the first possible gap of the network's grid to the last.
+def _pixels_of(gaps: torch.Tensor, length: int) -> slice:
+    """Finds, along one axis, the pixels of the video from the first gap with a segment to the last.
 
     Args:
-        possible: (network pixels + 1,), the gaps before, between and after the network's pixels.
+        gaps: (network pixels + 1,), bool.
         length: Pixels of the video.
     """
     # Where `interpolate` takes a pixel from; one more on either side, because it rounds.
-    places = (torch.arange(length) + 0.5) * ((len(possible) - 1) / length) - 0.5
-    inside = possible[places.floor().long() + 1].nonzero().flatten().tolist()
+    places = (torch.arange(length) + 0.5) * ((len(gaps) - 1) / length) - 0.5
+    inside = gaps[places.floor().long() + 1].nonzero().flatten().tolist()
     return slice(max(0, inside[0] - 1), min(length, inside[-1] + 2)) if inside else slice(0)
 
 
-def _most_probable_class(logits: torch.Tensor, size: tuple[int, int], box: Box) -> tuple[torch.Tensor, torch.Tensor]:
+def _most_probable_class(
+    logits: torch.Tensor, classes: torch.Tensor, size: tuple[int, int], box: Box
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Finds each pixel's most probable class and its probability inside a box, a few classes at a time.
 
     Args:
         logits: (num_labels, network height, network width); one label means sigmoid, several mean softmax.
+        classes: The labels to look at, in ascending order.
         size: (height, width) of the video.
         box: The part of the video, (box height, box width).
 
@@ -111,11 +114,11 @@ def _most_probable_class(logits: torch.Tensor, size: tuple[int, int], box: Box) 
         probability = _resized(logits, size, box)[0].sigmoid()
         return torch.zeros(probability.shape, dtype=torch.int16), probability
     winner = best = total = None
-    for some in _classes_that_matter(logits).split(CLASSES_AT_ONCE):
+    for some in classes.split(CLASSES_AT_ONCE):
         resized = _resized(logits[some], size, box)
         highest, index = resized.max(dim=0)
         highest_class = some.to(torch.int16)[index]  # small, because each class is compared with every pixel
-        sum_of_some = resized.logsumexp(dim=0)
+        sum_of_some = highest + resized.sub_(highest).exp_().sum(dim=0).log()  # logsumexp without a second maximum
         if winner is None:
             winner, best, total = highest_class, highest, sum_of_some
         else:
@@ -124,14 +127,16 @@ def _most_probable_class(logits: torch.Tensor, size: tuple[int, int], box: Box) 
     return winner, (best - total).exp()
 
 
-def _classes_that_matter(logits: torch.Tensor) -> torch.Tensor:
-    """Lists the classes that can win a pixel or weigh in its probability, wherever it lies between those of the network.
+def _classes_that_matter(logits: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
+    """Lists the background and the classes that can win a pixel in these gaps or weigh in its probability.
 
     Nowhere can a class that is behind the lowest of another class's four logits with its highest be more probable than
     that; if it is far behind, its probability is nothing.
     """
     behind = -_highest_of_four(-logits).amax(dim=0) - _highest_of_four(logits)
-    return torch.nonzero(behind.flatten(1).amin(dim=1) < NEGLIGIBLE_LOGIT).flatten()
+    matters = behind[:, gaps].amin(dim=1) < NEGLIGIBLE_LOGIT
+    matters[0] = True
+    return torch.nonzero(matters).flatten()
 
 
 def _highest_of_four(logits: torch.Tensor) -> torch.Tensor:
