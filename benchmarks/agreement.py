@@ -56,6 +56,8 @@ FORMS: dict[str, Callable[[PCMANetForAudioVisualSegmentation], nn.Module]] = {
     "bfloat16": lambda model: model.for_inference(torch.bfloat16),
     # As the pipeline does with dtype="bfloat16": weights are rounded before BatchNorms are folded in, and after.
     "bfloat16, of a model in bfloat16": lambda model: copy.deepcopy(model).bfloat16().for_inference(),
+    # What of it is due to the weights alone.
+    "float32, weights rounded to bfloat16": lambda model: copy.deepcopy(model).bfloat16().float().for_inference(),
     "float16": lambda model: model.for_inference(torch.float16),
     "sound in bfloat16": lambda model: model.for_inference(audio_dtype=torch.bfloat16),
     "linear layers of the sound in int8": int8_sound,

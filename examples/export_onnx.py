@@ -81,6 +81,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.output.suffix not in (".onnx", ".pt2"):
         parser.error(f"--output is {str(args.output)!r}: expected a name that ends in .onnx or .pt2")
+    if not args.output.parent.is_dir():
+        parser.error(
+            f"--output is {str(args.output)!r}, but there is no folder {str(args.output.parent)!r}: make it first"
+        )
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if args.output.suffix == ".onnx" and missing:
         parser.error(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'pcmanet[onnx]'")

@@ -135,6 +135,12 @@ def test_the_suffix_says_the_format(monkeypatch, capsys):
     assert "expected a name that ends in .onnx or .pt2" in capsys.readouterr().err
 
 
+def test_no_folder_to_write_to_is_known_before_the_work(monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, "--output", tmp_path / "missing" / "model.onnx")
+    assert "there is no folder" in capsys.readouterr().err
+
+
 def test_missing_packages_are_named_with_the_remedy(monkeypatch, capsys):
     monkeypatch.setattr(export_onnx, "find_spec", lambda name: None if name == "onnxruntime" else object())
     with pytest.raises(SystemExit):

@@ -197,10 +197,15 @@ def test_it_refuses_to_learn():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["basic ResNet", "PVT-v2"])
-def test_one_graph_for_any_number_of_clips_and_frames(backbone):
+@pytest.mark.parametrize("padding", [False, True])
+def test_one_graph_for_any_number_of_clips_and_frames(backbone, padding):
     """Without graph breaks, and neither batch nor frames written into an exported program."""
     form = build(**BACKBONES[backbone]).double().for_inference()
     batches = [{name: x.double() for name, x in tiny_batch(*clips).items()} for clips in ((2, 3), (3, 5), (1, 4))]
+    for batch in batches if padding else ():
+        batch["frame_mask"] = torch.ones(batch["pixel_values"].shape[:2], dtype=torch.bool)
+        batch["frame_mask"][-1, 2:] = False
+    torch.compiler.reset()
     compiled = torch.compile(form, fullgraph=True, backend="eager", dynamic=True)
     dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames")}
     program = torch.export.export(form, (), batches[0], dynamic_shapes=dict.fromkeys(batches[0], dimensions))

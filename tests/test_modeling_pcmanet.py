@@ -346,6 +346,23 @@ class TestShapes:
             values = model(**batch, return_dict=False)
         assert torch.equal(values[0], logits_of(model, **batch))
 
+    @pytest.mark.slow
+    def test_one_compiled_graph_for_any_number_of_clips_and_frames(self):
+        """Without graph breaks, with the loss; what follows the first batch is not compiled again.
+
+        No clip has three frames: the compiler takes equal sizes for the same, and there are always three colours.
+        """
+        model = tiny_model().double()
+        torch.compiler.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
+        for clips, frames in ((2, 5), (3, 7), (4, 6)):
+            batch = {name: values.double() for name, values in tiny_batch(clips, frames).items()}
+            batch["labels"] = torch.ones(clips, frames, 48, 64, dtype=torch.long)
+            with torch.compiler.set_stance("default" if clips == 2 else "fail_on_recompile"):
+                given, expected = compiled(**batch), model(**batch)
+            torch.testing.assert_close(given.logits, expected.logits, atol=1e-12, rtol=0)
+            torch.testing.assert_close(given.loss, expected.loss, atol=1e-12, rtol=0)
+
 
 class TestLoading:
     def test_save_and_load_bit_for_bit(self, model, tmp_path):
