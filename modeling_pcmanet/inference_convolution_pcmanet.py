@@ -21,6 +21,7 @@ docs/inference.md has the measurements behind each rule.
 
 import copy
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -115,8 +116,9 @@ class Convolution(nn.Module):
         frames, in_channels, height, width = feature_map.shape
         bias, out_channels = self.convolution.bias, len(self.convolution.bias)
         rows, columns = num_tiles(height), num_tiles(width)
-        there_down, back_down = transform_matrices(height, feature_map)
-        there_across, back_across = transform_matrices(width, feature_map)
+        kind = (feature_map.dtype, feature_map.device)
+        there_down, back_down = transform_matrices(height, *kind)
+        there_across, back_across = transform_matrices(width, *kind)
 
         # Along the height, then along the width: (frames, products, rows, products, columns, channels).
         states = feature_map.permute(0, 2, 3, 1).reshape(frames, height, width * in_channels)
@@ -144,14 +146,17 @@ def folded_block(block: nn.Sequential) -> Convolution:
     return Convolution(block[0], block[1])
 
 
-def interpolation_taps(length: int, resized: int, like: torch.Tensor) -> torch.Tensor:
+@lru_cache(maxsize=64)
+def interpolation_taps(length: int, resized: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Write bilinear interpolation as a matrix, as each of the three taps of a zero-padded convolution sees it.
+
+    Kept, because a network has few sizes of maps.
 
     Returns:
         (resized, length, 3): entry [:, :, k] maps `length` samples to the `resized` ones moved by k - 1, with zeros
         beyond the border.
     """
-    samples = torch.eye(length, dtype=like.dtype, device=like.device)[None]
+    samples = torch.eye(length, dtype=dtype, device=device)[None]
     weights = functional.interpolate(samples, size=resized, mode="linear", align_corners=False)[0].T
     padded = functional.pad(weights, (0, 0, 1, 1))
     return torch.stack([padded[tap : tap + resized] for tap in range(3)], dim=2)
@@ -190,7 +195,7 @@ class UpsampledConvolution(nn.Module):
     def _mix_then_upsample(self, feature_map: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor]:
         frames, channels, height, width = feature_map.shape
         weight, bias = self.block.convolution.weight, self.block.convolution.bias
-        out_channels = len(bias)
+        out_channels, kind = len(bias), (feature_map.dtype, feature_map.device)
         tokens = feature_map.permute(0, 2, 3, 1)
 
         # One product per row of the kernel: (frames, 3 rows, height, width, 3 columns * out channels).
@@ -198,12 +203,12 @@ class UpsampledConvolution(nn.Module):
         mixed = torch.stack([functional.linear(tokens, row) for row in kernel_rows], dim=1)
 
         # Along the width, all rows of all frames as one batch: (frames * 3 rows * height, new width, out channels).
-        across = interpolation_taps(width, size[1], feature_map).flatten(1)
+        across = interpolation_taps(width, size[1], *kind).flatten(1)
         mixed = mixed.view(frames * 3 * height, width * 3, out_channels)
         mixed = torch.bmm(across.expand(len(mixed), -1, -1), mixed)
 
         # Along the height, starting from the bias: (frames, new height, new width * out channels).
-        down = interpolation_taps(height, size[0], feature_map).transpose(1, 2).flatten(1)
+        down = interpolation_taps(height, size[0], *kind).transpose(1, 2).flatten(1)
         mixed = mixed.view(frames, 3 * height, size[1] * out_channels)
         mixed = torch.baddbmm(bias.repeat(size[1]), down.expand(frames, -1, -1), mixed)
         return (mixed.unflatten(2, (size[1], out_channels)).permute(0, 3, 1, 2),)

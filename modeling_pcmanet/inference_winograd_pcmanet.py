@@ -18,6 +18,8 @@ Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.
 matrix for a whole axis, all its tiles and the zero padding included, so that applying it is one matrix product.
 """
 
+from functools import lru_cache
+
 import torch
 from torch.nn import functional
 
@@ -68,17 +70,19 @@ def transform_weight(weight: torch.Tensor) -> torch.Tensor:
     return products.flatten(0, 1).to(weight.dtype).contiguous()
 
 
-def transform_matrices(length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Matrices of the transforms of values along one axis of a map.
+@lru_cache(maxsize=64)
+def transform_matrices(length: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices of the transforms of values along one axis of a map; kept, because a network has few sizes of maps.
 
     Args:
         length: Size of the axis.
-        like: Gives data type and device.
+        dtype: Data type of the map.
+        device: Where it lies.
 
     Returns:
         There, (products * tiles, length), and back, (length, products * tiles).
     """
-    options = {"dtype": like.dtype, "device": like.device}
+    options = {"dtype": dtype, "device": device}
     tiles = num_tiles(length)
     # One zero before the first value, and as many behind the last as the last tile reaches.
     padded = functional.pad(torch.eye(length, **options), (1, TILE * tiles + 1 - length))
