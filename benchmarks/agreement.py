@@ -29,10 +29,9 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from tqdm.auto import tqdm
 
-from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor, VGGishConfig, VGGishModel
-from pcmanet.dataset_scripts.collation import ClipCollator
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation, VGGishConfig, VGGishModel
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
-from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes
+from pcmanet.examples.evaluate_sounding_shapes import held_out_clips
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -125,13 +124,8 @@ def miou(metrics: BinaryMetrics | SemanticMetrics, protocol: str) -> float:
 def measure_masks(name: str, options: argparse.Namespace) -> list[list[str]]:
     """Rows of one demo model."""
     model = PCMANetForAudioVisualSegmentation.from_pretrained(EXAMPLES / name).eval()
-    processor = PCMANetProcessor.from_pretrained(EXAMPLES / name)
-    num_labels, size = model.config.num_labels, processor.image_processor.size
-    task = "ms3" if num_labels == 1 else "avss"
-    clips = SoundingShapes(
-        task, "test", length=options.clips, seed=options.seed, height=size["height"], width=size["width"]
-    )
-    collate = ClipCollator(processor, binary=num_labels == 1)
+    num_labels = model.config.num_labels
+    clips, collate = held_out_clips(EXAMPLES / name, num_labels, options.clips, options.seed)
     forms = {title: build(model) for title, build in FORMS.items()}
     agreements = {title: Agreement(num_labels) for title in forms}
     for index in tqdm(range(options.clips), desc=name):
