@@ -22,9 +22,11 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from inference import print_table, time_rounds
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from tqdm.auto import tqdm
@@ -137,6 +139,11 @@ def measure_masks(name: str, options: argparse.Namespace) -> list[list[str]]:
     return [[name, title, *agreement.row()] for title, agreement in agreements.items()]
 
 
+def embed(form: nn.Module, log_mel: torch.Tensor) -> torch.Tensor:
+    """Embed patches (patches, 1, 96, 64) in the form's own data type."""
+    return form(log_mel.to(form.dtype)).audio_embeds
+
+
 @torch.inference_mode()
 def measure_sound() -> list[list[str]]:
     """Rows of the full-size VGGish, one per form."""
@@ -151,32 +158,16 @@ def measure_sound() -> list[list[str]]:
     rows = {title: [title] for title in forms}
     for patches in PATCHES:
         log_mel = torch.randn(patches, 1, 96, 64)
-        seconds = time_forms(forms, log_mel)
+        runs = {title: partial(embed, form, log_mel) for title, form in forms.items()}
+        seconds = time_rounds(runs, ROUNDS, time.process_time)
         for title, own in seconds.items():
             ratio = statistics.median(x / y for x, y in zip(seconds["float32"], own, strict=True))
             rows[title].append(f"{1000 * statistics.median(own):.1f} ms ({ratio:.2f})")
     expected = exact(log_mel).audio_embeds
     for title, form in forms.items():
-        given = form(log_mel.to(form.dtype)).audio_embeds.float()
+        given = embed(form, log_mel).float()
         rows[title].append(f"{(given - expected).norm() / expected.norm():.1%}")
     return list(rows.values())
-
-
-def time_forms(forms: dict[str, nn.Module], log_mel: torch.Tensor) -> dict[str, list[float]]:
-    """Seconds of processor time by form and round; the first two rounds are not counted."""
-    seconds: dict[str, list[float]] = {title: [] for title in forms}
-    for _ in range(ROUNDS + 2):
-        for title, form in forms.items():
-            started = time.process_time()
-            form(log_mel.to(form.dtype))
-            seconds[title].append(time.process_time() - started)
-    return {title: values[2:] for title, values in seconds.items()}
-
-
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print Markdown."""
-    for cells in (header, ["---"] * len(header), *rows):
-        print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -184,7 +175,7 @@ def main() -> None:
     options = parse_args()
     torch.set_num_threads(1)
     if options.sound:
-        print_table(["VGGish", *(f"{patches} patches" for patches in PATCHES), "embeddings off by"], measure_sound())
+        print_table(["VGGish", *(f"patches: {patches}" for patches in PATCHES), "embeddings off by"], measure_sound())
         return
     rows = [row for name in options.models for row in measure_masks(name, options)]
     agreement = ["mIoU with float32", "pixels summed", "pixels that differ"]
