@@ -4,7 +4,8 @@
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
@@ -30,6 +31,12 @@ JITTER_SECONDS = 0.02
 LONGEST_HOLE_SECONDS = 600.0
 LONGEST_OVERLAP_SECONDS = 1.0
 
+# Decoding times of a whole video rise by less than this from packet to packet.
+LONGEST_STEADY_STEP_SECONDS = 10.0
+
+# No codec moves a frame by more than 16 places between decoding and screen.
+REMEMBERED_PACKETS = 32
+
 
 def number_of_moments(seconds: float, frames_per_second: float) -> int:
     """Returns how many frames are taken from a video of so many seconds: one at least."""
@@ -42,7 +49,7 @@ class VideoClock:
     Attributes:
         period: Seconds per frame, on the average.
         origin: Time of the first frame in the container, seconds.
-        end: When the last frame read leaves the screen, seconds since the first frame.
+        end: When the last frame read leaves the screen, seconds since the first frame; 0 before the first.
     """
 
     def __init__(self, video: VideoStream) -> None:
@@ -59,16 +66,24 @@ class VideoClock:
             self.origin = self._shift = stamp or 0.0
 
         # A frame without a stamp, or one that does not come after the last, follows it; so does one after a splice.
-        seconds = self.end if stamp is None else stamp - self._shift
-        if seconds > self.end + LONGEST_HOLE_SECONDS:
-            self._shift += seconds - self.end
-        if not self._start < seconds <= self.end + LONGEST_HOLE_SECONDS:
+        seconds = self.place(stamp)
+        if seconds is None:
             seconds = self.end
+            if stamp is not None and stamp - self._shift > self.end:
+                self._shift = stamp - self.end
 
         length = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
         self._start = seconds
         self.end = seconds + (length if 0 < length <= LONGEST_HOLE_SECONDS else self.period)
         return seconds
+
+    def place(self, stamp: float | None) -> float | None:
+        """Returns where a time in the container lies, seconds since the first frame; None where the clock goes by order.
+
+        It does so for frames without a time, that do not come after the last one read, or that come long after it.
+        """
+        seconds = -math.inf if stamp is None else stamp - self._shift
+        return seconds if self._start < seconds <= self.end + LONGEST_HOLE_SECONDS else None
 
 
 class FrameSampler:
@@ -120,6 +135,14 @@ class FrameSampler:
         missing = number_of_moments(end, self.frames_per_second) - self.taken
         return [self._take(end) for _ in range(missing)] if self._held is not None else []
 
+    def looks_between(self, start: float, end: float) -> bool:
+        """Tells whether a frame that is on screen from `start` to `end` seconds may be chosen."""
+        if self._counts:
+            return True
+        # The first moment that is not over at the start, with room for rounding on both sides.
+        number = math.ceil((start - 2 * TIMESTAMP_TOLERANCE_SECONDS) * self.frames_per_second - SAMPLING_OFFSET)
+        return (number + SAMPLING_OFFSET) / self.frames_per_second <= end + 2 * TIMESTAMP_TOLERANCE_SECONDS
+
     def _moment(self) -> float:
         """Returns the next moment at which a frame is wanted, seconds."""
         return (self.taken + SAMPLING_OFFSET) / self.frames_per_second
@@ -137,6 +160,47 @@ class FrameSampler:
         stands_still = self._held_start + 1 / self.rate < moment <= held_end
         self.taken += 1
         return (moment if stands_still else self._held_start), self._held
+
+
+class FrameSkipper:
+    """Finds, before they are decoded, frames that are on screen while no sampler looks.
+
+    A frame stays until the next one. Which one that is can be told where a later frame was decoded first: so it is with
+    B-frames, which are also those that no other frame refers to and that a decoder can leave out. Nothing else changes:
+    the samplers choose the same frames.
+
+    Args:
+        clock: The clock by which the frames are read.
+        samplers: What looks at them.
+    """
+
+    def __init__(self, clock: VideoClock, samplers: Sequence[Any]) -> None:
+        self._clock = clock
+        self._samplers = samplers
+        self._last_decoding: float | None = None
+        self._is_steady = True
+        self._placed: deque[float] = deque(maxlen=REMEMBERED_PACKETS)
+
+    def skips(self, packet: av.Packet) -> bool:
+        """Tells whether the frame of the next packet, if no other refers to it, need not be decoded."""
+        start = self._place(packet)
+        if start is None:
+            return False
+        later = [placed for placed in self._placed if placed > start]
+        self._placed.append(start)
+        return bool(later) and not any(sampler.looks_between(start, min(later)) for sampler in self._samplers)
+
+    def _place(self, packet: av.Packet) -> float | None:
+        """Returns when the frame of a packet comes on screen, seconds on the clock; None if that cannot be trusted."""
+        if packet.pts is None or packet.dts is None or packet.is_discard:
+            return None
+        decoding = float(packet.dts * packet.time_base)
+        if self._last_decoding is not None:
+            # After a splice the place of a frame depends on all those before it: from there on each is decoded.
+            self._is_steady &= 0 < decoding - self._last_decoding < LONGEST_STEADY_STEP_SECONDS
+        self._last_decoding = decoding
+        is_placed = self._is_steady and self._clock.end > 0
+        return self._clock.place(float(packet.pts * packet.time_base)) if is_placed else None
 
 
 def _declared_seconds(video: VideoStream) -> float:

@@ -39,6 +39,10 @@ class MediaNotes:
         """Counts something that is to be noted with its number, once, when all is read."""
         self._counts[what] += 1
 
+    def has_counted(self, what: str) -> bool:
+        """Tells whether something was counted since the last [`finish`]."""
+        return self._counts[what] > 0
+
     def finish(self) -> None:
         """Makes the notes of what was counted."""
         for what, number in self._counts.items():

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from .media_clock_pcmanet import SAMPLING_OFFSET, FrameSampler, SoundConverter, SoundLine, VideoClock
+from .media_clock_pcmanet import SAMPLING_OFFSET, FrameSampler, FrameSkipper, SoundConverter, SoundLine, VideoClock
 from .media_notes_pcmanet import MediaNotes
 from .media_picture_pcmanet import PictureMaker
 from .media_source_pcmanet import (
@@ -114,7 +114,7 @@ def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bo
         streams = (video, audio_stream(container, notes)) if audio else (video,)
         clock, sampler, sound = VideoClock(video), FrameSampler.of(video, frames_per_second), _Sound(notes)
         frames = _Frames(sampler, PictureMaker(video, notes))
-        for frame in decode(container, streams, notes):
+        for frame in decode(container, streams, notes, FrameSkipper(clock, [sampler]).skips):
             if isinstance(frame, av.AudioFrame):
                 sound.add(frame)
             else:

@@ -8,7 +8,7 @@ import os
 import ssl
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -108,13 +108,24 @@ def copy_pipe(source: BinaryIO, file: BinaryIO) -> None:
 
 
 def decode(
-    container: InputContainer, streams: tuple[VideoStream | AudioStream, ...], notes: MediaNotes
+    container: InputContainer,
+    streams: tuple[VideoStream | AudioStream, ...],
+    notes: MediaNotes,
+    skips: Callable[[av.Packet], bool] = lambda _: False,
 ) -> Iterator[av.VideoFrame | av.AudioFrame]:
     """Decodes streams side by side in the order of the file; damaged packets are left out and counted in the notes.
+
+    Args:
+        container: The open file.
+        streams: What of it to decode.
+        notes: Where damage is counted.
+        skips: Asked for each packet of pictures in turn: whether its frame can be left out, if no other frame refers to
+            it. In a file that turns out to be damaged none is left out from there on.
 
     Raises:
         MediaError: The streams are encrypted.
     """
+    is_whole = True
     for stream in streams:
         stream.thread_type = "AUTO"
         if isinstance(stream, VideoStream):
@@ -122,8 +133,14 @@ def decode(
     for packet in _packets(container, streams, notes):
         if packet.has_sidedata("encryption_info"):
             raise MediaError(f"{notes} is encrypted (DRM). Get a copy without protection.")
+        if isinstance(packet.stream, VideoStream):
+            is_whole = is_whole and not packet.is_corrupt
+            is_skipped = skips(packet) and is_whole and not notes.has_counted(DAMAGED)
+            packet.stream.codec_context.skip_frame = "NONREF" if is_skipped else "DEFAULT"
         try:
-            yield from packet.decode()
+            for frame in packet.decode():
+                is_whole = is_whole and not frame.is_corrupt
+                yield frame
         except av.FFmpegError:
             notes.count(DAMAGED)
     notes.finish()

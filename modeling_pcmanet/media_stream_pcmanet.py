@@ -20,6 +20,7 @@ import numpy as np
 from .media_clock_pcmanet import (
     SAMPLING_OFFSET,
     FrameSampler,
+    FrameSkipper,
     SoundConverter,
     SoundLine,
     VideoClock,
@@ -103,7 +104,7 @@ class VideoReader:
             clock, maker = VideoClock(video), PictureMaker(video, notes)
             samplers = [_EveryFrame() if rate == EVERY_FRAME else FrameSampler.of(video, rate) for rate in self._rates]
             seconds = None
-            for frame in decode(container, (video,), notes):
+            for frame in decode(container, (video,), notes, FrameSkipper(clock, samplers).skips):
                 seconds = clock.read(frame)
                 self.origin, self.end = clock.origin, clock.end
                 maker.measure(frame)
@@ -132,6 +133,10 @@ class _EveryFrame:
     def add(self, frame: av.VideoFrame, seconds: float) -> list[tuple[float, av.VideoFrame]]:
         """Returns timestamp and frame as they came."""
         return [(seconds, frame)]
+
+    def looks_between(self, _start: float, _end: float) -> bool:
+        """Tells that every frame is chosen."""
+        return True
 
     def finish(self, _end: float) -> list[tuple[float, av.VideoFrame]]:
         """Returns nothing: no frame was held back."""
