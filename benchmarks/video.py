@@ -36,7 +36,8 @@ from modeling_pcmanet.media_pcmanet import iterate_frames
 from modeling_pcmanet.media_stream_pcmanet import VideoReader, iterate_sound
 from pcmanet.dataset_scripts.synthetic import SoundingShapes, write_clip
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
-from pcmanet.pipelines.overlay import class_colors, write_masks, write_overlay_video
+from pcmanet.pipelines.colors import class_colors
+from pcmanet.pipelines.overlay import write_masks, write_overlay_video
 from pcmanet.pipelines.streaming import batch_of
 
 

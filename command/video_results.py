@@ -19,8 +19,9 @@ from transformers import Pipeline
 from modeling_pcmanet.media_pcmanet import iterate_frames
 from modeling_pcmanet.media_source_pcmanet import MediaSource, open_media
 from modeling_pcmanet.media_stream_pcmanet import VideoReader, iterate_sound
+from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet, shown_frames
-from pcmanet.pipelines.overlay import class_colors, write_masks, write_overlay_video
+from pcmanet.pipelines.overlay import write_masks, write_overlay_video
 
 from .output_folder import CONTACT_SHEET, MASKS, OVERLAY, RECORDS
 from .records import RecordedResults

@@ -32,7 +32,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from modeling_pcmanet.media_pcmanet import read_media
-from pcmanet.pipelines.overlay import class_colors
+from pcmanet.pipelines.colors import class_colors
 
 
 HERE = Path(__file__).resolve().parent

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from modeling_pcmanet.media_pcmanet import iterate_frames, read_media
 from modeling_pcmanet.media_source_pcmanet import SOUND_REMEDY
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
-from pcmanet.pipelines.overlay import class_colors, write_masks, write_overlay_video
+from pcmanet.pipelines.colors import class_colors
+from pcmanet.pipelines.overlay import write_masks, write_overlay_video
 from pcmanet.pipelines.segments import find_segments
 from pcmanet.pipelines.stage_maps import StageMap, draw_stage_maps
 from pcmanet.pipelines.streaming import FrameLogits, Window, blend_windows, logits_at_masks

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from pcmanet.pipelines.overlay import Color
+from pcmanet.pipelines.colors import Color
 from pcmanet.pipelines.stage_maps import StageMap
 from pcmanet.pipelines.timeline import Span
 

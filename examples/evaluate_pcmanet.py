@@ -66,8 +66,9 @@ from pcmanet.dataset_scripts.evaluation_clips import (
 from pcmanet.dataset_scripts.evaluation_tables import NEGATIVES, POSITIVE
 from pcmanet.dataset_scripts.metrics import SemanticMetrics
 from pcmanet.dataset_scripts.robustness_metrics import Audio, RobustnessMetrics
+from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet
-from pcmanet.pipelines.overlay import class_colors, draw_segments
+from pcmanet.pipelines.overlay import draw_segments
 
 
 USER_ERRORS = (OSError, ValueError, StrictDataclassError, SafetensorError)  # of what was given, not of this program

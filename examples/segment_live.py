@@ -31,7 +31,8 @@ from transformers.utils import logging
 
 from modeling_pcmanet.media_pcmanet import iterate_frames, read_audio, write_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
-from pcmanet.pipelines.overlay import class_colors, draw_segments
+from pcmanet.pipelines.colors import class_colors
+from pcmanet.pipelines.overlay import draw_segments
 
 
 DEMO_MODEL = Path(__file__).parent / "demo_model_semantic"

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFont
 
-from .overlay import Color, draw_segments
+from .colors import Color
+from .overlay import draw_segments
 from .timeline import loudness
 
 

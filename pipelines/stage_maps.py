@@ -17,7 +17,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.nn.functional import interpolate
 
-from .overlay import Color, draw_segments
+from .colors import Color
+from .overlay import draw_segments
 
 
 REST_BRIGHTNESS = 0.25  # of a place that is not asked any more

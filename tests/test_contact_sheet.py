@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import (
     MARGIN,
     PAPER,
@@ -14,7 +15,6 @@ from pcmanet.pipelines.contact_sheet import (
     draw_contact_sheet,
     shown_frames,
 )
-from pcmanet.pipelines.overlay import class_colors
 
 
 COLORS = class_colors({0: "background", 1: "bell", 2: "drum"})

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from odd_media import HEIGHT, WIDTH, big_endian, every, overwrite, patch_box, write_film
 
 from modeling_pcmanet.media_clock_pcmanet import FrameSampler, FrameSkipper, VideoClock
 from modeling_pcmanet.media_pcmanet import read_media
 from modeling_pcmanet.media_stream_pcmanet import VideoReader
-
-from .odd_media import HEIGHT, WIDTH, big_endian, every, overwrite, patch_box, write_film
 
 
 SECONDS = 14

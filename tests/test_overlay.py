@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import iterate_frames, read_media, write_video
-from pcmanet.pipelines.overlay import class_colors, draw_segments, readable_on, write_masks, write_overlay_video
+from pcmanet.pipelines.colors import class_colors
+from pcmanet.pipelines.overlay import draw_segments, write_masks, write_overlay_video
 
 
 ID2LABEL = {0: "background", 1: "bell", 2: "drum"}
@@ -60,32 +61,6 @@ def video(tmp_path: Path) -> Path:
 def sound_packets(path: Path) -> list[tuple[float, bytes]]:
     with av.open(str(path)) as container:
         return [(float(p.pts * p.time_base), bytes(p)) for p in container.demux(audio=0) if p.size]
-
-
-class TestColors:
-    def test_binary_class_has_the_first_color(self):
-        assert class_colors({0: "sounding"}) == {"sounding": (255, 82, 54)}
-
-    def test_background_has_no_color(self):
-        assert list(class_colors(ID2LABEL)) == ["bell", "drum"]
-
-    def test_color_depends_on_the_id_alone(self):
-        many = class_colors({index: f"class {index}" for index in range(71)})
-        assert many["class 1"] == COLORS["bell"]
-        assert many["class 2"] == COLORS["drum"]
-
-    def test_colors_of_avsbench_are_far_apart(self):
-        colors = np.array(list(class_colors({index: str(index) for index in range(71)}).values()), dtype=float)
-        distance = np.linalg.norm(colors[:, None] - colors[None], axis=2) + 1e3 * np.eye(len(colors))
-        assert distance.min() > 20
-
-    def test_more_classes_than_colors(self):
-        with pytest.raises(ValueError, match="256 colours, but 300 classes"):
-            class_colors({index: str(index) for index in range(300)})
-
-    def test_text_stands_out(self):
-        assert readable_on((255, 255, 0)) == (16, 16, 16)
-        assert readable_on((0, 0, 140)) == (255, 255, 255)
 
 
 class TestDrawSegments:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pcmanet.pipelines.overlay import FILL_OPACITY, class_colors
+from pcmanet.pipelines.colors import class_colors
+from pcmanet.pipelines.overlay import FILL_OPACITY
 from pcmanet.pipelines.stage_maps import DOUBT_COLOR, draw_stage_maps
 
 

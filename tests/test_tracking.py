@@ -14,7 +14,7 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pcmanet.pipelines.overlay import class_colors
+from pcmanet.pipelines.colors import class_colors
 from pcmanet.training.tracking import GAP, LINE_HEIGHT, SMALLEST_CELL, Tracker, draw_panel
 
 

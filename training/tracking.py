@@ -27,7 +27,8 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image, ImageDraw, ImageFont
 
-from pcmanet.pipelines.overlay import Color, class_colors, draw_segments, readable_on
+from pcmanet.pipelines.colors import Color, class_colors, readable_on
+from pcmanet.pipelines.overlay import draw_segments
 
 
 Pictures: TypeAlias = np.ndarray | torch.Tensor
