@@ -23,8 +23,10 @@ def fuzz_media() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("fuzz_media", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["fuzz_media"] = module
+    sys.path.insert(0, str(SCRIPT.parent))
     spec.loader.exec_module(module)
     yield module
+    sys.path.remove(str(SCRIPT.parent))
     del sys.modules["fuzz_media"]
 
 

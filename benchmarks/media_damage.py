@@ -1,0 +1,158 @@
+"""Small films in seven containers, and ways to damage them: what `fuzz_media.py` reads."""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+# Container: encoder of the picture, its pixel format, encoder of the sound, its rate in hertz (Hz).
+FILMS = {
+    "mp4": ("libx264", "yuv420p", "aac", 16000),
+    "mov": ("mjpeg", "yuvj420p", "pcm_s16le", 16000),
+    "mkv": ("mpeg4", "yuv420p", "flac", 16000),
+    "webm": ("libvpx-vp9", "yuv420p", "libopus", 48000),
+    "avi": ("mpeg4", "yuv420p", "libmp3lame", 16000),
+    "ts": ("mpeg2video", "yuv420p", "mp2", 32000),
+    "wav": (None, None, "pcm_f32le", 16000),
+}
+SECONDS = 3
+FRAMES_PER_SECOND = 10
+WIDTH, HEIGHT = 96, 64
+
+# Most numbers that matter stand in the first bytes, or, in an mp4, at its end.
+HEADER_BYTES = 2048
+EXTREME_NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
+
+Damage = Callable[[bytearray, np.random.Generator], bytearray]
+
+
+def turn_bits(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Turns one to a hundred bits anywhere."""
+    for position in random.integers(0, len(data), int(10 ** random.uniform(0, 2))):
+        data[position] ^= 1 << int(random.integers(8))
+    return data
+
+
+def overwrite_block(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Fills a stretch with random bytes, or with one byte."""
+    start, stop = _stretch(data, random)
+    filler = random.bytes(stop - start) if random.random() < 0.5 else bytes([random.integers(256)]) * (stop - start)
+    data[start:stop] = filler
+    return data
+
+
+def cut_out(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Takes a stretch out."""
+    start, stop = _stretch(data, random)
+    del data[start:stop]
+    return data
+
+
+def put_in(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Puts random bytes, or a stretch of the file itself, in between."""
+    start, stop = _stretch(data, random)
+    piece = data[start:stop] if random.random() < 0.5 else random.bytes(stop - start)
+    place = int(random.integers(len(data)))
+    data[place:place] = piece
+    return data
+
+
+def swap_blocks(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Swaps two stretches of one length."""
+    length = int(random.integers(1, max(2, len(data) // 4)))
+    first, second = sorted(random.integers(0, len(data) - length, 2).tolist())
+    if first + length <= second:
+        data[first : first + length], data[second : second + length] = (
+            data[second : second + length],
+            data[first : first + length],
+        )
+    return data
+
+
+def cut_off(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Leaves the beginning, or seldom the end."""
+    place = int(random.integers(1, len(data)))
+    return data[:place] if random.random() < 0.8 else data[place:]
+
+
+def change_header_numbers(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Makes one to eight numbers near the beginning or the end extreme: sizes, counts, rates, durations, positions."""
+    for _ in range(int(random.integers(1, 9))):
+        width = int(random.choice([1, 2, 4, 8]))
+        place = int(random.integers(0, min(HEADER_BYTES, len(data) - width)))
+        place = place if random.random() < 0.6 else len(data) - width - place
+        number = int(random.choice(EXTREME_NUMBERS)) if random.random() < 0.7 else int(random.integers(2**32))
+        data[place : place + width] = (number % 2 ** (8 * width)).to_bytes(width, random.choice(["big", "little"]))
+    return data
+
+
+def change_box_sizes(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Changes the number before a four-letter name, which is the size of a box in mp4 and after it in wav and avi."""
+    names = [place for place in range(4, len(data) - 8) if all(97 <= byte <= 122 for byte in data[place : place + 4])]
+    for place in random.choice(names, min(len(names), int(random.integers(1, 5))), replace=False) if names else ():
+        at = int(place) + (-4 if random.random() < 0.7 else 4)
+        data[at : at + 4] = int(random.choice(EXTREME_NUMBERS)).to_bytes(4, random.choice(["big", "little"]))
+    return data
+
+
+DAMAGES: tuple[Damage, ...] = (
+    turn_bits,
+    overwrite_block,
+    cut_out,
+    put_in,
+    swap_blocks,
+    cut_off,
+    change_header_numbers,
+    change_header_numbers,
+    change_box_sizes,
+)
+
+
+def _stretch(data: bytearray, random: np.random.Generator) -> tuple[int, int]:
+    """Chooses a stretch, short ones as often as long ones."""
+    start = int(random.integers(len(data)))
+    return start, min(len(data), start + int(10 ** random.uniform(0, np.log10(max(10, len(data) // 2)))))
+
+
+def damaged(film: bytes, container: str, number: int, seed: int) -> bytes:
+    """Returns mutant `number` of a film."""
+    random = np.random.default_rng([seed, number, *container.encode()])
+    data = bytearray(film)
+    for damage in random.choice(len(DAMAGES), 1 + int(random.integers(3) == 0)):
+        data = DAMAGES[damage](data, random) or bytearray(b"\0")
+    return bytes(data)
+
+
+def write_films(folder: Path) -> dict[str, bytes]:
+    """Writes the films that are damaged: moving noise, and a tone."""
+    films = {}
+    for container, (picture_codec, pixel_format, sound_codec, rate) in FILMS.items():
+        path = folder / f"film.{container}"
+        with av.open(str(path), "w") as file:
+            video = None
+            if picture_codec:
+                video = file.add_stream(picture_codec, rate=FRAMES_PER_SECOND, options={"g": "10", "threads": "1"})
+                video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, pixel_format
+            sound = file.add_stream(sound_codec, rate=rate, layout="mono")
+            for frame in _pictures(pixel_format) if video else ():
+                file.mux(video.encode(frame))
+            tone = (0.5 * np.sin(np.arange(SECONDS * rate) / 5)).astype(np.float32)[None]
+            samples = av.AudioFrame.from_ndarray(tone, format="flt", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = rate, 0, Fraction(1, rate)
+            file.mux([*(video.encode() if video else []), *sound.encode(samples), *sound.encode()])
+        films[container] = path.read_bytes()
+    return films
+
+
+def _pictures(pixel_format: str) -> Iterator[av.VideoFrame]:
+    """Yields a pattern that moves."""
+    pattern = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)
+    pattern = pattern.repeat(8, axis=0).repeat(8, axis=1)
+    for index in range(SECONDS * FRAMES_PER_SECOND):
+        picture = np.ascontiguousarray(np.roll(pattern, 2 * index, axis=1))
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixel_format, threads=1)
+        frame.pts, frame.time_base = index, Fraction(1, FRAMES_PER_SECOND)
+        yield frame
