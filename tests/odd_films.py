@@ -1,0 +1,380 @@
+"""The odd films, each kind with what must come of it: used, with a note, or refused with a reason."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+from odd_media import (
+    COLOURS,
+    HEIGHT,
+    WIDTH,
+    Track,
+    big_endian,
+    colour_at,
+    cut,
+    every,
+    flat_picture,
+    overwrite,
+    patch_box,
+    write_film,
+    write_sound,
+)
+from PIL import Image
+
+
+QUIET_X265 = {"x265-params": "log-level=none"}
+INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
+CENC = {
+    "encryption_scheme": "cenc-aes-ctr",
+    "encryption_key": "00112233445566778899aabbccddeeff",
+    "encryption_kid": "ffeeddccbbaa99887766554433221100",
+}
+
+
+@dataclass(frozen=True)
+class Film:
+    """A file that can be used, and what must come of it.
+
+    Attributes:
+        suffix: Of its name, which chooses the container.
+        make: Writes it.
+        colours: One letter per second.
+        size: (width, height) of the frames.
+        start: When the tone sets in, seconds; None for a film without sound.
+        notes: Patterns of what is said, in order and nothing else.
+        grey: Whether the colours are lost.
+    """
+
+    suffix: str
+    make: Callable[[Path], Path]
+    colours: str = "RGBW"
+    size: tuple[int, int] = (WIDTH, HEIGHT)
+    start: float | None = 1.0
+    notes: tuple[str, ...] = ()
+    grey: bool = False
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that cannot be used, and what the error says."""
+
+    suffix: str
+    make: Callable[[Path], Path]
+    message: str
+
+
+def film(**arguments: object) -> Callable[[Path], Path]:
+    return lambda path: write_film(path, **arguments)
+
+
+def sized(width: int, height: int) -> Callable[[float], np.ndarray]:
+    return lambda seconds: np.full((height, width, 3), COLOURS[colour_at(seconds)], np.uint8)
+
+
+def setting(**attributes: object) -> Callable[[VideoStream], None]:
+    """Sets attributes of the encoder."""
+
+    def configure(stream: VideoStream) -> None:
+        for name, value in attributes.items():
+            setattr(stream.codec_context, name, value)
+
+    return configure
+
+
+def half_transparent(seconds: float) -> np.ndarray:
+    """The second's colour in the middle, and around it yellow that cannot be seen."""
+    picture = np.full((HEIGHT, WIDTH, 4), (255, 255, 0, 0), np.uint8)
+    picture[8:-8, 8:-8] = (*COLOURS[colour_at(seconds)], 255)
+    return picture
+
+
+def clip_of(path: Path, first: bytes) -> Path:
+    path.write_bytes(first)
+    return path
+
+
+def truncated(**arguments: object) -> Callable[[Path], Path]:
+    return lambda path: cut(write_film(path, **arguments), 0.6)
+
+
+def noisy(seconds: float) -> np.ndarray:
+    """The second's colour, and around it noise that makes the file long."""
+    picture = np.random.default_rng(round(seconds * 1000)).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    picture[16:-16, 16:-16] = COLOURS[colour_at(seconds)]
+    return picture
+
+
+def two_films(path: Path) -> Path:
+    """A second video track, smaller, in other colours."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=10) for _ in range(2)]
+        for stream, height in zip(streams, (HEIGHT, HEIGHT // 2), strict=True):
+            stream.width, stream.height, stream.pix_fmt = WIDTH, height, "yuv420p"
+        for stream, shift in zip(streams, (0.0, 2.0), strict=True):
+            for seconds in every():
+                picture = flat_picture(seconds + shift)[: stream.height]
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", threads=1)
+                frame.time_base, frame.pts = Fraction(1, 10), round(seconds * 10)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    return path
+
+
+def joined(path: Path) -> Path:
+    """A broadcast whose clock jumps by a thousand seconds, and back."""
+    parts = [(0.0, 0.0), (1000.0, 1.0), (5.0, 2.0), (77.0, 3.0)]
+    data = b""
+    for start, shift in parts:
+        part = path.with_name("part.ts")
+        write_film(
+            part,
+            times=every(seconds=1.0, start=start),
+            paint=lambda seconds, start=start, shift=shift: flat_picture(seconds - start + shift),
+            tracks=(),
+            options={"bf": "0"},
+        )
+        data += part.read_bytes()
+    return clip_of(path, data)
+
+
+def claims_to_last(path: Path) -> Path:
+    """An mp4 that declares 49 days."""
+    write_film(path)
+    for box in (b"mvhd", b"mdhd"):
+        patch_box(path, box, 16, big_endian(2**32 - 2))
+    return patch_box(path, b"tkhd", 20, big_endian(2**32 - 2))
+
+
+def giant(path: Path) -> Path:
+    """One picture of 16000x16000, of one bit per pixel."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.width = stream.height = 16000
+        stream.pix_fmt = "monob"
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.VideoFrame(16000, 16000, "monob")
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        frame.pts = 0
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="flt", layout="mono")
+        silence.sample_rate = 16000
+        container.mux([*stream.encode(frame), *stream.encode(), *sound.encode(silence), *sound.encode()])
+    return path
+
+
+def replaced(path: Path, old: bytes, new: bytes, **arguments: object) -> Path:
+    data = write_film(path, **arguments).read_bytes()
+    assert old in data
+    return clip_of(path, data.replace(old, new))
+
+
+def photograph(path: Path) -> Path:
+    """A picture as telephones make it, to be turned by its EXIF data."""
+    image = Image.fromarray(sized(HEIGHT, WIDTH)(0.0))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, "jpeg", exif=exif, quality=95)
+    return path
+
+
+LOSSES = r"damaged or missing packets of data left out: \d+"
+HOLES = r"holes in its sound filled with silence: \d+"
+ENDS_EARLY = r"its picture ends at .* s, but it declares .* s; what is there is used"
+SILENT_END = r"its sound ends .* s before its picture; silence is filled in"
+LONG_SOUND = r"its sound goes on for .* s after its picture; this is left out"
+
+FILMS = {
+    "plain": Film(".mp4", film()),
+    # --- the picture ---
+    "variable rate, mp4": Film(".mp4", film(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])),
+    "variable rate, mkv": Film(".mkv", film(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])),
+    "odd size": Film(".mkv", film(codec="ffv1", paint=sized(51, 37)), size=(51, 37)),
+    "odd size, h264": Film(".mp4", film(pixel_format="yuv444p", paint=sized(51, 37)), size=(51, 37)),
+    "wide pixels": Film(
+        ".mp4",
+        film(configure=setting(sample_aspect_ratio=Fraction(16, 15))),
+        size=(68, 48),
+        notes=("pixels are 16:15",),
+    ),
+    "narrow pixels": Film(
+        ".mkv", film(configure=setting(sample_aspect_ratio=Fraction(8, 9))), size=(64, 54), notes=("pixels are 8:9",)
+    ),
+    "impossible pixels": Film(
+        ".mp4",
+        lambda path: patch_box(
+            write_film(path, configure=setting(sample_aspect_ratio=Fraction(16, 15))), b"pasp", 0, big_endian(1, 200)
+        ),
+        notes=(r"1:200 cannot be meant",),
+    ),
+    "turned and wide pixels": Film(
+        ".mp4",
+        film(
+            configure=lambda stream: (
+                stream.set_display_rotation(90),
+                setting(sample_aspect_ratio=Fraction(2))(stream),
+            )
+        ),
+        size=(48, 128),
+        notes=("pixels are 2:1",),
+    ),
+    "10 bits, hevc": Film(".mp4", film(codec="libx265", pixel_format="yuv420p10le", options=QUIET_X265)),
+    "10 bits, h264": Film(".mp4", film(pixel_format="yuv420p10le")),
+    "10 bits, prores": Film(
+        ".mov", film(codec="prores_ks", pixel_format="yuv422p10le", tracks=[Track("pcm_s24le", 48000)])
+    ),
+    "10 bits, bt2020": Film(
+        ".mp4",
+        film(
+            codec="libx265",
+            pixel_format="yuv420p10le",
+            options=QUIET_X265,
+            colours=(Colorspace.BT2020, 9, ColorRange.MPEG),
+        ),
+    ),
+    "bt709": Film(".mp4", film(colours=(Colorspace.ITU709, 1, ColorRange.MPEG))),
+    "bt709, full range": Film(".mp4", film(colours=(Colorspace.ITU709, 1, ColorRange.JPEG))),
+    "grey": Film(".mkv", film(codec="ffv1", pixel_format="gray"), grey=True),
+    "grey, 10 bits": Film(".mkv", film(codec="ffv1", pixel_format="gray10le"), grey=True),
+    "grey, 16 bits": Film(".mkv", film(codec="ffv1", pixel_format="gray16le"), grey=True),
+    "transparent, prores": Film(
+        ".mov",
+        film(codec="prores_ks", pixel_format="yuva444p10le", paint=half_transparent),
+        notes=("transparent in parts",),
+    ),
+    "transparent, qtrle": Film(
+        ".mov", film(codec="qtrle", pixel_format="argb", paint=half_transparent), notes=("transparent in parts",)
+    ),
+    "opaque with alpha": Film(".mkv", film(codec="ffv1", pixel_format="bgra")),
+    "interlaced": Film(
+        ".ts", film(codec="mpeg2video", configure=setting(flags=INTERLACED)), notes=("picture is interlaced",)
+    ),
+    "hevc": Film(".mp4", film(codec="libx265", options=QUIET_X265)),
+    "vp8": Film(".webm", film(codec="libvpx", tracks=[Track("libopus", 48000)])),
+    "vp9": Film(".webm", film(codec="libvpx-vp9", options={"cpu-used": "8"}, tracks=[Track("libopus", 48000)])),
+    "av1": Film(
+        ".mp4",
+        film(codec="libsvtav1", options={"preset": "12", "svtav1-params": "lp=1"}, paint=sized(160, 120)),
+        size=(160, 120),
+    ),
+    "motion jpeg": Film(".avi", film(codec="mjpeg", pixel_format="yuvj420p", tracks=[Track("pcm_s16le")])),
+    "mpeg 2": Film(".mpg", film(codec="mpeg2video", tracks=[Track("mp2", 44100)])),
+    "mpeg 4": Film(".avi", film(codec="mpeg4", tracks=[Track("libmp3lame")]), start=1.07),
+    "flash": Film(".flv", film(codec="flv", tracks=[Track("libmp3lame", 44100)])),
+    "raw": Film(".avi", film(codec="rawvideo", pixel_format="bgr24", tracks=[Track("pcm_s16le")])),
+    "animated gif": Film(".gif", film(codec="gif", pixel_format="rgb8", tracks=()), start=None),
+    "animated png": Film(".apng", film(codec="apng", pixel_format="rgba", tracks=()), start=None),
+    "photograph": Film(".jpg", photograph, colours="R", start=None),
+    "one frame": Film(".mp4", film(times=[0.0]), colours="R", start=1.0, notes=(LONG_SOUND,)),
+    "two video tracks": Film(
+        ".mp4", two_films, start=None, notes=(r"of its 2 video tracks number 1 \(.*\) is taken",)
+    ),
+    # --- the sound ---
+    "two sound tracks": Film(
+        ".mkv",
+        film(tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0)]),
+        notes=(r"of its 2 audio tracks number 1 \(ger\) is taken",),
+    ),
+    "late sound": Film(
+        ".mkv", film(tracks=[Track(start=2.0, seconds=2.0)]), start=2.0, notes=("its sound starts 2.0. s after",)
+    ),
+    "early end": Film(".mp4", film(tracks=[Track(seconds=2.0)]), notes=(SILENT_END,)),
+    "no sound at the end of a second": Film(".mp4", film(tracks=[Track(seconds=3.5)])),
+    "ten minutes of sound": Film(".mkv", film(tracks=[Track("pcm_s16le", 8000, seconds=600.0)]), notes=(LONG_SOUND,)),
+    "sound first in the file": Film(".mkv", film(tracks=[Track("pcm_s16le")], sound_first=True)),
+    "picture later than sound": Film(
+        ".mkv",
+        film(times=every(start=1.0, seconds=3.0)),
+        colours="GBW",
+        start=0.0,
+        notes=("its sound starts before its picture",),
+    ),
+    # --- the clock ---
+    "negative timestamps": Film(
+        ".mp4",
+        film(
+            times=every(start=-1.0, seconds=5.0),
+            paint=lambda seconds: flat_picture(max(0.0, seconds)),
+            container_options={"avoid_negative_ts": "disabled"},
+            options={"bf": "0"},
+        ),
+    ),
+    "timestamps that jump": Film(".ts", joined, start=None),
+    "claims 49 days": Film(".mp4", claims_to_last),
+    # --- damage ---
+    "tail missing, index in front": Film(
+        ".mp4",
+        truncated(paint=noisy, container_options={"movflags": "+faststart"}),
+        colours="RG",
+        size=(128, 96),
+        notes=(ENDS_EARLY,),
+    ),
+    "tail missing, fragmented": Film(
+        ".mp4",
+        truncated(paint=noisy, container_options={"movflags": "+frag_keyframe+empty_moov"}, options={"g": "5"}),
+        colours="RGB",
+        size=(128, 96),
+        notes=(LOSSES,),
+    ),
+    "tail missing, mkv": Film(".mkv", truncated(paint=noisy), colours="RGB", size=(128, 96), notes=(ENDS_EARLY,)),
+    "tail missing, ts": Film(".ts", truncated(paint=noisy), colours="RGB", size=(128, 96)),
+    "middle damaged, mp4": Film(
+        ".mp4",
+        lambda path: overwrite(
+            write_film(path, paint=noisy, options={"g": "5"}, container_options={"movflags": "+faststart"}), 0.3, 0.4
+        ),
+        size=(128, 96),
+        notes=(LOSSES, HOLES),
+    ),
+    "middle damaged, mkv": Film(
+        ".mkv",
+        lambda path: overwrite(write_film(path, paint=noisy, options={"g": "5"}), 0.3, 0.4),
+        size=(128, 96),
+        notes=(LOSSES, HOLES),
+    ),
+    "middle damaged, ts": Film(
+        ".ts",
+        lambda path: overwrite(write_film(path, paint=noisy, options={"g": "5"}), 0.3, 0.4),
+        size=(128, 96),
+        notes=(LOSSES, HOLES),
+    ),
+    "wrong suffix": Film(".txt", lambda path: clip_of(path, write_film(path.with_suffix(".mkv")).read_bytes())),
+}
+
+REFUSED = {
+    "no frames": Refused(".mkv", film(times=[0.0], tracks=()), "has no sound track"),
+    "no sound": Refused(".mp4", film(tracks=()), r"has no sound track\. Pass the sound as `audio=`"),
+    "sound alone": Refused(".m4a", lambda path: write_sound(path, Track()), "has no video stream"),
+    "index missing": Refused(".mp4", lambda path: cut(write_film(path), 0.9), "whole media file"),
+    "nothing": Refused(".mp4", lambda path: clip_of(path, b""), r"is empty \(0 bytes\)"),
+    "one byte": Refused(".mp4", lambda path: clip_of(path, b"x"), "whole media file"),
+    "a text": Refused(".mp4", lambda path: clip_of(path, b"Dear diary, nothing happened.\n" * 99), "whole media file"),
+    "a page": Refused(
+        ".mp4", lambda path: clip_of(path, b"<!DOCTYPE html><html><body>404</body></html>"), "whole media file"
+    ),
+    "subtitles": Refused(
+        ".mp4", lambda path: clip_of(path, b"1\n00:00:00,000 --> 00:00:04,000\nHello\n\n" * 20), "whole media file"
+    ),
+    "an archive": Refused(".mp4", lambda path: clip_of(path, b"PK\3\4" + bytes(4000)), "whole media file"),
+    "zeros": Refused(".mp4", lambda path: clip_of(path, bytes(2**20)), "whole media file"),
+    "noise": Refused(
+        ".mp4", lambda path: clip_of(path, np.random.default_rng(0).bytes(2**20)), "whole media file|has no"
+    ),
+    "a giant picture": Refused(".mov", giant, r"no more than 67 million pixels"),
+    "encrypted": Refused(".mp4", film(container_options=CENC), r"is encrypted \(DRM\)"),
+    "unknown codec": Refused(
+        ".mkv",
+        lambda path: replaced(path, b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"),
+        r"its video is in a codec that is not known here\. Convert it",
+    ),
+    "sound at two billion hertz": Refused(
+        ".mkv",
+        lambda path: replaced(path, struct.pack(">d", 16000), struct.pack(">d", 2e9), tracks=[Track("pcm_s16le")]),
+        "samples per second",
+    ),
+}
