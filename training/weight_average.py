@@ -9,6 +9,10 @@ from torch.distributed.tensor import DTensor
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 
 
+# After n steps the average keeps at most n / (n + 10): it reaches over the last tenth of a short run.
+WARM_UP_STEPS = 10
+
+
 class WeightAverage:
     """A plain copy of the network beside the one that is trained, whole on every process and never wrapped.
 
@@ -16,8 +20,9 @@ class WeightAverage:
 
     Args:
         network: The network before `accelerator.prepare`; it is copied.
-        decay: Share of the average that each step keeps; the first step replaces it. None keeps no average: the copy then
-            takes over the weights when it is asked for.
+        decay: Share of the average that each step keeps, once there were enough steps: step n keeps n / (n + 10) at most,
+            so that the first step replaces it. None keeps no average: the copy then takes over the weights when it is
+            asked for.
     """
 
     def __init__(self, network: PCMANetForAudioVisualSegmentation, decay: float | None) -> None:
@@ -33,7 +38,8 @@ class WeightAverage:
             network: The trained network without its wrappers; its parameters may be sharded (FSDP2).
         """
         if self.decay is not None:
-            self._blend(network, 0.0 if self.steps == 0 else self.decay)
+            # The plain decay would keep mostly the first weights until 1 / (1 - decay) steps are done.
+            self._blend(network, min(self.decay, self.steps / (self.steps + WARM_UP_STEPS)))
         self.steps += 1
 
     @torch.no_grad()
