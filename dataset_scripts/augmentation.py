@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .avsbench_trees import share_nothing
 from .clip_arrays import ClipArrays
 from .synthetic_sound import render_noise
 
@@ -46,7 +47,7 @@ def amplify(clip: ClipArrays, decibels: float) -> ClipArrays:
     peak = float(np.abs(clip.waveform).max())
     gain = 10 ** (decibels / 20)
     gain = min(gain, max(1.0, 1 / peak)) if peak else gain
-    return replace(clip, waveform=clip.waveform * np.float32(gain))
+    return _with_sound(clip, clip.waveform * np.float32(gain))
 
 
 def mix(clip: ClipArrays, other: ClipArrays, decibels: float) -> ClipArrays:
@@ -54,7 +55,7 @@ def mix(clip: ClipArrays, other: ClipArrays, decibels: float) -> ClipArrays:
 
     Args:
         clip: The clip.
-        other: Another, see `share_nothing`.
+        other: Another, see `may_lend`.
         decibels: Loudness of the other sound against the clip's own.
 
     Returns:
@@ -64,33 +65,36 @@ def mix(clip: ClipArrays, other: ClipArrays, decibels: float) -> ClipArrays:
     own, theirs = _loudness(clip.waveform), _loudness(added)
     if min(own, theirs) < QUIETEST:
         return clip
-    return replace(clip, waveform=clip.waveform + added * np.float32(own / theirs * 10 ** (decibels / 20)))
+    return _with_sound(clip, clip.waveform + added * np.float32(own / theirs * 10 ** (decibels / 20)))
 
 
 def replace_sound(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
     """Put a sound that belongs to nothing in the picture under a clip: the right mask of every frame is empty.
+
+    Frames that were not annotated stay so, although their masks are known too: losses are means over annotated frames,
+    in which the clip would otherwise weigh more than with its own sound (in S4, five times as much).
 
     Args:
         clip: The clip.
         waveform: float32 (channels, samples), at the clip's rate.
 
     Returns:
-        The clip with that sound; all its frames count as annotated.
+        The clip with that sound and empty masks.
     """
-    return replace(
-        clip,
-        waveform=waveform,
-        masks=np.zeros_like(clip.masks),
-        label_mask=np.ones_like(clip.label_mask),
-        objects=None,
-    )
+    masks = np.where(clip.label_mask[:, None, None], np.uint8(0), clip.masks)
+    return replace(_with_sound(clip, waveform), masks=masks, objects=None)
 
 
-def share_nothing(clip: ClipArrays, other: ClipArrays) -> bool:
-    """Tell whether another clip's sound surely belongs to nothing in a clip; never so where objects are unknown (MS3)."""
-    if clip is other or clip.objects is None or other.objects is None or other.waveform is None:
+def may_lend(other: ClipArrays, clip: ClipArrays) -> bool:
+    """Tell whether another clip has a sound that fits under a clip and belongs to nothing in it, see `share_nothing`."""
+    if other.waveform is None or other.sampling_rate != clip.sampling_rate:
         return False
-    return clip.sampling_rate == other.sampling_rate and not clip.objects & other.objects
+    return share_nothing(other.objects, clip.objects)
+
+
+def _with_sound(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
+    """A clip with another sound, which the features that came with the data are not of."""
+    return replace(clip, waveform=waveform, log_mel=None)
 
 
 def _fit(other: ClipArrays, clip: ClipArrays) -> np.ndarray:
@@ -121,8 +125,8 @@ class Augmentation:
         replacement: Share of clips whose sound is replaced by one of `replacements`, with empty masks.
         replacements: Out of "silence", "noise" and "other", which is another clip's sound.
 
-    Another clip is one of the same batch of which it is known that it shares no object; where there is none, nothing is
-    mixed, and "other" becomes silence.
+    Another clip is one of the same batch of which the data tell that it shares no object, see `may_lend`; where there is
+    none, nothing is mixed, and "other" becomes silence.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -187,7 +191,7 @@ class Augmentation:
         self, clip: ClipArrays, original: ClipArrays, clips: Sequence[ClipArrays], generator: np.random.Generator
     ) -> ClipArrays:
         """Change what is heard."""
-        others = [other for other in clips if share_nothing(original, other)]
+        others = [other for other in clips if may_lend(other, original)]
         other = others[generator.integers(len(others))] if others else None
         if generator.uniform() < self.replacement:
             return replace_sound(clip, self._draw_sound(clip, other, generator))

@@ -6,7 +6,7 @@ AVSBench-semantic (Zhou et al., 2023). Nothing here opens a picture or a sound; 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -210,6 +210,24 @@ def parse_objects(text: str) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"a_obj is {text!r}, but {unknown} are none of the 70 classes, nor one of {NO_CLASS}")
     return tuple(names)
+
+
+def share_nothing(lent: Collection[str] | None, objects: Collection[str] | None) -> bool:
+    """Tell whether the sound of one clip belongs to nothing that is heard in another, as far as the data tell.
+
+    AVSBench's `objects` name what sounds, not what is visible: a silent dog in the picture is in no table.
+
+    Args:
+        lent: Objects of the clip whose sound is lent.
+        objects: Objects of the other clip.
+
+    Returns:
+        True if no object is in both; False where either is unknown (MS3), and where a name in `lent` is none of a
+        class, because what sounds off the screen or in the background may be anything.
+    """
+    if not lent or not objects or set(lent) & set(NO_CLASS):
+        return False
+    return not set(lent) & set(objects)
 
 
 def _place_s4(tree: Path, values: list[str]) -> ClipFiles:

@@ -25,7 +25,8 @@ class ClipArrays:
         waveform: float32 (channels, samples), full scale [-1, 1]; None if there are only features.
         sampling_rate: Of the waveform, in hertz.
         timestamps: float64 (frames,), seconds from the start of the sound.
-        objects: Names of what may be seen or heard in the clip, None if unknown.
+        objects: Names of what sounds in the clip (of Sounding Shapes: of all that is seen, silent or not), None if
+            unknown.
         log_mel: float32 (frames, 1, 96, 64), features that came with the data, else None.
     """
 

@@ -19,7 +19,7 @@ from .avsbench_folder import VideoFiles, encode_wav
 from .avsbench_labels import IGNORED_LABEL
 from .avsbench_rows import RowSettings, row_features
 from .avsbench_sources import AVSBenchError, Source, find_clips, inspect_files, label_names, read_clip_row
-from .avsbench_trees import NO_CLASS
+from .avsbench_trees import share_nothing
 from .collation import ClipCollator
 from .robustness_metrics import Audio
 
@@ -95,12 +95,12 @@ def find_evaluation_clips(root: str | Path, name: str, split: str, settings: Row
 
 
 def find_off_screen_sounds(data: EvaluationClips, folder: Path | None = None) -> list[str]:
-    """Find for each clip a file whose sound belongs to nothing in its pictures.
+    """Find for each clip a file whose sound belongs to nothing in it.
 
     Args:
         data: The clips.
-        folder: Sounds that are taken in turns. If None, the sound of the next clip in the table of which it is known
-            that nothing is heard in both; so never for MS3, whose table does not tell what is heard.
+        folder: Sounds that are taken in turns. If None, the sound of the next clip in the table that shares nothing with
+            this one (`share_nothing`); so never for MS3, whose table does not tell what is heard.
 
     Returns:
         One path per clip.
@@ -117,19 +117,12 @@ def find_off_screen_sounds(data: EvaluationClips, folder: Path | None = None) ->
     donors = []
     for index, clip in enumerate(data.clips):
         others = (*data.clips[index + 1 :], *data.clips[:index])
-        donor = next((other for other in others if _share_nothing(clip, other)), None)
+        donor = next((other for other in others if share_nothing(other.objects, clip.objects)), None)
         if donor is None:
             problem = f"{data.table} names no clip in which surely nothing is heard that is heard in {clip.id!r}"
             raise ValueError(f"{problem}; give a folder of other sounds")
         donors.append(donor.path if isinstance(donor, VideoFiles) else donor.audio)
     return donors
-
-
-def _share_nothing(clip: Source, other: Source) -> bool:
-    """Tell whether it is known of both clips what is heard, and nothing is heard in both."""
-    if not clip.objects or not other.objects or set(NO_CLASS) & set(other.objects):
-        return False
-    return not set(clip.objects) & set(other.objects)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pcmanet.dataset_scripts.augmentation import (
     amplify,
     crop,
     flip,
+    may_lend,
     mix,
     recolour,
     replace_sound,
-    share_nothing,
 )
 from pcmanet.dataset_scripts.clip_arrays import ClipArrays
 
@@ -25,7 +25,7 @@ def make_clip(name="dog", seed=0, seconds=2):
     return ClipArrays(
         name=name,
         frames=frames,
-        masks=(frames[..., 0] > 127).astype(np.uint8),
+        masks=np.stack([frames[0, ..., 0] > 127, *[np.full((20, 30), 255)] * (seconds - 1)]).astype(np.uint8),
         label_mask=np.array([True] + [False] * (seconds - 1)),
         waveform=generator.uniform(-0.3, 0.3, (2, seconds * 100)).astype(np.float32),
         sampling_rate=100,
@@ -41,7 +41,7 @@ def rms(waveform):
 def test_flip_and_crop_keep_masks_on_their_pixels():
     clip = make_clip()
     for changed in (flip(clip), crop(clip, 3, 5, 10, 12), crop(flip(clip), 0, 0, 20, 1)):
-        np.testing.assert_array_equal(changed.masks, changed.frames[..., 0] > 127)
+        np.testing.assert_array_equal(changed.masks[0], changed.frames[0, ..., 0] > 127)
     np.testing.assert_array_equal(flip(clip).frames[0, 0, 0], clip.frames[0, 0, -1])
     np.testing.assert_array_equal(crop(clip, 3, 5, 10, 12).frames, clip.frames[:, 3:13, 5:17])
 
@@ -79,18 +79,28 @@ def test_mix_adds_the_other_sound_at_the_wanted_level():
     assert mix(clip, silent, -10) is clip and mix(silent, clip, -10) is silent
 
 
-def test_replaced_sound_empties_masks_and_makes_them_known():
-    changed = replace_sound(make_clip(), np.zeros((1, 200), np.float32))
-    assert changed.masks.max() == 0 and changed.label_mask.all() and changed.waveform.max() == 0
+def test_replaced_sound_empties_the_masks_of_annotated_frames_and_annotates_no_others():
+    clip = make_clip()
+    changed = replace_sound(clip, np.zeros((1, 200), np.float32))
+    np.testing.assert_array_equal(changed.label_mask, clip.label_mask)
+    assert (changed.masks[0] == 0).all() and (changed.masks[1] == 255).all() and changed.waveform.max() == 0
 
 
-def test_another_clip_lends_its_sound_only_if_it_surely_shares_nothing():
+def test_published_features_go_with_the_sound_that_they_are_of():
+    clip = replace(make_clip(), log_mel=np.ones((2, 1, 96, 64), np.float32))
+    other = make_clip("cat", 1)
+    for changed in (amplify(clip, -3), mix(clip, other, -10), replace_sound(clip, other.waveform)):
+        assert changed.log_mel is None
+    assert flip(clip).log_mel is clip.log_mel
+
+
+def test_another_clip_lends_its_sound_only_if_nothing_in_it_may_belong_to_this_one():
     dog, cat = make_clip("dog"), make_clip("cat")
-    assert share_nothing(dog, cat)
-    assert not share_nothing(dog, dog) and not share_nothing(dog, make_clip("dog", 1))
-    assert not share_nothing(dog, replace(cat, objects=None)) and not share_nothing(replace(dog, objects=None), cat)
-    assert not share_nothing(dog, replace(cat, sampling_rate=200))
-    assert not share_nothing(dog, replace(cat, objects=frozenset(["cat", "dog"])))
+    assert may_lend(cat, dog)
+    assert not may_lend(dog, dog) and not may_lend(make_clip("dog", 1), dog)
+    assert not may_lend(replace(cat, objects=None), dog) and not may_lend(cat, replace(dog, objects=None))
+    assert not may_lend(replace(cat, sampling_rate=200), dog) and not may_lend(replace(cat, waveform=None), dog)
+    assert not may_lend(make_clip("off-the-screen"), dog)
 
 
 def test_nothing_happens_when_all_is_off():
@@ -124,7 +134,7 @@ def test_each_kind_follows_its_seed_and_leaves_the_clips_alone(settings):
         picture = any(settings.get(name) for name in ("flips", "crops", "photometric"))
         assert np.array_equal(clip.frames, first.frames) != picture
         assert np.array_equal(clip.waveform, first.waveform) == picture
-        assert (first.masks.max() == 0) == bool(settings.get("replacement"))
+        assert (first.masks[0].max() == 0) == bool(settings.get("replacement"))
 
 
 def test_draws_differ_and_keep_to_their_shares():
@@ -146,7 +156,7 @@ def test_windows_keep_their_area_and_lie_inside():
 def test_other_becomes_silence_where_nobody_can_lend():
     augmentation = Augmentation(**{**OFF, "replacement": 1.0, "replacements": ("other",)})
     (alone,) = augmentation([make_clip("dog")], np.random.default_rng(0))
-    assert alone.waveform.max() == 0 and alone.masks.max() == 0
+    assert alone.waveform.max() == 0 and alone.masks[0].max() == 0
     pair = [make_clip("dog"), make_clip("cat", 1)]
     first, _ = augmentation(pair, np.random.default_rng(0))
     np.testing.assert_allclose(first.waveform[0], pair[1].waveform.mean(axis=0), atol=1e-7)

@@ -1,7 +1,14 @@
 import pytest
 
 from pcmanet.dataset_scripts.avsbench_tables import AVSBenchError
-from pcmanet.dataset_scripts.avsbench_trees import LAYOUTS, S4_CATEGORIES, find_tree, parse_objects, read_clips
+from pcmanet.dataset_scripts.avsbench_trees import (
+    LAYOUTS,
+    S4_CATEGORIES,
+    find_tree,
+    parse_objects,
+    read_clips,
+    share_nothing,
+)
 
 
 def clips_of(root, name, *lines):
@@ -86,6 +93,15 @@ def test_objects():
     for text in ("", "dog_", "Dog", "h  orse", "horse_clip-clop"):
         with pytest.raises(ValueError, match="none of the 70 classes"):
             parse_objects(text)
+
+
+def test_clips_share_nothing_only_where_the_data_tell_what_is_heard():
+    assert share_nothing(("cat",), ("dog",)) and share_nothing(frozenset(["cat"]), ("dog", "man"))
+    assert not share_nothing(("cat", "dog"), ("dog",))
+    for unknown in (None, (), ("off-the-screen",), ("background",), ("cat", "off-the-screen")):
+        assert not share_nothing(unknown, ("dog",))
+    assert share_nothing(("dog",), ("off-the-screen",))
+    assert not share_nothing(("dog",), None) and not share_nothing(("dog",), ())
 
 
 def test_other_names_are_refused(tmp_path):
