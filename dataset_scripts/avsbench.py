@@ -52,12 +52,14 @@ class AVSBenchConfig(datasets.BuilderConfig):
         split: The one split to read.
         settings: What was chosen about rows.
         faulty: "raise" or "skip", what becomes of clips with faults.
+        labels: Names of the classes, by which masks of one's own clips are read.
         state: Fingerprint of the files, so that changed files are prepared anew.
     """
 
     split: str = "train"
     settings: RowSettings = RowSettings()
     faulty: str = "raise"
+    labels: tuple[str, ...] = ()
     state: str = ""
 
 
@@ -166,10 +168,11 @@ def load_avsbench(
             cache_dir=None if cache_dir is None else str(cache_dir),
             dataset_name="avsbench",
             config_name=name,
-            data_dir=str(Path(root).resolve()),
+            data_dir=str(tree.path),
             split=one,
             settings=settings,
             faulty=faulty,
+            labels=label_names(root, name),
             state=fingerprint(tree.table, paths),
         )
         loaded[one] = _load(builder, one, streaming, num_proc)

@@ -26,7 +26,7 @@ from modeling_pcmanet.media_pcmanet import Media, read_media
 from .avsbench_files import picture_problem, read_picture
 from .avsbench_labels import decode_binary, decode_indexes
 from .avsbench_rows import Attempts, RowSettings, make_row
-from .avsbench_tables import SPLITS, AVSBenchError, Fault, read_lines, require_choice, require_columns
+from .avsbench_tables import SPLITS, AVSBenchError, Fault, read_lines, read_text, require_choice, require_columns
 from .avsbench_trees import Tree
 
 
@@ -42,7 +42,7 @@ class VideoFiles:
     """Where the files of one's own clip lie.
 
     Attributes:
-        id: The path of the video inside the folder.
+        id: The path of the video inside the folder, in its shortest form.
         video: The same, as AVSBench's clips have it.
         split: "train", "val" or "test".
         subset: "folder".
@@ -85,7 +85,7 @@ def find_folder(root: str | Path) -> Tree:
     Raises:
         AVSBenchError: If the table is missing or cannot be used; every bad line is named.
     """
-    table = Path(root) / TABLE
+    table = Path(root).resolve() / TABLE
     if not table.is_file():
         raise AVSBenchError([Fault("", str(table), f"missing; it needs the columns {', '.join(REQUIRED_COLUMNS)}")])
     (header_line, header), *lines = read_lines(table)
@@ -120,12 +120,12 @@ def read_class_names(root: str | Path) -> tuple[str, ...] | None:
         The names in the order of the class indexes, the first is the background; None for binary masks.
 
     Raises:
-        AVSBenchError: If the file is there but holds fewer than two names, more than 255, or one twice.
+        AVSBenchError: If the file is there but not UTF-8, or holds fewer than two names, more than 255, or one twice.
     """
     path = Path(root) / CLASSES
     if not path.is_file():
         return None
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     if not 2 <= len(names) <= MOST_CLASSES or len(set(names)) != len(names):
         problem = f"holds {len(names)} names; expected 2 to {MOST_CLASSES} different ones, the background first"
         raise AVSBenchError([Fault("", str(path), problem)])
@@ -134,25 +134,25 @@ def read_class_names(root: str | Path) -> tuple[str, ...] | None:
 
 def _place(root: Path, values: dict[str, str], num_classes: int) -> VideoFiles:
     """Turn one line of the table into a clip."""
-    masks, objects = values.get("masks"), values.get("objects")
+    video, masks, objects = _require_inside(values["video"], "video"), values.get("masks"), values.get("objects")
     return VideoFiles(
-        id=values["video"],
-        video=values["video"],
+        id=video,
+        video=video,
         split=require_choice(values["split"], "split", SPLITS),
         subset="folder",
         objects=tuple(objects.split("_")) if objects else None,
-        path=str(root / _require_inside(values["video"], "video")),
+        path=str(root / video),
         masks=str(root / _require_inside(masks, "masks")) if masks else None,
         num_classes=num_classes,
     )
 
 
 def _require_inside(text: str, what: str) -> str:
-    """Return a path that stays in the folder, or raise ValueError."""
-    parts = PurePosixPath(text).parts
-    if not parts or text.startswith("/") or ".." in parts or any(sign in text for sign in ("\\", "\0", ":")):
+    """Return a path that stays in the folder in its shortest form, or raise ValueError."""
+    path = PurePosixPath(text)
+    if not path.parts or path.is_absolute() or ".." in path.parts or any(sign in text for sign in ("\\", "\0", ":")):
         raise ValueError(f"{what} is {text!r}; expected a path inside the folder, with / between its parts")
-    return text
+    return str(path)
 
 
 def inspect_videos(clips: Sequence[VideoFiles]) -> list[Fault]:

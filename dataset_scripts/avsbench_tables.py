@@ -83,7 +83,7 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
     Raises:
         AVSBenchError: If the file is empty, not UTF-8, or no csv.
     """
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
     except csv.Error as error:
@@ -107,16 +107,18 @@ def require_columns(path: Path, lines: Sequence[tuple[int, list[str]]], columns:
         raise AVSBenchError(faults)
 
 
-def _decode(path: Path) -> str:
-    """Read a text file as UTF-8, or name the line that is not."""
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without byte order mark.
+
+    Raises:
+        AVSBenchError: If it is not UTF-8, naming the line.
+    """
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        problem = (
-            f"byte 0x{data[error.start]:02x} is not UTF-8 (Latin-1 or another encoding?); save the table as UTF-8"
-        )
+        problem = f"byte 0x{data[error.start]:02x} is not UTF-8 (Latin-1 or another encoding?); save the file as UTF-8"
         raise AVSBenchError([Fault("", f"{path}, line {line}", problem)]) from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 
-from .avsbench_tables import SPLITS, AVSBenchError, Fault, read_table, require_choice, require_name
+from .avsbench_tables import SPLITS, AVSBenchError, Fault, read_table, read_text, require_choice, require_name
 
 
 S4_CATEGORIES = (
@@ -153,8 +153,8 @@ def _require_known_numbers(path: Path) -> None:
     """Raise AVSBenchError if AVSS's own table of classes is there and numbers them otherwise than we do."""
     expected = {label: number for number, label in enumerate(AVSBENCH_SEMANTIC_LABELS, start=1)}
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else expected
-    except ValueError as error:
+        numbers = json.loads(read_text(path)) if path.is_file() else expected
+    except json.JSONDecodeError as error:
         raise AVSBenchError([Fault("", str(path), f"is no JSON: {error}")]) from error
     if numbers != expected:
         problem = "numbers other classes than the published 71, counted from 1; masks would mean other things"
@@ -162,9 +162,13 @@ def _require_known_numbers(path: Path) -> None:
 
 
 def locate_table(root: str | Path, name: str) -> Path | None:
-    """Find the table of clips of a published tree in a folder or under the tree's published name in it."""
+    """Find the table of clips of a published tree in a folder or under the tree's published name in it.
+
+    Returns:
+        Its path, or None. However the folder was named, the path is one and the same: it names prepared data.
+    """
     layout = LAYOUTS[name]
-    places = [Path(root) / layout.table, Path(root) / layout.folder / layout.table]
+    places = [folder.resolve() / layout.table for folder in (Path(root), Path(root) / layout.folder)]
     return next((place for place in places if place.is_file()), None)
 
 

@@ -124,6 +124,14 @@ def test_preparing_again_sees_changed_files(trees, load):
     assert np.asarray(before).min() == 0 and np.asarray(after).min() == 1
 
 
+def test_one_tree_is_prepared_once_however_it_is_named(trees, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(trees / MS3)
+    for root in (trees, "data", trees / MS3, "link"):
+        load_avsbench(root, "ms3", split="train", cache_dir=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").rglob("dataset_info.json"))) == 1
+
+
 def test_several_processes_prepare_the_same_rows(trees, tmp_path):
     one, two = (
         load_avsbench(trees, "avss", split="train", cache_dir=tmp_path / str(n), num_proc=n).to_dict() for n in (1, 2)
@@ -241,6 +249,8 @@ def test_an_avss_table_with_other_columns_is_refused(trees, load):
 
 def test_another_numbering_of_classes_is_refused(trees, load):
     path = trees / AVSS / "label2idx.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    load(trees, "avss", split="val", streaming=True)
     edit(path, lambda text: text.replace("violin", "fiddle"))
     assert "numbers other classes" in faults_of(lambda: load(trees, "avss"))["label2idx.json"]
     path.write_text("{")

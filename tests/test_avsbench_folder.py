@@ -61,6 +61,13 @@ def test_own_folder_with_classes(own_folder, load):
     assert np.asarray(load(own_folder, "folder", split="train")[0]["masks"][1]).min() == 2
 
 
+def test_masks_prepared_under_other_classes_are_prepared_anew(own_folder, load):
+    load(own_folder, "folder", split="train")
+    (own_folder / "classes.txt").write_text("background\ndog\n")
+    faults = faults_of(lambda: load(own_folder, "folder", split="train"))
+    assert "holds 255; class indexes go from 0" in faults["1.png"]
+
+
 def test_faults_of_an_own_folder_are_named(own_folder, load):
     Image.fromarray(np.zeros((48, 64), np.uint8)).save(own_folder / "masks/dog/2.png")
     Image.fromarray(np.zeros((20, 64), np.uint8)).save(own_folder / "masks/dog/0.png")
@@ -84,6 +91,10 @@ def test_faults_of_an_own_folder_are_named(own_folder, load):
         ("video,split\nvideos/dog.mp4\n", "1 values, expected 2"),
         ("video,split\nvideos/dog.mp4,training\n", "split is 'training'"),
         ("video,split\nvideos/dog.mp4,train\nvideos/dog.mp4,val\n", "stands in another line already"),
+        (
+            "video,split\n./videos/dog.mp4,train\nvideos//dog.mp4,val\n",
+            "'videos/dog.mp4' stands in another line already",
+        ),
         ("video,split,masks\nvideos/dog.mp4,train,masks/../../x\n", "masks is 'masks/../../x'"),
         ("video,split,masks\nvideos/dog.mp4,train,masks/cat\n", "holds no masks"),
     ],
@@ -99,6 +110,15 @@ def test_tables_that_cannot_be_used_are_named(own_folder, load, table, problem):
 def test_class_names_must_be_several_different_ones(own_folder, names):
     (own_folder / "classes.txt").write_text(names)
     with pytest.raises(AVSBenchError, match="classes.txt: holds . names"):
+        label_names(own_folder, "folder")
+
+
+def test_class_names_may_come_from_windows(own_folder):
+    path = own_folder / "classes.txt"
+    path.write_bytes("background\r\ncafé\r\n".encode("utf-8-sig"))
+    assert label_names(own_folder, "folder") == ("background", "café")
+    path.write_bytes("background\ncafé\n".encode("latin-1"))
+    with pytest.raises(AVSBenchError, match=r"classes.txt, line 2: byte 0xe9 is not UTF-8"):
         label_names(own_folder, "folder")
 
 

@@ -8,6 +8,7 @@ from pcmanet.dataset_scripts.avsbench_tables import (
     Fault,
     read_lines,
     read_table,
+    read_text,
     require_choice,
     require_name,
 )
@@ -48,6 +49,15 @@ def test_headers_marks_spaces_and_blank_lines_do_not_matter(tmp_path, content):
     path = tmp_path / "clips.csv"
     path.write_text(content, encoding="utf-8", newline="")
     assert [values for _, values in read_table(path, COLUMNS, named_header=False)] == [["-rf", "train"], ["_x", "val"]]
+
+
+def test_texts_of_windows_are_read_or_named(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_bytes("background\r\ncafé".encode("utf-8-sig"))
+    assert read_text(path) == "background\r\ncafé"
+    path.write_bytes("background\ncafé".encode("latin-1"))
+    with pytest.raises(AVSBenchError, match="classes.txt, line 2: byte 0xe9 is not UTF-8"):
+        read_text(path)
 
 
 def test_a_known_header_must_be_there(tmp_path):
