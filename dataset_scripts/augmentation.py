@@ -4,8 +4,10 @@ One draw holds for all frames of a clip, so that its motion stays. Each kind is 
 numbers; `Augmentation` draws the numbers from the generator that it is handed and from nothing else. Evaluation uses none.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from .synthetic_sound import render_noise
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # weights of red, green, blue in grey (ITU-R BT.601)
 REPLACEMENTS = ("silence", "noise", "other")
+SHARES = ("flips", "crops", "crop_area", "photometric", "colour_strength", "loudness", "mixing", "replacement")
+RANGES = dict.fromkeys(SHARES, (0, 1)) | {"crop_ratio": (1, math.inf), "decibels": (0, math.inf)}
 CROP_ATTEMPTS = 10
 QUIETEST = 1e-6  # root mean square below which a sound is silence and has no loudness to compare with
 
@@ -107,6 +111,11 @@ def _loudness(waveform: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
 
 
+def _is_finite(value: Any) -> bool:
+    """Tell whether a value is a number, neither infinite nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What is drawn for training clips, and how often.
@@ -114,12 +123,12 @@ class Augmentation:
     Attributes:
         flips: Share of clips that are mirrored, in [0, 1].
         crops: Share of clips that are cropped.
-        crop_area: Least share of the picture that a crop keeps.
-        crop_ratio: Most by which a crop stretches the picture.
+        crop_area: Least share of the picture that a crop keeps, above 0.
+        crop_ratio: Most by which a crop stretches the picture, from 1 up.
         photometric: Share of clips whose colours change.
         colour_strength: Brightness, contrast and saturation are scaled by 1 plus or minus up to this.
         loudness: Share of clips whose loudness changes.
-        decibels: By plus or minus up to this.
+        decibels: By plus or minus up to this, from 0 up.
         mixing: Share of clips to which the sound of another clip of the batch is added.
         mixing_decibels: Least and most loudness of that against the clip's own.
         replacement: Share of clips whose sound is replaced by one of `replacements`, with empty masks.
@@ -129,7 +138,7 @@ class Augmentation:
     none, nothing is mixed, and "other" becomes silence.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a value is of another type or out of its range.
     """
 
     flips: float = 0.5
@@ -146,14 +155,17 @@ class Augmentation:
     replacements: tuple[str, ...] = REPLACEMENTS
 
     def __post_init__(self) -> None:
-        shares = ("flips", "crops", "photometric", "loudness", "mixing", "replacement", "colour_strength", "crop_area")
-        wrong = {name: getattr(self, name) for name in shares if not 0 <= getattr(self, name) <= 1}
-        if wrong or not self.crop_area or self.crop_ratio < 1:
-            raise ValueError(
-                f"{wrong or self}: shares must lie in [0, 1], crop_area above 0, crop_ratio at 1 or above"
-            )
-        if not self.replacements or set(self.replacements) - set(REPLACEMENTS):
-            raise ValueError(f"replacements is {self.replacements}; choose out of {REPLACEMENTS}")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if not _is_finite(value) or not least <= value <= most:
+                raise ValueError(f"{name} is {value!r}; expected a finite number from {least} to {most}")
+        if not self.crop_area:
+            raise ValueError("crop_area is 0; a crop must keep something of the picture")
+        pair, kinds = self.mixing_decibels, self.replacements
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(_is_finite, pair)) or pair[0] > pair[1]:
+            raise ValueError(f"mixing_decibels is {pair!r}; expected two numbers, the least and the most")
+        if not isinstance(kinds, Sequence) or not kinds or any(kind not in REPLACEMENTS for kind in kinds):
+            raise ValueError(f"replacements is {kinds!r}; choose some out of {', '.join(REPLACEMENTS)}")
 
     @property
     def changes_sound(self) -> bool:

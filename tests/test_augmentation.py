@@ -163,9 +163,19 @@ def test_other_becomes_silence_where_nobody_can_lend():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"flips": 1.5}, {"crop_area": 0.0}, {"crop_ratio": 0.5}, {"replacements": ()}, {"replacements": ("thunder",)}],
+    ("name", "value"),
+    [
+        *[("flips", value) for value in (1.5, -0.1, float("nan"), "a", None, True)],
+        *[("crop_area", 0.0), ("crop_ratio", 0.5), ("crop_ratio", float("nan")), ("crop_ratio", float("inf"))],
+        *[("decibels", -3), ("mixing_decibels", [5]), ("mixing_decibels", (-5, -15)), ("mixing_decibels", -5)],
+        *[("mixing_decibels", "ab"), ("mixing_decibels", (float("nan"), 0))],
+        *[("replacements", value) for value in ((), ("thunder",), "noise", None, [["noise"]])],
+    ],
 )
-def test_numbers_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"must lie in|choose out of"):
-        Augmentation(**wrong)
+def test_values_that_cannot_be_used_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is .*(expected|choose|must)"):
+        Augmentation(**{name: value})
+
+
+def test_values_come_as_yaml_has_them():
+    Augmentation(flips=1, decibels=0, mixing_decibels=[-5, -5], replacements=["noise"])

@@ -36,8 +36,9 @@ from pcmanet.training.recipe import Recipe, RecipeError, describe_fields, read_r
         ({"reinitialize_mismatched": True}, "reinitialize_mismatched is about initialize_from, which is null"),
         ({"batch_size": 4, "gradient_accumulation": 3}, "the first must be a multiple of the second"),
         ({"data": "x", "pair_sounds": True}, "pair_sounds is for Sounding Shapes, but data is x"),
-        ({"augmentation": {"flips": 2}}, "augmentation is {'flips': 2}: {'flips': 2}: shares must lie in [0, 1]"),
-        ({"augmentation": {"spins": 1}}, "unexpected keyword argument 'spins'"),
+        ({"augmentation": {"flips": 2}}, "augmentation is {'flips': 2}: flips is 2; expected a finite number"),
+        ({"augmentation": {"flip": 1}}, "augmentation has the unknown key 'flip'; did you mean flips?"),
+        ({"augmentation": {"spins": 1}}, "augmentation has the unknown key 'spins'; known are flips, crops,"),
         ({"augmentation": {}, "log_mel_cache": "x"}, "set augmentation.loudness, mixing and replacement to 0"),
     ],
 )

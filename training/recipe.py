@@ -227,15 +227,26 @@ def _check_data(recipe: Recipe) -> None:
             f"{', '.join(shapes_only)} is for Sounding Shapes, but data is {recipe.data}; for sounds that belong to "
             "nothing in the picture set augmentation.replacement."
         )
+    _require_known(recipe.augmentation or {}, Augmentation, "augmentation")
     try:
         augmentation = recipe.training_augmentation
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise RecipeError(f"augmentation is {recipe.augmentation}: {error}") from error
     if recipe.log_mel_cache is not None and augmentation is not None and augmentation.changes_sound:
         raise RecipeError(
             "log_mel_cache keeps features of sounds that stay as they are; set augmentation.loudness, mixing and "
             "replacement to 0, or leave the cache out."
         )
+
+
+def _require_known(values: Mapping[str, Any], kind: type, source: str) -> None:
+    """Refuse a key that is no field of a dataclass, naming the one that may have been meant."""
+    known = [one.name for one in fields(kind)]
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+            raise RecipeError(f"{source} has the unknown key {key!r}; {remedy}")
 
 
 def recipe_from_dict(values: Mapping[str, Any], source: str = "the recipe") -> Recipe:
@@ -248,12 +259,7 @@ def recipe_from_dict(values: Mapping[str, Any], source: str = "the recipe") -> R
     Raises:
         RecipeError: If a key is unknown or a value cannot be used.
     """
-    known = [one.name for one in fields(Recipe)]
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
-            raise RecipeError(f"{source} has the unknown key {key!r}; {remedy}")
+    _require_known(values, Recipe, source)
     try:
         return Recipe(**values)
     except RecipeError as error:
