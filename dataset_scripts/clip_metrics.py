@@ -128,13 +128,18 @@ class ClipMetrics(ABC):
         frame_mask: Tensor | None = None,
         label_mask: Tensor | None = None,
     ) -> Tensor:
-        """Rows of a batch that went through `reduce`, float64 (batch, row width), on the CPU. Changes no state."""
+        """Rows of a batch that went through `reduce`, float64 (batch, row width), on the CPU. Changes no state.
+
+        A batch without clips, as a process may have where there are more processes than clips, has no rows.
+        """
         if predictions.shape != labels.shape or labels.ndim != 4 or 0 in labels.shape[1:]:
             raise ValueError(
                 f"predictions are {tuple(predictions.shape)} and labels {tuple(labels.shape)}, expected both as (batch, frames, height, width) of the "
                 "same size: resize the logits to the labels first"
             )
         targets = self._targets(labels.to(predictions.device), frame_mask, label_mask)
+        if not len(labels):
+            return torch.zeros(0, sum(self.columns.values()), dtype=torch.float64)
         table = self._measure_frames(predictions.flatten(0, 1), targets.flatten(0, 1))
         rows = torch.cat([table[name].double().view(-1, width) for name, width in self.columns.items()], dim=1)
         # Frame after frame, because a library's sum may round otherwise when there is padding behind: zeros added one

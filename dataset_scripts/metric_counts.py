@@ -53,7 +53,8 @@ def quantize_probabilities(probabilities: Tensor) -> Tensor:
         lowest, highest = (bound.item() for bound in probabilities.aminmax())
         if not (lowest >= 0.0 and highest <= 1.0):
             raise ValueError(
-                f"probabilities run from {lowest} to {highest}, expected values in [0, 1] and no NaN: pass logits through a sigmoid first"
+                f"probabilities run from {lowest} to {highest}, expected values in [0, 1] and no NaN: pass logits through a sigmoid, "
+                "divide masks of 0 and 255 by 255"
             )
     # The nearest threshold and one comparison with it: what torch.bucketize(probabilities, thresholds, right=True)
     # finds by a binary search in ten times the time.

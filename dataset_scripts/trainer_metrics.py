@@ -48,8 +48,9 @@ class TrainerMetrics:
     ```python
     metrics = TrainerMetrics(BinaryMetrics())
     arguments = TrainingArguments(..., batch_eval_metrics=True, label_names=list(metrics.label_names))
-    Trainer(..., args=arguments, compute_metrics=metrics,
-    preprocess_logits_for_metrics=metrics.preprocess_logits_for_metrics) ```
+    count = metrics.preprocess_logits_for_metrics
+    Trainer(..., args=arguments, compute_metrics=metrics, preprocess_logits_for_metrics=count)
+    ```
 
     Clips with different numbers of frames and more than one process together are too much for the Trainer: it cannot
     gather the masks. Then let the collator end in `ignore_unscored_frames` and take `label_names=["labels"]` in both

@@ -128,7 +128,7 @@ def test_white_masks_are_not_taken_for_ignored_pixels():
     module = load("avs_binary")
     with pytest.raises(ValueError, match="references hold 255: divide masks of 0 and 255 by 255, or load"):
         module.add_batch(predictions=masks, references=labels * 255)
-    with pytest.raises(ValueError, match="probabilities run from 0.0 to 255.0"):
+    with pytest.raises(ValueError, match=r"probabilities run from 0.0 to 255.0.*divide masks of 0 and 255 by 255"):
         module.add_batch(predictions=masks * 255, references=labels)
     assert len(module) == 0
 

@@ -271,6 +271,19 @@ def test_shapes_that_do_not_fit_are_named():
         BinaryMetrics().update(logits, labels, frame_mask=torch.ones(5, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("num_labels", [1, 4])
+def test_a_batch_without_clips_counts_nothing(num_labels: int):
+    logits, labels = make_clips(num_labels)
+    metrics, plain = make_metrics(num_labels), make_metrics(num_labels)
+    metrics.update(logits[:0], labels[:0])
+    assert len(metrics) == 0
+    for accumulator in (metrics, plain):
+        accumulator.update(logits, labels)
+    metrics.update(logits[:0], labels[:0])
+    for protocol in ("official", "batch", "dataset"):
+        assert metrics.compute(protocol) == plain.compute(protocol)
+
+
 def test_unknown_protocol_is_named():
     with pytest.raises(ValueError, match="protocol is 'per-image', expected one of"):
         BinaryMetrics("per-image")

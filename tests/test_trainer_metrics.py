@@ -1,8 +1,10 @@
 """A real Trainer, in one process and in two, gives the numbers of the accumulator and never gathers pixels."""
 
 import doctest
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +91,8 @@ def test_examples_in_the_docstrings_hold():
     result = doctest.testmod(trainer_metrics)
     assert result.attempted >= 2
     assert result.failed == 0
+    (snippet,) = re.findall(r"```python\n(.*?)\n```\n", inspect.getdoc(TrainerMetrics), re.DOTALL)
+    assert "Trainer(" in snippet and compile(snippet, "the docstring", "exec")
 
 
 @pytest.mark.parametrize("label_names", [("labels", "frame_mask", "label_mask"), ("labels",)])
