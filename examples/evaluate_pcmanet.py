@@ -49,6 +49,7 @@ from transformers import BatchFeature, PreTrainedConfig
 from transformers.utils import logging
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet.loading_pcmanet import load_whole
 from pcmanet.dataset_scripts import evaluation_tables
 from pcmanet.dataset_scripts.avsbench_files import fingerprint
 from pcmanet.dataset_scripts.avsbench_labels import IGNORED_LABEL, LABEL_NOISE_RULES
@@ -119,10 +120,7 @@ def load_checkpoint(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMAN
         raise FileNotFoundError(f"There is no checkpoint folder {name}. Give a folder, or a Hub id as owner/name.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model, loading = PCMANetForAudioVisualSegmentation.from_pretrained(name, output_loading_info=True)
-    if strays := [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]:
-        raise ValueError(f"{name} lacks weights of its own network, such as {strays[0]} ({len(strays)} in all).")
-    return model.eval(), PCMANetProcessor.from_pretrained(name)
+    return load_whole(PCMANetForAudioVisualSegmentation, name), PCMANetProcessor.from_pretrained(name)
 
 
 def check_fit(args: argparse.Namespace, config: PreTrainedConfig, data: EvaluationClips) -> None:

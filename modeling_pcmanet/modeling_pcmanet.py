@@ -33,6 +33,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
 from .inference_pcmanet import PCMANetInferenceModel
 from .inputs_pcmanet import validate_inputs
+from .loading_pcmanet import load_whole
 from .loss_pcmanet import deeply_supervised_loss
 from .modeling_pcmanet_decoder import (
     ClipLayout,
@@ -258,12 +259,18 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
         Raises:
             OSError: If there are no weights under one of the names.
+            ValueError: If one is no backbone or lacks weights.
         """
         stages = ["stage1", "stage2", "stage3", "stage4"]
         backbone_config = AutoConfig.from_pretrained(visual, out_features=stages)
+        if type(backbone_config) not in MODEL_FOR_BACKBONE_MAPPING:
+            raise ValueError(
+                f"{visual} is a {backbone_config.model_type}, which is no visual backbone; give the Hub id or folder of one, "
+                "such as OpenGVLab/pvt_v2_b5 or microsoft/resnet-50."
+            )
         # Not AutoBackbone.from_pretrained: it asks the Hub whether the name exists, which no local folder does.
-        backbone = MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)].from_pretrained(visual, config=backbone_config)
-        audio_encoder = VGGishModel.from_pretrained(audio)
+        backbone = load_whole(MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)], visual, config=backbone_config)
+        audio_encoder = load_whole(VGGishModel, audio)
         model = cls(PCMANetConfig(backbone_config=backbone.config, audio_config=audio_encoder.config, **config))
         model.model.backbone.load_state_dict(backbone.state_dict())
         model.model.audio_encoder.load_state_dict(audio_encoder.state_dict())

@@ -285,7 +285,7 @@ def test_weights_that_are_not_all_there_are_refused(run, root, checkpoints, tmp_
     model.save_pretrained(tmp_path / "headless", state_dict=weights)
     PROCESSOR.save_pretrained(tmp_path / "headless")
     assert run(tmp_path / "headless", root, "--name", "s4") == 2
-    assert "lacks weights of its own network" in capsys.readouterr().err
+    assert "lacks weights of a PCMANetForAudioVisualSegmentation, such as" in capsys.readouterr().err
 
 
 def test_other_settings_never_mix(run, root, checkpoints, capsys):

@@ -392,6 +392,19 @@ class TestLoading:
             for name, weight in theirs.state_dict().items():
                 assert torch.equal(ours.state_dict()[name], weight), name
 
+    def test_what_is_no_backbone_or_no_whole_one_is_refused(self, model, tmp_path):
+        config = tiny_config()
+        visual, audio = AutoBackbone.from_config(config.backbone_config), VGGishModel(config.audio_config)
+        kept = {name: values for name, values in visual.state_dict().items() if "layers.3" not in name}
+        assert len(kept) < len(visual.state_dict())
+        visual.save_pretrained(tmp_path / "visual", state_dict=kept)
+        audio.save_pretrained(tmp_path / "audio")
+        with pytest.raises(ValueError, match=r"visual lacks weights of a PvtV2Backbone, such as \S*layers\.3"):
+            PCMANetForAudioVisualSegmentation.from_pretrained_backbones(tmp_path / "visual", tmp_path / "audio")
+        model.save_pretrained(tmp_path / "whole")
+        with pytest.raises(ValueError, match="whole is a pcmanet, which is no visual backbone; give the Hub id"):
+            PCMANetForAudioVisualSegmentation.from_pretrained_backbones(tmp_path / "whole", tmp_path / "audio")
+
     def test_another_number_of_classes_needs_a_word(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         labels = {"id2label": {0: "background", 1: "bell"}, "label2id": {"background": 0, "bell": 1}}

@@ -140,16 +140,28 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_its_keys(checkpoint):
     other = {"hidden_size": 32}
     with pytest.raises(MismatchError) as caught:
         load_checkpoint(checkpoint, other)
-    message = str(caught.value)
-    assert "model.audio_projection.weight is (16, 10), expected (32, 10)" in message
-    assert "--set reinitialize_mismatched=true" in message
+    assert "model.audio_projection.weight is (16, 10), expected (32, 10)" in str(caught.value)
+    # The Trainer's script loads as well; only a recipe has this field.
+    assert "reinitialize_mismatched" not in str(caught.value)
+    with pytest.raises(MismatchError, match="--set reinitialize_mismatched=true"):
+        build_network(recipe(initialize_from=checkpoint, configuration=other), ["sounding"])
     network = load_checkpoint(checkpoint, other, reinitialize_mismatched=True)
     assert network.model.audio_projection.weight.shape == (32, 10)
     assert network.model.audio_projection.weight.std() > 0
 
 
+@pytest.mark.parametrize("start", ["preset", "visual_backbone"])
+def test_an_audio_encoder_that_is_not_all_there_is_refused(start, checkpoint, tmp_path):
+    settings = {"audio_encoder": checkpoint}
+    if start == "visual_backbone":
+        build_network(recipe(), ["sounding"]).model.backbone.save_pretrained(tmp_path)
+        settings |= {"visual_backbone": str(tmp_path), "configuration": {}}
+    with pytest.raises(ValueError, match=f"{checkpoint} lacks weights of a VGGishModel, such as embeddings"):
+        build_network(recipe(**settings), ["sounding"])
+
+
 def test_there_must_be_a_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no such folder; give one, or owner/name"):
+    with pytest.raises(FileNotFoundError, match="Give a folder, or a Hub id as owner/name"):
         load_checkpoint(str(tmp_path / "nowhere"), {})
 
 

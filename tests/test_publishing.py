@@ -135,7 +135,9 @@ def test_what_cannot_be_published_is_refused_before_anything_is_written(result: 
     lost = sorted(weights)[-1]
     del weights[lost]
     save_file(weights, result / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=re.escape(f"lacks weights of its own network, such as {lost} (1 in all)")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"lacks weights of a PCMANetForAudioVisualSegmentation, such as {lost}")
+    ):
         prepare(Publication(result, "me/shapes"))
     assert os.listdir(result.parent) == ["best"]
 

@@ -242,7 +242,10 @@ def test_stops_early_and_stays_stopped(tmp_path, capsys):
     [
         ({"task": "folder"}, "task is folder, but data is null"),
         ({"configuration": {"hidden_sise": 3}}, "did you mean `hidden_size`"),
-        ({"initialize_from": "nowhere"}, "initialize_from is nowhere, but there is no such folder"),
+        (
+            {"initialize_from": "nowhere"},
+            "There is no checkpoint folder nowhere. Give a folder, or a Hub id as owner/name.",
+        ),
         ({"data": "nowhere", "negative_fraction": 0.0}, "nowhere"),
         ({"trackers": ["crystal_ball"]}, "'crystal_ball'"),
     ],

@@ -16,6 +16,7 @@ from modeling_pcmanet import (
     PCMANetProcessor,
     VGGishModel,
 )
+from modeling_pcmanet.loading_pcmanet import load_whole
 
 from .recipe import Recipe, RecipeError
 
@@ -46,7 +47,7 @@ def build_network(recipe: Recipe, names: list[str]) -> PCMANetForAudioVisualSegm
     Raises:
         MismatchError: If weights of the checkpoint do not fit.
         OSError: If there is no checkpoint.
-        ValueError: If a field of the configuration is wrong.
+        ValueError: If a field of the configuration is wrong, or a pretrained part lacks weights.
     """
     settings = {
         **recipe.configuration,
@@ -65,14 +66,18 @@ def build_network(recipe: Recipe, names: list[str]) -> PCMANetForAudioVisualSegm
 def _start_network(recipe: Recipe, settings: dict[str, Any]) -> PCMANetForAudioVisualSegmentation:
     """Make the network with its first weights."""
     if recipe.initialize_from is not None:
-        return load_checkpoint(recipe.initialize_from, settings, recipe.reinitialize_mismatched)
+        try:
+            return load_checkpoint(recipe.initialize_from, settings, recipe.reinitialize_mismatched)
+        except MismatchError as error:
+            remedy = "Or let these weights start anew: --set reinitialize_mismatched=true"
+            raise MismatchError(f"{error} {remedy}") from error
     if recipe.visual_backbone is not None:
         return PCMANetForAudioVisualSegmentation.from_pretrained_backbones(
             recipe.visual_backbone, recipe.audio_encoder, **settings
         )
     if recipe.audio_encoder is None:
         return PCMANetForAudioVisualSegmentation(PCMANetConfig.from_preset(recipe.preset, **settings))
-    audio_encoder = VGGishModel.from_pretrained(recipe.audio_encoder)
+    audio_encoder = load_whole(VGGishModel, recipe.audio_encoder)
     config = PCMANetConfig.from_preset(recipe.preset, **settings, audio_config=audio_encoder.config)
     network = PCMANetForAudioVisualSegmentation(config)
     network.model.audio_encoder.load_state_dict(audio_encoder.state_dict())
@@ -94,7 +99,7 @@ def load_checkpoint(
         MismatchError: If anything else than a head differs, naming the keys and shapes.
     """
     if not Path(name).is_dir() and name.count("/") != 1:
-        raise FileNotFoundError(f"initialize_from is {name}, but there is no such folder; give one, or owner/name.")
+        raise FileNotFoundError(f"There is no checkpoint folder {name}. Give a folder, or a Hub id as owner/name.")
     network, loading = PCMANetForAudioVisualSegmentation.from_pretrained(
         name, ignore_mismatched_sizes=True, output_loading_info=True, **settings
     )
@@ -108,8 +113,7 @@ def load_checkpoint(
         listed = "\n  ".join(strays)
         raise MismatchError(
             f"{name} does not fit this network, {len(strays)} weights differ:\n  {listed}\n"
-            "Give the configuration of that checkpoint, or let these weights start anew: "
-            "--set reinitialize_mismatched=true"
+            "Give the configuration of that checkpoint."
         )
     return network
 

@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.hub_upload_pcmanet import WAITS, push_command, upload_folder
+from modeling_pcmanet.loading_pcmanet import load_whole
 from modeling_pcmanet.remote_code_pcmanet import code_beside_weights
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
@@ -76,10 +77,7 @@ def load_result(folder: Path) -> tuple[PCMANetForAudioVisualSegmentation, PCMANe
             inside = ", ".join(sorted(str(path.parent) for path in folder.glob(f"*/{name}")))
             remedy = f"one of {inside}" if inside else "the folder of a model with its processor"
             raise FileNotFoundError(f"{folder} has no {name}: give {remedy}.")
-    model, loading = PCMANetForAudioVisualSegmentation.from_pretrained(folder, output_loading_info=True)
-    if strays := [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]:
-        raise ValueError(f"{folder} lacks weights of its own network, such as {strays[0]} ({len(strays)} in all).")
-    return model.eval(), PCMANetProcessor.from_pretrained(folder)
+    return load_whole(PCMANetForAudioVisualSegmentation, folder), PCMANetProcessor.from_pretrained(folder)
 
 
 def prepare(publication: Publication) -> Path:
