@@ -13,6 +13,7 @@
 # limitations under the License.
 """Configuration of PCMANet and of its VGGish audio encoder: every number of the paper, typed and validated."""
 
+import copy
 import difflib
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -232,9 +233,9 @@ class PCMANetConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         _refuse_unknown_keywords(self, kwargs)
         if not isinstance(self.backbone_config, PreTrainedConfig):
-            self.backbone_config = AutoConfig.for_model(**(self.backbone_config or _PVT_V2_B5))
+            self.backbone_config = AutoConfig.for_model(**copy.deepcopy(self.backbone_config or _PVT_V2_B5))
         if not isinstance(self.audio_config, PreTrainedConfig):
-            self.audio_config = VGGishConfig(**(self.audio_config or {}))
+            self.audio_config = VGGishConfig(**copy.deepcopy(self.audio_config or {}))
         num_labels = kwargs.get("num_labels", 1)
         if self.id2label is None:
             names = ["background", *(f"class {index}" for index in range(1, num_labels))]

@@ -35,9 +35,14 @@ def test_presets(preset, widths):
     assert config.hidden_size == 128
 
 
-def test_presets_do_not_share_state():
-    PCMANetConfig.from_preset("tiny").backbone_config.hidden_sizes[0] = 999
-    assert list(PCMANetConfig.from_preset("tiny").backbone_config.hidden_sizes) == [24, 48, 96, 128]
+def test_configurations_share_no_state():
+    given = {"block_channels": [[24], [48], [96], [96]]}
+    default, tiny, own = PCMANetConfig(), PCMANetConfig.from_preset("tiny"), PCMANetConfig(audio_config=given)
+    default.backbone_config.depths[0] = tiny.backbone_config.hidden_sizes[0] = 999
+    tiny.audio_config.block_channels[0][0] = own.audio_config.block_channels[0][0] = 999
+    assert PCMANetConfig().backbone_config.depths[0] == 3
+    assert PCMANetConfig.from_preset("tiny").backbone_config.hidden_sizes[0] == 24
+    assert PCMANetConfig.from_preset("tiny").audio_config.block_channels[0] == given["block_channels"][0] == [24]
 
 
 def test_unknown_preset_names_the_known_ones():
