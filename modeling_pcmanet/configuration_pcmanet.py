@@ -295,6 +295,12 @@ class PCMANetConfig(PreTrainedConfig):
             f"`confidence_threshold` must lie in [0, 0.5), got {self.confidence_threshold}.",
         )
 
+    def validate_labels(self) -> None:
+        """Raise if there is nothing to segment."""
+        _require(
+            self.num_labels > 0, f"`num_labels`, the length of `id2label`, must be positive, got {self.num_labels}."
+        )
+
     def validate_backbone(self) -> None:
         """Raise unless the backbone hands out one feature map per decoder stage."""
         out_features = getattr(self.backbone_config, "out_features", None) or []

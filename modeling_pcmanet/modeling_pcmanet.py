@@ -130,6 +130,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
 
     def __init__(self, config: PCMANetConfig):
         super().__init__(config)
+        config.validate()  # what was assigned after it was built, as `from_pretrained(..., field=value)` does
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         self._set_backbone_norm_eps()
         self.audio_encoder = VGGishModel(config.audio_config)

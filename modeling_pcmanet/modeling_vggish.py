@@ -47,6 +47,7 @@ class VGGishModel(PreTrainedModel):
 
     def __init__(self, config: VGGishConfig):
         super().__init__(config)
+        config.validate()  # what was assigned after it was built, as `from_pretrained(..., field=value)` does
         layers: list[nn.Module] = []
         in_channels = 1
         for block in config.block_channels:

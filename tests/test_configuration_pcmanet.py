@@ -103,6 +103,8 @@ def test_a_typing_error_is_refused(keywords, message):
         ({"padded_frames": "kept"}, "must be one of"),
         ({"confidence_threshold": 0.5}, r"must lie in \[0, 0.5\)"),
         ({"backbone_config": {"model_type": "resnet"}}, "must name 4 feature maps"),
+        ({"num_labels": 0}, "`num_labels`, the length of `id2label`, must be positive, got 0"),
+        ({"num_labels": -1}, "must be positive"),
     ],
 )
 def test_what_cannot_be_built_is_refused(keywords, message):

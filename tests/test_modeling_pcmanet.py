@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tiny_model import tiny_batch, tiny_config, tiny_model
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForUniversalSegmentation
 
@@ -395,11 +396,11 @@ class TestLoading:
     def test_what_is_no_backbone_or_no_whole_one_is_refused(self, model, tmp_path):
         config = tiny_config()
         visual, audio = AutoBackbone.from_config(config.backbone_config), VGGishModel(config.audio_config)
-        kept = {name: values for name, values in visual.state_dict().items() if "layers.3" not in name}
+        kept = {name: values for name, values in visual.state_dict().items() if "stages.3" not in name}
         assert len(kept) < len(visual.state_dict())
         visual.save_pretrained(tmp_path / "visual", state_dict=kept)
         audio.save_pretrained(tmp_path / "audio")
-        with pytest.raises(ValueError, match=r"visual lacks weights of a PvtV2Backbone, such as \S*layers\.3"):
+        with pytest.raises(ValueError, match=r"visual lacks weights of a ResNetBackbone, such as encoder\.stages\.3"):
             PCMANetForAudioVisualSegmentation.from_pretrained_backbones(tmp_path / "visual", tmp_path / "audio")
         model.save_pretrained(tmp_path / "whole")
         with pytest.raises(ValueError, match="whole is a pcmanet, which is no visual backbone; give the Hub id"):
@@ -416,6 +417,15 @@ class TestLoading:
 
 
 class TestRefusals:
+    def test_what_is_assigned_to_a_configuration_is_validated(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        with pytest.raises(StrictDataclassError, match=r"must lie in \[0, 0.5\), got 0.9"):
+            PCMANetModel.from_pretrained(tmp_path, confidence_threshold=0.9)
+        config = tiny_config()
+        config.num_groups = 3
+        with pytest.raises(StrictDataclassError, match="`num_groups` must divide"):
+            PCMANetForAudioVisualSegmentation(config)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [

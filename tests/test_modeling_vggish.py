@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional
 from transformers import AutoModel
 
@@ -47,6 +48,13 @@ def test_published_sizes():
 def test_wrong_patches_are_refused(model, shape):
     with pytest.raises(ValueError, match=r"must be \(patches, \(1, 8, 4\)\), got"):
         model(torch.zeros(shape))
+
+
+def test_what_is_assigned_to_a_configuration_is_validated():
+    config = VGGishConfig()
+    config.hidden_size = 0
+    with pytest.raises(StrictDataclassError, match="`hidden_size` must be positive, got 0"):
+        VGGishModel(config)
 
 
 def test_save_and_load(model, tmp_path):
