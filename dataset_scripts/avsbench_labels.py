@@ -12,9 +12,10 @@ from PIL import Image
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 
+from .metric_counts import IGNORE_INDEX
+
 
 NUM_CLASSES = len(AVSBENCH_SEMANTIC_LABELS)
-IGNORED_LABEL = 255
 UNKNOWN_COLOUR = 255  # in the table of colours
 LABEL_NOISE_RULES = ("keep", "background", "ignore")
 INDEX_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one number per pixel
@@ -184,7 +185,7 @@ def filter_label_noise(mask: np.ndarray, objects: Sequence[str], rule: str) -> n
     if rule == "keep":
         return mask
     foreign = ~np.isin(mask, np.append(class_indexes(objects), 0))
-    return np.where(foreign, np.uint8(0 if rule == "background" else IGNORED_LABEL), mask)
+    return np.where(foreign, np.uint8(0 if rule == "background" else IGNORE_INDEX), mask)
 
 
 def encode_indexes(mask: np.ndarray) -> bytes:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import read_audio
 
-from .avsbench_labels import IGNORED_LABEL
+from .metric_counts import IGNORE_INDEX
 from .synthetic import CLASSES, SyntheticClip
 
 
@@ -59,7 +59,7 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any], binary: bool) -> ClipArra
     waveform, sampling_rate = _read_sound(clip)
     label_mask = np.array(clip["label_mask"], dtype=bool)
     frames = np.stack([np.asarray(_to_rgb(frame)) for frame in clip["frames"]])
-    masks = np.full(frames.shape[:3], IGNORED_LABEL, dtype=np.uint8)
+    masks = np.full(frames.shape[:3], IGNORE_INDEX, dtype=np.uint8)
     for index in np.flatnonzero(label_mask):
         masks[index] = clip["masks"][index]
     return ClipArrays(
@@ -81,7 +81,7 @@ def _from_synthetic(clip: SyntheticClip, binary: bool) -> ClipArrays:
     return ClipArrays(
         name="a clip of Sounding Shapes",
         frames=clip.frames,
-        masks=np.where(clip.label_mask[:, None, None], masks, np.uint8(IGNORED_LABEL)),
+        masks=np.where(clip.label_mask[:, None, None], masks, np.uint8(IGNORE_INDEX)),
         label_mask=clip.label_mask,
         waveform=clip.waveform[None],
         sampling_rate=clip.sampling_rate,
@@ -97,7 +97,7 @@ def _to_rgb(frame: Any) -> Any:
 
 def _to_binary(masks: np.ndarray) -> np.ndarray:
     """Class indexes as 0 background and 1 anything else; 255 stays."""
-    return np.where(masks == IGNORED_LABEL, masks, masks > 0).astype(np.uint8)
+    return np.where(masks == IGNORE_INDEX, masks, masks > 0).astype(np.uint8)
 
 
 def _read_sound(row: Mapping[str, Any]) -> tuple[np.ndarray | None, int | None]:

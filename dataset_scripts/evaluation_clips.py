@@ -16,11 +16,11 @@ from transformers import BatchFeature
 from modeling_pcmanet.media_pcmanet import read_audio
 
 from .avsbench_folder import VideoFiles, encode_wav
-from .avsbench_labels import IGNORED_LABEL
 from .avsbench_rows import RowSettings, row_features
 from .avsbench_sources import AVSBenchError, Source, find_clips, inspect_files, label_names, read_clip_row
 from .avsbench_trees import share_nothing
 from .collation import ClipCollator
+from .metric_counts import IGNORE_INDEX
 from .robustness_metrics import Audio
 
 
@@ -159,7 +159,7 @@ class EvaluationReader:
         batch = self.collate([self._row(index, audio) for index in indices])
         missing = max(0, self.frames - batch["frame_mask"].shape[1])
         for name, values in batch.items():
-            fill = IGNORED_LABEL if name == "labels" else 0
+            fill = IGNORE_INDEX if name == "labels" else 0
             batch[name] = torch.cat([values, values.new_full((len(values), missing, *values.shape[2:]), fill)], dim=1)
         return batch
 

@@ -12,7 +12,7 @@ from torch import Tensor
 THRESHOLD_COUNT = 255  # the F curve is taken at the thresholds k / 254, k = 0 .. 254
 CODE_COUNT = THRESHOLD_COUNT + 1
 BETA_SQUARED = 0.3  # weight of the recall against the precision in the F score
-IGNORE_INDEX = 255
+IGNORE_INDEX = 255  # label of pixels that nobody annotated or that do not count
 
 # A probability is coded by how many thresholds it reaches: 1 (only 0.0) .. 255 (all, it is 1.0). All of 128 .. 255 lie
 # above one half, except one half itself, which reaches the threshold 0.5 and yet is no foreground (the rule is a

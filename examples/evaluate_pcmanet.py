@@ -52,7 +52,7 @@ from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.loading_pcmanet import load_whole
 from pcmanet.dataset_scripts import evaluation_tables
 from pcmanet.dataset_scripts.avsbench_files import fingerprint
-from pcmanet.dataset_scripts.avsbench_labels import IGNORED_LABEL, LABEL_NOISE_RULES
+from pcmanet.dataset_scripts.avsbench_labels import LABEL_NOISE_RULES
 from pcmanet.dataset_scripts.avsbench_rows import RowSettings
 from pcmanet.dataset_scripts.avsbench_sources import NAMES, AVSBenchError, find_names
 from pcmanet.dataset_scripts.avsbench_trees import SECONDS_OF_SUBSET
@@ -65,6 +65,7 @@ from pcmanet.dataset_scripts.evaluation_clips import (
     find_off_screen_sounds,
 )
 from pcmanet.dataset_scripts.evaluation_tables import NEGATIVES, POSITIVE
+from pcmanet.dataset_scripts.metric_counts import IGNORE_INDEX
 from pcmanet.dataset_scripts.metrics import SemanticMetrics
 from pcmanet.dataset_scripts.robustness_metrics import Audio, RobustnessMetrics
 from pcmanet.pipelines.colors import class_colors
@@ -276,8 +277,8 @@ def collect(args: argparse.Namespace, jobs: Sequence[Job], num_labels: int) -> R
 def find_segments(mask: np.ndarray, right: np.ndarray, names: dict[int, str]) -> list[dict[str, Any]]:
     """Lists the classes in a mask, (height, width) class indexes, each with its IoU with the right mask as the score."""
     segments = []
-    for index in np.setdiff1d(mask, (0, IGNORED_LABEL)).tolist():
-        found, expected, counted = mask == index, right == index, right != IGNORED_LABEL
+    for index in np.setdiff1d(mask, (0, IGNORE_INDEX)).tolist():
+        found, expected, counted = mask == index, right == index, right != IGNORE_INDEX
         union = (counted & (found | expected)).sum()
         # Nothing is known of a frame that is not annotated.
         score = (found & expected).sum() / union if union else float("nan")

@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image, ImageDraw, ImageFont
 
+from pcmanet.dataset_scripts.metric_counts import IGNORE_INDEX
 from pcmanet.pipelines.colors import Color, class_colors, readable_on
 from pcmanet.pipelines.overlay import draw_segments
 
@@ -38,7 +39,6 @@ LOG_NAME = "log.jsonl"
 OVERLAYS_FOLDER = "overlays"
 TENSORBOARD_FOLDER = "tensorboard"
 
-IGNORE_INDEX = 255  # label of pixels that nobody annotated
 IGNORED_BRIGHTNESS = 0.3  # of these pixels in the panel
 
 # Lengths in pixels.
