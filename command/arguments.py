@@ -42,8 +42,8 @@ SEGMENT_EXAMPLES = f"""examples:
   pcmanet segment videos/ --output /shared/results --format parquet --ray auto    # on a Ray cluster
 
 what is written:
-  png      OUTPUT/<video>/masks/*.png and segments.jsonl
-  rle      OUTPUT/<video>/segments.jsonl: a line per network frame, masks in COCO's run-length code
+  png      OUTPUT/<video>/masks/*.png, segments.jsonl and video.json, which says of which video
+  rle      OUTPUT/<video>/segments.jsonl: a line per network frame, masks in COCO's run-length code; and video.json
   parquet  OUTPUT/segments-*.parquet: rows of all videos, read by load_dataset("OUTPUT")
   --overlay and --contact-sheet add OUTPUT/<video>/overlay.mp4 and contact_sheet.png.
 

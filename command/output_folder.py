@@ -20,8 +20,12 @@ SETTINGS = "pcmanet_settings.json"
 CARD = "README.md"
 LOCK = ".pcmanet.lock"
 OVERLAY, CONTACT_SHEET, MASKS, RECORDS = "overlay.mp4", "contact_sheet.png", "masks", "segments.jsonl"
+SOURCE = "video.json"  # in the folder of a video: which one it is
 
-_OF_A_VIDEO = rf"{re.escape(OVERLAY)}|{re.escape(CONTACT_SHEET)}|{re.escape(RECORDS)}|{MASKS}/\d+_at_[\d.]+s\.png"
+_OF_A_VIDEO = (
+    rf"{re.escape(OVERLAY)}|{re.escape(CONTACT_SHEET)}|{re.escape(RECORDS)}|{re.escape(SOURCE)}|"
+    rf"{MASKS}/\d+_at_[\d.]+s\.png"
+)
 _RESULT = (
     rf"{re.escape(SETTINGS)}|{re.escape(CARD)}|{SHARDS.replace('.', '[.]').replace('*', '[0-9a-f]{16}')}|"
     rf"{re.escape(ASIDE)}.*|{re.escape(LOCK)}|.+/({_OF_A_VIDEO})"
@@ -107,16 +111,18 @@ class OutputFolder:
         with tempfile.TemporaryDirectory(prefix=ASIDE, dir=self.path, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
-    def publish(self, whole: Path, name: str) -> None:
+    def publish(self, whole: Path, name: str, video: Mapping[str, str | None]) -> None:
         """Puts a whole folder of one video's results in its place: it is there when they are whole, not before.
 
         Args:
             whole: A folder that lies [`aside`].
             name: What it is called from now on.
+            video: Which video it is, as [`Videos.identify`] says it.
 
         Raises:
             FileExistsError: If something of others has that place.
         """
+        (whole / SOURCE).write_text(json.dumps(video, indent=2) + "\n", encoding="utf-8")
         for file in whole.rglob("*"):
             if file.is_file():
                 _flush(file)
@@ -125,6 +131,20 @@ class OutputFolder:
             _check_files(target, _OF_A_VIDEO, self.path)
             target.rename(whole.with_name("earlier"))
         whole.rename(target)
+
+    def holds(self, name: str) -> bool:
+        """Tells whether a folder of results is there."""
+        return (self.path / name / SOURCE).is_file()
+
+    def check_video(self, name: str, video: Mapping[str, str | None]) -> None:
+        """Refuses, with a ValueError, a folder that holds the results of another video or of another sound."""
+        earlier = json.loads((self.path / name / SOURCE).read_text(encoding="utf-8"))
+        if earlier != video:
+            held, wanted = (" with the sound of ".join(filter(None, each.values())) for each in (earlier, video))
+            raise ValueError(
+                f"{self.path / name} holds the results of {held}, not of {wanted}. Give another --output, or --overwrite "
+                "to start anew."
+            )
 
     def _acquire(self, kind: int) -> None:
         """Locks the folder, or changes the lock that this process holds; the system frees it even after kill -9."""

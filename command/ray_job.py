@@ -18,10 +18,10 @@ import torch
 
 from .checkpoint import load_segmenter
 from .errors import say
-from .output_folder import OutputFolder, check_ours
+from .output_folder import OutputFolder
 from .progress_bars import Progress
-from .segmentation import begin, choose_device, report, start_processes
-from .videos import Videos, find_videos
+from .segmentation import begin, choose_device, look_around, report, start_processes
+from .videos import Videos
 from .worker import Worker, find_results
 
 
@@ -43,9 +43,8 @@ def run_on_ray(arguments: Namespace) -> bool:
         ConnectionError: If there is no cluster at the address.
     """
     ray = import_ray()
-    check_ours(arguments.output, thoroughly=arguments.overwrite)
-    videos = find_videos(arguments)
     output = OutputFolder(arguments.output)
+    videos = look_around(arguments, output)
     try:
         begin(output, arguments, load_segmenter(arguments.model, torch.device("cpu")))
         results = find_results(arguments, videos, output)

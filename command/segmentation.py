@@ -13,7 +13,7 @@ from .checkpoint import check_name, fingerprint, load_segmenter
 from .output_folder import OutputFolder, check_ours
 from .progress_bars import Progress
 from .videos import Videos, find_videos
-from .worker import Worker, find_results
+from .worker import Worker, check_folders, find_results
 
 
 # Processes wait for the slowest of them, whose videos may take days longer.
@@ -69,9 +69,7 @@ def prepare_together(arguments: Namespace, output: OutputFolder, state: PartialS
 def prepare(arguments: Namespace, output: OutputFolder, state: PartialState) -> tuple[Videos, Pipeline]:
     """Finds the videos, loads the checkpoint and begins the run, or joins that of the first process."""
     first = state.is_main_process
-    if first:
-        check_ours(arguments.output, thoroughly=arguments.overwrite)
-    videos = find_videos(arguments, look=first)
+    videos = look_around(arguments, output) if first else find_videos(arguments, look=False)
     segmenter = load_segmenter(arguments.model, choose_device(arguments.device, state))
     if first:
         begin(output, arguments, segmenter)
@@ -103,6 +101,14 @@ def choose_device(device: str | None, state: PartialState) -> torch.device:
     if state.num_processes > 1 and wanted.index is not None:
         raise ValueError(f"--device {device} is one, but there are {state.num_processes} processes. Leave it out.")
     return wanted if state.num_processes == 1 else state.device
+
+
+def look_around(arguments: Namespace, output: OutputFolder) -> Videos:
+    """Finds the videos, and what speaks against the run, while it has cost nothing and written nothing."""
+    check_ours(output.path, thoroughly=arguments.overwrite)
+    videos = find_videos(arguments)
+    check_folders(arguments, videos, output)
+    return videos
 
 
 def begin(output: OutputFolder, arguments: Namespace, segmenter: Pipeline) -> None:

@@ -1,5 +1,6 @@
 """What is to be segmented: files, addresses, folders and lists, or a column of a data set, all as one row of videos."""
 
+import os
 import re
 from argparse import Namespace
 from collections import Counter
@@ -37,6 +38,9 @@ class Videos(Protocol):
             ValueError: If it cannot be read.
         """
 
+    def identify(self, name: str) -> dict[str, str | None]:
+        """Says which `video` with which `audio` that is, in the same words however the paths were spelled."""
+
 
 class VideoFiles:
     """Videos of this machine or at http(s) addresses; their names are their paths as they were given.
@@ -53,6 +57,10 @@ class VideoFiles:
     def read(self, name: str) -> tuple[Source, Source | None]:
         """Returns the path or address of a video, and that of its sound if it was given."""
         return name, self.audio
+
+    def identify(self, name: str) -> dict[str, str | None]:
+        """Names the files themselves."""
+        return {"video": _absolute(name), "audio": self.audio and _absolute(self.audio)}
 
 
 class VideoColumn:
@@ -77,7 +85,7 @@ class VideoColumn:
         if missing := [name for name in wanted if name not in self._rows.column_names]:
             have = ", ".join(self._rows.column_names)
             raise ValueError(f"{data_set} has no column {missing[0]}. It has {have}: choose with --column.")
-        self._data_set, self._column, self._audio_column = data_set, column, audio_column
+        self._data_set, self._split, self._column, self._audio_column = data_set, split, column, audio_column
         self._rows = _without_decoding(self._rows.select_columns(wanted))
         if name_column is None:
             self.names = [
@@ -98,6 +106,13 @@ class VideoColumn:
         row = self._rows[self._numbers[name]]
         audio = None if self._audio_column is None else _source_of(row[self._audio_column])
         return _source_of(row[self._column]), audio
+
+    def identify(self, name: str) -> dict[str, str | None]:
+        """Names the cells."""
+        data_set = _absolute(self._data_set) if Path(self._data_set).exists() else self._data_set
+        place = f"{name} of {data_set}, {self._split}"
+        audio = None if self._audio_column is None else f"{place}, {self._audio_column}"
+        return {"video": f"{place}, {self._column}", "audio": audio}
 
 
 def find_videos(arguments: Namespace, *, look: bool = True) -> Videos:
@@ -157,6 +172,11 @@ def printable(text: str) -> str:
 def is_address(source: str) -> bool:
     """Tells whether a source is an http(s) address."""
     return source.lower().startswith(("http://", "https://"))
+
+
+def _absolute(source: str) -> str:
+    """Returns the one path of a file, links followed, or an address as it is."""
+    return source if is_address(source) else os.path.realpath(source)
 
 
 def _folder_name(video: str) -> str:

@@ -76,7 +76,7 @@ class Worker:
             if len(self.videos.names) == 1:
                 progress.say(format_table(results))
             if self.folders:
-                self.output.publish(whole, self.folders[name])
+                self.output.publish(whole, self.folders[name], self.videos.identify(name))
             if self.shards is not None:
                 self.shards.add(shown, rows_of_video(shown, results.records()))
         return outcome
@@ -91,6 +91,23 @@ class Worker:
 def has_folders(arguments: Namespace) -> bool:
     """Tells whether each video gets a folder of its own."""
     return arguments.format != "parquet" or arguments.overlay or arguments.contact_sheet
+
+
+def check_folders(arguments: Namespace, videos: Videos, output: OutputFolder) -> None:
+    """Refuses videos whose results would share a folder, with each other or with those of earlier videos.
+
+    Args:
+        arguments: Of `pcmanet segment`.
+        videos: All videos of the run.
+        output: The folder of results.
+
+    Raises:
+        ValueError: If there are such videos.
+    """
+    if has_folders(arguments):
+        for name, folder in name_folders(videos.names).items():
+            if output.holds(folder) and not arguments.overwrite:
+                output.check_video(folder, videos.identify(name))
 
 
 def find_results(arguments: Namespace, videos: Videos, output: OutputFolder) -> dict[str, bool]:
@@ -108,4 +125,4 @@ def find_results(arguments: Namespace, videos: Videos, output: OutputFolder) -> 
         done = find_done(output.path)
         return {name: done[printable(name)] for name in videos.names if printable(name) in done}
     folders = name_folders(videos.names)
-    return {name: True for name in videos.names if (output.path / folders[name] / RECORDS).is_file()}
+    return {name: True for name in videos.names if output.holds(folders[name])}

@@ -22,6 +22,7 @@ def assert_shown(output: Path, printed: str, folder: Path = Path()) -> None:
         "masks",
         "overlay.mp4",
         "segments.jsonl",
+        "video.json",
     ]
     assert all(name in printed for name in FOUND)
     assert [line.split()[-1] for line in printed.splitlines()[-3:]] == [

@@ -18,7 +18,7 @@ from pcmanet.command.main import main
 from pcmanet.command.records import decode_mask
 
 
-RESULTS = ["contact_sheet.png", "masks", "overlay.mp4", "segments.jsonl"]
+RESULTS = ["contact_sheet.png", "masks", "overlay.mp4", "segments.jsonl", "video.json"]
 PICTURES = ("--overlay", "--contact-sheet")
 
 Run = Callable[..., int]
@@ -86,7 +86,7 @@ class TestResults:
 
     def test_only_what_was_asked_for(self, run: Run, folder: Path):
         assert run("clip.mp4", "--format", "rle") == 0
-        assert names(folder / "segmented" / "clip") == ["segments.jsonl"]
+        assert names(folder / "segmented" / "clip") == ["segments.jsonl", "video.json"]
 
     def test_threshold_that_nothing_reaches(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("clip.mp4", "--output", "deep/er", "--threshold", "1") == 0
@@ -110,7 +110,7 @@ class TestResults:
     def test_overlay_at_a_rate_of_its_own(self, run: Run, folder: Path):
         assert run("clip.mp4", "--output", "one", "--overlay") == 0
         assert run("clip.mp4", "--output", "fine", "--overlay", "--overlay-frames-per-second", "5") == 0
-        assert names(folder / "fine" / "clip") == ["masks", "overlay.mp4", "segments.jsonl"]
+        assert names(folder / "fine" / "clip") == ["masks", "overlay.mp4", "segments.jsonl", "video.json"]
         assert names(folder / "fine" / "clip" / "masks") == names(folder / "one" / "clip" / "masks")
         coarse, fine = (
             read_media(folder / name / "clip" / "overlay.mp4", frames_per_second=10).frames for name in ("one", "fine")
@@ -141,10 +141,32 @@ class TestResults:
         assert (folder / "segmented" / "clip").stat().st_mtime_ns == stamp
         assert names(folder / "segmented") == ["clip", "other", "pcmanet_settings.json"]
 
+    @pytest.mark.parametrize("options", [("--format", "rle"), ("--format", "parquet", "--contact-sheet")])
+    def test_another_video_of_that_name_is_not_done(
+        self, run: Run, folder: Path, capsys: pytest.CaptureFixture, options: tuple[str, ...]
+    ):
+        write_clip(folder / "more" / "clip.mp4", seconds=1)
+        assert run("clip.mp4", *options) == 0
+        assert run(str(folder / "more" / ".." / "clip.mp4"), *options) == 0
+        stamp = (folder / "segmented" / "clip").stat().st_mtime_ns
+        assert run("more/clip.mp4", *options) == 2
+        expected = f"holds the results of {folder / 'clip.mp4'}, not of {folder / 'more' / 'clip.mp4'}. Give another"
+        assert expected in capsys.readouterr().err
+        assert (folder / "segmented" / "clip").stat().st_mtime_ns == stamp
+        assert run("more/clip.mp4", *options, "--overwrite") == 0
+
+    def test_a_video_with_another_sound_is_not_done(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        for seed in (1, 2):
+            write_audio(f"sound_{seed}.wav", sound(3, seed), RATE)
+        assert run("silent.mp4", "--audio", "sound_1.wav") == 0
+        assert run("silent.mp4", "--audio", str(folder / "sound_1.wav")) == 0
+        assert run("silent.mp4", "--audio", "sound_2.wav") == 2
+        assert "with the sound of" in capsys.readouterr().err
+
     def test_overwritten_on_demand(self, run: Run, folder: Path):
         assert run("clip.mp4", *PICTURES, "--frames-per-second", "2") == 0
         assert run("clip.mp4", "--overwrite") == 0
-        assert names(folder / "segmented" / "clip") == ["masks", "segments.jsonl"]
+        assert names(folder / "segmented" / "clip") == ["masks", "segments.jsonl", "video.json"]
         assert len(names(folder / "segmented" / "clip" / "masks")) == 3
 
 

@@ -7,7 +7,10 @@ import pytest
 from command_runs import finish_process, start_process
 
 from pcmanet.command.archive_rows import describe_columns
-from pcmanet.command.output_folder import CARD, RECORDS, SETTINGS, OutputFolder
+from pcmanet.command.output_folder import CARD, RECORDS, SETTINGS, SOURCE, OutputFolder
+
+
+VIDEO = {"video": "/a/clip.mp4", "audio": None}
 
 
 def begin(folder: Path, *, is_archive: bool = False, overwrite: bool = False, **settings: object) -> OutputFolder:
@@ -63,7 +66,9 @@ def test_a_folder_appears_whole_and_replaces_an_earlier_one(tmp_path: Path):
             whole = aside / "whole"
             whole.mkdir()
             (whole / RECORDS).write_text(text)
-            output.publish(whole, "clip")
+            output.publish(whole, "clip", VIDEO)
+        assert output.holds("clip")
+        assert json.loads((tmp_path / "out" / "clip" / SOURCE).read_text()) == VIDEO
         assert (tmp_path / "out" / "clip" / RECORDS).read_text() == text
         assert not list((tmp_path / "out").glob(".pcmanet-*"))
     output.leave()
@@ -80,7 +85,7 @@ def test_others_keep_their_place(tmp_path: Path, as_folder: bool):
     with output.aside() as aside:
         (aside / "whole").mkdir()
         with pytest.raises(FileExistsError, match="which pcmanet did not write"):
-            output.publish(aside / "whole", "clip")
+            output.publish(aside / "whole", "clip", VIDEO)
     assert precious.read_text() == "precious"
     output.leave()
 

@@ -86,7 +86,8 @@ class TestRows:
     def test_datasets_reads_them_beside_pictures(self, here: Path):
         assert main(command("--overlay", "--contact-sheet", videos="clips/day_0")) == 0
         assert (here / "out" / "2" / "overlay.mp4").is_file()
-        assert sorted(path.name for path in (here / "out" / "2").iterdir()) == ["contact_sheet.png", "overlay.mp4"]
+        found = sorted(path.name for path in (here / "out" / "2").iterdir())
+        assert found == ["contact_sheet.png", "overlay.mp4", "video.json"]
         data = load_dataset(str(here / "out"), split="train", cache_dir=here / "cache")
         assert data.column_names == SCHEMA.names
         assert set(data["video"]) == {f"clips/day_0/{number}.mp4" for number in (0, 2, 4)}

@@ -51,6 +51,19 @@ class TestFiles:
         touch(here, "a.mp4", "a.wav")
         assert find_videos(arguments("a.mp4", audio="a.wav")).read("a.mp4") == ("a.mp4", "a.wav")
 
+    def test_one_identity_however_the_path_is_spelled(self, here: Path):
+        touch(here, "in/a.mp4", "a.wav")
+        (here / "link").symlink_to("in")
+        said = {
+            tuple(VideoFiles([name], audio).identify(name).items())
+            for name in ("in/a.mp4", "./in/../in/a.mp4", "link/a.mp4", str(here / "in" / "a.mp4"))
+            for audio in ("a.wav", str(here / "a.wav"))
+        }
+        real = here.resolve()
+        assert said == {(("video", str(real / "in" / "a.mp4")), ("audio", str(real / "a.wav")))}
+        address = "https://example.org/a.mp4"
+        assert VideoFiles([address]).identify(address) == {"video": address, "audio": None}
+
     def test_only_one_process_looks(self):
         assert find_videos(arguments("nowhere"), look=False).names == []
 
@@ -126,6 +139,14 @@ class TestDataSet:
         assert videos.names == ["a.mp4", "b.mp4"]
         assert videos.read("a.mp4") == (b"A", "a.wav")
         assert videos.read("b.mp4") == (b"B", b"S")
+
+    def test_identity_is_the_cell(self, data: Path):
+        said = VideoColumn("data", "train", "video", "sound", "id").identify("7")
+        assert said == {
+            "video": f"7 of {data.resolve()}, train, video",
+            "audio": f"7 of {data.resolve()}, train, sound",
+        }
+        assert VideoColumn(str(data), "train", "video", None, "id").identify("7") == said | {"audio": None}
 
     def test_names_of_ones_own(self, data: Path):
         videos = VideoColumn(str(data), "train", "video", None, "id")
