@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from datasets import disable_progress_bars
 
+from modeling_pcmanet import PCMANetConfig, VGGishModel
 from pcmanet.dataset_scripts.synthetic import write_avsbench_tree
 from pcmanet.training.clip_loading import Batch
 from pcmanet.training.recipe import Recipe
@@ -194,9 +195,12 @@ def measure_apart(tree: Path, folder: Path, settings: dict[str, Any], **options:
     Raises:
         FailedRowError: If it fails; its errors go to the error stream.
     """
+    encoder = folder / f"vggish_{settings['preset']}"
+    VGGishModel(PCMANetConfig.from_preset(settings["preset"]).audio_config).save_pretrained(encoder)
     recipe = {
         "task": "s4",
         "data": str(tree),
+        "audio_encoder": str(encoder),
         "epochs": EPOCHS,
         "optimizer": "adamw",
         "mixed_precision": "none",

@@ -1,8 +1,11 @@
 """Trains PCMANet with Accelerate: on AVSBench, on one's own clips or on Sounding Shapes; killed and resumed exactly.
 
     python examples/train_pcmanet.py --recipe examples/recipes/smoke.yaml --output runs/smoke      # a minute, to see it work
-    python examples/train_pcmanet.py --recipe examples/recipes/s4.yaml --set data=AVSBench --output runs/s4
-    python examples/train_pcmanet.py --recipe examples/recipes/own_folder.yaml --set data=my_clips --output runs/mine
+    pretrained="visual_backbone=OpenGVLab/pvt_v2_b5 audio_encoder=vggish"
+    python examples/train_pcmanet.py --recipe examples/recipes/s4.yaml --output runs/s4 --set data=AVSBench $pretrained
+    python examples/train_pcmanet.py --recipe examples/recipes/own_folder.yaml --output runs/mine --set data=my_clips $pretrained
+
+`vggish` is the folder that `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes from the published weights of VGGish.
 
 A recipe (docs/recipes.md lists those that are here) names everything on which the weights depend; `--help` lists its fields,
 `--set` changes any of them: `--set learning_rate=1e-4 batch_size=16 configuration.num_groups=4`.
@@ -10,7 +13,8 @@ A recipe (docs/recipes.md lists those that are here) names everything on which t
 Killed at any moment, the same command goes on with `--resume`; the weights are those of a run that was never killed, bit for
 bit on a CPU. `batch_size` counts clips over all processes, so a recipe means the same on one GPU and on eight:
 
-    accelerate launch --num_processes 8 examples/train_pcmanet.py --recipe examples/recipes/avss.yaml --output runs/avss
+    accelerate launch --num_processes 8 examples/train_pcmanet.py --recipe examples/recipes/avss.yaml --output runs/avss \
+        --set data=AVSBench batch_size=8 $pretrained
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/train_pcmanet.py --recipe ...     # two CPU processes
 
 OUTPUT receives best/ and last/ (checkpoints for `from_pretrained`, each with its processor and metrics.json), checkpoints/
@@ -91,7 +95,10 @@ def parse_args() -> argparse.Namespace:
         "--hub-code", action="store_true", help="also upload our modules, for use without this package"
     )
     parser.add_argument("--hub-private", action="store_true", help="make a new repository private")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.max_steps is not None and args.max_steps < 1:
+        parser.error(f"--max-steps is {args.max_steps}; it starts at 1")
+    return args
 
 
 def take_step(run: Run, batches: list[Batch]) -> dict[str, float]:
@@ -151,7 +158,7 @@ def train(run: Run) -> None:
 
 def main() -> None:
     """Trains and says where the checkpoint lies."""
-    args = parse_args()
+    args, run = parse_args(), None
     try:
         # A wrong name or token shall show now, before anything is written, and not at the end.
         if args.push_to_hub and os.environ.get("RANK", "0") == "0":
@@ -168,6 +175,10 @@ def main() -> None:
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if run is None or run.accelerator.is_main_process:
+            print(f"interrupted{'' if run is None else f'. {run.checkpoints.way_on()}'}", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

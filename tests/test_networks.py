@@ -169,7 +169,7 @@ def test_there_must_be_a_checkpoint(tmp_path):
     "task, data, rule", [("avss", "x", "zeros"), ("avss", None, "repeat_last"), ("s4", "x", "repeat_last")]
 )
 def test_missing_sound_is_filled_as_published(task, data, rule):
-    settings = {"task": task, "data": data, "negative_fraction": 0.0}
+    settings = {"task": task, "data": data, "negative_fraction": 0.0, "freeze": []}
     processor = build_processor(recipe(**settings))
     assert processor.feature_extractor.short_clip == rule
     assert processor.image_processor.size == {"height": 32, "width": 32}

@@ -1,5 +1,6 @@
 """Recipes: what is refused and with which words, the command line, and the published numbers."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,9 @@ from pcmanet.training.recipe import Recipe, RecipeError, describe_fields, read_r
         ({"visual_backbone": "x"}, "visual_backbone goes with audio_encoder"),
         ({"initialize_from": "x", "visual_backbone": "y", "audio_encoder": "z"}, "a run starts from one of them"),
         ({"reinitialize_mismatched": True}, "reinitialize_mismatched is about initialize_from, which is null"),
+        ({"data": "x"}, "freeze has audio_encoder, but nothing says where its weights come from"),
         ({"batch_size": 4, "gradient_accumulation": 3}, "the first must be a multiple of the second"),
-        ({"data": "x", "pair_sounds": True}, "pair_sounds is for Sounding Shapes, but data is x"),
+        ({"data": "x", "pair_sounds": True, "freeze": []}, "pair_sounds is for Sounding Shapes, but data is x"),
         ({"augmentation": {"flips": 2}}, "augmentation is {'flips': 2}: flips is 2; expected a finite number"),
         ({"augmentation": {"flip": 1}}, "augmentation has the unknown key 'flip'; did you mean flips?"),
         ({"augmentation": {"spins": 1}}, "augmentation has the unknown key 'spins'; known are flips, crops,"),
@@ -102,7 +104,7 @@ def test_differences_name_the_fields_that_change_the_weights():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_that_are_here_can_be_read(path: Path):
-    changes = ["data=my_clips"] if path.stem == "own_folder" else []
+    changes = ["data=my_clips", "audio_encoder=vggish"] if path.stem == "own_folder" else []
     recipe = read_recipe(path, changes)
     assert recipe.seed in (0, 123)
     # Each says how it is started.
@@ -123,6 +125,31 @@ def test_the_published_recipes_are_the_published_ones(task, epochs, centre_crop,
     assert (recipe.freeze, recipe.evaluate_from) == (("audio_encoder",), evaluate_from)
     # Validation after every epoch; AVSS after every second one.
     assert recipe.evaluations == epochs // (2 if task == "avss" else 1)
+
+
+ROOT = RECIPES.parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "docs/recipes.md", "examples/train_pcmanet.py")),
+    *sorted(RECIPES.glob("*.yaml")),
+    *sorted((ROOT / "examples" / "accelerate_configs").glob("*.yaml")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_that_is_shown_names_its_data_and_an_audio_encoder(page):
+    text = re.sub(r" *\\\n#? *", " ", page.read_text())
+    for name, value in re.findall(r"^ *(\w+)=\"(.*)\"$", text, flags=re.MULTILINE):
+        text = text.replace(f"${name}", value)
+    commands = re.findall(r"^.*train_pcmanet\.py .*--recipe (?!\.\.\.).*$", text, flags=re.MULTILINE)
+    assert commands
+    for command in commands:
+        path = ROOT / re.search(r"--recipe (\S+)", command)[1]
+        given = re.search(r"--set ((?:\"?[\w.]+=\S+ ?)+)", command)
+        recipe = read_recipe(path, [word.strip('"') for word in given[1].split()] if given else [])
+        if path.stem in ("s4", "ms3", "avss", "own_folder"):
+            assert recipe.data and recipe.visual_backbone and recipe.audio_encoder, command
+        processes = re.search(r"--num_processes (\d+)", command)
+        assert recipe.batch_size % int(processes[1] if processes else 1) == 0, command
 
 
 def test_help_lists_every_field_with_its_default():

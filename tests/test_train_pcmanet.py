@@ -133,7 +133,8 @@ def data(tmp_path_factory) -> dict[str, str]:
             Image.fromarray(mask * 255).save(mine / "masks" / str(index) / f"{second}.png")
         lines.append(f"videos/{index}.mp4,{'train' if index < 3 else 'val'},masks/{index}")
     (mine / "clips.csv").write_text("\n".join(lines) + "\n")
-    return {"s4": str(root), "ms3": str(root), "avss": str(root), "folder": str(mine)}
+    VGGishModel(VGGishConfig(**TRAINED_NETWORK["audio_config"])).save_pretrained(root / "vggish")
+    return {"vggish": str(root / "vggish"), "s4": str(root), "ms3": str(root), "avss": str(root), "folder": str(mine)}
 
 
 SMALL = {"configuration": TRAINED_NETWORK, "preset": "tiny", "image_size": 32, "num_workers": 0, "trackers": []}
@@ -155,7 +156,10 @@ SHAPES = {"clips": 8, "evaluation_clips": 2, "evaluations": 2}
 def test_every_recipe_runs_to_its_end(name, settings, steps, data, tmp_path, monkeypatch):
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     on_disk = name in ("s4", "ms3", "avss", "own_folder")
-    settings = {**recipe, **SMALL, **({"data": data[recipe["task"]]} if on_disk else {}), **settings}
+    settings = {**recipe, **SMALL, **settings}
+    if on_disk:
+        inner = {name: value for name, value in TRAINED_NETWORK.items() if name != "audio_config"}
+        settings |= {"data": data[recipe["task"]], "audio_encoder": data["vggish"], "configuration": inner}
     # `train` starts from a tiny run's settings; this one is the recipe's alone.
     monkeypatch.setattr("training_runs.TINY_RUN", {})
     train(tmp_path / "run", recipe=RECIPES / f"{name}.yaml", **settings)
@@ -246,7 +250,7 @@ def test_stops_early_and_stays_stopped(tmp_path, capsys):
             {"initialize_from": "nowhere"},
             "There is no checkpoint folder nowhere. Give a folder, or a Hub id as owner/name.",
         ),
-        ({"data": "nowhere", "negative_fraction": 0.0}, "nowhere"),
+        ({"data": "nowhere", "negative_fraction": 0.0, "freeze": []}, "nowhere"),
         ({"trackers": ["crystal_ball"]}, "'crystal_ball'"),
     ],
 )

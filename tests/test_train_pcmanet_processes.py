@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from written_trees import write_trees
 
-from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor, VGGishModel
 from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.training.evaluation import Evaluator
@@ -55,13 +55,14 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("tree")
+    VGGishModel(PCMANetConfig.from_preset("tiny").audio_config).save_pretrained(root / "vggish")
     return write_trees(root, ms3={"train": TRAINING_CLIPS, "val": VALIDATION_CLIPS})
 
 
 def start(tree: Path, output: Path, processes: int, *arguments: str, script: Path = SCRIPT, **fields: Any):
     """Start the script, or another one in its place, on the recipe with other fields."""
     recipe = output.with_suffix(".yaml")
-    recipe.write_text(json.dumps(RECIPE | {"data": str(tree)} | fields))
+    recipe.write_text(json.dumps(RECIPE | {"data": str(tree), "audio_encoder": str(tree / "vggish")} | fields))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
     command += ["--recipe", str(recipe), "--output", str(output), *arguments]

@@ -17,10 +17,10 @@ import yaml
 
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench_labels import LABEL_NOISE_RULES
+from pcmanet.dataset_scripts.avsbench_sources import NAMES
 from pcmanet.dataset_scripts.synthetic_clips import NEGATIVE_KINDS
 
 
-TASKS = ("s4", "ms3", "avss", "folder")
 FREEZABLE = ("audio_encoder", "backbone")
 
 
@@ -52,7 +52,7 @@ class Recipe:
     """
 
     # Data.
-    task: str = setting("ms3", "kind of data", choices=TASKS)
+    task: str = setting("ms3", "kind of data", choices=NAMES)
     data: str | None = setting(None, "folder of AVSBench or one's own clips; null: Sounding Shapes, made on the fly")
     label_noise: str = setting(
         "keep", "avss: what becomes of classes that the table does not name", choices=LABEL_NOISE_RULES
@@ -210,6 +210,13 @@ def _check_network(recipe: Recipe) -> None:
         raise RecipeError("initialize_from and visual_backbone are both given; a run starts from one of them.")
     if recipe.reinitialize_mismatched and recipe.initialize_from is None:
         raise RecipeError("reinitialize_mismatched is about initialize_from, which is null; name a checkpoint.")
+    unheard = recipe.audio_encoder is None and recipe.initialize_from is None
+    if recipe.data is not None and unheard and "audio_encoder" in recipe.freeze:
+        raise RecipeError(
+            "freeze has audio_encoder, but nothing says where its weights come from: it would stay random for ever. Give a "
+            "pretrained VGGish (audio_encoder=FOLDER, as `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes it) or a "
+            "checkpoint (initialize_from), or let it learn (freeze=[])."
+        )
     if recipe.batch_size % recipe.gradient_accumulation:
         raise RecipeError(
             f"batch_size is {recipe.batch_size} and gradient_accumulation {recipe.gradient_accumulation}; "
