@@ -228,11 +228,45 @@ def test_another_recipe_is_refused_with_the_fields(run, capsys):
     assert "clips is 14, was 12" in error
     assert "num_workers" not in error
     state = json.loads((run / "checkpoints" / "step-00000006" / "state.json").read_text())
-    state["circumstances"]["processes"] = 2
+    state["circumstances"] |= {"processes": 2, "clips": 14}
     (run / "checkpoints" / "step-00000006" / "state.json").write_text(json.dumps(state))
     (run / "checkpoints" / "step-00000006" / "manifest.json").unlink()
     safe_folders.write_manifest(run / "checkpoints" / "step-00000006")
-    assert "processes is 1, was 2" in refusal(capsys, run, "--resume")
+    error = refusal(capsys, run, "--resume")
+    assert "processes is 1, was 2" in error and "clips is 12, was 14" in error
+
+
+def interrupt_step(number: int) -> None:
+    """Press Ctrl-C before the nth step is finished."""
+    finish_step, calls = run_module.Run.finish_step, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        finish_step(*args)
+
+    run_module.Run.finish_step = interrupted
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_an_interrupted_run_names_the_way_on(step, whole, tmp_path):
+    output = tmp_path / "run"
+    code, printed = train_in_process(output, prepare=interrupt_step, arguments=(step,))
+    assert code == 130
+    assert "Traceback" not in printed
+    good = output / "checkpoints" / "step-00000002"
+    expected = {
+        2: "interrupted. There is no checkpoint yet; begin again with: python",
+        4: f"interrupted. The last good one is {good}; go on from it with: python",
+    }
+    assert expected[step] in printed
+    train(output, "--resume")
+    assert_same_weights(whole, output)
+
+
+def test_a_run_has_a_step(tmp_path, capsys):
+    assert "--max-steps is -3; it starts at 1" in refusal(capsys, tmp_path / "run", "--max-steps", "-3")
 
 
 def test_a_folder_with_a_run_is_not_written_over(run, capsys):
@@ -255,10 +289,16 @@ def test_a_folder_with_a_run_is_not_written_over(run, capsys):
     ],
 )
 def test_the_way_on_is_a_command(words, expected, monkeypatch):
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") or name.endswith("WORLD_SIZE")]:
+        monkeypatch.delenv(name)
     with replaced_argv(words):
         assert resume_command(Path("c")) == expected
         assert resume_command() == expected.removesuffix(" c")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with replaced_argv(words):
         assert resume_command(Path("c")).startswith("torchrun --nproc_per_node 2 t.py")
+        # Accelerate's configuration and the rank of a machine are not known in here.
+        for name, value in (("ACCELERATE_MIXED_PRECISION", "no"), ("WORLD_SIZE", "4")):
+            with monkeypatch.context() as patch:
+                patch.setenv(name, value)
+                assert resume_command(Path("c")) == "the same launch command with --resume c"

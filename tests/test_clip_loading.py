@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from training_runs import TINY_RUN
+from written_trees import write_trees
 
 from pcmanet.dataset_scripts.clip_arrays import to_arrays
 from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes
@@ -16,6 +17,7 @@ from pcmanet.training.clip_loading import (
     build_datasets,
     class_names,
     cut_to_square,
+    describe_clips,
     training_batches,
     validation_batches,
 )
@@ -24,6 +26,22 @@ from pcmanet.training.recipe import Recipe
 
 
 CPU = torch.device("cpu")
+
+
+def test_clips_are_described_by_what_must_not_change(tmp_path):
+    write_trees(tmp_path, ms3={"train": 1, "val": 1, "test": 1})
+    recipe = Recipe(task="ms3", data=str(tmp_path), freeze=[])
+    before = describe_clips(recipe, 1)
+    assert describe_clips(recipe, 1) == before
+    for split, changes in (("test", False), ("val", True), ("train", True)):
+        mask = next(tmp_path.rglob(f"gt_masks/{split}/*/*.png"))
+        mask.write_bytes(mask.read_bytes() + b" ")
+        after = describe_clips(recipe, 1)
+        assert (after != before) is changes
+        before = after
+    assert after.keys() == {"clips", "the state of the clips' files"}
+    # What Sounding Shapes are stands in the recipe.
+    assert describe_clips(Recipe(**TINY_RUN), 12) == {"clips": 12}
 
 
 @pytest.fixture(scope="module")

@@ -156,11 +156,16 @@ def test_an_evaluation_is_read_with_its_command_and_classes(tmp_path: Path):
 def test_a_record_says_how_and_in_what_it_came_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--output", "my runs"])
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     write_record(tmp_path, {"validation": {"miou": 0.5}})
     record = read_record(tmp_path)
     assert record["command"] == "torchrun --nproc_per_node 2 train.py --output 'my runs'"
     assert record["environment"] == describe_environment()
-    assert record["environment"]["device"].endswith(", 4 processes")
+    assert record["environment"]["device"].endswith(", 2 processes")
     assert record["validation"] == {"miou": 0.5}
     assert read_record(tmp_path / "nowhere") == {}
+    # Of two machines this one cannot tell how the other was started.
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    write_record(tmp_path, {})
+    words = "train.py --output 'my runs'  # by a launcher whose options were not recorded"
+    assert read_record(tmp_path)["command"] == words

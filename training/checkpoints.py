@@ -6,10 +6,10 @@ The place in the data follows from the step. There is no half-filled accumulatio
 """
 
 import json
-import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from .recipe import Recipe
 from .safe_folders import DamagedFolderError, finish_aside, recover, remove_folder, start_aside, verify, write_manifest
+from .training_record import describe_launcher
 
 
 FOLDER = "checkpoints"
@@ -36,14 +37,14 @@ class Checkpoints:
         accelerator: With the prepared network and optimizer, and everything registered for checkpointing.
         output: The run's folder.
         recipe: The run's recipe.
-        num_clips: Training clips, of which a run that goes on must have as many.
+        data: What of the clips must be the same for a run to go on, by name.
     """
 
-    def __init__(self, accelerator: Accelerator, output: Path, recipe: Recipe, num_clips: int) -> None:
+    def __init__(self, accelerator: Accelerator, output: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
         self.accelerator, self.recipe = accelerator, recipe
         self.folder = output / FOLDER
         # What, besides the recipe, must be the same for the steps to go on the same.
-        self.circumstances = {"processes": accelerator.num_processes, "clips": num_clips}
+        self.circumstances = {"processes": accelerator.num_processes, **data}
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint, then remove those beyond `save_total_limit`; all processes call this.
@@ -145,8 +146,8 @@ class Checkpoints:
             )
         differences = self.recipe.differences(state["recipe"])
         for name, value in self.circumstances.items():
-            if state["circumstances"][name] != value:
-                differences.append(f"{name} is {value}, was {state['circumstances'][name]}")
+            if (before := state["circumstances"].get(name)) != value:
+                differences.append(f"{name} is {value}, was {before}")
         if differences:
             listed = "\n  ".join(differences)
             raise CheckpointError(
@@ -157,6 +158,8 @@ class Checkpoints:
 
     def way_on(self, damaged: Path | None = None) -> str:
         """Name the last checkpoint that is whole and the command that goes on from it."""
+        if not self.all():
+            return f"There is no checkpoint yet; begin again with: {resume_command()}"
         for checkpoint in reversed(self.all()):
             try:
                 if checkpoint != damaged:
@@ -170,9 +173,11 @@ class Checkpoints:
 def resume_command(checkpoint: Path | None = None) -> str:
     """The command of this process with `--resume`, or `--resume CHECKPOINT`, and to the end of the run."""
     words = _without_option(_without_option(sys.argv, "--resume"), "--max-steps")
-    words += ["--resume", *([] if checkpoint is None else [str(checkpoint)])]
-    processes = os.environ.get("LOCAL_WORLD_SIZE")
-    return f"{'python' if processes is None else f'torchrun --nproc_per_node {processes}'} {shlex.join(words)}"
+    option = ["--resume", *([] if checkpoint is None else [str(checkpoint)])]
+    launcher = describe_launcher()
+    if launcher is None:
+        return f"the same launch command with {shlex.join(option)}"
+    return f"{launcher} {shlex.join(words + option)}"
 
 
 def _without_option(words: list[str], option: str) -> list[str]:

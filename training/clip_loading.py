@@ -11,6 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.augmentation import Augmentation, crop
 from pcmanet.dataset_scripts.avsbench import label_names, load_avsbench
+from pcmanet.dataset_scripts.avsbench_files import fingerprint
+from pcmanet.dataset_scripts.avsbench_rows import RowSettings
+from pcmanet.dataset_scripts.avsbench_sources import find_clips
 from pcmanet.dataset_scripts.clip_arrays import ClipArrays
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes, SyntheticClip
@@ -147,6 +150,24 @@ def build_datasets(recipe: Recipe) -> tuple[Dataset[Any], Dataset[Any]]:
     return PairedSounds(shapes) if recipe.pair_sounds else shapes, validation
 
 
+def describe_clips(recipe: Recipe, num_clips: int) -> dict[str, Any]:
+    """Tell what of the clips must be the same for a run to go on with them.
+
+    Args:
+        recipe: Its fields alone say what Sounding Shapes are.
+        num_clips: For training.
+
+    Returns:
+        What it is called, and its value.
+    """
+    if recipe.data is None:
+        return {"clips": num_clips}
+    settings = RowSettings(label_noise=recipe.label_noise, frames_per_second=recipe.frames_per_second)
+    tree = find_clips(recipe.data, recipe.task, settings)
+    paths = [path for clip in tree.clips if clip.split in ("train", "val") for path in clip.paths]
+    return {"clips": num_clips, "the state of the clips' files": fingerprint(tree.table, paths)}
+
+
 def training_batches(
     clips: Dataset[Any],
     plan: BatchPlan,
@@ -206,6 +227,7 @@ __all__ = [
     "build_collators",
     "build_datasets",
     "class_names",
+    "describe_clips",
     "training_batches",
     "validation_batches",
 ]

@@ -9,14 +9,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch.utils.data import Dataset
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 
 from .batch_plan import BatchPlan
 from .checkpoints import Checkpoints, resume_command
-from .clip_loading import Batch, SeededCollator, build_collators, build_datasets, class_names, training_batches
+from .clip_loading import (
+    Batch,
+    SeededCollator,
+    build_collators,
+    build_datasets,
+    class_names,
+    describe_clips,
+    training_batches,
+)
 from .evaluation import Evaluator
 from .launching import BEST, LAST, open_output, save_model, start_accelerator, write_recipe
 from .listening import teach_listening
@@ -180,7 +188,9 @@ def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps
     with accelerator.main_process_first():  # who prepares the data set's cache, if it needs one
         clips, validation_clips = build_datasets(recipe)
     plan = build_plan(recipe, len(clips), accelerator.num_processes)
-    checkpoints = Checkpoints(accelerator, output, recipe, len(clips))
+    # The first process's view: on another machine the same files may have other times.
+    (data,) = broadcast_object_list([describe_clips(recipe, len(clips))])
+    checkpoints = Checkpoints(accelerator, output, recipe, data)
     if recipe.listening_sounds and not (resume and checkpoints.all()):
         extractor, quiet = processor.feature_extractor, not accelerator.is_main_process
         teach_listening(network.model.audio_encoder, extractor, recipe, accelerator.device, quiet)

@@ -101,9 +101,17 @@ def describe_environment() -> dict[str, str]:
 
 def describe_command() -> str:
     """Write down how this process was started, so that it can be started again."""
+    launcher, words = describe_launcher(), shlex.join(sys.argv)
+    return f"{words}  # by a launcher whose options were not recorded" if launcher is None else f"{launcher} {words}"
+
+
+def describe_launcher() -> str | None:
+    """Name what started this process; None if it cannot know the options, as with Accelerate's or on several machines."""
     each_machine = os.environ.get("LOCAL_WORLD_SIZE")
-    launcher = "python" if each_machine is None else f"torchrun --nproc_per_node {each_machine}"
-    return f"{launcher} {shlex.join(sys.argv)}"
+    several_machines = os.environ.get("WORLD_SIZE", each_machine) != each_machine
+    if several_machines or any(name.startswith("ACCELERATE_") for name in os.environ):
+        return None
+    return "python" if each_machine is None else f"torchrun --nproc_per_node {each_machine}"
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
