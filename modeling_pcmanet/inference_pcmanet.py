@@ -77,8 +77,8 @@ class PCMANetInferenceModel(nn.Module):
         self.audio_encoder.to(audio_dtype)
         super().train(False)
         for module in self.modules():
-            # Half precision multiplies so fast that it has no use for these, four times the weights themselves.
-            if dtype.itemsize < 4 and hasattr(module, "transformed_weight"):
+            # Half precision and GPUs multiply so fast that they have no use for these, four times the weights themselves.
+            if (dtype.itemsize < 4 or self.device.type != "cpu") and hasattr(module, "transformed_weight"):
                 module.transformed_weight = None
 
     @property
@@ -133,7 +133,7 @@ class PCMANetInferenceModel(nn.Module):
         validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
         if uncertainty_budget is not None:
             self._validate_budget(uncertainty_budget)
-        embeddings = self._embed_audio(input_features, audio_embeds)
+        embeddings = self._embed_audio(input_features, audio_embeds, frame_mask)
         segment = self._segment_each if self._walks_clips(pixel_values) else self._segment
         return segment(pixel_values, embeddings, frame_mask, uncertainty_budget)
 
@@ -157,14 +157,21 @@ class PCMANetInferenceModel(nn.Module):
         """Whether clips are computed one by one; a compiled or exported graph must not depend on their number."""
         return not torch.compiler.is_compiling() and pixel_values.is_cpu and len(pixel_values) > 1
 
-    def _embed_audio(self, input_features: torch.Tensor | None, audio_embeds: torch.Tensor | None) -> torch.Tensor:
+    def _layout(self, clips: torch.Tensor, frame_mask: torch.Tensor | None) -> ClipLayout:
+        """Which frames of (batch, frames, ...) are computed."""
+        excluded = frame_mask is not None and self.config.padded_frames == "excluded"
+        return ClipLayout(*clips.shape[:2], frame_mask.bool() if excluded else None)
+
+    def _embed_audio(
+        self, input_features: torch.Tensor | None, audio_embeds: torch.Tensor | None, frame_mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """Go from either form of sound to embeddings, (batch, frames, embedding_size)."""
         if audio_embeds is not None:
             return audio_embeds.to(self.dtype)
-        patches = input_features.to(self.audio_encoder.dtype)
-        # VGGish is bound by reading its weights: all frames of all clips go through it at once.
-        embeddings = self.audio_encoder(patches.flatten(0, 1)).audio_embeds
-        return embeddings.to(self.dtype).unflatten(0, patches.shape[:2])
+        # All frames of all clips at once: a single clip's are so few that VGGish would mostly read its weights.
+        layout = self._layout(input_features, frame_mask)
+        patches = layout.to_frames(input_features).to(self.audio_encoder.dtype)
+        return layout.to_clips(self.audio_encoder(patches).audio_embeds.to(self.dtype))
 
     def _segment_each(
         self,
@@ -199,13 +206,10 @@ class PCMANetInferenceModel(nn.Module):
         uncertainty_budget: float | None,
     ) -> PCMANetInferenceOutput:
         """Compute some clips at once."""
-        batch, frames = pixel_values.shape[:2]
-        excluded = frame_mask is not None and self.config.padded_frames == "excluded"
-        layout = ClipLayout(batch, frames, frame_mask.bool() if excluded else None)
-
+        layout = self._layout(pixel_values, frame_mask)
         pixels = layout.to_frames(pixel_values).to(self.dtype).contiguous(memory_format=torch.channels_last)
         embeddings, zeroing = layout.to_frames(embeddings), None
-        if frame_mask is not None and not excluded:
+        if frame_mask is not None and layout.real is None:
             zeroing = frame_mask.flatten().to(embeddings.dtype)[:, None, None, None]
             embeddings = embeddings * zeroing[:, :, 0, 0]
         maps, audio, size = self.backbone(pixels), self.audio_projection(embeddings), pixel_values.shape[-2:]

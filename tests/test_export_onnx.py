@@ -1,5 +1,6 @@
 """examples/export_onnx.py: files that give the model's logits for other numbers of clips and frames, and what it refuses."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,22 @@ def test_the_comparison_finds_a_difference(capsys):
     assert "bad.onnx, times as fast as form" in header
     assert row.startswith("| 2 x 2 |")
     assert row.endswith("| 2.5e-01 |")
+
+
+def test_the_comparison_hides_no_nan_behind_an_equal_batch():
+    model = build()
+    batches = [make_batch(model.config, "input_features", (32, 32), mask) for mask in (((True,),), ((True, True),))]
+    with torch.no_grad():
+        exact = [model(**batch).logits for batch in batches]
+
+    def spoilt(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return exact[0] if batch is batches[0] else exact[1] * torch.nan
+
+    def whole(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return exact[0] if batch is batches[0] else exact[1]
+
+    for order in (batches, batches[::-1]):
+        assert math.isnan(compare({"model": whole, "form": whole, "bad.onnx": spoilt}, order))
 
 
 def test_a_file_that_differs_is_an_error(monkeypatch, tmp_path, capsys):

@@ -112,6 +112,13 @@ def test_every_frame_mask(num_labels, padded_frames, mask):
     assert_equal_logits(model, {**tiny_batch(), "frame_mask": torch.tensor(mask, dtype=torch.bool)}, 1e-12)
 
 
+def test_sound_of_padding_is_not_embedded():
+    form, patches = build().for_inference(), []
+    form.audio_encoder.register_forward_pre_hook(lambda _, inputs: patches.append(len(inputs[0])))
+    form(**tiny_batch(), frame_mask=torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.bool))
+    assert patches == [3]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
