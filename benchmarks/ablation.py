@@ -43,7 +43,7 @@ def main() -> None:
         "evaluation_clips": args.test_clips,
         "evaluations": 1,
         "pair_sounds": "true",
-        # A run is a few hundred steps: the demo's average over 500 would mostly hold the random start.
+        # A run is a few hundred steps, of which the demo's average would take in all.
         "average_decay": 0.98,
     }
     print_table(run_variants(args, variants, common, validation_score), DEFAULT)
