@@ -1,8 +1,8 @@
 """From a finished training to the Hub: first a folder that is complete with its card, then the upload.
 
-    python -m pcmanet.training.publishing runs/s4 --to me/pcmanet-s4
-    python -m pcmanet.training.publishing runs/s4 --to me/pcmanet-s4 --code --private --evaluation s4_on_s4_test
-    python -m pcmanet.training.publishing runs/s4 --to me/pcmanet-s4 --only-prepare    # to look at the card first
+    python -m pcmanet.training.publishing runs/s4/best --to me/pcmanet-s4
+    python -m pcmanet.training.publishing runs/s4/best --to me/pcmanet-s4 --code --private --evaluation s4_on_s4_test
+    python -m pcmanet.training.publishing runs/s4/best --to me/pcmanet-s4 --only-prepare    # to look at the card first
 
 FOLDER holds a model with its processor, and metrics.json as training writes it; it is left as it is. FOLDER-hub receives
 what is uploaded: weights, processor, README.md and, with --code, our modules, so that
