@@ -8,7 +8,8 @@
 `--help` lists the Trainer's options, such as
 
     --bf16 or --fp16 (on a CPU: --use_cpu --bf16)  --gradient_accumulation_steps 4  --gradient_checkpointing
-    --backbone_learning_rate 1e-5  --resume_from_checkpoint latest  --load_best_model_at_end  --early_stopping_patience 3  --report_to tensorboard
+    --backbone_learning_rate 1e-5  --resume_from_checkpoint latest  --report_to tensorboard
+    --load_best_model_at_end  --early_stopping_patience 3 (which keeps the best as well)
     --push_to_hub --hub_model_id me/mine --hub_strategy every_save  --hub_code
 
 OUTPUT_DIR receives checkpoints, each with its processor, so that the pipeline opens them, and in the end the last or best
@@ -16,13 +17,15 @@ weights; with --push_to_hub these go to the Hub, with a model card, from a folde
 """
 
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from transformers import EarlyStoppingCallback, HfArgumentParser, TrainingArguments
+from transformers import EarlyStoppingCallback, HfArgumentParser, TrainingArguments, set_seed
 
 from modeling_pcmanet import PCMANetProcessor
+from pcmanet.dataset_scripts.avsbench_sources import NAMES
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.dataset_scripts.trainer_metrics import TrainerMetrics
@@ -32,12 +35,16 @@ from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.training_record import write_record
 
 
+class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
+    """The commands above as they stand, and every default."""
+
+
 @dataclass
 class FineTuning:
     """What is fine-tuned to what; everything else is in the Trainer's own options."""
 
     checkpoint: str = field(default="examples/demo_model", metadata={"help": "folder or Hub id, of any classes"})
-    task: str = field(default="avss", metadata={"choices": ["s4", "ms3", "avss", "folder"], "help": "kind of data"})
+    task: str = field(default="avss", metadata={"choices": list(NAMES), "help": "kind of data"})
     data: str | None = field(default=None, metadata={"help": "AVSBench or own clips; Sounding Shapes without it"})
     classes: list[str] = field(default_factory=list, metadata={"help": "of the data; others become background"})
     clips: int = field(default=2000, metadata={"help": "Sounding Shapes: training clips"})
@@ -52,6 +59,7 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
     data = FineTuningData(settings.task, settings.data, settings.clips, settings.evaluation_clips, arguments.seed)
     classes = choose_classes(data.classes, settings.classes)
     num_labels, patience = len(classes.names), settings.early_stopping_patience
+    set_seed(arguments.seed)  # the Trainer does so as well, but only after new heads are drawn
     model = load_checkpoint(settings.checkpoint, classes.labels)
     processor = PCMANetProcessor.from_pretrained(settings.checkpoint)
     training, validation = data.load(dict(processor.image_processor.size))
@@ -90,15 +98,28 @@ def finish(trainer: SegmentationTrainer, settings: FineTuning, minutes: float) -
         print(f"pushed to {publish(Publication(folder, trainer.hub_model_id, settings.hub_code, private))}")
 
 
-def main() -> None:
-    """Fine-tunes, or goes on with it."""
-    parser = HfArgumentParser((FineTuning, TrainingArguments), description=__doc__)
+def parse_args() -> tuple[FineTuning, TrainingArguments]:
+    """Reads the command line.
+
+    Raises:
+        ValueError: If the Trainer's options do not go with each other.
+    """
+    parser = HfArgumentParser((FineTuning, TrainingArguments), description=__doc__, formatter_class=HelpFormatter)
     # The first three are what clips and measures need.
     parser.set_defaults(remove_unused_columns=False, label_names=["labels"], batch_eval_metrics=True)
-    parser.set_defaults(metric_for_best_model="miou", eval_strategy="epoch", learning_rate=5e-4, warmup_steps=0.05)
-    settings, arguments = parser.parse_args_into_dataclasses()
-    resume = arguments.resume_from_checkpoint
+    parser.set_defaults(metric_for_best_model="miou", learning_rate=5e-4, warmup_steps=0.05)
+    parser.set_defaults(eval_strategy="epoch", save_strategy="epoch")  # to keep the best, both must be the same
+    if parser.parse_args().early_stopping_patience is not None:
+        # Who stops because it got no better wants the weights from before.
+        parser.set_defaults(load_best_model_at_end=True)
+    return parser.parse_args_into_dataclasses()
+
+
+def main() -> None:
+    """Fine-tunes, or goes on with it."""
     try:
+        settings, arguments = parse_args()
+        resume = arguments.resume_from_checkpoint
         trainer = build_trainer(settings, arguments)
         result = trainer.train(resume_from_checkpoint=True if resume == "latest" else resume)
         finish(trainer, settings, round(result.metrics["train_runtime"] / 60, 1))

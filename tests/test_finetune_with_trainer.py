@@ -71,8 +71,6 @@ def build(script, checkpoint: Path, tmp_path: Path):
             "per_device_eval_batch_size": 2,
         }
         options |= arguments
-        # The heads for the new classes are drawn anew.
-        torch.manual_seed(0)
         return script.build_trainer(
             script.FineTuning(**tuning | (settings or {})), TrainingArguments(str(tmp_path / folder), **options)
         )
@@ -201,6 +199,31 @@ def test_tensorboard_shows_what_was_logged(build):
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses(trainer))
     (logged,) = [entry["eval_miou"] for entry in trainer.state.log_history if "eval_miou" in entry]
     assert [event.value for event in events.Scalars("eval/miou")] == pytest.approx([logged])
+
+
+def parse(script, monkeypatch, *words: str):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output_dir", "unused", "--use_cpu", *words])
+    return script.parse_args()
+
+
+def test_the_best_weights_can_be_kept_without_more_options(script, monkeypatch, capsys):
+    assert not parse(script, monkeypatch)[1].load_best_model_at_end
+    for words in (["--load_best_model_at_end"], ["--early_stopping_patience", "3"]):
+        arguments = parse(script, monkeypatch, *words)[1]
+        assert arguments.load_best_model_at_end
+        assert arguments.eval_strategy == arguments.save_strategy == "epoch"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--eval_strategy", "no"])
+    with pytest.raises(SystemExit, match=r"error: .*strategy"):
+        script.main()
+    with pytest.raises(SystemExit):
+        parse(script, monkeypatch, "--help")
+    assert "\n    python examples/finetune_with_trainer.py --output_dir runs/semantic " in capsys.readouterr().out
+
+
+def test_the_seed_draws_the_new_heads(build):
+    heads = [build(seed=seed).model.model.stages[0].head[-1].weight for seed in (1, 1, 2)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(build, tmp_path: Path):
