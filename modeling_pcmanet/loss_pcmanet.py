@@ -76,6 +76,30 @@ def semantic_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int 
     return cross_entropy.sum((1, 2)) / num_valid
 
 
+def validate_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+    """Refuse labels that no loss is defined for; binary cross-entropy would take any number as its target.
+
+    On a GPU the check waits for nothing and fails as PyTorch's own do, later and for good; a compiled graph has none.
+
+    Args:
+        labels: Any shape.
+        num_labels: Number of classes, 1 for binary labels.
+        ignore_index: Label of pixels that do not count.
+
+    Raises:
+        ValueError: If a label is neither a class nor `ignore_index`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    highest = max(num_labels, 2) - 1
+    unexpected = (labels != ignore_index) & ((labels < 0) | (labels > highest) | (labels != labels.long()))
+    expected = f"expected 0..{highest} or ignore_index {ignore_index}; a 0/255 mask is given as mask > 127"
+    if labels.is_cuda:
+        torch._assert_async(~unexpected.any(), f"`labels`: {expected}.")
+    elif unexpected.any():
+        raise ValueError(f"`labels` holds {labels[unexpected][0].item()}, {expected}.")
+
+
 def deeply_supervised_loss(
     stage_logits: Sequence[torch.Tensor],
     labels: torch.Tensor,
@@ -94,10 +118,15 @@ def deeply_supervised_loss(
 
     Returns:
         Scalar, float32.
+
+    Raises:
+        ValueError: If a label that counts is neither a class nor `ignore_index`.
     """
-    frame_loss = binary_loss if stage_logits[0].shape[2] == 1 else semantic_loss
+    num_labels = stage_logits[0].shape[2]
+    frame_loss = binary_loss if num_labels == 1 else semantic_loss
     num_annotated = annotated.sum().clamp(min=1)
     labels = labels[annotated]
+    validate_labels(labels, num_labels, ignore_index)
     losses = [
         weight * frame_loss(logits[annotated], labels, ignore_index).sum() / num_annotated
         for logits, weight in zip(stage_logits, stage_weights, strict=True)
@@ -105,4 +134,4 @@ def deeply_supervised_loss(
     return torch.stack(losses).sum()
 
 
-__all__ = ["binary_loss", "deeply_supervised_loss", "semantic_loss", "soft_iou_loss"]
+__all__ = ["binary_loss", "deeply_supervised_loss", "semantic_loss", "soft_iou_loss", "validate_labels"]

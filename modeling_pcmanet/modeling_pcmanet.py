@@ -310,12 +310,14 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             input_features: (batch, frames, 1, 96, 64) log-mel patches.
             audio_embeds: (batch, frames, 128) VGGish embeddings, in place of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
-            labels: (batch, frames, height, width), 0/1 or class indexes, 255 = ignore.
+            labels: (batch, frames, height, width), 0/1 or class indexes, `config.ignore_index` (255) = ignore. A `Trainer`
+                whose data has no `label_mask` needs `TrainingArguments(label_names=["labels"])`: by itself it takes both
+                for labels, and evaluates without a loss where one is missing.
             label_mask: (batch, frames) bool, which frames are annotated; all real ones if not given.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
-            ValueError: If a shape is wrong or not exactly one of the two forms of sound is given.
+            ValueError: If a shape or a label is wrong or not exactly one of the two forms of sound is given.
             TypeError: If a keyword is unknown.
         """
         outputs = self.model(pixel_values, input_features, audio_embeds, frame_mask, **kwargs)
@@ -343,6 +345,11 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         if labels.shape != expected:
             raise ValueError(
                 f"`labels` must be (batch, frames, height, width) = {tuple(expected)}, got {tuple(labels.shape)}."
+            )
+        if label_mask is not None and label_mask.shape != labels.shape[:2]:
+            raise ValueError(
+                f"`label_mask` must be (batch, frames) = {tuple(labels.shape[:2])} like `labels`, got "
+                f"{tuple(label_mask.shape)}."
             )
         annotated = torch.ones(labels.shape[:2], dtype=torch.bool, device=labels.device)
         for mask in (frame_mask, label_mask):

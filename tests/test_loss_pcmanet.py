@@ -89,3 +89,21 @@ def test_half_precision_logits_are_summed_in_float32():
     labels = torch.zeros(1, 300, 300, dtype=torch.long)
     # 90,000 pixels of p = 1/2 sum to 45,000; in float16 the sums would be coarse or overflow at 65,504.
     assert binary_loss(logits, labels).item() == pytest.approx(math.log(2) + 1 - 1 / 45001, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "wrong", "message"),
+    [
+        (1, 254, r"holds 254, expected 0\.\.1 or ignore_index 255; a 0/255 mask is given as mask > 127"),
+        (1, -1, r"holds -1, expected 0\.\.1"),
+        (1, 0.5, r"holds 0\.5, expected 0\.\.1"),
+        (5, 5, r"holds 5, expected 0\.\.4"),
+    ],
+)
+def test_labels_without_a_class_are_refused_where_they_count(num_labels, wrong, message):
+    stages = [torch.zeros(1, 2, num_labels, 4, 4)] * 4
+    labels = torch.zeros(1, 2, 4, 4, dtype=torch.float if isinstance(wrong, float) else torch.long)
+    labels[0, 1, 2, 3], labels[0, 0, 0, 0] = wrong, 255
+    with pytest.raises(ValueError, match=message):
+        deeply_supervised_loss(stages, labels, torch.tensor([[True, True]]), [1.0] * 4)
+    assert deeply_supervised_loss(stages, labels, torch.tensor([[True, False]]), [1.0] * 4).isfinite()

@@ -449,6 +449,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             model(**{**tiny_batch(), **change})
 
+    @pytest.mark.parametrize("shape", [(2, 1), (3,), (2, 3, 1)])
+    def test_a_label_mask_is_not_stretched(self, model, shape):
+        labels = torch.zeros(2, 3, 48, 64, dtype=torch.long)
+        with pytest.raises(ValueError, match=r"`label_mask` must be \(batch, frames\) = \(2, 3\) like `labels`"):
+            model(**tiny_batch(), labels=labels, label_mask=torch.ones(shape, dtype=torch.bool))
+
     def test_unknown_keyword(self, model):
         with pytest.raises(TypeError, match=r"unknown keywords \['frame_masks'\]"):
             model(**tiny_batch(), frame_masks=torch.ones(2, 3))
