@@ -32,6 +32,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,16 +221,20 @@ def open_progress(folder: Path, settings: dict[str, Any]) -> None:
     write_aside(file, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
 
 
+def read_job(reader: EvaluationReader, job: Job) -> BatchFeature | Exception:
+    """Reads the batch of a job; errors of the user's are given back, for in a worker's traceback they would lie buried."""
+    try:
+        return reader.read(job.clips, job.audio)
+    except USER_ERRORS as error:
+        return error
+
+
 def load_batches(jobs: Sequence[Job], reader: EvaluationReader, workers: int) -> Iterator[tuple[Job, BatchFeature]]:
     """Reads batches ahead in worker processes."""
-
-    def read(job: Job) -> BatchFeature | Exception:
-        try:
-            return reader.read(job.clips, job.audio)
-        except USER_ERRORS as error:
-            return error  # raised here, it would lie buried in the traceback of a worker
-
-    loader = DataLoader(jobs, batch_size=None, collate_fn=read, num_workers=min(workers, len(jobs)))
+    # No local function reads them: a worker that is not forked gets it pickled.
+    loader = DataLoader(
+        jobs, batch_size=None, collate_fn=partial(read_job, reader), num_workers=min(workers, len(jobs))
+    )
     for job, batch in zip(jobs, loader, strict=True):
         if isinstance(batch, Exception):
             raise batch

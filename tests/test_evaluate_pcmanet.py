@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +310,16 @@ def test_a_damaged_file_is_named_and_the_rest_is_kept(run, root, checkpoints, tm
     expected = run(checkpoints[1], root, "--name", "ms3", output="elsewhere")
     assert run(checkpoints[1], tmp_path)["figures"] == expected["figures"]
     assert done.stat().st_mtime_ns == moment
+
+
+@pytest.mark.slow
+def test_workers_need_not_be_forked(script, run, root, checkpoints, monkeypatch):
+    """As on macOS, and everywhere from Python 3.14 on."""
+    expected = run(checkpoints[1], root, "--name", "ms3")
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setitem(sys.modules, script.__name__, script)
+    monkeypatch.setattr(script, "DataLoader", partial(script.DataLoader, multiprocessing_context="forkserver"))
+    assert run(checkpoints[1], root, "--name", "ms3", "--num-workers", "1", output="not_forked") == expected
 
 
 def launch(*arguments, processes=1):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from training_runs import TINY_RUN
 
 from modeling_pcmanet import PCMANetFeatureExtractor, VGGishConfig, VGGishModel
-from pcmanet.training.listening import teach_listening
+from pcmanet.dataset_scripts.synthetic_listening import SoundMixtures
+from pcmanet.training.listening import SoundCollator, teach_listening
 from pcmanet.training.recipe import Recipe
 
 
@@ -20,6 +22,20 @@ def test_the_audio_encoder_changes_and_stays_as_frozen_as_it_was(frozen):
     assert all(weight.requires_grad is not frozen for weight in encoder.parameters())
     assert all(weight.grad is None for weight in encoder.parameters())
     assert any(not torch.equal(weight, old) for weight, old in zip(encoder.parameters(), before, strict=True))
+
+
+@pytest.mark.slow
+def test_workers_need_not_be_forked():
+    """As on macOS, and everywhere from Python 3.14 on."""
+    loader = DataLoader(
+        SoundMixtures(2, seed=0),
+        batch_size=2,
+        collate_fn=SoundCollator(PCMANetFeatureExtractor()),
+        num_workers=1,
+        multiprocessing_context="forkserver",
+    )
+    ((patches, heard),) = loader
+    assert len(patches) == len(heard) > 0
 
 
 def test_the_same_seed_teaches_the_same():

@@ -1,5 +1,7 @@
 """The lesson before the pictures: a small VGGish learns to name sounds, as the published one did on audio tagging."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -17,6 +19,25 @@ from .recipe import Recipe
 SOUNDS_PER_STEP = 16
 
 
+@dataclass(frozen=True)
+class SoundCollator:
+    """Makes a batch of sounds; a class, because a worker that is not forked gets it pickled.
+
+    Attributes:
+        extractor: Makes the log-mel patches.
+    """
+
+    extractor: PCMANetFeatureExtractor
+
+    def __call__(self, sounds: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stack the log-mel patches of all seconds, and which classes are heard in each."""
+        patches = [
+            self.extractor(waveform, SAMPLING_RATE, num_frames=len(heard), return_tensors="pt")["input_features"]
+            for waveform, heard in sounds
+        ]
+        return torch.cat(patches), torch.from_numpy(np.concatenate([heard for _, heard in sounds])).float()
+
+
 def teach_listening(
     audio_encoder: VGGishModel, extractor: PCMANetFeatureExtractor, recipe: Recipe, device: torch.device, quiet: bool
 ) -> None:
@@ -31,14 +52,6 @@ def teach_listening(
         device: Where to compute.
         quiet: Whether to show no progress.
     """
-
-    def collate(sounds: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
-        patches = [
-            extractor(waveform, SAMPLING_RATE, num_frames=len(heard), return_tensors="pt")["input_features"]
-            for waveform, heard in sounds
-        ]
-        return torch.cat(patches), torch.from_numpy(np.concatenate([heard for _, heard in sounds])).float()
-
     trainable = [parameter.requires_grad for parameter in audio_encoder.parameters()]
     audio_encoder.requires_grad_(True).to(device)
     tagger = torch.nn.Linear(audio_encoder.config.embedding_size, len(CLASSES)).to(device)
@@ -48,7 +61,7 @@ def teach_listening(
     loader = DataLoader(
         sounds,
         batch_size=min(SOUNDS_PER_STEP, recipe.listening_sounds),
-        collate_fn=collate,
+        collate_fn=SoundCollator(extractor),
         num_workers=recipe.num_workers,
         drop_last=True,
     )
