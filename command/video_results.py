@@ -18,7 +18,7 @@ from transformers import Pipeline
 
 from modeling_pcmanet.media_pcmanet import iterate_frames
 from modeling_pcmanet.media_source_pcmanet import MediaSource, open_media
-from modeling_pcmanet.media_stream_pcmanet import VideoReader, iterate_sound
+from modeling_pcmanet.media_stream_pcmanet import EVERY_FRAME, VideoReader, iterate_sound
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet, shown_frames
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video
@@ -140,23 +140,25 @@ def draw(
         if rate is not None:
             results = RecordedResults(folder / f"at_rate_{RECORDS}")
             record(segmenter, video, arguments, results, progress, rate)
+        reader = VideoReader(video.source, EVERY_FRAME)
         write_overlay_video(
             folder / OVERLAY,
-            _watched_frames(video.source, progress),
+            _watched_frames(reader, progress),
             results,
             class_colors(id2label),
             frames_per_second=rate or arguments.frames_per_second,
             sound=video.sound,
+            clock=reader if video.audio is None else None,
         )
         if rate is not None:
             results.path.unlink()
 
 
-def _watched_frames(source: MediaSource, progress: Progress) -> Iterator[tuple[float, np.ndarray]]:
+def _watched_frames(reader: VideoReader, progress: Progress) -> Iterator[tuple[float, np.ndarray]]:
     """Yields every frame of a video with its time."""
-    for seconds, frame in iterate_frames(source):
-        progress(seconds)
-        yield seconds, frame
+    for frame in reader:
+        progress(frame.timestamp)
+        yield frame.timestamp, frame.picture
 
 
 def _contact_sheet(

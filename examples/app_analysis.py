@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from modeling_pcmanet.media_pcmanet import iterate_frames, read_media
 from modeling_pcmanet.media_source_pcmanet import SOUND_REMEDY
+from modeling_pcmanet.media_stream_pcmanet import EVERY_FRAME, VideoReader
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video
@@ -152,8 +153,16 @@ class Analysis:
         report(0.0, "Drawing")
         results = self.segment(threshold)
         overlay = Path(self._folder.name) / "overlay.mp4"
-        frames = self._pictures(report)
-        write_overlay_video(overlay, frames, results, self.colors, frames_per_second=self.rate, sound=str(self.video))
+        reader = VideoReader(self.video, EVERY_FRAME)
+        write_overlay_video(
+            overlay,
+            self._pictures(reader, report),
+            results,
+            self.colors,
+            frames_per_second=self.rate,
+            sound=str(self.video),
+            clock=reader,
+        )
         counts = [len(result["segments"]) for result in results]
         return Drawing(
             overlay=overlay,
@@ -200,13 +209,13 @@ class Analysis:
         """The file of what the network said."""
         return Path(self._folder.name) / "logits.safetensors"
 
-    def _pictures(self, report: Report) -> Iterator[tuple[float, np.ndarray]]:
+    def _pictures(self, reader: VideoReader, report: Report) -> Iterator[tuple[float, np.ndarray]]:
         """Yields the frames of the video at a size that suits a page."""
-        for count, (seconds, frame) in enumerate(iterate_frames(self.video)):
+        for count, frame in enumerate(reader):
             report(min(1.0, count / self.facts.frames), "Drawing the masks")
-            height = len(frame)
+            height = len(frame.picture)
             scale = min(max(height, OVERLAY_HEIGHTS[0]), OVERLAY_HEIGHTS[1]) / height
-            yield seconds, frame if scale == 1 else np.asarray(_resized(frame, scale))
+            yield frame.timestamp, frame.picture if scale == 1 else np.asarray(_resized(frame.picture, scale))
 
     def _picture_at(self, timestamp: float) -> Image.Image:
         """Returns the frame that is on screen at a moment, small."""

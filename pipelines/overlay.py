@@ -1,7 +1,9 @@
 """Draws what a pipeline found: masks on pictures, a video with its own sound, mask files.
 
     colors = class_colors(model.config.id2label)
-    write_overlay_video("overlay.mp4", iterate_frames("clip.mp4"), results, colors, sound="clip.mp4")
+    reader = VideoReader("clip.mp4", "video")
+    frames = ((frame.timestamp, frame.picture) for frame in reader)
+    write_overlay_video("overlay.mp4", frames, results, colors, sound="clip.mp4", clock=reader)
 
 `results` is what the `audio-visual-segmentation` pipeline returns for one video. A class has the same colour
 everywhere: in the video, the mask files and the contact sheet, whichever other classes are there.
@@ -17,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import av
 import numpy as np
@@ -48,6 +50,16 @@ AAC_SAMPLING_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 480
 AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1"}
 
 
+class Clock(Protocol):
+    """What reads the frames of a video.
+
+    Attributes:
+        origin: Time of the first frame in the file, seconds; known when that was read.
+    """
+
+    origin: float
+
+
 def draw_segments(
     frame: Image.Image, segments: Sequence[Mapping[str, Any]], colors: Mapping[str, Color], *, labels: bool = True
 ) -> Image.Image:
@@ -76,6 +88,7 @@ def write_overlay_video(
     *,
     frames_per_second: float | str = 1.0,
     sound: SoundSource | None = None,
+    clock: Clock | None = None,
 ) -> None:
     """Writes a video with the masks drawn on it: H.264 in an mp4 file, and the sound as it was.
 
@@ -85,12 +98,14 @@ def write_overlay_video(
     Args:
         path: The mp4 file to write.
         frames: The time of each frame in seconds, starting at 0, and the frame: uint8 (height, width, 3), RGB.
-            `modeling_pcmanet.media_pcmanet.iterate_frames` reads them from a file.
+            `VideoReader` and `iterate_frames` of `modeling_pcmanet` read them from a file.
         results: The pipeline's result for this video, or its stream, which is taken as the frames need it.
         colors: The colour of every label, from [`class_colors`].
         frames_per_second: The rate of masks that `results` were made with; `"video"` is one per frame of the video.
         sound: The file (path, URL, bytes or binary file object) whose sound track the video gets: the video itself, or
             the sound that was given beside it. Copied as it is where an mp4 file can hold it, else encoded as AAC.
+        clock: What reads `frames` from that same file, such as a `VideoReader`. Without it, the time 0 of the sound is
+            where the file declares that its pictures begin, which those that can be decoded may do later.
 
     Raises:
         ValueError: If there is no frame, no result, or no sound track in `sound`.
@@ -104,7 +119,7 @@ def write_overlay_video(
             )
             source = None if sound is None else stack.enter_context(_open_sound(sound))
             painted = _painted(frames, results, colors, frames_per_second)
-            _encode(output, painted, source)
+            _encode(output, painted, source, clock)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -249,7 +264,10 @@ def _open_sound(source: SoundSource) -> Iterator[InputContainer]:
 
 
 def _encode(
-    output: OutputContainer, pictures: Iterator[tuple[float, np.ndarray]], source: InputContainer | None
+    output: OutputContainer,
+    pictures: Iterator[tuple[float, np.ndarray]],
+    source: InputContainer | None,
+    clock: Clock | None,
 ) -> None:
     """Encodes the pictures and muxes them with the sound, in order of time, so that a player finds both at once."""
     start = list(itertools.islice(pictures, 2))
@@ -266,7 +284,7 @@ def _encode(
 
     packets = [_video_packets(video, itertools.chain(start, pictures))]
     if source is not None:
-        packets.append(_sound_packets(output, source))
+        packets.append(_sound_packets(output, source, clock))
     for packet in heapq.merge(*packets, key=lambda packet: packet.dts * packet.time_base):
         output.mux(packet)
 
@@ -292,14 +310,13 @@ def _video_packets(video: VideoStream, pictures: Iterable[tuple[float, np.ndarra
     yield from video.encode()
 
 
-def _sound_packets(output: OutputContainer, source: InputContainer) -> Iterator[av.Packet]:
-    """Adds a sound track to the output and returns its packets, on the clock of the video that the sound came with."""
+def _sound_packets(output: OutputContainer, source: InputContainer, clock: Clock | None) -> Iterator[av.Packet]:
+    """Adds a sound track to the output and returns its packets, on the clock of the video, which was read before."""
     stream = source.streams.best("audio")
     if stream is None:
         raise ValueError(f"{source.name} has no sound track. Pass the file that holds the sound as `sound=`.")
-    video = source.streams.best("video")
-    clock = stream if video is None else video
-    origin = (clock.start_time or 0) * clock.time_base
+    declaring = source.streams.best("video") or stream
+    origin = (declaring.start_time or 0) * declaring.time_base if clock is None else Fraction(clock.origin)
 
     if stream.codec_context.codec.canonical_name in MP4_SOUND_CODECS:
         return _copied(source, stream, output.add_stream_from_template(stream), origin)
@@ -320,7 +337,18 @@ def _copied(source: InputContainer, stream: AudioStream, track: AudioStream, ori
 
 def _encoded(source: InputContainer, stream: AudioStream, track: AudioStream, origin: Fraction) -> Iterator[av.Packet]:
     """Decodes a sound track and yields it as AAC packets whose time 0 is `origin` seconds."""
-    for frame in source.decode(stream):
-        frame.pts -= round(origin / frame.time_base)
+    following = 0
+    for frame in _decoded(source, stream):
+        frame.pts = following if frame.pts is None else frame.pts - round(origin / frame.time_base)
+        following = frame.pts + round(frame.samples / (frame.sample_rate * frame.time_base))
         yield from track.encode(frame)
     yield from track.encode()
+
+
+def _decoded(source: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
+    """Yields what can be decoded of a sound track: damaged packets are left out, as where the network listens."""
+    for packet in source.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.FFmpegError:
+            continue

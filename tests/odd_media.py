@@ -207,6 +207,15 @@ def cut(path: Path, share: float) -> Path:
     return path
 
 
+def begin_late(path: Path, share: float) -> Path:
+    """Leaves out the first part of a broadcast after its tables, as where a recorder was switched on under way."""
+    packets, tables = 188, 3
+    data = path.read_bytes()
+    start = packets * (tables + int(share * len(data)) // packets)
+    path.write_bytes(data[: packets * tables] + data[start:])
+    return path
+
+
 def patch_box(path: Path, box: bytes, offset: int, values: bytes, count: int = -1) -> Path:
     """Overwrites bytes of every mp4 box of a kind, `offset` bytes after its name."""
     data = bytearray(path.read_bytes())

@@ -7,10 +7,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from odd_media import begin_late, onset, write_film
 from transformers import pipeline
 
 from modeling_pcmanet import PCMANetProcessor
-from modeling_pcmanet.media_pcmanet import write_video
+from modeling_pcmanet.media_pcmanet import read_media, write_video
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -87,6 +88,15 @@ def test_stages_are_those_of_the_model_and_everything_goes(analysis_module, segm
     assert len(list(tmp_path.iterdir())) == 1
     analysis.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_overlay_of_a_recording_that_begins_under_way_is_in_time(analysis_module, segmenter, tmp_path):
+    film = begin_late(write_film(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
+    analysis = analysis_module.Analysis(segmenter, film, "cut.ts", analysis_module.Limits(), tmp_path)
+    analysis.run(rate=1)
+    overlay = read_media(analysis.draw(0.5, lambda *_: None).overlay)
+    assert onset(overlay.waveform, overlay.sampling_rate) == pytest.approx(0.2, abs=0.05)
+    analysis.close()
 
 
 def test_a_refused_video_leaves_no_file(analysis_module, segmenter, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_runs import RATE, SIZE, finish_process, save_checkpoint, sound, start_process, wait_until, write_clip
+from odd_media import begin_late, onset, write_film
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import read_media, write_audio
@@ -125,6 +126,12 @@ class TestResults:
         overlay = read_media(folder / "segmented" / "silent" / "overlay.mp4")
         assert overlay.waveform.shape[1] >= 3 * RATE
         assert np.abs(overlay.waveform).max() > 0.1
+
+    def test_overlay_of_a_recording_that_begins_under_way(self, run: Run, folder: Path):
+        write_film(folder / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"})
+        assert run(str(begin_late(folder / "cut.ts", 0.05)), "--overlay") == 0
+        overlay = read_media(folder / "segmented" / "cut" / "overlay.mp4")
+        assert onset(overlay.waveform, overlay.sampling_rate) == pytest.approx(0.2, abs=0.05)
 
     def test_one_bad_video_does_not_stop_the_rest(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("silent.mp4", "clip.mp4") == 1

@@ -7,9 +7,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from odd_media import Track, begin_late, every, onset, overwrite, write_film
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import iterate_frames, read_media, write_video
+from modeling_pcmanet.media_stream_pcmanet import VideoReader
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments, write_masks, write_overlay_video
 
@@ -174,6 +176,28 @@ class TestWriteOverlayVideo:
         media = read_media(path)
         assert media.sampling_rate == RATE
         assert media.waveform[:, : 3 * RATE] == pytest.approx(beeps(3), abs=0.06)
+
+    def test_sound_goes_by_the_first_picture_that_can_be_decoded(self, tmp_path: Path):
+        """A recording that begins inside a group of pictures declares a start that nobody sees."""
+        film = begin_late(write_film(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
+        reader, path = VideoReader(film, "video"), tmp_path / "overlay.mp4"
+        frames = ((frame.timestamp, frame.picture) for frame in reader)
+        write_overlay_video(path, frames, RESULTS, COLORS, sound=film, clock=reader)
+        heard = [onset(media.waveform, media.sampling_rate) for media in (read_media(film), read_media(path))]
+        assert heard == pytest.approx([0.2, 0.2], abs=0.05)
+
+    def test_damaged_sound_is_left_out(self, tmp_path: Path):
+        track = Track(codec="mp2", sampling_rate=48000, layout="stereo", seconds=10)
+        film = write_film(tmp_path / "damaged.ts", times=every(seconds=10), tracks=[track])
+        reader, path = VideoReader(overwrite(film, 0.4, 0.5), "video"), tmp_path / "overlay.mp4"
+        frames = ((frame.timestamp, frame.picture) for frame in reader)
+        write_overlay_video(path, frames, RESULTS, COLORS, sound=film, clock=reader)
+        loud = []
+        for media in (read_media(film), read_media(path)):
+            seconds = media.waveform[0, : int(9.9 * media.sampling_rate)].reshape(99, -1)
+            loud.append(np.abs(seconds).max(axis=1) > 0.1)
+        assert 15 < (~loud[0]).sum() < 40
+        assert (loud[0] == loud[1]).mean() > 0.95
 
     def test_failure_leaves_the_old_file_and_nothing_else(self, video: Path, tmp_path: Path):
         def broken() -> Iterator[tuple[float, np.ndarray]]:
