@@ -116,6 +116,14 @@ class PCMANetPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> None:
         """There are none: frames and sound come in. FSDP2 in Accelerate asks, and takes no error for an answer."""
 
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+        """Save as transformers does; where code goes along, it opens the weights as both classes, as the package does."""
+        if self.is_remote_code():
+            both = (PCMANetModel, PCMANetForAudioVisualSegmentation)
+            names = {ours._auto_class: f"{ours.__module__.rpartition('.')[2]}.{ours.__name__}" for ours in both}
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **names}
+        super().save_pretrained(save_directory, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

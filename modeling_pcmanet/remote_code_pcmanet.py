@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from .configuration_pcmanet import PCMANetConfig, VGGishConfig
 from .feature_extraction_pcmanet import PCMANetFeatureExtractor
 from .image_processing_pcmanet import PCMANetImageProcessor
-from .modeling_pcmanet import PCMANetForAudioVisualSegmentation
+from .modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetModel
 from .modeling_vggish import VGGishModel
 from .processing_pcmanet import PCMANetProcessor
 
@@ -15,6 +15,7 @@ from .processing_pcmanet import PCMANetProcessor
 AUTO_CLASSES: dict[type, str] = {
     PCMANetConfig: "AutoConfig",
     VGGishConfig: "AutoConfig",
+    PCMANetModel: "AutoModel",
     PCMANetForAudioVisualSegmentation: "AutoModelForUniversalSegmentation",
     VGGishModel: "AutoModel",
     PCMANetImageProcessor: "AutoImageProcessor",

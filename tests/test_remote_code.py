@@ -28,12 +28,17 @@ sys.path = [path for path in sys.path if path not in ("", sys.argv[3])]
 {STRANGER}
 import json
 import torch
-from transformers import AutoModelForUniversalSegmentation, AutoProcessor
+from transformers import AutoModel, AutoModelForUniversalSegmentation, AutoProcessor
 model = AutoModelForUniversalSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 with torch.no_grad():
     logits = model(**processor(videos=sys.argv[2])).logits
-print(json.dumps({{"module": type(model).__module__, "sum": logits.double().sum().item(), "shape": list(logits.shape)}}))
+bases = [AutoModel.from_pretrained(folder, trust_remote_code=True) for folder in (sys.argv[1], sys.argv[4])]
+print(json.dumps({{
+    "module": type(model).__module__, "sum": logits.double().sum().item(), "shape": list(logits.shape),
+    "bases": [type(base).__name__ for base in bases],
+    "same_weights": all(torch.equal(a, b) for a, b in zip(*(base.state_dict().values() for base in bases), strict=True)),
+}}))
 """
 
 
@@ -53,6 +58,7 @@ def test_code_is_saved_on_request_only(checkpoint_with_code, tmp_path):
     assert {"modeling_pcmanet.py", "modeling_vggish.py", "processing_pcmanet.py"} <= set(os.listdir(folder))
     assert json.loads((folder / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_pcmanet.PCMANetConfig",
+        "AutoModel": "modeling_pcmanet.PCMANetModel",
         "AutoModelForUniversalSegmentation": "modeling_pcmanet.PCMANetForAudioVisualSegmentation",
     }
     # The switch is off again.
@@ -75,9 +81,11 @@ def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
     write_video(tmp_path / "clip.mp4", frames, 10, generator.uniform(-0.5, 0.5, (1, 32000)).astype(np.float32), 16000)
-    root = str(folder.parent.parent)
+    with code_beside_weights():
+        model.model.save_pretrained(tmp_path / "base")
+    arguments = (folder, tmp_path / "clip.mp4", folder.parent.parent, tmp_path / "base")
     result = subprocess.run(
-        [sys.executable, "-c", SEGMENT_AS_STRANGER, str(folder), str(tmp_path / "clip.mp4"), root],
+        [sys.executable, "-c", SEGMENT_AS_STRANGER, *map(str, arguments)],
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -87,6 +95,8 @@ def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     answer = json.loads(result.stdout.splitlines()[-1])
     assert answer["module"].startswith("transformers_modules.")
+    assert answer["bases"] == ["PCMANetModel", "PCMANetModel"]
+    assert answer["same_weights"]
     with torch.no_grad():
         logits = model(**processor(videos=tmp_path / "clip.mp4")).logits
     assert answer["shape"] == list(logits.shape) == [1, 2, 1, 48, 64]
