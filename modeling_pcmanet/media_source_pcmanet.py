@@ -78,7 +78,7 @@ def open_media(source: MediaSource) -> Iterator[tuple[InputContainer, MediaNotes
         FileNotFoundError: There is no such file.
         MediaError: The source is no file, empty, no media, or does not answer; also for what goes wrong later on.
     """
-    notes = MediaNotes(_name(source))
+    notes = MediaNotes(source_name(source))
     with ExitStack() as stack:
         try:
             if _is_url(source):
@@ -102,7 +102,7 @@ def copy_pipe(source: BinaryIO, file: BinaryIO) -> None:
         file.write(piece)
         if file.tell() > LARGEST_PIPED_BYTES:
             raise MediaError(
-                f"{_name(source)} gave more than {LARGEST_PIPED_BYTES / 2**30:.3g} GiB and does not end. "
+                f"{source_name(source)} gave more than {LARGEST_PIPED_BYTES / 2**30:.3g} GiB and does not end. "
                 "Write it to a file and pass its path."
             )
 
@@ -284,9 +284,11 @@ def _open_path(path: Path) -> BinaryIO:
         raise MediaError(f"{path} cannot be opened: {error.strerror}. Check its permissions.") from error
 
 
-def _name(source: MediaSource) -> str:
+def source_name(source: MediaSource) -> str:
     """Returns what error messages call a source, or raises MediaError for what is none."""
     if isinstance(source, (str, Path)):
+        if source == "":
+            raise MediaError("The path of the media is empty. Pass the path of one media file.")
         return str(source)
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"

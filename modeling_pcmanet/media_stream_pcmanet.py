@@ -38,6 +38,7 @@ from .media_source_pcmanet import (
     finite_waveform,
     no_frames,
     open_media,
+    source_name,
     video_stream,
 )
 
@@ -222,23 +223,24 @@ def two_doors(source: MediaSource) -> Iterator[tuple[MediaSource, MediaSource]]:
     A path, address or bytes are simply opened twice; a file object is looked at from two places, after it was copied
     aside if it cannot go back. It is left open.
     """
+    name = source_name(source)
     if not hasattr(source, "read"):
         yield source, source
     elif hasattr(source, "seekable") and source.seekable():
-        yield _Door(source, source), _Door(source, source)
+        yield _Door(source, name), _Door(source, name)
     else:
         with tempfile.TemporaryFile() as copy:
             copy_pipe(source, copy)
-            yield _Door(copy, source), _Door(copy, source)
+            yield _Door(copy, name), _Door(copy, name)
 
 
 class _Door(io.RawIOBase):
     """A file object with its own place in another one's bytes."""
 
-    def __init__(self, file: BinaryIO, source: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
         self._place = 0
-        self.name = getattr(source, "name", f"<{type(source).__name__}>")
+        self.name = name
 
     def readable(self) -> bool:
         """Tells that it can be read."""

@@ -123,6 +123,11 @@ def test_a_directory_is_no_video(tmp_path: Path) -> None:
         read_media(tmp_path)
 
 
+def test_an_empty_path_is_told_as_such() -> None:
+    with pytest.raises(MediaError, match="path of the media is empty"):
+        read_media("")
+
+
 @pytest.mark.parametrize("wrap", [bytes, io.BytesIO, Pipe])
 def test_nothing_is_no_video(tmp_path: Path, wrap: type) -> None:
     with pytest.raises(MediaError, match="is empty"):

@@ -113,6 +113,11 @@ def test_two_doors_are_two_places_in_one_file(seekable: bool):
     assert not file.closed
 
 
+def test_a_file_that_was_opened_as_text_is_refused(video: Path):
+    with video.open(encoding="latin-1") as file, pytest.raises(MediaError, match="opened with 'rb'"), two_doors(file):
+        pass
+
+
 def test_paths_and_bytes_are_opened_twice(video: Path):
     for source in (video, str(video), b"bytes"):
         with two_doors(source) as doors:
