@@ -123,12 +123,16 @@ def check_sampling_rate(sampling_rate: Any) -> int:
     """
     if sampling_rate is None:
         raise ValueError("sampling_rate is missing: give the rate of the audio in hertz, e.g. sampling_rate=16000.")
-    if int(sampling_rate) != sampling_rate or sampling_rate < LOWEST_SAMPLING_RATE:
+    try:
+        whole = int(sampling_rate)
+    except (TypeError, ValueError, OverflowError):  # no number, NaN, infinity
+        whole = 0
+    if whole < LOWEST_SAMPLING_RATE or whole != sampling_rate:
         raise ValueError(
             f"sampling_rate is {sampling_rate!r}: expected a whole number of hertz from {LOWEST_SAMPLING_RATE} up, e.g. "
             "16000."
         )
-    return int(sampling_rate)
+    return whole
 
 
 def check_timestamps(timestamps: Any, num_frames: int | None) -> np.ndarray:

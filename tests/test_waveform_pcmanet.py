@@ -129,12 +129,24 @@ def test_a_rate_without_a_common_factor_keeps_pitch_and_length(sampling_rate):
     assert spectrum.argmax() * 16000 / 12000 == pytest.approx(1000, abs=1.4)
 
 
-@pytest.mark.parametrize("given", [16000, 16000.0, np.int64(16000)])
+@pytest.mark.parametrize("given", [16000, 16000.0, np.int64(16000), torch.tensor(16000)])
 def test_whole_sampling_rates_become_int(given):
     assert type(check_sampling_rate(given)) is int
 
 
-@pytest.mark.parametrize(("given", "message"), [(None, "missing"), (44.1, "hertz"), (44100.5, "whole"), (0, "hertz")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "missing"),
+        (44.1, "hertz"),
+        (44100.5, "whole"),
+        (0, "hertz"),
+        (math.nan, "is nan: expected a whole number"),
+        (math.inf, "is inf: expected a whole number"),
+        ("16000", "is '16000': expected a whole number"),
+        ([16000], "expected a whole number"),
+    ],
+)
 def test_wrong_sampling_rates_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         check_sampling_rate(given)
