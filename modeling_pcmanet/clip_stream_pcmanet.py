@@ -13,14 +13,17 @@
 # limitations under the License.
 """One clip as the user gives it -> its frames and its sound as streams, checked that they belong together."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from .clip_pcmanet import LENGTH_TOLERANCE, is_media, read_clip, stack_frames
+from .feature_extraction_pcmanet import check_patching
 from .media_clock_pcmanet import FrameSampler
 from .media_pcmanet import SOUND_MARGIN_SECONDS
 from .media_stream_pcmanet import (
@@ -39,6 +42,39 @@ from .waveform_pcmanet import check_sampling_rate, check_timestamps
 CAMERA_RATE = (
     1.0  # frames per second: a live picture that stands still for longer is stamped with the moment it is taken
 )
+
+
+def check_settings(
+    frames_per_second: float | str = 1.0, masks_per_second: float | str | None = None, patching: str | None = None
+) -> tuple[float | str, float | str | None]:
+    """Check what can be checked of the way in which a clip is streamed before it is opened.
+
+    Args:
+        frames_per_second: In hertz, or `"video"`.
+        masks_per_second: In hertz, or `"video"`; or None.
+        patching: How the sound is cut, or None.
+
+    Returns:
+        The two rates, numbers as float.
+
+    Raises:
+        ValueError: If a rate is none, or there is no such patching.
+    """
+    if patching is not None:
+        check_patching(patching)
+    if masks_per_second is not None:
+        masks_per_second = check_rate("masks_per_second", masks_per_second, EVERY_FRAME)
+    return check_rate("frames_per_second", frames_per_second, EVERY_FRAME), masks_per_second
+
+
+def check_rate(name: str, rate: Any, word: str | None = None) -> float | str:
+    """Return a rate in hertz as float, or the word that may stand in its place; raise ValueError for anything else."""
+    if isinstance(rate, str) and rate == word:
+        return rate
+    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < rate < math.inf:
+        other = "" if word is None else f', or "{word}" for every frame'
+        raise ValueError(f"{name} is {rate!r}: expected a number above 0{other}.")
+    return float(rate)
 
 
 @contextmanager
@@ -179,11 +215,17 @@ class LiveClip:
 
     def _read(self) -> bool:
         """Reads the next chunk; tells whether there was one."""
-        for frames, timestamps, samples in self._chunks:
+        for chunk in self._chunks:
+            if not isinstance(chunk, list | tuple) or len(chunk) != 3:
+                got = f"{len(chunk)} things" if isinstance(chunk, list | tuple) else f"a {type(chunk).__name__}"
+                raise ValueError(
+                    f"a chunk is frames, their timestamps and sound (None where there is none), got {got}."
+                )
+            frames, timestamps, samples = chunk
             if frames is not None and len(frames):
                 pictures = stack_frames(frames)
                 self._pictures += zip(check_timestamps(timestamps, len(pictures)).tolist(), pictures, strict=True)
-            if samples is not None and samples.shape[-1]:
+            if samples is not None and 0 not in np.shape(samples):
                 self._pieces.append(samples)
             return True
         return False

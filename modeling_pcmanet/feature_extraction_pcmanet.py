@@ -112,6 +112,12 @@ def log_mel(
     return torch.log(magnitude @ filters + log_offset)
 
 
+def check_patching(patching: Any) -> None:
+    """Raise ValueError for a way of cutting sound that there is none of."""
+    if patching not in PATCHINGS:
+        raise ValueError(f"patching is {patching!r}: expected one of {PATCHINGS}.")
+
+
 class PCMANetFeatureExtractor(FeatureExtractionMixin):
     """Turn the sound of a clip into one VGGish log-mel patch per video frame (AVSBench protocol).
 
@@ -260,8 +266,7 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         self, audio: Any, sampling_rate: int, num_frames: int | None, timestamps: Any, patching: str
     ) -> torch.Tensor:
         """Compute one clip's patches: (frames, 1, patch_frames, num_mel_bins), float32."""
-        if patching not in PATCHINGS:
-            raise ValueError(f"patching is {patching!r}: expected one of {PATCHINGS}.")
+        check_patching(patching)
         times = None if timestamps is None else check_timestamps(timestamps, num_frames)
         num_frames = num_frames if times is None else len(times)
         if num_frames is not None and num_frames < 1:

@@ -29,9 +29,9 @@ The processor makes all of it but `audio_embeds` and `logits`, which a VGGish an
 `frame_mask`, and `labels` with `label_mask` where it was given masks. Padded frames hold zeros, in `labels` 255.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .clip_pcmanet import IGNORED_LABEL, PUBLISHED_CLIP_FRAMES, Clip, choose_patching, fill_maps, is_clip, read_clip
-from .clip_stream_pcmanet import LiveClip, open_clip
+from .clip_stream_pcmanet import LiveClip, check_rate, check_settings, open_clip
 from .media_source_pcmanet import MediaError
-from .media_stream_pcmanet import EVERY_FRAME, StreamedFrame
+from .media_stream_pcmanet import StreamedFrame
 from .sound_stream_pcmanet import hear
 
 
@@ -55,6 +55,8 @@ class PCMANetProcessor(ProcessorMixin):
         image_processor: A `PCMANetImageProcessor`.
         feature_extractor: A `PCMANetFeatureExtractor`.
     """
+
+    check_settings = staticmethod(check_settings)  # for whoever streams later and wants to refuse at once
 
     def __init__(self, image_processor: Any, feature_extractor: Any) -> None:
         super().__init__(image_processor, feature_extractor)
@@ -115,8 +117,7 @@ class PCMANetProcessor(ProcessorMixin):
                 f"{type(self).__name__} got no videos: give videos=, and for frames also audio= and sampling_rate=. "
                 "Features of sound alone come from its feature_extractor."
             )
-        if not frames_per_second > 0:
-            raise ValueError(f"frames_per_second is {frames_per_second}: expected a number above 0.")
+        frames_per_second = check_rate("frames_per_second", frames_per_second)
         given = _split(
             videos,
             audio=audio,
@@ -189,7 +190,7 @@ class PCMANetProcessor(ProcessorMixin):
             ValueError: For anything that cannot be used.
             FileNotFoundError: If a path does not exist.
         """
-        _check_rates(frames_per_second, masks_per_second)
+        frames_per_second, masks_per_second = self.check_settings(frames_per_second, masks_per_second, patching)
         clip = open_clip(
             video,
             audio,
@@ -235,7 +236,7 @@ class PCMANetProcessor(ProcessorMixin):
         Raises:
             ValueError: For chunks that cannot be used, and consecutive patching, which drifts.
         """
-        _check_rates(frames_per_second, None)
+        frames_per_second = check_rate("frames_per_second", frames_per_second)
         if patching not in ("trailing", "aligned"):
             raise ValueError(f'patching is {patching!r}: expected "trailing" or "aligned" for live input.')
         clip = LiveClip(chunks, sampling_rate, frames_per_second, self.feature_extractor.sampling_rate)
@@ -279,21 +280,14 @@ class PCMANetProcessor(ProcessorMixin):
             ValueError: For a threshold outside [0, 1], and for sizes or a mask that do not fit the batch.
         """
         logits = outputs.logits
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}: expected a probability in [0, 1].")
+        if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold!r}: expected a probability in [0, 1].")
         sizes = _check_target_sizes(target_sizes, logits)
         masks = _check_frame_mask(frame_mask, logits)
         return [
             torch.stack([_decide(frame, size, threshold) for frame in clip[mask]])
             for clip, size, mask in zip(logits, sizes, masks, strict=True)
         ]
-
-
-def _check_rates(frames_per_second: float | str, masks_per_second: float | str | None) -> None:
-    """Raise ValueError unless both are positive numbers of hertz or "video"."""
-    for name, rate in (("frames_per_second", frames_per_second), ("masks_per_second", masks_per_second)):
-        if rate not in (None, EVERY_FRAME) and not (isinstance(rate, int | float) and 0 < rate < math.inf):
-            raise ValueError(f'{name} is {rate!r}: expected a number above 0, or "{EVERY_FRAME}" for every frame.')
 
 
 def _split(videos: Any, **arguments: Any) -> list[dict[str, Any]]:

@@ -67,9 +67,15 @@ class SoundStream:
         return self.length >= stop
 
     def position(self, seconds: float) -> int:
-        """Returns the sample at a moment."""
+        """Returns the sample at a moment.
+
+        Raises:
+            ValueError: There is no sound at all, and so no rate.
+        """
         if self._resampler is None:
             self._read()
+        if self._resampler is None:
+            raise ValueError("no sound came with the frames: give zeros where it is silent.")
         return round(seconds * self._resampler.rate)
 
     def seconds(self) -> float:

@@ -1,6 +1,7 @@
 """Clips of every kind as streams: the same frames, sound and errors as of a whole read."""
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
-from modeling_pcmanet.clip_stream_pcmanet import LiveClip, open_clip
+from modeling_pcmanet.clip_stream_pcmanet import LiveClip, check_settings, open_clip
 from modeling_pcmanet.media_pcmanet import MediaError, read_media, write_audio, write_video
 
 
@@ -125,12 +126,21 @@ def test_moments_of_masks_for_frames_in_memory(processor):
         ("short.mp4", {"frames_per_second": 0}, "frames_per_second is 0"),
         ("short.mp4", {"frames_per_second": "all"}, "frames_per_second is 'all'.*\"video\""),
         ("short.mp4", {"masks_per_second": -1}, "masks_per_second is -1"),
+        ("short.mp4", {"frames_per_second": True}, "frames_per_second is True: expected a number"),
+        ("short.mp4", {"patching": "centred"}, "patching is 'centred': expected one of"),
         ("short.mp4", {"frames_per_second": 2, "patching": "consecutive"}, "frames_per_second is 2.*trailing"),
     ],
 )
 def test_what_cannot_be_used_is_refused(processor, folder, video, arguments, message):
     with pytest.raises(ValueError, match=message):
         list(processor.stream(folder / video, **arguments))
+
+
+@pytest.mark.parametrize("rate", [np.int64(2), np.float32(2), Fraction(2)])
+def test_every_kind_of_number_is_a_rate(processor, folder, rate):
+    assert check_settings(rate, rate) == (2.0, 2.0)
+    assert processor(folder / "short.mp4", frames_per_second=rate)["pixel_values"].shape[1] == 10
+    assert len(list(processor.stream(folder / "short.mp4", frames_per_second=rate))) == 10
 
 
 def test_frames_in_memory_that_cannot_be_used_are_refused(processor):
@@ -201,3 +211,20 @@ def test_live_input_that_cannot_be_used_is_refused(processor):
         list(processor.stream_live([(pictures(1), [0.0, 1.0], None)], sampling_rate=16_000))
     with pytest.raises(ValueError, match="sampling_rate is missing"):
         list(processor.stream_live(live_chunks(1), sampling_rate=None))
+    with pytest.raises(ValueError, match="frames_per_second is 'video': expected a number above 0\\."):
+        list(processor.stream_live(live_chunks(1), sampling_rate=16_000, frames_per_second="video"))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        ((pictures(1), [0.0]), "frames, their timestamps and sound .*got 2 things"),
+        (noise(1), "frames, their timestamps and sound .*got a ndarray"),
+        ((pictures(1), [0.0], None), "no sound came with the frames"),
+        ((pictures(1), [0.0], [0.0, 0.1]), "audio is a list: give a numpy array"),
+        ((pictures(1), [0.0], []), "no sound came with the frames"),
+    ],
+)
+def test_live_chunks_that_cannot_be_used_are_refused(processor, chunk, message):
+    with pytest.raises(ValueError, match=message):
+        list(processor.stream_live([chunk], sampling_rate=16_000))

@@ -205,6 +205,7 @@ def test_numpy_batches(processor, return_tensors):
         ({}, "no videos.*videos="),
         ({"videos": []}, "empty list"),
         ({"videos": FRAMES, "frames_per_second": 0}, "frames_per_second is 0"),
+        ({"videos": FRAMES, "frames_per_second": "video"}, "frames_per_second is 'video'"),
         ({"videos": FRAMES}, "clip 0: .*no sound track.*audio="),
         ({"videos": [FRAMES] * 2, "audio": SOUND}, "audio must be a list of 2 entries; got a ndarray"),
         ({"videos": [FRAMES] * 2, "audio": [SOUND]}, "audio must be a list of 2 entries; got 1"),
@@ -306,6 +307,7 @@ def test_padded_frames_are_cut(processor):
     ("arguments", "message"),
     [
         ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"threshold": "0.5"}, "threshold is '0.5'"),
         ({"target_sizes": [(8, 8)]}, "for 2 clips"),
         ({"target_sizes": [(8, 8), (0, 8)]}, "target_sizes"),
         ({"target_sizes": (8, 8, 8)}, "target_sizes"),

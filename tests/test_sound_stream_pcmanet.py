@@ -145,3 +145,8 @@ def test_bad_chunks_are_refused():
         SoundStream([(np.full(10, np.nan), RATE)], RATE).reaches(1)
     with pytest.raises(ValueError, match="hertz"):
         SoundStream([(noise(10), 16.0)], RATE).reaches(1)
+
+
+def test_no_sound_at_all_has_no_moments():
+    with pytest.raises(ValueError, match="no sound came with the frames: give zeros"):
+        SoundStream([], RATE).position(1.0)
