@@ -20,32 +20,28 @@ from types import GeneratorType
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 from transformers import AutoModelForUniversalSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
+from .checked_numbers import share, whole_number
 from .segments import find_segments
 from .streaming import (
+    FRAMES_PER_WINDOW,
     FrameLogits,
     ReadAhead,
     Window,
     batch_of,
     blend_windows,
+    check_overlap,
     logits_at_masks,
     overlapping_windows,
     read_ahead,
     up_to_last,
 )
-from .video_inputs import VideoSource, clip_arguments, each_input
+from .video_inputs import VideoSource, clip_arguments, list_or_generator
 
-
-# Ten frames are the longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with it.
-FRAMES_PER_WINDOW = 10
-
-# Of a window; docs/streaming.md shows what seams cost and what they look like.
-DEFAULT_OVERLAP = 1 / 5
 
 # Windows that wait for the network, of each clip that is read.
 WINDOWS_AHEAD = 2
@@ -73,7 +69,12 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     _inference_state: list[tuple[int, int]] | None = None
 
     def __call__(
-        self, inputs: VideoSource | Mapping[str, Any] | list[Any], **kwargs: Any
+        self,
+        inputs: VideoSource | Mapping[str, Any] | Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **kwargs: Any,
     ) -> list[dict[str, Any]] | Iterator[list[dict[str, Any]]]:
         """Segments one video, or every video of a list, generator or data set.
 
@@ -81,8 +82,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             inputs: A path, http(s) URL, bytes or binary file object of a video, or its frames as an array of shape
                 (frames, height, width, 3); or a dictionary of `video` with, where the video has no sound of its own,
                 `audio` and `sampling_rate`, and for frames optionally `timestamps` in seconds. `{"path", "bytes"}`
-                of a `datasets` column is understood too. A list, generator or `torch.utils.data.Dataset` of these
-                gives one result per input; generators and data sets stream.
+                of a `datasets` column is understood too. Several of these give one result each: a list or tuple at once; a
+                generator or other iterator, a data set (of torch or `datasets`) or its column as a stream.
+            batch_size: Windows in one batch, of one clip or several; 1 by default.
+            num_workers: Clips that are read at a time, each by a thread.
             **kwargs: `threshold`: the probability that a pixel has to exceed, in [0, 1]. By default 0.5 in the binary
                 task (AVSBench's rule) and 0 in the semantic one, where the most probable class takes the pixel.
                 `minimum_area`: segments smaller than this share of the picture are left out; 0 by default.
@@ -101,8 +104,6 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                 `uncertainty_budget`: share of a frame's pixels, in [0, 1], that may be uncertain for the form for
                 inference to stop at a coarse stage there, which is faster; by default it never does.
                 `progress_bar`: shows the windows as they pass; off by default.
-                `batch_size`, `num_workers`: windows in one batch (of one clip or several), and clips that are read at a
-                time, each by a thread.
 
         Returns:
             A list with one entry per moment, in order of time: `{"timestamp": seconds, "segments": [{"score",
@@ -116,12 +117,14 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                 refuses (no sound, nothing to decode ...).
             FileNotFoundError: If there is no such file.
         """
-        if kwargs.get("audio") is not None and isinstance(inputs, (list, GeneratorType, Dataset)):
+        inputs = list_or_generator(inputs)
+        if kwargs.get("audio") is not None and isinstance(inputs, list | GeneratorType):
             raise ValueError(
                 "audio= belongs to one video, but several inputs came. Give each its own sound: "
                 '{"video": ..., "audio": ..., "sampling_rate": ...}.'
             )
-        return super().__call__(inputs, **kwargs)
+        batch_size, num_workers = self._batching(batch_size, num_workers)
+        return super().__call__(inputs, batch_size=batch_size, num_workers=num_workers, **kwargs)
 
     def stream(
         self, video: VideoSource | Mapping[str, Any], *, batch_size: int | None = None, **kwargs: Any
@@ -144,7 +147,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             FileNotFoundError: If there is no such file.
         """
         preprocess, forward, postprocess = self._all_parameters(kwargs)
-        return self._stream([video], batch_size or self._batch_size or 1, preprocess, forward, postprocess)
+        return self._stream([video], self._batching(batch_size)[0], preprocess, forward, postprocess)
 
     def live(
         self,
@@ -182,14 +185,15 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         Raises:
             ValueError: For an argument out of its range, and for chunks that cannot be used.
         """
-        if frames_per_window < 1:
-            raise ValueError(f"frames_per_window is a number of frames, 1 at least, got {frames_per_window}.")
+        if unused := self._sanitize_parameters(**kwargs)[0]:
+            raise ValueError(f"{', '.join(unused)}: live input has nothing of the kind, leave it out.")
         _, forward, postprocess = self._all_parameters(kwargs)
         forward.pop("progress_bar", None)
+        length = whole_number("frames_per_window", frames_per_window, 1)
         frames = self.processor.stream_live(
             chunks, sampling_rate=sampling_rate, frames_per_second=frames_per_second, patching=patching
         )
-        return self._live(frames, frames_per_window, drop_late, forward, postprocess)
+        return self._live(frames, length, drop_late, forward, postprocess)
 
     def _live(
         self,
@@ -210,13 +214,16 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                 moment = FrameLogits(frame["timestamp"], logits, frame["original_size"], ())
                 yield self._entry(moment, **postprocess)
 
+    def _batching(self, batch_size: int | None, num_workers: int | None = None) -> tuple[int, int]:
+        """Returns how many windows and how many clips at a time, as the pipeline was made with where nothing is given."""
+        windows = self._batch_size if batch_size is None else batch_size
+        clips = self._num_workers if num_workers is None else num_workers
+        return whole_number("batch_size", windows, 1) or 1, whole_number("num_workers", clips, 0) or 0
+
     def _all_parameters(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Adds the arguments of a call to those that the pipeline was made with, for each of the three steps."""
         steps = self._preprocess_params, self._forward_params, self._postprocess_params
-        preprocess, forward, postprocess = (
-            {**step, **new} for step, new in zip(steps, self._sanitize_parameters(**given), strict=True)
-        )
-        return preprocess, forward, postprocess
+        return tuple({**step, **new} for step, new in zip(steps, self._sanitize_parameters(**given), strict=True))
 
     def _sanitize_parameters(
         self,
@@ -234,39 +241,33 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         uncertainty_budget: float | None = None,
         progress_bar: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Sorts the arguments to the three steps, checks the ranges that nobody else checks."""
-        postprocess = {"threshold": threshold, "minimum_area": minimum_area}
-        for name, share in {**postprocess, "uncertainty_budget": uncertainty_budget}.items():
-            if share is not None and not 0 <= share <= 1:
-                raise ValueError(f"{name} is a share between 0 and 1, got {share}.")
-        if frames_per_window is not None and frames_per_window < 1:
-            raise ValueError(f"frames_per_window is a number of frames, 1 at least, got {frames_per_window}.")
-        if window_overlap is not None and not 0 <= window_overlap < (frames_per_window or FRAMES_PER_WINDOW):
-            raise ValueError(
-                f"window_overlap is a number of frames, fewer than the {frames_per_window or FRAMES_PER_WINDOW} of a "
-                f"window, got {window_overlap}."
-            )
-
-        preprocess = {
-            "frames_per_second": frames_per_second,
-            "masks_per_second": masks_per_second,
-            "patching": patching,
-            "audio": audio,
-            "sampling_rate": sampling_rate,
-            "frames_per_window": frames_per_window,
-            "window_overlap": window_overlap,
-        }
-        forward = {
-            "inference_form": inference_form,
-            "uncertainty_budget": uncertainty_budget,
-            "progress_bar": progress_bar,
-        }
+        """Sorts the arguments to the three steps; checks them, also beside those that the pipeline was made with."""
+        steps = (
+            {
+                "frames_per_second": frames_per_second,
+                "masks_per_second": masks_per_second,
+                "patching": patching,
+                "audio": audio,
+                "sampling_rate": sampling_rate,
+                "frames_per_window": whole_number("frames_per_window", frames_per_window, 1),
+                "window_overlap": whole_number("window_overlap", window_overlap, 0),
+            },
+            {
+                "inference_form": inference_form,
+                "uncertainty_budget": share("uncertainty_budget", uncertainty_budget),
+                "progress_bar": progress_bar,
+            },
+            {"threshold": share("threshold", threshold), "minimum_area": share("minimum_area", minimum_area)},
+        )
         # What was not given must not hide the defaults below, nor those that the pipeline was made with.
-        given = [
-            {name: value for name, value in step.items() if value is not None}
-            for step in (preprocess, forward, postprocess)
-        ]
-        return given[0], given[1], given[2]
+        given = tuple({name: value for name, value in step.items() if value is not None} for step in steps)
+
+        # While the pipeline is made there are none yet.
+        reading = {**getattr(self, "_preprocess_params", {}), **given[0]}
+        check_overlap(reading.get("frames_per_window", FRAMES_PER_WINDOW), reading.get("window_overlap", 0))
+        settings = ("frames_per_second", "masks_per_second", "patching")
+        self.processor.check_settings(**{name: reading[name] for name in settings if name in reading})
+        return given
 
     def preprocess(
         self,
@@ -276,9 +277,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         **kwargs: Any,
     ) -> Generator[Window, None, None]:
         """Reads one clip window by window."""
-        overlap = int(frames_per_window * DEFAULT_OVERLAP) if window_overlap is None else window_overlap
         with closing(self.processor.stream(**clip_arguments(inputs, **kwargs))) as frames:
-            yield from overlapping_windows(frames, frames_per_window, overlap)
+            yield from overlapping_windows(frames, frames_per_window, window_overlap)
 
     def _forward(
         self, model_inputs: dict[str, torch.Tensor], inference_form: bool = True, **budget: float
@@ -336,7 +336,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Runs the model over the windows of all clips, as many at a time as a batch has, whichever clip they are of."""
         forward_params = dict(forward_params)
         show = forward_params.pop("progress_bar", False)
-        readers = (self.preprocess(clip, **preprocess_params) for clip in each_input(inputs))
+        readers = (self.preprocess(clip, **preprocess_params) for clip in inputs)
         with closing(read_ahead(readers, max(1, num_workers), WINDOWS_AHEAD)) as windows:
             bar = iter(logging.tqdm(windows, desc="Segmenting", unit="window", disable=not show))
             while group := list(islice(bar, batch_size)):

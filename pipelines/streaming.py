@@ -21,6 +21,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 Item = TypeVar("Item")
 
+# Ten frames are the longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with it.
+FRAMES_PER_WINDOW = 10
+
+# Of a window; docs/streaming.md shows what seams cost and what they look like.
+DEFAULT_OVERLAP = 1 / 5
+
 # How often a thread that cannot go on looks whether it is still wanted.
 PATIENCE_SECONDS = 0.1
 
@@ -157,7 +163,13 @@ def read_ahead(
             reader.close()
 
 
-def overlapping_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int) -> Iterator[Window]:
+def check_overlap(length: int, overlap: int) -> None:
+    """Raises ValueError if windows of so many frames cannot share so many with the one before."""
+    if overlap >= length:
+        raise ValueError(f"window_overlap is a number of frames, fewer than the {length} of a window, got {overlap}.")
+
+
+def overlapping_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int | None = None) -> Iterator[Window]:
     """Cuts a clip into windows of `length` frames that share `overlap` frames with the one before.
 
     The last window is as long as the others and shares more, so that no frame is seen without company. A clip that is
@@ -166,8 +178,9 @@ def overlapping_windows(frames: Iterable[dict[str, Any]], length: int, overlap: 
     Args:
         frames: In order of time.
         length: Frames per window.
-        overlap: Frames that a window shares with the one before, less than `length`.
+        overlap: Frames that a window shares with the one before, less than `length`; by default a fifth of them.
     """
+    overlap = int(length * DEFAULT_OVERLAP) if overlap is None else overlap
     held: deque[dict[str, Any]] = deque(maxlen=length)
     fresh = 0
     for frame in frames:

@@ -1,6 +1,6 @@
 """What a user may call a video -> the arguments of the processor."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -13,11 +13,20 @@ VideoSource: TypeAlias = str | Path | bytes | BinaryIO | np.ndarray | torch.Tens
 INPUT_KEYS = ("video", "audio", "sampling_rate", "timestamps")
 
 
-def each_input(inputs: Iterable[Any]) -> Iterator[Any]:
-    """Goes through several inputs. A torch data set need not say where it ends but by its length."""
+def list_or_generator(inputs: Any) -> Any:
+    """Brings several inputs to a list or, where they come one by one, to a generator; one input stays as it is."""
+    if isinstance(inputs, list | tuple):
+        # transformers looks at the first of a list; of a generator that gives nothing it makes an empty list.
+        return list(inputs) or (each for each in ())
     if isinstance(inputs, Dataset) and hasattr(inputs, "__len__"):
+        # A torch data set need not say where it ends but by its length.
         return (inputs[index] for index in range(len(inputs)))
-    return iter(inputs)
+    # A file object goes through its lines, an array through its frames: they are one input all the same.
+    is_one = isinstance(inputs, str | bytes | bytearray | Mapping | np.ndarray | torch.Tensor) or hasattr(
+        inputs, "read"
+    )
+    is_several = isinstance(inputs, Iterable | Dataset) and not is_one
+    return (each for each in inputs) if is_several else inputs
 
 
 def clip_arguments(
@@ -35,7 +44,10 @@ def clip_arguments(
 
     clip = {"audio": audio, "sampling_rate": sampling_rate, **inputs}
     if isinstance(clip["audio"], Mapping) and "array" in clip["audio"]:
-        clip |= {"audio": clip["audio"]["array"], "sampling_rate": clip["audio"]["sampling_rate"]}
+        clip |= {
+            "audio": clip["audio"]["array"],
+            "sampling_rate": clip["audio"].get("sampling_rate", clip["sampling_rate"]),
+        }
     files = {"video": _file_of(clip["video"]), "audio": _file_of(clip["audio"])}
     return {**kwargs, **clip, **files}
 
@@ -44,4 +56,7 @@ def _file_of(source: VideoSource | Mapping[str, Any] | None) -> VideoSource | No
     """Takes the bytes, or else the path, out of a `datasets` column's `{"path", "bytes"}`."""
     if not isinstance(source, Mapping):
         return source
-    return source["bytes"] if source.get("bytes") is not None else source["path"]
+    found = [source[key] for key in ("bytes", "path") if source.get(key) is not None]
+    if not found:
+        raise ValueError(f'A dictionary of one file has "bytes" or "path", got {dict(source)}.')
+    return found[0]

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset as HubDataset
 from stranger import STRANGER
 from torch.utils.data import Dataset
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipeline, pipeline
@@ -337,6 +338,12 @@ class TestStream:
             binary.stream(clips[0], frames_per_window=4, window_overlap=4)
         with pytest.raises(TypeError, match="treshold"):
             binary.stream(clips[0], treshold=0.5)
+        with pytest.raises(ValueError, match="patching is 'foo': expected one of"):
+            binary.stream(clips[0], patching="foo")
+        with pytest.raises(ValueError, match="frames_per_second is 0"):
+            binary.stream(clips[0], frames_per_second=0)
+        with pytest.raises(ValueError, match="batch_size is .*got 0"):
+            binary.stream(clips[0], batch_size=0)
 
 
 def live_chunks(frames: np.ndarray, sound: np.ndarray, read: list[float]) -> Iterator[tuple]:
@@ -390,6 +397,8 @@ class TestLive:
             binary.live([], sampling_rate=RATE, frames_per_window=0)
         with pytest.raises(ValueError, match="sampling_rate is missing"):
             next(binary.live(live_chunks(clip_frames(1, 4), clip_sound(1, 4), []), sampling_rate=None))
+        with pytest.raises(ValueError, match="masks_per_second: live input has nothing of the kind"):
+            binary.live([], sampling_rate=RATE, masks_per_second=2)
         assert list(binary.live([], sampling_rate=RATE)) == []
 
 
@@ -472,6 +481,22 @@ class TestSeveralInputs:
         assert len(taken) == 1
         assert_same(next(results), one_by_one[1])
 
+    @pytest.mark.parametrize("kind", [tuple, iter, lambda names: HubDataset.from_dict({"video": names})])
+    def test_other_collections(self, semantic: Pipeline, clips: list[Path], one_by_one: list, kind: Callable):
+        for result, expected in zip(semantic(kind([str(path) for path in clips])), one_by_one, strict=True):
+            assert_same(result, expected)
+
+    def test_no_video_is_no_result(self, semantic: Pipeline):
+        assert semantic([]) == []
+
+    @pytest.mark.parametrize("value", [0, -1, "2"])
+    def test_batches_that_are_none(self, semantic: Pipeline, clips: list[Path], value: object):
+        for inputs in (clips[0], list(clips), iter(clips)):
+            with pytest.raises(ValueError, match=f"batch_size is .*got {value!r}"):
+                semantic(inputs, batch_size=value)
+        with pytest.raises(ValueError, match="num_workers is .*got -1"):
+            semantic(clips[0], num_workers=-1)
+
     def test_windows_of_different_clips_share_a_batch(self, semantic: Pipeline, clips: list[Path]):
         alone = [semantic(path, frames_per_window=2) for path in clips]
         together = semantic([str(path) for path in clips], batch_size=3, frames_per_window=2)
@@ -538,11 +563,20 @@ class TestInputs:
             ("minimum_area", 2),
             ("uncertainty_budget", 1.01),
             ("frames_per_window", 0),
+            ("frames_per_window", 2.5),
+            ("window_overlap", 1.5),
         ],
     )
     def test_arguments_out_of_range(self, binary: Pipeline, clips: list[Path], name: str, value: float):
         with pytest.raises(ValueError, match=f"{name} is .*got {value}"):
             binary(clips[0], **{name: value})
+
+    def test_the_overlap_is_held_against_the_windows_of_the_constructor(self, binary: Pipeline, clips: list[Path]):
+        short = AudioVisualSegmentationPipeline(
+            model=binary.model, processor=binary.processor, device="cpu", frames_per_window=4
+        )
+        with pytest.raises(ValueError, match="window_overlap is .*fewer than the 4 of a window, got 5"):
+            short(clips[0], window_overlap=5)
 
     def test_unknown_argument(self, binary: Pipeline, clips: list[Path]):
         with pytest.raises(TypeError, match="treshold"):

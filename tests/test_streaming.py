@@ -15,6 +15,7 @@ from pcmanet.pipelines.streaming import (
     Window,
     batch_of,
     blend_windows,
+    check_overlap,
     fading_weights,
     logits_at_masks,
     overlapping_windows,
@@ -62,6 +63,17 @@ def cut(number: int, length: int, overlap: int) -> list[list[int]]:
 def test_windows_cover_a_clip(number: int, length: int, overlap: int, starts: list[int]):
     expected = [list(range(start, min(start + length, number))) for start in starts]
     assert cut(number, length, overlap) == expected
+
+
+def test_a_fifth_is_shared_by_default():
+    windows = list(overlapping_windows(iter(frames(18)), 10))
+    assert [(window.fresh, window.overlap) for window in windows] == [(10, 2), (8, 2)]
+
+
+def test_windows_share_fewer_frames_than_they_have():
+    check_overlap(4, 3)
+    with pytest.raises(ValueError, match="window_overlap is .*fewer than the 4 of a window, got 4"):
+        check_overlap(4, 4)
 
 
 def test_no_frames_are_no_windows():
