@@ -10,13 +10,14 @@ FORMATS = ("png", "rle", "parquet")
 
 DESCRIPTION = "Segments what sounds in videos: the masks of the sounding objects, second by second."
 
-DONE, SOME_FAILED, STOPPED, FAULT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
+DONE, SOME_FAILED, STOPPED, FAULT, INTERRUPTED, UNREAD, TERMINATED = 0, 1, 2, 70, 130, 141, 143
 EXIT_CODES = f"""exit codes:
   {DONE:<3}  all done
   {SOME_FAILED:<3}  some videos could not be segmented; the others are done
   {STOPPED:<3}  nothing was done, or the run had to stop: wrong usage, no such checkpoint, a full disk ...
   {FAULT:<3}  a fault of this program: its traceback is shown
   {INTERRUPTED:<3}  interrupted with Ctrl-C: whole results are kept, the same command goes on
+  {UNREAD:<3}  whoever read the output left, as `head` does: as after Ctrl-C
   {TERMINATED:<3}  terminated by SIGTERM: as after Ctrl-C
 """
 

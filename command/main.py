@@ -13,7 +13,7 @@ import sys
 import traceback
 from types import FrameType
 
-from .arguments import DONE, FAULT, INTERRUPTED, SOME_FAILED, STOPPED, TERMINATED, parse_arguments
+from .arguments import DONE, FAULT, INTERRUPTED, SOME_FAILED, STOPPED, TERMINATED, UNREAD, parse_arguments
 
 
 class Terminated(KeyboardInterrupt):
@@ -38,14 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
             from .demonstration import run
         else:
             from .segmentation import run
-        return SOME_FAILED if run(parsed) else DONE
+        failed = run(parsed)
+        sys.stdout.flush()  # here, where it is known what to do if nobody reads it
+        return SOME_FAILED if failed else DONE
     except KeyboardInterrupt as interrupt:
         _say_how_to_go_on(sys.argv[1:] if arguments is None else arguments)
         return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left, as `head` does; the interpreter must not try to write to it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return STOPPED
+        return UNREAD
     except Exception as error:
         from .errors import is_of_user, say
 

@@ -73,12 +73,14 @@ class Worker:
                 return self._fail(shown, say(error))
 
             outcome = summarize(shown, results)
-            if len(self.videos.names) == 1:
-                progress.say(format_table(results))
+            table = format_table(results) if len(self.videos.names) == 1 else None
             if self.folders:
                 self.output.publish(whole, self.folders[name], self.videos.identify(name))
             if self.shards is not None:
                 self.shards.add(shown, rows_of_video(shown, results.records()))
+        # Said last: a reader of the output who left takes nothing of the results along.
+        if table is not None:
+            progress.say(table)
         return outcome
 
     def _fail(self, name: str, error: str) -> Outcome:

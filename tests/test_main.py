@@ -218,6 +218,8 @@ class TestErrors:
         write_clip(folder / "more" / "clip.mp4", seconds=1)
         assert run("clip.mp4", "more") == 2
         self.assert_refused(folder, capsys, "clip.mp4 and more/clip.mp4", "the folder clip")
+        assert not (folder / "segmented").exists()
+        assert run("clip.mp4", "more", "--format", "parquet") == 0
 
     def test_failure_while_writing_leaves_nothing(
         self, run: Run, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -278,6 +280,22 @@ def test_interrupted(checkpoint: Path, folder: Path, wanted: signal.Signals, cod
     log = (folder / "log").read_text()
     assert "interrupted: what is done is whole and kept. To go on: pcmanet segment clip.mp4 long.mp4" in log
     assert "Traceback" not in log
+
+
+def test_nobody_reads_what_is_printed(checkpoint: Path, folder: Path):
+    """As in `pcmanet segment clip.mp4 | true`: the results are there all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def segment() -> int:
+        sys.stdout = os.fdopen(writer, "w")
+        return main(["segment", "clip.mp4", "--model", str(checkpoint)])
+
+    process = start_process(segment, folder / "log")
+    os.close(writer)
+    assert finish_process(process) == 141
+    assert names(folder / "segmented") == ["clip", "pcmanet_settings.json"]
+    assert "rror" not in (folder / "log").read_text()
 
 
 class TestStart:
