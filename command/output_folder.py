@@ -84,9 +84,9 @@ class OutputFolder:
         check_ours(self.path, thoroughly=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire(fcntl.LOCK_EX)
-        if overwrite:
-            self._clear()
         self._remove_leftovers()
+        if overwrite or not self._holds_results():
+            self._clear()
         self._check_settings(settings)
         self._write(SETTINGS, json.dumps({"model": model, "settings": settings}, indent=2) + "\n")
         if is_archive:
@@ -158,6 +158,10 @@ class OutputFolder:
                 f"Another pcmanet is writing to {self.path}. Wait for it, end it (`fuser {self.path / LOCK}` names its "
                 "processes), or give another --output."
             ) from None
+
+    def _holds_results(self) -> bool:
+        """Tells whether there is anything that other settings would spoil: a run may have ended before its first video."""
+        return any(path.name not in (LOCK, SETTINGS, CARD) for path in self.path.iterdir())
 
     def _clear(self) -> None:
         """Removes earlier results; nothing else is there."""

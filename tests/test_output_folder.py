@@ -30,6 +30,18 @@ def test_settings_and_card_are_written(tmp_path: Path):
     assert describe_columns() in card
 
 
+def test_settings_bind_only_where_there_is_a_result(tmp_path: Path):
+    begin(tmp_path / "out", is_archive=True, rate=1).leave()
+    output = begin(tmp_path / "out", rate=2)
+    assert not (tmp_path / "out" / CARD).exists()
+    with output.aside() as aside:
+        (aside / "whole").mkdir()
+        output.publish(aside / "whole", "clip", VIDEO)
+    output.leave()
+    with pytest.raises(ValueError, match="begun with another rate"):
+        begin(tmp_path / "out", rate=3)
+
+
 def test_several_processes_of_one_run_but_no_second_run(tmp_path: Path):
     first = begin(tmp_path / "out")
     second = OutputFolder(tmp_path / "out")
