@@ -117,7 +117,7 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         """There are none: frames and sound come in. FSDP2 in Accelerate asks, and takes no error for an answer."""
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
-        """Save as transformers does; where code goes along, it opens the weights as both classes, as the package does."""
+        """Save as transformers does; code that goes along opens the weights as either class, as the package does."""
         if self.is_remote_code():
             both = (PCMANetModel, PCMANetForAudioVisualSegmentation)
             names = {ours._auto_class: f"{ours.__module__.rpartition('.')[2]}.{ours.__name__}" for ours in both}
@@ -189,12 +189,19 @@ class PCMANetModel(PCMANetPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
-            ValueError: If a shape is wrong or not exactly one of the two forms of sound is given.
+            ValueError: If a shape is wrong, not exactly one of the two forms of sound is given, or the attention has no
+                weights to give.
             TypeError: If a keyword is unknown.
         """
         if unknown := kwargs.keys() - CAPTURE_KEYWORDS:
             raise TypeError(f"The model got the unknown keywords {sorted(unknown)}; see the batch of the processor.")
         validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
+        attention = self.config._attn_implementation
+        if kwargs.get("output_attentions") and attention != "eager":
+            raise ValueError(
+                f"{attention} attention has no weights to give for `output_attentions`: load the model with "
+                '`attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
+            )
         batch, frames = pixel_values.shape[:2]
         excluded = frame_mask is not None and self.config.padded_frames == "excluded"
         layout = ClipLayout(batch, frames, frame_mask.bool() if excluded else None)
@@ -223,7 +230,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         if input_features is None:
             return layout.to_frames(audio_embeds)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_audio_encoder):
-            return self.audio_encoder(layout.to_frames(input_features)).audio_embeds
+            return self.audio_encoder(layout.to_frames(input_features), return_dict=True).audio_embeds
 
     def _decode(
         self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout
@@ -250,6 +257,9 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     outputs = model(**processor(videos="clip.mp4", return_tensors="pt"))
     masks = processor.post_process_semantic_segmentation(outputs)
     ```
+
+    Its attention is sdpa by itself. To name it, or to go back to it, write `attn_implementation={"": "sdpa"}`: a name
+    without a place is meant for the backbone too, and neither PVT-v2 nor ResNet knows sdpa.
     """
 
     def __init__(self, config: PCMANetConfig):
@@ -318,9 +328,9 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             input_features: (batch, frames, 1, 96, 64) log-mel patches.
             audio_embeds: (batch, frames, 128) VGGish embeddings, in place of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
-            labels: (batch, frames, height, width), 0/1 or class indexes, `config.ignore_index` (255) = ignore. A `Trainer`
-                whose data has no `label_mask` needs `TrainingArguments(label_names=["labels"])`: by itself it takes both
-                for labels, and evaluates without a loss where one is missing.
+            labels: (batch, frames, height, width), 0/1 or class indexes, `config.ignore_index` (255) = ignore. A
+                `Trainer` whose data has no `label_mask` needs `TrainingArguments(label_names=["labels"])`: by itself
+                it takes both for labels, and evaluates without a loss where one is missing.
             label_mask: (batch, frames) bool, which frames are annotated; all real ones if not given.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
@@ -328,7 +338,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             ValueError: If a shape or a label is wrong or not exactly one of the two forms of sound is given.
             TypeError: If a keyword is unknown.
         """
-        outputs = self.model(pixel_values, input_features, audio_embeds, frame_mask, **kwargs)
+        outputs = self.model(pixel_values, input_features, audio_embeds, frame_mask, return_dict=True, **kwargs)
         stage_logits = tuple(_resize_logits(logits, pixel_values.shape[-2:]) for logits in outputs.stage_logits)
         loss = None if labels is None else self._loss(stage_logits, labels, frame_mask, label_mask)
         return PCMANetOutput(

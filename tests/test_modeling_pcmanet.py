@@ -346,6 +346,20 @@ class TestShapes:
         with torch.no_grad():
             values = model(**batch, return_dict=False)
         assert torch.equal(values[0], logits_of(model, **batch))
+        configured = tiny_model(return_dict=False)
+        configured.config.audio_config.return_dict = False
+        with torch.no_grad():
+            assert torch.equal(configured(**batch)[0], values[0])
+            assert isinstance(configured.model(**batch), tuple)
+
+    def test_attentions_that_sdpa_does_not_have_are_refused(self):
+        model = tiny_model()
+        with pytest.raises(ValueError, match="sdpa attention has no weights to give for `output_attentions`: load"):
+            model(**tiny_batch(), output_attentions=True)
+        model.set_attn_implementation("eager")
+        assert len(model(**tiny_batch(), output_attentions=True).attentions) == 7
+        model.set_attn_implementation({"": "sdpa"})
+        assert model.config._attn_implementation == "sdpa"
 
     @pytest.mark.slow
     def test_one_compiled_graph_for_any_number_of_clips_and_frames(self):
