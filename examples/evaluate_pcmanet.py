@@ -231,10 +231,8 @@ def read_job(reader: EvaluationReader, job: Job) -> BatchFeature | Exception:
 
 def load_batches(jobs: Sequence[Job], reader: EvaluationReader, workers: int) -> Iterator[tuple[Job, BatchFeature]]:
     """Reads batches ahead in worker processes."""
-    # No local function reads them: a worker that is not forked gets it pickled.
-    loader = DataLoader(
-        jobs, batch_size=None, collate_fn=partial(read_job, reader), num_workers=min(workers, len(jobs))
-    )
+    read = partial(read_job, reader)  # no local function: a worker that is not forked gets it pickled
+    loader = DataLoader(jobs, batch_size=None, collate_fn=read, num_workers=min(workers, len(jobs)))
     for job, batch in zip(jobs, loader, strict=True):
         if isinstance(batch, Exception):
             raise batch
