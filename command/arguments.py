@@ -66,6 +66,18 @@ DEMO_EXAMPLES = f"""examples:
 {EXIT_CODES}"""
 
 
+def given(text: str) -> str:
+    """Reads a text that says something: a variable of the shell that is not set gives an empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path was expected, got an empty text")
+    return text
+
+
+def folder(text: str) -> Path:
+    """Reads the path of a folder."""
+    return Path(given(text))
+
+
 def share(text: str) -> float:
     """Reads a number between 0 and 1."""
     value = _number(text)
@@ -121,7 +133,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     demonstrating = _add_command(commands, "demo", "segment the clip that comes with the package", DEMO_EXAMPLES)
     demonstrating.add_argument(
-        "--output", type=Path, default=Path("pcmanet_demo"), help="folder for the results (default: pcmanet_demo)"
+        "--output", type=folder, default=Path("pcmanet_demo"), help="folder for the results (default: pcmanet_demo)"
     )
 
     informing = _add_command(commands, "info", "tell what a checkpoint is", INFO_EXAMPLES)
@@ -152,6 +164,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "videos",
         nargs="*",
+        type=given,
         metavar="VIDEO",
         help="video file, http(s) URL, folder (all videos in it, at any depth), or .txt list of files and URLs",
     )
@@ -167,7 +180,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     """Adds what is written, and where."""
     group = parser.add_argument_group("results")
     group.add_argument(
-        "--output", type=Path, default=Path("segmented"), help="folder for the results (default: segmented)"
+        "--output", type=folder, default=Path("segmented"), help="folder for the results (default: segmented)"
     )
     group.add_argument("--format", choices=FORMATS, default="png", help="of the masks (default: png)")
     group.add_argument("--overlay", action="store_true", help="also the video with the masks and its own sound")

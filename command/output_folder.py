@@ -206,8 +206,9 @@ def check_ours(folder: Path, *, thoroughly: bool = False) -> None:
     Raises:
         FileExistsError: If it is a file, or a folder with anything but our results.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file. Give another --output.")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"{path} is a file. Give another --output.")
     if folder.is_dir() and not (folder / SETTINGS).is_file():
         for path in folder.iterdir():
             if not path.name.startswith((ASIDE, LOCK)):

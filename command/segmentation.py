@@ -1,5 +1,6 @@
 """`pcmanet segment`: videos split over processes and devices, and what is said in the end."""
 
+import errno
 from argparse import Namespace
 from datetime import timedelta
 
@@ -29,10 +30,23 @@ def run(arguments: Namespace) -> bool:
     Returns:
         Whether there are videos that could not be segmented.
     """
-    if arguments.ray:
-        from .ray_job import run_on_ray
+    try:
+        if arguments.ray:
+            from .ray_job import run_on_ray
 
-        return run_on_ray(arguments)
+            return run_on_ray(arguments)
+        return run_in_processes(arguments)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"There is no space left for {arguments.output}. What is done is whole and kept: make room and start the same "
+            "again, without --overwrite."
+        ) from error
+
+
+def run_in_processes(arguments: Namespace) -> bool:
+    """Segments what the command line asks for, in this process and those that were started with it."""
     state = start_processes(arguments.device)
     output = OutputFolder(arguments.output)
     try:

@@ -218,7 +218,8 @@ def _videos_in(folder: Path, excluded: Path) -> list[str]:
 def _videos_listed(path: Path) -> list[str]:
     """Reads a list; whether its files are there is seen when their turn comes."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        # Windows begins a text in UTF-8 with a mark, which is no part of the first path.
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text: {error}. A list has one path or URL per line, in UTF-8.") from error
     found = [line for line in lines if line and not line.startswith("#")]

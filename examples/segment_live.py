@@ -30,6 +30,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from modeling_pcmanet.media_pcmanet import iterate_frames, read_audio, write_video
+from modeling_pcmanet.media_source_pcmanet import SOUND_REMEDY
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments
@@ -255,7 +256,8 @@ def main() -> None:
         with closing(Devices(camera, (arguments.microphone_format, arguments.microphone))) as devices:
             run(arguments, devices.chunks(), devices.sampling_rate)
     except (OSError, ValueError, av.FFmpegError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = str(error).replace(SOUND_REMEDY, "Give a file with sound as --input.")
+        print(f"error: {' '.join(said.split())}", file=sys.stderr)
         sys.exit(2)
 
 

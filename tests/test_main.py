@@ -1,5 +1,6 @@
 """Tests of command/main.py: the command as a user runs it, on real files with a tiny model."""
 
+import errno
 import json
 import os
 import signal
@@ -225,11 +226,11 @@ class TestErrors:
         self, run: Run, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
     ):
         def full_disk(*_: object, **__: object) -> None:
-            raise OSError("No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(Image.Image, "save", full_disk)
         assert run("clip.mp4") == 2
-        self.assert_refused(folder, capsys, "No space left on device")
+        self.assert_refused(folder, capsys, "no space left for segmented", "start the same again")
 
     @pytest.mark.parametrize("stranger", ["thesis.txt", "clip/portrait.png", "sub/overlay.mp4"])
     def test_folder_with_other_things_is_left_alone(
@@ -256,6 +257,8 @@ class TestErrors:
         (folder / "taken").write_text("precious")
         assert run("clip.mp4", "--output", "taken") == 2
         assert "taken is a file" in capsys.readouterr().err
+        assert run("clip.mp4", "--output", "taken/deep/er") == 2
+        assert "taken is a file. Give another --output." in capsys.readouterr().err
         assert (folder / "taken").read_text() == "precious"
 
     def test_a_fault_of_ours_shows_its_traceback(
@@ -318,6 +321,8 @@ class TestStart:
         "arguments, expected",
         [
             (["segment"], "give videos or a --data-set"),
+            (["segment", ""], "a path was expected, got an empty text"),
+            (["segment", "a.mp4", "--output", ""], "argument --output: a path was expected"),
             (["segment", "a.mp4", "--data-set", "b"], "give videos or a --data-set"),
             (["segment", "a.mp4", "b.mp4", "--audio", "c.wav"], "exactly one VIDEO"),
             (["segment", "a.mp4", "--threshold", "50"], "between 0 and 1 was expected, got 50"),

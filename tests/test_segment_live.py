@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_pcmanet.media_pcmanet import iterate_frames
+from modeling_pcmanet.media_pcmanet import iterate_frames, write_video
 
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +40,14 @@ def test_it_stops_in_time():
     assert answer.returncode == 0, answer.stderr
     taken = [float(line.split()[0]) for line in answer.stdout.splitlines() if " ago " in line]
     assert max(taken) < 2
+
+
+@pytest.mark.slow
+def test_a_silent_file_is_an_error_with_a_remedy(tmp_path: Path):
+    write_video(tmp_path / "silent.mp4", np.zeros((8, 48, 64, 3), np.uint8), 8)
+    answer = run("--input", tmp_path / "silent.mp4")
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1].endswith("has no sound track. Give a file with sound as --input.")
 
 
 @pytest.mark.slow

@@ -47,6 +47,10 @@ class TestFiles:
         ]
         assert found.read("a.mp4") == ("a.mp4", None)
 
+    def test_a_list_of_windows(self, here: Path):
+        (here / "list.txt").write_bytes("été.mp4\r\nb.mp4\r\n".encode("utf-8-sig"))
+        assert find_videos(arguments("list.txt")).names == ["été.mp4", "b.mp4"]
+
     def test_a_sound_beside(self, here: Path):
         touch(here, "a.mp4", "a.wav")
         assert find_videos(arguments("a.mp4", audio="a.wav")).read("a.mp4") == ("a.mp4", "a.wav")
