@@ -5,7 +5,8 @@ import pytest
 from pcmanet.command.progress_bars import LONGEST_NAME, Progress
 
 
-def test_videos_and_time_left(capsys: pytest.CaptureFixture):
+def test_videos_and_time_left(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress("segmenting", 4, 1) as progress:
         progress.finish_video()
         progress.say("a.mp4: dog 3")
@@ -21,6 +22,22 @@ def test_one_video_needs_no_bar_of_videos(capsys: pytest.CaptureFixture):
     with Progress("segmenting", 1) as progress:
         progress.finish_video()
     assert capsys.readouterr().err == ""
+
+
+def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture):
+    now = [0.0]
+    with Progress("segmenting", 10, 2, clock=lambda: now[0]) as progress:
+        for _ in range(8):
+            now[0] += 20.0
+            progress.finish_video()
+    lines = capsys.readouterr().err.split("\n")
+    assert lines == [
+        "segmenting: 2 of 10 videos",
+        "segmenting: 5 of 10 videos, 01:40 left",
+        "segmenting: 8 of 10 videos, 00:40 left",
+        "segmenting: 10 of 10 videos",
+        "",
+    ]
 
 
 def test_stage_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
