@@ -109,7 +109,7 @@ def describe_launcher() -> str | None:
     """Name what started this process; None if it cannot know the options, as with Accelerate's or on several machines."""
     each_machine = os.environ.get("LOCAL_WORLD_SIZE")
     several_machines = os.environ.get("WORLD_SIZE", each_machine) != each_machine
-    if several_machines or any(name.startswith("ACCELERATE_") for name in os.environ):
+    if several_machines or "ACCELERATE_MIXED_PRECISION" in os.environ:  # which `accelerate launch` always sets
         return None
     return "python" if each_machine is None else f"torchrun --nproc_per_node {each_machine}"
 
