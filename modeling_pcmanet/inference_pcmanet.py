@@ -130,7 +130,7 @@ class PCMANetInferenceModel(nn.Module):
             ValueError: If a shape is wrong, not exactly one of the two forms of sound is given, or the budget is no share
                 or has nothing to go by.
         """
-        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
+        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config.audio_config)
         if uncertainty_budget is not None:
             self._validate_budget(uncertainty_budget)
         embeddings = self._embed_audio(input_features, audio_embeds, frame_mask)

@@ -194,8 +194,11 @@ class PCMANetModel(PCMANetPreTrainedModel):
             TypeError: If a keyword is unknown.
         """
         if unknown := kwargs.keys() - CAPTURE_KEYWORDS:
-            raise TypeError(f"The model got the unknown keywords {sorted(unknown)}; see the batch of the processor.")
-        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask)
+            raise TypeError(
+                f"The model got the unknown keywords {sorted(unknown)}. Pop from a batch what `return_metadata=True` put "
+                "there (timestamps, original_sizes, frames); the rest of the processor's batch is what the model takes."
+            )
+        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config.audio_config)
         attention = self.config._attn_implementation
         if kwargs.get("output_attentions") and attention != "eager":
             raise ValueError(

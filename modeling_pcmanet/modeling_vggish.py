@@ -88,7 +88,9 @@ class VGGishModel(PreTrainedModel):
         """
         expected = (1, self.config.num_mel_frames, self.config.num_mel_bins)
         if input_features.ndim != 4 or tuple(input_features.shape[1:]) != expected:
-            raise ValueError(f"`input_features` must be (patches, {expected}), got {tuple(input_features.shape)}.")
+            raise ValueError(
+                f"`input_features` must be (patches, {', '.join(map(str, expected))}), got {tuple(input_features.shape)}."
+            )
         feature_map = self.features(input_features)
         # Published weights expect the channels last: (patches, frames, bins, channels) flattened.
         flattened = feature_map.permute(0, 2, 3, 1).flatten(1)

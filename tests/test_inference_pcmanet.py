@@ -237,7 +237,7 @@ def test_it_moves_and_pickles():
         ({"pixel_values": torch.zeros(2, 3, 3, 16, 64)}, "at least 32"),
         ({"input_features": None}, "neither"),
         ({"audio_embeds": torch.zeros(2, 3, 10)}, "both"),
-        ({"frame_mask": torch.ones(2, 4, dtype=torch.bool)}, r"`frame_mask` must start with \(batch, frames\)"),
+        ({"frame_mask": torch.ones(2, 4, dtype=torch.bool)}, r"`frame_mask` must be \(batch, frames\)"),
     ],
 )
 def test_it_refuses_what_the_model_refuses(changes, message):

@@ -450,12 +450,24 @@ class TestRefusals:
             ({"pixel_values": torch.zeros(2, 3, 3, 31, 64)}, "at least 32"),
             ({"input_features": None}, "exactly one of .* got neither"),
             ({"audio_embeds": torch.zeros(2, 3, 10)}, "exactly one of .* got both"),
+            ({"pixel_values": None}, r"`pixel_values` must be \(batch.* got NoneType"),
+            (
+                {"pixel_values": torch.zeros(0, 3, 3, 48, 64)},
+                r"at least one clip, one frame.* got \(0, 3, 3, 48, 64\)",
+            ),
+            ({"pixel_values": torch.zeros(2, 0, 3, 48, 64)}, "at least one clip, one frame"),
             (
                 {"input_features": torch.zeros(2, 4, 1, 16, 8)},
-                r"`input_features` must start with \(batch, frames\) = \(2, 3\)",
+                r"`input_features` must be \(batch, frames, 1, mel frames, mel bins\) = \(2, 3, 1, 16, 8\)",
             ),
-            ({"input_features": torch.zeros(2, 3, 1, 8, 16)}, r"must be \(patches, \(1, 16, 8\)\)"),
-            ({"frame_mask": torch.ones(2, 2, dtype=torch.bool)}, "`frame_mask` must start with"),
+            ({"input_features": torch.zeros(2, 3, 16, 8)}, r"`input_features` must be .* got \(2, 3, 16, 8\)"),
+            ({"input_features": torch.zeros(2, 3, 1, 16, 8).numpy()}, "`input_features` must be .* got ndarray"),
+            (
+                {"input_features": None, "audio_embeds": torch.zeros(2, 3, 8)},
+                r"`audio_embeds` must be \(batch, frames, embedding size\) = \(2, 3, 10\).* got \(2, 3, 8\)",
+            ),
+            ({"frame_mask": torch.ones(2, 2)}, r"`frame_mask` must be \(batch, frames\) = \(2, 3\).* got \(2, 2\)"),
+            ({"frame_mask": torch.ones(2, 3, 1)}, r"`frame_mask` must be .* got \(2, 3, 1\)"),
             ({"labels": torch.zeros(2, 3, 24, 32, dtype=torch.long)}, r"`labels` must be .* = \(2, 3, 48, 64\), got"),
         ],
     )
@@ -472,6 +484,8 @@ class TestRefusals:
     def test_unknown_keyword(self, model):
         with pytest.raises(TypeError, match=r"unknown keywords \['frame_masks'\]"):
             model(**tiny_batch(), frame_masks=torch.ones(2, 3))
+        with pytest.raises(TypeError, match=r"unknown keywords \['timestamps'\]. Pop .* \(timestamps, original_sizes"):
+            model(**tiny_batch(), timestamps=[])
 
     def test_vggish_configuration_stands_alone(self):
         assert VGGishConfig().model_type == "vggish"

@@ -46,7 +46,7 @@ def test_published_sizes():
 
 @pytest.mark.parametrize("shape", [(2, 8, 4), (2, 1, 4, 8), (2, 3, 8, 4)])
 def test_wrong_patches_are_refused(model, shape):
-    with pytest.raises(ValueError, match=r"must be \(patches, \(1, 8, 4\)\), got"):
+    with pytest.raises(ValueError, match=r"must be \(patches, 1, 8, 4\), got"):
         model(torch.zeros(shape))
 
 
