@@ -107,6 +107,7 @@ class PCMANetPreTrainedModel(PreTrainedModel):
     # The loss is a mean over frames, so Trainer must not rescale it by the number of items in the batch.
     accepts_loss_kwargs = False
     _supports_sdpa = True
+    # What FSDP2 wraps. No `device_map` over several GPUs works: nothing brings a clip's layout from one to another.
     _no_split_modules = ("DecoderStage",)
     _can_record_outputs = {
         "hidden_states": OutputRecorder(DecoderStage, index=0),
@@ -195,8 +196,8 @@ class PCMANetModel(PCMANetPreTrainedModel):
         """
         if unknown := kwargs.keys() - CAPTURE_KEYWORDS:
             raise TypeError(
-                f"The model got the unknown keywords {sorted(unknown)}. Pop from a batch what `return_metadata=True` put "
-                "there (timestamps, original_sizes, frames); the rest of the processor's batch is what the model takes."
+                f"The model got the unknown keywords {sorted(unknown)}. Pop what `return_metadata=True` put into a batch "
+                "(timestamps, original_sizes, frames); the rest of the processor's batch is what the model takes."
             )
         validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config.audio_config)
         attention = self.config._attn_implementation
@@ -309,8 +310,17 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
         Returns:
             A module that takes the same frames, sound and `frame_mask` and whose output has the same `logits`.
+
+        Raises:
+            TypeError: If a data type is no floating-point `torch.dtype`.
+            ValueError: If weights are offloaded.
         """
         dtype = dtype or self.dtype
+        for given in (dtype, audio_dtype or dtype):
+            if not (isinstance(given, torch.dtype) and given.is_floating_point):
+                raise TypeError(f"`for_inference` takes data types such as torch.bfloat16, got {given!r}.")
+        if any(weight.is_meta for weight in self.parameters()):
+            raise ValueError("`device_map` offloaded weights, which cannot be copied: load the model without it.")
         return PCMANetInferenceModel(self.model, dtype, audio_dtype or dtype)
 
     @can_return_tuple

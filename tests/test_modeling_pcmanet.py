@@ -481,6 +481,17 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"`label_mask` must be \(batch, frames\) = \(2, 3\) like `labels`"):
             model(**tiny_batch(), labels=labels, label_mask=torch.ones(shape, dtype=torch.bool))
 
+    @pytest.mark.parametrize("types", [("bfloat16",), (torch.int8,), (None, "float16")])
+    def test_an_inference_form_of_what_is_no_data_type(self, model, types):
+        with pytest.raises(TypeError, match=r"takes data types such as torch.bfloat16, got ('b?float16'|torch.int8)"):
+            model.for_inference(*types)
+
+    def test_an_inference_form_of_offloaded_weights(self):
+        with torch.device("meta"):
+            offloaded = PCMANetForAudioVisualSegmentation(tiny_config())
+        with pytest.raises(ValueError, match="offloaded weights.* load the model without it"):
+            offloaded.for_inference()
+
     def test_unknown_keyword(self, model):
         with pytest.raises(TypeError, match=r"unknown keywords \['frame_masks'\]"):
             model(**tiny_batch(), frame_masks=torch.ones(2, 3))
