@@ -90,7 +90,9 @@ class Recipe:
         "statistics of each process, of all of them (GPU), or the running ones of the backbone or everywhere",
         choices=("local", "synchronized", "frozen_backbone", "frozen"),
     )
-    gradient_checkpointing: bool = setting(False, "compute activations twice instead of keeping them; BatchNorm counts each batch twice")
+    gradient_checkpointing: bool = setting(
+        False, "compute activations twice instead of keeping them; BatchNorm counts each batch twice"
+    )
     compile: bool = setting(False, "torch.compile")
     mixed_precision: str = setting("bf16", "of forward and backward", choices=("none", "bf16", "fp16"))
 
