@@ -121,11 +121,7 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         """Save as transformers does; code that goes along opens the weights as either class, as the package does."""
         if self.is_remote_code():
             both = (PCMANetModel, PCMANetForAudioVisualSegmentation)
-            names = {
-                ours._auto_class: f"{ours.__module__.rpartition('.')[2]}.{ours.__name__}"
-                for ours in both
-                if ours._auto_class is not None
-            }
+            names = {ours._auto_class: f"modeling_pcmanet.{ours.__name__}" for ours in both if ours._auto_class}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **names}
         super().save_pretrained(save_directory, **kwargs)
 
