@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling_pcmanet.media_pcmanet import read_media, write_video
-from pcmanet.command.checkpoint import demo_file
+from pcmanet.checkpoints import demo_file
 
 
 FRAMES_PER_SECOND = 10
@@ -58,7 +58,7 @@ def run(model: str, videos: Path, output: Path, *options: str, processes: int = 
     launcher = (
         ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
     )
-    command = [sys.executable, *launcher, "-m", "pcmanet.command.main", "segment", str(videos), "--model", model]
+    command = [sys.executable, *launcher, "-m", "pcmanet", "segment", str(videos), "--model", model]
     # One thread each, as torchrun has it: processes compare with processes, not with threads.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     start = time.perf_counter()

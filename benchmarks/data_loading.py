@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench import load_avsbench
-from pcmanet.dataset_scripts.clip_arrays import to_arrays
+from pcmanet.dataset_scripts.clips import to_arrays
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.synthetic import write_avsbench_tree
+from pcmanet.dataset_scripts.sounding_shapes.files import write_avsbench_tree
 
 
 ALLOWED_GROWTH, ALLOWED_MEGABYTES = 0.05, 32.0

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from pcmanet.dataset_scripts.synthetic import TASKS, SoundingShapes, write_clip
+from pcmanet.dataset_scripts.sounding_shapes.files import TASKS, SoundingShapes, write_clip
 
 
 def parse_args() -> argparse.Namespace:

@@ -37,8 +37,8 @@ import torch
 from datasets import disable_progress_bars
 
 from modeling_pcmanet import PCMANetConfig, VGGishModel
-from pcmanet.dataset_scripts.synthetic import write_avsbench_tree
-from pcmanet.training.clip_loading import Batch
+from pcmanet.dataset_scripts.sounding_shapes.files import write_avsbench_tree
+from pcmanet.training.data import Batch
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.run import Run, start_run
 

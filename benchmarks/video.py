@@ -32,13 +32,12 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
-from modeling_pcmanet.media_pcmanet import iterate_frames
-from modeling_pcmanet.media_stream_pcmanet import VideoReader, iterate_sound
-from pcmanet.dataset_scripts.synthetic import SoundingShapes, write_clip
+from modeling_pcmanet.media_pcmanet import VideoReader, iterate_frames, iterate_sound
+from pcmanet.dataset_scripts.sounding_shapes.files import SoundingShapes, write_clip
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video
-from pcmanet.pipelines.streaming import batch_of
+from pcmanet.pipelines.windows import batch_of
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

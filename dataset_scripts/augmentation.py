@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .avsbench_trees import share_nothing
-from .clip_arrays import ClipArrays
-from .synthetic_sound import render_noise
+from pcmanet.dataset_scripts.avsbench.layouts import share_nothing
+from pcmanet.dataset_scripts.sounding_shapes.sound import render_noise
+
+from .clips import ClipArrays
 
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # weights of red, green, blue in grey (ITU-R BT.601)

@@ -10,12 +10,12 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
+from pcmanet.dataset_scripts.sounding_shapes.files import SyntheticClip
+from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE
 
 from .augmentation import Augmentation
-from .clip_arrays import ClipArrays, to_arrays
+from .clips import ClipArrays, to_arrays
 from .log_mel_cache import LogMelCache
-from .synthetic import SyntheticClip
-from .synthetic_sound import SAMPLING_RATE
 
 
 TIME_TOLERANCE = 1e-3  # seconds: closer moments are the same

@@ -3,11 +3,11 @@
     python examples/evaluate_pcmanet.py CHECKPOINT AVSBench/Single-source                  # the test split
     python examples/evaluate_pcmanet.py CHECKPOINT AVSBench --name avss --per-class        # 71 classes
     python examples/evaluate_pcmanet.py CHECKPOINT AVSBench --name s4 --negative-audio silence noise off_screen
-    python examples/evaluate_pcmanet.py CHECKPOINT my_clips --split val    # layout: dataset_scripts/avsbench_folder.py
+    python examples/evaluate_pcmanet.py CHECKPOINT my_clips --split val    # layout: dataset_scripts/avsbench/folder.py
 
 Without AVSBench, on Sounding Shapes in its layout:
 
-    python -m pcmanet.dataset_scripts.synthetic tree --task ms3 --test 20 --output shapes
+    python -m pcmanet.dataset_scripts.sounding_shapes tree --task ms3 --test 20 --output shapes
     python examples/evaluate_pcmanet.py examples/demo_model shapes
 
 In several processes, one for each GPU or CPU core; the figures are the same to the last digit, because the batches are:
@@ -50,25 +50,25 @@ from transformers import BatchFeature, PreTrainedConfig
 from transformers.utils import logging
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from modeling_pcmanet.loading_pcmanet import load_whole
-from pcmanet.dataset_scripts import evaluation_tables
-from pcmanet.dataset_scripts.avsbench_files import fingerprint
-from pcmanet.dataset_scripts.avsbench_labels import LABEL_NOISE_RULES
-from pcmanet.dataset_scripts.avsbench_rows import RowSettings
-from pcmanet.dataset_scripts.avsbench_sources import NAMES, AVSBenchError, find_names
-from pcmanet.dataset_scripts.avsbench_trees import SECONDS_OF_SUBSET
-from pcmanet.dataset_scripts.clip_arrays import to_arrays
+from modeling_pcmanet.modeling_pcmanet import load_whole
+from pcmanet.dataset_scripts import evaluation as evaluation_module
+from pcmanet.dataset_scripts.avsbench import NAMES, AVSBenchError, find_names
+from pcmanet.dataset_scripts.avsbench.files import fingerprint
+from pcmanet.dataset_scripts.avsbench.layouts import SECONDS_OF_SUBSET
+from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
+from pcmanet.dataset_scripts.avsbench.rows import RowSettings
+from pcmanet.dataset_scripts.clips import to_arrays
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.evaluation_clips import (
+from pcmanet.dataset_scripts.evaluation import (
+    NEGATIVES,
+    POSITIVE,
     EvaluationClips,
     EvaluationReader,
     find_evaluation_clips,
     find_off_screen_sounds,
 )
-from pcmanet.dataset_scripts.evaluation_tables import NEGATIVES, POSITIVE
-from pcmanet.dataset_scripts.metric_counts import IGNORE_INDEX
-from pcmanet.dataset_scripts.metrics import SemanticMetrics
-from pcmanet.dataset_scripts.robustness_metrics import Audio, RobustnessMetrics
+from pcmanet.dataset_scripts.metrics.accumulators import Audio, RobustnessMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics.counts import IGNORE_INDEX
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet
 from pcmanet.pipelines.overlay import draw_segments
@@ -338,11 +338,11 @@ def report(
 ) -> None:
     """Writes the tables and the worst clips, and prints the main table."""
     data, positive = reader.data, metrics.parts[POSITIVE]
-    clips, figures = evaluation_tables.clip_figures(positive), evaluation_tables.protocol_figures(metrics)
-    worst = evaluation_tables.worst_clips(clips, args.worst)
+    clips, figures = evaluation_module.clip_figures(positive), evaluation_module.protocol_figures(metrics)
+    worst = evaluation_module.worst_clips(clips, args.worst)
     results = {"checkpoint": args.checkpoint, "name": data.name, "split": data.split, "clips": len(clips)}
     results |= {"frames": int(figures["official"]["frames"]), "batch_size": args.batch_size, "figures": figures}
-    table = evaluation_tables.figures_table(figures)
+    table = evaluation_module.figures_table(figures)
     text = f"# {args.checkpoint} on {data.name} {data.split}\n\n    python {shlex.join(sys.argv)}\n\n"
     text += (
         f"{len(clips)} clips, {results['frames']} frames. Ratios are taken per clip (official), per {args.batch_size} "
@@ -350,11 +350,11 @@ def report(
     text += f"clips (batch) or once for all pixels (dataset).\n\n{table}"
     if args.per_class:
         heard = [clip.objects for clip in data.clips]
-        results["classes"] = evaluation_tables.class_figures(positive, data.labels, heard)
-        text += f"\n## By class\n\n{evaluation_tables.class_table(results['classes'])}"
+        results["classes"] = evaluation_module.class_figures(positive, data.labels, heard)
+        text += f"\n## By class\n\n{evaluation_module.class_table(results['classes'])}"
     if worst:
         rows = [[data.clips[index].id, *(f"{value:.4f}" for value in clips[index].values())] for index in worst]
-        text += f"\n## Worst clips\n\n{evaluation_tables.markdown_table(['clip', 'mIoU', 'F'], rows)}"
+        text += f"\n## Worst clips\n\n{evaluation_module.markdown_table(['clip', 'mIoU', 'F'], rows)}"
         titles = [f"{place}. {name}: mIoU {miou}" for place, (name, miou, _) in enumerate(rows, start=1)]
         sheets = [draw_clip(reader, model, index, title) for index, title in zip(worst, titles, strict=True)]
         write_aside(args.output / "worst_clips.png", stack(sheets).save)

@@ -20,9 +20,13 @@ from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.evaluation_tables import PROTOCOLS
-from pcmanet.dataset_scripts.metrics import BinaryMetrics, FalsePositiveMetrics, SemanticMetrics
-from pcmanet.dataset_scripts.synthetic_clips import NEGATIVE_KINDS, SoundingShapes, SyntheticClip
+from pcmanet.dataset_scripts.evaluation import PROTOCOLS
+from pcmanet.dataset_scripts.metrics.accumulators import (
+    BinaryMetrics,
+    FalsePositiveMetrics,
+    SemanticMetrics,
+)
+from pcmanet.dataset_scripts.sounding_shapes.clips import NEGATIVE_KINDS, SoundingShapes, SyntheticClip
 
 
 def parse_args() -> argparse.Namespace:

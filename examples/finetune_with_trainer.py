@@ -25,14 +25,14 @@ from types import SimpleNamespace
 from transformers import EarlyStoppingCallback, HfArgumentParser, TrainingArguments, set_seed
 
 from modeling_pcmanet import PCMANetProcessor
-from pcmanet.dataset_scripts.avsbench_sources import NAMES
+from pcmanet.dataset_scripts.avsbench import NAMES
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
-from pcmanet.dataset_scripts.trainer_metrics import TrainerMetrics
-from pcmanet.training.fine_tuning import FineTuningData, SegmentationTrainer, TrainerCollator, choose_classes
-from pcmanet.training.networks import load_checkpoint
+from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics.trainer import TrainerMetrics
+from pcmanet.training.network import load_checkpoint
 from pcmanet.training.publishing import Publication, publish
-from pcmanet.training.training_record import write_record
+from pcmanet.training.record import write_record
+from pcmanet.training.trainer import FineTuningData, SegmentationTrainer, TrainerCollator, choose_classes
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):

@@ -53,13 +53,12 @@ from tqdm.auto import tqdm
 
 from modeling_pcmanet.hub_upload_pcmanet import create_repository
 from pcmanet.training.checkpoints import CheckpointError
-from pcmanet.training.clip_loading import Batch, annotated_frames
+from pcmanet.training.data import Batch, annotated_frames
 from pcmanet.training.evaluation import STAGES
-from pcmanet.training.launching import BEST, LAST
-from pcmanet.training.networks import set_learning_rate
+from pcmanet.training.network import set_learning_rate
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import describe_fields, read_recipe
-from pcmanet.training.run import Run, start_run
+from pcmanet.training.run import BEST, LAST, Run, start_run
 
 
 class LossError(ArithmeticError):

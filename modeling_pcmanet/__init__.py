@@ -11,7 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""PCMANet for audio-visual segmentation: the masks of the objects that sound in a video."""
+"""PCMANet for audio-visual segmentation. Importing this package registers its Auto classes with transformers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from transformers import (
     AutoConfig,
@@ -30,8 +33,6 @@ from .modeling_vggish import VGGishModel
 from .processing_pcmanet import PCMANetProcessor
 
 
-__version__ = "0.1.0"
-
 __all__ = [
     "PCMANetConfig",
     "PCMANetFeatureExtractor",
@@ -41,13 +42,53 @@ __all__ = [
     "PCMANetProcessor",
     "VGGishConfig",
     "VGGishModel",
+    "save_code_with_weights",
 ]
 
-AutoConfig.register("vggish", VGGishConfig)
-AutoConfig.register("pcmanet", PCMANetConfig)
-AutoModel.register(VGGishConfig, VGGishModel)
-AutoModel.register(PCMANetConfig, PCMANetModel)
-AutoModelForUniversalSegmentation.register(PCMANetConfig, PCMANetForAudioVisualSegmentation)
-AutoFeatureExtractor.register(PCMANetConfig, PCMANetFeatureExtractor)
-AutoImageProcessor.register(PCMANetConfig, image_processor_classes={"pil": PCMANetImageProcessor})
-AutoProcessor.register(PCMANetConfig, PCMANetProcessor)
+# The one table of classes: (our class, the Auto class that builds it, the configuration that selects it). It drives the
+# registration below and the code that is saved next to weights.
+AUTO_CLASSES = (
+    (PCMANetConfig, AutoConfig, PCMANetConfig),
+    (VGGishConfig, AutoConfig, VGGishConfig),
+    (PCMANetModel, AutoModel, PCMANetConfig),
+    (PCMANetForAudioVisualSegmentation, AutoModelForUniversalSegmentation, PCMANetConfig),
+    (VGGishModel, AutoModel, VGGishConfig),
+    (PCMANetImageProcessor, AutoImageProcessor, PCMANetConfig),
+    (PCMANetFeatureExtractor, AutoFeatureExtractor, PCMANetConfig),
+    (PCMANetProcessor, AutoProcessor, PCMANetConfig),
+)
+
+
+def _register_auto_classes() -> None:
+    """Register every class of the table with transformers."""
+    for ours, auto_class, config_class in AUTO_CLASSES:
+        if auto_class is AutoConfig:
+            AutoConfig.register(config_class.model_type, ours)
+        elif auto_class is AutoImageProcessor:
+            AutoImageProcessor.register(config_class, image_processor_classes={"pil": ours})
+        else:
+            auto_class.register(config_class, ours)
+
+
+@contextmanager
+def save_code_with_weights(enabled: bool = True) -> Iterator[None]:
+    """Make `save_pretrained` and `push_to_hub` also write our modules, until the end of the `with` block.
+
+    Checkpoints saved this way load with `trust_remote_code=True` where this package is not installed. transformers keeps
+    this choice per class for the whole process, so it is undone afterwards: otherwise every training checkpoint would
+    contain the code.
+
+    Args:
+        enabled: If False, change nothing.
+    """
+    before = {ours: ours._auto_class for ours, *_ in AUTO_CLASSES}
+    try:
+        for ours, auto_class, _ in AUTO_CLASSES if enabled else ():
+            ours.register_for_auto_class(auto_class.__name__)
+        yield
+    finally:
+        for ours, auto_class in before.items():
+            ours._auto_class = auto_class
+
+
+_register_auto_classes()

@@ -24,6 +24,8 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoBackbone, PvtV2Config, ResNetConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from modeling_pcmanet import save_code_with_weights
+
 from .configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS, PCMANetConfig, VGGishConfig
 from .feature_extraction_pcmanet import PCMANetFeatureExtractor
 from .hub_upload_pcmanet import upload_folder
@@ -31,18 +33,20 @@ from .image_processing_pcmanet import PCMANetImageProcessor
 from .modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from .modeling_vggish import VGGishModel
 from .processing_pcmanet import PCMANetProcessor
-from .remote_code_pcmanet import code_beside_weights
-from .weight_file_pcmanet import ConversionError, StateDict, read_state_dict, without_wrappers
 from .weight_map_pcmanet import (
     PCMANET,
     PVT_V2,
     RESNET_50,
     VGGISH,
+    ConversionError,
     PublishedFormat,
     RenamedWeights,
+    StateDict,
+    read_state_dict,
     recognise,
     refuse_any,
     rename_keys,
+    without_wrappers,
 )
 
 
@@ -342,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         conversion = convert_state_dict(
             read_state_dict(options.checkpoint), audio, without_audio_encoder=options.without_audio_encoder
         )
-        with code_beside_weights(options.push_to_hub is not None):
+        with save_code_with_weights(options.push_to_hub is not None):
             conversion.save(options.output)
         sys.stdout.write(f"{conversion.describe()}\nWritten to {options.output}\n")
         if options.push_to_hub:
@@ -352,8 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-__all__ = ["Conversion", "convert_state_dict"]
-
-
 if __name__ == "__main__":
     main()
+
+
+__all__ = ["Conversion", "convert_state_dict"]

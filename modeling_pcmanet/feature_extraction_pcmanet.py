@@ -27,14 +27,7 @@ from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .waveform_pcmanet import (
-    SAMPLING_RATE,
-    check_sampling_rate,
-    check_timestamps,
-    resample,
-    resampled_rate,
-    to_mono,
-)
+from .audio_pcmanet import SAMPLING_RATE, check_sampling_rate, check_timestamps, resample, resampled_rate, to_mono
 
 
 WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples: 25 ms = 400

@@ -25,15 +25,376 @@ from typing import Self
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_pcmanet import NUM_STAGES
-from .inference_backbone_pcmanet import inference_backbone
-from .inference_convolution_pcmanet import resize
-from .inference_decoder_pcmanet import InferenceStage
-from .inputs_pcmanet import validate_inputs
-from .modeling_pcmanet_decoder import ClipLayout
+from .inference_convolution_pcmanet import Convolution, UpsampledConvolution, folded_block, in_chunks, resize
+from .modeling_pcmanet_decoder import ClipLayout, resize_nearest, unit_length_eps, validate_inputs
+
+
+def inference_backbone(backbone: nn.Module) -> nn.Module:
+    """Turn a transformers backbone in evaluation mode into a module from frames to a list of feature maps.
+
+    Args:
+        backbone: Any `AutoBackbone`; it is left as it is. ResNet and PVT-v2 get a form of their own, any other is copied.
+
+    Returns:
+        A module that takes (frames, 3, height, width) and gives the feature maps fine to coarse.
+    """
+    # CODEPATH: PVT-v2 with linear attention shares nothing with this form, no published checkpoint of ours uses it.
+    if backbone.config.model_type == "pvt_v2" and not backbone.config.linear_attention:
+        return PyramidVisionTransformer(backbone)
+    # CODEPATH: the second backbone of the paper.
+    if backbone.config.model_type == "resnet":
+        return ResidualNetwork(backbone)
+    return UnchangedBackbone(backbone)
+
+
+class UnchangedBackbone(nn.Module):
+    """A copy of a backbone that has no form of its own."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+
+    def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
+        """Give the feature maps, fine to coarse, of (frames, 3, height, width)."""
+        return list(self.backbone(frames).feature_maps)
+
+
+class ResidualNetwork(nn.Module):
+    """ResNet with folded BatchNorms."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        folded = copy.deepcopy(backbone)
+        for module in folded.modules():
+            if isinstance(getattr(module, "normalization", None), nn.BatchNorm2d):
+                module.convolution = Convolution(module.convolution, module.normalization, nn.Identity())
+                module.normalization = nn.Identity()
+        self.embedder = folded.embedder
+        self.stages = folded.encoder.stages
+        self.is_output = [name in backbone.out_features for name in backbone.stage_names[-len(self.stages) :]]
+
+    def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
+        """Give the feature maps, fine to coarse, of (frames, 3, height, width)."""
+        feature_map = self.embedder(frames)
+        maps = []
+        for stage, is_output in zip(self.stages, self.is_output, strict=True):
+            feature_map = stage(feature_map)
+            if is_output:
+                maps.append(feature_map)
+        return maps
+
+
+class PyramidVisionTransformer(nn.Module):
+    """PVT-v2 with its tokens in the order (frames, height, width, channels)."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.stages = nn.ModuleList(TransformerStage(layer) for layer in backbone.encoder.layers)
+        self.is_output = [name in backbone.out_features for name in backbone.stage_names[-len(self.stages) :]]
+
+    def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
+        """Give the feature maps, fine to coarse, of (frames, 3, height, width)."""
+        feature_map = frames
+        maps = []
+        for stage, is_output in zip(self.stages, self.is_output, strict=True):
+            feature_map = stage(feature_map)
+            if is_output:
+                maps.append(feature_map)
+        return maps
+
+
+def to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
+    """See a channels_last map (frames, channels, height, width) as tokens (frames, height, width, channels)."""
+    return feature_map.permute(0, 2, 3, 1)
+
+
+def to_map(tokens: torch.Tensor) -> torch.Tensor:
+    """See tokens (frames, height, width, channels) as a channels_last map (frames, channels, height, width)."""
+    return tokens.permute(0, 3, 1, 2)
+
+
+class TransformerStage(nn.Module):
+    """Patch embedding, blocks and norm of one scale."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.projection = copy.deepcopy(layer.patch_embedding.proj)
+        self.projection_norm = copy.deepcopy(layer.patch_embedding.layer_norm)
+        self.blocks = nn.ModuleList(TransformerBlock(block) for block in layer.blocks)
+        self.layer_norm = copy.deepcopy(layer.layer_norm)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Go from the map of the finer scale, (frames, channels, height, width), to the map of this one."""
+        tokens = self.projection_norm(to_tokens(self.projection(feature_map)))
+        for block in self.blocks:
+            tokens = block(tokens)
+        return to_map(self.layer_norm(tokens))
+
+
+class TransformerBlock(nn.Module):
+    """Attention to the spatially reduced map, then the feed-forward layers around a depthwise convolution."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.attention_norm = copy.deepcopy(block.layer_norm_1)
+        self.attention = ReducedAttention(block.attention)
+        self.feed_forward_norm = copy.deepcopy(block.layer_norm_2)
+        self.expansion = copy.deepcopy(block.mlp.dense1)
+        self.depthwise_convolution = copy.deepcopy(block.mlp.dwconv.dwconv)
+        self.activation = copy.deepcopy(block.mlp.intermediate_act_fn)
+        self.contraction = copy.deepcopy(block.mlp.dense2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Keep the shape (frames, height, width, channels)."""
+        tokens = tokens + self.attention(self.attention_norm(tokens))
+        hidden = self.expansion(self.feed_forward_norm(tokens))
+        # Step by step: each result takes the place of the one before, the largest tensors of the backbone.
+        hidden = self.depthwise_convolution(to_map(hidden))
+        hidden = self.activation(hidden)
+        return tokens + self.contraction(to_tokens(hidden))
+
+
+class ReducedAttention(nn.Module):
+    """Multi-head attention of every token to a map that is smaller by the spatial reduction."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.head_size = attention.attention_head_size
+        self.query = copy.deepcopy(attention.query)
+        self.key_value = stack_linear(attention.key, attention.value)
+        self.output_projection = copy.deepcopy(attention.proj)
+        self.is_reducing = attention.spatial_reduction_ratio > 1
+        if self.is_reducing:
+            self.spatial_reduction = copy.deepcopy(attention.spatial_reduction)
+            self.reduction_norm = copy.deepcopy(attention.layer_norm)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Keep the shape (frames, height, width, channels)."""
+        context = tokens
+        if self.is_reducing:
+            context = self.reduction_norm(to_tokens(self.spatial_reduction(to_map(tokens))))
+        key, value = self._split_heads(self.key_value(context)).chunk(2, dim=1)
+        gathered = functional.scaled_dot_product_attention(self._split_heads(self.query(tokens)), key, value)
+        return self.output_projection(gathered.transpose(1, 2).reshape(tokens.shape))
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """Go from (frames, height, width, channels) to (frames, heads, height * width, head size)."""
+        return states.flatten(1, 2).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+
+def stack_linear(*layers: nn.Linear) -> nn.Linear:
+    """Join linear layers of the same input into one whose outputs lie behind each other."""
+    stacked = copy.deepcopy(layers[0])
+    stacked.out_features = sum(layer.out_features for layer in layers)
+    stacked.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]))
+    if layers[0].bias is not None:
+        stacked.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]))
+    return stacked
+
+
+class InferenceGroupAttention(nn.Module):
+    """AVGA with all groups at once; a group is weighted by dot product over length, no unit vector is ever written."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.num_groups = attention.num_groups
+        self.visual_projection = folded_block(attention.visual_projection)
+        self.audio_projection = copy.deepcopy(attention.audio_projection)
+        self.output_projection = folded_block(attention.output_projection)
+
+    def forward(self, visual: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """Weight a map (frames, channels, height, width) by the sound (frames, channels)."""
+        eps = unit_length_eps(visual.dtype)
+        sound = functional.normalize(self.audio_projection(audio), dim=-1, eps=eps)
+        # (frames, height, width, groups, channels of a group)
+        groups = self.visual_projection(visual).permute(0, 2, 3, 1).unflatten(-1, (self.num_groups, -1))
+        similarity = groups @ sound[:, None, None, :, None]
+        length = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).clamp_min(eps)
+        weighted = groups * (similarity / length)
+        return self.output_projection(weighted.flatten(3).permute(0, 3, 1, 2))
+
+
+class InferenceAttention(nn.Module):
+    """Multi-head attention of the tokens of one modality to those of the other, fused."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.head_size = attention.head_size
+        self.query = copy.deepcopy(attention.query)
+        self.key = copy.deepcopy(attention.key)
+        self.value = copy.deepcopy(attention.value)
+
+    def forward(self, tokens: torch.Tensor, context: torch.Tensor, key_mask: torch.Tensor | None) -> torch.Tensor:
+        """Attend from (batch, queries, channels) to (batch, keys, channels), additive mask (batch, 1, 1, keys)."""
+        query, key, value = (
+            layer(states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for layer, states in ((self.query, tokens), (self.key, context), (self.value, context))
+        )
+        gathered = functional.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
+        return gathered.transpose(1, 2).flatten(2)
+
+
+class InferenceCrossAttention(nn.Module):
+    """QSCA that hands out its tokens as a small map: the fusion brings it to size where that is cheapest."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.token_grid_size = attention.token_grid_size
+        self.token_layout = attention.token_layout
+        self.audio_embedding = copy.deepcopy(attention.audio_embedding)
+        self.visual_embedding = copy.deepcopy(attention.visual_embedding)
+        self.layer_norm = copy.deepcopy(attention.layer_norm)
+        self.audio_to_visual = None
+        # CODEPATH: nothing asks for the audio token of the finest stage.
+        if attention.audio_to_visual is not None:
+            self.audio_to_visual = InferenceAttention(attention.audio_to_visual)
+        self.visual_to_audio = InferenceAttention(attention.visual_to_audio)
+        self.output_projection = copy.deepcopy(attention.output_projection)
+
+    def forward(
+        self, visual: torch.Tensor, audio: torch.Tensor, uncertain: torch.Tensor | None, layout: ClipLayout
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Exchange between the modalities within each clip.
+
+        Args:
+            visual: (frames, channels, height, width).
+            audio: (frames, channels), the projected sound or the audio token of the stage before.
+            uncertain: (frames, height, width) bool, any size: only these pixels ask; None lets all ask.
+            layout: Which frame belongs to which clip.
+
+        Returns:
+            The guidance (frames, channels, token grid, token grid) and the audio token (frames, channels).
+        """
+        grid = (self.token_grid_size, self.token_grid_size)
+        pooled = functional.adaptive_avg_pool2d(visual, grid).permute(0, 2, 3, 1).flatten(1, 2)
+        visual_tokens, audio_token = self.visual_embedding(pooled), self.audio_embedding(audio)
+        sequence = layout.to_clips(self.layer_norm(visual_tokens)).flatten(1, 2)
+        sound = layout.to_clips(self.layer_norm(audio_token))
+
+        gathered = self.visual_to_audio(sequence, sound, layout.key_mask(1, sound.dtype))
+        gathered = layout.to_frames(gathered.unflatten(1, (layout.frames, -1)))
+        if uncertain is not None:
+            gathered = gathered * resize_nearest(uncertain, grid).flatten(1)[..., None]
+        visual_tokens = visual_tokens + self.output_projection(gathered)
+        if self.audio_to_visual is not None:
+            update = self.audio_to_visual(sound, sequence, layout.key_mask(pooled.shape[1], sound.dtype))
+            audio_token = audio_token + self.output_projection(layout.to_frames(update))
+        return self._to_map(visual_tokens), audio_token
+
+    def _to_map(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Go from tokens (frames, grid * grid, channels) to a map (frames, channels, grid, grid)."""
+        frames, _, channels = tokens.shape
+        grid = (self.token_grid_size, self.token_grid_size)
+        if self.token_layout == "scrambled":
+            return tokens.reshape(frames, channels, *grid).contiguous(memory_format=torch.channels_last)
+        return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+class InferenceFusion(nn.Module):
+    """GF whose convolutions of upsampled maps run at the maps' own resolution."""
+
+    def __init__(self, fusion: nn.Module):
+        super().__init__()
+        # CODEPATH: an ablated network has no guidance, the coarsest stage nothing coarser.
+        blocks = (fusion.guidance_projection, fusion.coarser_projection)
+        self.guidance_projection, self.coarser_projection = (
+            None if block is None else UpsampledConvolution(block) for block in blocks
+        )
+        self.output_projection = folded_block(fusion.output_projection)
+
+    def forward(
+        self, visual: torch.Tensor, guidance: torch.Tensor | None, coarser: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Fuse `visual` (frames, channels, height, width) with maps of any smaller size."""
+        size = visual.shape[-2:]
+        fused = visual
+        if guidance is not None:
+            fused = self.guidance_projection(guidance, size).add_(fused)
+        if coarser is not None:
+            fused = self.coarser_projection(coarser, size).add_(fused)
+        return self.output_projection(fused)
+
+
+class InferenceStage(nn.Module):
+    """One scale of the neck and its stage of the decoder: AVGA, QSCA, GF and a segmentation head.
+
+    Only QSCA lets frames meet; what comes before and after it goes through a few frames at a time, so that the largest
+    maps of the network never exist for all of them.
+
+    Args:
+        neck: The neck's block for this scale.
+        stage: The [`DecoderStage`] to rearrange; like the neck it is left as it is.
+        is_finest: Whether nobody needs the fused map.
+    """
+
+    def __init__(self, neck: nn.Module, stage: nn.Module, is_finest: bool):
+        super().__init__()
+        self.is_finest = is_finest
+        self.neck = folded_block(neck)
+        self.group_attention = InferenceGroupAttention(stage.group_attention)
+        self.cross_attention = None
+        # CODEPATH: only an ablated network has none.
+        if stage.cross_attention is not None:
+            self.cross_attention = InferenceCrossAttention(stage.cross_attention)
+        self.fusion = InferenceFusion(stage.fusion)
+        *block, classifier = stage.head
+        self.head = nn.Sequential(folded_block(block), copy.deepcopy(classifier))
+
+    def forward(
+        self,
+        feature_map: torch.Tensor,
+        audio: torch.Tensor,
+        audio_token: torch.Tensor,
+        coarser: torch.Tensor | None,
+        uncertain: torch.Tensor | None,
+        layout: ClipLayout,
+        zeroing: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Refine the coarser stage's map at this stage's size.
+
+        Args:
+            feature_map: (frames, backbone channels, height, width).
+            audio: (frames, channels), the projected sound.
+            audio_token: (frames, channels), the audio token of the stage before, at first the projected sound.
+            coarser: (frames, channels, coarser height, coarser width), the fused map of the stage before, or None.
+            uncertain: (frames, coarser height, coarser width) bool, the mask of the stage before, or None.
+            layout: Which frame belongs to which clip.
+            zeroing: (frames, 1, 1, 1), 0 for frames whose neck map is to be zeroed as published, else 1; or None.
+
+        Returns:
+            The fused map (frames, channels, height, width), None at the finest stage; the logits (frames, num_labels,
+            height, width); and the audio token (frames, channels).
+        """
+        values = len(self.neck.convolution.bias) * feature_map.shape[2] * feature_map.shape[3]
+        (visual,) = in_chunks(self._listen, values, feature_map, audio, zeroing)
+        guidance = None
+        if self.cross_attention is not None:
+            guidance, audio_token = self.cross_attention(visual, audio_token, uncertain, layout)
+        # What the fusion mixes at half the resolution has nine values for each of its own.
+        *fused, logits = in_chunks(self._fuse, values * 9 // 4, visual, guidance, coarser)
+        return fused[0] if fused else None, logits, audio_token
+
+    def _listen(
+        self, feature_map: torch.Tensor, audio: torch.Tensor, zeroing: torch.Tensor | None
+    ) -> tuple[torch.Tensor]:
+        """Go from the backbone's map to the map weighted by the sound."""
+        visual = self.neck(feature_map)
+        if zeroing is not None:
+            visual = visual * zeroing
+        return (self.group_attention(visual, audio),)
+
+    def _fuse(
+        self, visual: torch.Tensor, guidance: torch.Tensor | None, coarser: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        """Go on to the fused map, if anybody needs it, and the logits."""
+        fused = self.fusion(visual, guidance, coarser)
+        logits = self.head(fused)
+        return (logits,) if self.is_finest else (fused, logits)
 
 
 @dataclass
@@ -296,4 +657,4 @@ def without_others(layout: ClipLayout, kept: torch.Tensor) -> ClipLayout:
     return ClipLayout(layout.batch, frames, None if real.all() else real)
 
 
-__all__ = ["PCMANetInferenceModel", "PCMANetInferenceOutput"]
+__all__ = ["InferenceStage", "PCMANetInferenceModel", "PCMANetInferenceOutput", "inference_backbone"]

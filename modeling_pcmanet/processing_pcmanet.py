@@ -29,7 +29,11 @@ The processor makes all of it but `audio_embeds` and `logits`, which a VGGish an
 `frame_mask`, and `labels` with `label_mask` where it was given masks. Padded frames hold zeros, in `labels` 255.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from numbers import Real
 from pathlib import Path
@@ -37,15 +41,450 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .clip_pcmanet import IGNORED_LABEL, PUBLISHED_CLIP_FRAMES, Clip, choose_patching, fill_maps, is_clip, read_clip
-from .clip_stream_pcmanet import LiveClip, check_rate, check_settings, open_clip
-from .media_source_pcmanet import MediaError
-from .media_stream_pcmanet import StreamedFrame
-from .sound_stream_pcmanet import hear
+from .audio_pcmanet import SoundStream, check_sampling_rate, check_timestamps, hear, in_pieces, to_mono
+from .feature_extraction_pcmanet import check_patching
+from .media_decoding_pcmanet import FrameSampler, MediaError
+from .media_pcmanet import (
+    EVERY_FRAME,
+    SOUND_MARGIN_SECONDS,
+    StreamedFrame,
+    VideoReader,
+    iterate_sound,
+    join_moments,
+    read_audio,
+    read_media,
+    stream_array,
+    two_doors,
+)
+
+
+SAMPLING_OFFSET = 15 / 16  # AVSBench looks at each second this far into it
+LENGTH_TOLERANCE = 0.25  # seconds by which sound and frames may differ beyond one frame: codecs cut and fill that much
+IGNORED_LABEL = 255
+PUBLISHED_CLIP_FRAMES = 10  # the longest clip of AVSBench, one frame per second; beyond it the drift of patches hurts
+TIME_TOLERANCE = 0.05  # seconds: a frame this far outside its second still belongs to it
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One clip as read, before processing.
+
+    Attributes:
+        frames: (frames, height, width, 3), uint8, RGB.
+        timestamps: (frames,), float64, seconds from the start of the sound.
+        waveform: (samples,) or (channels, samples), numpy array or torch tensor.
+        sampling_rate: Of the waveform, in hertz.
+    """
+
+    frames: np.ndarray
+    timestamps: np.ndarray
+    waveform: Any
+    sampling_rate: int
+
+
+def is_media(value: Any) -> bool:
+    """Tell whether a value is something that media is read from: path, URL, bytes or binary file object."""
+    return isinstance(value, str | Path | bytes) or hasattr(value, "read")
+
+
+def is_clip(videos: Any) -> bool:
+    """Tell one clip (media, an array of frames, a list of frames) from a list of clips or a five-dimensional array."""
+    if isinstance(videos, list | tuple):
+        return bool(videos) and _is_frame(videos[0])
+    return not (isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5)
+
+
+def _is_frame(value: Any) -> bool:
+    """Tell whether a value is one frame: a PIL image, or an array of at most three dimensions."""
+    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim <= 3)
+
+
+def read_clip(
+    video: Any,
+    audio: Any = None,
+    sampling_rate: int | None = None,
+    timestamps: Any = None,
+    frames_per_second: float = 1.0,
+) -> Clip:
+    """Read one clip's frames and sound.
+
+    Args:
+        video: Path, http(s) URL, bytes or binary file object of a video; or frames: uint8 array or tensor (frames, height,
+            width, 3) or (frames, 3, height, width), or a list of PIL images or of such frames.
+        audio: The sound, if it is not the video's own: array or tensor (samples,) or (channels, samples), or a file in
+            any of the ways that a video is given.
+        sampling_rate: Of an array in `audio`, in hertz.
+        timestamps: (frames,), seconds from the start of the sound, for frames that are not taken as AVSBench takes them:
+            frame k at (k + 15/16) / frames_per_second.
+        frames_per_second: At which a video is sampled, or was sampled to give the frames.
+
+    Returns:
+        The clip.
+
+    Raises:
+        ValueError: If frames or sound cannot be used, sound is missing, or one is longer than the other.
+        FileNotFoundError: If a path does not exist.
+    """
+    if is_media(video):
+        if timestamps is not None:
+            raise ValueError("timestamps are for clips given as frames, a video brings its own: leave them out.")
+        media = read_media(video, frames_per_second=frames_per_second, audio=audio is None)
+        if audio is None:
+            return Clip(media.frames, media.timestamps, media.waveform, media.sampling_rate)
+        frames, moments = media.frames, media.timestamps
+    else:
+        frames = stack_frames(video)
+        regular = (np.arange(len(frames)) + SAMPLING_OFFSET) / frames_per_second
+        moments = regular if timestamps is None else check_timestamps(timestamps, len(frames))
+    waveform, sampling_rate = _read_sound(audio, sampling_rate)
+    clip = Clip(frames, moments, waveform, sampling_rate)
+    if timestamps is None:
+        _check_duration(clip, frames_per_second)
+    else:
+        _check_coverage(clip)
+    return clip
+
+
+def stack_frames(frames: Any) -> np.ndarray:
+    """Bring frames to one array.
+
+    Args:
+        frames: (frames, height, width, 3) or (frames, 3, height, width), uint8 array or tensor, or a list of PIL images
+            of any mode or of such frames, all of one size.
+
+    Returns:
+        (frames, height, width, 3), uint8.
+
+    Raises:
+        ValueError: For another type, shape or dtype, frames of several sizes, or no frame at all.
+    """
+    if isinstance(frames, list | tuple):
+        frames = [np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame) for frame in frames]
+        shapes = {frame.shape for frame in frames}
+        if len(shapes) != 1:
+            raise ValueError(f"frames of one clip have different shapes {sorted(shapes)}: give them at one size.")
+    elif not isinstance(frames, np.ndarray | torch.Tensor):
+        raise ValueError(
+            f"a {type(frames).__name__} is no clip: give a path, URL, bytes, binary file object, an array (frames, height, "
+            "width, 3), or a list of frames (one frame is a list of one)."
+        )
+    array = np.asarray(frames)
+    if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+        raise ValueError(
+            f"frames have shape {array.shape}: expected (frames, height, width, 3) or (frames, 3, height, width) with at "
+            "least one frame. Grey frames are repeated three times, one frame is a list of one."
+        )
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"frames have dtype {array.dtype}: expected uint8 values 0..255. Floats in [0, 1] become that by "
+            "(frames * 255).round() and a cast to uint8."
+        )
+    return array
+
+
+def _read_sound(audio: Any, sampling_rate: int | None) -> tuple[Any, int]:
+    """Read the sound that was given beside the frames: a file, or an array with its rate."""
+    if audio is None:
+        raise ValueError(
+            "frames have no sound track: give audio= and sampling_rate=. For a silent clip give zeros; with cached "
+            "audio_embeds use the image_processor alone."
+        )
+    if is_media(audio):
+        return read_audio(audio)
+    return to_mono(audio), check_sampling_rate(sampling_rate)
+
+
+def _check_duration(clip: Clip, frames_per_second: float) -> None:
+    """Raise ValueError if the sound does not last as long as the frames."""
+    sound = clip.waveform.shape[-1] / clip.sampling_rate
+    duration = len(clip.frames) / frames_per_second
+    if abs(sound - duration) > 1 / frames_per_second + LENGTH_TOLERANCE:
+        raise ValueError(
+            f"{len(clip.frames)} frames at {frames_per_second:g} per second last {duration:.3f} s, but the sound lasts "
+            f"{sound:.3f} s. Cut the longer one, correct frames_per_second or sampling_rate, or say with timestamps= when "
+            "each frame is."
+        )
+
+
+def _check_coverage(clip: Clip) -> None:
+    """Raise ValueError if the sound ends before the last frame."""
+    sound = clip.waveform.shape[-1] / clip.sampling_rate
+    last = clip.timestamps.max()
+    if last > sound + LENGTH_TOLERANCE:
+        raise ValueError(
+            f"the last frame is at {last:.3f} s, but the sound ends at {sound:.3f} s: correct timestamps or sampling_rate, "
+            "or fill the sound with zeros."
+        )
+
+
+def choose_patching(timestamps: np.ndarray, patching: str | None, frames_per_second: float | str) -> str:
+    """Decide how a clip's sound is cut.
+
+    Args:
+        timestamps: (frames,), seconds from the start of the sound.
+        patching: What the user wants, or None.
+        frames_per_second: In hertz; `"video"` is every frame.
+
+    Returns:
+        What the user wants; otherwise `"consecutive"` for at most 10 frames, one in each second, else `"trailing"`.
+
+    Raises:
+        ValueError: If the user wants consecutive patches for frames that they cannot follow.
+    """
+    middles = np.arange(len(timestamps)) + 0.5
+    one_each_second = bool((np.abs(timestamps - middles) <= 0.5 + TIME_TOLERANCE).all())
+    follows = frames_per_second == 1 and one_each_second
+    if patching is None:
+        # The published layout looks at the end of each second and hears that second. Trailing patches keep to it for any
+        # length; patches around the frame halve what is heard of the right second (0.74 IoU against 0.86 on a minute of
+        # Sounding Shapes: docs/streaming.md).
+        return "consecutive" if follows and len(timestamps) <= PUBLISHED_CLIP_FRAMES else "trailing"
+    if patching == "consecutive" and not follows:
+        raise ValueError(
+            f'patching "consecutive" needs one frame in every second from 0 on, but frames_per_second is '
+            f'{frames_per_second} and the frames are at {np.round(timestamps[:5], 3).tolist()} ... s: use "trailing".'
+        )
+    return patching
+
+
+def fill_maps(maps: Any, shape: tuple[int, int, int]) -> list[np.ndarray]:
+    """Check one clip's masks against its frames and put "ignore" where a frame has none.
+
+    Args:
+        maps: One entry per frame: a (height, width) mask (array, tensor or PIL image) or None.
+        shape: (frames, height, width) of the clip.
+
+    Returns:
+        One (height, width) array per frame.
+
+    Raises:
+        ValueError: For another number of masks than of frames, or a mask of another size than its frame.
+    """
+    if len(maps) != shape[0]:
+        raise ValueError(f"{len(maps)} segmentation maps for {shape[0]} frames: give one per frame, None for no mask.")
+    filled = [np.full(shape[1:], IGNORED_LABEL, np.uint8) if mask is None else np.asarray(mask) for mask in maps]
+    for index, mask in enumerate(filled):
+        if mask.shape[:2] != shape[1:]:
+            raise ValueError(
+                f"segmentation map {index} has shape {mask.shape}, but its frame is {shape[1:]}: give masks at the size of "
+                "the frames, (height, width)."
+            )
+    return filled
+
+
+CAMERA_RATE = (
+    1.0  # frames per second: a live picture that stands still for longer is stamped with the moment it is taken
+)
+
+
+def check_settings(
+    frames_per_second: float | str = 1.0, masks_per_second: float | str | None = None, patching: str | None = None
+) -> tuple[float | str, float | str | None]:
+    """Check what can be checked of the way in which a clip is streamed before it is opened.
+
+    Args:
+        frames_per_second: In hertz, or `"video"`.
+        masks_per_second: In hertz, or `"video"`; or None.
+        patching: How the sound is cut, or None.
+
+    Returns:
+        The two rates, numbers as float.
+
+    Raises:
+        ValueError: If a rate is none, or there is no such patching.
+    """
+    if patching is not None:
+        check_patching(patching)
+    if masks_per_second is not None:
+        masks_per_second = check_rate("masks_per_second", masks_per_second, EVERY_FRAME)
+    return check_rate("frames_per_second", frames_per_second, EVERY_FRAME), masks_per_second
+
+
+def check_rate(name: str, rate: Any, word: str | None = None) -> float | str:
+    """Return a rate in hertz as float, or the word that may stand in its place; raise ValueError for anything else."""
+    if isinstance(rate, str) and rate == word:
+        return rate
+    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < rate < math.inf:
+        other = "" if word is None else f', or "{word}" for every frame'
+        raise ValueError(f"{name} is {rate!r}: expected a number above 0{other}.")
+    return float(rate)
+
+
+@contextmanager
+def open_clip(
+    video: Any,
+    audio: Any = None,
+    *,
+    sampling_rate: int | None = None,
+    timestamps: Any = None,
+    frames_per_second: float | str = 1.0,
+    masks_per_second: float | str | None = None,
+    target_rate: int,
+) -> Iterator[tuple[Iterator[StreamedFrame], SoundStream]]:
+    """Open one clip, given in any of the ways of [`read_clip`], as streams.
+
+    Args:
+        video: Path, http(s) URL, bytes or binary file object of a video; or frames.
+        audio: The sound, if it is not the video's own: array, tensor or file.
+        sampling_rate: Of an array in `audio`, in hertz.
+        timestamps: (frames,), seconds from the start of the sound in order of time, for frames.
+        frames_per_second: At which a video is sampled, `"video"` for every frame; or at which frames were sampled.
+        masks_per_second: How many moments of masks the frames bring along: see [`StreamedFrame`].
+        target_rate: Rate of the sound, in hertz.
+
+    Yields:
+        The frames in order of time, and the sound. Reading either may raise what [`read_clip`] raises.
+    """
+    rates = {"frames_per_second": frames_per_second, "masks_per_second": masks_per_second}
+    with ExitStack() as stack:
+        if not is_media(video):
+            yield _open_array(video, audio, sampling_rate, timestamps, target_rate, **rates)
+            return
+        if timestamps is not None:
+            raise ValueError("timestamps are for clips given as frames, a video brings its own: leave them out.")
+        picture_door, sound_door = stack.enter_context(two_doors(video))
+        reader = VideoReader(picture_door, **rates)
+        frames = stack.enter_context(closing(iter(reader)))
+        if audio is None:
+            chunks = iterate_sound(sound_door, reader)
+        elif is_media(audio):
+            chunks = iterate_sound(audio)
+        else:
+            chunks = in_pieces(audio, check_sampling_rate(sampling_rate))
+        sound = SoundStream(stack.enter_context(closing(chunks)), target_rate)
+        if audio is None:
+            yield _with_silent_end(frames, sound, reader), sound
+        else:
+            yield _with_checked_sound(frames, sound, frames_per_second), sound
+
+
+def _open_array(
+    video: Any,
+    audio: Any,
+    sampling_rate: int | None,
+    timestamps: Any,
+    target_rate: int,
+    frames_per_second: float | str,
+    masks_per_second: float | str | None,
+) -> tuple[Iterator[StreamedFrame], SoundStream]:
+    """Open frames that are in memory."""
+    if frames_per_second == EVERY_FRAME:
+        raise ValueError(
+            f'frames_per_second="{EVERY_FRAME}" is for video files. Frames are all taken anyhow: say at how many per second '
+            "they were sampled."
+        )
+    clip = read_clip(video, audio, sampling_rate, timestamps, frames_per_second)
+    if (np.diff(clip.timestamps) < 0).any():
+        raise ValueError("timestamps go back in time: give the frames in order of time.")
+    seconds = max(len(clip.frames) / frames_per_second, float(clip.timestamps[-1]))
+    frames = stream_array(clip.frames, clip.timestamps, seconds, masks_per_second)
+    return frames, SoundStream(in_pieces(clip.waveform, clip.sampling_rate), target_rate)
+
+
+def _with_silent_end(
+    frames: Iterable[StreamedFrame], sound: SoundStream, reader: VideoReader
+) -> Iterator[StreamedFrame]:
+    """Pass frames on; where the sound ends long before them, it is silent up to the end of the video."""
+
+    def fill(seconds: float) -> None:
+        if not sound.reaches(sound.position(seconds - SOUND_MARGIN_SECONDS)):
+            sound.fill(seconds)
+
+    for frame in frames:
+        fill(frame.timestamp)
+        yield frame
+    fill(reader.end)
+
+
+def _with_checked_sound(
+    frames: Iterable[StreamedFrame], sound: SoundStream, frames_per_second: float | str
+) -> Iterator[StreamedFrame]:
+    """Pass frames on, and raise ValueError as soon as the sound given beside them turns out too short, or too long."""
+    count, previous, last = 0, 0.0, 0.0
+    for frame in frames:
+        count, previous, last = count + 1, last, frame.timestamp
+        period = last - previous if frames_per_second == EVERY_FRAME else 1 / frames_per_second
+        if not sound.reaches(sound.position(last - 2 * period - LENGTH_TOLERANCE)):
+            break
+        yield frame
+
+    # Only so much is read as tells that there is too much.
+    duration = last + period if frames_per_second == EVERY_FRAME else count * period
+    tolerance = period + LENGTH_TOLERANCE
+    sound.reaches(sound.position(duration + tolerance) + 1)
+    if abs(sound.seconds() - duration) > tolerance:
+        raise ValueError(
+            f"{count} frames last {duration:.3f} s or longer, but the sound lasts {sound.seconds():.3f} s or longer. Cut the "
+            "longer one, or correct sampling_rate."
+        )
+
+
+class LiveClip:
+    """Frames and sound that come together in chunks, as from a camera and a microphone.
+
+    Args:
+        chunks: Triples of frames (uint8 array (frames, height, width, 3) or a list of PIL images; may be empty or None),
+            their timestamps (frames,) in seconds from the start of the sound, and the next piece of sound, (samples,) or
+            (channels, samples), or None.
+        sampling_rate: Of the sound, in hertz.
+        frames_per_second: Frames per second for the network.
+        target_rate: Rate of the sound for the network, in hertz.
+
+    Attributes:
+        frames: Iterator over the frames for the network.
+        sound: The sound.
+    """
+
+    def __init__(
+        self, chunks: Iterable[tuple[Any, Any, Any]], sampling_rate: int, frames_per_second: float, target_rate: int
+    ) -> None:
+        self._chunks = iter(chunks)
+        self._sampling_rate = check_sampling_rate(sampling_rate)
+        self._pictures: deque[tuple[float, np.ndarray]] = deque()
+        self._pieces: deque[Any] = deque()
+        self._sampler = FrameSampler(frames_per_second, CAMERA_RATE)
+        self.frames = join_moments(self._chosen(), holds=False)
+        self.sound = SoundStream(self._heard(), target_rate)
+
+    def _read(self) -> bool:
+        """Reads the next chunk; tells whether there was one."""
+        for chunk in self._chunks:
+            if not isinstance(chunk, list | tuple) or len(chunk) != 3:
+                got = f"{len(chunk)} things" if isinstance(chunk, list | tuple) else f"a {type(chunk).__name__}"
+                raise ValueError(
+                    f"a chunk is frames, their timestamps and sound (None where there is none), got {got}."
+                )
+            frames, timestamps, samples = chunk
+            if frames is not None and len(frames):
+                pictures = stack_frames(frames)
+                self._pictures += zip(check_timestamps(timestamps, len(pictures)).tolist(), pictures, strict=True)
+            if samples is not None and 0 not in np.shape(samples):
+                self._pieces.append(samples)
+            return True
+        return False
+
+    def _chosen(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Yields the frames on screen at the moments of the network, as soon as the next one has come."""
+        last = None
+        while self._pictures or self._read():
+            while self._pictures:
+                last, picture = self._pictures.popleft()
+                yield from self._sampler.add(picture, last)
+        if last is not None:
+            yield from self._sampler.finish(last)
+
+    def _heard(self) -> Iterator[tuple[Any, int]]:
+        """Yields the sound."""
+        while self._pieces or self._read():
+            while self._pieces:
+                yield self._pieces.popleft(), self._sampling_rate
 
 
 class PCMANetProcessor(ProcessorMixin):

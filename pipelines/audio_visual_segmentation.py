@@ -25,9 +25,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
-from .checked_numbers import share, whole_number
+from .inputs import VideoSource, clip_arguments, list_or_generator, share, whole_number
 from .segments import find_segments
-from .streaming import (
+from .windows import (
     FRAMES_PER_WINDOW,
     FrameLogits,
     ReadAhead,
@@ -40,7 +40,6 @@ from .streaming import (
     read_ahead,
     up_to_last,
 )
-from .video_inputs import VideoSource, clip_arguments, list_or_generator
 
 
 # Windows that wait for the network, of each clip that is read.

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from command_runs import save_checkpoint, write_clip
 
-from pcmanet.command.archive_rows import describe_columns
-from pcmanet.command.arguments import parse_arguments
-from pcmanet.command.main import main
+from pcmanet.cli.arguments import parse_arguments
+from pcmanet.cli.main import main
+from pcmanet.cli.parquet import describe_columns
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "archives.md").read_text()

@@ -13,7 +13,7 @@ from pcmanet.dataset_scripts.augmentation import (
     recolour,
     replace_sound,
 )
-from pcmanet.dataset_scripts.clip_arrays import ClipArrays
+from pcmanet.dataset_scripts.clips import ClipArrays
 
 
 OFF = {"flips": 0.0, "crops": 0.0, "photometric": 0.0, "loudness": 0.0, "mixing": 0.0, "replacement": 0.0}

@@ -15,9 +15,9 @@ from written_trees import write_trees
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
 from modeling_pcmanet.media_pcmanet import read_audio
-from pcmanet.dataset_scripts import synthetic
 from pcmanet.dataset_scripts.avsbench import AVSBenchError, load_avsbench
-from pcmanet.dataset_scripts.avsbench_labels import voc_palette
+from pcmanet.dataset_scripts.avsbench.masks import voc_palette
+from pcmanet.dataset_scripts.sounding_shapes import files
 
 
 S4, MS3, AVSS = "Single-source", "Multi-sources", "AVSBench_semantic"
@@ -75,7 +75,7 @@ def test_s4_rows_hold_what_the_generator_drew(trees, load, streaming):
     assert set(loaded) == {"train", "val"}
     train, val = next(iter(loaded["train"])), next(iter(loaded["val"]))
     assert isinstance(loaded["train"], IterableDataset) == streaming
-    clip = synthetic.SoundingShapes("s4", "val", length=1, height=224, width=224)[0]
+    clip = files.SoundingShapes("s4", "val", length=1, height=224, width=224)[0]
     np.testing.assert_array_equal(as_array(val["frames"]), clip.frames)
     np.testing.assert_array_equal(as_array(val["masks"]), clip.binary)
     assert train["label_mask"] == [True, False, False, False, False] and val["label_mask"] == [True] * 5
@@ -90,7 +90,7 @@ def test_s4_rows_hold_what_the_generator_drew(trees, load, streaming):
 
 def test_ms3_rows_hold_what_the_generator_drew(trees, load):
     row = load(trees / MS3, "ms3", split="train")[0]
-    clip = synthetic.SoundingShapes("ms3", "train", length=1, height=224, width=224)[0]
+    clip = files.SoundingShapes("ms3", "train", length=1, height=224, width=224)[0]
     np.testing.assert_array_equal(as_array(row["frames"]), clip.frames)
     np.testing.assert_array_equal(as_array(row["masks"]), clip.binary)
     assert row["label_mask"] == [True] * 5 and row["objects"] is None and row["category"] is None
@@ -283,7 +283,7 @@ def test_label_noise_is_filtered_on_request(trees, load, rule, value):
     row = rows_of(trees, AVSS, "metadata.csv")[1]
     path = trees / AVSS / row[6] / row[1] / "labels_semantic" / "0.png"
     mask = np.asarray(Image.open(path)).copy()
-    mask[0, :3] = 8  # boat, which no synthetic clip has
+    mask[0, :3] = 8  # boat, which no files clip has
     Image.fromarray(mask).save(path)
     loaded = np.asarray(load(trees, "avss", split="train", label_noise=rule)[1]["masks"][0])
     assert (loaded[0, :3] == value).all()

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from written_trees import write_trees
 
-from pcmanet.dataset_scripts.avsbench import main
-from pcmanet.dataset_scripts.avsbench_check import check
-from pcmanet.dataset_scripts.avsbench_rows import RowSettings
+from pcmanet.dataset_scripts.avsbench.__main__ import main
+from pcmanet.dataset_scripts.avsbench.check import check
+from pcmanet.dataset_scripts.avsbench.rows import RowSettings
 
 
 @pytest.fixture(scope="module")

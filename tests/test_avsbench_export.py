@@ -6,11 +6,13 @@ from datasets import load_dataset
 from PIL import Image
 from written_trees import write_trees
 
-from pcmanet.dataset_scripts import avsbench_export, synthetic
-from pcmanet.dataset_scripts.avsbench import load_avsbench, main
-from pcmanet.dataset_scripts.avsbench_export import export, push
-from pcmanet.dataset_scripts.avsbench_rows import RowSettings
-from pcmanet.dataset_scripts.avsbench_tables import AVSBenchError
+from pcmanet.dataset_scripts.avsbench import export as export_module
+from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.dataset_scripts.avsbench.__main__ import main
+from pcmanet.dataset_scripts.avsbench.export import export, push
+from pcmanet.dataset_scripts.avsbench.layouts import AVSBenchError
+from pcmanet.dataset_scripts.avsbench.rows import RowSettings
+from pcmanet.dataset_scripts.sounding_shapes import files as files_module
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_an_export_is_read_and_streamed_as_the_data_it_was_made_from(written, tm
 
 
 def test_an_interrupted_export_leaves_nothing_to_read_and_goes_on(written, tmp_path, monkeypatch):
-    out, settle, done = tmp_path / "out", avsbench_export._settle, []
+    out, settle, done = tmp_path / "out", export_module._settle, []
 
     def settle_once(aside, path):
         if done:
@@ -57,13 +59,13 @@ def test_an_interrupted_export_leaves_nothing_to_read_and_goes_on(written, tmp_p
         done.append(path.name)
         settle(aside, path)
 
-    monkeypatch.setattr(avsbench_export, "_settle", settle_once)
+    monkeypatch.setattr(export_module, "_settle", settle_once)
     with pytest.raises(KeyboardInterrupt):
         export(written, out, "s4", RowSettings(), clips_per_shard=1)
     assert shards(out) == [] and shards(out / ".s4.partial") == done
     first = (out / ".s4.partial" / done[0]).stat()
 
-    monkeypatch.setattr(avsbench_export, "_settle", settle)
+    monkeypatch.setattr(export_module, "_settle", settle)
     (out / ".s4.partial" / ".train-00001-of-00003.parquet.17").write_bytes(b"half")
     folder = export(written, out, "s4", RowSettings(), clips_per_shard=1)
     assert len(shards(folder)) == 4 and (folder / done[0]).stat().st_ino == first.st_ino
@@ -98,8 +100,8 @@ def test_faults_stop_an_export_or_are_skipped(trees, tmp_path):
 
 def test_one_s_own_folder_is_exported(tmp_path):
     root = tmp_path / "own"
-    synthetic.write_clip(
-        synthetic.SoundingShapes("ms3", "test", length=1, height=32, width=32, num_frames=1),
+    files_module.write_clip(
+        files_module.SoundingShapes("ms3", "test", length=1, height=32, width=32, num_frames=1),
         0,
         _folder(root) / "clip.mp4",
     )
@@ -118,7 +120,7 @@ def _folder(path):
 
 def test_push_uploads_what_is_finished_and_keeps_it_private(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(avsbench_export, "upload_folder", lambda *names, **options: calls.append((*names, options)))
+    monkeypatch.setattr(export_module, "upload_folder", lambda *names, **options: calls.append((*names, options)))
     push(tmp_path, "me/data")
     ((folder, repository, options),) = calls
     assert (folder, repository) == (tmp_path, "me/data")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pcmanet.dataset_scripts.avsbench_files import fingerprint, picture_problem, read_picture, read_wav_seconds
+from pcmanet.dataset_scripts.avsbench.files import fingerprint, picture_problem, read_picture, read_wav_seconds
 
 
 def picture(form):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import read_audio, write_video
 from pcmanet.dataset_scripts.avsbench import AVSBenchError, label_names, load_avsbench
-from pcmanet.dataset_scripts.avsbench_folder import encode_wav
+from pcmanet.dataset_scripts.avsbench.folder import encode_wav
 
 
 @pytest.fixture

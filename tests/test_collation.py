@@ -9,11 +9,11 @@ from torch.utils.data import DataLoader
 from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
-from pcmanet.dataset_scripts import synthetic
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.synthetic import SoundingShapes
+from pcmanet.dataset_scripts.sounding_shapes import files
+from pcmanet.dataset_scripts.sounding_shapes.files import SoundingShapes
 
 
 PICTURES = Augmentation(loudness=0.0)
@@ -175,7 +175,7 @@ def test_errors_name_the_clip(processor, load):
 def test_one_s_own_videos_make_a_batch(processor, tmp_path):
     dataset = SoundingShapes("ms3", "train", length=1, height=64, width=96, num_frames=2)
     (tmp_path / "masks").mkdir()
-    synthetic.write_clip(dataset, 0, tmp_path / "clip.mp4", frames_per_second=16)
+    files.write_clip(dataset, 0, tmp_path / "clip.mp4", frames_per_second=16)
     Image.fromarray(dataset[0].binary[1] * np.uint8(255)).save(tmp_path / "masks" / "1.png")
     (tmp_path / "clips.csv").write_text("video,split,masks\nclip.mp4,train,masks\n")
     rows = list(load_avsbench(tmp_path, "folder", split="train", cache_dir=tmp_path / "cache"))

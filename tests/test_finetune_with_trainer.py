@@ -22,9 +22,9 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
-from pcmanet.dataset_scripts.metrics import SemanticMetrics
-from pcmanet.dataset_scripts.synthetic_clips import SoundingShapes
-from pcmanet.dataset_scripts.synthetic_looks import CLASSES as ALL_CLASSES
+from pcmanet.dataset_scripts.metrics.accumulators import SemanticMetrics
+from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
+from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES as ALL_CLASSES
 
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "finetune_with_trainer.py"

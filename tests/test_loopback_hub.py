@@ -17,13 +17,12 @@ from written_trees import write_trees
 
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict
 from modeling_pcmanet.media_pcmanet import write_video
-from pcmanet.dataset_scripts import clip_evaluation
-from pcmanet.dataset_scripts.metrics import BinaryMetrics
+from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, evaluate_module
 
 
 Client = Callable[..., str]
 TESTS = Path(__file__).parent
-MODULE = Path(clip_evaluation.__file__).parent / "evaluate_modules" / "avs_binary"
+MODULE = Path(evaluate_module.__file__).parent / "evaluate_modules" / "avs_binary"
 
 # What model and pipeline say about a clip, as values that JSON keeps to the last bit.
 DESCRIBE = """
@@ -41,7 +40,7 @@ def describe(model, processor, pipe, clip):
 PUSH = f"""{DESCRIBE}
 from tiny_model import tiny_config, tiny_model
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
-from modeling_pcmanet.remote_code_pcmanet import code_beside_weights
+from modeling_pcmanet import save_code_with_weights
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 audio_config = tiny_config().audio_config.to_dict()
@@ -50,7 +49,7 @@ processor = PCMANetProcessor(PCMANetImageProcessor(size={{"height": 48, "width":
 model.push_to_hub("someone/tiny")
 processor.push_to_hub("someone/tiny")
 pipe = AudioVisualSegmentationPipeline(model=model, processor=processor, device="cpu")
-with code_beside_weights():
+with save_code_with_weights():
     pipe.push_to_hub("someone/tiny-with-code")
 print(json.dumps(describe(model, processor, pipe, sys.argv[1])))
 """
@@ -291,7 +290,7 @@ def test_a_measure_is_loaded_from_a_space(hub: LoopbackHub, client: Client, tmp_
     assert ("GET", "/spaces/someone/avs_binary/resolve/main/avs_binary.py") in hub.requests
     metrics = BinaryMetrics("official")
     metrics.update_predictions(
-        clip_evaluation.quantize_probabilities(torch.from_numpy(clips["predictions"])),
+        evaluate_module.quantize_probabilities(torch.from_numpy(clips["predictions"])),
         torch.from_numpy(clips["references"]),
     )
     assert scores == metrics.compute()

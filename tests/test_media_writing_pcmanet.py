@@ -9,14 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from modeling_pcmanet.media_pcmanet import (
-    MediaError,
-    iterate_frames,
-    read_audio,
-    read_media,
-    write_audio,
-    write_video,
-)
+from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio, read_media, write_audio, write_video
 
 
 def smooth_frames(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:

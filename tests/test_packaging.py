@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from stranger import WITHOUT_EDITABLE_INSTALL
 
-import modeling_pcmanet
+import pcmanet
 
 
 ROOT = Path(__file__).parent.parent
@@ -47,19 +47,19 @@ def test_holds_every_module_under_its_installed_name(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for folder, installed in (
         ("modeling_pcmanet", "modeling_pcmanet"),
+        ("src/pcmanet", "pcmanet"),
         ("pipelines", "pcmanet/pipelines"),
         ("dataset_scripts", "pcmanet/dataset_scripts"),
-        ("training", "pcmanet/training"),
-        ("command", "pcmanet/command"),
         ("examples", "pcmanet/examples"),
     ):
         tracked = subprocess.run(
             ["git", "ls-files", f"{folder}/*.py"], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        expected = {line.replace(folder, installed, 1) for line in tracked.stdout.split() if line.count("/") == 1}
+        expected = {line.replace(folder, installed, 1) for line in tracked.stdout.split()}
+        assert expected
         assert expected <= set(names)
     top = {name.split("/")[0] for name in names}
-    assert top == {"modeling_pcmanet", "pcmanet", f"pcmanet-{modeling_pcmanet.__version__}.dist-info"}
+    assert top == {"modeling_pcmanet", "pcmanet", f"pcmanet-{pcmanet.__version__}.dist-info"}
 
 
 def test_works_where_the_repository_is_not(wheel, tmp_path):
@@ -67,7 +67,7 @@ def test_works_where_the_repository_is_not(wheel, tmp_path):
     code = (
         f"{WITHOUT_EDITABLE_INSTALL}"
         "sys.path.insert(0, sys.argv[1])\n"
-        "import modeling_pcmanet, pcmanet.pipelines, pcmanet.dataset_scripts.metrics\n"
+        "import pcmanet, modeling_pcmanet, pcmanet.pipelines, pcmanet.dataset_scripts.metrics, pcmanet.training.run\n"
         "assert modeling_pcmanet.__file__.startswith(sys.argv[1]), modeling_pcmanet.__file__\n"
         "print(modeling_pcmanet.PCMANetConfig.from_preset('tiny').hidden_size)"
     )
@@ -79,7 +79,7 @@ def test_works_where_the_repository_is_not(wheel, tmp_path):
 
 
 def test_one_version(wheel):
-    assert wheel.name.startswith(f"pcmanet-{modeling_pcmanet.__version__}-")
+    assert wheel.name.startswith(f"pcmanet-{pcmanet.__version__}-")
     changelog = (ROOT / "CHANGELOG.md").read_text()
-    assert f"## {modeling_pcmanet.__version__} " in changelog
-    assert f"version: {modeling_pcmanet.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {pcmanet.__version__} " in changelog
+    assert f"version: {pcmanet.__version__}\n" in (ROOT / "CITATION.cff").read_text()

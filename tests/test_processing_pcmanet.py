@@ -1,5 +1,8 @@
+"""Clips of every kind as streams: the same frames, sound and errors as of a whole read."""
+
 import io
 import json
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,19 +14,417 @@ from torch.nn import functional
 from transformers import AutoProcessor
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor, processing_pcmanet
-from modeling_pcmanet.clip_pcmanet import choose_patching
 from modeling_pcmanet.media_pcmanet import MediaError, read_media, write_audio, write_video
+from modeling_pcmanet.processing_pcmanet import (
+    LiveClip,
+    check_settings,
+    choose_patching,
+    fill_maps,
+    is_clip,
+    open_clip,
+    read_clip,
+    stack_frames,
+)
 
 
+FRAMES = np.random.default_rng(0).integers(0, 256, (4, 34, 46, 3), dtype=np.uint8)
+SOUND = np.random.default_rng(1).uniform(-0.5, 0.5, (2, 4 * 16000))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("media") / "clip.mp4"
+    frames = [np.full((48, 64, 3), 20 * second, np.uint8) for second in range(4) for _ in range(10)]
+    write_video(path, frames, 10, SOUND.astype(np.float32), 16000)
+    return path
+
+
+@pytest.fixture(scope="module")
+def silent_video(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("media") / "silent.mp4"
+    write_video(path, [np.zeros((48, 64, 3), np.uint8)] * 40, 10)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("videos", "expected"),
+    [
+        ("clip.mp4", True),
+        (Path("clip.mp4"), True),
+        (b"bytes", True),
+        (io.BytesIO(), True),
+        (FRAMES, True),
+        (list(FRAMES), True),
+        ([Image.fromarray(FRAMES[0])], True),
+        (["a.mp4", FRAMES], False),
+        ([FRAMES], False),
+        ([list(FRAMES)], False),
+        (FRAMES[None], False),
+        ([], False),
+    ],
+)
+def test_one_clip_is_told_from_a_list_of_clips(videos, expected):
+    assert is_clip(videos) is expected
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        FRAMES,
+        FRAMES.transpose(0, 3, 1, 2),
+        torch.from_numpy(FRAMES),
+        list(FRAMES),
+        [torch.from_numpy(frame).permute(2, 0, 1) for frame in FRAMES],
+        [Image.fromarray(frame) for frame in FRAMES],
+        [Image.fromarray(frame).convert("RGBA") for frame in FRAMES],
+    ],
+    ids=["array", "channels first", "tensor", "list", "list of tensors", "PIL", "PIL RGBA"],
+)
+def test_frames_of_any_kind_become_one_array(frames):
+    stacked = stack_frames(frames)
+    assert stacked.dtype == np.uint8
+    np.testing.assert_array_equal(stacked, FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (FRAMES.astype(np.float32) / 255, "float32.*uint8.*255"),
+        (FRAMES[:0], r"\(0, 34, 46, 3\).*at least one"),
+        (FRAMES[0], r"\(34, 46, 3\).*list of one"),
+        (FRAMES[..., :1], r"\(4, 34, 46, 1\).*three times"),
+        ([FRAMES[0], FRAMES[1, :10]], "different shapes.*one size"),
+        ({"path": "clip.mp4"}, "a dict is no clip"),
+        (None, "NoneType is no clip"),
+    ],
+)
+def test_unusable_frames_are_refused_with_a_remedy(frames, message):
+    with pytest.raises(ValueError, match=message):
+        stack_frames(frames)
+
+
+def test_a_video_brings_frames_moments_and_sound(video):
+    clip = read_clip(video)
+    np.testing.assert_allclose(clip.frames.mean(axis=(1, 2, 3)), [0, 20, 40, 60], atol=3)
+    np.testing.assert_allclose(clip.timestamps, [0.9, 1.9, 2.9, 3.9], atol=1e-6)
+    assert clip.sampling_rate == 16000
+    assert clip.waveform.shape[0] == 2
+    assert clip.waveform.shape[1] == pytest.approx(64000, abs=1024)  # AAC works in blocks of 1,024 samples
+
+
+@pytest.mark.parametrize("kind", ["array", "path", "bytes", "file object"])
+def test_separate_sound_replaces_the_video_s_own(video, tmp_path, kind):
+    sound = np.sin(np.arange(4 * 8000) / 3)
+    path = tmp_path / "sound.wav"
+    write_audio(path, sound, 8000)
+    audio = {
+        "array": sound,
+        "path": path,
+        "bytes": path.read_bytes(),
+        "file object": io.BytesIO(path.read_bytes()),
+    }[kind]
+    clip = read_clip(video, audio, sampling_rate=8000)
+    assert clip.sampling_rate == 8000
+    np.testing.assert_allclose(np.asarray(clip.waveform).reshape(-1), sound, atol=1e-4)
+
+
+def test_frames_stand_where_avsbench_takes_them():
+    assert read_clip(FRAMES, SOUND, 16000).timestamps.tolist() == [0.9375, 1.9375, 2.9375, 3.9375]
+    half = read_clip(FRAMES, SOUND[:, :32000], 16000, frames_per_second=2)
+    assert half.timestamps.tolist() == [0.46875, 0.96875, 1.46875, 1.96875]
+    assert read_clip(FRAMES, SOUND, 16000, timestamps=[0, 1, 2, 3.5]).timestamps.tolist() == [0, 1, 2, 3.5]
+
+
+@pytest.mark.parametrize("samples", [64000 - 19900, 64000 + 19900])
+def test_a_difference_of_one_frame_and_a_little_is_normal(samples):
+    read_clip(FRAMES, np.zeros(samples), 16000)
+
+
+@pytest.mark.parametrize("samples", [64000 - 20100, 64000 + 20100])
+def test_frames_and_sound_of_different_length_are_refused(samples):
+    with pytest.raises(
+        ValueError, match=rf"4 frames at 1 per second last 4\.000 s.*{samples / 16000:.3f} s.*timestamps="
+    ):
+        read_clip(FRAMES, np.zeros(samples), 16000)
+
+
+def test_with_timestamps_the_sound_must_only_reach_the_last_frame():
+    minute = np.zeros(60 * 16000)
+    assert read_clip(FRAMES, minute, 16000, timestamps=[10, 20, 30, 59]).timestamps[-1] == 59
+    with pytest.raises(ValueError, match=r"last frame is at 61\.000 s.*ends at 60\.000 s"):
+        read_clip(FRAMES, minute, 16000, timestamps=[10, 20, 30, 61])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "no sound track.*audio=.*sampling_rate="),
+        ({"audio": SOUND}, "sampling_rate is missing"),
+        ({"audio": SOUND.T, "sampling_rate": 16000}, "transpose"),
+        ({"audio": SOUND, "sampling_rate": 16000, "timestamps": [1.0]}, "1 timestamps for 4 frames"),
+    ],
+)
+def test_missing_or_wrong_sound_is_refused_with_a_remedy(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        read_clip(FRAMES, **arguments)
+
+
+def test_a_video_takes_no_timestamps(video):
+    with pytest.raises(ValueError, match="leave them out"):
+        read_clip(video, timestamps=[0.5])
+
+
+def test_a_video_without_sound_is_named_with_the_remedy(silent_video):
+    with pytest.raises(MediaError, match=r"silent\.mp4.*audio="):
+        read_clip(silent_video)
+    assert read_clip(silent_video, SOUND, 16000).frames.shape == (4, 48, 64, 3)
+
+
+def test_frames_without_a_mask_are_ignored():
+    mask = np.arange(12).reshape(3, 4)
+    filled = fill_maps([None, mask, Image.fromarray(mask.astype(np.uint8))], (3, 3, 4))
+    assert (filled[0] == 255).all()
+    np.testing.assert_array_equal(filled[1], mask)
+    np.testing.assert_array_equal(filled[2], mask)
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        ([np.zeros((3, 4))], "1 segmentation maps for 2 frames"),
+        ([None, np.zeros((4, 3))], r"map 1 .*\(4, 3\).*\(3, 4\)"),
+    ],
+)
+def test_masks_that_do_not_fit_their_frames_are_refused(maps, message):
+    with pytest.raises(ValueError, match=message):
+        fill_maps(maps, (2, 3, 4))
+
+
+RATE = 44_100
 SIZE = {"height": 32, "width": 48}
+
+
+def pictures(number: int) -> np.ndarray:
+    """Frames that tell their number by their grey."""
+    return np.broadcast_to(np.arange(number, dtype=np.uint8)[:, None, None, None] * 2, (number, 48, 64, 3))
+
+
+def noise(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(1).normal(0, 0.1, (channels, round(seconds * rate))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def processor() -> PCMANetProcessor:
+    return PCMANetProcessor(PCMANetImageProcessor(size=SIZE), PCMANetFeatureExtractor())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    write_video(folder / "short.mp4", pictures(50), 10, noise(5), RATE)
+    write_video(folder / "long.mp4", pictures(120), 10, noise(12, channels=2), RATE)
+    write_video(folder / "sound_ends.mp4", pictures(120), 10, noise(3), RATE)
+    write_video(folder / "silent.mp4", pictures(40), 10)
+    write_audio(folder / "sound.wav", noise(4, 16_000), 16_000)
+    return folder
+
+
+def assert_streams_as_called(processor: PCMANetProcessor, video, audio=None, *, stream_video=None, **settings) -> None:
+    frames = list(processor.stream(video if stream_video is None else stream_video, audio, **settings))
+    batch = processor(video, audio, **settings, return_metadata=True)
+    assert [frame["timestamp"] for frame in frames] == pytest.approx(batch["timestamps"][0])
+    assert torch.equal(torch.stack([frame["pixel_values"] for frame in frames]), batch["pixel_values"][0])
+    heard = torch.stack([frame["input_features"] for frame in frames])
+    torch.testing.assert_close(heard, batch["input_features"][0], rtol=0, atol=1e-6)
+    assert {tuple(frame["original_size"]) for frame in frames} == set(batch["original_sizes"])
+    assert [frame["mask_timestamps"] for frame in frames] == [(frame["timestamp"],) for frame in frames]
+
+
+@pytest.mark.parametrize("name", ["short.mp4", "long.mp4", "sound_ends.mp4"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"frames_per_second": 3}, {"patching": "aligned"}, {"patching": "consecutive"}]
+)
+def test_a_file(processor, folder, name, settings):
+    assert_streams_as_called(processor, folder / name, **settings)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "file object", "pipe"])
+def test_other_sources(processor, folder, kind):
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    data = (folder / "long.mp4").read_bytes()
+    source = {"bytes": data, "file object": io.BytesIO(data), "pipe": Pipe(data)}[kind]
+    assert_streams_as_called(processor, data, stream_video=source)
+    assert not getattr(source, "closed", False)
+
+
+def test_sound_from_elsewhere(processor, folder):
+    assert_streams_as_called(processor, folder / "silent.mp4", noise(4), sampling_rate=RATE)
+    assert_streams_as_called(processor, folder / "silent.mp4", folder / "sound.wav")
+    assert_streams_as_called(processor, folder / "long.mp4", noise(12.3, 8000), sampling_rate=8000)
+
+
+def test_frames_in_memory(processor):
+    assert_streams_as_called(processor, pictures(4), noise(4), sampling_rate=RATE)
+    assert_streams_as_called(processor, pictures(4), noise(60), sampling_rate=RATE, timestamps=[3.0, 10.5, 20, 59.9])
+    assert_streams_as_called(processor, pictures(30), noise(15), sampling_rate=RATE, frames_per_second=2)
+
+
+def test_every_frame_of_a_file(processor, folder):
+    frames = list(processor.stream(folder / "short.mp4", frames_per_second="video"))
+    assert [frame["timestamp"] for frame in frames] == pytest.approx(np.arange(50) / 10)
+    media = read_media(folder / "short.mp4", frames_per_second=10)
+    expected = processor.image_processor(media.frames[20], return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(frames[20]["pixel_values"], expected)
+
+
+@pytest.mark.parametrize(("rate", "number"), [("video", 120), (4, 48), (0.5, 6)])
+def test_moments_of_masks(processor, folder, rate, number):
+    frames = list(processor.stream(folder / "long.mp4", masks_per_second=rate))
+    moments = [moment for frame in frames for moment in frame["mask_timestamps"]]
+    expected = (
+        np.arange(120) / 10 if rate == "video" else read_media(folder / "long.mp4", frames_per_second=rate).timestamps
+    )
+    assert moments == pytest.approx(expected)
+    assert len(moments) == number
+    for before, after in zip([{"timestamp": -1.0}, *frames[:-2]], frames[:-1], strict=True):
+        assert all(before["timestamp"] < moment <= after["timestamp"] for moment in after["mask_timestamps"])
+
+
+def test_moments_of_masks_for_frames_in_memory(processor):
+    arguments = (pictures(4), noise(4))
+    frames = list(processor.stream(*arguments, sampling_rate=RATE, masks_per_second=2))
+    moments = [moment for frame in frames for moment in frame["mask_timestamps"]]
+    assert moments == pytest.approx((np.arange(8) + 15 / 16) / 2)
+    frames = list(processor.stream(*arguments, sampling_rate=RATE, masks_per_second="video"))
+    assert [frame["mask_timestamps"] for frame in frames] == [(frame["timestamp"],) for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("video", "arguments", "message"),
+    [
+        ("silent.mp4", {}, r"silent\.mp4 has no sound track.*audio="),
+        ("silent.mp4", {"audio": noise(9), "sampling_rate": RATE}, r"silent\.mp4.*40? frames|4 frames.*sound lasts"),
+        ("silent.mp4", {"audio": noise(1), "sampling_rate": RATE}, r"silent\.mp4.*sound lasts 1\.000 s"),
+        ("silent.mp4", {"audio": noise(4)}, "sampling_rate is missing"),
+        ("short.mp4", {"timestamps": [1.0]}, "leave them out"),
+        ("short.mp4", {"frames_per_second": 0}, "frames_per_second is 0"),
+        ("short.mp4", {"frames_per_second": "all"}, "frames_per_second is 'all'.*\"video\""),
+        ("short.mp4", {"masks_per_second": -1}, "masks_per_second is -1"),
+        ("short.mp4", {"frames_per_second": True}, "frames_per_second is True: expected a number"),
+        ("short.mp4", {"patching": "centred"}, "patching is 'centred': expected one of"),
+        ("short.mp4", {"frames_per_second": 2, "patching": "consecutive"}, "frames_per_second is 2.*trailing"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(processor, folder, video, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        list(processor.stream(folder / video, **arguments))
+
+
+@pytest.mark.parametrize("rate", [np.int64(2), np.float32(2), Fraction(2)])
+def test_every_kind_of_number_is_a_rate(processor, folder, rate):
+    assert check_settings(rate, rate) == (2.0, 2.0)
+    assert processor(folder / "short.mp4", frames_per_second=rate)["pixel_values"].shape[1] == 10
+    assert len(list(processor.stream(folder / "short.mp4", frames_per_second=rate))) == 10
+
+
+def test_frames_in_memory_that_cannot_be_used_are_refused(processor):
+    with pytest.raises(ValueError, match="go back in time"):
+        list(processor.stream(pictures(2), noise(4), sampling_rate=RATE, timestamps=[2.0, 1.0]))
+    with pytest.raises(ValueError, match='"video" is for video files'):
+        list(processor.stream(pictures(2), noise(2), sampling_rate=RATE, frames_per_second="video"))
+    with pytest.raises(ValueError, match="no sound track"):
+        list(processor.stream(pictures(2)))
+
+
+def test_files_that_are_none(processor, folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.mp4"):
+        list(processor.stream(tmp_path / "missing.mp4"))
+    with pytest.raises(FileNotFoundError, match="missing.wav"):
+        list(processor.stream(folder / "silent.mp4", tmp_path / "missing.wav"))
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(MediaError, match="text.mp4"):
+        list(processor.stream(tmp_path / "text.mp4"))
+
+
+def test_files_are_closed_however_a_stream_ends(folder):
+    def open_files() -> list[str]:
+        return [str(entry.resolve()) for entry in Path("/proc/self/fd").iterdir()]
+
+    with open_clip(folder / "long.mp4", target_rate=16_000) as (frames, sound):
+        next(frames)
+        assert sound.reaches(1000)
+        assert str(folder / "long.mp4") in open_files()
+    assert str(folder / "long.mp4") not in open_files()
+
+
+def live_chunks(seconds: int, camera_rate: int = 20):
+    """A camera, and a microphone that gives a tenth of a second at a time."""
+    sound = noise(seconds, 16_000)[0]
+    for tenth in range(10 * seconds):
+        times = [(tenth * camera_rate / 10 + frame) / camera_rate for frame in range(camera_rate // 10)]
+        yield list(pictures(256)[:: 256 // len(times)][: len(times)]), times, sound[1600 * tenth : 1600 * (tenth + 1)]
+
+
+@pytest.mark.parametrize("rate", [1, 4])
+@pytest.mark.parametrize("patching", ["trailing", "aligned"])
+def test_live_input_is_heard_as_a_file(processor, rate, patching):
+    frames = list(
+        processor.stream_live(live_chunks(6), sampling_rate=16_000, frames_per_second=rate, patching=patching)
+    )
+    times = [frame["timestamp"] for frame in frames]
+    moments = (np.arange(6 * rate) + 15 / 16) / rate
+    assert times == pytest.approx(np.floor(moments * 20 + 1e-9) / 20)
+    expected = PCMANetFeatureExtractor()(noise(6, 16_000), 16_000, timestamps=times, patching=patching)
+    np.testing.assert_allclose(
+        np.stack([frame["input_features"] for frame in frames]), expected["input_features"], atol=1e-6
+    )
+
+
+def test_live_input_without_pictures_or_sound_for_a_while():
+    chunks = [([], [], np.zeros(4000)), (pictures(1), [0.1], None), (None, None, np.zeros((2, 4000)))]
+    clip = LiveClip(chunks, 16_000, 1.0, 16_000)
+    assert [frame.timestamp for frame in clip.frames] == [0.1]
+    assert not clip.sound.reaches(10_000)
+    assert clip.sound.length == 8000
+
+
+def test_live_input_that_cannot_be_used_is_refused(processor):
+    with pytest.raises(ValueError, match='"trailing" or "aligned" for live'):
+        list(processor.stream_live(live_chunks(1), sampling_rate=16_000, patching="consecutive"))
+    with pytest.raises(ValueError, match="2 timestamps for 1 frames"):
+        list(processor.stream_live([(pictures(1), [0.0, 1.0], None)], sampling_rate=16_000))
+    with pytest.raises(ValueError, match="sampling_rate is missing"):
+        list(processor.stream_live(live_chunks(1), sampling_rate=None))
+    with pytest.raises(ValueError, match="frames_per_second is 'video': expected a number above 0\\."):
+        list(processor.stream_live(live_chunks(1), sampling_rate=16_000, frames_per_second="video"))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        ((pictures(1), [0.0]), "frames, their timestamps and sound .*got 2 things"),
+        (noise(1), "frames, their timestamps and sound .*got a ndarray"),
+        ((pictures(1), [0.0], None), "no sound came with the frames"),
+        ((pictures(1), [0.0], [0.0, 0.1]), "audio is a list: give a numpy array"),
+        ((pictures(1), [0.0], []), "no sound came with the frames"),
+    ],
+)
+def test_live_chunks_that_cannot_be_used_are_refused(processor, chunk, message):
+    with pytest.raises(ValueError, match=message):
+        list(processor.stream_live([chunk], sampling_rate=16_000))
+
+
 GENERATOR = np.random.default_rng(0)
-FRAMES = GENERATOR.integers(0, 256, (5, 60, 80, 3), dtype=np.uint8)
-SOUND = GENERATOR.uniform(-0.5, 0.5, (2, 5 * 16000))
+FRAMES_PROCESSING = GENERATOR.integers(0, 256, (5, 60, 80, 3), dtype=np.uint8)
+SOUND_PROCESSING = GENERATOR.uniform(-0.5, 0.5, (2, 5 * 16000))
 MASKS = GENERATOR.integers(0, 71, (5, 60, 80), dtype=np.uint8)
 
 
 @pytest.fixture
-def processor() -> PCMANetProcessor:
+def processor_of_processing() -> PCMANetProcessor:
     return PCMANetProcessor(PCMANetImageProcessor(size=SIZE), PCMANetFeatureExtractor())
 
 
@@ -36,26 +437,28 @@ def write_clip(path: Path, seconds: int, sound: bool = True) -> Path:
 
 
 @pytest.fixture(scope="module")
-def video(tmp_path_factory) -> Path:
+def video_of_processing(tmp_path_factory) -> Path:
     return write_clip(tmp_path_factory.mktemp("media") / "clip.mp4", 5)
 
 
-def expected_pixels(processor: PCMANetProcessor, frames: np.ndarray) -> torch.Tensor:
-    return processor.image_processor(frames, return_tensors="pt")["pixel_values"]
+def expected_pixels(processor_of_processing: PCMANetProcessor, frames: np.ndarray) -> torch.Tensor:
+    return processor_of_processing.image_processor(frames, return_tensors="pt")["pixel_values"]
 
 
-def expected_features(processor: PCMANetProcessor, *arguments, **settings) -> torch.Tensor:
-    return processor.feature_extractor(*arguments, **settings, return_tensors="pt")["input_features"]
+def expected_features(processor_of_processing: PCMANetProcessor, *arguments, **settings) -> torch.Tensor:
+    return processor_of_processing.feature_extractor(*arguments, **settings, return_tensors="pt")["input_features"]
 
 
 def logits_of(tensor: torch.Tensor) -> SimpleNamespace:
     return SimpleNamespace(logits=tensor)
 
 
-def test_the_batch_is_what_its_table_says(processor):
+def test_the_batch_is_what_its_table_says(processor_of_processing):
     rows = [line.split("|")[1:4] for line in processing_pcmanet.__doc__.splitlines() if line.startswith("| `")]
     table = {name.strip(" `"): (shape.strip(" ()").split(", "), kind.split()[0]) for name, shape, kind in rows}
-    batch = processor([FRAMES], [SOUND], sampling_rate=16000, segmentation_maps=[MASKS])
+    batch = processor_of_processing(
+        [FRAMES_PROCESSING], [SOUND_PROCESSING], sampling_rate=16000, segmentation_maps=[MASKS]
+    )
     assert set(table) - set(batch) == {"audio_embeds", "logits"}
     known = {"batch": 1, "frames": 5, **SIZE}
     dtypes = {"float,": torch.float32, "bool,": torch.bool, "binary:": torch.int64}
@@ -65,25 +468,27 @@ def test_the_batch_is_what_its_table_says(processor):
         assert tensor.dtype == dtypes[kind]
 
 
-def test_one_clip_of_frames(processor):
-    batch = processor(FRAMES, SOUND, sampling_rate=16000, segmentation_maps=MASKS)
-    assert torch.equal(batch["pixel_values"][0], expected_pixels(processor, FRAMES))
-    assert torch.equal(batch["input_features"][0], expected_features(processor, SOUND, 16000))
+def test_one_clip_of_frames(processor_of_processing):
+    batch = processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000, segmentation_maps=MASKS)
+    assert torch.equal(batch["pixel_values"][0], expected_pixels(processor_of_processing, FRAMES_PROCESSING))
+    assert torch.equal(batch["input_features"][0], expected_features(processor_of_processing, SOUND_PROCESSING, 16000))
     labels = [Image.fromarray(mask).resize((48, 32), Image.Resampling.NEAREST) for mask in MASKS]
     np.testing.assert_array_equal(batch["labels"][0], np.stack(labels))
     assert batch["frame_mask"].tolist() == [[True] * 5]
     assert batch["label_mask"].tolist() == [[True] * 5]
 
 
-def test_clips_of_different_length_and_size_are_padded(processor):
-    small = FRAMES[:3, :40, :30]
-    batch = processor(
-        [FRAMES, small],
-        [SOUND, SOUND[0, :48000]],
+def test_clips_of_different_length_and_size_are_padded(processor_of_processing):
+    small = FRAMES_PROCESSING[:3, :40, :30]
+    batch = processor_of_processing(
+        [FRAMES_PROCESSING, small],
+        [SOUND_PROCESSING, SOUND_PROCESSING[0, :48000]],
         sampling_rate=16000,
         segmentation_maps=[[Image.fromarray(MASKS[0]), None, None, None, None], MASKS[:3, :40, :30]],
     )
-    alone = processor(small, SOUND[0, :48000], sampling_rate=16000, segmentation_maps=MASKS[:3, :40, :30])
+    alone = processor_of_processing(
+        small, SOUND_PROCESSING[0, :48000], sampling_rate=16000, segmentation_maps=MASKS[:3, :40, :30]
+    )
     for name in ("pixel_values", "input_features", "labels"):
         assert torch.equal(batch[name][1, :3], alone[name][0])
     assert not batch["pixel_values"][1, 3:].any()
@@ -95,63 +500,68 @@ def test_clips_of_different_length_and_size_are_padded(processor):
     assert batch["label_mask"].tolist() == [[True] + [False] * 4, [True] * 3 + [False] * 2]
 
 
-def test_a_clip_without_masks_beside_one_with_masks(processor):
-    batch = processor([FRAMES] * 2, [SOUND] * 2, sampling_rate=16000, segmentation_maps=[None, MASKS])
+def test_a_clip_without_masks_beside_one_with_masks(processor_of_processing):
+    batch = processor_of_processing(
+        [FRAMES_PROCESSING] * 2, [SOUND_PROCESSING] * 2, sampling_rate=16000, segmentation_maps=[None, MASKS]
+    )
     assert (batch["labels"][0] == 255).all()
     assert batch["label_mask"].tolist() == [[False] * 5, [True] * 5]
-    assert "labels" not in processor(FRAMES, SOUND, sampling_rate=16000)
+    assert "labels" not in processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000)
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "bytes", "file object"])
-def test_a_video_with_its_own_sound(processor, video, kind):
+def test_a_video_with_its_own_sound(processor_of_processing, video_of_processing, kind):
     source = {
-        "path": video,
-        "string": str(video),
-        "bytes": video.read_bytes(),
-        "file object": io.BytesIO(video.read_bytes()),
+        "path": video_of_processing,
+        "string": str(video_of_processing),
+        "bytes": video_of_processing.read_bytes(),
+        "file object": io.BytesIO(video_of_processing.read_bytes()),
     }[kind]
-    media = read_media(video)
-    batch = processor(source)
-    assert torch.equal(batch["pixel_values"][0], expected_pixels(processor, media.frames))
-    expected = expected_features(processor, media.waveform, media.sampling_rate, num_frames=5)
+    media = read_media(video_of_processing)
+    batch = processor_of_processing(source)
+    assert torch.equal(batch["pixel_values"][0], expected_pixels(processor_of_processing, media.frames))
+    expected = expected_features(processor_of_processing, media.waveform, media.sampling_rate, num_frames=5)
     assert torch.equal(batch["input_features"][0], expected)
 
 
-def test_videos_frames_and_separate_sound_mix_in_one_batch(processor, video, tmp_path):
-    write_audio(tmp_path / "sound.wav", SOUND, 16000)
-    batch = processor(
-        [video, FRAMES, video],
-        [None, tmp_path / "sound.wav", SOUND[:, :40000]],
+def test_videos_frames_and_separate_sound_mix_in_one_batch(processor_of_processing, video_of_processing, tmp_path):
+    write_audio(tmp_path / "sound.wav", SOUND_PROCESSING, 16000)
+    batch = processor_of_processing(
+        [video_of_processing, FRAMES_PROCESSING, video_of_processing],
+        [None, tmp_path / "sound.wav", SOUND_PROCESSING[:, :40000]],
         sampling_rate=[None, None, 8000],
     )
-    assert torch.equal(batch["input_features"][0], processor(video)["input_features"][0])
-    expected = expected_features(processor, SOUND, 16000)
+    assert torch.equal(batch["input_features"][0], processor_of_processing(video_of_processing)["input_features"][0])
+    expected = expected_features(processor_of_processing, SOUND_PROCESSING, 16000)
     torch.testing.assert_close(batch["input_features"][1], expected, rtol=0, atol=1e-2)
-    assert torch.equal(batch["input_features"][2], expected_features(processor, SOUND[:, :40000], 8000, num_frames=5))
+    assert torch.equal(
+        batch["input_features"][2],
+        expected_features(processor_of_processing, SOUND_PROCESSING[:, :40000], 8000, num_frames=5),
+    )
 
 
-def test_a_long_video_is_heard_at_its_frames(processor, tmp_path):
+def test_a_long_video_is_heard_at_its_frames(processor_of_processing, tmp_path):
     path = write_clip(tmp_path / "long.mp4", 11)
     media = read_media(path)
     arguments = (media.waveform, media.sampling_rate)
-    trailing = expected_features(processor, *arguments, timestamps=media.timestamps, patching="trailing")
-    assert torch.equal(processor(path)["input_features"][0], trailing)
-    consecutive = expected_features(processor, *arguments, num_frames=11)
-    assert torch.equal(processor(path, patching="consecutive")["input_features"][0], consecutive)
+    trailing = expected_features(processor_of_processing, *arguments, timestamps=media.timestamps, patching="trailing")
+    assert torch.equal(processor_of_processing(path)["input_features"][0], trailing)
+    consecutive = expected_features(processor_of_processing, *arguments, num_frames=11)
+    assert torch.equal(processor_of_processing(path, patching="consecutive")["input_features"][0], consecutive)
     assert not torch.equal(trailing, consecutive)
 
 
-def test_another_frame_rate_follows_its_frames(processor, video):
-    batch = processor(video, frames_per_second=3, return_metadata=True)
+def test_another_frame_rate_follows_its_frames(processor_of_processing, video_of_processing):
+    batch = processor_of_processing(video_of_processing, frames_per_second=3, return_metadata=True)
     assert batch["frame_mask"].shape == (1, 15)
-    media = read_media(video, frames_per_second=3)
+    media = read_media(video_of_processing, frames_per_second=3)
     assert batch["timestamps"][0].tolist() == media.timestamps.tolist()
     expected = expected_features(
-        processor, media.waveform, media.sampling_rate, timestamps=media.timestamps, patching="trailing"
+        processor_of_processing, media.waveform, media.sampling_rate, timestamps=media.timestamps, patching="trailing"
     )
     assert torch.equal(batch["input_features"][0], expected)
     with pytest.raises(ValueError, match=r"clip 0 \(.*clip\.mp4\): .*frames_per_second is 3.*trailing"):
-        processor(video, frames_per_second=3, patching="consecutive")
+        processor_of_processing(video_of_processing, frames_per_second=3, patching="consecutive")
 
 
 @pytest.mark.parametrize(
@@ -171,30 +581,40 @@ def test_sound_is_cut_as_published_only_where_that_fits(timestamps, frames_per_s
     assert choose_patching(timestamps, "aligned", frames_per_second) == "aligned"
 
 
-def test_timestamps_place_frames_in_a_long_sound(processor):
+def test_timestamps_place_frames_in_a_long_sound(processor_of_processing):
     sound = np.random.default_rng(2).uniform(-1, 1, 60 * 16000)
     times = [3.0, 10.5, 20.0, 40.0, 59.9]
-    batch = processor(FRAMES, sound, sampling_rate=16000, timestamps=times, return_metadata=True)
-    expected = expected_features(processor, sound, 16000, timestamps=times, patching="trailing")
+    batch = processor_of_processing(
+        FRAMES_PROCESSING, sound, sampling_rate=16000, timestamps=times, return_metadata=True
+    )
+    expected = expected_features(processor_of_processing, sound, 16000, timestamps=times, patching="trailing")
     assert torch.equal(batch["input_features"][0], expected)
     assert batch["timestamps"][0].tolist() == times
 
 
-def test_metadata_come_only_when_asked_for(processor, video):
-    batch = processor([FRAMES, video], [SOUND, None], sampling_rate=16000, return_metadata=True)
+def test_metadata_come_only_when_asked_for(processor_of_processing, video_of_processing):
+    batch = processor_of_processing(
+        [FRAMES_PROCESSING, video_of_processing], [SOUND_PROCESSING, None], sampling_rate=16000, return_metadata=True
+    )
     assert batch["original_sizes"] == [(60, 80), (48, 64)]
     assert [times.tolist() for times in batch["timestamps"]] == [
         [0.9375, 1.9375, 2.9375, 3.9375, 4.9375],
         pytest.approx([0.9, 1.9, 2.9, 3.9, 4.9]),
     ]
-    np.testing.assert_array_equal(batch["frames"][0], FRAMES)
+    np.testing.assert_array_equal(batch["frames"][0], FRAMES_PROCESSING)
     assert batch["frames"][1].shape == (5, 48, 64, 3)
-    assert set(processor(FRAMES, SOUND, sampling_rate=16000)) == {"pixel_values", "input_features", "frame_mask"}
+    assert set(processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000)) == {
+        "pixel_values",
+        "input_features",
+        "frame_mask",
+    }
 
 
 @pytest.mark.parametrize("return_tensors", ["np", None])
-def test_numpy_batches(processor, return_tensors):
-    batch = processor(FRAMES, SOUND, sampling_rate=16000, return_tensors=return_tensors)
+def test_numpy_batches(processor_of_processing, return_tensors):
+    batch = processor_of_processing(
+        FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000, return_tensors=return_tensors
+    )
     assert {type(array) for array in batch.values()} == {np.ndarray}
     assert batch["pixel_values"].shape == (1, 5, 3, 32, 48)
 
@@ -204,72 +624,99 @@ def test_numpy_batches(processor, return_tensors):
     [
         ({}, "no videos.*videos="),
         ({"videos": []}, "empty list"),
-        ({"videos": FRAMES, "frames_per_second": 0}, "frames_per_second is 0"),
-        ({"videos": FRAMES, "frames_per_second": "video"}, "frames_per_second is 'video'"),
-        ({"videos": FRAMES}, "clip 0: .*no sound track.*audio="),
-        ({"videos": [FRAMES] * 2, "audio": SOUND}, "audio must be a list of 2 entries; got a ndarray"),
-        ({"videos": [FRAMES] * 2, "audio": [SOUND]}, "audio must be a list of 2 entries; got 1"),
+        ({"videos": FRAMES_PROCESSING, "frames_per_second": 0}, "frames_per_second is 0"),
         (
-            {"videos": [FRAMES] * 2, "audio": [SOUND, SOUND[:, :9]], "sampling_rate": 16000},
+            {"videos": FRAMES_PROCESSING, "frames_per_second": "video_of_processing"},
+            "frames_per_second is 'video_of_processing'",
+        ),
+        ({"videos": FRAMES_PROCESSING}, "clip 0: .*no sound track.*audio="),
+        (
+            {"videos": [FRAMES_PROCESSING] * 2, "audio": SOUND_PROCESSING},
+            "audio must be a list of 2 entries; got a ndarray",
+        ),
+        ({"videos": [FRAMES_PROCESSING] * 2, "audio": [SOUND_PROCESSING]}, "audio must be a list of 2 entries; got 1"),
+        (
+            {
+                "videos": [FRAMES_PROCESSING] * 2,
+                "audio": [SOUND_PROCESSING, SOUND_PROCESSING[:, :9]],
+                "sampling_rate": 16000,
+            },
             "clip 1: .*5 frames.*lasts",
         ),
-        ({"videos": FRAMES, "audio": SOUND * np.nan, "sampling_rate": 16000}, "clip 0: .*NaN"),
-        ({"videos": FRAMES, "audio": SOUND, "sampling_rate": 16000, "patching": "centred"}, "clip 0: .*centred"),
+        ({"videos": FRAMES_PROCESSING, "audio": SOUND_PROCESSING * np.nan, "sampling_rate": 16000}, "clip 0: .*NaN"),
         (
-            {"videos": FRAMES, "audio": SOUND, "sampling_rate": 16000, "segmentation_maps": MASKS[:4]},
+            {"videos": FRAMES_PROCESSING, "audio": SOUND_PROCESSING, "sampling_rate": 16000, "patching": "centred"},
+            "clip 0: .*centred",
+        ),
+        (
+            {
+                "videos": FRAMES_PROCESSING,
+                "audio": SOUND_PROCESSING,
+                "sampling_rate": 16000,
+                "segmentation_maps": MASKS[:4],
+            },
             "clip 0: 4 segmentation maps for 5 frames",
         ),
         (
-            {"videos": FRAMES, "audio": SOUND, "sampling_rate": 16000, "segmentation_maps": MASKS / 2},
+            {
+                "videos": FRAMES_PROCESSING,
+                "audio": SOUND_PROCESSING,
+                "sampling_rate": 16000,
+                "segmentation_maps": MASKS / 2,
+            },
             "clip 0: segmentation map 0 has dtype float64",
         ),
     ],
 )
-def test_bad_calls_are_refused_with_clip_and_remedy(processor, arguments, message):
+def test_bad_calls_are_refused_with_clip_and_remedy(processor_of_processing, arguments, message):
     with pytest.raises(ValueError, match=message):
-        processor(**arguments)
+        processor_of_processing(**arguments)
 
 
-def test_bad_files_are_named(processor, tmp_path):
+def test_bad_files_are_named(processor_of_processing, tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.mp4"):
-        processor(tmp_path / "missing.mp4")
-    (tmp_path / "text.mp4").write_text("no video")
+        processor_of_processing(tmp_path / "missing.mp4")
+    (tmp_path / "text.mp4").write_text("no video_of_processing")
     with pytest.raises(MediaError, match="text.mp4"):
-        processor(tmp_path / "text.mp4")
+        processor_of_processing(tmp_path / "text.mp4")
     silent = write_clip(tmp_path / "silent.mp4", 2, sound=False)
     with pytest.raises(MediaError, match=r"silent\.mp4.*audio="):
-        processor(silent)
+        processor_of_processing(silent)
 
 
-def test_sizes_that_cannot_be_stacked_are_refused(processor):
-    processor.image_processor.do_resize = False
-    assert processor(FRAMES, SOUND, sampling_rate=16000)["pixel_values"].shape[-2:] == (60, 80)
+def test_sizes_that_cannot_be_stacked_are_refused(processor_of_processing):
+    processor_of_processing.image_processor.do_resize = False
+    assert processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000)["pixel_values"].shape[
+        -2:
+    ] == (60, 80)
     with pytest.raises(ValueError, match="different sizes.*do_resize"):
-        processor([FRAMES, FRAMES[:, :40]], [SOUND, SOUND], sampling_rate=16000)
+        processor_of_processing(
+            [FRAMES_PROCESSING, FRAMES_PROCESSING[:, :40]], [SOUND_PROCESSING, SOUND_PROCESSING], sampling_rate=16000
+        )
 
 
-def test_saving_and_loading_keeps_the_batch(processor, tmp_path):
-    processor.feature_extractor.short_clip = "zeros"
-    processor.save_pretrained(tmp_path)
+def test_saving_and_loading_keeps_the_batch(processor_of_processing, tmp_path):
+    processor_of_processing.feature_extractor.short_clip = "zeros"
+    processor_of_processing.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "processor_config.json").read_text())
     assert saved["image_processor"]["size"] == SIZE
     assert saved["feature_extractor"]["short_clip"] == "zeros"
-    expected = processor(FRAMES, SOUND[:, :61680], sampling_rate=16000)
+    expected = processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING[:, :61680], sampling_rate=16000)
     for factory in (PCMANetProcessor, AutoProcessor):
         loaded = factory.from_pretrained(tmp_path)
         assert type(loaded) is PCMANetProcessor
-        batch = loaded(FRAMES, SOUND[:, :61680], sampling_rate=16000)
+        batch = loaded(FRAMES_PROCESSING, SOUND_PROCESSING[:, :61680], sampling_rate=16000)
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
     assert not batch["input_features"][0, 4].any()
 
 
-def test_names_of_the_model_s_inputs(processor):
-    assert processor.model_input_names == ["pixel_values", "input_features", "frame_mask"]
+def test_names_of_the_model_s_inputs(processor_of_processing):
+    assert processor_of_processing.model_input_names == ["pixel_values", "input_features", "frame_mask"]
 
 
-def test_binary_masks_are_decided_after_resizing(processor):
+def test_binary_masks_are_decided_after_resizing(processor_of_processing):
     logits = torch.randn(2, 3, 1, 8, 12, generator=torch.Generator().manual_seed(0))
-    maps = processor.post_process_semantic_segmentation(
+    maps = processor_of_processing.post_process_semantic_segmentation(
         logits_of(logits), target_sizes=[(20, 30), (5, 7)], threshold=0.3
     )
     for clip, size, ours in zip(logits, [(20, 30), (5, 7)], maps, strict=True):
@@ -279,26 +726,26 @@ def test_binary_masks_are_decided_after_resizing(processor):
         assert ours.shape == (3, *size)
 
 
-def test_a_probability_at_the_threshold_is_silent(processor):
-    maps = processor.post_process_semantic_segmentation(
+def test_a_probability_at_the_threshold_is_silent(processor_of_processing):
+    maps = processor_of_processing.post_process_semantic_segmentation(
         logits_of(torch.tensor([-1e-4, 0.0, 1e-4]).view(1, 1, 1, 1, 3))
     )
     assert maps[0].tolist() == [[[0, 0, 1]]]
 
 
-def test_semantic_maps_take_the_first_of_the_highest(processor):
+def test_semantic_maps_take_the_first_of_the_highest(processor_of_processing):
     logits = torch.randn(1, 2, 71, 8, 8, generator=torch.Generator().manual_seed(1))
     logits[0, 0, [5, 9], 0, 0] = 50.0
-    maps = processor.post_process_semantic_segmentation(logits_of(logits), target_sizes=(16, 8))
+    maps = processor_of_processing.post_process_semantic_segmentation(logits_of(logits), target_sizes=(16, 8))
     resized = functional.interpolate(logits[0], size=(16, 8), mode="bilinear", align_corners=False)
     assert torch.equal(maps[0], resized.argmax(dim=1))
-    assert processor.post_process_semantic_segmentation(logits_of(logits))[0][0, 0, 0] == 5
+    assert processor_of_processing.post_process_semantic_segmentation(logits_of(logits))[0][0, 0, 0] == 5
 
 
-def test_padded_frames_are_cut(processor):
+def test_padded_frames_are_cut(processor_of_processing):
     logits = torch.randn(2, 4, 1, 6, 6).bfloat16()
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    maps = processor.post_process_semantic_segmentation(logits_of(logits), frame_mask=mask)
+    maps = processor_of_processing.post_process_semantic_segmentation(logits_of(logits), frame_mask=mask)
     assert [len(ours) for ours in maps] == [4, 2]
     assert torch.equal(maps[1], (logits[1, :2, 0] > 0).long())
 
@@ -315,6 +762,6 @@ def test_padded_frames_are_cut(processor):
         ({"frame_mask": torch.zeros(2, 4)}, "real frame in each clip"),
     ],
 )
-def test_post_processing_refuses_what_does_not_fit(processor, arguments, message):
+def test_post_processing_refuses_what_does_not_fit(processor_of_processing, arguments, message):
     with pytest.raises(ValueError, match=message):
-        processor.post_process_semantic_segmentation(logits_of(torch.zeros(2, 4, 1, 6, 6)), **arguments)
+        processor_of_processing.post_process_semantic_segmentation(logits_of(torch.zeros(2, 4, 1, 6, 6)), **arguments)

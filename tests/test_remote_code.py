@@ -12,14 +12,15 @@ from stranger import STRANGER
 from tiny_model import tiny_config, tiny_model
 
 from modeling_pcmanet import (
+    AUTO_CLASSES,
     PCMANetConfig,
     PCMANetFeatureExtractor,
     PCMANetForAudioVisualSegmentation,
     PCMANetImageProcessor,
     PCMANetProcessor,
+    save_code_with_weights,
 )
 from modeling_pcmanet.media_pcmanet import write_video
-from modeling_pcmanet.remote_code_pcmanet import AUTO_CLASSES, code_beside_weights
 
 
 SEGMENT_AS_STRANGER = f"""
@@ -47,7 +48,7 @@ def checkpoint_with_code(tmp_path):
     """Save a tiny checkpoint with its code."""
     model = tiny_model(audio_config={**tiny_config().audio_config.to_dict(), "num_mel_frames": 96, "num_mel_bins": 64})
     processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 48, "width": 64}), PCMANetFeatureExtractor())
-    with code_beside_weights():
+    with save_code_with_weights():
         model.save_pretrained(tmp_path / "checkpoint")
         processor.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint", model, processor
@@ -68,12 +69,12 @@ def test_code_is_saved_on_request_only(checkpoint_with_code, tmp_path):
 
 
 def test_an_error_turns_the_switch_off():
-    with pytest.raises(OSError, match="disk full"), code_beside_weights():
+    with pytest.raises(OSError, match="disk full"), save_code_with_weights():
         assert PCMANetConfig._auto_class == "AutoConfig"
         raise OSError("disk full")
-    assert all(cls._auto_class is None for cls in AUTO_CLASSES)
-    with code_beside_weights(wanted=False):
-        assert all(cls._auto_class is None for cls in AUTO_CLASSES)
+    assert all(cls._auto_class is None for cls, *_ in AUTO_CLASSES)
+    with save_code_with_weights(enabled=False):
+        assert all(cls._auto_class is None for cls, *_ in AUTO_CLASSES)
 
 
 def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
@@ -81,7 +82,7 @@ def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
     write_video(tmp_path / "clip.mp4", frames, 10, generator.uniform(-0.5, 0.5, (1, 32000)).astype(np.float32), 16000)
-    with code_beside_weights():
+    with save_code_with_weights():
         model.model.save_pretrained(tmp_path / "base")
     arguments = (folder, tmp_path / "clip.mp4", folder.parent.parent, tmp_path / "base")
     result = subprocess.run(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pcmanet.dataset_scripts import synthetic
+from pcmanet.dataset_scripts.sounding_shapes import files
 
 
 def write_trees(root: Path, **counts: Mapping[str, int]) -> Path:
     """Write a tree for each task, given its clips per split, but no raw videos: no loader reads them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_raw_video", lambda *_: None)
+        patch.setattr(files, "_write_raw_video", lambda *_: None)
         for task, splits in counts.items():
-            synthetic.write_avsbench_tree(root, task, splits)
+            files.write_avsbench_tree(root, task, splits)
     return root

@@ -4,12 +4,11 @@ from typing import Any
 
 import evaluate
 
-from pcmanet.dataset_scripts import clip_evaluation
-from pcmanet.dataset_scripts.clip_metrics import Protocol
-from pcmanet.dataset_scripts.metrics import BinaryMetrics
+from pcmanet.dataset_scripts.metrics import evaluate_module
+from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, Protocol
 
 
-class AvsBinary(clip_evaluation.ClipEvaluation):
+class AvsBinary(evaluate_module.ClipEvaluation):
     """Binary audio-visual segmentation, one clip per example.
 
     Args:
@@ -25,11 +24,11 @@ class AvsBinary(clip_evaluation.ClipEvaluation):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Mean IoU (J) and F score of foreground masks over the frames of clips, by the protocols of AVSBench.",
-            citation=clip_evaluation.AVSBENCH_CITATION,
+            citation=evaluate_module.AVSBENCH_CITATION,
             inputs_description=(
                 "predictions: masks of 0 and 1, or probabilities in [0, 1], one array (frames, height, width) per clip. "
                 "references: masks of 0 and 1, alike. Returns miou and f_score in [0, 1], frames and groups."
             ),
-            features=clip_evaluation.clip_features(),
+            features=evaluate_module.clip_features(),
             reference_urls=["https://arxiv.org/abs/2207.05042"],
         )

@@ -6,12 +6,11 @@ import datasets
 import evaluate
 import torch
 
-from pcmanet.dataset_scripts import clip_evaluation
-from pcmanet.dataset_scripts.clip_metrics import Protocol
-from pcmanet.dataset_scripts.robustness_metrics import RobustnessMetrics
+from pcmanet.dataset_scripts.metrics import evaluate_module
+from pcmanet.dataset_scripts.metrics.accumulators import Protocol, RobustnessMetrics
 
 
-class AvsRobustness(clip_evaluation.ClipEvaluation):
+class AvsRobustness(evaluate_module.ClipEvaluation):
     """The protocol of AVSBench-Robust, one clip with one sound per example.
 
     Args:
@@ -32,13 +31,13 @@ class AvsRobustness(clip_evaluation.ClipEvaluation):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="IoU and F score on positive audio, false-positive rate on negative audio, and their harmonic means.",
-            citation=clip_evaluation.ROBUST_CITATION,
+            citation=evaluate_module.ROBUST_CITATION,
             inputs_description=(
                 "predictions, references: one array (frames, height, width) per clip, as for avs_binary or avs_semantic; the references are the masks of "
                 "the true sound. audio: positive, silence, noise or off_screen, one word per clip. "
                 "Returns the scores on positive audio, false_positive_rate in all and per kind, g_miou and g_f_score."
             ),
-            features=clip_evaluation.clip_features(audio=datasets.Value("string")),
+            features=evaluate_module.clip_features(audio=datasets.Value("string")),
             reference_urls=["https://arxiv.org/abs/2502.00358"],
         )
 

@@ -4,12 +4,11 @@ from typing import Any
 
 import evaluate
 
-from pcmanet.dataset_scripts import clip_evaluation
-from pcmanet.dataset_scripts.clip_metrics import Protocol
-from pcmanet.dataset_scripts.metrics import SemanticMetrics
+from pcmanet.dataset_scripts.metrics import evaluate_module
+from pcmanet.dataset_scripts.metrics.accumulators import Protocol, SemanticMetrics
 
 
-class AvsSemantic(clip_evaluation.ClipEvaluation):
+class AvsSemantic(evaluate_module.ClipEvaluation):
     """Semantic audio-visual segmentation, one clip per example.
 
     Args:
@@ -40,11 +39,11 @@ class AvsSemantic(clip_evaluation.ClipEvaluation):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Mean IoU and F score over classes, by the protocols of AVSBench-semantic, with a right no-background score.",
-            citation=clip_evaluation.AVSBENCH_CITATION,
+            citation=evaluate_module.AVSBENCH_CITATION,
             inputs_description=(
                 "predictions: class indices, one array (frames, height, width) per clip. references: class indices, alike. "
                 "Returns miou and f_score in [0, 1], also without background and over the seen classes, classes_seen and frames."
             ),
-            features=clip_evaluation.clip_features()[:1],
+            features=evaluate_module.clip_features()[:1],
             reference_urls=["https://arxiv.org/abs/2301.13190"],
         )

@@ -1,0 +1,115 @@
+"""One clip as arrays, whatever it came from: what augmentation changes and the collator hands to the processor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from modeling_pcmanet.media_pcmanet import read_audio
+from pcmanet.dataset_scripts.metrics.counts import IGNORE_INDEX
+from pcmanet.dataset_scripts.sounding_shapes.files import CLASSES, SyntheticClip
+
+
+@dataclass(frozen=True, eq=False)
+class ClipArrays:
+    """One clip before processing.
+
+    Attributes:
+        name: What error messages call it.
+        frames: uint8 (frames, height, width, 3), RGB.
+        masks: uint8 (frames, height, width), class indexes; 255 is ignored, also where a frame is not annotated.
+        label_mask: bool (frames,), which frames are annotated.
+        waveform: float32 (channels, samples), full scale [-1, 1]; None if there are only features.
+        sampling_rate: Of the waveform, in hertz.
+        timestamps: float64 (frames,), seconds from the start of the sound.
+        objects: Names of what sounds in the clip (of Sounding Shapes: of all that is seen, silent or not), None if
+            unknown.
+        log_mel: float32 (frames, 1, 96, 64), features that came with the data, else None.
+    """
+
+    name: str
+    frames: np.ndarray
+    masks: np.ndarray
+    label_mask: np.ndarray
+    waveform: np.ndarray | None
+    sampling_rate: int | None
+    timestamps: np.ndarray
+    objects: frozenset[str] | None
+    log_mel: np.ndarray | None = None
+
+
+def to_arrays(clip: SyntheticClip | Mapping[str, Any], binary: bool) -> ClipArrays:
+    """Bring a clip to arrays.
+
+    Args:
+        clip: A clip of Sounding Shapes, or a row of `load_avsbench` or of its export (pictures as PIL images or arrays).
+        binary: Whether masks become 0 silent and 1 sounding, or stay class indexes.
+
+    Returns:
+        The clip as arrays.
+
+    Raises:
+        ValueError: If a row has neither sound nor features, or its sound cannot be decoded.
+    """
+    if isinstance(clip, SyntheticClip):
+        return _from_synthetic(clip, binary)
+    waveform, sampling_rate = _read_sound(clip)
+    label_mask = np.array(clip["label_mask"], dtype=bool)
+    frames = np.stack([np.asarray(_to_rgb(frame)) for frame in clip["frames"]])
+    masks = np.full(frames.shape[:3], IGNORE_INDEX, dtype=np.uint8)
+    for index in np.flatnonzero(label_mask):
+        masks[index] = clip["masks"][index]
+    return ClipArrays(
+        name=clip["id"],
+        frames=frames,
+        masks=_to_binary(masks) if binary else masks,
+        label_mask=label_mask,
+        waveform=waveform,
+        sampling_rate=sampling_rate,
+        timestamps=np.asarray(clip["timestamps"], dtype=np.float64),
+        objects=None if clip["objects"] is None else frozenset(clip["objects"]),
+        log_mel=None if clip.get("log_mel") is None else np.asarray(clip["log_mel"], dtype=np.float32),
+    )
+
+
+def _from_synthetic(clip: SyntheticClip, binary: bool) -> ClipArrays:
+    masks = clip.binary if binary else clip.masks
+    seen = frozenset(CLASSES[label - 1] for label in clip.object_classes)
+    return ClipArrays(
+        name="a clip of Sounding Shapes",
+        frames=clip.frames,
+        masks=np.where(clip.label_mask[:, None, None], masks, np.uint8(IGNORE_INDEX)),
+        label_mask=clip.label_mask,
+        waveform=clip.waveform[None],
+        sampling_rate=clip.sampling_rate,
+        timestamps=clip.timestamps,
+        # Of a negative clip nobody tells what is heard.
+        objects=None if clip.negative else seen,
+    )
+
+
+def _to_rgb(frame: Any) -> Any:
+    return frame.convert("RGB") if isinstance(frame, Image.Image) else frame
+
+
+def _to_binary(masks: np.ndarray) -> np.ndarray:
+    """Class indexes as 0 background and 1 anything else; 255 stays."""
+    return np.where(masks == IGNORE_INDEX, masks, masks > 0).astype(np.uint8)
+
+
+def _read_sound(row: Mapping[str, Any]) -> tuple[np.ndarray | None, int | None]:
+    """Decode the sound of a row; None if log-mel features stand in for it."""
+    audio = row["audio"] or {}
+    source = audio.get("bytes") or audio.get("path")
+    if source is None and row.get("log_mel") is None:
+        raise ValueError(
+            f"clip {row['id']!r} has neither sound nor log-mel features: load it with its wav or log_mel=True"
+        )
+    if source is None:
+        return None, None
+    try:
+        return read_audio(source)
+    except ValueError as error:
+        raise ValueError(f"clip {row['id']!r}: {error}") from error

@@ -1,0 +1,242 @@
+"""Sounding Shapes: procedural clips in which what sounds can only be known by listening, also as files.
+
+This module is the way in: `SoundingShapes` makes clips on the fly, `write_clip` a real video of one, and
+`write_avsbench_tree` whole data sets in the layout of AVSBench.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS as AVSBENCH_CLASSES
+from modeling_pcmanet.media_pcmanet import write_audio, write_video
+from pcmanet.dataset_scripts.avsbench.masks import voc_palette
+
+from .clips import NEGATIVE_KINDS, SPLITS, TASKS, SoundingShapes, SyntheticClip, mask_sounding
+from .scene import CLASSES
+
+
+# What each class of ours is called in an AVSBench-semantic and in an S4 tree, in the order of `CLASSES`. Names with
+# hyphens and underscores are among them on purpose: loaders trip over them.
+AVSBENCH_NAMES = (
+    ("helicopter", "helicopter"),
+    ("violin", "playing_violin"),
+    ("tabla", "playing_tabla"),
+    ("piano", "playing_piano"),
+    ("woman", "female_singing"),
+    ("keyboard", "typing_on_computer_keyboard"),
+    ("emergency-car", "ambulance_siren"),
+    ("horse", "horse_clip-clop"),
+    ("mower", "lawn_mowing"),
+    ("guitar", "playing_acoustic_guitar"),
+    ("bus", "driving_buses"),
+    ("dog", "dog_barking"),
+)
+
+TABLES = {
+    "s4": ("s4_meta_data.csv", ("name", "start", "category", "split")),
+    "ms3": ("ms3_meta_data.csv", ("video_id", "split")),
+    "avss": ("metadata.csv", ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")),
+}
+TREES = {"s4": "Single-source", "ms3": "Multi-sources", "avss": "AVSBench_semantic"}
+AVSS_SUBSETS = (("v1s", "s4", 5), ("v1m", "ms3", 5), ("v2", "avss", 10))  # subset, task, seconds
+AVSS_SIZES = ((240, 320), (256, 256), (320, 240), (270, 360))  # height, width: as varied as downloaded videos
+OBJECT_SIZE = (224, 224)
+RAW_FRAME_RATE = 16  # at 16 per second, AVSBench's frame of second l, int((l + 15/16) * 16), is exactly ours
+
+
+def write_clip(
+    dataset: SoundingShapes,
+    index: int,
+    path: str | Path,
+    *,
+    clip: SyntheticClip | None = None,
+    frames_per_second: float = 25.0,
+) -> None:
+    """Write a clip as an mp4 (H.264 and AAC) in which the objects move smoothly.
+
+    Args:
+        dataset: Where the clip is from.
+        index: Its index there.
+        path: The file to write, ending in ".mp4"; it appears when it is whole.
+        clip: Whose sound to write, such as `dataset.swap_sounds(index)`; the clip of the index if left out.
+        frames_per_second: Frame rate.
+
+    Raises:
+        IndexError: If the dataset has no such index.
+        FileNotFoundError: If the folder does not exist.
+        MediaError: If the file cannot be written.
+    """
+    clip = dataset[index] if clip is None else clip
+    frames = dataset.render_video_frames(index, frames_per_second)
+    write_video(path, frames, frames_per_second, clip.waveform, clip.sampling_rate)
+
+
+def write_avsbench_tree(
+    root: str | Path, task: str, counts: Mapping[str, int], *, seed: int = 0, progress: bool = False
+) -> Path:
+    """Write clips in the layout in which AVSBench is downloaded, log-mel pickles left out.
+
+    `root` receives `Single-source`, `Multi-sources` or `AVSBench_semantic`, whole or not at all. Trees of all three
+    tasks may share a root and, with the same seed, share their clips as AVSBench's do. Semantic trees take the subsets
+    v1s, v1m and v2 (10 seconds) in turns. Our classes carry the AVSBench names of `AVSBENCH_NAMES`.
+
+    Args:
+        root: Folder, made if there is none.
+        task: "s4", "ms3" or "avss".
+        counts: Clips per split, such as `{"train": 8, "val": 2, "test": 2}`.
+        seed: Seed of the clips.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The folder of the tree.
+
+    Raises:
+        ValueError: If the task or a split is unknown or a count is negative.
+        FileExistsError: If the tree is already there.
+    """
+    if task not in TREES:
+        raise ValueError(f"task is {task!r}; choose one of {TASKS}")
+    if wrong := {split: count for split, count in counts.items() if split not in SPLITS or count < 0}:
+        raise ValueError(f"counts holds {wrong}; give splits out of {SPLITS} and counts of 0 or more")
+    target = Path(root) / TREES[task]
+    if target.exists():
+        raise FileExistsError(f"{target} exists already; remove it or choose another root")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    jobs = [(split, index) for split, count in counts.items() for index in range(count)]
+    # Everything is written beside the target first, so that an interrupted run leaves no half tree.
+    with tempfile.TemporaryDirectory(prefix=f".{TREES[task]}.", dir=root) as folder:
+        tree = Path(folder) / TREES[task]
+        writer = {"s4": _write_single, "ms3": _write_multiple, "avss": _write_semantic}[task]
+        rows = [
+            writer(tree, split, index, seed)
+            for split, index in tqdm(jobs, desc=f"writing {target}", unit="clip", disable=not progress)
+        ]
+        _write_tables(tree, task, rows)
+        os.replace(tree, target)
+    return target
+
+
+def _write_single(tree: Path, split: str, index: int, seed: int) -> tuple[str, ...]:
+    """Write one S4 clip, annotated as its split is, and return its row."""
+    dataset = _dataset("s4", split, index, seed)
+    clip, name = dataset[index], _video_id("s4", split, index, seed)
+    label = clip.object_classes[int(np.argmax(clip.sounding[0]))]
+    category = AVSBENCH_NAMES[label - 1][1]
+    place = f"{split}/{category}/{name}"
+    data = tree / "s4_data"
+    _write_pictures(clip, data / "visual_frames" / place / name, data / "gt_masks" / place / name)
+    _write_sound(clip, data / "audio_wav" / f"{place}.wav")
+    _write_raw_video(dataset, index, clip, data / "raw_videos" / f"{place}.mp4")
+    return name, "0", category, split
+
+
+def _write_multiple(tree: Path, split: str, index: int, seed: int) -> tuple[str, ...]:
+    """Write one MS3 clip and return its row."""
+    dataset = _dataset("ms3", split, index, seed)
+    clip, name = dataset[index], _video_id("ms3", split, index, seed)
+    data = tree / "ms3_data"
+    _write_pictures(clip, data / "visual_frames" / name / f"{name}.mp4", data / "gt_masks" / split / name / name)
+    _write_sound(clip, data / "audio_wav" / split / f"{name}.wav")
+    _write_raw_video(dataset, index, clip, data / "raw_videos" / f"{name}.mp4")
+    return name, split
+
+
+def _write_semantic(tree: Path, split: str, index: int, seed: int) -> tuple[str, ...]:
+    """Write one AVSS clip of the subset whose turn it is and return its row."""
+    subset, task, seconds = AVSS_SUBSETS[index % len(AVSS_SUBSETS)]
+    dataset = _dataset(task, split, index, seed, AVSS_SIZES[index % len(AVSS_SIZES)], seconds)
+    clip, name = dataset[index], _video_id(task, split, index, seed)
+    start = 0 if subset == "v1m" else index % 60
+    # Only v1m's names stand for themselves: the others get the milliseconds at which the clip was cut.
+    uid = name if subset == "v1m" else f"{name}_{start * 1000}_{(start + seconds) * 1000}"
+    _write_semantic_pictures(clip, tree / subset / uid)
+    _write_sound(clip, tree / subset / uid / "audio.wav")
+    heard = [AVSBENCH_NAMES[clip.object_classes[k] - 1][0] for k in np.flatnonzero(clip.sounding.any(axis=0))]
+    return name, uid, "0", str(start), "_".join(sorted(heard)) or "background", split, subset
+
+
+def _dataset(
+    task: str, split: str, index: int, seed: int, size: tuple[int, int] = OBJECT_SIZE, seconds: int = 5
+) -> SoundingShapes:
+    height, width = size
+    return SoundingShapes(task, split, length=index + 1, seed=seed, height=height, width=width, num_frames=seconds)
+
+
+def _video_id(task: str, split: str, index: int, seed: int) -> str:
+    """Eleven characters like those of a video site, which may begin with `_` or `-`; every second MS3 id has a suffix."""
+    digest = hashlib.sha256(f"{task}/{split}/{seed}/{index}".encode()).digest()
+    name = urlsafe_b64encode(digest).decode()[:11]
+    return f"{name}_{index}" if task == "ms3" and index % 2 == 0 else name
+
+
+def _write_pictures(clip: SyntheticClip, frame_stem: Path, mask_stem: Path) -> None:
+    """Write `{stem}_{1..}.png`: every frame, and the mask of every annotated frame as 0 and 255."""
+    for number, frame in enumerate(clip.frames, start=1):
+        _save_image(frame_stem.with_name(f"{frame_stem.name}_{number}.png"), frame)
+    for number in np.flatnonzero(clip.label_mask) + 1:
+        _save_image(mask_stem.with_name(f"{mask_stem.name}_{number}.png"), clip.binary[number - 1] * np.uint8(255))
+
+
+def _write_semantic_pictures(clip: SyntheticClip, folder: Path) -> None:
+    """Write frames as jpg and, of annotated frames, the class indexes and their colours as png."""
+    to_avsbench = np.array([0, *(AVSBENCH_CLASSES.index(name) for name, _ in AVSBENCH_NAMES)], dtype=np.uint8)
+    for number, frame in enumerate(clip.frames):
+        _save_image(folder / "frames" / f"{number}.jpg", frame)
+    for number in np.flatnonzero(clip.label_mask):
+        labels = to_avsbench[clip.masks[number]]
+        _save_image(folder / "labels_semantic" / f"{number}.png", labels)
+        _save_image(folder / "labels_rgb" / f"{number}.png", voc_palette()[labels])
+
+
+def _save_image(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
+
+
+def _write_sound(clip: SyntheticClip, path: Path) -> None:
+    """Write 16-bit stereo, both channels the same, as AVSBench's sound is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_audio(path, np.stack([clip.waveform, clip.waveform]), clip.sampling_rate)
+
+
+def _write_raw_video(dataset: SoundingShapes, index: int, clip: SyntheticClip, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_clip(dataset, index, path, clip=clip, frames_per_second=RAW_FRAME_RATE)
+
+
+def _write_tables(tree: Path, task: str, rows: list[tuple[str, ...]]) -> None:
+    """Write the table of clips, and for the semantic task the class numbers, which AVSBench counts from 1."""
+    tree.mkdir(exist_ok=True)
+    name, header = TABLES[task]
+    with (tree / name).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    if task == "avss":
+        numbers = {name: number for number, name in enumerate(AVSBENCH_CLASSES, start=1)}
+        (tree / "label2idx.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+
+
+__all__ = [
+    "AVSBENCH_CLASSES",
+    "CLASSES",
+    "NEGATIVE_KINDS",
+    "SPLITS",
+    "SoundingShapes",
+    "SyntheticClip",
+    "TASKS",
+    "mask_sounding",
+    "voc_palette",
+    "write_avsbench_tree",
+    "write_clip",
+]

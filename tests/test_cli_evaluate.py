@@ -1,0 +1,368 @@
+"""Tests of examples/evaluate_pcmanet.py: the command as a user runs it, on trees of real files with tiny models."""
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import tiny_model
+from written_trees import write_trees
+
+from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.metrics.accumulators import (
+    BinaryMetrics,
+    FalsePositiveMetrics,
+    SemanticMetrics,
+)
+from pcmanet.dataset_scripts.sounding_shapes import files as files_module
+
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "evaluate_pcmanet.py"
+PROTOCOLS = ("official", "batch", "dataset")
+QUICK = ["--num-workers", "0", "--batch-size", "2", "--worst", "0"]
+EAR = {"block_channels": [[4], [6], [6]], "hidden_size": 12, "embedding_size": 10}
+PROCESSOR = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 48}), PCMANetFeatureExtractor())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_trees(
+        tmp_path_factory.mktemp("avsbench"), s4={"train": 2, "test": 5}, ms3={"test": 3}, avss={"test": 3}
+    )
+
+
+def save(folder: Path, **settings) -> Path:
+    """Save a tiny model whose sound decides about half of its pixels, and its processor."""
+    model = tiny_model(sharpness=8.0, audio_config=EAR, **settings)
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "pixel_values": torch.randn(1, 5, 3, 32, 48, generator=generator),
+        "input_features": torch.randn(1, 5, 1, 96, 64, generator=generator),
+    }
+    with torch.no_grad():
+        for stage in model.model.stages:
+            stage.head[-1].bias -= model(**batch).logits.median()
+    model.save_pretrained(folder)
+    PROCESSOR.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {labels: save(folder / f"of_{labels}", num_labels=labels) for labels in (1, 71)}
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location("evaluate_pcmanet", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, monkeypatch, tmp_path):
+    """Run the script in this process; give the results, or the exit code if it is not 0."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_script(checkpoint, data, *arguments, output="results"):
+        options = [*QUICK, *arguments, "--output", output]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(checkpoint), str(data), *options])
+        try:
+            script.main()
+        except SystemExit as stop:
+            return stop.code
+        return json.loads((tmp_path / output / "results.json").read_text())
+
+    return run_script
+
+
+@torch.no_grad()
+def predict(checkpoint, rows, silent=False):
+    """Yield logits and batch of every two rows, directly."""
+    model = tiny_model(sharpness=8.0, audio_config=EAR, num_labels=int(checkpoint.name.removeprefix("of_")))
+    model = type(model).from_pretrained(checkpoint).eval()
+    collate = ClipCollator(PROCESSOR, binary=model.config.num_labels == 1)
+    for first in range(0, len(rows), 2):
+        batch = collate(rows[first : first + 2])
+        if silent:
+            batch["input_features"] = torch.full_like(batch["input_features"], float(np.log(0.01)))
+        inputs = {name: batch[name] for name in ("pixel_values", "input_features", "frame_mask")}
+        yield model(**inputs).logits, batch
+
+
+def measure(metrics, checkpoint, rows, **options):
+    for logits, batch in predict(checkpoint, rows, **options):
+        metrics.update(logits, batch["labels"], batch["frame_mask"], batch["label_mask"])
+    return metrics
+
+
+def load(root, name, split="test"):
+    return list(load_avsbench(root, name, split=split, streaming=True))
+
+
+@pytest.mark.parametrize(("name", "split", "frames"), [("s4", "test", 25), ("s4", "train", 2), ("ms3", "test", 15)])
+def test_binary_figures_are_those_of_direct_evaluation(run, root, checkpoints, name, split, frames):
+    results = run(checkpoints[1], root, "--name", name, "--split", split)
+    rows = load(root, name, split)
+    metrics = measure(BinaryMetrics(), checkpoints[1], rows)
+    assert results["figures"] == {protocol: metrics.compute(protocol) for protocol in PROTOCOLS}
+    assert (results["name"], results["split"], results["clips"], results["frames"]) == (name, split, len(rows), frames)
+    # And once more from AVSBENCH's formula, without any of our measures.
+    ious = []
+    for logits, batch in predict(checkpoints[1], rows):
+        for mask, labels, known in zip(logits[:, :, 0] > 0, batch["labels"], batch["label_mask"], strict=True):
+            pairs = [(mask[k], labels[k] == 1) for k in np.flatnonzero(known)]
+            ious.append(
+                np.mean([(m & t).sum() / ((m | t).sum() + 1e-7) if t.any() else (~m).float().mean() for m, t in pairs])
+            )
+    assert results["figures"]["official"]["miou"] == pytest.approx(np.mean(ious), abs=1e-6)
+    assert [clip["miou"] for clip in results["per_clip"]] == pytest.approx(ious, abs=1e-6)
+    assert [clip["clip"] for clip in results["per_clip"]] == [row["id"] for row in rows]
+    assert 0.05 < results["figures"]["official"]["miou"] < 0.95
+
+
+def test_semantic_figures_are_those_of_direct_evaluation(run, root, checkpoints):
+    results = run(checkpoints[71], root, "--name", "avss", "--per-class")
+    metrics = measure(SemanticMetrics(71), checkpoints[71], load(root, "avss"))
+    assert results["figures"] == {protocol: metrics.compute(protocol) for protocol in PROTOCOLS}
+    assert results["frames"] == 20
+    assert not any("published" in name for name in results["figures"]["official"])
+    assert len(results["classes"]) == results["figures"]["official"]["classes_seen"]
+    iou = metrics.per_class("official")["iou"]
+    assert results["classes"]["background"]["official"]["miou"] == iou[0].item()
+
+
+def test_published_ways_of_avss_are_there_on_request(run, root, checkpoints):
+    options = ["--name", "avss", "--score-padding", "--published-no-background"]
+    results = run(checkpoints[71], root, *options)
+    metrics = SemanticMetrics(71, score_padding=True, report_published_no_background=True)
+    logits, labels = [], []
+    for some, batch in predict(checkpoints[71], load(root, "avss")):
+        for clip, right in zip(some, batch["labels"], strict=True):
+            missing = 10 - len(clip)
+            logits.append(torch.nn.functional.pad(clip, [0, 0, 0, 0, 0, 0, 0, missing]))
+            labels.append(torch.nn.functional.pad(torch.where(right == 255, 0, right), [0, 0, 0, 0, 0, missing]))
+    for clip, right in zip(logits, labels, strict=True):
+        metrics.update(clip[None], right[None])
+    expected = metrics.compute("official")
+    assert results["frames"] == expected["frames"] == 30
+    assert set(results["figures"]["official"]) == set(expected)
+    assert results["figures"]["official"]["miou_published_no_background"] != expected["miou_no_background"]
+    assert 'mIoU, "no background" as published' in Path("results/results.md").read_text()
+
+
+def test_what_is_heard_makes_the_classes_of_binary_masks(run, root, checkpoints):
+    results = run(checkpoints[1], root, "--name", "s4", "--per-class")
+    rows = load(root, "s4")
+    assert set(results["classes"]) == {row["category"] for row in rows}
+    category = rows[0]["category"]
+    members = [
+        clip["miou"] for clip, row in zip(results["per_clip"], rows, strict=True) if row["category"] == category
+    ]
+    assert results["classes"][category]["official"]["miou"] == pytest.approx(np.mean(members), abs=1e-12)
+    assert f"| {category} " in Path("results/results.md").read_text()
+
+
+def test_wrong_sounds_are_measured_and_join_later(run, root, checkpoints):
+    plain = run(checkpoints[1], root, "--name", "s4")
+    before = {path.name: path.stat().st_mtime_ns for path in Path("results/progress").iterdir()}
+    results = run(checkpoints[1], root, "--name", "s4", "--negative-audio", "off_screen", "silence", "noise")
+    files = {path.name: path.stat().st_mtime_ns for path in Path("results/progress").glob("*.safetensors")}
+    assert len(files) == 12 and all(files[name] == before[name] for name in before if "positive" in name)
+    silence = measure(FalsePositiveMetrics(1), checkpoints[1], load(root, "s4"), silent=True)
+    for protocol in PROTOCOLS:
+        figures = results["figures"][protocol]
+        assert {name: figures[name] for name in plain["figures"][protocol]} == plain["figures"][protocol]
+        rates = [figures[f"false_positive_rate_{kind}"] for kind in ("silence", "noise", "off_screen")]
+        assert rates[0] == pytest.approx(silence.compute(protocol)["false_positive_rate"], abs=1e-6)
+        assert len(set(rates)) == 3 and figures["false_positive_rate"] == pytest.approx(np.mean(rates))
+        assert figures["g_miou"] == pytest.approx(2 / (1 / figures["miou"] + 1 / (1 - np.mean(rates))))
+
+
+def test_sounds_for_off_screen_may_be_given(run, root, checkpoints, capsys):
+    options = [root, "--name", "ms3", "--negative-audio", "off_screen"]
+    assert run(checkpoints[1], *options) == 2
+    assert "with --off-screen-sounds" in capsys.readouterr().err
+    results = run(
+        checkpoints[1], *options, "--off-screen-sounds", str(root / "Single-source" / "s4_data" / "audio_wav")
+    )
+    assert 0 < results["figures"]["official"]["false_positive_rate_off_screen"] < 1
+
+
+def test_tables_and_the_worst_clips_are_drawn(run, root, checkpoints, capsys):
+    results = run(checkpoints[1], root, "--name", "s4", "--worst", "2")
+    text = Path("results/results.md").read_text()
+    table = capsys.readouterr().out.split("\n\n")[0].strip()
+    assert table in text and "|      | official |  batch | dataset |" in table
+    assert f"{results['figures']['dataset']['f_score']:.4f}" in table
+    assert "evaluate_pcmanet.py" in text and "5 clips, 25 frames" in text
+    worst = sorted(results["per_clip"], key=lambda clip: clip["miou"])[:2]
+    assert [line.split()[1] for line in text.splitlines()[-2:]] == [clip["clip"] for clip in worst]
+    sheet = Image.open("results/worst_clips.png")
+    one = run(checkpoints[1], root, "--name", "s4", "--worst", "1")
+    assert one == results
+    assert Image.open("results/worst_clips.png").height == pytest.approx(sheet.height / 2, abs=40)
+
+
+def test_one_class_after_another_is_found_in_a_mask_and_scored(script):
+    right = np.array([[0, 1, 1, 255], [2, 2, 0, 0]], dtype=np.uint8)
+    mask = np.array([[1, 1, 0, 1], [3, 0, 0, 0]])
+    found = script.find_segments(mask, right, {1: "one", 2: "two", 3: "three"})
+    assert [(segment["label"], segment["score"]) for segment in found] == [("one", 1 / 3), ("three", 0.0)]
+    assert np.asarray(found[0]["mask"]).tolist() == [[255, 255, 0, 255], [0, 0, 0, 0]]
+    (unknown,) = script.find_segments(np.array([[1]]), np.array([[255]]), {1: "one"})
+    assert np.isnan(unknown["score"])
+
+
+@pytest.fixture
+def own_clips(tmp_path):
+    """A folder of two videos, of which one frame each is annotated with two classes."""
+    folder = tmp_path / "own"
+    (folder / "masks").mkdir(parents=True)
+    dataset = files_module.SoundingShapes("ms3", "test", length=2, height=64, width=64, num_frames=2)
+    rows = [("video", "split", "masks", "objects")]
+    for index in range(2):
+        files_module.write_clip(dataset, index, folder / f"{index}.mp4", frames_per_second=8)
+        files_module._save_image(folder / "masks" / str(index) / "1.png", dataset[index].binary[1])
+        rows.append((f"{index}.mp4", "test", f"masks/{index}", ("dog", "cat")[index]))
+    with (folder / "clips.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def test_own_clips_are_measured_where_they_are_annotated(run, own_clips, checkpoints, tmp_path, capsys):
+    results = run(checkpoints[1], own_clips, "--per-class", "--worst", "1", "--negative-audio", "off_screen")
+    assert (results["name"], results["clips"], results["frames"]) == ("folder", 2, 2)
+    assert set(results["classes"]) == {"cat", "dog"}
+    (own_clips / "classes.txt").write_text("background\nanything\n")
+    names = {0: "background", 1: "something"}
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    assert run(save(tmp_path / "named", **labels), own_clips, output="named_results") == 2
+    assert "Class 1 is 'something'" in capsys.readouterr().err
+    (own_clips / "classes.txt").write_text("background\nsomething\n")
+    assert run(tmp_path / "named", own_clips, output="named_results")["figures"]["official"]["classes_seen"] == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "data", "arguments", "message"),
+    [
+        (1, "", ["--name", "avss"], "predicts binary masks, but avss has 71 classes"),
+        (71, "", ["--name", "s4"], "predicts 71 classes, but s4 has binary masks"),
+        (1, "", [], "holds s4 and ms3 and avss: choose one with --name"),
+        (1, "Single-source/s4_data", [], "holds no table of clips"),
+        (1, "nowhere", [], "There is no folder"),
+        (1, "", ["--name", "s4", "--split", "val"], "has no clips of split 'val', only of test, train"),
+        (1, "", ["--name", "folder"], "clips.csv"),
+        (1, "", ["--name", "s4", "--score-padding"], "--score-padding is for avss"),
+        (1, "", ["--name", "s4", "--published-no-background"], "--published-no-background is for avss"),
+        (1, "", ["--name", "ms3", "--per-class"], "does not tell what is heard"),
+        (1, "", ["--name", "ms3", "--label-noise", "ignore"], "is for avss"),
+        (1, "", ["--name", "s4", "--batch-size", "0"], "--batch-size"),
+        (0, "", ["--name", "s4"], "There is no checkpoint folder"),
+    ],
+)
+def test_what_does_not_fit_ends_in_one_clear_line(run, root, checkpoints, capsys, labels, data, arguments, message):
+    assert run(checkpoints.get(labels, root / "nothing"), root / data, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert not Path("results").exists()
+    if "clips.csv" not in message and "batch-size" not in message:
+        assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_weights_that_are_not_all_there_are_refused(run, root, checkpoints, tmp_path, capsys):
+    model = type(tiny_model()).from_pretrained(checkpoints[1])
+    weights = {name: values for name, values in model.state_dict().items() if "head" not in name}
+    model.save_pretrained(tmp_path / "headless", state_dict=weights)
+    PROCESSOR.save_pretrained(tmp_path / "headless")
+    assert run(tmp_path / "headless", root, "--name", "s4") == 2
+    assert "lacks weights of a PCMANetForAudioVisualSegmentation, such as" in capsys.readouterr().err
+
+
+def test_other_settings_never_mix(run, root, checkpoints, capsys):
+    run(checkpoints[1], root, "--name", "ms3")
+    assert run(checkpoints[1], root, "--name", "ms3", "--batch-size", "3", "--seed", "1") == 2
+    assert "was begun with another batch_size, another seed." in capsys.readouterr().err
+    assert run(checkpoints[1], root, "--name", "s4") == 2
+
+
+def test_a_damaged_file_is_named_and_the_rest_is_kept(run, root, checkpoints, tmp_path, capsys):
+    write_trees(tmp_path, ms3={"test": 3})
+    last = next(tmp_path.rglob(f"gt_masks/test/{load(tmp_path, 'ms3')[2]['id']}/*_5.png"))
+    whole = last.read_bytes()
+    Image.fromarray(np.full((224, 224), 100, np.uint8)).save(last)
+    assert run(checkpoints[1], tmp_path, "--num-workers", "1") == 2
+    error = capsys.readouterr().err
+    assert str(last) in error and "grey values 100" in error and "Traceback" not in error
+    (done,) = Path("results/progress").glob("*.safetensors")
+    moment = done.stat().st_mtime_ns
+    last.write_bytes(whole)
+    expected = run(checkpoints[1], root, "--name", "ms3", output="elsewhere")
+    assert run(checkpoints[1], tmp_path)["figures"] == expected["figures"]
+    assert done.stat().st_mtime_ns == moment
+
+
+@pytest.mark.slow
+def test_workers_need_not_be_forked(script, run, root, checkpoints, monkeypatch):
+    """As on macOS, and everywhere from Python 3.14 on."""
+    expected = run(checkpoints[1], root, "--name", "ms3")
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setitem(sys.modules, script.__name__, script)
+    monkeypatch.setattr(script, "DataLoader", partial(script.DataLoader, multiprocessing_context="forkserver"))
+    assert run(checkpoints[1], root, "--name", "ms3", "--num-workers", "1", output="not_forked") == expected
+
+
+def launch(*arguments, processes=1):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    start = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += [] if processes == 1 else ["--nproc_per_node", str(processes)]
+    return subprocess.Popen(
+        [*start, str(SCRIPT), *QUICK, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_and_a_killed_one_give_the_figures_of_one_to_the_last_digit(run, root, checkpoints, tmp_path):
+    options = ["--name", "s4", "--negative-audio", "silence", "noise", "off_screen", "--per-class"]
+    expected = run(checkpoints[1], root, *options)
+
+    both = launch(checkpoints[1], root, *options, "--output", tmp_path / "both", processes=2)
+    printed, _ = both.communicate(timeout=600)
+    assert both.returncode == 0, printed
+    assert json.loads((tmp_path / "both" / "results.json").read_text()) == expected
+    assert printed.count("| mIoU") == 1
+
+    killed = launch(checkpoints[1], root, *options, "--output", tmp_path / "killed")
+    progress = tmp_path / "killed" / "progress"
+    deadline = time.monotonic() + 600
+    while not list(progress.glob("p*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    assert not (tmp_path / "killed" / "results.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in progress.glob("*.safetensors")}
+    assert 0 < len(done) < 12
+    again = launch(checkpoints[1], root, *options, "--output", tmp_path / "killed", processes=2)
+    printed, _ = again.communicate(timeout=600)
+    assert again.returncode == 0, printed
+    assert json.loads((tmp_path / "killed" / "results.json").read_text()) == expected
+    assert all(path.stat().st_mtime_ns == moment for path, moment in done.items())
+    assert len(list(progress.iterdir())) == 13

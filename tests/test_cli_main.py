@@ -1,0 +1,346 @@
+"""Tests of src/pcmanet/cli/main.py: the command as a user runs it, on real files with a tiny model."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_runs import RATE, SIZE, finish_process, save_checkpoint, sound, start_process, wait_until, write_clip
+from odd_media import begin_late, onset, write_film
+from PIL import Image
+
+from modeling_pcmanet.media_pcmanet import read_media, write_audio
+from pcmanet.cli.main import main
+from pcmanet.cli.results import decode_mask
+
+
+RESULTS = ["contact_sheet.png", "masks", "overlay.mp4", "segments.jsonl", "video.json"]
+PICTURES = ("--overlay", "--contact-sheet")
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a clip of 3 seconds and a silent one."""
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clip.mp4")
+    write_clip(tmp_path / "silent.mp4", silent=True)
+    return tmp_path
+
+
+@pytest.fixture
+def run(checkpoint: Path) -> Run:
+    """Runs `pcmanet segment` in this process; gives the exit code."""
+
+    def segment(*arguments: str, model: str = str(checkpoint)) -> int:
+        try:
+            return main(["segment", *arguments, "--model", model])
+        except SystemExit as exit_:
+            return exit_.code
+
+    return segment
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+class TestResults:
+    def test_table_and_files(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        assert run("clip.mp4", *PICTURES) == 0
+        lines = capsys.readouterr().out.splitlines()
+        output = folder / "segmented" / "clip"
+        assert names(folder) == ["clip.mp4", "segmented", "silent.mp4"]
+        assert names(folder / "segmented") == ["clip", "pcmanet_settings.json"]
+        assert names(output) == RESULTS
+        assert names(output / "masks") == [f"000{number}_at_{number}.900s.png" for number in range(3)]
+
+        records = [json.loads(line) for line in (output / "segments.jsonl").read_text().splitlines()]
+        assert lines[0].split() == ["second", "what", "sounds", "score", "share", "of", "the", "picture"]
+        for number, line in enumerate(lines[1:4]):
+            second, label, score, share = line.split()
+            with Image.open(output / "masks" / f"000{number}_at_{number}.900s.png") as mask:
+                assert share == f"{np.asarray(mask).mean() / 255:.1%}"
+                assert mask.size == SIZE
+                (found,) = records[number]["segments"]
+                assert decode_mask(found["segmentation"]).tobytes() == mask.tobytes()
+            assert (second, label, score) == (f"{number}.90", "sounding", f"{found['score']:.2f}")
+            assert 0.5 < float(score) <= 1
+        assert lines[-1] == "1 of 1 videos segmented, results in segmented"
+
+        overlay, original = read_media(output / "overlay.mp4"), read_media("clip.mp4")
+        assert overlay.frames.shape == original.frames.shape
+        assert (overlay.waveform == original.waveform).all()
+        with Image.open(output / "contact_sheet.png") as sheet:
+            assert sheet.width > 1000
+
+    def test_only_what_was_asked_for(self, run: Run, folder: Path):
+        assert run("clip.mp4", "--format", "rle") == 0
+        assert names(folder / "segmented" / "clip") == ["segments.jsonl", "video.json"]
+
+    def test_threshold_that_nothing_reaches(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        assert run("clip.mp4", "--output", "deep/er", "--threshold", "1") == 0
+        assert capsys.readouterr().out.count("  nothing\n") == 3
+        masks = sorted((folder / "deep" / "er" / "clip" / "masks").iterdir())
+        assert [Image.open(path).getextrema() for path in masks] == [(0, 0)] * 3
+
+    def test_frames_per_second(self, run: Run, folder: Path):
+        assert run("clip.mp4", "--frames-per-second", "2") == 0
+        assert len(names(folder / "segmented" / "clip" / "masks")) == 6
+
+    def test_an_uncertainty_budget(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        options = ("clip.mp4", "--format", "rle", "--output")
+        assert run(*options, "whole") == 0
+        assert run(*options, "coarse", "--uncertainty-budget", "1") == 0
+        whole, coarse = ((folder / name / "clip" / "segments.jsonl").read_text() for name in ("whole", "coarse"))
+        assert whole != coarse
+        assert run(*options, "coarse") == 2
+        assert "coarse was begun with another uncertainty budget" in capsys.readouterr().err
+
+    def test_overlay_at_a_rate_of_its_own(self, run: Run, folder: Path):
+        assert run("clip.mp4", "--output", "one", "--overlay") == 0
+        assert run("clip.mp4", "--output", "fine", "--overlay", "--overlay-frames-per-second", "5") == 0
+        assert names(folder / "fine" / "clip") == ["masks", "overlay.mp4", "segments.jsonl", "video.json"]
+        assert names(folder / "fine" / "clip" / "masks") == names(folder / "one" / "clip" / "masks")
+        coarse, fine = (
+            read_media(folder / name / "clip" / "overlay.mp4", frames_per_second=10).frames for name in ("one", "fine")
+        )
+        # The masks of the first second differ somewhere, because the fine overlay has five of them.
+        assert len(coarse) == len(fine) == 30
+        assert np.abs(coarse[:10].astype(int) - fine[:10]).max() > 50
+
+    def test_sound_from_another_file(self, run: Run, folder: Path):
+        write_audio("sound.wav", sound(3), RATE)
+        assert run("silent.mp4", *PICTURES, "--audio", "sound.wav") == 0
+        overlay = read_media(folder / "segmented" / "silent" / "overlay.mp4")
+        assert overlay.waveform.shape[1] >= 3 * RATE
+        assert np.abs(overlay.waveform).max() > 0.1
+
+    def test_overlay_of_a_recording_that_begins_under_way(self, run: Run, folder: Path):
+        write_film(folder / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"})
+        assert run(str(begin_late(folder / "cut.ts", 0.05)), "--overlay") == 0
+        overlay = read_media(folder / "segmented" / "cut" / "overlay.mp4")
+        assert onset(overlay.waveform, overlay.sampling_rate) == pytest.approx(0.2, abs=0.05)
+
+    def test_one_bad_video_does_not_stop_the_rest(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        assert run("silent.mp4", "clip.mp4") == 1
+        assert names(folder / "segmented") == ["clip", "pcmanet_settings.json"]
+        captured = capsys.readouterr()
+        assert "failed: silent.mp4: silent.mp4 has no sound track. Give the file" in captured.err
+        assert "1 of 2 videos segmented" in captured.out
+
+    def test_done_videos_are_left_alone(self, run: Run, folder: Path):
+        assert run("clip.mp4") == 0
+        stamp = (folder / "segmented" / "clip").stat().st_mtime_ns
+        write_clip(folder / "more" / "other.mp4", seconds=1)
+        assert run("clip.mp4", "more") == 0
+        assert (folder / "segmented" / "clip").stat().st_mtime_ns == stamp
+        assert names(folder / "segmented") == ["clip", "other", "pcmanet_settings.json"]
+
+    @pytest.mark.parametrize("options", [("--format", "rle"), ("--format", "parquet", "--contact-sheet")])
+    def test_another_video_of_that_name_is_not_done(
+        self, run: Run, folder: Path, capsys: pytest.CaptureFixture, options: tuple[str, ...]
+    ):
+        write_clip(folder / "more" / "clip.mp4", seconds=1)
+        assert run("clip.mp4", *options) == 0
+        assert run(str(folder / "more" / ".." / "clip.mp4"), *options) == 0
+        stamp = (folder / "segmented" / "clip").stat().st_mtime_ns
+        assert run("more/clip.mp4", *options) == 2
+        expected = f"holds the results of {folder / 'clip.mp4'}, not of {folder / 'more' / 'clip.mp4'}. Give another"
+        assert expected in capsys.readouterr().err
+        assert (folder / "segmented" / "clip").stat().st_mtime_ns == stamp
+        assert run("more/clip.mp4", *options, "--overwrite") == 0
+
+    def test_a_video_with_another_sound_is_not_done(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        for seed in (1, 2):
+            write_audio(f"sound_{seed}.wav", sound(3, seed), RATE)
+        assert run("silent.mp4", "--audio", "sound_1.wav") == 0
+        assert run("silent.mp4", "--audio", str(folder / "sound_1.wav")) == 0
+        assert run("silent.mp4", "--audio", "sound_2.wav") == 2
+        assert "with the sound of" in capsys.readouterr().err
+
+    def test_overwritten_on_demand(self, run: Run, folder: Path):
+        assert run("clip.mp4", *PICTURES, "--frames-per-second", "2") == 0
+        assert run("clip.mp4", "--overwrite") == 0
+        assert names(folder / "segmented" / "clip") == ["masks", "segments.jsonl", "video.json"]
+        assert len(names(folder / "segmented" / "clip" / "masks")) == 3
+
+
+class TestErrors:
+    def assert_refused(
+        self, folder: Path, capsys: pytest.CaptureFixture, *expected: str, code: str = "error: "
+    ) -> None:
+        captured = capsys.readouterr()
+        (line,) = [line for line in captured.err.splitlines() if code in line]
+        for text in expected:
+            assert text in line
+        assert "Traceback" not in captured.err
+        assert not (folder / "segmented" / "clip").exists()
+        assert not list(folder.rglob(".pcmanet-*"))
+
+    def test_no_such_file(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        assert run("nowhere.mp4", "clip.mp4") == 2
+        self.assert_refused(folder, capsys, "nowhere.mp4")
+
+    def test_not_a_video(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        (folder / "text.mp4").write_text("this is no video")
+        assert run("text.mp4") == 1
+        self.assert_refused(folder, capsys, "text.mp4", code="failed: ")
+
+    def test_no_sound(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        assert run("silent.mp4") == 1
+        self.assert_refused(folder, capsys, "silent.mp4", "no sound track", "--audio", code="failed: ")
+
+    def test_no_such_sound(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        assert run("silent.mp4", "--audio", "nowhere.wav") == 2
+        self.assert_refused(folder, capsys, "nowhere.wav", "--audio")
+
+    def test_no_such_checkpoint(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        assert run("clip.mp4", model=str(folder / "no_model")) == 2
+        self.assert_refused(folder, capsys, "no_model", "Hub id")
+
+    def test_no_such_device(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        assert run("clip.mp4", "--device", "warp") == 2
+        self.assert_refused(folder, capsys, "--device warp cannot be used")
+
+    def test_two_videos_of_one_name(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        write_clip(folder / "more" / "clip.mp4", seconds=1)
+        assert run("clip.mp4", "more") == 2
+        self.assert_refused(folder, capsys, "clip.mp4 and more/clip.mp4", "the folder clip")
+        assert not (folder / "segmented").exists()
+        assert run("clip.mp4", "more", "--format", "parquet") == 0
+
+    def test_failure_while_writing_leaves_nothing(
+        self, run: Run, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ):
+        def full_disk(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Image.Image, "save", full_disk)
+        assert run("clip.mp4") == 2
+        self.assert_refused(folder, capsys, "no space left for segmented", "start the same again")
+
+    @pytest.mark.parametrize("stranger", ["thesis.txt", "clip/portrait.png", "sub/overlay.mp4"])
+    def test_folder_with_other_things_is_left_alone(
+        self, run: Run, folder: Path, capsys: pytest.CaptureFixture, stranger: str
+    ):
+        path = folder / "mine" / stranger
+        path.parent.mkdir(parents=True)
+        path.write_text("precious")
+        for options in ([], ["--overwrite"]):
+            assert run("clip.mp4", "--output", "mine", *options) == 2
+            assert Path(stranger).parts[0] in capsys.readouterr().err
+        assert path.read_text() == "precious"
+
+    def test_other_things_among_results_are_not_overwritten(
+        self, run: Run, folder: Path, capsys: pytest.CaptureFixture
+    ):
+        assert run("clip.mp4") == 0
+        (folder / "segmented" / "clip" / "notes.txt").write_text("precious")
+        assert run("clip.mp4", "--overwrite") == 2
+        assert "segmented holds clip/notes.txt" in capsys.readouterr().err
+        assert (folder / "segmented" / "clip" / "notes.txt").read_text() == "precious"
+
+    def test_output_is_a_file(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+        (folder / "taken").write_text("precious")
+        assert run("clip.mp4", "--output", "taken") == 2
+        assert "taken is a file" in capsys.readouterr().err
+        assert run("clip.mp4", "--output", "taken/deep/er") == 2
+        assert "taken is a file. Give another --output." in capsys.readouterr().err
+        assert (folder / "taken").read_text() == "precious"
+
+    def test_a_fault_of_ours_shows_its_traceback(
+        self, run: Run, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("pcmanet.cli.segment.summarize", lambda *_: 1 / 0)
+        assert run("clip.mp4") == 70
+        assert "Traceback" in capsys.readouterr().err
+        assert names(folder / "segmented") == ["pcmanet_settings.json"]
+
+
+@pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(checkpoint: Path, folder: Path, wanted: signal.Signals, code: int):
+    """In the middle of a long video: nothing of it is left, the same command goes on."""
+    write_clip(folder / "long.mp4", seconds=40)
+    options = ["segment", "clip.mp4", "long.mp4", "--model", str(checkpoint), "--frames-per-second", "10"]
+    process = start_process(lambda: main(options), folder / "log")
+    wait_until((folder / "segmented" / "clip").exists, process, folder / "log")
+    os.kill(process, wanted)
+    assert finish_process(process) == code
+    assert names(folder / "segmented") == ["clip", "pcmanet_settings.json"]
+    log = (folder / "log").read_text()
+    assert "interrupted: what is done is whole and kept. To go on: pcmanet segment clip.mp4 long.mp4" in log
+    assert "Traceback" not in log
+
+
+def test_nobody_reads_what_is_printed(checkpoint: Path, folder: Path):
+    """As in `pcmanet segment clip.mp4 | true`: the results are there all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def segment() -> int:
+        sys.stdout = os.fdopen(writer, "w")
+        return main(["segment", "clip.mp4", "--model", str(checkpoint)])
+
+    process = start_process(segment, folder / "log")
+    os.close(writer)
+    assert finish_process(process) == 141
+    assert names(folder / "segmented") == ["clip", "pcmanet_settings.json"]
+    assert "rror" not in (folder / "log").read_text()
+
+
+class TestStart:
+    """What is seen before anything heavy is imported."""
+
+    def test_help_names_all_and_imports_nothing_heavy(self):
+        code = (
+            "import sys; from pcmanet.cli.main import main\n"
+            "try: main(['--help'])\n"
+            "except SystemExit as end: assert end.code == 0\n"
+            "print(sorted({'torch', 'transformers', 'av', 'numpy', 'PIL', 'pyarrow'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert all(
+            text in done.stdout for text in ("segment", "demo", "info", "exit codes:", "pcmanet segment clip.mp4")
+        )
+        assert done.stdout.splitlines()[-1] == "[]"
+
+    @pytest.mark.parametrize(
+        "arguments, expected",
+        [
+            (["segment"], "give videos or a --data-set"),
+            (["segment", ""], "a path was expected, got an empty text"),
+            (["segment", "a.mp4", "--output", ""], "argument --output: a path was expected"),
+            (["segment", "a.mp4", "--data-set", "b"], "give videos or a --data-set"),
+            (["segment", "a.mp4", "b.mp4", "--audio", "c.wav"], "exactly one VIDEO"),
+            (["segment", "a.mp4", "--threshold", "50"], "between 0 and 1 was expected, got 50"),
+            (["segment", "a.mp4", "--frames-per-second", "0"], "above 0 was expected, got 0"),
+            (["segment", "a.mp4", "--frames-per-second", "nan"], "above 0 was expected, got nan"),
+            (["segment", "a.mp4", "--minimum-area", "much"], "a number was expected, got much"),
+            (["segment", "a.mp4", "--uncertainty-budget", "2"], "between 0 and 1 was expected, got 2"),
+            (["segment", "a.mp4", "--shard-minutes", "-1"], "0 or more was expected, got -1"),
+            (["segment", "a.mp4", "--overlay-frames-per-second", "4"], "needs --overlay"),
+            (["segment", "a.mp4", "--retry-failed"], "is for --format parquet"),
+            (["segment", "a.mp4", "--ray-workers", "2"], "needs --ray"),
+            (["segment", "a.mp4", "--ray", "auto", "--ray-workers", "0"], "from 1 up was expected, got 0"),
+            (["paint"], "invalid choice: 'paint'"),
+            ([], "COMMAND"),
+        ],
+    )
+    def test_usage(self, arguments: list[str], expected: str, capsys: pytest.CaptureFixture):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
+        assert expected in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""Tests of src/pcmanet/cli/progress.py."""
+
+import pytest
+
+from pcmanet.cli.progress import LONGEST_NAME, Progress
+
+
+def test_videos_and_time_left(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress("segmenting", 4, 1) as progress:
+        progress.finish_video()
+        progress.say("a.mp4: dog 3")
+        progress.say("failed: b.mp4: no sound", failed=True)
+    captured = capsys.readouterr()
+    assert captured.out == "a.mp4: dog 3\n"
+    assert "failed: b.mp4: no sound\n" in captured.err
+    assert "segmenting:  50%" in captured.err
+    assert "2/4" in captured.err
+
+
+def test_one_video_needs_no_bar_of_videos(capsys: pytest.CaptureFixture):
+    with Progress("segmenting", 1) as progress:
+        progress.finish_video()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture):
+    now = [0.0]
+    with Progress("segmenting", 10, 2, clock=lambda: now[0]) as progress:
+        for _ in range(8):
+            now[0] += 20.0
+            progress.finish_video()
+    lines = capsys.readouterr().err.split("\n")
+    assert lines == [
+        "segmenting: 2 of 10 videos",
+        "segmenting: 5 of 10 videos, 01:40 left",
+        "segmenting: 8 of 10 videos, 00:40 left",
+        "segmenting: 10 of 10 videos",
+        "",
+    ]
+
+
+def test_stage_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("pcmanet.cli.progress.SECONDS_BEFORE_SHOWN", 0)
+    with Progress("segmenting", 1) as progress, progress.stage("x" * 50, 20.0) as advance:
+        for second in (5.0, 4.0, 10.0):  # never back
+            advance(second)
+    shown = capsys.readouterr().err
+    assert f"...{'x' * (LONGEST_NAME - 3)}: " in shown
+    assert "of 20 s [" in shown
+
+
+def test_stage_in_a_log_file_or_hidden(capsys: pytest.CaptureFixture):
+    for hidden in (False, True):
+        with Progress("segmenting", 9, hidden=hidden) as progress, progress.stage("a.mp4", None) as advance:
+            advance(3.0)
+    assert "a.mp4" not in capsys.readouterr().err

@@ -1,0 +1,320 @@
+"""Tests of src/pcmanet/cli/segment.py: the demo in the repository, and from a wheel where no repository is. Tests of src/pcmanet/cli/segment.py: archives in processes that are killed, goes on where they stopped."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from command_runs import end_process, finish_process, save_checkpoint, start_process, wait_until, write_clip
+from datasets import load_dataset
+from stranger import WITHOUT_EDITABLE_INSTALL
+
+from pcmanet.cli.main import main
+from pcmanet.cli.parquet import SCHEMA, SHARDS
+from pcmanet.cli.results import SETTINGS
+
+
+ROOT = Path(__file__).parents[1]
+FOUND = ["striped-disc", "speckled-heart", "gridded-cross"]
+
+
+def assert_shown(output: Path, printed: str, folder: Path = Path()) -> None:
+    assert sorted(path.name for path in (folder / output / "demo").iterdir()) == [
+        "contact_sheet.png",
+        "masks",
+        "overlay.mp4",
+        "segments.jsonl",
+        "video.json",
+    ]
+    assert all(name in printed for name in FOUND)
+    assert [line.split()[-1] for line in printed.splitlines()[-3:]] == [
+        str(output / "demo" / name) for name in ("overlay.mp4", "masks", "contact_sheet.png")
+    ]
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["demo", "--output", str(tmp_path / "demo_output")]) == 0
+    assert_shown(tmp_path / "demo_output", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_demo_from_a_wheel(tmp_path: Path):
+    """The wheel unpacked elsewhere, and nothing of the repository within reach."""
+    source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*build, tmp_path, source], check=True)
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
+
+    code = (
+        f"{WITHOUT_EDITABLE_INSTALL}"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import pcmanet.cli.main as command\n"
+        "assert command.__file__.startswith(sys.argv[1]), command.__file__\n"
+        "sys.exit(command.main(['demo']))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(site)], cwd=work, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert_shown(Path("pcmanet_demo"), done.stdout, work)
+
+
+MORE = ("--frames-per-second", "4")  # more work than ten processes do before they are killed
+ORDER = [("video", "ascending"), ("frame", "ascending"), ("label", "ascending")]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a checkpoint, a folder of clips, two of them bad, and what a run of all gives."""
+    folder = tmp_path_factory.mktemp("archive")
+    save_checkpoint(folder / "model")
+    for number in range(6):
+        write_clip(folder / "clips" / f"day_{number % 2}" / f"{number}.mp4", seconds=1 + number % 3, seed=number)
+    write_clip(folder / "clips" / "silent.mp4", silent=True)
+    (folder / "clips" / "broken.mp4").write_bytes(b"this is no video")
+    return folder
+
+
+@pytest.fixture
+def here(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory beside the archive."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "clips"):
+        (tmp_path / name).symlink_to(archive / name)
+    return tmp_path
+
+
+def command(*options: str, output: str = "out", videos: str = "clips") -> list[str]:
+    return ["segment", videos, "--model", "model", "--output", output, "--format", "parquet", *options]
+
+
+def rows(folder: Path) -> pyarrow.Table:
+    """All rows of the shards in one order; the folder may hold nothing but them and what goes with them."""
+    names = {path.name for path in folder.iterdir()}
+    paths = sorted(folder.glob(SHARDS))
+    assert names - {path.name for path in paths} == {SETTINGS, "README.md", ".pcmanet.lock"}
+    tables = [pyarrow.parquet.read_table(path) for path in paths]
+    videos = [video for table in tables for video in set(table["video"].to_pylist())]
+    assert len(videos) == len(set(videos))
+    return pyarrow.concat_tables(tables).sort_by(ORDER)
+
+
+def published(folder: Path) -> int:
+    return len(list(folder.glob(SHARDS)))
+
+
+class TestRows:
+    def test_of_an_archive(self, here: Path, capsys: pytest.CaptureFixture):
+        assert main(command()) == 1
+        table = rows(here / "out")
+        assert table.schema.equals(SCHEMA)
+        frames = {}
+        for row in table.to_pylist():
+            frames.setdefault(row["video"], set()).add(row["frame"])
+        expected = {f"clips/day_{n % 2}/{n}.mp4": set(range(1 + n % 3)) for n in range(6)}
+        assert frames == expected | {"clips/broken.mp4": {None}, "clips/silent.mp4": {None}}
+
+        errors = {row["video"]: row["error"] for row in table.to_pylist() if row["error"]}
+        assert "cannot be read as audio or video" in errors["clips/broken.mp4"]
+        assert "--audio" in errors["clips/silent.mp4"]
+        captured = capsys.readouterr()
+        assert "6 of 8 videos segmented" in captured.out
+        assert "failed: clips/silent.mp4: " in captured.err
+
+    def test_datasets_reads_them_beside_pictures(self, here: Path):
+        assert main(command("--overlay", "--contact-sheet", videos="clips/day_0")) == 0
+        assert (here / "out" / "2" / "overlay.mp4").is_file()
+        found = sorted(path.name for path in (here / "out" / "2").iterdir())
+        assert found == ["contact_sheet.png", "overlay.mp4", "video.json"]
+        data = load_dataset(str(here / "out"), split="train", cache_dir=here / "cache")
+        assert data.column_names == SCHEMA.names
+        assert set(data["video"]) == {f"clips/day_0/{number}.mp4" for number in (0, 2, 4)}
+        assert data[0]["segmentation"]["size"] == [48, 64]
+
+    def test_done_videos_are_left_alone_and_new_ones_added(self, here: Path, capsys: pytest.CaptureFixture):
+        assert main(command(videos="clips/day_0")) == 0
+        (before,) = (here / "out").glob(SHARDS)
+        stamp = before.stat().st_mtime_ns
+        capsys.readouterr()
+        (here / "list.txt").write_text(
+            "# some\nclips/day_0/2.mp4\n\nclips/day_1/1.mp4\nclips/day_1/1.mp4\nnowhere.mp4\n"
+        )
+        assert main(command(videos="list.txt")) == 1
+        assert before.stat().st_mtime_ns == stamp
+        out = capsys.readouterr()
+        assert "day_1/1.mp4: sounding" in out.out
+        assert "day_0/2.mp4: " not in out.out
+        assert "2 of 3 videos segmented" in out.out
+        assert "failed: nowhere.mp4: No such media file" in out.err
+
+    def test_a_name_that_is_no_text(self, here: Path, capsys: pytest.CaptureFixture):
+        odd = Path(os.fsdecode(b"odd/caf\xe9"))
+        write_clip(here / odd / "clip.mp4", seconds=1)
+        write_clip(here / "odd" / "silent \n.mp4", seconds=1, silent=True)
+        for _ in range(2):
+            assert main(command(videos="odd")) == 1
+            assert "1 of 2 videos segmented" in capsys.readouterr().out
+        assert set(rows(here / "out")["video"].to_pylist()) == {"odd/caf\\xe9/clip.mp4", "odd/silent \n.mp4"}
+        assert main(command("--format", "png", output="pictures", videos="odd")) == 1
+        assert (here / "pictures" / "clip" / "masks").is_dir()
+
+    def test_failed_ones_are_tried_again_on_demand(self, here: Path):
+        (here / "late").mkdir()
+        write_clip(here / "late" / "good.mp4", seconds=1)
+        (here / "late" / "late.mp4").write_bytes(b"not yet")
+        assert main(command(videos="late")) == 1
+        write_clip(here / "late" / "late.mp4", seconds=1, seed=3)
+        assert main(command(videos="late")) == 1
+        assert main(command("--retry-failed", videos="late")) == 0
+        assert rows(here / "out")["error"].null_count == rows(here / "out").num_rows
+
+    def test_of_a_data_set(self, here: Path):
+        from datasets import Dataset, Features, Value, Video
+
+        (here / "data").mkdir()
+        features = Features({"video": {"path": Value("string"), "bytes": Value("binary")}, "id": Value("string")})
+        clips = [(here / "clips" / "day_0" / f"{number}.mp4").read_bytes() for number in (0, 2)]
+        cells = [{"path": None, "bytes": content} for content in clips]
+        data = Dataset.from_dict({"video": cells, "id": ["zero", "two"]}, features=features)
+        data.to_parquet(here / "data" / "train.parquet")
+        data.cast_column("video", Video(decode=False)).save_to_disk(here / "saved")
+        for folder in ("data", "saved"):
+            source = [
+                "segment",
+                "--data-set",
+                folder,
+                "--name-column",
+                "id",
+                "--model",
+                "model",
+                "--format",
+                "parquet",
+            ]
+            assert main([*source, "--output", f"out_{folder}"]) == 0
+            assert set(rows(here / f"out_{folder}")["video"].to_pylist()) == {"zero", "two"}
+        assert main(command("--shard-minutes", "0", output="plain", videos="clips/day_0")) == 0
+        wanted = rows(here / "plain").filter(pyarrow.compute.field("video") == "clips/day_0/2.mp4").drop("video")
+        got = rows(here / "out_saved").filter(pyarrow.compute.field("video") == "two").drop("video")
+        assert got.equals(wanted)
+
+
+class TestRestart:
+    def test_other_settings_are_refused(self, here: Path, capsys: pytest.CaptureFixture):
+        assert main(command(videos="clips/day_0/0.mp4")) == 0
+        assert main(command("--threshold", "0.3", videos="clips/day_0/0.mp4")) == 2
+        assert "out was begun with another threshold" in capsys.readouterr().err
+        assert main(command("--threshold", "0.3", "--overwrite", videos="clips/day_1/1.mp4")) == 0
+        assert set(rows(here / "out")["video"].to_pylist()) == {"clips/day_1/1.mp4"}
+        assert json.loads((here / "out" / SETTINGS).read_text())["settings"]["threshold"] == 0.3
+
+    def test_killed_twice(self, here: Path):
+        """Two kills at moments that a seed chooses; what is there in the end is what one run gives."""
+        assert main(command(output="whole")) == 1
+        moments = random.Random(7)
+        for kill in (1, 2):
+            process = start_process(lambda: main(command("--shard-minutes", "0")), here / "log")
+            wait_until(lambda wanted=2 * kill: published(here / "out") >= wanted, process, here / "log")
+            time.sleep(moments.uniform(0, 0.05))
+            end_process(process)
+            assert finish_process(process) == -signal.SIGKILL
+        assert finish_process(start_process(lambda: main(command("--shard-minutes", "0")), here / "log")) == 1
+        assert rows(here / "out").equals(rows(here / "whole"))
+
+    def test_only_one_run_at_a_time(self, here: Path, capsys: pytest.CaptureFixture):
+        import fcntl
+
+        assert main(command(videos="clips/day_0/0.mp4")) == 0
+        with (here / "out" / ".pcmanet.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            assert main(command(videos="clips/day_1/1.mp4")) == 2
+        assert "Another pcmanet is writing to out" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_interrupted_run_keeps_what_is_whole(self, here: Path, wanted: signal.Signals, code: int):
+        """The rows of whole videos, not yet published, are published then; the message says how to go on."""
+        log = here / "log"
+        process = start_process(lambda: main(command("--shard-minutes", "100")), log)
+        wait_until(lambda: log.is_file() and log.read_text().count(" frames)") >= 2, process, log)
+        os.kill(process, wanted)
+        assert finish_process(process) == code
+        assert "To go on: pcmanet " in log.read_text()
+        assert "Traceback" not in log.read_text()
+        done = rows(here / "out")["video"].to_pylist()
+        assert 2 <= len(set(done)) < 8
+        assert main(command()) == 1
+        assert len(set(rows(here / "out")["video"].to_pylist())) == 8
+
+
+@pytest.mark.slow
+class TestProcesses:
+    """Processes as torchrun starts them, any of which may be killed."""
+
+    def start(self, processes: int, log: Path) -> subprocess.Popen:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        module = ["-m", "pcmanet", *command("--shard-minutes", "0", videos="many"), *MORE]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        with log.open("ab") as file:
+            return subprocess.Popen([*launcher, *module], stdout=file, stderr=file, env=environment)
+
+    def processes(self, launcher: subprocess.Popen) -> list[int]:
+        """The launcher and the processes that it started."""
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        return [launcher.pid, *map(int, children)]
+
+    def wait_for_orphans(self, processes: list[int]) -> None:
+        """What a killed launcher left works on, and no new run may begin; here they are ended too."""
+        for process in processes:
+            if Path(f"/proc/{process}").exists():
+                end_process(process)
+        while any(is_alive(process) for process in processes):
+            time.sleep(0.05)
+
+    def test_ten_kills(self, here: Path):
+        """Any process, at any moment of the work; the next run has another number of processes."""
+        for copy in range(5):
+            shutil.copytree(here / "clips", here / "many" / str(copy))
+        assert main([*command(output="whole", videos="many"), *MORE]) == 1
+        moments, log, done = random.Random(11), here / "log", []
+        for kill in range(10):
+            log.write_text("")
+            launcher = self.start((2, 1, 3)[kill % 3], log)
+            wait_until_started(log, launcher)
+            time.sleep(moments.uniform(0, 1))
+            family = self.processes(launcher)
+            end_process(moments.choice(family))
+            self.wait_for_orphans(family)
+            launcher.wait()
+            done.append(published(here / "out"))
+        assert done == sorted(done)
+        assert done[-1] > done[0]
+        assert self.start(2, log).wait() == 1
+        assert rows(here / "out").equals(rows(here / "whole"))
+        assert "30 of 40 videos segmented" in log.read_text()
+
+
+def wait_until_started(log: Path, launcher: subprocess.Popen) -> None:
+    """Wait until videos are segmented."""
+    while "segmenting" not in log.read_text():
+        assert launcher.poll() is None, log.read_text()
+        time.sleep(0.01)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,259 @@
+"""The training script: every recipe to its end, what it leaves, what a step computes, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from training_runs import (
+    RECIPES,
+    TINY_RUN,
+    TRAINED_NETWORK,
+    assert_same_weights,
+    load_script,
+    steps_logged,
+    train,
+    weights,
+)
+from transformers import AutoBackbone
+from written_trees import write_trees
+
+from modeling_pcmanet import (
+    PCMANetConfig,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetProcessor,
+    VGGishConfig,
+    VGGishModel,
+)
+from modeling_pcmanet.media_pcmanet import write_video
+from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
+from pcmanet.training.recipe import Recipe
+from pcmanet.training.run import start_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(folder, listening_sounds=16)
+    return folder
+
+
+def refusal(capsys, output: Path, *words: str, **settings) -> str:
+    with pytest.raises(SystemExit) as caught:
+        train(output, *words, **settings)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_leaves_a_checkpoint_with_its_processor_and_figures(name, trained):
+    model, loading = PCMANetForAudioVisualSegmentation.from_pretrained(trained / name, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert model.config.id2label == {0: "sounding"}
+    processor = PCMANetProcessor.from_pretrained(trained / name)
+    assert processor.image_processor.size == {"height": 32, "width": 32}
+    record = json.loads((trained / name / "metrics.json").read_text())
+    assert 0 <= record["validation"]["miou"] <= 1
+    assert record["validation"]["frames"] == 15
+    assert record["clips"] == 2 * record["step"]
+    assert record["recipe"]["clips"] == 12
+    assert record["step"] == 6 or name == "best"
+
+
+def test_writes_down_how_it_went(trained):
+    records = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert steps_logged(trained) == [1, 2, 3, 4, 5, 6]
+    step = records[0]["training"]
+    assert set(step) == {"loss", "gradient_norm", "learning_rate", *(f"stage_{n}/kept_ratio" for n in (4, 3, 2))}
+    assert step["learning_rate"] == 2e-3 and step["loss"] > 0
+    evaluations = [record for record in records if "evaluation" in record]
+    assert [record["step"] for record in evaluations] == [3, 6]
+    assert {f"stage_{number}/miou" for number in (4, 3, 2, 1)} <= evaluations[0]["evaluation"].keys()
+    assert {"miou", "f_score", "loss"} <= evaluations[0]["evaluation"].keys()
+    assert Recipe(**yaml.safe_load((trained / "recipe.yaml").read_text())).listening_sounds == 16
+    with Image.open(trained / "overlays" / "step_00000006.png") as panel:
+        assert panel.width > 3 * 224
+
+
+def test_figures_are_those_of_the_saved_weights(trained):
+    """The evaluation in the loop and an evaluation of what it saved find the same."""
+    from pcmanet.dataset_scripts.collation import ClipCollator
+    from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics
+
+    model = PCMANetForAudioVisualSegmentation.from_pretrained(trained / "last").eval()
+    collate = ClipCollator(PCMANetProcessor.from_pretrained(trained / "last"), binary=True)
+    metrics = BinaryMetrics()
+    for clip in SoundingShapes("ms3", "val", length=3, height=32, width=32):
+        batch = collate([clip])
+        with torch.no_grad():
+            metrics.update(model(**batch).logits, batch["labels"])
+    record = json.loads((trained / "last" / "metrics.json").read_text())["validation"]
+    assert {name: record[name] for name in metrics.compute()} == pytest.approx(metrics.compute(), abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(trained, tmp_path):
+    train(tmp_path / "again", listening_sounds=16)
+    assert_same_weights(trained, tmp_path / "again")
+    train(tmp_path / "other", "--max-steps", "1", seed=1)
+    other = weights(tmp_path / "other")
+    assert any(not torch.equal(values, other[name]) for name, values in weights(trained).items())
+
+
+def test_the_semantic_task_starts_from_the_binary_checkpoint(trained, tmp_path):
+    train(tmp_path / "run", task="avss", initialize_from=str(trained / "best"), configuration={})
+    model = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path / "run" / "best")
+    assert model.config.num_labels == 13
+    assert (model.config.id2label[0], model.config.id2label[12]) == ("background", "halved-capsule")
+    # The frozen audio encoder is the one of the binary checkpoint, to the last bit.
+    first, second = weights(trained, "best"), weights(tmp_path / "run", "best")
+    listening = [name for name in first if ".audio_encoder." in name]
+    assert len(listening) == 12
+    assert all(torch.equal(first[name], second[name]) for name in listening)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, str]:
+    """A tree of AVSBench for each task, and a folder of one's own clips; a seventh training clip makes a step uneven."""
+    root = tmp_path_factory.mktemp("data")
+    os.environ["HF_DATASETS_CACHE"] = str(root / "cache")
+    write_trees(root, s4={"train": 5, "val": 2}, ms3={"train": 5, "val": 2}, avss={"train": 6, "val": 3})
+    mine = root / "mine"
+    (mine / "videos").mkdir(parents=True)
+    clips = SoundingShapes("ms3", "train", length=4, height=64, width=48, num_frames=2)
+    lines = ["video,split,masks"]
+    for index, clip in enumerate(clips):
+        write_video(
+            mine / "videos" / f"{index}.mp4", clips.render_video_frames(index, 8), 8, clip.waveform[None], 16000
+        )
+        (mine / "masks" / str(index)).mkdir(parents=True)
+        for second, mask in enumerate(clip.binary):
+            Image.fromarray(mask * 255).save(mine / "masks" / str(index) / f"{second}.png")
+        lines.append(f"videos/{index}.mp4,{'train' if index < 3 else 'val'},masks/{index}")
+    (mine / "clips.csv").write_text("\n".join(lines) + "\n")
+    VGGishModel(VGGishConfig(**TRAINED_NETWORK["audio_config"])).save_pretrained(root / "vggish")
+    return {"vggish": str(root / "vggish"), "s4": str(root), "ms3": str(root), "avss": str(root), "folder": str(mine)}
+
+
+SMALL = {"configuration": TRAINED_NETWORK, "preset": "tiny", "image_size": 32, "num_workers": 0, "trackers": []}
+SHAPES = {"clips": 8, "evaluation_clips": 2, "evaluations": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "steps"),
+    [
+        ("s4", {"epochs": 2, "evaluations": 2}, 4),
+        pytest.param("ms3", {"epochs": 2, "evaluations": 2}, 4, marks=pytest.mark.slow),
+        pytest.param("avss", {"epochs": 4, "evaluations": 2}, 8, marks=pytest.mark.slow),
+        pytest.param("own_folder", {"epochs": 2, "evaluations": 2}, 2, marks=pytest.mark.slow),
+        ("ours", SHAPES, None),
+        pytest.param("sounding_shapes", {**SHAPES, "listening_sounds": 16}, None, marks=pytest.mark.slow),
+        pytest.param("smoke", {"clips": 8}, None, marks=pytest.mark.slow),
+    ],
+)
+def test_every_recipe_runs_to_its_end(name, settings, steps, data, tmp_path, monkeypatch):
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    on_disk = name in ("s4", "ms3", "avss", "own_folder")
+    settings = {**recipe, **SMALL, **settings}
+    if on_disk:
+        inner = {name: value for name, value in TRAINED_NETWORK.items() if name != "audio_config"}
+        settings |= {"data": data[recipe["task"]], "audio_encoder": data["vggish"], "configuration": inner}
+    # `train` starts from a tiny run's settings; this one is the recipe's alone.
+    monkeypatch.setattr("training_runs.TINY_RUN", {})
+    train(tmp_path / "run", recipe=RECIPES / f"{name}.yaml", **settings)
+    record = json.loads((tmp_path / "run" / "last" / "metrics.json").read_text())
+    assert record["recipe"]["optimizer"] == recipe.get("optimizer", "adamw")
+    assert record["step"] == (steps or 8 // record["recipe"]["batch_size"])
+    assert record["validation_step"] == record["step"]
+    best = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path / "run" / "best")
+    assert best.config.num_labels == (71 if name == "avss" else 1)
+    assert torch.isfinite(torch.cat([values.flatten().float() for values in weights(tmp_path / "run").values()])).all()
+
+
+@pytest.mark.parametrize("task", ["s4"])
+def test_avsbench_from_pretrained_backbones(task, data, tmp_path):
+    config = PCMANetConfig.from_preset("tiny", **TRAINED_NETWORK)
+    torch.manual_seed(3)
+    backbone = AutoBackbone.from_config(config.backbone_config)
+    backbone.save_pretrained(tmp_path / "visual")
+    VGGishModel(VGGishConfig(**TRAINED_NETWORK["audio_config"])).save_pretrained(tmp_path / "vggish")
+    inner = {name: value for name, value in TRAINED_NETWORK.items() if not name.endswith("_config")}
+    folders = {"visual_backbone": str(tmp_path / "visual"), "audio_encoder": str(tmp_path / "vggish")}
+    settings = {"task": task, "data": data[task], "negative_fraction": 0.0, "freeze": ["audio_encoder", "backbone"]}
+    train(tmp_path / "run", **settings, **folders, configuration=inner)
+    model = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path / "run" / "last")
+    # The pretrained weights are there, and frozen to the last bit, running statistics included.
+    for name, values in backbone.state_dict().items():
+        assert torch.equal(model.model.backbone.state_dict()[name], values), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}, {"compile": True}]
+)
+def test_what_makes_training_cheaper_trains_as_well(settings, trained, tmp_path):
+    train(tmp_path / "run", listening_sounds=16, **settings)
+    loss, expected = (
+        json.loads((folder / "log.jsonl").read_text().splitlines()[0])["training"]["loss"]
+        for folder in (tmp_path / "run", trained)
+    )
+    assert loss == pytest.approx(expected, rel=2e-2)
+    train(tmp_path / "run", "--resume", listening_sounds=16, **settings)
+
+
+def test_a_step_is_the_mean_over_its_annotated_frames_however_it_is_cut(tmp_path):
+    script = load_script()
+    recipe = Recipe(**{**TINY_RUN, "batch_size": 4, "batch_norm": "frozen", "average_decay": None})
+    figures, gradients = [], []
+    for cuts in ([(0, 4)], [(0, 1), (1, 4)], [(0, 2), (2, 3), (3, 4)]):
+        train_state = start_run(recipe, tmp_path / str(len(cuts)))
+        batch = next(iter(train_state.steps()))[0]
+        batch["label_mask"][1, 1:] = False  # four frames fewer than the others
+        batch["label_mask"][3] = False  # a clip that only fills up
+        batches = [{name: values[first:last] for name, values in batch.items()} for first, last in cuts]
+        before = {name: values.clone() for name, values in train_state.network.named_parameters()}
+        figures.append(script.take_step(train_state, batches))
+        change = [values.detach() - before[name] for name, values in train_state.network.named_parameters()]
+        gradients.append(torch.cat([values.flatten() for values in change]))
+        expected = train_state.average.network(**batch).loss.item()
+        assert figures[-1]["loss"] == pytest.approx(expected, rel=1e-5)
+    for other in (1, 2):
+        assert figures[other] == pytest.approx(figures[0], rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(tmp_path, capsys):
+    settings = {"learning_rate": 1e30, "gradient_clipping": None, "warmup_fraction": 0.0, "checkpoint_steps": 1}
+    error = refusal(capsys, tmp_path / "run", **settings)
+    assert "error: the loss of step 2 is nan. Lower learning_rate" in error
+    assert f"The last good one is {tmp_path / 'run' / 'checkpoints' / 'step-00000001'}" in error
+
+
+def test_stops_early_and_stays_stopped(tmp_path, capsys):
+    # So slow that no later evaluation is better than the first.
+    settings = {"learning_rate": 1e-30, "batch_norm": "frozen", "evaluations": 6, "early_stopping": 2}
+    train(tmp_path / "run", **settings)
+    assert "stopped early after step 3 of 6: 2 evaluations without a better mIoU" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
+    train(tmp_path / "run", "--resume", **settings)
+    assert "stopped early after step 3 of 6" in capsys.readouterr().out
+    assert steps_logged(tmp_path / "run") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "folder"}, "task is folder, but data is null"),
+        ({"configuration": {"hidden_sise": 3}}, "did you mean `hidden_size`"),
+        (
+            {"initialize_from": "nowhere"},
+            "There is no checkpoint folder nowhere. Give a folder, or a Hub id as owner/name.",
+        ),
+        ({"data": "nowhere", "negative_fraction": 0.0, "freeze": []}, "nowhere"),
+        ({"trackers": ["crystal_ball"]}, "'crystal_ball'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(settings, message, tmp_path, capsys):
+    assert message in refusal(capsys, tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,251 @@
+"""The training script in two real processes: the same run as in one, however uneven; dead workers; a resume bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from written_trees import write_trees
+
+from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor, VGGishModel
+from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.training.evaluation import Evaluator
+
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "train_pcmanet.py"
+WITNESS = Path(__file__).parent / "file_witness.py"
+TRAINING_CLIPS = (
+    7  # no multiple of the batch: the last step of an epoch has 3 clips, 2 for one process and 1 for the other
+)
+VALIDATION_CLIPS = 3
+STEPS = 4
+TIMEOUT = 900  # seconds; whoever takes longer hangs, however busy the machine
+
+# Large steps, so that a difference would show; norms are frozen, because each process has statistics of its own.
+RECIPE = {
+    "task": "ms3",
+    "image_size": 32,
+    "batch_size": 4,
+    "epochs": 2,
+    "evaluations": 2,
+    "evaluation_batch_size": 2,
+    "checkpoint_steps": 1,
+    "learning_rate": 1e-3,
+    "schedule": "constant",
+    "warmup_fraction": 0.0,
+    "batch_norm": "frozen",
+    "mixed_precision": "none",
+    "num_workers": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("tree")
+    VGGishModel(PCMANetConfig.from_preset("tiny").audio_config).save_pretrained(root / "vggish")
+    return write_trees(root, ms3={"train": TRAINING_CLIPS, "val": VALIDATION_CLIPS})
+
+
+def start(tree: Path, output: Path, processes: int, *arguments: str, script: Path = SCRIPT, **fields: Any):
+    """Start the script, or another one in its place, on the recipe with other fields."""
+    recipe = output.with_suffix(".yaml")
+    recipe.write_text(json.dumps(RECIPE | {"data": str(tree), "audio_encoder": str(tree / "vggish")} | fields))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
+    command += ["--recipe", str(recipe), "--output", str(output), *arguments]
+    environment = {"HF_HOME": str(tree / "cache"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | environment, **pipes)
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    """Wait for its end; what it printed, and its errors."""
+    try:
+        return process.communicate(timeout=TIMEOUT)
+    finally:
+        for child in (
+            [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []
+        ):
+            child.kill()
+
+
+def run(tree: Path, output: Path, processes: int, *arguments: str, **fields: Any) -> str:
+    process = start(tree, output, processes, *arguments, **fields)
+    printed, errors = finish(process)
+    assert process.returncode == 0, errors[-4000:]
+    return printed
+
+
+def records(output: Path, kind: str) -> list[dict[str, float]]:
+    """What the log has of a kind, step by step."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{"step": line["step"]} | line[kind] for line in lines if kind in line]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights at the end."""
+    return load_file(output / "last" / "model.safetensors")
+
+
+def trained(output: Path, step: int) -> dict[str, torch.Tensor]:
+    """The weights after a step, as they are trained on."""
+    return load_file(output / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one(tree, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("one") / "run"
+    run(tree, output, 1)
+    return output
+
+
+@pytest.fixture(scope="module")
+def two(tree, tmp_path_factory) -> Path:
+    """The run in two processes, each of which writes down beside it which files it writes."""
+    output = tmp_path_factory.mktemp("two") / "run"
+    run(tree, output, 2, script=WITNESS)
+    return output
+
+
+@pytest.fixture(scope="module")
+def two_in_parts(tree, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("parts") / "run"
+    run(tree, output, 2, gradient_accumulation=2)
+    return output
+
+
+@pytest.mark.parametrize("name", ["two", "two_in_parts"])
+def test_two_processes_do_the_steps_of_one(name, one, request):
+    other = request.getfixturevalue(name)
+    steps = records(one, "training")
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert len({step["loss"] for step in steps}) == STEPS
+    # Only the order of float32 sums differs, which Adam carries on: 1e-6 relative in the first step, 1e-4 in the fourth.
+    for first, second in zip(steps, records(other, "training"), strict=True):
+        tolerance = 1e-6 if first["step"] == 1 else 1e-4
+        assert second == pytest.approx(first, rel=tolerance)
+    moved = [trained(one, STEPS)[key] - weight for key, weight in trained(one, STEPS - 1).items()]
+    assert max(difference.abs().max().item() for difference in moved) > 5e-4
+    first, second = trained(one, STEPS), trained(other, STEPS)
+    for key in first:
+        assert torch.allclose(first[key], second[key], rtol=1e-3, atol=1e-4), key
+
+
+def test_two_processes_measure_as_one_does(tree, one, two):
+    for first, second in zip(records(one, "evaluation"), records(two, "evaluation"), strict=True):
+        assert second == pytest.approx(first, abs=1e-3)  # of slightly different weights
+        assert first["frames"] == second["frames"] == VALIDATION_CLIPS * 5
+    # The very same weights, measured in this process alone: nothing is lost or counted twice.
+    network = PCMANetForAudioVisualSegmentation.from_pretrained(two / "last").eval()
+    collate = ClipCollator(PCMANetProcessor.from_pretrained(two / "last"), binary=True)
+    evaluator = Evaluator(load_avsbench(tree, "ms3", split="val"), collate, 2, 0, Accelerator(cpu=True))
+    expected = json.loads((two / "last" / "metrics.json").read_text())
+    assert expected["validation_step"] == STEPS and expected["processes"] == 2
+    assert evaluator(network).figures == pytest.approx(expected["validation"], rel=1e-6)
+
+
+def test_every_file_has_one_writer(two):
+    written = {rank: set((two.parent / f"written_by_{rank}.txt").read_text().split()) for rank in (0, 1)}
+    inside = {rank: {path for path in paths if path.startswith(str(two) + "/")} for rank, paths in written.items()}
+    # Its own random numbers are all that the second process has to say.
+    assert {Path(path).name for path in inside[1]} == {"random_states_1.pkl"}
+    assert not inside[0] & inside[1]
+    # The witnesses have seen all there is: nobody wrote anything behind their backs.
+    seen = {Path(path).name for path in inside[0] | inside[1]}
+    assert {path.name for path in two.rglob("*") if path.is_file()} <= seen
+
+
+def test_every_step_is_logged_once(two):
+    (events,) = (two / "tensorboard").rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events.parent)).Reload()
+    assert [event.step for event in accumulator.Scalars("training/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in accumulator.Scalars("evaluation/miou")] == [2, 4]
+
+
+def wait_for(output: Path, step: int, process: subprocess.Popen) -> None:
+    """Wait until a run has logged a step."""
+    deadline = time.monotonic() + TIMEOUT
+    while not (output / "log.jsonl").exists() or len(records(output, "training")) < step:
+        assert process.poll() is None, process.communicate()[1][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def worker(process: subprocess.Popen, rank: int) -> psutil.Process:
+    children = psutil.Process(process.pid).children()
+    (found,) = [child for child in children if child.environ().get("RANK") == str(rank)]
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_ends_the_job_which_resumes_bit_for_bit(rank, tree, tmp_path):
+    fields = {"epochs": 6, "evaluations": 3, "batch_norm": "local", "average_decay": 0.9}
+    run(tree, tmp_path / "whole", 2, **fields)
+
+    output = tmp_path / "killed"
+    process = start(tree, output, 2, **fields)
+    wait_for(output, 3, process)
+    worker(process, rank).send_signal(signal.SIGKILL)
+    _, errors = finish(process)
+    assert process.returncode != 0
+    assert "SIGKILL" in errors
+    assert not (output / "last").exists()
+
+    assert "finished after 12 steps" in run(tree, output, 2, "--resume", **fields)
+    assert (output / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+    first, second = weights(tmp_path / "whole"), weights(output)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_an_error_in_one_process_ends_the_job_with_it(tree, tmp_path):
+    output = tmp_path / "run"
+    failing = tmp_path / "failing.py"
+    # The second process cannot do its third step.
+    failing.write_text(
+        "import os, runpy, sys\n"
+        "from pcmanet.training.network import WeightAverage\n"
+        "update = WeightAverage.update\n"
+        "def fail(self, network):\n"
+        "    if os.environ['RANK'] == '1' and self.steps == 2:\n"
+        "        raise RuntimeError('the second process fell over a stone')\n"
+        "    update(self, network)\n"
+        "WeightAverage.update = fail\n"
+        f"sys.argv[0] = {str(SCRIPT)!r}\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    process = start(tree, output, 2, script=failing)
+    _, errors = finish(process)
+    assert process.returncode != 0
+    assert "the second process fell over a stone" in errors
+    assert [step["step"] for step in records(output, "training")][:2] == [1, 2]
+    assert not (output / "last").exists()
+
+
+def test_another_number_of_processes_does_not_resume(tree, tmp_path):
+    output = tmp_path / "run"
+    run(tree, output, 2, "--max-steps", "1")
+    process = start(tree, output, 1, "--resume")
+    _, errors = finish(process)
+    assert process.returncode == 2
+    assert "processes is 1, was 2" in errors
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tree, tmp_path):
+    process = start(tree, tmp_path / "run", 2, batch_size=3)
+    _, errors = finish(process)
+    assert process.returncode != 0
+    assert "batch_size is 3 clips, which 2 processes times 1 gradient_accumulation cannot share evenly" in errors

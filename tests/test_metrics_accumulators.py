@@ -1,0 +1,694 @@
+"""Which frames and pixels count, and that neither batches nor processes change a number. The measures against the values of AVSBench's own functions, a hand-computed case and an independent implementation. The robustness measures against numbers computed by hand."""
+
+import doctest
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from pcmanet.dataset_scripts.metrics import accumulators as accumulators_module
+from pcmanet.dataset_scripts.metrics.accumulators import (
+    BinaryMetrics,
+    ClipMetrics,
+    FalsePositiveMetrics,
+    RobustnessMetrics,
+    SemanticMetrics,
+    accumulators,
+    exact_sum,
+)
+
+
+CLIPS = 7
+
+
+def make_clips(num_labels: int, frames: int = 5, size: int = 12) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(num_labels)
+    logits = torch.randn(CLIPS, frames, num_labels, size, size, generator=generator) * 3
+    labels = torch.randint(0, max(num_labels, 2), (CLIPS, frames, size, size), generator=generator)
+    labels[2, 1] = 0
+    return logits, labels
+
+
+def make_metrics(num_labels: int) -> ClipMetrics:
+    return BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels)
+
+
+def test_docstrings_hold_no_stale_examples():
+    assert doctest.testmod(accumulators).failed == 0
+
+
+@pytest.mark.parametrize("num_labels", [1, 4])
+@pytest.mark.parametrize("protocol", ["official", "dataset"])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_batch_size_changes_no_digit(num_labels: int, protocol: str, batch_size: int):
+    logits, labels = make_clips(num_labels)
+    whole, parts = make_metrics(num_labels), make_metrics(num_labels)
+    whole.update(logits, labels)
+    for start in range(0, CLIPS, batch_size):
+        parts.update(logits[start : start + batch_size], labels[start : start + batch_size])
+    assert parts.compute(protocol) == whole.compute(protocol)
+
+
+@pytest.mark.parametrize("num_labels", [1, 4])
+@pytest.mark.parametrize("protocol", ["official", "dataset"])
+def test_merged_processes_change_no_digit(num_labels: int, protocol: str):
+    logits, labels = make_clips(num_labels)
+    whole = make_metrics(num_labels)
+    whole.update(logits, labels)
+    merged = make_metrics(num_labels)
+    for process in (2, 0, 1):
+        clips = list(range(process, CLIPS, 3))
+        part = make_metrics(num_labels)
+        part.update(logits[clips], labels[clips], clip_indices=clips)
+        merged.merge(part)
+    assert len(merged) == CLIPS
+    assert merged.compute(protocol) == whole.compute(protocol)
+
+
+def test_batch_protocol_survives_merging():
+    logits, labels = make_clips(1)
+    whole = BinaryMetrics("batch")
+    merged, part = BinaryMetrics("batch"), BinaryMetrics("batch")
+    for metrics, clips in ((merged, [0, 1, 2]), (merged, [3]), (part, [4, 5]), (part, [6])):
+        metrics.update(logits[clips], labels[clips], clip_indices=clips)
+        whole.update(logits[clips], labels[clips])
+    merged.merge(part)
+    assert merged.compute() == whole.compute()
+    assert merged.compute()["groups"] == 4.0
+    assert merged.compute()["f_score"] != merged.compute("official")["f_score"]
+
+
+def test_clips_without_an_index_are_appended_by_merge():
+    logits, labels = make_clips(1)
+    whole, first, second = BinaryMetrics(), BinaryMetrics(), BinaryMetrics()
+    whole.update(logits, labels)
+    first.update(logits[:3], labels[:3])
+    second.update(logits[3:], labels[3:])
+    first.merge(second)
+    first.merge(BinaryMetrics())
+    assert first.compute() == whole.compute()
+
+
+def test_repeated_clip_counts_once():
+    logits, labels = make_clips(1)
+    once, twice = BinaryMetrics(), BinaryMetrics()
+    once.update(logits, labels)
+    twice.update(logits, labels, clip_indices=range(CLIPS))
+    twice.update(logits[:2], labels[:2], clip_indices=torch.tensor([0, 1]))
+    assert twice.compute() == once.compute()
+
+
+def test_index_that_comes_again_with_other_labels_is_an_error():
+    logits, labels = make_clips(1)
+    metrics = BinaryMetrics()
+    metrics.update(logits[:1], labels[:1], clip_indices=[0])
+    with pytest.raises(ValueError, match="clip index 0 came again with other labels"):
+        metrics.update(logits[1:2], labels[1:2], clip_indices=[0])
+
+
+def test_clips_with_and_without_an_index_do_not_mix():
+    logits, labels = make_clips(1)
+    metrics = BinaryMetrics()
+    metrics.update(logits[:1], labels[:1])
+    with pytest.raises(ValueError, match="with and without clip_indices"):
+        metrics.update(logits[1:2], labels[1:2], clip_indices=[1])
+
+
+def test_number_of_indices_is_checked():
+    logits, labels = make_clips(1)
+    with pytest.raises(ValueError, match="2 clip indices came with 7 clips"):
+        BinaryMetrics().update(logits, labels, clip_indices=[0, 1])
+
+
+def test_state_goes_through_a_file(tmp_path: Path):
+    logits, labels = make_clips(4)
+    before, after = SemanticMetrics(4), SemanticMetrics(4)
+    before.update(logits[:3], labels[:3], clip_indices=[0, 1, 2])
+    torch.save(before.state_dict(), tmp_path / "state.pt")
+    after.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for metrics in (before, after):
+        metrics.update(logits[3:], labels[3:], clip_indices=range(3, CLIPS))
+    assert after.compute() == before.compute()
+    assert after.compute("batch") == before.compute("batch")
+
+
+def test_state_of_another_kind_is_refused():
+    logits, labels = make_clips(4)
+    other = SemanticMetrics(4)
+    other.update(logits, labels)
+    with pytest.raises(ValueError, match="rows to merge are 25 wide, expected 31"):
+        SemanticMetrics(5).load_state_dict(other.state_dict())
+
+
+def test_empty_state_is_plain_tensors():
+    state = BinaryMetrics().state_dict()
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in state.items()} == {
+        "clip_indices": (torch.int64, (0,)),
+        "batch_indices": (torch.int64, (0,)),
+        "rows": (torch.float64, (0, 772)),
+        "numbered": (torch.bool, ()),
+    }
+
+
+def test_reset_forgets_everything():
+    logits, labels = make_clips(1)
+    metrics, fresh = BinaryMetrics(), BinaryMetrics()
+    metrics.update(logits[:3], labels[:3])
+    metrics.reset()
+    assert len(metrics) == 0
+    metrics.update(logits[3:], labels[3:])
+    fresh.update(logits[3:], labels[3:])
+    assert metrics.compute() == fresh.compute()
+
+
+@pytest.mark.parametrize("num_labels", [1, 4])
+def test_padded_frames_change_no_digit(num_labels: int):
+    logits, labels = make_clips(num_labels)
+    plain, padded = make_metrics(num_labels), make_metrics(num_labels)
+    plain.update(logits, labels)
+    frame_mask = torch.arange(9).expand(CLIPS, -1) < 5
+    noise = torch.randn(CLIPS, 4, *logits.shape[2:], generator=torch.Generator().manual_seed(9))
+    padded.update(torch.cat([logits, noise], dim=1), torch.nn.functional.pad(labels, (0, 0, 0, 0, 0, 4)), frame_mask)
+    for protocol in ("official", "batch", "dataset"):
+        assert padded.compute(protocol) == plain.compute(protocol)
+
+
+@pytest.mark.parametrize("padding_label", [0, 1, 255])
+def test_padded_frames_are_scored_as_background_on_request(padding_label: int):
+    logits, labels = make_clips(4)
+    frame_mask = torch.arange(5).expand(CLIPS, -1) < 3
+    expected, metrics = SemanticMetrics(4), SemanticMetrics(4, score_padding=True)
+    expected.update(logits, torch.where(frame_mask[..., None, None], labels, 0))
+    labels = torch.where(frame_mask[..., None, None], labels, padding_label)
+    # A padded frame is never annotated; it is scored all the same.
+    metrics.update(logits, labels, frame_mask, label_mask=frame_mask)
+    assert metrics.compute() == expected.compute()
+    assert metrics.compute()["frames"] == 5.0 * CLIPS
+
+
+def test_unannotated_frames_are_left_out():
+    logits, labels = make_clips(1)
+    first, masked = BinaryMetrics(), BinaryMetrics()
+    first.update(logits[:, :1], labels[:, :1])
+    masked.update(logits, labels, label_mask=torch.arange(5).expand(CLIPS, -1) == 0)
+    assert masked.compute() == first.compute()
+    assert masked.compute("dataset") == first.compute("dataset")
+
+
+def test_clip_without_annotation_is_left_out():
+    logits, labels = make_clips(1)
+    some, all_clips = BinaryMetrics(), BinaryMetrics()
+    some.update(logits[1:], labels[1:])
+    label_mask = torch.ones(CLIPS, 5, dtype=torch.bool)
+    label_mask[0] = False
+    all_clips.update(logits, labels, label_mask=label_mask)
+    for protocol in ("official", "batch", "dataset"):
+        assert all_clips.compute(protocol) == some.compute(protocol)
+    assert list(all_clips.per_clip()) == list(range(1, CLIPS))
+
+
+@pytest.mark.parametrize("num_labels", [1, 4])
+def test_ignored_pixels_equal_cropping(num_labels: int):
+    logits, labels = make_clips(num_labels)
+    cropped, ignoring = make_metrics(num_labels), make_metrics(num_labels)
+    cropped.update(logits[..., :8], labels[..., :8])
+    labels[..., 8:] = 255
+    ignoring.update(logits, labels)
+    for protocol in ("official", "batch", "dataset"):
+        assert ignoring.compute(protocol) == cropped.compute(protocol)
+
+
+def test_frame_of_ignored_pixels_is_no_frame():
+    logits, labels = make_clips(1)
+    shorter, ignoring = BinaryMetrics(), BinaryMetrics()
+    shorter.update(logits[:, 1:], labels[:, 1:])
+    labels[:, 0] = 255
+    ignoring.update(logits, labels)
+    assert ignoring.compute() == shorter.compute()
+
+
+def test_reduced_predictions_count_alike():
+    logits, labels = make_clips(1)
+    direct, reduced = BinaryMetrics(), BinaryMetrics()
+    direct.update(logits, labels)
+    codes = reduced.reduce(logits)
+    assert codes.dtype == torch.uint8
+    reduced.update_predictions(codes, labels)
+    assert reduced.compute() == direct.compute()
+
+
+def test_half_precision_logits_score_like_the_same_values_in_float32():
+    logits, labels = make_clips(1)
+    half, full = BinaryMetrics(), BinaryMetrics()
+    half.update(logits.bfloat16(), labels)
+    full.update(logits.bfloat16().float(), labels)
+    assert half.compute() == full.compute()
+
+
+@pytest.mark.parametrize("metrics", [BinaryMetrics(), SemanticMetrics(3), FalsePositiveMetrics(1)], ids=type)
+def test_nothing_counted_is_an_error(metrics: ClipMetrics):
+    with pytest.raises(ValueError, match="no frame was scored yet"):
+        metrics.compute()
+
+
+@pytest.mark.parametrize(("num_labels", "wrong"), [(1, 2), (4, 4), (4, -1)])
+def test_labels_out_of_range_are_named(num_labels: int, wrong: int):
+    logits, labels = make_clips(num_labels)
+    labels[0, 0, 0, 0] = wrong
+    with pytest.raises(ValueError, match=f"labels hold {wrong}, expected 0 to {max(num_labels, 2) - 1}, or 255"):
+        make_metrics(num_labels).update(logits, labels)
+
+
+def test_float_labels_are_refused():
+    logits, labels = make_clips(1)
+    with pytest.raises(ValueError, match="labels are torch.float32, expected whole numbers"):
+        BinaryMetrics().update(logits, labels.float())
+
+
+def test_shapes_that_do_not_fit_are_named():
+    logits, labels = make_clips(1)
+    with pytest.raises(ValueError, match=r"predictions are \(7, 5, 12, 12\) and labels \(7, 5, 12, 8\)"):
+        BinaryMetrics().update(logits, labels[..., :8])
+    with pytest.raises(
+        ValueError, match=r"labels \(7, 0, 12, 12\), expected both as \(batch, frames, height, width\)"
+    ):
+        BinaryMetrics().update(logits[:, :0], labels[:, :0])
+    with pytest.raises(ValueError, match=r"a mask is \(5,\), expected \(batch, frames\) = \(7, 5\)"):
+        BinaryMetrics().update(logits, labels, frame_mask=torch.ones(5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("num_labels", [1, 4])
+def test_a_batch_without_clips_counts_nothing(num_labels: int):
+    logits, labels = make_clips(num_labels)
+    metrics, plain = make_metrics(num_labels), make_metrics(num_labels)
+    metrics.update(logits[:0], labels[:0])
+    assert len(metrics) == 0
+    for accumulator in (metrics, plain):
+        accumulator.update(logits, labels)
+    metrics.update(logits[:0], labels[:0])
+    for protocol in ("official", "batch", "dataset"):
+        assert metrics.compute(protocol) == plain.compute(protocol)
+
+
+def test_unknown_protocol_is_named():
+    with pytest.raises(ValueError, match="protocol is 'per-image', expected one of"):
+        BinaryMetrics("per-image")
+    with pytest.raises(ValueError, match="protocol is 'mean', expected one of"):
+        BinaryMetrics().compute("mean")
+
+
+def test_class_as_ignore_index_is_refused():
+    with pytest.raises(ValueError, match="num_labels is 300 and ignore_index 255"):
+        SemanticMetrics(300)
+
+
+def test_sums_do_not_depend_on_the_order():
+    rows = torch.tensor([[1e16], [1.0], [-1e16], [1.0]], dtype=torch.float64)
+    assert exact_sum(rows).item() == exact_sum(rows.flip(0)).item() == 2.0
+
+
+def count_in_process(rank: int, world_size: int, folder: str) -> None:
+    """Count every `world_size`-th clip, gather, and leave the scores in a file: one process of the test below."""
+    torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
+    logits, labels = make_clips(1)
+    metrics = BinaryMetrics()
+    # As a sampler does: the last batch is filled up with clips from the start.
+    clips = [(rank + step * world_size) % CLIPS for step in range(-(-CLIPS // world_size))]
+    for clip in clips:
+        metrics.update(logits[clip : clip + 1], labels[clip : clip + 1], clip_indices=[clip])
+    torch.save(metrics.gather().compute(), f"{folder}/{rank}.pt")
+    assert len(metrics) == len(clips)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path):
+    torch.multiprocessing.start_processes(count_in_process, (2, str(tmp_path)), nprocs=2, start_method="fork")
+    logits, labels = make_clips(1)
+    whole = BinaryMetrics()
+    whole.update(logits, labels)
+    assert whole.gather().compute() == whole.compute()
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == whole.compute()
+
+
+class BinaryCase(NamedTuple):
+    """Inputs by seed, and what the official functions make of them (recorded on CPU with torch 2.13)."""
+
+    seed: int
+    shape: tuple[int, int, int]  # frames, height, width
+    level: float
+    empty: tuple[int, ...]
+    sum_logits: float
+    sum_target: int
+    miou: float
+    f_one_batch: float
+    f_per_clip: float
+
+    def build(self) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        logits = torch.randn(*self.shape, generator=generator) * 3
+        target = (torch.rand(*self.shape, generator=generator) > self.level).long()
+        target[list(self.empty)] = 0
+        assert logits.sum().item() == pytest.approx(self.sum_logits, abs=1e-3)
+        assert target.sum().item() == self.sum_target
+        return clips_of_five(logits[:, None]), clips_of_five(target)
+
+
+class SemanticCase(NamedTuple):
+    """Inputs by seed, and what the official functions make of them: over all classes, without the last, without the first."""
+
+    seed: int
+    shape: tuple[int, int, int, int]  # frames, classes, height, width
+    sum_logits: float
+    sum_target: int
+    miou: tuple[float, float, float]
+    f_score: tuple[float, float, float]
+    classes_seen: int
+    dataset_miou: float
+    dataset_miou_seen: float
+
+    def build(self) -> tuple[Tensor, Tensor]:
+        frames, classes, height, width = self.shape
+        generator = torch.Generator().manual_seed(self.seed)
+        logits = torch.randn(*self.shape, generator=generator)
+        target = torch.randint(0, classes, (frames, height, width), generator=generator)
+        if self.seed == 12:  # two clips, the second all padding
+            logits[5:] = 0
+            target[5:] = 0
+        if self.seed == 13:  # classes 1 and 4 are never seen
+            target = 3 * (target == 3).long()
+            logits[:, [1, 4]] -= 100
+        assert logits.sum().item() == pytest.approx(self.sum_logits, abs=1e-1)
+        assert target.sum().item() == self.sum_target
+        return clips_of_five(logits), clips_of_five(target)
+
+
+BINARY = {
+    "B0": BinaryCase(0, (5, 8, 8), 0.5, (), 4.290403, 165, 0.35659164, 0.58757532, 0.58757532),
+    "B1": BinaryCase(1, (5, 16, 16), 0.8, (2,), 75.346877, 202, 0.20770326, 0.24584879, 0.24584879),
+    "B2": BinaryCase(2, (10, 12, 12), 0.7, (0, 5), 165.185781, 336, 0.27280802, 0.34832931, 0.34832929),
+    "B3": BinaryCase(3, (5, 8, 8), 0.5, (0, 1, 2, 3, 4), -10.476840, 0, 0.54062498, 0.0, 0.0),
+    "B4": BinaryCase(4, (20, 8, 8), 0.6, (19,), -219.239471, 491, 0.29965311, 0.46733227, 0.47912079),
+}
+B_CLIP_F = {
+    "B2": (0.36364296, 0.33301562),
+    "B4": (0.46861178, 0.50548232, 0.46072775, 0.48166132),
+}
+SEMANTIC = {
+    "S0": SemanticCase(
+        10, (10, 5, 8, 8), -4.63153, 1315,
+        (0.12261064, 0.12042500, 0.12859753), (0.21296804, 0.20621043, 0.22396797), 5, 0.124814, 0.124814,
+    ),
+    "S1": SemanticCase(
+        11, (10, 71, 16, 16), -231.97007, 87741,
+        (0.00773862, 0.00773012, 0.00769044), (0.01373452, 0.01374865, 0.01364501), 71, 0.007524, 0.007524,
+    ),
+    "S2": SemanticCase(
+        12, (10, 5, 8, 8), -57.26664, 613,
+        (0.19779657, 0.22323193, 0.10406522), (0.27118570, 0.29272568, 0.18194976), 5, 0.236441, 0.236441,
+    ),
+    "S3": SemanticCase(
+        13, (10, 5, 8, 8), -128001.47363, 357,
+        (0.08306704, 0.10383379, 0.02726352), (0.15297747, 0.19122183, 0.04095014), 3, 0.082861, 0.138101,
+    ),
+    "S4": SemanticCase(
+        14, (20, 7, 6, 6), -12.78904, 2187,
+        (0.07949679, 0.08560512, 0.08094009), (0.13771197, 0.14835842, 0.13997491), 7, 0.078258, 0.078258,
+    ),
+}  # fmt: skip
+SUFFIXES = ("", "_published_no_background", "_no_background")
+
+
+def clips_of_five(frames: Tensor) -> Tensor:
+    return frames.view(-1, 5, *frames.shape[1:])
+
+
+def naive_binary(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Official IoU and F of clips (clips, frames, height, width), by loops over clips, frames and thresholds."""
+    ious, maxima = [], []
+    for clip, targets in zip(logits.sigmoid(), labels, strict=True):
+        frame_ious, curves = [], []
+        for frame, target in zip(clip, targets.bool(), strict=True):
+            predicted = frame > 0.5
+            if not target.any():
+                frame_ious.append(float((~predicted).float().mean()))
+                continue
+            frame_ious.append(float((predicted & target).sum() / ((predicted | target).sum() + 1e-7)))
+            curves.append([naive_f(frame >= threshold, target) for threshold in torch.linspace(0, 1 - 1e-10, 255)])
+        ious.append(math.fsum(frame_ious) / len(frame_ious))
+        maxima.append(max(map(math.fsum, zip(*curves, strict=True))) / len(curves) if curves else 0.0)
+    return math.fsum(ious) / len(ious), math.fsum(maxima) / len(maxima)
+
+
+def naive_f(predicted: Tensor, target: Tensor) -> float:
+    true_positives = float((predicted & target).sum())
+    if true_positives == 0.0:
+        return 0.0
+    precision, recall = true_positives / float(predicted.sum()), true_positives / float(target.sum())
+    return 1.3 * precision * recall / (0.3 * precision + recall)
+
+
+def test_examples_in_the_docstrings_hold():
+    result = doctest.testmod(accumulators_module)
+    assert result.attempted >= 12
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_measures_equal_the_official_ones(name: str):
+    case = BINARY[name]
+    metrics = BinaryMetrics()
+    metrics.update(*case.build())
+    scores = metrics.compute()
+    assert scores["miou"] == pytest.approx(case.miou, abs=1e-6)
+    assert scores["f_score"] == pytest.approx(case.f_per_clip, abs=1e-6)
+    assert metrics.compute("batch")["f_score"] == pytest.approx(case.f_one_batch, abs=1e-6)
+    assert metrics.compute("batch")["miou"] == pytest.approx(case.miou, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", B_CLIP_F)
+def test_scores_of_single_clips_equal_the_official_ones(name: str):
+    metrics = BinaryMetrics()
+    metrics.update(*BINARY[name].build())
+    f_scores = [scores["f_score"] for scores in metrics.per_clip().values()]
+    assert f_scores == pytest.approx(B_CLIP_F[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_measures_equal_naive_loops(name: str):
+    logits, labels = BINARY[name].build()
+    metrics = BinaryMetrics()
+    metrics.update(logits, labels)
+    scores = metrics.compute()
+    assert (scores["miou"], scores["f_score"]) == pytest.approx(naive_binary(logits[:, :, 0], labels), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logit", "label", "miou", "f_score"),
+    [(10.0, 1, 1.0, 1.0), (-10.0, 0, 1.0, 0.0), (-10.0, 1, 0.0, 1.0), (10.0, 0, 0.0, 0.0), (0.0, 1, 0.0, 1.0)],
+    ids=["all right", "rightly empty", "nothing found", "all wrong", "undecided"],
+)
+def test_binary_extremes(logit: float, label: int, miou: float, f_score: float):
+    metrics = BinaryMetrics()
+    metrics.update(torch.full((1, 1, 1, 4, 4), logit), torch.full((1, 1, 4, 4), label))
+    scores = metrics.compute()
+    assert (scores["miou"], scores["f_score"]) == pytest.approx((miou, f_score), abs=1e-6)
+
+
+def test_binary_two_by_two_by_hand():
+    # Frame 0: one pixel in both, two predicted, two labelled: IoU 1/3. Frame 1: empty target, three of four pixels left empty: IoU 3/4, no F.
+    # F of frame 0: threshold 0 takes all pixels (P 1/2, R 1), later ones the two predicted (P = R = 1/2): 1.3 * .5 / (.15 + 1) = 13/23.
+    logits = torch.tensor([[[20.0, 20.0], [-20.0, -20.0]], [[20.0, -20.0], [-20.0, -20.0]]]).view(1, 2, 1, 2, 2)
+    labels = torch.tensor([[[1, 0], [0, 1]], [[0, 0], [0, 0]]]).view(1, 2, 2, 2)
+    metrics = BinaryMetrics()
+    metrics.update(logits, labels)
+    assert metrics.compute()["miou"] == pytest.approx((1 / 3 + 3 / 4) / 2, abs=1e-7)
+    assert metrics.compute()["f_score"] == pytest.approx(13 / 23, abs=1e-9)
+    # Summed over both frames: one pixel in both, three predicted, two labelled: IoU 1/4; F at best 1.3 / (3 + .6).
+    assert metrics.compute("dataset")["miou"] == pytest.approx(1 / 4, abs=1e-7)
+    assert metrics.compute("dataset")["f_score"] == pytest.approx(1.3 / 3.6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", SEMANTIC)
+def test_semantic_measures_equal_the_official_ones(name: str):
+    case = SEMANTIC[name]
+    metrics = SemanticMetrics(case.shape[1], report_published_no_background=True)
+    metrics.update(*case.build())
+    scores = metrics.compute()
+    assert [scores[f"miou{suffix}"] for suffix in SUFFIXES] == pytest.approx(case.miou, abs=1e-6)
+    assert [scores[f"f_score{suffix}"] for suffix in SUFFIXES] == pytest.approx(case.f_score, abs=1e-6)
+    assert scores["classes_seen"] == case.classes_seen
+    dataset = metrics.compute("dataset")
+    assert dataset["miou"] == pytest.approx(case.dataset_miou, abs=1e-6)
+    assert dataset["miou_seen_classes"] == pytest.approx(case.dataset_miou_seen, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SEMANTIC)
+def test_semantic_measures_equal_naive_loops(name: str):
+    logits, labels = SEMANTIC[name].build()
+    classes = logits.shape[2]
+    metrics = SemanticMetrics(classes)
+    metrics.update(logits, labels)
+    predictions = logits.argmax(2).flatten(0, 1)
+    ious: list[list[float]] = [[] for _ in range(classes)]
+    for predicted, target in zip(predictions, labels.flatten(0, 1), strict=True):
+        for label in set(predicted.flatten().tolist()) | set(target.flatten().tolist()):
+            union = ((predicted == label) | (target == label)).sum()
+            ious[label].append(float(((predicted == label) & (target == label)).sum() / union))
+    expected = [math.fsum(values) / len(values) if values else 0.0 for values in ious]
+    assert metrics.per_class()["iou"].tolist() == pytest.approx(expected, abs=1e-6)
+    assert metrics.per_class()["seen"].tolist() == [float(bool(values)) for values in ious]
+
+
+def test_semantic_two_by_two_by_hand():
+    # Prediction 0 1 / 1 1 against 0 0 / 1 1: class 0: 1 in both, 1 predicted, 2 labelled; class 1: 2 in both, 3 predicted, 2 labelled; class 2 never.
+    metrics = SemanticMetrics(3)
+    metrics.update_predictions(torch.tensor([[[[0, 1], [1, 1]]]]), torch.tensor([[[[0, 0], [1, 1]]]]))
+    scores = metrics.compute()
+    assert scores["miou"] == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
+    assert scores["miou_seen_classes"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert scores["f_score"] == pytest.approx((1.3 / (1 + 0.3 * 2) + 2.6 / (3 + 0.3 * 2) + 0) / 3)
+    assert scores["classes_seen"] == 2.0
+
+
+def test_published_slice_is_only_reported_on_request():
+    metrics = SemanticMetrics(5)
+    metrics.update(*SEMANTIC["S0"].build())
+    assert not any("published" in name for name in metrics.compute())
+
+
+def test_semantic_batch_protocol_is_the_official_one_on_a_single_batch_and_depends_on_batches():
+    logits, labels = SEMANTIC["S4"].build()
+    whole, parts = SemanticMetrics(7), SemanticMetrics(7)
+    whole.update(logits, labels)
+    for clip in range(len(logits)):
+        parts.update(logits[clip : clip + 1], labels[clip : clip + 1])
+    assert whole.compute("batch") == pytest.approx(whole.compute("official"), abs=1e-12)
+    assert parts.compute("official") == whole.compute("official")
+    assert parts.compute("batch")["miou"] == pytest.approx(
+        math.fsum(scores["miou"] for scores in parts.per_clip().values()) / 4
+    )
+
+
+def test_semantic_batch_protocol_takes_a_class_over_the_batches_that_show_it():
+    # Class 1: IoU 1 in the first call, not seen in the second, so its mean is 1 and not 1/2.
+    metrics = SemanticMetrics(2, "batch")
+    metrics.update_predictions(torch.tensor([[[[0, 1]]]]), torch.tensor([[[[0, 1]]]]))
+    metrics.update_predictions(torch.tensor([[[[0, 0]]]]), torch.tensor([[[[0, 0]]]]))
+    assert metrics.per_class()["iou"].tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_too_few_classes_are_refused():
+    with pytest.raises(ValueError, match="num_labels is 1, expected two classes"):
+        SemanticMetrics(1)
+
+
+def test_false_positive_rate_by_hand():
+    # Clip 0: one of four pixels; clip 1: two frames, one pixel counted in the first (foreground), none of four in the second.
+    logits = torch.full((2, 2, 1, 2, 2), -9.0)
+    logits[0, 0, 0, 0, 0] = logits[1, 0, 0, 0, 0] = 9.0
+    labels = torch.zeros(2, 2, 2, 2, dtype=torch.long)
+    labels[1, 0] = torch.tensor([[0, 255], [255, 255]])
+    metrics = FalsePositiveMetrics(1)
+    metrics.update(logits, labels, frame_mask=torch.tensor([[True, False], [True, True]]))
+    assert metrics.compute("official") == {"false_positive_rate": pytest.approx((1 / 4 + 1 / 2) / 2), "frames": 3.0}
+    assert metrics.compute("batch")["false_positive_rate"] == pytest.approx((1 / 4 + 1 + 0) / 3)
+    assert metrics.compute("dataset")["false_positive_rate"] == pytest.approx(2 / 9)
+
+
+def test_false_positives_of_classes_are_all_but_the_background():
+    metrics = FalsePositiveMetrics(3)
+    metrics.update_predictions(torch.tensor([[[[0, 1], [2, 0]]]]), torch.zeros(1, 1, 2, 2, dtype=torch.long))
+    assert metrics.compute()["false_positive_rate"] == 0.5
+
+
+LABELS = torch.tensor([[1, 0], [0, 0]]).view(1, 1, 2, 2)
+
+
+def logits_of(mask: list[list[int]]) -> Tensor:
+    return (torch.tensor(mask).view(1, 1, 1, 2, 2) * 2.0 - 1.0) * 9.0
+
+
+def fill(metrics: RobustnessMetrics) -> None:
+    metrics.update(logits_of([[1, 1], [0, 0]]), LABELS)  # IoU 1/2, F = 1.3 / 2.3
+    metrics.update(logits_of([[1, 0], [0, 0]]), LABELS, audio="silence")  # rate 1/4
+    metrics.update(logits_of([[1, 1], [1, 0]]), LABELS, audio="off_screen")  # rate 3/4
+
+
+def test_examples_in_the_docstrings_hold_in_robustness_metrics():
+    result = doctest.testmod(accumulators)
+    assert result.attempted >= 6
+    assert result.failed == 0
+
+
+def test_combined_scores_by_hand():
+    metrics = RobustnessMetrics()
+    fill(metrics)
+    scores = metrics.compute()
+    expected = {
+        "miou": 1 / 2,
+        "f_score": 13 / 23,
+        "false_positive_rate": 1 / 2,
+        "false_positive_rate_silence": 1 / 4,
+        "false_positive_rate_off_screen": 3 / 4,
+        "g_miou": 1 / 2,
+        "g_f_score": 2 * 13 / 23 * 0.5 / (13 / 23 + 0.5),
+    }
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert "false_positive_rate_noise" not in scores
+    assert len(metrics) == 3
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+@pytest.mark.parametrize("protocol", ["official", "batch", "dataset"])
+def test_model_that_never_listens_scores_nothing(num_labels: int, protocol: str):
+    metrics = RobustnessMetrics(num_labels, protocol)
+    logits = torch.full((2, 3, num_labels, 4, 4), 9.0)
+    if num_labels > 1:
+        logits[:, :, 0] = -9.0
+    labels = torch.ones(2, 3, 4, 4, dtype=torch.long)
+    metrics.update(logits, labels)
+    metrics.update(logits, labels, audio="noise")
+    scores = metrics.compute()
+    assert scores["false_positive_rate"] == 1.0
+    assert scores["g_miou"] == scores["g_f_score"] == 0.0
+
+
+def test_ignored_pixels_stay_ignored_with_negative_audio():
+    metrics = RobustnessMetrics()
+    fill(metrics)
+    metrics.update(logits_of([[1, 0], [0, 0]]), torch.tensor([[255, 1], [1, 0]]).view(1, 1, 2, 2), audio="noise")
+    assert metrics.compute()["false_positive_rate_noise"] == 0.0
+
+
+def test_merging_loading_and_gathering_keep_the_numbers():
+    whole, first, second = RobustnessMetrics(), RobustnessMetrics(), RobustnessMetrics()
+    fill(whole)
+    fill(whole)
+    fill(first)
+    fill(second)
+    first.merge(second)
+    loaded = RobustnessMetrics()
+    loaded.load_state_dict(first.state_dict())
+    gathered = loaded.gather()
+    loaded.reset()
+    assert len(loaded) == 0
+    assert first.compute() == gathered.compute() == whole.compute()
+
+
+def test_missing_negative_audio_is_an_error():
+    metrics = RobustnessMetrics()
+    metrics.update(logits_of([[1, 1], [0, 0]]), LABELS)
+    with pytest.raises(ValueError, match=r"no negative audio was counted.*'silence', 'noise', 'off_screen'"):
+        metrics.compute()
+
+
+def test_unknown_audio_is_named():
+    with pytest.raises(ValueError, match="audio is 'music', expected one of"):
+        RobustnessMetrics().update(logits_of([[1, 1], [0, 0]]), LABELS, audio="music")

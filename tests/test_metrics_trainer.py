@@ -1,0 +1,175 @@
+"""A real Trainer, in one process and in two, gives the numbers of the accumulator and never gathers pixels."""
+
+import doctest
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from pcmanet.dataset_scripts.metrics import trainer as trainer_module
+from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, ClipMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics.trainer import TrainerMetrics, ignore_unscored_frames
+
+
+FRAMES = (5, 3, 5, 2, 4, 3, 1)
+SIZE = 8
+
+
+def make_clip(index: int, num_labels: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(index)
+    logits = torch.randn(FRAMES[index], num_labels, SIZE, SIZE, generator=generator)
+    labels = torch.randint(0, max(num_labels, 2), (FRAMES[index], SIZE, SIZE), generator=generator)
+    label_mask = torch.arange(FRAMES[index]) != 1
+    return {"logits": logits, "labels": labels, "label_mask": label_mask}
+
+
+class Echo(torch.nn.Module):
+    """Gives back the logits that came in, after a copy of them, so that the output is a tuple of several tensors."""
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, frame_mask: Tensor, label_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        loss = (
+            logits[frame_mask].mean()
+            + labels.float().mean()
+            + (0.0 if label_mask is None else label_mask.float().mean())
+        )
+        return {"loss": loss, "logits": logits, "stage_logits": logits}
+
+
+def collate(clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    padded = {
+        name: torch.nn.utils.rnn.pad_sequence([clip[name] for clip in clips], batch_first=True) for name in clips[0]
+    }
+    lengths = torch.tensor([len(clip["logits"]) for clip in clips])
+    return padded | {"frame_mask": torch.arange(int(lengths.max())) < lengths[:, None]}
+
+
+def collate_without_masks(clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return ignore_unscored_frames(collate(clips))
+
+
+def evaluate_with_trainer(metrics: TrainerMetrics, folder: Path, num_labels: int) -> dict[str, float]:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_eval_batch_size=2,
+        batch_eval_metrics=True,
+        label_names=list(metrics.label_names),
+        remove_unused_columns=False,
+        report_to=[],
+        use_cpu=True,
+    )
+    trainer = Trainer(
+        model=Echo(),
+        args=arguments,
+        data_collator=collate if "frame_mask" in metrics.label_names else collate_without_masks,
+        eval_dataset=[make_clip(index, num_labels) for index in range(len(FRAMES))],
+        compute_metrics=metrics,
+        preprocess_logits_for_metrics=metrics.preprocess_logits_for_metrics,
+    )
+    trainer.evaluate()
+    return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+
+
+def count_directly(metrics: ClipMetrics) -> dict[str, float]:
+    for index in range(len(FRAMES)):
+        batch = collate([make_clip(index, metrics.num_labels)])
+        metrics.update(batch["logits"], batch["labels"], batch["frame_mask"], batch["label_mask"])
+    return metrics.compute()
+
+
+def test_examples_in_the_docstrings_hold():
+    result = doctest.testmod(trainer_module)
+    assert result.attempted >= 2
+    assert result.failed == 0
+    (snippet,) = re.findall(r"```python\n(.*?)\n```\n", inspect.getdoc(TrainerMetrics), re.DOTALL)
+    assert "Trainer(" in snippet and compile(snippet, "the docstring", "exec")
+
+
+@pytest.mark.parametrize("label_names", [("labels", "frame_mask", "label_mask"), ("labels",)])
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_trainer_gives_the_numbers_of_the_accumulator(tmp_path: Path, num_labels: int, label_names: tuple[str, ...]):
+    build = {1: BinaryMetrics, 3: lambda: SemanticMetrics(3)}[num_labels]
+    scores = evaluate_with_trainer(TrainerMetrics(build(), label_names), tmp_path, num_labels)
+    expected = count_directly(build())
+    assert {name: scores[name] for name in expected} == expected
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path):
+    # Two processes get clips of different lengths, so the Trainer pads labels with -100, and it repeats clips to fill the last step.
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        __file__,
+        str(tmp_path),
+    ]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    expected = count_directly(BinaryMetrics())
+    assert {name: scores[name] for name in expected} == expected
+
+
+def test_rows_take_the_place_of_the_logits():
+    metrics = TrainerMetrics(BinaryMetrics())
+    batch = collate([make_clip(0, 1), make_clip(1, 1)])
+    rows = metrics.preprocess_logits_for_metrics(
+        (batch["logits"], batch["logits"]), tuple(batch[name] for name in metrics.label_names)
+    )
+    assert rows.shape == (2, 772)
+    assert metrics(EvalPrediction(predictions=rows, label_ids=batch["labels"]), compute_result=False) == {}
+    assert len(metrics.metrics) == 2
+
+
+def test_labels_alone_come_as_a_tensor():
+    metrics = TrainerMetrics(BinaryMetrics(), label_names=["labels"])
+    clip = make_clip(0, 1)
+    rows = metrics.preprocess_logits_for_metrics(clip["logits"][None], clip["labels"][None])
+    scores = metrics(EvalPrediction(predictions=rows.numpy(), label_ids=clip["labels"].numpy()))
+    direct = BinaryMetrics()
+    direct.update(clip["logits"][None], clip["labels"][None])
+    assert scores == direct.compute()
+    assert len(metrics.metrics) == 0
+
+
+def test_masks_that_the_trainer_has_broken_are_refused():
+    metrics, batch = TrainerMetrics(BinaryMetrics()), collate([make_clip(0, 1)])
+    with pytest.raises(ValueError, match="masks came as .*torch.int64.*ignore_unscored_frames"):
+        metrics.preprocess_logits_for_metrics(
+            batch["logits"], (batch["labels"], batch["frame_mask"].long(), batch["label_mask"])
+        )
+
+
+def test_other_label_names_than_the_trainers_are_named():
+    clip = make_clip(0, 1)
+    with pytest.raises(ValueError, match=r"handed over 1 labels.*'frame_mask', 'label_mask'.*TrainingArguments"):
+        TrainerMetrics(BinaryMetrics()).preprocess_logits_for_metrics(clip["logits"][None], clip["labels"][None])
+    with pytest.raises(ValueError, match=r"label_names are \('masks',\)"):
+        TrainerMetrics(BinaryMetrics(), label_names=["masks"])
+
+
+def test_full_size_predictions_are_refused():
+    with pytest.raises(ValueError, match="give the Trainer preprocess_logits_for_metrics too"):
+        TrainerMetrics(BinaryMetrics())(
+            EvalPrediction(predictions=torch.zeros(1, 5, 1, 8, 8), label_ids=torch.zeros(1))
+        )
+
+
+if __name__ == "__main__":
+    output = Path(sys.argv[1])
+    results = evaluate_with_trainer(TrainerMetrics(BinaryMetrics(), ["labels"]), output, num_labels=1)
+    assert torch.distributed.get_world_size() == 2
+    if torch.distributed.get_rank() == 0:
+        (output / "scores.json").write_text(json.dumps(results))

@@ -1,0 +1,413 @@
+"""The card of a trained model: metadata that the Hub understands, figures under their protocols, and nothing invented. A training's way to the Hub: the folder that is complete before, the failed upload, and a stranger who reads the card."""
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from loopback_hub import Failure, HubError, LoopbackHub
+from safetensors.torch import load_file, save_file
+from stranger import STRANGER
+from tiny_model import tiny_config, tiny_model
+
+from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet.media_pcmanet import write_video
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
+from pcmanet.training import publishing
+from pcmanet.training.publishing import (
+    CardContent,
+    Evaluation,
+    Publication,
+    main,
+    prepare,
+    publish,
+    read_evaluation,
+    write_card,
+)
+from pcmanet.training.record import describe_environment, read_record, write_record
+
+
+FIGURES = {
+    protocol: {"miou": miou, "f_score": 0.75, "frames": 20.0, "groups": 4.0}
+    for protocol, miou in (("official", 0.5), ("batch", 0.25), ("dataset", 0.125))
+}
+RESULTS = {"checkpoint": "best", "name": "s4", "split": "test", "clips": 4, "frames": 20, "figures": FIGURES}
+RECORD = {
+    "validation": {
+        "miou": 0.625,
+        "miou_no_background": 0.5,
+        "f_score": 0.875,
+        "frames": 10.0,
+        "loss": 1.0,
+        "stage_4/miou": 0.1,
+    },
+    "clips": 16000,
+    "minutes": 21.5,
+    "command": "python examples/train_pcmanet.py --output runs/first",
+    "environment": {"torch": "2.14.1", "device": "CPU, 1 process"},
+    "recipe": {"task": "s4", "data": "/data/AVSBench", "seed": 3},
+}
+
+
+def card(**changes: Any) -> ModelCard:
+    values = {"config": tiny_config(), "parameters": 1_250_000, "frame_size": (48, 64), "record": RECORD}
+    return ModelCard(write_card(CardContent(repository="me/shapes", **{**values, **changes})))
+
+
+def section(model_card: ModelCard, title: str) -> str:
+    return model_card.text.partition(f"\n## {title}\n")[2].partition("\n## ")[0].strip()
+
+
+def test_the_hub_reads_what_was_measured_and_how():
+    data = card(evaluations=(Evaluation("python evaluate", RESULTS),), datasets=("me/avsbench",)).data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-segmentation", "other")
+    assert data.tags == ["audio-visual-segmentation", "pcmanet"]
+    assert (data.datasets, data.metrics, data.model_name) == (["me/avsbench"], ["mean_iou", "f_score"], "shapes")
+    found = {
+        (one.dataset_name, one.dataset_split, one.metric_type, one.metric_name): one.metric_value
+        for one in data.eval_results
+    }
+    assert found == {
+        ("AVSBench, s4", "val", "mean_iou", "mIoU (official protocol)"): 0.625,
+        ("AVSBench, s4", "val", "f_score", "F (official protocol)"): 0.875,
+        **{
+            ("s4", "test", kind, f"{name} ({protocol} protocol)"): FIGURES[protocol][measure]
+            for protocol in FIGURES
+            for kind, name, measure in (("mean_iou", "mIoU", "miou"), ("f_score", "F", "f_score"))
+        },
+    }
+
+
+def test_figures_stand_under_their_protocols_with_their_commands():
+    text = section(card(evaluations=(Evaluation("python examples/evaluate_pcmanet.py best s4", RESULTS),)), "Figures")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| | official |" in lines
+    assert "| mIoU, no background | 0.5000 |" in lines
+    assert "### s4, test split: 4 clips, 20 frames" in lines
+    assert "| | official | batch | dataset |" in lines
+    assert "| mIoU | 0.5000 | 0.2500 | 0.1250 |" in lines
+    assert "python examples/evaluate_pcmanet.py best s4" in lines
+    assert "loss" not in text and "stage_4" not in text and "frames |" not in text
+
+
+def test_training_and_environment_are_those_of_the_record():
+    text = card()
+    training = section(text, "Training")
+    assert "```bash\npython examples/train_pcmanet.py --output runs/first\n```" in training
+    assert "16,000 clips and 21.5 minutes" in training
+    assert "```yaml\ntask: s4\ndata: /data/AVSBench\nseed: 3\n```" in training
+    assert "| torch  |         2.14.1 |" in section(text, "Environment")
+    assert "given out on request" in section(text, "Data")
+    assert "48x64 pixels" in section(text, "Limits")
+
+
+@pytest.mark.parametrize(
+    ("settings", "license", "words"),
+    [
+        ({"task": "ms3", "data": None}, "apache-2.0", "The real world does not occur in it."),
+        (
+            {"task": "folder", "data": "/home/me/my_clips"},
+            "other",
+            "Clips of the author's own, in the folder `my_clips`",
+        ),
+        ({"task": "avss", "data": "AVSBench"}, "other", "its semantic clips"),
+        ({}, "other", "was not recorded"),
+    ],
+)
+def test_data_and_licence_follow_from_the_settings(settings: dict, license: str, words: str):
+    text = card(record={"arguments": settings})
+    assert text.data.license == license
+    assert words in section(text, "Data").replace("\n", " ")
+    assert card(record={"arguments": settings}, license="mit").data.license == "mit"
+
+
+def test_nothing_is_invented():
+    text = card(record={})
+    assert section(text, "Figures").startswith("None were recorded.")
+    assert section(text, "Training") == "How it was trained was not recorded."
+    assert section(text, "Environment") == "It was not recorded."
+    assert text.data.eval_results is None and text.data.metrics is None
+
+
+def test_wrong_sounds_count_as_measured_only_if_they_were():
+    words = "has not been measured here"
+    assert words in section(card(), "Limits").replace("\n  ", " ")
+    figures = {protocol: {**values, "false_positive_rate": 0.01} for protocol, values in FIGURES.items()}
+    heard = Evaluation("python evaluate --negative-audio noise", {**RESULTS, "figures": figures})
+    text = card(evaluations=(heard,))
+    assert words not in section(text, "Limits").replace("\n  ", " ")
+    assert "| false positives under wrong sounds |" in text.text
+
+
+def test_classes_are_named_as_long_as_they_are_few():
+    few = tiny_config(id2label={0: "background", 1: "dog", 2: "cat"}, label2id={"background": 0, "dog": 1, "cat": 2})
+    assert "of which of 2 classes it is: dog, cat." in card(config=few).text.replace("\n", " ")
+    names = ["background", *(f"kind{index}" for index in range(70))]
+    many = tiny_config(id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)})
+    text = card(config=many).text.replace("\n", " ")
+    assert "of which of 70 classes it is: kind0, kind1, kind2, kind3, kind4 and so on, see config.json." in text
+
+
+def test_the_snippet_trusts_code_only_where_it_lies_in_the_repository():
+    assert "trust_remote_code=True" in section(card(with_code=True), "Use")
+    without = section(card(), "Use")
+    assert "trust_remote_code" not in without and "import pcmanet.pipelines" in without
+
+
+def test_an_evaluation_is_read_with_its_command_and_classes(tmp_path: Path):
+    classes = {"dog": {protocol: {"miou": 0.5, "f_score": 0.5} for protocol in FIGURES}}
+    (tmp_path / "results.json").write_text(json.dumps({**RESULTS, "classes": classes}))
+    (tmp_path / "results.md").write_text(
+        "# best on s4 test\n\n    python evaluate.py best 'my data'\n\n| | official |\n"
+    )
+    evaluation = read_evaluation(tmp_path)
+    assert evaluation.command == "python evaluate.py best 'my data'"
+    assert "| dog   |" in card(evaluations=(evaluation,)).text
+    (tmp_path / "results.md").write_text("no command")
+    with pytest.raises(ValueError, match="is no finished output"):
+        read_evaluation(tmp_path)
+
+
+def test_a_record_says_how_and_in_what_it_came_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--output", "my runs"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    write_record(tmp_path, {"validation": {"miou": 0.5}})
+    record = read_record(tmp_path)
+    assert record["command"] == "torchrun --nproc_per_node 2 train.py --output 'my runs'"
+    assert record["environment"] == describe_environment()
+    assert record["environment"]["device"].endswith(", 2 processes")
+    assert record["validation"] == {"miou": 0.5}
+    assert read_record(tmp_path / "nowhere") == {}
+    # Of two machines this one cannot tell how the other was started.
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    write_record(tmp_path, {})
+    words = "train.py --output 'my runs'  # by a launcher whose options were not recorded"
+    assert read_record(tmp_path)["command"] == words
+
+
+def describe(segmenter: Callable) -> list:
+    """Label, score and mask of all that is found in the clip, as JSON keeps it."""
+    return [
+        [
+            [found["label"], found["score"], hashlib.sha256(found["mask"].tobytes()).hexdigest()]
+            for found in frame["segments"]
+        ]
+        for frame in segmenter("clip.mp4")
+    ]
+
+
+USE_AS_STRANGER = f"""{STRANGER}import hashlib, json
+from collections.abc import Callable
+from pathlib import Path
+exec(Path("snippet.py").read_text())
+{inspect.getsource(describe)}
+print(json.dumps(describe(segmenter)))
+"""
+
+
+def save_result(folder: Path) -> None:
+    """Leave what a training leaves: weights, processor, record."""
+    audio_config = {**tiny_config().audio_config.to_dict(), "num_mel_frames": 96, "num_mel_bins": 64}
+    tiny_model(audio_config=audio_config).save_pretrained(folder)
+    images = PCMANetImageProcessor(size={"height": 48, "width": 64})
+    PCMANetProcessor(images, PCMANetFeatureExtractor()).save_pretrained(folder)
+    record = {"validation": {"miou": 0.25, "f_score": 0.5, "frames": 10, "loss": 3.0}, "clips": 3200, "minutes": 5.1}
+    write_record(folder, {**record, "recipe": {"task": "ms3", "data": None, "seed": 3}})
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    save_result(tmp_path / "run" / "best")
+    return tmp_path / "run" / "best"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub(tmp_path / "server") as server:
+        yield server
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_the_prepared_folder_is_complete_and_the_result_untouched(result: Path):
+    before = contents(result)
+    folder = prepare(Publication(result, "me/shapes"))
+    assert folder == result.parent / "best-hub"
+    assert contents(result) == before
+    names = ["README.md", "config.json", "metrics.json", "model.safetensors", "processor_config.json"]
+    assert sorted(os.listdir(folder)) == names
+    for name in ("metrics.json", "model.safetensors", "processor_config.json"):
+        assert contents(folder)[name] == before[name]
+    assert 'model="me/shapes")' in (folder / "README.md").read_text()
+
+
+def test_code_and_the_entry_of_the_pipeline_come_and_go_together(result: Path):
+    folder = prepare(Publication(result, "me/shapes", with_code=True))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["custom_pipelines"] == {
+        "audio-visual-segmentation": {
+            "impl": "audio_visual_segmentation.AudioVisualSegmentationPipeline",
+            "pt": ["AutoModelForUniversalSegmentation"],
+            "type": "multimodal",
+        }
+    }
+    assert config["auto_map"]["AutoConfig"] == "configuration_pcmanet.PCMANetConfig"
+    assert {"modeling_pcmanet.py", "processing_pcmanet.py", "audio_visual_segmentation.py"} <= set(os.listdir(folder))
+    # What came with code is published without it: no entry may point to code that is not there.
+    folder.rename(result.parent / "other")
+    plain = prepare(Publication(result.parent / "other", "me/shapes"))
+    assert not [name for name in os.listdir(plain) if name.endswith(".py")]
+    assert not {"custom_pipelines", "auto_map"} & set(json.loads((plain / "config.json").read_text()))
+    assert "auto_map" not in (plain / "processor_config.json").read_text()
+
+
+def test_an_earlier_folder_is_replaced_whole(result: Path):
+    folder = prepare(Publication(result, "me/shapes", with_code=True))
+    (folder / "rest.txt").write_text("of an earlier time")
+    prepare(Publication(result, "me/other"))
+    assert "rest.txt" not in os.listdir(folder) and "modeling_pcmanet.py" not in os.listdir(folder)
+    assert sorted(os.listdir(result.parent)) == ["best", "best-hub"]
+
+
+def test_what_cannot_be_published_is_refused_before_anything_is_written(result: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="Repo id must"):
+        prepare(Publication(result, "me/my shapes"))
+    with pytest.raises(FileNotFoundError, match=re.escape(f"run has no config.json: give one of {result}.")):
+        prepare(Publication(result.parent, "me/shapes"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere has no config\.json: give the folder of a model"):
+        prepare(Publication(tmp_path / "nowhere", "me/shapes"))
+    with pytest.raises(ValueError, match="is no finished output of examples/evaluate_pcmanet.py"):
+        prepare(Publication(result, "me/shapes", evaluations=(tmp_path,)))
+    record = (result / "metrics.json").read_text()
+    for text, message in (("{", r"metrics\.json is no JSON"), ("[]", r"metrics\.json holds list")):
+        (result / "metrics.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            prepare(Publication(result, "me/shapes"))
+    (result / "metrics.json").write_text(record)
+    weights = load_file(result / "model.safetensors")
+    lost = sorted(weights)[-1]
+    del weights[lost]
+    save_file(weights, result / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=re.escape(f"lacks weights of a PCMANetForAudioVisualSegmentation, such as {lost}")
+    ):
+        prepare(Publication(result, "me/shapes"))
+    assert os.listdir(result.parent) == ["best"]
+
+
+def test_publish_uploads_the_prepared_folder(result: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(
+        publishing, "upload_folder", lambda *names, **options: calls.append((names, options)) or "there"
+    )
+    assert publish(Publication(result, "me/shapes", private=True), waits=()) == "there"
+    options = {"message": "Upload shapes", "private": True, "waits": ()}
+    assert calls == [((result.parent / "best-hub", "me/shapes"), options)]
+
+
+def test_the_command_line_prepares_or_says_what_is_wrong(result: Path, capsys: pytest.CaptureFixture):
+    main(
+        [str(result), "--to", "me/shapes", "--only-prepare", "--private", "--license", "mit", "--dataset", "me/clips"]
+    )
+    folder = result.parent / "best-hub"
+    command = f"hf upload me/shapes {folder} . --private"
+    assert capsys.readouterr().out == f"Prepared {folder}; push it with: {command}\n"
+    assert "license: mit\n" in (folder / "README.md").read_text()
+    with pytest.raises(SystemExit, match="error: .*has no config.json"):
+        main([str(result.parent.parent), "--to", "me/shapes"])
+
+
+@pytest.mark.slow
+def test_a_stranger_reads_the_card_and_gets_the_same_masks(
+    result: Path, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 256, (30, 48, 64, 3), dtype=np.uint8)
+    sound = generator.uniform(-0.5, 0.5, (1, 48000)).astype(np.float32)
+    write_video(tmp_path / "clip.mp4", frames, 10, sound, 16000)
+    environment = hub.environment(tmp_path / "home")
+    command = [sys.executable, "-m", "pcmanet.training.publishing", str(result), "--to", "someone/shapes", "--code"]
+
+    # The first time the token has been taken back: nothing is lost, and the command in the message does the rest.
+    hub.failures = [Failure(r"POST .*/commit/", HubError(401, "Invalid credentials"), times=100)]
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "error: The upload to someone/shapes failed: status 401, the token is missing" in failed.stderr
+    hub.failures = []
+    (again,) = re.findall(r"^ {4}(hf upload .*)$", failed.stderr, flags=re.MULTILINE)
+    words = [str(Path(sys.executable).with_name("hf")), *shlex.split(again)[1:]]
+    subprocess.run(words, env=environment, check=True, capture_output=True)
+    files = hub.repositories["models", "someone/shapes"].at("main").files
+    stored = {path: file.sha256 for path, file in files.items() if path != ".gitattributes"}
+    assert stored == contents(result.parent / "best-hub")
+    # Published once more, everything is there already.
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Pushed to http")
+    assert len(hub.repositories["models", "someone/shapes"].commits) == 2
+
+    card = (result.parent / "best-hub" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    (tmp_path / "snippet.py").write_text(snippet)
+    stranger = subprocess.run(
+        [sys.executable, "-c", USE_AS_STRANGER],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stranger.returncode == 0, stranger.stderr[-3000:]
+    *printed, masks = stranger.stdout.splitlines()
+    model, processor = publishing.load_result(result)
+    here = AudioVisualSegmentationPipeline(model=model, processor=processor, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    expected = describe(here)
+    assert len(expected) == 3 and any(expected)
+    assert json.loads(masks) == expected
+    assert [float(line.split()[0]) for line in printed] == [frame["timestamp"] for frame in here("clip.mp4")]
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_is_pushed_once_with_its_figures(hub: LoopbackHub, tmp_path: Path):
+    root = Path(__file__).parent.parent
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = [
+        str(root / "examples" / "train_pcmanet.py"),
+        "--recipe",
+        str(root / "examples" / "recipes" / "smoke.yaml"),
+    ]
+    options = ["--output", str(tmp_path / "run"), "--push-to-hub", "someone/smoke", "--hub-private"]
+    small = ["--set", "clips=8", "evaluation_clips=2", "evaluations=1", "image_size=32", "num_workers=0"]
+    environment = hub.environment(tmp_path / "home") | {"ACCELERATE_USE_CPU": "true"}
+    command = [*launcher, *script, *options, *small]
+
+    wrong = subprocess.run(
+        command, env=environment | {"HF_TOKEN": "expired"}, capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode != 0
+    assert "error: someone/smoke on the Hub cannot be made or used: status 401" in wrong.stderr
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    repository = hub.repositories["models", "someone/smoke"]
+    assert repository.private and len(repository.commits) == 2
+    files = {path: file.sha256 for path, file in repository.at("main").files.items() if path != ".gitattributes"}
+    assert files == contents(tmp_path / "run" / "best-hub")
+    record = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
+    card = (tmp_path / "run" / "best-hub" / "README.md").read_text()
+    assert f"| mIoU |   {record['validation']['miou']:.4f} |" in card
+    assert "torchrun --nproc_per_node 2 " in card and "CPU, 2 processes" in card
