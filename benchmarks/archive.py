@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_pcmanet.media_pcmanet import read_media, write_video
+from modeling_pcmanet.media_pcmanet import read_media
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.checkpoints import demo_file
 
 

@@ -34,7 +34,7 @@ from transformers import AutoProcessor, pipeline
 
 from modeling_pcmanet.audio_pcmanet import SAMPLING_RATE, resample
 from modeling_pcmanet.feature_extraction_pcmanet import log_mel
-from modeling_pcmanet.media_pcmanet import write_video
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.sounding_shapes.clips import SyntheticClip
 from pcmanet.dataset_scripts.sounding_shapes.files import SoundingShapes
 from pcmanet.pipelines import AudioVisualSegmentationPipeline

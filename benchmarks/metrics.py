@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pcmanet.dataset_scripts.metrics.counts import (
+from pcmanet.dataset_scripts.metrics.accumulators import (
     code_histogram,
     f_score,
     f_thresholds,

@@ -35,9 +35,9 @@ from modeling_pcmanet import (
 from modeling_pcmanet.media_pcmanet import VideoReader, iterate_frames, iterate_sound
 from pcmanet.dataset_scripts.sounding_shapes.files import SoundingShapes, write_clip
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
+from pcmanet.pipelines.audio_visual_segmentation import batch_of
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video
-from pcmanet.pipelines.windows import batch_of
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

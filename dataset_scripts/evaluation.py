@@ -26,13 +26,13 @@ from pcmanet.dataset_scripts.avsbench.folder import VideoFiles, encode_wav
 from pcmanet.dataset_scripts.avsbench.layouts import share_nothing
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings, row_features
 from pcmanet.dataset_scripts.metrics.accumulators import (
+    IGNORE_INDEX,
     Audio,
     ClipMetrics,
     Protocol,
     RobustnessMetrics,
     SemanticMetrics,
 )
-from pcmanet.dataset_scripts.metrics.counts import IGNORE_INDEX
 
 from .collation import ClipCollator
 

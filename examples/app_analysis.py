@@ -21,15 +21,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from modeling_pcmanet.media_decoding_pcmanet import SOUND_REMEDY
-from modeling_pcmanet.media_pcmanet import EVERY_FRAME, VideoReader, iterate_frames, read_media
+from modeling_pcmanet.media_pcmanet import EVERY_FRAME, SOUND_REMEDY, VideoReader, iterate_frames, read_media
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
+from pcmanet.pipelines.audio_visual_segmentation import FrameLogits, Window, blend_windows, logits_at_masks
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video
 from pcmanet.pipelines.segments import find_segments
 from pcmanet.pipelines.stage_maps import StageMap, draw_stage_maps
 from pcmanet.pipelines.timeline import Span, loudness, sounding_spans
-from pcmanet.pipelines.windows import FrameLogits, Window, blend_windows, logits_at_masks
 
 
 # Segments smaller than this share of the picture are specks.

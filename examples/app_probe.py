@@ -5,7 +5,7 @@ from pathlib import Path
 
 from av.stream import Stream
 
-from modeling_pcmanet.media_decoding_pcmanet import open_media, video_stream
+from modeling_pcmanet.media_pcmanet import open_media, video_stream
 
 
 BYTES_PER_LOGIT = 4

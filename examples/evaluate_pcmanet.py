@@ -67,8 +67,7 @@ from pcmanet.dataset_scripts.evaluation import (
     find_evaluation_clips,
     find_off_screen_sounds,
 )
-from pcmanet.dataset_scripts.metrics.accumulators import Audio, RobustnessMetrics, SemanticMetrics
-from pcmanet.dataset_scripts.metrics.counts import IGNORE_INDEX
+from pcmanet.dataset_scripts.metrics.accumulators import IGNORE_INDEX, Audio, RobustnessMetrics, SemanticMetrics
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet
 from pcmanet.pipelines.overlay import draw_segments

@@ -29,8 +29,8 @@ from PIL import Image
 from transformers import pipeline
 from transformers.utils import logging
 
-from modeling_pcmanet.media_decoding_pcmanet import SOUND_REMEDY
-from modeling_pcmanet.media_pcmanet import iterate_frames, read_audio, write_video
+from modeling_pcmanet.media_pcmanet import SOUND_REMEDY, iterate_frames, read_audio
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments

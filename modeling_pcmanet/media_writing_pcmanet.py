@@ -20,7 +20,7 @@ from av.container import Flags, OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
-from .media_decoding_pcmanet import MediaError, finite_waveform
+from .media_pcmanet import MediaError, finite_waveform
 
 
 # The same bytes everywhere: x264 divides a picture among threads, and its choices follow the kind of processor.

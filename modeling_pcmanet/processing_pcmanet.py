@@ -48,10 +48,11 @@ from transformers.processing_utils import ProcessorMixin
 
 from .audio_pcmanet import SoundStream, check_sampling_rate, check_timestamps, hear, in_pieces, to_mono
 from .feature_extraction_pcmanet import check_patching
-from .media_decoding_pcmanet import FrameSampler, MediaError
 from .media_pcmanet import (
     EVERY_FRAME,
     SOUND_MARGIN_SECONDS,
+    FrameSampler,
+    MediaError,
     StreamedFrame,
     VideoReader,
     iterate_sound,

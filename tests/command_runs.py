@@ -14,7 +14,7 @@ from tiny_model import tiny_model
 from tqdm import tqdm
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
-from modeling_pcmanet.media_pcmanet import write_video
+from modeling_pcmanet.media_writing_pcmanet import write_video
 
 
 SIZE = (64, 48)

@@ -24,7 +24,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from stranger import WITHOUT_EDITABLE_INSTALL
 from transformers import pipeline
 
-from modeling_pcmanet.media_pcmanet import read_media, write_video
+from modeling_pcmanet.media_pcmanet import read_media
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.timeline import sounding_spans
 

@@ -11,7 +11,8 @@ from odd_media import begin_late, onset, write_film
 from transformers import pipeline
 
 from modeling_pcmanet import PCMANetProcessor
-from modeling_pcmanet.media_pcmanet import read_media, write_video
+from modeling_pcmanet.media_pcmanet import read_media
+from modeling_pcmanet.media_writing_pcmanet import write_video
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

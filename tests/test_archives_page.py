@@ -11,7 +11,7 @@ from command_runs import save_checkpoint, write_clip
 
 from pcmanet.cli.arguments import parse_arguments
 from pcmanet.cli.main import main
-from pcmanet.cli.parquet import describe_columns
+from pcmanet.cli.results import describe_columns
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "archives.md").read_text()

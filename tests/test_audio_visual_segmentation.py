@@ -1,21 +1,26 @@
-"""Tests of pipelines/audio_visual_segmentation.py: real files through a tiny model with random weights."""
+"""Tests of pipelines/audio_visual_segmentation.py. Tests of pipelines/audio_visual_segmentation.py: one input or several, and the arguments that each comes to. Windows, blends and the thread, without files and networks. Tests of pipelines/audio_visual_segmentation.py: real files through a tiny model with random weights."""
 
 import io
 import json
+import math
 import os
+import platform
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
+from types import GeneratorType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset as HubDataset
 from stranger import STRANGER
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -26,8 +31,350 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
-from modeling_pcmanet.media_pcmanet import read_audio, read_media, write_video
+from modeling_pcmanet.media_pcmanet import read_audio, read_media
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
+from pcmanet.pipelines.audio_visual_segmentation import (
+    FrameLogits,
+    ReadAhead,
+    Window,
+    batch_of,
+    blend_windows,
+    check_overlap,
+    clip_arguments,
+    fading_weights,
+    list_or_generator,
+    logits_at_masks,
+    overlapping_windows,
+    read_ahead,
+    return_freed_memory,
+    share,
+    up_to_last,
+    whole_number,
+)
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.25, np.float32(0.25), np.int64(1), Fraction(1, 4)])
+def test_shares_become_float(value: object):
+    assert share("threshold", value) == value
+    assert type(share("threshold", value)) is float
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.01, math.nan, "0.5", True, [0.5]])
+def test_what_is_no_share_is_refused(value: object):
+    with pytest.raises(ValueError, match="threshold is a share between 0 and 1, got "):
+        share("threshold", value)
+
+
+@pytest.mark.parametrize("value", [1, 10, np.int64(3)])
+def test_whole_numbers_become_int(value: object):
+    assert whole_number("batch_size", value, 1) == value
+    assert type(whole_number("batch_size", value, 1)) is int
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, 2.0, "2", True])
+def test_what_is_no_whole_number_is_refused(value: object):
+    with pytest.raises(ValueError, match="batch_size is a whole number, 1 at least, got "):
+        whole_number("batch_size", value, 1)
+
+
+def test_what_was_not_given_stays_so():
+    assert share("threshold", None) is None
+    assert whole_number("batch_size", None, 1) is None
+
+
+NAMES = ["a.mp4", "b.mp4", "c.mp4"]
+TABLE = HubDataset.from_dict({"video": NAMES})
+
+
+class Rows(TorchDataset):
+    """Says where it ends by its length only."""
+
+    def __len__(self) -> int:
+        return len(NAMES)
+
+    def __getitem__(self, index: int) -> str:
+        return NAMES[index % len(NAMES)]
+
+
+class Stream(TorchIterableDataset):
+    """Has no length."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+
+@pytest.mark.parametrize("inputs", [NAMES, tuple(NAMES)])
+def test_what_lies_there_is_a_list(inputs: object):
+    assert list_or_generator(inputs) == NAMES
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        iter(NAMES),
+        map(str, NAMES),
+        (name for name in NAMES),
+        dict.fromkeys(NAMES).keys(),
+        TABLE["video"],
+        TABLE.to_iterable_dataset()["video"],
+        Rows(),
+        Stream(),
+    ],
+    ids=lambda inputs: type(inputs).__name__,
+)
+def test_what_comes_one_by_one_is_a_generator(inputs: object):
+    several = list_or_generator(inputs)
+    assert isinstance(several, GeneratorType)
+    assert list(several) == NAMES
+
+
+@pytest.mark.parametrize("inputs", [TABLE, TABLE.to_iterable_dataset()], ids=lambda inputs: type(inputs).__name__)
+def test_rows_of_a_data_set(inputs: object):
+    assert list(list_or_generator(inputs)) == [{"video": name} for name in NAMES]
+
+
+@pytest.mark.parametrize("inputs", [[], ()])
+def test_transformers_gets_no_empty_list(inputs: object):
+    assert isinstance(list_or_generator(inputs), GeneratorType)
+    assert list(list_or_generator(inputs)) == []
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        "a.mp4",
+        Path("a.mp4"),
+        b"bytes",
+        bytearray(b"bytes"),
+        io.BytesIO(b"bytes"),
+        io.StringIO("text"),
+        {"video": "a.mp4"},
+        np.zeros((2, 4, 4, 3), np.uint8),
+        torch.zeros(2, 4, 4, 3),
+        5,
+        None,
+    ],
+    ids=lambda inputs: type(inputs).__name__,
+)
+def test_one_input_stays_as_it_is(inputs: object):
+    assert list_or_generator(inputs) is inputs
+
+
+def test_a_sound_without_its_rate_takes_that_of_the_call():
+    wave = np.zeros(8)
+    given = clip_arguments({"video": "a.mp4", "audio": {"array": wave}}, sampling_rate=8000)
+    assert given["audio"] is wave
+    assert given["sampling_rate"] == 8000
+    assert clip_arguments("a.mp4", audio={"array": wave})["sampling_rate"] is None
+
+
+@pytest.mark.parametrize("source", [{"bytes": None}, {"path": None, "bytes": None}])
+def test_a_dictionary_of_no_file_is_refused(source: dict):
+    with pytest.raises(ValueError, match='"bytes" or "path", got'):
+        clip_arguments(source)
+    with pytest.raises(ValueError, match='"bytes" or "path", got'):
+        clip_arguments("a.mp4", audio=source)
+
+
+def frames(number: int) -> list[dict]:
+    return [
+        {
+            "timestamp": float(index),
+            "original_size": (4, 6),
+            "mask_timestamps": (float(index),),
+            "pixel_values": torch.full((3, 2, 2), float(index)),
+            "input_features": torch.full((1, 96, 64), float(index)),
+        }
+        for index in range(number)
+    ]
+
+
+def cut(number: int, length: int, overlap: int) -> list[list[int]]:
+    windows = list(overlapping_windows(iter(frames(number)), length, overlap))
+    assert [window.is_last for window in windows] == [False] * (len(windows) - 1) + [True]
+    assert sum(window.fresh for window in windows) == number
+    return [[int(frame["timestamp"]) for frame in window.frames] for window in windows]
+
+
+@pytest.mark.parametrize(
+    ("number", "length", "overlap", "starts"),
+    [
+        (1, 10, 2, [0]),
+        (10, 10, 2, [0]),
+        (11, 10, 2, [0, 1]),
+        (18, 10, 2, [0, 8]),
+        (19, 10, 2, [0, 8, 9]),
+        (26, 10, 2, [0, 8, 16]),
+        (6, 3, 0, [0, 3]),
+        (7, 3, 0, [0, 3, 4]),
+        (5, 4, 3, [0, 1]),
+        (3, 1, 0, [0, 1, 2]),
+    ],
+)
+def test_windows_cover_a_clip(number: int, length: int, overlap: int, starts: list[int]):
+    expected = [list(range(start, min(start + length, number))) for start in starts]
+    assert cut(number, length, overlap) == expected
+
+
+def test_a_fifth_is_shared_by_default():
+    windows = list(overlapping_windows(iter(frames(18)), 10))
+    assert [(window.fresh, window.overlap) for window in windows] == [(10, 2), (8, 2)]
+
+
+def test_windows_share_fewer_frames_than_they_have():
+    check_overlap(4, 3)
+    with pytest.raises(ValueError, match="window_overlap is .*fewer than the 4 of a window, got 4"):
+        check_overlap(4, 4)
+
+
+def test_no_frames_are_no_windows():
+    assert list(overlapping_windows(iter([]), 10, 2)) == []
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 5, 8, 9, 23])
+def test_equal_windows_blend_to_themselves(number: int):
+    values = torch.randn(number, 2, 3, 3, dtype=torch.float64)
+    windows = overlapping_windows(iter(frames(number)), 4, 2)
+    outputs = ((window, torch.stack([values[int(f["timestamp"])] for f in window.frames])) for window in windows)
+    blended = list(blend_windows(outputs))
+    assert [frame.timestamp for frame in blended] == [float(index) for index in range(number)]
+    torch.testing.assert_close(torch.stack([frame.logits for frame in blended]), values)
+
+
+def test_a_seam_becomes_a_slope():
+    windows = list(overlapping_windows(iter(frames(8)), 5, 2))
+    levels = [torch.full((5, 1, 1, 1), float(level)) for level in range(2)]
+    blended = [frame.logits.item() for frame in blend_windows(zip(windows, levels, strict=True))]
+    assert blended == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1])
+    assert fading_weights(5, 2) == pytest.approx([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])
+
+
+def test_frames_are_given_as_soon_as_no_window_can_change_them():
+    windows, seen = list(overlapping_windows(iter(frames(8)), 5, 2)), []
+
+    def outputs() -> Iterator[tuple[Window, torch.Tensor]]:
+        for number, window in enumerate(windows):
+            seen.append(number)
+            yield window, torch.zeros(5, 1, 1, 1)
+
+    after = [(frame.timestamp, len(seen)) for frame in blend_windows(outputs())]
+    assert after == [(0.0, 2), (1.0, 2), (2.0, 2), (3.0, 2), (4.0, 2), (5.0, 2), (6.0, 2), (7.0, 2)]
+
+
+def test_logits_between_frames_are_in_proportion_to_time():
+    def frame(timestamp: float, level: float, *moments: float) -> FrameLogits:
+        return FrameLogits(timestamp, torch.tensor([level]), (1, 1), moments)
+
+    given = [frame(1.0, 10.0, 0.0, 1.0), frame(3.0, 20.0, 1.5, 2.0), frame(3.0, 40.0, 2.9), frame(4.0, 0.0, 3.5, 4.5)]
+    levels = [(each.timestamp, each.logits.item()) for each in logits_at_masks(given)]
+    assert levels == [(0.0, 10.0), (1.0, 10.0), (1.5, 12.5), (2.0, 15.0), (2.9, 40.0), (3.5, 20.0), (4.5, 0.0)]
+
+
+def test_windows_of_several_clips_are_told_apart():
+    windows = [Window((), 0, 0, is_last) for is_last in (False, True, True, False)]
+    outputs = iter([(window, torch.zeros(0)) for window in windows])
+    assert [len(list(up_to_last(outputs))) for _ in range(3)] == [2, 1, 1]
+
+
+def test_a_batch_pads_shorter_windows():
+    batch = batch_of([frames(3), frames(2)], torch.float16)
+    assert batch["frame_mask"].tolist() == [[True] * 3, [True, True, False]]
+    assert batch["pixel_values"].shape == (2, 3, 3, 2, 2)
+    assert batch["pixel_values"].dtype == batch["input_features"].dtype == torch.float16
+    assert batch["pixel_values"][1, :, 0, 0, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+class TestReadAhead:
+    def test_gives_everything_in_order(self):
+        assert list(ReadAhead((number for number in range(50)), 3)) == list(range(50))
+
+    def test_runs_only_so_far_ahead(self):
+        made = []
+
+        def items() -> Iterator[int]:
+            for number in range(100):
+                made.append(number)
+                yield number
+
+        reader = ReadAhead(items(), 3)
+        assert next(reader) == 0
+        time.sleep(0.3)
+        assert len(made) <= 5
+        reader.close()
+
+    def test_an_error_comes_in_its_place(self):
+        def items() -> Iterator[int]:
+            yield 1
+            raise OSError("the disk went away")
+
+        reader = ReadAhead(items(), 3)
+        assert next(reader) == 1
+        with pytest.raises(OSError, match="disk went away"):
+            next(reader)
+        assert list(reader) == []
+
+    def test_closing_ends_thread_and_generator(self):
+        ended = threading.Event()
+
+        def items() -> Iterator[int]:
+            try:
+                while True:
+                    yield 0
+            finally:
+                ended.set()
+
+        reader = ReadAhead(items(), 1)
+        next(reader)
+        reader.close()
+        reader.close()
+        assert ended.is_set()
+        assert list(reader) == []
+
+    def test_takes_all_that_waits(self):
+        reader = ReadAhead((number for number in range(5)), 10)
+        reader._thread.join()
+        assert reader.take_waiting() == [0, 1, 2, 3, 4]
+        assert reader.take_waiting() == []
+
+    @pytest.mark.parametrize("at_once", [1, 2, 5])
+    def test_clips_come_one_after_the_other(self, at_once: int):
+        clips = ((clip * 10 + number for number in range(3)) for clip in range(4))
+        expected = [clip * 10 + number for clip in range(4) for number in range(3)]
+        assert list(read_ahead(clips, at_once, 2)) == expected
+
+    def test_closing_the_chain_closes_every_thread(self):
+        clips = ((number for number in range(100)) for _ in range(4))
+        chain = read_ahead(clips, 3, 2)
+        next(chain)
+        chain.close()
+        assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+
+
+def resident_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def test_freed_memory_goes_back_to_the_system():
+    # Blocks small enough for the heap, and one at its end in use: glibc alone returns nothing of what is before it.
+    blocks = [bytes(64 * 1024) for _ in range(640)]
+    last = blocks[-1]
+    del blocks
+    before = resident_bytes() if platform.libc_ver()[0] == "glibc" else 0
+    return_freed_memory()
+    if before:
+        assert before - resident_bytes() > 20 * 2**20
+    assert len(last) == 64 * 1024
+
+
+def test_freed_memory_goes_back_after_each_window(monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    monkeypatch.setattr("pcmanet.pipelines.audio_visual_segmentation._TRIM", calls.append)
+    windows = overlapping_windows(iter(frames(8)), 5, 2)
+    after = [(frame.timestamp, len(calls)) for frame in blend_windows((w, torch.zeros(5, 1, 1, 1)) for w in windows)]
+    assert after == [(float(index), 2) for index in range(8)]
+    assert calls == [0, 0]
 
 
 SIZE = (64, 48)  # width, height
@@ -156,12 +503,12 @@ class TestResult:
         assert [frame["timestamp"] for frame in result] == pytest.approx([0.9, 1.9, 2.9, 3.9, 4.9])
         assert 0.05 < masks.float().mean() < 0.95
         probability = torch.nn.functional.interpolate(logits[0], SIZE[::-1], mode="bilinear").sigmoid()[:, 0]
-        for frame, mask, share in zip(result, masks.bool(), probability, strict=True):
+        for frame, mask, expected in zip(result, masks.bool(), probability, strict=True):
             (segment,) = frame["segments"]
             assert segment["label"] == "sounding"
             assert (segment["mask"].mode, segment["mask"].size) == ("L", SIZE)
             assert (np.asarray(segment["mask"]) == 255 * mask.numpy()).all()
-            assert segment["score"] == pytest.approx(share[mask].mean().item(), abs=1e-5)
+            assert segment["score"] == pytest.approx(expected[mask].mean().item(), abs=1e-5)
 
     def test_semantic_equals_the_processor(self, semantic: Pipeline, clips: list[Path]):
         result = semantic(clips[2])
@@ -441,7 +788,7 @@ class TestInferenceForm:
             binary(clips[0], uncertainty_budget=0.1, inference_form=False)
 
 
-class VideoFiles(Dataset):
+class VideoFiles(TorchDataset):
     """A data set of paths."""
 
     def __init__(self, paths: list[Path]):

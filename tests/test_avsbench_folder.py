@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_pcmanet.media_pcmanet import read_audio, write_video
+from modeling_pcmanet.media_pcmanet import read_audio
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.avsbench import AVSBenchError, label_names, load_avsbench
 from pcmanet.dataset_scripts.avsbench.folder import encode_wav
 

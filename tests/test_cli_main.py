@@ -15,7 +15,8 @@ from command_runs import RATE, SIZE, finish_process, save_checkpoint, sound, sta
 from odd_media import begin_late, onset, write_film
 from PIL import Image
 
-from modeling_pcmanet.media_pcmanet import read_media, write_audio
+from modeling_pcmanet.media_pcmanet import read_media
+from modeling_pcmanet.media_writing_pcmanet import write_audio
 from pcmanet.cli.main import main
 from pcmanet.cli.results import decode_mask
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from command_runs import RATE, frames, write_clip
 
-from modeling_pcmanet.media_pcmanet import MediaError, VideoReader, read_media, write_audio, write_video
+from modeling_pcmanet.media_pcmanet import MediaError, VideoReader, read_media
+from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 from pcmanet.cli.render import loudest_samples, open_video
 
 

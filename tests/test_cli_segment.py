@@ -1,4 +1,4 @@
-"""Tests of src/pcmanet/cli/segment.py: the demo in the repository, and from a wheel where no repository is. Tests of src/pcmanet/cli/segment.py: archives in processes that are killed, goes on where they stopped."""
+"""Tests of src/pcmanet/cli/segment.py: the demo in the repository, and from a wheel where no repository is. Tests of src/pcmanet/cli/segment.py: archives in processes that are killed, goes on where they stopped. Tests of src/pcmanet/cli/segment.py: the job on a real Ray cluster of two nodes, and without Ray."""
 
 import json
 import os
@@ -18,8 +18,7 @@ from datasets import load_dataset
 from stranger import WITHOUT_EDITABLE_INSTALL
 
 from pcmanet.cli.main import main
-from pcmanet.cli.parquet import SCHEMA, SHARDS
-from pcmanet.cli.results import SETTINGS
+from pcmanet.cli.results import SCHEMA, SETTINGS, SHARDS
 
 
 ROOT = Path(__file__).parents[1]
@@ -318,3 +317,71 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
     except FileNotFoundError:
         return False
+
+
+VIDEOS = 9
+
+
+@pytest.fixture
+def here_of_cli_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a checkpoint and a folder of clips."""
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "model")
+    for number in range(VIDEOS - 1):
+        write_clip(tmp_path / "clips" / f"{number}.mp4", seconds=1 + number % 2, seed=number)
+    (tmp_path / "clips" / "broken.mp4").write_bytes(b"this is no video")
+    return tmp_path
+
+
+def command_of_cli_ray(output: str, *options: str) -> list[str]:
+    return ["segment", "clips", "--model", "model", "--output", output, *options]
+
+
+def test_without_ray(here_of_cli_ray: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(command_of_cli_ray("out", "--format", "parquet", "--ray", "auto")) == 2
+    assert (
+        'error: --ray needs Ray Data, but ray is not installed. Install it with pip install "pcmanet[archive]".'
+        in (capsys.readouterr().err)
+    )
+    assert not (here_of_cli_ray / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("here_of_cli_ray")
+def test_no_cluster_there(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main(command_of_cli_ray("out", "--format", "parquet", "--ray", "auto")) == 2
+    assert "There is no Ray cluster at auto" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_nodes(here_of_cli_ray: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Two machines of one core each give the rows of one process; after a loss the job goes on; folders work too."""
+    # Read when Ray is imported: its workers are as nice as can be, and would wait for every other test.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    from ray.cluster_utils import Cluster
+
+    assert main(command_of_cli_ray("whole", "--format", "parquet")) == 1
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        options = ("--format", "parquet", "--ray", cluster.address)
+        assert main(command_of_cli_ray("out", *options)) == 1
+        assert rows(here_of_cli_ray / "out").equals(rows(here_of_cli_ray / "whole"))
+        assert published(here_of_cli_ray / "out") >= 2
+        assert "failed: clips/broken.mp4: " in capsys.readouterr().err
+
+        next((here_of_cli_ray / "out").glob(SHARDS)).unlink()
+        assert main(command_of_cli_ray("out", *options)) == 1
+        assert rows(here_of_cli_ray / "out").equals(rows(here_of_cli_ray / "whole"))
+
+        assert main(command_of_cli_ray("folders", "--overlay", "--ray", cluster.address, "--ray-workers", "2")) == 1
+        made = sorted(path.name for path in (here_of_cli_ray / "folders").iterdir() if path.is_dir())
+        assert made == [str(number) for number in range(VIDEOS - 1)]
+        assert (here_of_cli_ray / "folders" / "3" / "overlay.mp4").is_file()
+    finally:
+        import ray
+
+        ray.shutdown()
+        cluster.shutdown()

@@ -28,7 +28,7 @@ from modeling_pcmanet import (
     VGGishConfig,
     VGGishModel,
 )
-from modeling_pcmanet.media_pcmanet import write_video
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.run import start_run

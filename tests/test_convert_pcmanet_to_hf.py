@@ -18,8 +18,7 @@ from modeling_pcmanet import (
     VGGishModel,
     convert_pcmanet_to_hf,
 )
-from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, main
-from modeling_pcmanet.weight_map_pcmanet import ConversionError, read_state_dict
+from modeling_pcmanet.convert_pcmanet_to_hf import ConversionError, convert_state_dict, main, read_state_dict
 
 
 def meta_weights(shapes):

@@ -9,7 +9,8 @@ import torch
 from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
-from modeling_pcmanet.media_pcmanet import read_audio, write_audio
+from modeling_pcmanet.media_pcmanet import read_audio
+from modeling_pcmanet.media_writing_pcmanet import write_audio
 from pcmanet.dataset_scripts.avsbench import AVSBenchError, load_avsbench
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
 from pcmanet.dataset_scripts.collation import ClipCollator

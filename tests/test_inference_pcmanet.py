@@ -8,8 +8,7 @@ import torch
 from tiny_model import tiny_batch, tiny_model
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
-from modeling_pcmanet.inference_convolution_pcmanet import Convolution, UpsampledConvolution
-from modeling_pcmanet.inference_pcmanet import PCMANetInferenceModel
+from modeling_pcmanet.inference_pcmanet import Convolution, PCMANetInferenceModel, UpsampledConvolution
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout, ConvolutionBlock
 
 
@@ -375,7 +374,7 @@ def test_a_budget_is_no_part_of_a_graph():
 
 @pytest.fixture
 def chunks_of_a_frame(monkeypatch):
-    monkeypatch.setattr("modeling_pcmanet.inference_convolution_pcmanet.CHUNK_VALUES", 1)
+    monkeypatch.setattr("modeling_pcmanet.inference_pcmanet.CHUNK_VALUES", 1)
 
 
 def direct_and_given(block, module, feature_map, *size):

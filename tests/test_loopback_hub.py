@@ -16,8 +16,8 @@ from stranger import STRANGER
 from written_trees import write_trees
 
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict
-from modeling_pcmanet.media_pcmanet import write_video
-from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, evaluate_module
+from modeling_pcmanet.media_writing_pcmanet import write_video
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, evaluate_module
 
 
 Client = Callable[..., str]

@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio, read_media, write_audio, write_video
+from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio, read_media
+from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 
 
 def smooth_frames(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:

@@ -35,9 +35,9 @@ from modeling_pcmanet import (
     PCMANetForAudioVisualSegmentation,
     PCMANetImageProcessor,
     PCMANetProcessor,
-    media_decoding_pcmanet,
     media_pcmanet,
 )
+from modeling_pcmanet import media_pcmanet as media_pcmanet_module
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio, read_media
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
@@ -275,7 +275,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media_decoding_pcmanet, "LARGEST_PIPED_BYTES", 2**24)
+    monkeypatch.setattr(media_pcmanet_module, "LARGEST_PIPED_BYTES", 2**24)
     with (
         Path("/dev/zero").open("rb") as file,
         pytest.raises(MediaError, match="/dev/zero gave more than .* does not end"),
@@ -344,7 +344,7 @@ def test_an_address_gives_a_film_or_an_error_in_bounded_time(
     server: str, page: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert shown_colours(read_media(f"{server}/whole.mp4").frames) == "RGBW"
-    monkeypatch.setattr(media_decoding_pcmanet, "NETWORK_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(media_pcmanet_module, "NETWORK_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(media_pcmanet, "LARGEST_FRAMES_BYTES", 2**19)
     with pytest.raises(MediaError, match=rf"{page} .*(?:{message})"):
         read_media(f"{server}/{page}")

@@ -10,7 +10,8 @@ import pytest
 from odd_media import Track, begin_late, every, onset, overwrite, write_film
 from PIL import Image
 
-from modeling_pcmanet.media_pcmanet import VideoReader, iterate_frames, read_media, write_video
+from modeling_pcmanet.media_pcmanet import VideoReader, iterate_frames, read_media
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments, write_masks, write_overlay_video
 

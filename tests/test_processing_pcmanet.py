@@ -14,7 +14,8 @@ from torch.nn import functional
 from transformers import AutoProcessor
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor, processing_pcmanet
-from modeling_pcmanet.media_pcmanet import MediaError, read_media, write_audio, write_video
+from modeling_pcmanet.media_pcmanet import MediaError, read_media
+from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 from modeling_pcmanet.processing_pcmanet import (
     LiveClip,
     check_settings,

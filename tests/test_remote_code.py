@@ -20,7 +20,7 @@ from modeling_pcmanet import (
     PCMANetProcessor,
     save_code_with_weights,
 )
-from modeling_pcmanet.media_pcmanet import write_video
+from modeling_pcmanet.media_writing_pcmanet import write_video
 
 
 SEGMENT_AS_STRANGER = f"""

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_pcmanet.media_pcmanet import iterate_frames, write_video
+from modeling_pcmanet.media_pcmanet import iterate_frames
+from modeling_pcmanet.media_writing_pcmanet import write_video
 
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from stranger import STRANGER
 from tiny_model import tiny_config, tiny_model
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
-from modeling_pcmanet.media_pcmanet import write_video
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.training import publishing
 from pcmanet.training.publishing import (

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
-from pcmanet.dataset_scripts.metrics.counts import IGNORE_INDEX
+from pcmanet.dataset_scripts.metrics.accumulators import IGNORE_INDEX
 
 
 NUM_CLASSES = len(AVSBENCH_SEMANTIC_LABELS)

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .accumulators import ClipMetrics, Protocol, RobustnessMetrics
-from .counts import IGNORE_INDEX, quantize_probabilities
+from .accumulators import IGNORE_INDEX, ClipMetrics, Protocol, RobustnessMetrics, quantize_probabilities
 
 
 AVSBENCH_CITATION = """@inproceedings{zhou2022avs,

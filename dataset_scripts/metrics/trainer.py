@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
-from .accumulators import ClipMetrics
-from .counts import IGNORE_INDEX
+from .accumulators import IGNORE_INDEX, ClipMetrics
 
 
 GATHER_PADDING = -100  # what the Trainer fills in where another process has clips with more frames

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS as AVSBENCH_CLASSES
-from modeling_pcmanet.media_pcmanet import write_audio, write_video
+from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 from pcmanet.dataset_scripts.avsbench.masks import voc_palette
 
 from .clips import NEGATIVE_KINDS, SPLITS, TASKS, SoundingShapes, SyntheticClip, mask_sounding

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from modeling_pcmanet.media_decoding_pcmanet import SOUND_REMEDY
+from modeling_pcmanet.media_pcmanet import SOUND_REMEDY
 
 
 # Of one video: the others are segmented all the same. A full disk (another OSError) is not among them.

@@ -6,6 +6,7 @@
 Everything heavy is imported when it is needed: help and errors of usage come at once.
 """
 
+import importlib
 import os
 import shlex
 import signal
@@ -14,6 +15,10 @@ import traceback
 from types import FrameType
 
 from .arguments import DONE, FAULT, INTERRUPTED, SOME_FAILED, STOPPED, TERMINATED, UNREAD, parse_arguments
+
+
+# The module that runs each command, imported only when it is asked for.
+COMMANDS = {"segment": "pcmanet.cli.segment", "demo": "pcmanet.cli.segment", "info": "pcmanet.cli.info"}
 
 
 class Terminated(KeyboardInterrupt):
@@ -32,15 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
     earlier = signal.signal(signal.SIGTERM, _terminate)
     try:
-        if parsed.command == "info":
-            from .info import run
-        elif parsed.command == "demo":
-            from .segment import run_demo as run
-        elif parsed.ray:
-            from .ray import run
-        else:
-            from .segment import run
-        failed = run(parsed)
+        failed = importlib.import_module(COMMANDS[parsed.command]).run(parsed)
         sys.stdout.flush()  # here, where it is known what to do if nobody reads it
         return SOME_FAILED if failed else DONE
     except KeyboardInterrupt as interrupt:

@@ -16,8 +16,14 @@ import numpy as np
 from PIL import Image
 from transformers import Pipeline
 
-from modeling_pcmanet.media_decoding_pcmanet import MediaSource, open_media
-from modeling_pcmanet.media_pcmanet import EVERY_FRAME, VideoReader, iterate_frames, iterate_sound
+from modeling_pcmanet.media_pcmanet import (
+    EVERY_FRAME,
+    MediaSource,
+    VideoReader,
+    iterate_frames,
+    iterate_sound,
+    open_media,
+)
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet, shown_frames
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image, ImageDraw, ImageFont
 
-from pcmanet.dataset_scripts.metrics.counts import IGNORE_INDEX
+from pcmanet.dataset_scripts.metrics.accumulators import IGNORE_INDEX
 from pcmanet.pipelines.colors import Color, class_colors, readable_on
 from pcmanet.pipelines.overlay import draw_segments
 
