@@ -99,7 +99,7 @@ class Agreement:
         """
         logits, real = logits.float(), batch["frame_mask"]
         self.with_model.update(logits, expected, real)
-        self.with_truth.update(logits, batch["labels"], real, batch["label_mask"])
+        self.with_truth.update(logits, batch["labels"], real, batch["annotated_frames"])
         self.different += (to_masks(logits) != expected)[real].sum().item()
         self.pixels += expected[real].numel()
         self.not_finite += (~logits.isfinite()).sum().item()

@@ -5,7 +5,7 @@
     python benchmarks/anytime.py --presets resnet50 pvt_v2_b5                # the most it can save for large networks
 
 Segments held-out clips of Sounding Shapes, those that examples/evaluate_sounding_shapes.py measures on, with the form for
-inference under every `uncertainty_budget`, and the same pictures once more in silence. Time is processor time of one thread
+inference under every `early_exit_threshold`, and the same pictures once more in silence. Time is processor time of one thread
 and of the whole network, VGGish included; within a clip the budgets take turns, so that what else the machine does meets
 all of them. mIoU is that of the official protocol.
 
@@ -47,7 +47,7 @@ class Walk:
     """What one budget gives.
 
     Attributes:
-        budget: The `uncertainty_budget`, or None.
+        budget: The `early_exit_threshold`, or None.
         metrics: Of its masks.
         seconds: Of all clips.
         silent_seconds: Of the same pictures in silence.
@@ -78,7 +78,7 @@ class Walk:
     def run(self, form: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, list[int], float]:
         """Segment a clip; gives its logits, the stage of each frame, and seconds."""
         started = time.process_time()
-        output = form(**inputs, uncertainty_budget=self.budget)
+        output = form(**inputs, early_exit_threshold=self.budget)
         seconds = time.process_time() - started
         real = inputs["frame_mask"]
         used = [STAGES[-1]] * int(real.sum()) if output.stages_used is None else output.stages_used[real].tolist()
@@ -107,7 +107,7 @@ def measure(model: Path, options: argparse.Namespace) -> list[Walk]:
     walks = [Walk(budget, BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels)) for budget in BUDGETS]
     for index in tqdm(range(options.clips), desc=model.name):
         clip, silent = (collate([made]) for made in (clips[index], clips.negative(index, "silence")))
-        labels, label_mask = clip.pop("labels"), clip.pop("label_mask")
+        labels, annotated_frames = clip.pop("labels"), clip.pop("annotated_frames")
         silent = {name: silent[name] for name in clip}
         form(**clip)
         # Not counted: it loads code, and finds in the cache what made the clip. What else differs meets each in turn.
@@ -116,7 +116,7 @@ def measure(model: Path, options: argparse.Namespace) -> list[Walk]:
             logits, used, seconds = walk.run(form, clip)
             walk.seconds += seconds
             walk.stages_used += used
-            walk.metrics.update(logits, labels, clip["frame_mask"], label_mask)
+            walk.metrics.update(logits, labels, clip["frame_mask"], annotated_frames)
             walk.silent_seconds += walk.run(form, silent)[2]
     return walks
 
@@ -147,7 +147,7 @@ def time_first_stage(preset: str) -> list[str]:
     """Cells of a preset: milliseconds per frame through all stages, through the first alone, and their ratio."""
     setting = Setting(preset, 1, clips=1, frames=5, real_frames=5, size=224, device="cpu", threads=1)
     form, batch = build_model(setting).for_inference(), build_batch(setting)
-    runs = {budget: lambda budget=budget: form(**batch, uncertainty_budget=budget).logits for budget in (None, 1.0)}
+    runs = {budget: lambda budget=budget: form(**batch, early_exit_threshold=budget).logits for budget in (None, 1.0)}
     seconds = time_rounds(runs, ROUNDS, time.process_time)
     ratio = statistics.median(first / whole for whole, first in zip(seconds[None], seconds[1.0], strict=True))
     milliseconds = (1000 * statistics.median(seconds[budget]) / setting.frames for budget in runs)

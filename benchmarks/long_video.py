@@ -106,12 +106,12 @@ def resident_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def segment(video: Path, size: int, model: str, patching: str) -> Iterator[dict[str, float]]:
+def segment(video: Path, size: int, model: str, audio_alignment: str) -> Iterator[dict[str, float]]:
     """Streams a video; gives the memory and the IoU at each second."""
     segmenter = pipeline(
         "audio-visual-segmentation", model=model, pipeline_class=AudioVisualSegmentationPipeline, device="cpu"
     )
-    with closing(segmenter.stream(video, patching=patching)) as stream:
+    with closing(segmenter.stream(video, audio_alignment=audio_alignment)) as stream:
         for second, result in enumerate(stream):
             clip = clip_of(second // CLIP_SECONDS % DIFFERENT_CLIPS, size)
             target = clip.masks[second % CLIP_SECONDS] > 0
@@ -126,8 +126,8 @@ def segment(video: Path, size: int, model: str, patching: str) -> Iterator[dict[
 def moves(video: Path, size: int, model: str) -> Iterator[tuple[float, float]]:
     """Gives, every few seconds, by how many milliseconds the sound that the network hears is late for the picture."""
     processor = AutoProcessor.from_pretrained(model)
-    before = processor.feature_extractor.samples_before("trailing")
-    with closing(processor.stream(str(video), patching="trailing")) as stream:
+    before = processor.feature_extractor.samples_before("end")
+    with closing(processor.stream(str(video), audio_alignment="end")) as stream:
         for second, frame in enumerate(stream):
             if second % SECONDS_BETWEEN_MOVES == SECONDS_BETWEEN_MOVES - CLIP_SECONDS // 2:
                 number = second // CLIP_SECONDS
@@ -142,22 +142,22 @@ def moves(video: Path, size: int, model: str) -> Iterator[tuple[float, float]]:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Prints what streaming one video costs and gives, as JSON, from a process of its own."""
-    video, patching = Path(arguments.measure[0]), arguments.measure[1]
+    video, audio_alignment = Path(arguments.measure[0]), arguments.measure[1]
     for number in range(DIFFERENT_CLIPS):
         clip_of(number, arguments.size)  # what is compared with must not be taken for what streaming costs
     start = time.perf_counter()
-    longest = 60 * PUBLISHED_MINUTES if patching == "consecutive" else None
-    seconds = list(islice(segment(video, arguments.size, arguments.model, patching), longest))
+    longest = 60 * PUBLISHED_MINUTES if audio_alignment == "consecutive" else None
+    seconds = list(islice(segment(video, arguments.size, arguments.model, audio_alignment), longest))
     passed = time.perf_counter() - start
-    late = list(moves(video, arguments.size, arguments.model)) if patching == "trailing" else []
+    late = list(moves(video, arguments.size, arguments.model)) if audio_alignment == "end" else []
     print(json.dumps({"seconds": seconds, "passed": passed, "moves": late}))
 
 
-def measured(arguments: argparse.Namespace, video: Path, patching: str) -> dict[str, Any]:
+def measured(arguments: argparse.Namespace, video: Path, audio_alignment: str) -> dict[str, Any]:
     """Runs `measure` in a process of its own."""
     command = [sys.executable, __file__, "--size", str(arguments.size), "--model", arguments.model]
     answer = subprocess.run(
-        [*command, "--measure", str(video), patching], check=True, stdout=subprocess.PIPE, text=True
+        [*command, "--measure", str(video), audio_alignment], check=True, stdout=subprocess.PIPE, text=True
     )
     return json.loads(answer.stdout.splitlines()[-1])
 
@@ -208,7 +208,7 @@ def main() -> None:
     short, long = (arguments.cache / f"{minutes}_minutes_{arguments.size}.mp4" for minutes in (1, arguments.minutes))
     make_video(short, 60, arguments.size)
     make_video(long, 60 * arguments.minutes, arguments.size)
-    minute, whole = measured(arguments, short, "trailing"), measured(arguments, long, "trailing")
+    minute, whole = measured(arguments, short, "end"), measured(arguments, long, "end")
     published = measured(arguments, long, "consecutive")
 
     print(f"`python {shlex.join(sys.argv)}`\n")

@@ -32,7 +32,7 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
-from modeling_pcmanet.media_pcmanet import VideoReader, iterate_frames, iterate_sound
+from modeling_pcmanet.media_pcmanet import VideoReader, iterate_audio, iterate_frames
 from pcmanet.dataset_scripts.sounding_shapes.files import SoundingShapes, write_clip
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import batch_of
@@ -83,7 +83,7 @@ def decode(video: Path) -> None:
     reader = VideoReader(video)
     for _ in reader:
         continue
-    for _ in iterate_sound(video, reader):
+    for _ in iterate_audio(video, reader):
         continue
 
 

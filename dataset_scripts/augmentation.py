@@ -86,7 +86,7 @@ def replace_sound(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
     Returns:
         The clip with that sound and empty masks.
     """
-    masks = np.where(clip.label_mask[:, None, None], np.uint8(0), clip.masks)
+    masks = np.where(clip.annotated_frames[:, None, None], np.uint8(0), clip.masks)
     return replace(_with_sound(clip, waveform), masks=masks, objects=None)
 
 

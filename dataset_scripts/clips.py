@@ -20,7 +20,7 @@ class ClipArrays:
         name: What error messages call it.
         frames: uint8 (frames, height, width, 3), RGB.
         masks: uint8 (frames, height, width), class indexes; 255 is ignored, also where a frame is not annotated.
-        label_mask: bool (frames,), which frames are annotated.
+        annotated_frames: bool (frames,), which frames are annotated.
         waveform: float32 (channels, samples), full scale [-1, 1]; None if there are only features.
         sampling_rate: Of the waveform, in hertz.
         timestamps: float64 (frames,), seconds from the start of the sound.
@@ -32,7 +32,7 @@ class ClipArrays:
     name: str
     frames: np.ndarray
     masks: np.ndarray
-    label_mask: np.ndarray
+    annotated_frames: np.ndarray
     waveform: np.ndarray | None
     sampling_rate: int | None
     timestamps: np.ndarray
@@ -56,16 +56,16 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any], binary: bool) -> ClipArra
     if isinstance(clip, SyntheticClip):
         return _from_synthetic(clip, binary)
     waveform, sampling_rate = _read_sound(clip)
-    label_mask = np.array(clip["label_mask"], dtype=bool)
+    annotated_frames = np.array(clip["annotated_frames"], dtype=bool)
     frames = np.stack([np.asarray(_to_rgb(frame)) for frame in clip["frames"]])
     masks = np.full(frames.shape[:3], IGNORE_INDEX, dtype=np.uint8)
-    for index in np.flatnonzero(label_mask):
+    for index in np.flatnonzero(annotated_frames):
         masks[index] = clip["masks"][index]
     return ClipArrays(
         name=clip["id"],
         frames=frames,
         masks=_to_binary(masks) if binary else masks,
-        label_mask=label_mask,
+        annotated_frames=annotated_frames,
         waveform=waveform,
         sampling_rate=sampling_rate,
         timestamps=np.asarray(clip["timestamps"], dtype=np.float64),
@@ -80,8 +80,8 @@ def _from_synthetic(clip: SyntheticClip, binary: bool) -> ClipArrays:
     return ClipArrays(
         name="a clip of Sounding Shapes",
         frames=clip.frames,
-        masks=np.where(clip.label_mask[:, None, None], masks, np.uint8(IGNORE_INDEX)),
-        label_mask=clip.label_mask,
+        masks=np.where(clip.annotated_frames[:, None, None], masks, np.uint8(IGNORE_INDEX)),
+        annotated_frames=clip.annotated_frames,
         waveform=clip.waveform[None],
         sampling_rate=clip.sampling_rate,
         timestamps=clip.timestamps,

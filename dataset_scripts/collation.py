@@ -143,7 +143,7 @@ class ClipCollator:
         self.augmentation = augmentation
 
     def __call__(self, clips: Sequence[SyntheticClip | Mapping[str, Any]]) -> BatchFeature:
-        """Make one batch; frames without annotation reach the model through `label_mask`.
+        """Make one batch; frames without annotation reach the model through `annotated_frames`.
 
         Args:
             clips: Clips of Sounding Shapes, or rows of `load_avsbench` or of its export, of any lengths.
@@ -191,4 +191,4 @@ def _sound(clip: ClipArrays) -> tuple[np.ndarray, int]:
 
 def _maps(clip: ClipArrays) -> list[np.ndarray | None]:
     """One mask per frame, None where the frame is not annotated."""
-    return [mask if annotated else None for mask, annotated in zip(clip.masks, clip.label_mask, strict=True)]
+    return [mask if annotated else None for mask, annotated in zip(clip.masks, clip.annotated_frames, strict=True)]

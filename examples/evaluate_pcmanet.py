@@ -50,7 +50,7 @@ from transformers import BatchFeature, PreTrainedConfig
 from transformers.utils import logging
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from modeling_pcmanet.modeling_pcmanet import load_whole
+from modeling_pcmanet.modeling_pcmanet import load_strict
 from pcmanet.dataset_scripts import evaluation as evaluation_module
 from pcmanet.dataset_scripts.avsbench import NAMES, AVSBenchError, find_names
 from pcmanet.dataset_scripts.avsbench.files import fingerprint
@@ -121,7 +121,7 @@ def load_checkpoint(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMAN
         raise FileNotFoundError(f"There is no checkpoint folder {name}. Give a folder, or a Hub id as owner/name.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load_whole(PCMANetForAudioVisualSegmentation, name), PCMANetProcessor.from_pretrained(name)
+    return load_strict(PCMANetForAudioVisualSegmentation, name), PCMANetProcessor.from_pretrained(name)
 
 
 def check_fit(args: argparse.Namespace, config: PreTrainedConfig, data: EvaluationClips) -> None:
@@ -256,7 +256,7 @@ def work(args: argparse.Namespace, jobs: Sequence[Job], reader: EvaluationReader
     with tqdm(desc=title, total=len(share), initial=done, unit="batch", disable=hidden) as bar:
         for job, batch in load_batches(pending, reader, args.num_workers):
             codes = metrics.reduce(predict(model, batch).logits.float())
-            masks = batch["labels"], batch["frame_mask"], batch["label_mask"]
+            masks = batch["labels"], batch["frame_mask"], batch["annotated_frames"]
             rows = {"rows": metrics.count_predictions(codes, *masks, audio=job.audio)}
             write_aside(folder / job.file, lambda path, rows=rows: save_file(rows, path))
             bar.update()

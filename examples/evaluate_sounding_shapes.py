@@ -75,8 +75,8 @@ def measure(
         batch.append(clip)
         if len(batch) == args.batch_size or number == args.clips:
             inputs = collate(batch).to(model.device)
-            labels, label_mask = inputs.pop("labels"), inputs.pop("label_mask")
-            metrics.update(model(**inputs).logits, labels, inputs["frame_mask"], label_mask)
+            labels, annotated_frames = inputs.pop("labels"), inputs.pop("annotated_frames")
+            metrics.update(model(**inputs).logits, labels, inputs["frame_mask"], annotated_frames)
             batch = []
 
 

@@ -53,7 +53,7 @@ from tqdm.auto import tqdm
 
 from modeling_pcmanet.hub_upload_pcmanet import create_repository
 from pcmanet.training.checkpoints import CheckpointError
-from pcmanet.training.data import Batch, annotated_frames
+from pcmanet.training.data import Batch, scored_frames
 from pcmanet.training.evaluation import STAGES
 from pcmanet.training.network import set_learning_rate
 from pcmanet.training.publishing import Publication, publish
@@ -110,7 +110,7 @@ def take_step(run: Run, batches: list[Batch]) -> dict[str, float]:
         LossError: If the loss is not finite.
     """
     accelerator, optimizer = run.accelerator, run.optimizer
-    counts = [annotated_frames(batch).sum() for batch in batches]
+    counts = [scored_frames(batch).sum() for batch in batches]
     total = accelerator.reduce(torch.stack(counts).sum(), "sum").clamp(min=1)
     sums = torch.zeros(len(STAGES), device=accelerator.device)  # of the loss and of three kept ratios
     for number, (batch, count) in enumerate(zip(batches, counts, strict=True), start=1):
@@ -124,7 +124,7 @@ def take_step(run: Run, batches: list[Batch]) -> dict[str, float]:
     if not math.isfinite(loss):
         remedy = "Lower learning_rate, lengthen warmup_fraction or set mixed_precision to none"
         step = run.progress.step + 1
-        raise LossError(f"the loss of step {step} is {loss}. {remedy}. {run.checkpoints.way_on()}")
+        raise LossError(f"the loss of step {step} is {loss}. {remedy}. {run.checkpoints.resume_hint()}")
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.recipe.gradient_clipping or math.inf)
     optimizer.step()
     optimizer.zero_grad()
@@ -176,7 +176,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         if run is None or run.accelerator.is_main_process:
-            print(f"interrupted{'' if run is None else f'. {run.checkpoints.way_on()}'}", file=sys.stderr)
+            print(f"interrupted{'' if run is None else f'. {run.checkpoints.resume_hint()}'}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -274,7 +274,7 @@ class Timed(Protocol):
 TimedFrame = TypeVar("TimedFrame", bound=Timed)
 
 
-class SoundStream:
+class AudioBuffer:
     """One channel of sound at the rate of the features, read as far as it is needed, kept as far as it may be again.
 
     Args:
@@ -365,8 +365,8 @@ def in_pieces(waveform: Any, sampling_rate: int) -> Iterator[tuple[Any, int]]:
         yield waveform[..., start:stop], sampling_rate
 
 
-def hear(
-    frames: Iterable[TimedFrame], sound: SoundStream, extractor: Any, patching: str
+def audio_patches(
+    frames: Iterable[TimedFrame], sound: AudioBuffer, extractor: Any, audio_alignment: str
 ) -> Iterator[tuple[TimedFrame, torch.Tensor]]:
     """Adds to each frame what is heard with it, the same as a [`PCMANetFeatureExtractor`] hears in the whole sound.
 
@@ -374,23 +374,23 @@ def hear(
         frames: In order of time.
         sound: Read as far as the frames need it.
         extractor: A `PCMANetFeatureExtractor`.
-        patching: `"consecutive"`, `"aligned"` or `"trailing"`.
+        audio_alignment: `"consecutive"`, `"center"` or `"end"`.
 
     Returns:
         An iterator over the frames, each with its log-mel patch (1, patch_frames, num_mel_bins), float32.
     """
-    if patching == "consecutive":
+    if audio_alignment == "consecutive":
         return _hear_side_by_side(frames, sound, extractor)
-    return _hear_at_moments(frames, sound, extractor, extractor.samples_before(patching))
+    return _hear_at_moments(frames, sound, extractor, extractor.samples_before(audio_alignment))
 
 
-def _features(sound: SoundStream, extractor: Any, start: int) -> torch.Tensor:
+def _features(sound: AudioBuffer, extractor: Any, start: int) -> torch.Tensor:
     """Compute the patch that starts at a sample."""
     return extractor.log_mel_patches(sound.cut(start, start + extractor.patch_length)[None])[0]
 
 
 def _hear_side_by_side(
-    frames: Iterable[TimedFrame], sound: SoundStream, extractor: Any
+    frames: Iterable[TimedFrame], sound: AudioBuffer, extractor: Any
 ) -> Iterator[tuple[TimedFrame, torch.Tensor]]:
     """Cut patches one after another, whatever the moments of the frames; past the last whole one, the rule for it."""
     patch, start, waiting = None, 0, deque()
@@ -410,7 +410,7 @@ def _hear_side_by_side(
 
 
 def _hear_at_moments(
-    frames: Iterable[TimedFrame], sound: SoundStream, extractor: Any, before: int
+    frames: Iterable[TimedFrame], sound: AudioBuffer, extractor: Any, before: int
 ) -> Iterator[tuple[TimedFrame, torch.Tensor]]:
     """Cut a patch around each frame, so many samples before it.
 

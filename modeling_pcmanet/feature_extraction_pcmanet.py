@@ -40,7 +40,7 @@ MAX_FREQUENCY = 7500.0  # hertz
 LOG_OFFSET = 0.01  # added to the mel magnitude: silence becomes ln 0.01 = -4.605
 
 PATCHES_AT_ONCE = 64  # bounds the memory that an hour of sound needs to that of a minute
-PATCHINGS = ("consecutive", "aligned", "trailing")
+AUDIO_ALIGNMENTS = ("consecutive", "center", "end")
 SHORT_CLIP_RULES = ("repeat_last", "zeros")
 
 
@@ -105,10 +105,10 @@ def log_mel(
     return torch.log(magnitude @ filters + log_offset)
 
 
-def check_patching(patching: Any) -> None:
+def check_audio_alignment(audio_alignment: Any) -> None:
     """Raise ValueError for a way of cutting sound that there is none of."""
-    if patching not in PATCHINGS:
-        raise ValueError(f"patching is {patching!r}: expected one of {PATCHINGS}.")
+    if audio_alignment not in AUDIO_ALIGNMENTS:
+        raise ValueError(f"audio_alignment is {audio_alignment!r}: expected one of {AUDIO_ALIGNMENTS}.")
 
 
 class PCMANetFeatureExtractor(FeatureExtractionMixin):
@@ -120,9 +120,9 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
     - `"consecutive"`, as published: patch k starts at sample 15,360 k, whatever the video shows. Against one frame per
       second it falls behind by another 40 ms every second. Surplus patches are dropped; where patches are missing,
       `short_clip` says what stands in.
-    - `"aligned"`: each patch is centred on its frame's timestamp, and moved as little as needed to lie inside the sound.
+    - `"center"`: each patch is centred on its frame's timestamp, and moved as little as needed to lie inside the sound.
       The sound counts as silent from its end to the last frame.
-    - `"trailing"`: the same, but each patch ends at its frame's timestamp. The first of the published patches lie so, for
+    - `"end"`: the same, but each patch ends at its frame's timestamp. The first of the published patches lie so, for
       frames at 15/16 of each second; and nothing has to be heard before it sounds, so that live input can be followed.
 
     Sound shorter than one patch (0.975 s) is filled with silence to one patch in all of them.
@@ -208,9 +208,9 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         """Samples that one patch hears: 15,600 = 0.975 s."""
         return (self.patch_frames - 1) * self.hop_length + self.window_length
 
-    def samples_before(self, patching: str) -> int:
-        """Return how many samples of a patch lie before its frame, `"aligned"` or `"trailing"`."""
-        return self.patch_length if patching == "trailing" else self.patch_length // 2
+    def samples_before(self, audio_alignment: str) -> int:
+        """Return how many samples of a patch lie before its frame, `"center"` or `"end"`."""
+        return self.patch_length if audio_alignment == "end" else self.patch_length // 2
 
     def __call__(
         self,
@@ -219,7 +219,7 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         *,
         num_frames: int | Sequence[int] | None = None,
         timestamps: Any = None,
-        patching: str = "consecutive",
+        audio_alignment: str = "consecutive",
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """Compute the log-mel patches of one clip, or of each clip of a list.
@@ -229,10 +229,10 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
                 list or tuple of these is a list of clips.
             sampling_rate: Of the audio, in hertz; required.
             num_frames: How many video frames the clip has (a list for a list of clips). Without it (and without
-                `timestamps`) consecutive patching returns every whole patch.
+                `timestamps`) consecutive audio_alignment returns every whole patch.
             timestamps: (frames,), seconds from the start of the sound, one per video frame (a list of these for a list
                 of clips); required for all but `"consecutive"`.
-            patching: `"consecutive"`, `"aligned"` or `"trailing"`.
+            audio_alignment: `"consecutive"`, `"center"` or `"end"`.
             return_tensors: `"pt"` or `"np"`; clips of a list must then have the same number of frames.
 
         Returns:
@@ -240,9 +240,9 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
 
         Raises:
             ValueError: For anything that [`to_mono`] refuses (a list entry is named by its index), a missing or wrong
-                rate, an unknown patching, missing timestamps, or lists of different lengths.
+                rate, an unknown audio_alignment, missing timestamps, or lists of different lengths.
         """
-        settings = {"sampling_rate": check_sampling_rate(sampling_rate), "patching": patching}
+        settings = {"sampling_rate": check_sampling_rate(sampling_rate), "audio_alignment": audio_alignment}
         if not isinstance(audio, list | tuple):
             features = self._extract_clip(audio, num_frames=num_frames, timestamps=timestamps, **settings)
             return BatchFeature({"input_features": features.numpy()}, tensor_type=return_tensors)
@@ -256,23 +256,23 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         return BatchFeature({"input_features": patches}, tensor_type=return_tensors)
 
     def _extract_clip(
-        self, audio: Any, sampling_rate: int, num_frames: int | None, timestamps: Any, patching: str
+        self, audio: Any, sampling_rate: int, num_frames: int | None, timestamps: Any, audio_alignment: str
     ) -> torch.Tensor:
         """Compute one clip's patches: (frames, 1, patch_frames, num_mel_bins), float32."""
-        check_patching(patching)
+        check_audio_alignment(audio_alignment)
         times = None if timestamps is None else check_timestamps(timestamps, num_frames)
         num_frames = num_frames if times is None else len(times)
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}: a clip has at least one frame.")
         waveform = resample(to_mono(audio), sampling_rate, self.sampling_rate)
-        if patching == "consecutive":
+        if audio_alignment == "consecutive":
             return self._fit(self._patches(*self._consecutive_starts(waveform, num_frames)), num_frames)
         if times is None:
             raise ValueError(
-                f'patching "{patching}" needs timestamps=, one per frame, in seconds from the start of sound.'
+                f'audio_alignment "{audio_alignment}" needs timestamps=, one per frame, in seconds from the start of sound.'
             )
         moments = np.rint(times * resampled_rate(sampling_rate, self.sampling_rate)).astype(np.int64)
-        return self._patches(*self._starts_at(waveform, moments, self.samples_before(patching)))
+        return self._patches(*self._starts_at(waveform, moments, self.samples_before(audio_alignment)))
 
     def _consecutive_starts(self, waveform: torch.Tensor, num_frames: int | None) -> tuple[torch.Tensor, np.ndarray]:
         """Place every whole patch side by side: the padded waveform and (patches,) first samples."""

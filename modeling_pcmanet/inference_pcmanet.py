@@ -659,7 +659,7 @@ class PCMANetInferenceOutput(ModelOutput):
         confidence_masks: Three bool tensors (batch, frames, stage height, stage width) of the three coarser stages,
             True where the network was still unsure and the next stage asked on. False where a frame had stopped before.
         stages_used: (batch, frames) int64, the stage whose logits each frame got, 1 (coarsest) to 4; 0 for padding that
-            was not computed. Only with an `uncertainty_budget`.
+            was not computed. Only with an `early_exit_threshold`.
     """
 
     logits: torch.FloatTensor | None = None
@@ -725,7 +725,7 @@ class PCMANetInferenceModel(nn.Module):
         input_features: torch.FloatTensor | None = None,
         audio_embeds: torch.FloatTensor | None = None,
         frame_mask: torch.BoolTensor | None = None,
-        uncertainty_budget: float | None = None,
+        early_exit_threshold: float | None = None,
     ) -> PCMANetInferenceOutput:
         """Segment what sounds; takes what the model takes and, without a budget, gives the same logits.
 
@@ -734,7 +734,7 @@ class PCMANetInferenceModel(nn.Module):
             input_features: (batch, frames, 1, 96, 64) log-mel patches.
             audio_embeds: (batch, frames, 128) VGGish embeddings, in place of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
-            uncertainty_budget: Share of a frame's pixels, in [0, 1], that may be uncertain for it to stop: it gets the
+            early_exit_threshold: Share of a frame's pixels, in [0, 1], that may be uncertain for it to stop: it gets the
                 logits of that stage, and the finer ones go on without it, as if it were not part of the clip. Counted at
                 the next stage's size, by the thresholds of the confidence masks. 0 stops frames without any such pixel,
                 1 all of them at the first stage. None computes every stage of every frame. Not for one compiled or
@@ -745,25 +745,25 @@ class PCMANetInferenceModel(nn.Module):
                 or has nothing to go by.
         """
         validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config.audio_config)
-        if uncertainty_budget is not None:
-            self._validate_budget(uncertainty_budget)
+        if early_exit_threshold is not None:
+            self._validate_budget(early_exit_threshold)
         embeddings = self._embed_audio(input_features, audio_embeds, frame_mask)
         segment = self._segment_each if self._walks_clips(pixel_values) else self._segment
-        return segment(pixel_values, embeddings, frame_mask, uncertainty_budget)
+        return segment(pixel_values, embeddings, frame_mask, early_exit_threshold)
 
     def _validate_budget(self, budget: float) -> None:
         """Raise a ValueError where frames cannot stop early."""
         if not 0 <= budget <= 1:
-            raise ValueError(f"`uncertainty_budget` is a share of a frame's pixels between 0 and 1, got {budget}.")
+            raise ValueError(f"`early_exit_threshold` is a share of a frame's pixels between 0 and 1, got {budget}.")
         # CODEPATH: only an ablated network masks nothing.
         if self.config.confidence_threshold == 0:
             raise ValueError(
-                "`uncertainty_budget` goes by the pixels that confident masking leaves, but this network has "
+                "`early_exit_threshold` goes by the pixels that confident masking leaves, but this network has "
                 "`confidence_threshold` 0: it is never sure of a pixel, so no frame would stop. Leave it out."
             )
         if torch.compiler.is_compiling():
             raise ValueError(
-                "`uncertainty_budget` cannot be part of a compiled or exported graph, because how much is computed depends "
+                "`early_exit_threshold` cannot be part of a compiled or exported graph, because how much is computed depends "
                 "on what is in the frames. Leave it out, or call the inference form uncompiled."
             )
 
@@ -792,14 +792,14 @@ class PCMANetInferenceModel(nn.Module):
         pixel_values: torch.Tensor,
         embeddings: torch.Tensor,
         frame_mask: torch.Tensor | None,
-        uncertainty_budget: float | None,
+        early_exit_threshold: float | None,
     ) -> PCMANetInferenceOutput:
         """Compute clip after clip."""
         logits, masks, stages_used = None, [], []
         for clip in range(len(pixel_values)):
             own = slice(clip, clip + 1)
             own_mask = None if frame_mask is None else frame_mask[own]
-            output = self._segment(pixel_values[own], embeddings[own], own_mask, uncertainty_budget)
+            output = self._segment(pixel_values[own], embeddings[own], own_mask, early_exit_threshold)
             if logits is None:
                 # The largest tensor of all where there are many classes: written in place, not joined at the end.
                 logits = output.logits.new_empty(len(pixel_values), *output.logits.shape[1:])
@@ -809,7 +809,7 @@ class PCMANetInferenceModel(nn.Module):
         return PCMANetInferenceOutput(
             logits=logits,
             confidence_masks=tuple(torch.cat(stage) for stage in zip(*masks, strict=True)),
-            stages_used=None if uncertainty_budget is None else torch.cat(stages_used),
+            stages_used=None if early_exit_threshold is None else torch.cat(stages_used),
         )
 
     def _segment(
@@ -817,7 +817,7 @@ class PCMANetInferenceModel(nn.Module):
         pixel_values: torch.Tensor,
         embeddings: torch.Tensor,
         frame_mask: torch.Tensor | None,
-        uncertainty_budget: float | None,
+        early_exit_threshold: float | None,
     ) -> PCMANetInferenceOutput:
         """Compute some clips at once."""
         layout = self._layout(pixel_values, frame_mask)
@@ -827,12 +827,12 @@ class PCMANetInferenceModel(nn.Module):
             zeroing = frame_mask.flatten().to(embeddings.dtype)[:, None, None, None]
             embeddings = embeddings * zeroing[:, :, 0, 0]
         maps, audio, size = self.backbone(pixels), self.audio_projection(embeddings), pixel_values.shape[-2:]
-        if uncertainty_budget is None:
+        if early_exit_threshold is None:
             logits, masks = self._decode(maps, audio, layout, zeroing)
             logits, stages_used = resize(logits.contiguous(), size), None
         else:
             logits, masks, stages_used = self._decode_until_sure(
-                maps, audio, layout, zeroing, size, uncertainty_budget
+                maps, audio, layout, zeroing, size, early_exit_threshold
             )
         return PCMANetInferenceOutput(
             logits=layout.to_clips(logits),

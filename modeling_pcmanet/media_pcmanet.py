@@ -586,7 +586,7 @@ def _declared_seconds(video: VideoStream) -> float:
     return (video.container.duration or math.inf) / av.time_base
 
 
-class SoundConverter:
+class AudioConverter:
     """Turns decoded sound into float32 samples of one layout and rate, those of the first chunk.
 
     Attributes:
@@ -618,7 +618,7 @@ class SoundConverter:
         ]
 
 
-class SoundLine:
+class AudioTimeline:
     """Lays chunks of sound on the clock of a video, one after another without holes.
 
     Args:
@@ -646,7 +646,7 @@ class SoundLine:
         is_jitter = self.position > 0 and abs(hole) <= JITTER_SECONDS * self._rate
         return 0 if is_jitter else hole
 
-    def lay(self, samples: np.ndarray, hole: int) -> Iterator[np.ndarray]:
+    def append(self, samples: np.ndarray, hole: int) -> Iterator[np.ndarray]:
         """Yields the silence before a chunk (channels, samples), a second at most at a time, and what of it is new."""
         for start in range(0, hole, self._rate):
             silence = np.zeros((len(samples), min(self._rate, hole - start)), np.float32)
@@ -662,7 +662,7 @@ class SoundLine:
 LARGEST_PIXEL_ASPECT = 4
 
 
-class PictureMaker:
+class FrameConverter:
     """Turns the decoded frames of one video into RGB pictures of one size, that which a player shows.
 
     Args:
@@ -856,7 +856,7 @@ def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bo
         video = video_stream(container, notes)
         streams = (video, audio_stream(container, notes)) if audio else (video,)
         clock, sampler, sound = VideoClock(video), FrameSampler.of(video, frames_per_second), _Sound(notes)
-        frames = _Frames(sampler, PictureMaker(video, notes))
+        frames = _Frames(sampler, FrameConverter(video, notes))
         for frame in decode(container, streams, notes, FrameSkipper(clock, [sampler]).skips):
             if isinstance(frame, av.AudioFrame):
                 sound.add(frame)
@@ -906,7 +906,7 @@ def iterate_frames(source: MediaSource) -> Iterator[tuple[float, np.ndarray]]:
     """
     with open_media(source) as (container, notes):
         video = video_stream(container, notes)
-        clock, pictures = VideoClock(video), PictureMaker(video, notes)
+        clock, pictures = VideoClock(video), FrameConverter(video, notes)
         seconds = None
         for frame in decode(container, (video,), notes):
             seconds = clock.read(frame)
@@ -935,7 +935,7 @@ def note_missing_end(video: VideoStream, end: float, notes: MediaNotes, sound_en
 class _Frames:
     """Gathers the pictures of the frames that a sampler chooses."""
 
-    def __init__(self, sampler: FrameSampler, maker: PictureMaker) -> None:
+    def __init__(self, sampler: FrameSampler, maker: FrameConverter) -> None:
         self._sampler = sampler
         self._maker = maker
         self._pictures: list[np.ndarray] = []
@@ -979,7 +979,7 @@ class _Sound:
 
     def __init__(self, notes: MediaNotes) -> None:
         self._notes = notes
-        self._converter = SoundConverter()
+        self._converter = AudioConverter()
         self._chunks: list[tuple[float | None, np.ndarray]] = []
         self._bytes = 0
 
@@ -1022,7 +1022,7 @@ class _Sound:
             end: Seconds after which nothing is awaited: what comes after a hole that reaches there is left out.
         """
         rate = self._converter.sampling_rate
-        line = SoundLine(origin, rate)
+        line = AudioTimeline(origin, rate)
         placed = list(self._place(line, end * rate))
         if line.position == 0:
             raise MediaError(f"{self._notes}: its sound track holds no sound. {SOUND_REMEDY}")
@@ -1035,7 +1035,7 @@ class _Sound:
             waveform[:, start : start + samples.shape[1]] = samples
         return finite_waveform(waveform, self._notes.name), rate
 
-    def _place(self, line: SoundLine, end: float) -> Iterator[tuple[int, np.ndarray]]:
+    def _place(self, line: AudioTimeline, end: float) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the first sample of each chunk and what of the chunk (channels, samples) is new; notes holes."""
         for stamp, samples in self._chunks:
             hole = line.hole_before(stamp)
@@ -1048,7 +1048,7 @@ class _Sound:
             self._check_bytes(line.position * len(samples) * samples.itemsize)
             yield start, fresh
 
-    def _note_hole(self, hole: int, line: SoundLine) -> None:
+    def _note_hole(self, hole: int, line: AudioTimeline) -> None:
         """Notes silence that is filled in, and sound that comes too early."""
         seconds = abs(hole) / self._converter.sampling_rate
         if seconds < NOTED_SILENCE_SECONDS:
@@ -1128,7 +1128,7 @@ class VideoReader:
         """Yields frames for the network, and before each the moments of masks up to it."""
         with open_media(self._source) as (container, notes):
             video = video_stream(container, notes)
-            clock, maker = VideoClock(video), PictureMaker(video, notes)
+            clock, maker = VideoClock(video), FrameConverter(video, notes)
             samplers = [_EveryFrame() if rate == EVERY_FRAME else FrameSampler.of(video, rate) for rate in self._rates]
             seconds = None
             for frame in decode(container, (video,), notes, FrameSkipper(clock, samplers).skips):
@@ -1144,7 +1144,7 @@ class VideoReader:
 
 
 def _chosen(
-    maker: PictureMaker,
+    maker: FrameConverter,
     frames: list[tuple[float, av.VideoFrame]],
     masks: Sequence[tuple[float, av.VideoFrame]] = (),
 ) -> Iterator[Event]:
@@ -1170,7 +1170,7 @@ class _EveryFrame:
         return []
 
 
-def iterate_sound(source: MediaSource, video: VideoReader | None = None) -> Iterator[tuple[np.ndarray, int]]:
+def iterate_audio(source: MediaSource, video: VideoReader | None = None) -> Iterator[tuple[np.ndarray, int]]:
     """Yields the sound of a file in chunks that follow each other without holes.
 
     Args:
@@ -1185,15 +1185,15 @@ def iterate_sound(source: MediaSource, video: VideoReader | None = None) -> Iter
         FileNotFoundError: There is no such file.
         MediaError: There is no sound, or samples are NaN or infinite.
     """
-    converter, line = SoundConverter(), None
+    converter, line = AudioConverter(), None
     with open_media(source) as (container, notes):
         for frame in decode(container, (audio_stream(container, notes),), notes):
             for stamp, samples in converter.convert(frame):
                 if line is None:
                     origin = converter.first_second if video is None else video.origin
-                    line = SoundLine(origin, converter.sampling_rate)
+                    line = AudioTimeline(origin, converter.sampling_rate)
                 place = f"{notes}, from sample {line.position} of its sound on"
-                for piece in line.lay(samples, line.hole_before(stamp)):
+                for piece in line.append(samples, line.hole_before(stamp)):
                     yield finite_waveform(piece, place), converter.sampling_rate
         if line is None or line.position == 0:
             raise MediaError(f"{notes}: its sound track holds no sound. {SOUND_REMEDY}")
@@ -1243,7 +1243,7 @@ def stream_array(
 
 
 @contextmanager
-def two_doors(source: MediaSource) -> Iterator[tuple[MediaSource, MediaSource]]:
+def open_twice(source: MediaSource) -> Iterator[tuple[MediaSource, MediaSource]]:
     """Gives a source twice, so that it can be read at two places at once.
 
     A path, address or bytes are simply opened twice; a file object is looked at from two places, after it was copied

@@ -47,7 +47,7 @@ from .modeling_vggish import VGGishModel
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def load_whole(model_class: type[Model], name: str | PathLike, **settings: Any) -> Model:
+def load_strict(model_class: type[Model], name: str | PathLike, **settings: Any) -> Model:
     """Load pretrained weights, and refuse them if some are missing or have another shape.
 
     Args:
@@ -437,8 +437,8 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
                 "such as OpenGVLab/pvt_v2_b5 or microsoft/resnet-50."
             )
         # Not AutoBackbone.from_pretrained: it asks the Hub whether the name exists, which no local folder does.
-        backbone = load_whole(MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)], visual, config=backbone_config)
-        audio_encoder = load_whole(VGGishModel, audio)
+        backbone = load_strict(MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)], visual, config=backbone_config)
+        audio_encoder = load_strict(VGGishModel, audio)
         model = cls(PCMANetConfig(backbone_config=backbone.config, audio_config=audio_encoder.config, **config))
         model.model.backbone.load_state_dict(backbone.state_dict())
         model.model.audio_encoder.load_state_dict(audio_encoder.state_dict())
@@ -476,7 +476,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         audio_embeds: torch.FloatTensor | None = None,
         frame_mask: torch.BoolTensor | None = None,
         labels: torch.LongTensor | None = None,
-        label_mask: torch.BoolTensor | None = None,
+        annotated_frames: torch.BoolTensor | None = None,
         **kwargs: Any,
     ) -> PCMANetOutput:
         """Segment what sounds.
@@ -487,9 +487,9 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             audio_embeds: (batch, frames, 128) VGGish embeddings, in place of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
             labels: (batch, frames, height, width), 0/1 or class indexes, `config.ignore_index` (255) = ignore. A
-                `Trainer` whose data has no `label_mask` needs `TrainingArguments(label_names=["labels"])`: by itself
+                `Trainer` whose data has no `annotated_frames` needs `TrainingArguments(label_names=["labels"])`: by itself
                 it takes both for labels, and evaluates without a loss where one is missing.
-            label_mask: (batch, frames) bool, which frames are annotated; all real ones if not given.
+            annotated_frames: (batch, frames) bool, which frames are annotated; all real ones if not given.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
@@ -498,7 +498,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         """
         outputs = self.model(pixel_values, input_features, audio_embeds, frame_mask, return_dict=True, **kwargs)
         stage_logits = tuple(_resize_logits(logits, pixel_values.shape[-2:]) for logits in outputs.stage_logits)
-        loss = None if labels is None else self._loss(stage_logits, labels, frame_mask, label_mask)
+        loss = None if labels is None else self._loss(stage_logits, labels, frame_mask, annotated_frames)
         return PCMANetOutput(
             loss=loss,
             logits=stage_logits[-1],
@@ -514,7 +514,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         stage_logits: tuple[torch.Tensor, ...],
         labels: torch.Tensor,
         frame_mask: torch.Tensor | None,
-        label_mask: torch.Tensor | None,
+        annotated_frames: torch.Tensor | None,
     ) -> torch.Tensor:
         """Compute the loss over the annotated real frames."""
         expected = (*stage_logits[-1].shape[:2], *stage_logits[-1].shape[3:])
@@ -522,13 +522,13 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             raise ValueError(
                 f"`labels` must be (batch, frames, height, width) = {tuple(expected)}, got {tuple(labels.shape)}."
             )
-        if label_mask is not None and label_mask.shape != labels.shape[:2]:
+        if annotated_frames is not None and annotated_frames.shape != labels.shape[:2]:
             raise ValueError(
-                f"`label_mask` must be (batch, frames) = {tuple(labels.shape[:2])} like `labels`, got "
-                f"{tuple(label_mask.shape)}."
+                f"`annotated_frames` must be (batch, frames) = {tuple(labels.shape[:2])} like `labels`, got "
+                f"{tuple(annotated_frames.shape)}."
             )
         annotated = torch.ones(labels.shape[:2], dtype=torch.bool, device=labels.device)
-        for mask in (frame_mask, label_mask):
+        for mask in (frame_mask, annotated_frames):
             annotated = annotated if mask is None else annotated & mask.bool()
         weights = self.config.stage_loss_weights
         return deeply_supervised_loss(stage_logits, labels, annotated, weights, self.config.ignore_index)
@@ -547,7 +547,7 @@ __all__ = [
     "PCMANetOutput",
     "binary_loss",
     "deeply_supervised_loss",
-    "load_whole",
+    "load_strict",
     "semantic_loss",
     "soft_iou_loss",
     "validate_labels",

@@ -22,11 +22,11 @@ The batch is the only thing that processor and model share:
 | `audio_embeds` | (batch, frames, 128) | VGGish output in place of `input_features`; exactly one of the two |
 | `frame_mask` | (batch, frames) | bool, False = padding; optional |
 | `labels` | (batch, frames, height, width) | binary: 0/1; semantic: class index; 255 = ignore |
-| `label_mask` | (batch, frames) | bool, which frames are annotated (S4 train: the first); optional |
+| `annotated_frames` | (batch, frames) | bool, which frames are annotated (S4 train: the first); optional |
 | `logits` | (batch, frames, num_labels, height, width) | num_labels = 1 is binary (sigmoid), 71 is AVSS (softmax) |
 
 The processor makes all of it but `audio_embeds` and `logits`, which a VGGish and the model make. It always gives
-`frame_mask`, and `labels` with `label_mask` where it was given masks. Padded frames hold zeros, in `labels` 255.
+`frame_mask`, and `labels` with `annotated_frames` where it was given masks. Padded frames hold zeros, in `labels` 255.
 """
 
 import math
@@ -46,8 +46,8 @@ from torch.nn import functional
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .audio_pcmanet import SoundStream, check_sampling_rate, check_timestamps, hear, in_pieces, to_mono
-from .feature_extraction_pcmanet import check_patching
+from .audio_pcmanet import AudioBuffer, audio_patches, check_sampling_rate, check_timestamps, in_pieces, to_mono
+from .feature_extraction_pcmanet import check_audio_alignment
 from .media_pcmanet import (
     EVERY_FRAME,
     SOUND_MARGIN_SECONDS,
@@ -55,12 +55,12 @@ from .media_pcmanet import (
     MediaError,
     StreamedFrame,
     VideoReader,
-    iterate_sound,
+    iterate_audio,
     join_moments,
+    open_twice,
     read_audio,
     read_media,
     stream_array,
-    two_doors,
 )
 
 
@@ -225,16 +225,16 @@ def _check_coverage(clip: Clip) -> None:
         )
 
 
-def choose_patching(timestamps: np.ndarray, patching: str | None, frames_per_second: float | str) -> str:
+def choose_audio_alignment(timestamps: np.ndarray, audio_alignment: str | None, frames_per_second: float | str) -> str:
     """Decide how a clip's sound is cut.
 
     Args:
         timestamps: (frames,), seconds from the start of the sound.
-        patching: What the user wants, or None.
+        audio_alignment: What the user wants, or None.
         frames_per_second: In hertz; `"video"` is every frame.
 
     Returns:
-        What the user wants; otherwise `"consecutive"` for at most 10 frames, one in each second, else `"trailing"`.
+        What the user wants; otherwise `"consecutive"` for at most 10 frames, one in each second, else `"end"`.
 
     Raises:
         ValueError: If the user wants consecutive patches for frames that they cannot follow.
@@ -242,17 +242,17 @@ def choose_patching(timestamps: np.ndarray, patching: str | None, frames_per_sec
     middles = np.arange(len(timestamps)) + 0.5
     one_each_second = bool((np.abs(timestamps - middles) <= 0.5 + TIME_TOLERANCE).all())
     follows = frames_per_second == 1 and one_each_second
-    if patching is None:
+    if audio_alignment is None:
         # The published layout looks at the end of each second and hears that second. Trailing patches keep to it for any
         # length; patches around the frame halve what is heard of the right second (0.74 IoU against 0.86 on a minute of
         # Sounding Shapes: docs/streaming.md).
-        return "consecutive" if follows and len(timestamps) <= PUBLISHED_CLIP_FRAMES else "trailing"
-    if patching == "consecutive" and not follows:
+        return "consecutive" if follows and len(timestamps) <= PUBLISHED_CLIP_FRAMES else "end"
+    if audio_alignment == "consecutive" and not follows:
         raise ValueError(
-            f'patching "consecutive" needs one frame in every second from 0 on, but frames_per_second is '
-            f'{frames_per_second} and the frames are at {np.round(timestamps[:5], 3).tolist()} ... s: use "trailing".'
+            f'audio_alignment "consecutive" needs one frame in every second from 0 on, but frames_per_second is '
+            f'{frames_per_second} and the frames are at {np.round(timestamps[:5], 3).tolist()} ... s: use "end".'
         )
-    return patching
+    return audio_alignment
 
 
 def fill_maps(maps: Any, shape: tuple[int, int, int]) -> list[np.ndarray]:
@@ -286,23 +286,25 @@ CAMERA_RATE = (
 
 
 def check_settings(
-    frames_per_second: float | str = 1.0, masks_per_second: float | str | None = None, patching: str | None = None
+    frames_per_second: float | str = 1.0,
+    masks_per_second: float | str | None = None,
+    audio_alignment: str | None = None,
 ) -> tuple[float | str, float | str | None]:
     """Check what can be checked of the way in which a clip is streamed before it is opened.
 
     Args:
         frames_per_second: In hertz, or `"video"`.
         masks_per_second: In hertz, or `"video"`; or None.
-        patching: How the sound is cut, or None.
+        audio_alignment: How the sound is cut, or None.
 
     Returns:
         The two rates, numbers as float.
 
     Raises:
-        ValueError: If a rate is none, or there is no such patching.
+        ValueError: If a rate is none, or there is no such audio_alignment.
     """
-    if patching is not None:
-        check_patching(patching)
+    if audio_alignment is not None:
+        check_audio_alignment(audio_alignment)
     if masks_per_second is not None:
         masks_per_second = check_rate("masks_per_second", masks_per_second, EVERY_FRAME)
     return check_rate("frames_per_second", frames_per_second, EVERY_FRAME), masks_per_second
@@ -328,7 +330,7 @@ def open_clip(
     frames_per_second: float | str = 1.0,
     masks_per_second: float | str | None = None,
     target_rate: int,
-) -> Iterator[tuple[Iterator[StreamedFrame], SoundStream]]:
+) -> Iterator[tuple[Iterator[StreamedFrame], AudioBuffer]]:
     """Open one clip, given in any of the ways of [`read_clip`], as streams.
 
     Args:
@@ -350,16 +352,16 @@ def open_clip(
             return
         if timestamps is not None:
             raise ValueError("timestamps are for clips given as frames, a video brings its own: leave them out.")
-        picture_door, sound_door = stack.enter_context(two_doors(video))
+        picture_door, sound_door = stack.enter_context(open_twice(video))
         reader = VideoReader(picture_door, **rates)
         frames = stack.enter_context(closing(iter(reader)))
         if audio is None:
-            chunks = iterate_sound(sound_door, reader)
+            chunks = iterate_audio(sound_door, reader)
         elif is_media(audio):
-            chunks = iterate_sound(audio)
+            chunks = iterate_audio(audio)
         else:
             chunks = in_pieces(audio, check_sampling_rate(sampling_rate))
-        sound = SoundStream(stack.enter_context(closing(chunks)), target_rate)
+        sound = AudioBuffer(stack.enter_context(closing(chunks)), target_rate)
         if audio is None:
             yield _with_silent_end(frames, sound, reader), sound
         else:
@@ -374,7 +376,7 @@ def _open_array(
     target_rate: int,
     frames_per_second: float | str,
     masks_per_second: float | str | None,
-) -> tuple[Iterator[StreamedFrame], SoundStream]:
+) -> tuple[Iterator[StreamedFrame], AudioBuffer]:
     """Open frames that are in memory."""
     if frames_per_second == EVERY_FRAME:
         raise ValueError(
@@ -386,11 +388,11 @@ def _open_array(
         raise ValueError("timestamps go back in time: give the frames in order of time.")
     seconds = max(len(clip.frames) / frames_per_second, float(clip.timestamps[-1]))
     frames = stream_array(clip.frames, clip.timestamps, seconds, masks_per_second)
-    return frames, SoundStream(in_pieces(clip.waveform, clip.sampling_rate), target_rate)
+    return frames, AudioBuffer(in_pieces(clip.waveform, clip.sampling_rate), target_rate)
 
 
 def _with_silent_end(
-    frames: Iterable[StreamedFrame], sound: SoundStream, reader: VideoReader
+    frames: Iterable[StreamedFrame], sound: AudioBuffer, reader: VideoReader
 ) -> Iterator[StreamedFrame]:
     """Pass frames on; where the sound ends long before them, it is silent up to the end of the video."""
 
@@ -405,7 +407,7 @@ def _with_silent_end(
 
 
 def _with_checked_sound(
-    frames: Iterable[StreamedFrame], sound: SoundStream, frames_per_second: float | str
+    frames: Iterable[StreamedFrame], sound: AudioBuffer, frames_per_second: float | str
 ) -> Iterator[StreamedFrame]:
     """Pass frames on, and raise ValueError as soon as the sound given beside them turns out too short, or too long."""
     count, previous, last = 0, 0.0, 0.0
@@ -452,7 +454,7 @@ class LiveClip:
         self._pieces: deque[Any] = deque()
         self._sampler = FrameSampler(frames_per_second, CAMERA_RATE)
         self.frames = join_moments(self._chosen(), holds=False)
-        self.sound = SoundStream(self._heard(), target_rate)
+        self.sound = AudioBuffer(self._heard(), target_rate)
 
     def _read(self) -> bool:
         """Reads the next chunk; tells whether there was one."""
@@ -515,7 +517,7 @@ class PCMANetProcessor(ProcessorMixin):
         segmentation_maps: Any = None,
         timestamps: Any = None,
         frames_per_second: float = 1.0,
-        patching: str | None = None,
+        audio_alignment: str | None = None,
         return_tensors: str | None = "pt",
         return_metadata: bool = False,
     ) -> BatchFeature:
@@ -537,8 +539,8 @@ class PCMANetProcessor(ProcessorMixin):
             timestamps: Per clip (frames,), the moment of each frame in seconds from the start of the sound. Only for
                 clips given as frames; the default is AVSBench's, (k + 15/16) / frames_per_second for frame k.
             frames_per_second: Sampling rate of frames, in hertz.
-            patching: How sound is cut: `"consecutive"` 0.96-s patches, as published; `"trailing"`, each patch ending at its
-                frame; or `"aligned"`, each patch centred on its frame. By default consecutive for clips of at most 10
+            audio_alignment: How sound is cut: `"consecutive"` 0.96-s patches, as published; `"end"`, each patch ending at its
+                frame; or `"center"`, each patch centred on its frame. By default consecutive for clips of at most 10
                 frames, one in each second, at one frame per second; trailing for all others, because consecutive patches
                 drift by 40 ms every second.
             return_tensors: `"pt"`, `"np"`, or None, which is numpy as well.
@@ -570,7 +572,11 @@ class PCMANetProcessor(ProcessorMixin):
             try:
                 maps = one.pop("segmentation_maps")
                 clip = read_clip(**one, frames_per_second=frames_per_second)
-                arrays.append(self._process(clip, maps, choose_patching(clip.timestamps, patching, frames_per_second)))
+                arrays.append(
+                    self._process(
+                        clip, maps, choose_audio_alignment(clip.timestamps, audio_alignment, frames_per_second)
+                    )
+                )
             except MediaError:
                 raise  # it names its source
             except ValueError as error:
@@ -584,17 +590,17 @@ class PCMANetProcessor(ProcessorMixin):
             batch.update(metadata)
         return batch
 
-    def _process(self, clip: Clip, maps: Any, patching: str) -> dict[str, np.ndarray]:
+    def _process(self, clip: Clip, maps: Any, audio_alignment: str) -> dict[str, np.ndarray]:
         """Make one clip's arrays, frames first."""
         masks = None if maps is None else fill_maps(maps, clip.frames.shape[:3])
         arrays = self.image_processor(
             clip.frames, segmentation_maps=masks, input_data_format="channels_last", return_tensors="np"
         )
         sound = self.feature_extractor(
-            clip.waveform, clip.sampling_rate, timestamps=clip.timestamps, patching=patching
+            clip.waveform, clip.sampling_rate, timestamps=clip.timestamps, audio_alignment=audio_alignment
         )
         if maps is not None:
-            arrays["label_mask"] = np.array([mask is not None for mask in maps])
+            arrays["annotated_frames"] = np.array([mask is not None for mask in maps])
         return {**arrays, **sound}
 
     def stream(
@@ -606,7 +612,7 @@ class PCMANetProcessor(ProcessorMixin):
         timestamps: Any = None,
         frames_per_second: float | str = 1.0,
         masks_per_second: float | str | None = None,
-        patching: str | None = None,
+        audio_alignment: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Turn one clip of any length into the network's inputs, frame by frame, in constant memory.
 
@@ -619,7 +625,7 @@ class PCMANetProcessor(ProcessorMixin):
             timestamps: As in a call, in order of time.
             frames_per_second: Sampling rate of frames, in hertz, or `"video"`: every frame of a video file.
             masks_per_second: Rate of the moments in `mask_timestamps`, in hertz, or `"video"`; by default the frames'.
-            patching: As in a call; a clip counts as short if it ends within 10 frames.
+            audio_alignment: As in a call; a clip counts as short if it ends within 10 frames.
 
         Yields:
             One dictionary per frame, in order of time: `timestamp` in seconds; `pixel_values` (3, height, width) and
@@ -630,7 +636,7 @@ class PCMANetProcessor(ProcessorMixin):
             ValueError: For anything that cannot be used.
             FileNotFoundError: If a path does not exist.
         """
-        frames_per_second, masks_per_second = self.check_settings(frames_per_second, masks_per_second, patching)
+        frames_per_second, masks_per_second = self.check_settings(frames_per_second, masks_per_second, audio_alignment)
         clip = open_clip(
             video,
             audio,
@@ -645,8 +651,10 @@ class PCMANetProcessor(ProcessorMixin):
                 # How a clip is cut is decided when it is known to be longer than a published one, or to have ended.
                 first = list(islice(frames, PUBLISHED_CLIP_FRAMES + 1))
                 moments = np.array([frame.timestamp for frame in first])
-                patching = choose_patching(moments, patching, frames_per_second)
-                for frame, patch in hear(chain(first, frames), sound, self.feature_extractor, patching):
+                audio_alignment = choose_audio_alignment(moments, audio_alignment, frames_per_second)
+                for frame, patch in audio_patches(
+                    chain(first, frames), sound, self.feature_extractor, audio_alignment
+                ):
                     yield self._process_frame(frame, patch)
         except MediaError:
             raise  # it names its source
@@ -659,7 +667,7 @@ class PCMANetProcessor(ProcessorMixin):
         *,
         sampling_rate: int,
         frames_per_second: float = 1.0,
-        patching: str = "trailing",
+        audio_alignment: str = "end",
     ) -> Iterator[dict[str, Any]]:
         """Turn live input into the network's inputs, each as soon as its picture and its sound have come.
 
@@ -667,20 +675,20 @@ class PCMANetProcessor(ProcessorMixin):
             chunks: Triples of frames, their timestamps and sound: see [`LiveClip`].
             sampling_rate: Of the sound, in hertz.
             frames_per_second: Frames per second for the network.
-            patching: `"trailing"`: sound up to the frame, so that nothing has to be awaited but, at the start, the first
-                0.975 s; `"aligned"`: sound around the frame, which comes 0.4875 s later.
+            audio_alignment: `"end"`: sound up to the frame, so that nothing has to be awaited but, at the start, the first
+                0.975 s; `"center"`: sound around the frame, which comes 0.4875 s later.
 
         Yields:
             Dictionaries as from `stream`.
 
         Raises:
-            ValueError: For chunks that cannot be used, and consecutive patching, which drifts.
+            ValueError: For chunks that cannot be used, and consecutive audio_alignment, which drifts.
         """
         frames_per_second = check_rate("frames_per_second", frames_per_second)
-        if patching not in ("trailing", "aligned"):
-            raise ValueError(f'patching is {patching!r}: expected "trailing" or "aligned" for live input.')
+        if audio_alignment not in ("end", "center"):
+            raise ValueError(f'audio_alignment is {audio_alignment!r}: expected "end" or "center" for live input.')
         clip = LiveClip(chunks, sampling_rate, frames_per_second, self.feature_extractor.sampling_rate)
-        for frame, patch in hear(clip.frames, clip.sound, self.feature_extractor, patching):
+        for frame, patch in audio_patches(clip.frames, clip.sound, self.feature_extractor, audio_alignment):
             yield self._process_frame(frame, patch)
 
     def _process_frame(self, frame: StreamedFrame, patch: torch.Tensor) -> dict[str, Any]:
@@ -774,7 +782,7 @@ def _collate(clips: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         height, width = clips[0]["pixel_values"].shape[-2:]
         no_labels, no_mask = np.empty((0, height, width), np.int64), np.empty(0, bool)
         batch["labels"] = _stack([clip.get("labels", no_labels) for clip in clips], frames, IGNORED_LABEL)
-        batch["label_mask"] = _stack([clip.get("label_mask", no_mask) for clip in clips], frames, False)
+        batch["annotated_frames"] = _stack([clip.get("annotated_frames", no_mask) for clip in clips], frames, False)
     return batch
 
 

@@ -468,7 +468,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                 `frames_per_second`: network frames per second of video, 1 by default, or `"video"` for every frame.
                 `masks_per_second`: masks per second, or `"video"` for one per frame of the video: between network frames
                 the logits are interpolated in time. By default every network frame gives one.
-                `patching`: how the sound is cut, `"consecutive"`, `"aligned"` or `"trailing"`; by default the processor
+                `audio_alignment`: how the sound is cut, `"consecutive"`, `"center"` or `"end"`; by default the processor
                 chooses.
                 `audio`, `sampling_rate`: the sound of one silent video, as a waveform of shape (samples,) or
                 (channels, samples) with its rate in hertz (Hz), or as a file.
@@ -477,7 +477,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                 `inference_form`: whether to run the model's rearranged copy for inference, where it offers one
                 (`for_inference()`: the same logits, faster); on by default, and never of a model in training, quantised or
                 on several devices.
-                `uncertainty_budget`: share of a frame's pixels, in [0, 1], that may be uncertain for the form for
+                `early_exit_threshold`: share of a frame's pixels, in [0, 1], that may be uncertain for the form for
                 inference to stop at a coarse stage there, which is faster; by default it never does.
                 `progress_bar`: shows the windows as they pass; off by default.
 
@@ -532,14 +532,14 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         sampling_rate: int,
         frames_per_second: float = 1.0,
         frames_per_window: int = FRAMES_PER_WINDOW,
-        patching: str = "trailing",
+        audio_alignment: str = "end",
         drop_late: bool = False,
         **kwargs: Any,
     ) -> Generator[dict[str, Any], None, None]:
         """Segments live input: every network frame in a window of those before it.
 
         The latency, in input: the masks of the frame on screen at the moment (k + 15/16) / `frames_per_second` are made
-        as soon as the next frame and, with `"trailing"` patches, the sound up to that moment have come; with `"aligned"`
+        as soon as the next frame and, with `"end"` patches, the sound up to that moment have come; with `"center"`
         patches the sound up to 0.4875 s later. Only the first patch of all waits until 0.975 s. The time of the network on
         one window comes on top of it.
 
@@ -550,10 +550,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             sampling_rate: Of the sound, in hertz (Hz).
             frames_per_second: Network frames per second.
             frames_per_window: Network frames that the network sees at once, the newest last. Fewer are faster.
-            patching: `"trailing"` or `"aligned"`.
+            audio_alignment: `"end"` or `"center"`.
             drop_late: Whether to read `chunks` in a thread and to skip all but the newest of the network frames that have
                 come meanwhile, for a network that is slower than the input. Otherwise each one gets its masks.
-            **kwargs: `threshold`, `minimum_area`, `inference_form` and `uncertainty_budget`, as in a call.
+            **kwargs: `threshold`, `minimum_area`, `inference_form` and `early_exit_threshold`, as in a call.
 
         Returns:
             A generator of entries as a call returns them.
@@ -567,7 +567,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         forward.pop("progress_bar", None)
         length = whole_number("frames_per_window", frames_per_window, 1)
         frames = self.processor.stream_live(
-            chunks, sampling_rate=sampling_rate, frames_per_second=frames_per_second, patching=patching
+            chunks, sampling_rate=sampling_rate, frames_per_second=frames_per_second, audio_alignment=audio_alignment
         )
         return self._live(frames, length, drop_late, forward, postprocess)
 
@@ -608,13 +608,13 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         minimum_area: float | None = None,
         frames_per_second: float | str | None = None,
         masks_per_second: float | str | None = None,
-        patching: str | None = None,
+        audio_alignment: str | None = None,
         audio: VideoSource | Mapping[str, Any] | None = None,
         sampling_rate: int | None = None,
         frames_per_window: int | None = None,
         window_overlap: int | None = None,
         inference_form: bool | None = None,
-        uncertainty_budget: float | None = None,
+        early_exit_threshold: float | None = None,
         progress_bar: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sorts the arguments to the three steps; checks them, also beside those that the pipeline was made with."""
@@ -622,7 +622,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             {
                 "frames_per_second": frames_per_second,
                 "masks_per_second": masks_per_second,
-                "patching": patching,
+                "audio_alignment": audio_alignment,
                 "audio": audio,
                 "sampling_rate": sampling_rate,
                 "frames_per_window": whole_number("frames_per_window", frames_per_window, 1),
@@ -630,7 +630,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             },
             {
                 "inference_form": inference_form,
-                "uncertainty_budget": share("uncertainty_budget", uncertainty_budget),
+                "early_exit_threshold": share("early_exit_threshold", early_exit_threshold),
                 "progress_bar": progress_bar,
             },
             {"threshold": share("threshold", threshold), "minimum_area": share("minimum_area", minimum_area)},
@@ -641,7 +641,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         # While the pipeline is made there are none yet.
         reading = {**getattr(self, "_preprocess_params", {}), **given[0]}
         check_overlap(reading.get("frames_per_window", FRAMES_PER_WINDOW), reading.get("window_overlap", 0))
-        settings = ("frames_per_second", "masks_per_second", "patching")
+        settings = ("frames_per_second", "masks_per_second", "audio_alignment")
         self.processor.check_settings(**{name: reading[name] for name in settings if name in reading})
         return given
 
@@ -659,10 +659,12 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     def _forward(
         self, model_inputs: dict[str, torch.Tensor], inference_form: bool = True, **budget: float
     ) -> dict[str, torch.Tensor]:
-        """Runs the model on a batch of windows, with an `uncertainty_budget` if one is given."""
+        """Runs the model on a batch of windows, with an `early_exit_threshold` if one is given."""
         network = self._network() if inference_form else self.model
         if budget and network is self.model:
-            raise ValueError("uncertainty_budget needs the form for inference, which is off here: see inference_form.")
+            raise ValueError(
+                "early_exit_threshold needs the form for inference, which is off here: see inference_form."
+            )
         return {"logits": network(**model_inputs, **budget).logits}
 
     def postprocess(

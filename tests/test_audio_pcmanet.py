@@ -11,11 +11,11 @@ from torchaudio.functional import resample as torchaudio_resample
 
 from modeling_pcmanet import PCMANetFeatureExtractor
 from modeling_pcmanet.audio_pcmanet import (
+    AudioBuffer,
     Resampler,
-    SoundStream,
+    audio_patches,
     check_sampling_rate,
     check_timestamps,
-    hear,
     in_pieces,
     resample,
     resampled_rate,
@@ -191,32 +191,38 @@ def frames(times: list[float]) -> list[SimpleNamespace]:
     return [SimpleNamespace(timestamp=time) for time in times]
 
 
-def heard(sound: SoundStream, times: list[float], patching: str, **settings) -> torch.Tensor:
+def heard(sound: AudioBuffer, times: list[float], audio_alignment: str, **settings) -> torch.Tensor:
     extractor = PCMANetFeatureExtractor(**settings)
-    pairs = list(hear(frames(times), sound, extractor, patching))
+    pairs = list(audio_patches(frames(times), sound, extractor, audio_alignment))
     assert [frame.timestamp for frame, _ in pairs] == times
     return torch.stack([patch for _, patch in pairs])
 
 
-@pytest.mark.parametrize("patching", ["aligned", "trailing", "consecutive"])
+@pytest.mark.parametrize("audio_alignment", ["center", "end", "consecutive"])
 @pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2), (48_000, 6), (11_025, 1), (15_992, 1)])
-def test_chunks_are_heard_as_the_whole(patching, rate, channels):
+def test_chunks_are_heard_as_the_whole(audio_alignment, rate, channels):
     waveform = noise_of_sound_stream(channels, 7 * rate + 17)
     times = [second + 15 / 16 for second in range(7)]
-    whole = PCMANetFeatureExtractor()(waveform, rate, timestamps=times, patching=patching, return_tensors="pt")
-    sound = SoundStream(chunks(waveform, rate, 1024), RATE)
-    torch.testing.assert_close(heard(sound, times, patching), whole["input_features"], rtol=0, atol=1e-6)
+    whole = PCMANetFeatureExtractor()(
+        waveform, rate, timestamps=times, audio_alignment=audio_alignment, return_tensors="pt"
+    )
+    sound = AudioBuffer(chunks(waveform, rate, 1024), RATE)
+    torch.testing.assert_close(heard(sound, times, audio_alignment), whole["input_features"], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("patching", ["aligned", "trailing"])
+@pytest.mark.parametrize("audio_alignment", ["center", "end"])
 @pytest.mark.parametrize(
     "times",
     [[0.1], [0.0, 0.0, 0.2], [2.5, 2.9], [2.5, 2.9, 3.0, 3.4], [0.5, 9.0], [2.9, 3.1, 3.2, 3.3, 20.0, 20.1]],
 )
-def test_the_ends_of_the_sound_are_those_of_the_whole(patching, times):
+def test_the_ends_of_the_sound_are_those_of_the_whole(audio_alignment, times):
     waveform = noise_of_sound_stream(3 * RATE)
-    whole = PCMANetFeatureExtractor()(waveform, RATE, timestamps=times, patching=patching, return_tensors="pt")
-    assert torch.equal(heard(SoundStream(chunks(waveform, RATE, 500), RATE), times, patching), whole["input_features"])
+    whole = PCMANetFeatureExtractor()(
+        waveform, RATE, timestamps=times, audio_alignment=audio_alignment, return_tensors="pt"
+    )
+    assert torch.equal(
+        heard(AudioBuffer(chunks(waveform, RATE, 500), RATE), times, audio_alignment), whole["input_features"]
+    )
 
 
 @pytest.mark.parametrize("short_clip", ["repeat_last", "zeros"])
@@ -225,7 +231,7 @@ def test_consecutive_patches_that_are_missing(short_clip, samples):
     waveform = noise_of_sound_stream(samples)
     extractor = PCMANetFeatureExtractor(short_clip=short_clip)
     whole = extractor(waveform, RATE, num_frames=4, return_tensors="pt")["input_features"]
-    sound = SoundStream(chunks(waveform, RATE, 500), RATE)
+    sound = AudioBuffer(chunks(waveform, RATE, 500), RATE)
     assert torch.equal(heard(sound, [0.9, 1.9, 2.9, 3.9], "consecutive", short_clip=short_clip), whole)
 
 
@@ -237,24 +243,24 @@ def test_a_frame_waits_for_no_more_sound_than_it_needs():
             taken.append(index)
             yield noise_of_sound_stream(1600), RATE
 
-    def pulled(patching: str) -> list[int]:
+    def pulled(audio_alignment: str) -> list[int]:
         taken.clear()
         return [
             len(taken)
-            for _ in hear(
-                frames([0.9375, 1.9375, 5.0]), SoundStream(watched(), RATE), PCMANetFeatureExtractor(), patching
+            for _ in audio_patches(
+                frames([0.9375, 1.9375, 5.0]), AudioBuffer(watched(), RATE), PCMANetFeatureExtractor(), audio_alignment
             )
         ]
 
-    assert pulled("trailing") == [10, 20, 50]
-    assert pulled("aligned") == [15, 25, 55]
+    assert pulled("end") == [10, 20, 50]
+    assert pulled("center") == [15, 25, 55]
 
 
 def test_little_is_kept_of_a_long_sound():
-    sound = SoundStream(((noise_of_sound_stream(RATE), RATE) for _ in range(60)), RATE)
+    sound = AudioBuffer(((noise_of_sound_stream(RATE), RATE) for _ in range(60)), RATE)
     kept = [
         len(sound._kept)
-        for _ in hear(frames([second + 0.9 for second in range(60)]), sound, PCMANetFeatureExtractor(), "trailing")
+        for _ in audio_patches(frames([second + 0.9 for second in range(60)]), sound, PCMANetFeatureExtractor(), "end")
     ]
     assert max(kept) < 3 * RATE
     assert sound.seconds() == pytest.approx(60)
@@ -266,7 +272,7 @@ def test_a_click_at_the_end_of_ten_minutes_is_heard_in_its_place(rate):
     click = np.zeros(rate)
     click[round(0.2 * rate)] = 1.0
     seconds = ((click if second == 599 else np.zeros(rate), rate) for second in range(600))
-    patches = heard(SoundStream(seconds, RATE), [0.9375, 599.9375], "trailing")
+    patches = heard(AudioBuffer(seconds, RATE), [0.9375, 599.9375], "end")
     row = patches[1, 0].sum(dim=1).argmax().item()
     start = 599.9375 - 15_600 / RATE
     # Row r hears the 25 ms from 10 r ms on.
@@ -274,7 +280,7 @@ def test_a_click_at_the_end_of_ten_minutes_is_heard_in_its_place(rate):
 
 
 def test_what_was_forgotten_is_not_given():
-    sound = SoundStream([(noise_of_sound_stream(1000), RATE)], RATE)
+    sound = AudioBuffer([(noise_of_sound_stream(1000), RATE)], RATE)
     assert not sound.reaches(2000)
     assert sound.cut(900, 1100).tolist()[100:] == [0.0] * 100
     sound.forget(500)
@@ -283,7 +289,7 @@ def test_what_was_forgotten_is_not_given():
 
 
 def test_silence_fills_up_only_sound_that_has_ended():
-    sound = SoundStream([(noise_of_sound_stream(RATE), RATE), (noise_of_sound_stream(RATE), RATE)], RATE)
+    sound = AudioBuffer([(noise_of_sound_stream(RATE), RATE), (noise_of_sound_stream(RATE), RATE)], RATE)
     assert sound.reaches(RATE)
     sound.fill(5.0)
     assert sound.length == RATE
@@ -303,11 +309,11 @@ def test_pieces_make_up_the_waveform(length):
 
 def test_bad_chunks_are_refused():
     with pytest.raises(ValueError, match="NaN"):
-        SoundStream([(np.full(10, np.nan), RATE)], RATE).reaches(1)
+        AudioBuffer([(np.full(10, np.nan), RATE)], RATE).reaches(1)
     with pytest.raises(ValueError, match="hertz"):
-        SoundStream([(noise_of_sound_stream(10), 16.0)], RATE).reaches(1)
+        AudioBuffer([(noise_of_sound_stream(10), 16.0)], RATE).reaches(1)
 
 
 def test_no_sound_at_all_has_no_moments():
     with pytest.raises(ValueError, match="no sound came with the frames: give zeros"):
-        SoundStream([], RATE).position(1.0)
+        AudioBuffer([], RATE).position(1.0)

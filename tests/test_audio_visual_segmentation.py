@@ -685,8 +685,8 @@ class TestStream:
             binary.stream(clips[0], frames_per_window=4, window_overlap=4)
         with pytest.raises(TypeError, match="treshold"):
             binary.stream(clips[0], treshold=0.5)
-        with pytest.raises(ValueError, match="patching is 'foo': expected one of"):
-            binary.stream(clips[0], patching="foo")
+        with pytest.raises(ValueError, match="audio_alignment is 'foo': expected one of"):
+            binary.stream(clips[0], audio_alignment="foo")
         with pytest.raises(ValueError, match="frames_per_second is 0"):
             binary.stream(clips[0], frames_per_second=0)
         with pytest.raises(ValueError, match="batch_size is .*got 0"):
@@ -702,11 +702,11 @@ def live_chunks(frames: np.ndarray, sound: np.ndarray, read: list[float]) -> Ite
 
 
 class TestLive:
-    @pytest.mark.parametrize(("patching", "latency"), [("trailing", 0.0), ("aligned", 0.4875)])
-    def test_masks_come_when_picture_and_sound_have_come(self, binary: Pipeline, patching: str, latency: float):
+    @pytest.mark.parametrize(("audio_alignment", "latency"), [("end", 0.0), ("center", 0.4875)])
+    def test_masks_come_when_picture_and_sound_have_come(self, binary: Pipeline, audio_alignment: str, latency: float):
         read: list[float] = []
         chunks = live_chunks(clip_frames(5, 4), clip_sound(5, 4), read)
-        live = binary.live(chunks, sampling_rate=RATE, frames_per_second=2, patching=patching)
+        live = binary.live(chunks, sampling_rate=RATE, frames_per_second=2, audio_alignment=audio_alignment)
         waits = [(read[-1] - result["timestamp"], result["timestamp"]) for result in live]
         assert [taken for _, taken in waits] == pytest.approx([0.4, 0.9, 1.4, 1.9, 2.4, 2.9, 3.4, 3.9, 4.4, 4.9])
         # A tenth of a second for the frame itself, another for the next one, and the rest of a chunk of sound; the first
@@ -717,7 +717,7 @@ class TestLive:
         frames, sound = clip_frames(5, 4), clip_sound(5, 4)
         live = list(binary.live(live_chunks(frames, sound, []), sampling_rate=RATE, frames_per_window=3))
         times = [result["timestamp"] for result in live]
-        batch = binary.processor(frames[9::10], sound, sampling_rate=RATE, timestamps=times, patching="trailing")
+        batch = binary.processor(frames[9::10], sound, sampling_rate=RATE, timestamps=times, audio_alignment="end")
         for index, mask in enumerate(masks_of(live)):
             window = {name: tensor[:, max(0, index - 2) : index + 1] for name, tensor in batch.items()}
             logits = torch.nn.functional.interpolate(run_model(binary, window)[0, -1:], SIZE[::-1], mode="bilinear")
@@ -774,8 +774,8 @@ class TestInferenceForm:
     def test_stops_at_the_first_stage_where_the_budget_allows(
         self, semantic: Pipeline, clips: list[Path], monkeypatch: pytest.MonkeyPatch
     ):
-        given = semantic(clips[1], uncertainty_budget=1)
-        assert given == list(semantic.stream(clips[1], uncertainty_budget=1))
+        given = semantic(clips[1], early_exit_threshold=1)
+        assert given == list(semantic.stream(clips[1], early_exit_threshold=1))
         assert any(frame["segments"] for frame in given)
         forward = semantic.model.forward
         monkeypatch.setattr(
@@ -784,8 +784,8 @@ class TestInferenceForm:
         assert_same(given, semantic(clips[1], inference_form=False))
 
     def test_a_budget_needs_it(self, binary: Pipeline, clips: list[Path]):
-        with pytest.raises(ValueError, match="uncertainty_budget needs the form for inference"):
-            binary(clips[0], uncertainty_budget=0.1, inference_form=False)
+        with pytest.raises(ValueError, match="early_exit_threshold needs the form for inference"):
+            binary(clips[0], early_exit_threshold=0.1, inference_form=False)
 
 
 class VideoFiles(TorchDataset):
@@ -908,7 +908,7 @@ class TestInputs:
             ("threshold", 1.5),
             ("threshold", -0.1),
             ("minimum_area", 2),
-            ("uncertainty_budget", 1.01),
+            ("early_exit_threshold", 1.01),
             ("frames_per_window", 0),
             ("frames_per_window", 2.5),
             ("window_overlap", 1.5),

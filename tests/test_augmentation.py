@@ -26,7 +26,7 @@ def make_clip(name="dog", seed=0, seconds=2):
         name=name,
         frames=frames,
         masks=np.stack([frames[0, ..., 0] > 127, *[np.full((20, 30), 255)] * (seconds - 1)]).astype(np.uint8),
-        label_mask=np.array([True] + [False] * (seconds - 1)),
+        annotated_frames=np.array([True] + [False] * (seconds - 1)),
         waveform=generator.uniform(-0.3, 0.3, (2, seconds * 100)).astype(np.float32),
         sampling_rate=100,
         timestamps=np.arange(seconds) + 0.9375,
@@ -82,7 +82,7 @@ def test_mix_adds_the_other_sound_at_the_wanted_level():
 def test_replaced_sound_empties_the_masks_of_annotated_frames_and_annotates_no_others():
     clip = make_clip()
     changed = replace_sound(clip, np.zeros((1, 200), np.float32))
-    np.testing.assert_array_equal(changed.label_mask, clip.label_mask)
+    np.testing.assert_array_equal(changed.annotated_frames, clip.annotated_frames)
     assert (changed.masks[0] == 0).all() and (changed.masks[1] == 255).all() and changed.waveform.max() == 0
 
 

@@ -78,7 +78,7 @@ def test_s4_rows_hold_what_the_generator_drew(trees, load, streaming):
     clip = files.SoundingShapes("s4", "val", length=1, height=224, width=224)[0]
     np.testing.assert_array_equal(as_array(val["frames"]), clip.frames)
     np.testing.assert_array_equal(as_array(val["masks"]), clip.binary)
-    assert train["label_mask"] == [True, False, False, False, False] and val["label_mask"] == [True] * 5
+    assert train["annotated_frames"] == [True, False, False, False, False] and val["annotated_frames"] == [True] * 5
     assert train["masks"][0] is not None and train["masks"][1:] == [None] * 4
     assert val["timestamps"] == [0.9375, 1.9375, 2.9375, 3.9375, 4.9375]
     name, _, category, _ = rows_of(trees, S4, "s4_meta_data.csv")[2]
@@ -93,14 +93,14 @@ def test_ms3_rows_hold_what_the_generator_drew(trees, load):
     clip = files.SoundingShapes("ms3", "train", length=1, height=224, width=224)[0]
     np.testing.assert_array_equal(as_array(row["frames"]), clip.frames)
     np.testing.assert_array_equal(as_array(row["masks"]), clip.binary)
-    assert row["label_mask"] == [True] * 5 and row["objects"] is None and row["category"] is None
+    assert row["annotated_frames"] == [True] * 5 and row["objects"] is None and row["category"] is None
 
 
 def test_avss_rows_have_five_or_ten_frames_and_class_indexes(trees, load):
     rows = list(load(trees, "avss", split="train"))
     assert [row["subset"] for row in rows] == ["v1s", "v1m", "v2"]
     assert [len(row["frames"]) for row in rows] == [5, 5, 10]
-    assert [sum(row["label_mask"]) for row in rows] == [1, 5, 10]
+    assert [sum(row["annotated_frames"]) for row in rows] == [1, 5, 10]
     for row in rows:
         seen = {AVSBENCH_SEMANTIC_LABELS[index] for mask in row["masks"] if mask for index in np.unique(mask)}
         assert seen - {"background"} <= set(row["objects"])

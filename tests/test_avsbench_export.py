@@ -109,7 +109,7 @@ def test_one_s_own_folder_is_exported(tmp_path):
     (root / "classes.txt").write_text("background\ndog\n")
     assert main(["export", str(root), str(tmp_path / "out"), "--frames-per-second", "4"]) == 0
     row = load_dataset(str(tmp_path / "out"), "folder", split="test", cache_dir=str(tmp_path / "cache"))[0]
-    assert len(row["frames"]) == 4 and row["label_mask"] == [False] * 4
+    assert len(row["frames"]) == 4 and row["annotated_frames"] == [False] * 4
     assert "`folder`: 0 background, 1 dog." in (tmp_path / "out" / "README.md").read_text()
 
 

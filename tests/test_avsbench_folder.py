@@ -43,7 +43,7 @@ def own_folder(tmp_path):
 def test_own_folder(own_folder, load):
     rows = list(load(own_folder, "folder", split="train"))
     assert [row["id"] for row in rows] == ["videos/dog.mp4", "videos/cat.mp4"]
-    assert rows[0]["label_mask"] == [False, True] and rows[1]["label_mask"] == [False, False]
+    assert rows[0]["annotated_frames"] == [False, True] and rows[1]["annotated_frames"] == [False, False]
     assert np.asarray(rows[0]["masks"][1])[0].tolist() == [0] * 32 + [1] * 32
     assert rows[0]["objects"] == ["dog"] and rows[1]["objects"] is None
     assert abs(np.asarray(rows[0]["frames"][1]).mean() - 40) < 2

@@ -9,7 +9,7 @@ from pcmanet.dataset_scripts.avsbench.layouts import (
     S4_CATEGORIES,
     SHOWN_FAULTS,
     AVSBenchError,
-    Fault,
+    Problem,
     find_tree,
     parse_objects,
     read_clips,
@@ -95,7 +95,7 @@ def test_choices():
 
 
 def test_the_error_shows_many_faults_and_holds_them_all():
-    faults = [Fault("clip", f"file{number}", "missing") for number in range(SHOWN_FAULTS + 5)]
+    faults = [Problem("clip", f"file{number}", "missing") for number in range(SHOWN_FAULTS + 5)]
     error = pickle.loads(pickle.dumps(AVSBenchError(faults)))
     assert error.faults == faults
     lines = str(error).splitlines()
@@ -106,7 +106,7 @@ def test_the_error_shows_many_faults_and_holds_them_all():
 
 def test_an_error_that_comes_back_from_a_worker_keeps_its_text():
     # A DataLoader raises the class again with the text of the worker's error.
-    text = str(AVSBenchError([Fault(clip="abc", path="abc.wav", problem="is empty")]))
+    text = str(AVSBenchError([Problem(clip="abc", path="abc.wav", problem="is empty")]))
     assert str(AVSBenchError(text)) == text
     assert AVSBenchError(text).faults == []
 

@@ -106,7 +106,7 @@ def predict(checkpoint, rows, silent=False):
 
 def measure(metrics, checkpoint, rows, **options):
     for logits, batch in predict(checkpoint, rows, **options):
-        metrics.update(logits, batch["labels"], batch["frame_mask"], batch["label_mask"])
+        metrics.update(logits, batch["labels"], batch["frame_mask"], batch["annotated_frames"])
     return metrics
 
 
@@ -124,7 +124,7 @@ def test_binary_figures_are_those_of_direct_evaluation(run, root, checkpoints, n
     # And once more from AVSBENCH's formula, without any of our measures.
     ious = []
     for logits, batch in predict(checkpoints[1], rows):
-        for mask, labels, known in zip(logits[:, :, 0] > 0, batch["labels"], batch["label_mask"], strict=True):
+        for mask, labels, known in zip(logits[:, :, 0] > 0, batch["labels"], batch["annotated_frames"], strict=True):
             pairs = [(mask[k], labels[k] == 1) for k in np.flatnonzero(known)]
             ious.append(
                 np.mean([(m & t).sum() / ((m | t).sum() + 1e-7) if t.any() else (~m).float().mean() for m, t in pairs])

@@ -104,7 +104,7 @@ class TestResults:
     def test_an_uncertainty_budget(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         options = ("clip.mp4", "--format", "rle", "--output")
         assert run(*options, "whole") == 0
-        assert run(*options, "coarse", "--uncertainty-budget", "1") == 0
+        assert run(*options, "coarse", "--early-exit-threshold", "1") == 0
         whole, coarse = ((folder / name / "clip" / "segments.jsonl").read_text() for name in ("whole", "coarse"))
         assert whole != coarse
         assert run(*options, "coarse") == 2
@@ -330,7 +330,7 @@ class TestStart:
             (["segment", "a.mp4", "--frames-per-second", "0"], "above 0 was expected, got 0"),
             (["segment", "a.mp4", "--frames-per-second", "nan"], "above 0 was expected, got nan"),
             (["segment", "a.mp4", "--minimum-area", "much"], "a number was expected, got much"),
-            (["segment", "a.mp4", "--uncertainty-budget", "2"], "between 0 and 1 was expected, got 2"),
+            (["segment", "a.mp4", "--early-exit-threshold", "2"], "between 0 and 1 was expected, got 2"),
             (["segment", "a.mp4", "--shard-minutes", "-1"], "0 or more was expected, got -1"),
             (["segment", "a.mp4", "--overlay-frames-per-second", "4"], "needs --overlay"),
             (["segment", "a.mp4", "--retry-failed"], "is for --format parquet"),

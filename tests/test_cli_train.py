@@ -210,8 +210,8 @@ def test_a_step_is_the_mean_over_its_annotated_frames_however_it_is_cut(tmp_path
     for cuts in ([(0, 4)], [(0, 1), (1, 4)], [(0, 2), (2, 3), (3, 4)]):
         train_state = start_run(recipe, tmp_path / str(len(cuts)))
         batch = next(iter(train_state.steps()))[0]
-        batch["label_mask"][1, 1:] = False  # four frames fewer than the others
-        batch["label_mask"][3] = False  # a clip that only fills up
+        batch["annotated_frames"][1, 1:] = False  # four frames fewer than the others
+        batch["annotated_frames"][3] = False  # a clip that only fills up
         batches = [{name: values[first:last] for name, values in batch.items()} for first, last in cuts]
         before = {name: values.clone() for name, values in train_state.network.named_parameters()}
         figures.append(script.take_step(train_state, batches))

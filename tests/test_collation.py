@@ -45,7 +45,7 @@ def test_features_are_those_of_the_extractor_and_written_once(tmp_path):
         (WAVEFORM, {"log_offset": 0.02}, {"num_frames": 5}),
         (WAVEFORM, {"short_clip": "zeros"}, {"num_frames": 5}),
         (WAVEFORM, {}, {"num_frames": 4}),
-        (WAVEFORM, {}, {"timestamps": np.arange(5) + 0.5, "patching": "aligned"}),
+        (WAVEFORM, {}, {"timestamps": np.arange(5) + 0.5, "audio_alignment": "center"}),
     ],
 )
 def test_other_sounds_and_settings_are_other_features(tmp_path, waveform, extractor, options):
@@ -93,7 +93,7 @@ def test_clips_of_sounding_shapes_are_what_the_processor_makes_of_them(processor
         sampling_rate=16000,
         segmentation_maps=[[dataset[index].binary[0], *[None] * 4] for index in range(2)],
     )
-    assert set(batch) == {"pixel_values", "input_features", "frame_mask", "labels", "label_mask"}
+    assert set(batch) == {"pixel_values", "input_features", "frame_mask", "labels", "annotated_frames"}
     for name, values in expected.items():
         torch.testing.assert_close(batch[name], values, rtol=0, atol=0)
 
@@ -101,7 +101,7 @@ def test_clips_of_sounding_shapes_are_what_the_processor_makes_of_them(processor
 def test_s4_training_rows_have_labels_in_their_first_frame_only(processor, load):
     batch = ClipCollator(processor, binary=True)(list(load("s4", "train")))
     assert batch["pixel_values"].shape == (2, 5, 3, 32, 48) and batch["input_features"].shape == (2, 5, 1, 96, 64)
-    assert batch["label_mask"].tolist() == [[True, False, False, False, False]] * 2
+    assert batch["annotated_frames"].tolist() == [[True, False, False, False, False]] * 2
     assert batch["frame_mask"].all()
     assert set(batch["labels"][:, 0].unique().tolist()) == {0, 1} and (batch["labels"][:, 1:] == 255).all()
 
@@ -124,7 +124,7 @@ def test_clips_of_five_and_ten_seconds_share_a_batch(processor, load, binary):
         batch["frame_mask"].sum(1).tolist() == [5, 5, 10]
         and batch["frame_mask"][0].tolist() == [True] * 5 + [False] * 5
     )
-    assert batch["label_mask"].equal(batch["frame_mask"])
+    assert batch["annotated_frames"].equal(batch["frame_mask"])
     assert (batch["labels"][:2, 5:] == 255).all() and (batch["pixel_values"][:2, 5:] == 0).all()
     seen = set(batch["labels"][batch["frame_mask"]].unique().tolist())
     assert seen == {0, 1} if binary else max(seen) > 1 and max(seen) < 71
@@ -159,7 +159,7 @@ def test_replaced_sound_replaces_the_published_features_and_empties_the_labels(p
     rows = [{**row, "log_mel": np.ones((5, 1, 96, 64), np.float32)} for row in load("s4", "train")]
     batch = ClipCollator(processor, binary=True, augmentation=silence)(rows)
     # A clip with a wrong sound weighs as much in a mean over annotated frames as it did with its own.
-    assert batch["label_mask"].tolist() == [[True, False, False, False, False]] * 2
+    assert batch["annotated_frames"].tolist() == [[True, False, False, False, False]] * 2
     assert (batch["labels"][:, 0] == 0).all() and (batch["labels"][:, 1:] == 255).all()
     torch.testing.assert_close(batch["input_features"], torch.full_like(batch["input_features"], np.log(0.01)))
 
@@ -231,7 +231,7 @@ def test_one_s_own_videos_make_a_batch(processor, tmp_path):
     rows = list(load_avsbench(tmp_path, "folder", split="train", cache_dir=tmp_path / "cache"))
     batch = ClipCollator(processor, binary=True)(rows)
     direct = processor(videos=[str(tmp_path / "clip.mp4")])
-    assert batch["label_mask"].tolist() == [[False, True]]
+    assert batch["annotated_frames"].tolist() == [[False, True]]
     torch.testing.assert_close(batch["pixel_values"], direct["pixel_values"], rtol=0, atol=0)
     torch.testing.assert_close(batch["input_features"], direct["input_features"], rtol=0, atol=0.02)
     expected = np.asarray(Image.fromarray(dataset[0].binary[1]).resize((48, 32), Image.Resampling.NEAREST))

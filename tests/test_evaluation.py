@@ -205,7 +205,7 @@ def test_wrong_sounds_change_the_sound_and_nothing_else(root, collate):
     data = find(root)
     reader = EvaluationReader(data, collate, find_off_screen_sounds(data), seed=3)
     batches = {audio: reader.read([1, 2], audio) for audio in ("positive", "silence", "noise", "off_screen")}
-    for name in ("pixel_values", "labels", "frame_mask", "label_mask"):
+    for name in ("pixel_values", "labels", "frame_mask", "annotated_frames"):
         assert all(torch.equal(batch[name], batches["positive"][name]) for batch in batches.values())
     features = {audio: batch["input_features"] for audio, batch in batches.items()}
     assert torch.allclose(features["silence"], torch.tensor(np.log(0.01), dtype=torch.float32))
@@ -257,5 +257,5 @@ def test_a_row_of_one_s_own_folder_may_have_other_frame_rates(tmp_path, collate)
         csv.writer(file).writerows([("video", "split", "masks"), ("clip.mp4", "test", "masks")])
     data = find(tmp_path, "folder", frames_per_second=2.0)
     batch = EvaluationReader(data, collate).read([0], "silence")
-    assert batch["label_mask"].tolist() == [[False, True, False, False]]
+    assert batch["annotated_frames"].tolist() == [[False, True, False, False]]
     assert torch.allclose(batch["input_features"], torch.tensor(np.log(0.01), dtype=torch.float32))

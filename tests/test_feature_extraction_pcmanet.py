@@ -126,7 +126,7 @@ def test_sound_below_one_patch_is_filled_with_silence(extractor, samples):
     waveform = signal("noise", samples)
     filled = np.pad(waveform, (0, 15600 - samples))
     expected = reference_patches(filled)
-    for settings in ({}, {"patching": "aligned", "timestamps": [0.3]}):
+    for settings in ({}, {"audio_alignment": "center", "timestamps": [0.3]}):
         np.testing.assert_allclose(
             extractor(waveform, 16000, **settings)["input_features"], expected, rtol=0, atol=1e-6
         )
@@ -159,7 +159,7 @@ def test_consecutive_patches_drift_by_40_ms_every_second_and_aligned_ones_do_not
 
     consecutive = click_positions(num_frames=10)
     assert np.diff(consecutive).tolist() == [4] * 9
-    aligned = click_positions(timestamps=timestamps, patching="aligned")
+    aligned = click_positions(timestamps=timestamps, audio_alignment="center")
     # The first patch would start before the sound.
     assert np.ptp(aligned[1:]) == 0
     assert abs(int(aligned[1]) - 48) <= 1
@@ -170,14 +170,14 @@ def test_aligned_patches_are_centred_and_stay_inside_the_sound(extractor):
     timestamps = [0.0, 0.2, 1.25, 2.5, 4.9]
     starts = [0, 0, 20000 - 7800, 40000 - 7800, 80000 - 15600]
     expected = np.concatenate([reference_patches(waveform[start : start + 15600]) for start in starts])
-    patches = extractor(waveform, 16000, timestamps=timestamps, patching="aligned")["input_features"]
+    patches = extractor(waveform, 16000, timestamps=timestamps, audio_alignment="center")["input_features"]
     np.testing.assert_allclose(patches, expected, rtol=0, atol=1e-6)
 
 
 def test_an_aligned_patch_after_the_end_of_the_sound_is_silent(extractor):
     waveform = signal("noise", 48000)
     timestamps = np.arange(5) + 15 / 16
-    patches = extractor(waveform, 16000, timestamps=timestamps, patching="aligned")["input_features"]
+    patches = extractor(waveform, 16000, timestamps=timestamps, audio_alignment="center")["input_features"]
     filled = np.pad(waveform, (0, 31000))
     np.testing.assert_allclose(patches[2:3], reference_patches(filled[39200:54800]), rtol=0, atol=1e-6)
     np.testing.assert_allclose(patches[3:], SILENCE, atol=1e-6)
@@ -197,8 +197,12 @@ def test_a_list_of_clips_gives_a_list(extractor):
     ("audio", "settings", "message"),
     [
         (np.zeros(16000), {}, "sampling_rate is missing"),
-        (np.zeros(16000), {"sampling_rate": 16000, "patching": "centred"}, "patching is 'centred'.*aligned"),
-        (np.zeros(16000), {"sampling_rate": 16000, "patching": "aligned"}, "needs timestamps"),
+        (
+            np.zeros(16000),
+            {"sampling_rate": 16000, "audio_alignment": "centred"},
+            "audio_alignment is 'centred'.*aligned",
+        ),
+        (np.zeros(16000), {"sampling_rate": 16000, "audio_alignment": "center"}, "needs timestamps"),
         (np.zeros(16000), {"sampling_rate": 16000, "num_frames": 0}, "num_frames is 0"),
         (np.zeros(16000), {"sampling_rate": 16000, "num_frames": 2, "timestamps": [0.5]}, "1 timestamps for 2"),
         ([np.zeros(16000), np.full(9, np.nan)], {"sampling_rate": 16000}, "clip 1: .*NaN"),

@@ -307,7 +307,7 @@ def test_frames_stop_where_they_are_sure(monkeypatch, walks_clips, overrides, bu
     model = hesitant(batch, **overrides)
     real = torch.ones(3, 4, dtype=torch.bool) if mask is None else torch.tensor(mask, dtype=torch.bool)
     masked = {} if mask is None else {"frame_mask": real}
-    output = model.for_inference()(**batch, **masked, uncertainty_budget=budget)
+    output = model.for_inference()(**batch, **masked, early_exit_threshold=budget)
     assert len(output.stages_used[real].unique()) >= 2
     for clip in range(3):
         # Excluded frames are not there; zeroed ones are computed.
@@ -327,7 +327,7 @@ def test_frames_stop_where_they_are_sure(monkeypatch, walks_clips, overrides, bu
 def test_a_budget_that_stops_no_frame_changes_no_bit(masked):
     batch = {name: x.double() for name, x in tiny_batch(3, 4, (64, 80)).items()}
     form = hesitant(batch).float().for_inference()
-    whole, given = form(**batch, **masked), form(**batch, **masked, uncertainty_budget=0.01)
+    whole, given = form(**batch, **masked), form(**batch, **masked, early_exit_threshold=0.01)
     assert whole.stages_used is None
     real = masked.get("frame_mask", torch.ones(3, 4, dtype=torch.bool))
     assert torch.equal(given.stages_used, 4 * real)
@@ -342,7 +342,7 @@ def test_the_full_budget_gives_the_coarsest_logits(dtype):
     batch = {name: x.double() for name, x in batch.items()}
     with torch.no_grad():
         expected = model(**batch)
-    given = model.for_inference(dtype)(**batch, uncertainty_budget=1)
+    given = model.for_inference(dtype)(**batch, early_exit_threshold=1)
     tolerance = 1e-10 if dtype == torch.float64 else 0.1 * expected.stage_logits[0].abs().max().item()
     torch.testing.assert_close(given.logits.double(), expected.stage_logits[0], atol=tolerance, rtol=0)
     assert (given.stages_used == 1).all()
@@ -364,12 +364,12 @@ def test_the_full_budget_gives_the_coarsest_logits(dtype):
 )
 def test_budgets_that_nothing_can_be_done_with(overrides, budget, message):
     with pytest.raises(ValueError, match=message):
-        build(**overrides).for_inference()(**tiny_batch(), uncertainty_budget=budget)
+        build(**overrides).for_inference()(**tiny_batch(), early_exit_threshold=budget)
 
 
 def test_a_budget_is_no_part_of_a_graph():
     with pytest.raises(ValueError, match="cannot be part of a compiled or exported graph"):
-        torch.export.export(build().for_inference(), (), {**tiny_batch(), "uncertainty_budget": 0.1}, strict=False)
+        torch.export.export(build().for_inference(), (), {**tiny_batch(), "early_exit_threshold": 0.1}, strict=False)
 
 
 @pytest.fixture

@@ -21,21 +21,21 @@ from PIL import Image
 
 from modeling_pcmanet import media_pcmanet
 from modeling_pcmanet.media_pcmanet import (
+    FrameConverter,
     FrameSampler,
     FrameSkipper,
     MediaError,
     MediaNotes,
-    PictureMaker,
     VideoClock,
     VideoReader,
+    iterate_audio,
     iterate_frames,
-    iterate_sound,
     join_moments,
+    open_twice,
     read_audio,
     read_media,
     shown_size,
     stream_array,
-    two_doors,
 )
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 
@@ -503,7 +503,7 @@ def film_of_media_picture(
 def test_the_first_frame_gives_the_size_of_all(tmp_path: Path) -> None:
     frames, video = film_of_media_picture(tmp_path / "film_of_media_picture.mkv", [(64, 48), (32, 24), (32, 24)])
     notes = MediaNotes("a film_of_media_picture")
-    maker = PictureMaker(video, notes)
+    maker = FrameConverter(video, notes)
     pictures = [maker.make(frame) for frame in frames]
     assert [picture.shape for picture in pictures] == [(48, 64, 3)] * 3
     assert [int(picture.mean()) for picture in pictures] == [50, 100, 150]
@@ -512,7 +512,7 @@ def test_the_first_frame_gives_the_size_of_all(tmp_path: Path) -> None:
 
 def test_the_same_frame_twice_is_converted_once(tmp_path: Path) -> None:
     frames, video = film_of_media_picture(tmp_path / "film_of_media_picture.mkv", [(64, 48), (64, 48)])
-    maker = PictureMaker(video, MediaNotes("a film_of_media_picture"))
+    maker = FrameConverter(video, MediaNotes("a film_of_media_picture"))
     first = maker.make(frames[0])
     assert maker.make(frames[0]) is first
     assert maker.make(frames[1]) is not first
@@ -521,7 +521,7 @@ def test_the_same_frame_twice_is_converted_once(tmp_path: Path) -> None:
 def test_a_frame_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     frames, video = film_of_media_picture(tmp_path / "film_of_media_picture.mkv", [(64, 48), (9000, 9000)])
     with pytest.raises(MediaError, match=r"a film_of_media_picture: its picture is 9000x9000, 81 million pixels"):
-        PictureMaker(video, MediaNotes("a film_of_media_picture")).make(frames[1])
+        FrameConverter(video, MediaNotes("a film_of_media_picture")).make(frames[1])
 
 
 NTSC = 30000 / 1001
@@ -925,7 +925,7 @@ def test_frames_and_sound_are_those_of_a_whole_read(video: Path):
     np.testing.assert_array_equal(np.stack([frame.picture for frame in frames]), media.frames)
     assert [frame.timestamp for frame in frames] == media.timestamps.tolist()
     assert reader.end == pytest.approx(5.0)
-    pieces, rates = zip(*iterate_sound(video, reader), strict=True)
+    pieces, rates = zip(*iterate_audio(video, reader), strict=True)
     waveform = np.concatenate(pieces, axis=1)
     np.testing.assert_array_equal(waveform[:, : 5 * RATE], media.waveform[:, : 5 * RATE])
     assert set(rates) == {RATE}
@@ -933,7 +933,7 @@ def test_frames_and_sound_are_those_of_a_whole_read(video: Path):
 
 def test_a_sound_file_starts_where_it_starts(tmp_path: Path):
     write_audio(tmp_path / "sound.wav", tone_of_media_stream(2), RATE)
-    waveform = np.concatenate([piece for piece, _ in iterate_sound(tmp_path / "sound.wav")], axis=1)
+    waveform = np.concatenate([piece for piece, _ in iterate_audio(tmp_path / "sound.wav")], axis=1)
     np.testing.assert_array_equal(waveform, read_audio(tmp_path / "sound.wav")[0])
 
 
@@ -944,7 +944,7 @@ def test_what_has_no_picture_or_no_sound_is_refused(tmp_path: Path):
     silent = tmp_path / "silent.mp4"
     write_video(silent, np.zeros((5, 32, 48, 3), np.uint8), 10)
     with pytest.raises(MediaError, match=r"silent\.mp4 has no sound track"):
-        list(iterate_sound(silent))
+        list(iterate_audio(silent))
 
 
 def test_the_last_frame_brings_the_moments_after_it():
@@ -981,7 +981,7 @@ def test_two_doors_are_two_places_in_one_file(seekable: bool):
             return seekable
 
     file = File(bytes(range(100)))
-    with two_doors(file) as (one, other):
+    with open_twice(file) as (one, other):
         assert one.read(10) == bytes(range(10))
         assert other.read(3) == bytes(range(3))
         assert one.read(2) == bytes([10, 11])
@@ -994,11 +994,11 @@ def test_two_doors_are_two_places_in_one_file(seekable: bool):
 
 
 def test_a_file_that_was_opened_as_text_is_refused(video: Path):
-    with video.open(encoding="latin-1") as file, pytest.raises(MediaError, match="opened with 'rb'"), two_doors(file):
+    with video.open(encoding="latin-1") as file, pytest.raises(MediaError, match="opened with 'rb'"), open_twice(file):
         pass
 
 
 def test_paths_and_bytes_are_opened_twice(video: Path):
     for source in (video, str(video), b"bytes"):
-        with two_doors(source) as doors:
+        with open_twice(source) as doors:
             assert doors == (source, source)

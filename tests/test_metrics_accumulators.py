@@ -335,7 +335,7 @@ def test_padded_frames_are_scored_as_background_on_request(padding_label: int):
     expected.update(logits, torch.where(frame_mask[..., None, None], labels, 0))
     labels = torch.where(frame_mask[..., None, None], labels, padding_label)
     # A padded frame is never annotated; it is scored all the same.
-    metrics.update(logits, labels, frame_mask, label_mask=frame_mask)
+    metrics.update(logits, labels, frame_mask, annotated_frames=frame_mask)
     assert metrics.compute() == expected.compute()
     assert metrics.compute()["frames"] == 5.0 * CLIPS
 
@@ -344,7 +344,7 @@ def test_unannotated_frames_are_left_out():
     logits, labels = make_clips(1)
     first, masked = BinaryMetrics(), BinaryMetrics()
     first.update(logits[:, :1], labels[:, :1])
-    masked.update(logits, labels, label_mask=torch.arange(5).expand(CLIPS, -1) == 0)
+    masked.update(logits, labels, annotated_frames=torch.arange(5).expand(CLIPS, -1) == 0)
     assert masked.compute() == first.compute()
     assert masked.compute("dataset") == first.compute("dataset")
 
@@ -353,9 +353,9 @@ def test_clip_without_annotation_is_left_out():
     logits, labels = make_clips(1)
     some, all_clips = BinaryMetrics(), BinaryMetrics()
     some.update(logits[1:], labels[1:])
-    label_mask = torch.ones(CLIPS, 5, dtype=torch.bool)
-    label_mask[0] = False
-    all_clips.update(logits, labels, label_mask=label_mask)
+    annotated_frames = torch.ones(CLIPS, 5, dtype=torch.bool)
+    annotated_frames[0] = False
+    all_clips.update(logits, labels, annotated_frames=annotated_frames)
     for protocol in ("official", "batch", "dataset"):
         assert all_clips.compute(protocol) == some.compute(protocol)
     assert list(all_clips.per_clip()) == list(range(1, CLIPS))

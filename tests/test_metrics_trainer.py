@@ -27,20 +27,20 @@ def make_clip(index: int, num_labels: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(index)
     logits = torch.randn(FRAMES[index], num_labels, SIZE, SIZE, generator=generator)
     labels = torch.randint(0, max(num_labels, 2), (FRAMES[index], SIZE, SIZE), generator=generator)
-    label_mask = torch.arange(FRAMES[index]) != 1
-    return {"logits": logits, "labels": labels, "label_mask": label_mask}
+    annotated_frames = torch.arange(FRAMES[index]) != 1
+    return {"logits": logits, "labels": labels, "annotated_frames": annotated_frames}
 
 
 class Echo(torch.nn.Module):
     """Gives back the logits that came in, after a copy of them, so that the output is a tuple of several tensors."""
 
     def forward(
-        self, logits: Tensor, labels: Tensor, frame_mask: Tensor, label_mask: Tensor | None = None
+        self, logits: Tensor, labels: Tensor, frame_mask: Tensor, annotated_frames: Tensor | None = None
     ) -> dict[str, Tensor]:
         loss = (
             logits[frame_mask].mean()
             + labels.float().mean()
-            + (0.0 if label_mask is None else label_mask.float().mean())
+            + (0.0 if annotated_frames is None else annotated_frames.float().mean())
         )
         return {"loss": loss, "logits": logits, "stage_logits": logits}
 
@@ -82,7 +82,7 @@ def evaluate_with_trainer(metrics: TrainerMetrics, folder: Path, num_labels: int
 def count_directly(metrics: ClipMetrics) -> dict[str, float]:
     for index in range(len(FRAMES)):
         batch = collate([make_clip(index, metrics.num_labels)])
-        metrics.update(batch["logits"], batch["labels"], batch["frame_mask"], batch["label_mask"])
+        metrics.update(batch["logits"], batch["labels"], batch["frame_mask"], batch["annotated_frames"])
     return metrics.compute()
 
 
@@ -94,7 +94,7 @@ def test_examples_in_the_docstrings_hold():
     assert "Trainer(" in snippet and compile(snippet, "the docstring", "exec")
 
 
-@pytest.mark.parametrize("label_names", [("labels", "frame_mask", "label_mask"), ("labels",)])
+@pytest.mark.parametrize("label_names", [("labels", "frame_mask", "annotated_frames"), ("labels",)])
 @pytest.mark.parametrize("num_labels", [1, 3])
 def test_trainer_gives_the_numbers_of_the_accumulator(tmp_path: Path, num_labels: int, label_names: tuple[str, ...]):
     build = {1: BinaryMetrics, 3: lambda: SemanticMetrics(3)}[num_labels]
@@ -148,13 +148,13 @@ def test_masks_that_the_trainer_has_broken_are_refused():
     metrics, batch = TrainerMetrics(BinaryMetrics()), collate([make_clip(0, 1)])
     with pytest.raises(ValueError, match="masks came as .*torch.int64.*ignore_unscored_frames"):
         metrics.preprocess_logits_for_metrics(
-            batch["logits"], (batch["labels"], batch["frame_mask"].long(), batch["label_mask"])
+            batch["logits"], (batch["labels"], batch["frame_mask"].long(), batch["annotated_frames"])
         )
 
 
 def test_other_label_names_than_the_trainers_are_named():
     clip = make_clip(0, 1)
-    with pytest.raises(ValueError, match=r"handed over 1 labels.*'frame_mask', 'label_mask'.*TrainingArguments"):
+    with pytest.raises(ValueError, match=r"handed over 1 labels.*'frame_mask', 'annotated_frames'.*TrainingArguments"):
         TrainerMetrics(BinaryMetrics()).preprocess_logits_for_metrics(clip["logits"][None], clip["labels"][None])
     with pytest.raises(ValueError, match=r"label_names are \('masks',\)"):
         TrainerMetrics(BinaryMetrics(), label_names=["masks"])

@@ -12,7 +12,7 @@ from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, P
 from modeling_pcmanet.modeling_pcmanet import (
     binary_loss,
     deeply_supervised_loss,
-    load_whole,
+    load_strict,
     semantic_loss,
     soft_iou_loss,
 )
@@ -27,7 +27,7 @@ def encoder() -> VGGishModel:
 
 def test_whole_weights_load(encoder, tmp_path):
     encoder.save_pretrained(tmp_path)
-    loaded = load_whole(VGGishModel, tmp_path)
+    loaded = load_strict(VGGishModel, tmp_path)
     assert all(torch.equal(values, loaded.state_dict()[name]) for name, values in encoder.state_dict().items())
     assert not loaded.training
 
@@ -43,12 +43,12 @@ def test_weights_that_are_not_all_there_are_refused(fault, encoder, tmp_path):
     encoder.save_pretrained(tmp_path, state_dict=weights)
     message = f"lacks weights of a VGGishModel, such as {name} \\(1 of {len(encoder.state_dict())}\\). Give a folder"
     with pytest.raises(ValueError, match=message):
-        load_whole(VGGishModel, tmp_path)
+        load_strict(VGGishModel, tmp_path)
 
 
 def test_there_must_be_weights(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
-        load_whole(VGGishModel, tmp_path / "nowhere")
+        load_strict(VGGishModel, tmp_path / "nowhere")
 
 
 def test_soft_iou_of_a_2x2_frame_by_hand():
@@ -377,12 +377,12 @@ class TestGradients:
         batch = tiny_batch()
         labels = torch.randint(0, 2, (2, 3, 48, 64))
         batch["frame_mask"] = torch.tensor([[True, True, True], [True, True, False]])
-        label_mask = torch.tensor([[True, False, False], [True, False, True]])
+        annotated_frames = torch.tensor([[True, False, False], [True, False, True]])
         changed = labels.clone()
         changed[:, 1:] = 1 - changed[:, 1:]
         with torch.no_grad():
-            losses = [model(**batch, labels=x, label_mask=label_mask).loss for x in (labels, changed)]
-            first_only = model(**batch, labels=labels, label_mask=torch.tensor([[True, False, False]] * 2)).loss
+            losses = [model(**batch, labels=x, annotated_frames=annotated_frames).loss for x in (labels, changed)]
+            first_only = model(**batch, labels=labels, annotated_frames=torch.tensor([[True, False, False]] * 2)).loss
         assert losses[0] == losses[1] == first_only
 
 
@@ -620,8 +620,8 @@ class TestRefusals:
     @pytest.mark.parametrize("shape", [(2, 1), (3,), (2, 3, 1)])
     def test_a_label_mask_is_not_stretched(self, model, shape):
         labels = torch.zeros(2, 3, 48, 64, dtype=torch.long)
-        with pytest.raises(ValueError, match=r"`label_mask` must be \(batch, frames\) = \(2, 3\) like `labels`"):
-            model(**tiny_batch(), labels=labels, label_mask=torch.ones(shape, dtype=torch.bool))
+        with pytest.raises(ValueError, match=r"`annotated_frames` must be \(batch, frames\) = \(2, 3\) like `labels`"):
+            model(**tiny_batch(), labels=labels, annotated_frames=torch.ones(shape, dtype=torch.bool))
 
     @pytest.mark.parametrize("types", [("bfloat16",), (torch.int8,), (None, "float16")])
     def test_an_inference_form_of_what_is_no_data_type(self, model, types):

@@ -19,7 +19,7 @@ from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 from modeling_pcmanet.processing_pcmanet import (
     LiveClip,
     check_settings,
-    choose_patching,
+    choose_audio_alignment,
     fill_maps,
     is_clip,
     open_clip,
@@ -243,7 +243,7 @@ def assert_streams_as_called(processor: PCMANetProcessor, video, audio=None, *, 
 
 @pytest.mark.parametrize("name", ["short.mp4", "long.mp4", "sound_ends.mp4"])
 @pytest.mark.parametrize(
-    "settings", [{}, {"frames_per_second": 3}, {"patching": "aligned"}, {"patching": "consecutive"}]
+    "settings", [{}, {"frames_per_second": 3}, {"audio_alignment": "center"}, {"audio_alignment": "consecutive"}]
 )
 def test_a_file(processor, folder, name, settings):
     assert_streams_as_called(processor, folder / name, **settings)
@@ -315,8 +315,8 @@ def test_moments_of_masks_for_frames_in_memory(processor):
         ("short.mp4", {"frames_per_second": "all"}, "frames_per_second is 'all'.*\"video\""),
         ("short.mp4", {"masks_per_second": -1}, "masks_per_second is -1"),
         ("short.mp4", {"frames_per_second": True}, "frames_per_second is True: expected a number"),
-        ("short.mp4", {"patching": "centred"}, "patching is 'centred': expected one of"),
-        ("short.mp4", {"frames_per_second": 2, "patching": "consecutive"}, "frames_per_second is 2.*trailing"),
+        ("short.mp4", {"audio_alignment": "centred"}, "audio_alignment is 'centred': expected one of"),
+        ("short.mp4", {"frames_per_second": 2, "audio_alignment": "consecutive"}, "frames_per_second is 2.*trailing"),
     ],
 )
 def test_what_cannot_be_used_is_refused(processor, folder, video, arguments, message):
@@ -370,15 +370,17 @@ def live_chunks(seconds: int, camera_rate: int = 20):
 
 
 @pytest.mark.parametrize("rate", [1, 4])
-@pytest.mark.parametrize("patching", ["trailing", "aligned"])
-def test_live_input_is_heard_as_a_file(processor, rate, patching):
+@pytest.mark.parametrize("audio_alignment", ["end", "center"])
+def test_live_input_is_heard_as_a_file(processor, rate, audio_alignment):
     frames = list(
-        processor.stream_live(live_chunks(6), sampling_rate=16_000, frames_per_second=rate, patching=patching)
+        processor.stream_live(
+            live_chunks(6), sampling_rate=16_000, frames_per_second=rate, audio_alignment=audio_alignment
+        )
     )
     times = [frame["timestamp"] for frame in frames]
     moments = (np.arange(6 * rate) + 15 / 16) / rate
     assert times == pytest.approx(np.floor(moments * 20 + 1e-9) / 20)
-    expected = PCMANetFeatureExtractor()(noise(6, 16_000), 16_000, timestamps=times, patching=patching)
+    expected = PCMANetFeatureExtractor()(noise(6, 16_000), 16_000, timestamps=times, audio_alignment=audio_alignment)
     np.testing.assert_allclose(
         np.stack([frame["input_features"] for frame in frames]), expected["input_features"], atol=1e-6
     )
@@ -393,8 +395,8 @@ def test_live_input_without_pictures_or_sound_for_a_while():
 
 
 def test_live_input_that_cannot_be_used_is_refused(processor):
-    with pytest.raises(ValueError, match='"trailing" or "aligned" for live'):
-        list(processor.stream_live(live_chunks(1), sampling_rate=16_000, patching="consecutive"))
+    with pytest.raises(ValueError, match='"end" or "center" for live'):
+        list(processor.stream_live(live_chunks(1), sampling_rate=16_000, audio_alignment="consecutive"))
     with pytest.raises(ValueError, match="2 timestamps for 1 frames"):
         list(processor.stream_live([(pictures(1), [0.0, 1.0], None)], sampling_rate=16_000))
     with pytest.raises(ValueError, match="sampling_rate is missing"):
@@ -476,7 +478,7 @@ def test_one_clip_of_frames(processor_of_processing):
     labels = [Image.fromarray(mask).resize((48, 32), Image.Resampling.NEAREST) for mask in MASKS]
     np.testing.assert_array_equal(batch["labels"][0], np.stack(labels))
     assert batch["frame_mask"].tolist() == [[True] * 5]
-    assert batch["label_mask"].tolist() == [[True] * 5]
+    assert batch["annotated_frames"].tolist() == [[True] * 5]
 
 
 def test_clips_of_different_length_and_size_are_padded(processor_of_processing):
@@ -498,7 +500,7 @@ def test_clips_of_different_length_and_size_are_padded(processor_of_processing):
     assert (batch["labels"][0, 1:] == 255).all()
     assert (batch["labels"][0, 0] != 255).all()
     assert batch["frame_mask"].tolist() == [[True] * 5, [True] * 3 + [False] * 2]
-    assert batch["label_mask"].tolist() == [[True] + [False] * 4, [True] * 3 + [False] * 2]
+    assert batch["annotated_frames"].tolist() == [[True] + [False] * 4, [True] * 3 + [False] * 2]
 
 
 def test_a_clip_without_masks_beside_one_with_masks(processor_of_processing):
@@ -506,7 +508,7 @@ def test_a_clip_without_masks_beside_one_with_masks(processor_of_processing):
         [FRAMES_PROCESSING] * 2, [SOUND_PROCESSING] * 2, sampling_rate=16000, segmentation_maps=[None, MASKS]
     )
     assert (batch["labels"][0] == 255).all()
-    assert batch["label_mask"].tolist() == [[False] * 5, [True] * 5]
+    assert batch["annotated_frames"].tolist() == [[False] * 5, [True] * 5]
     assert "labels" not in processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000)
 
 
@@ -545,10 +547,12 @@ def test_a_long_video_is_heard_at_its_frames(processor_of_processing, tmp_path):
     path = write_clip(tmp_path / "long.mp4", 11)
     media = read_media(path)
     arguments = (media.waveform, media.sampling_rate)
-    trailing = expected_features(processor_of_processing, *arguments, timestamps=media.timestamps, patching="trailing")
+    trailing = expected_features(
+        processor_of_processing, *arguments, timestamps=media.timestamps, audio_alignment="end"
+    )
     assert torch.equal(processor_of_processing(path)["input_features"][0], trailing)
     consecutive = expected_features(processor_of_processing, *arguments, num_frames=11)
-    assert torch.equal(processor_of_processing(path, patching="consecutive")["input_features"][0], consecutive)
+    assert torch.equal(processor_of_processing(path, audio_alignment="consecutive")["input_features"][0], consecutive)
     assert not torch.equal(trailing, consecutive)
 
 
@@ -558,28 +562,32 @@ def test_another_frame_rate_follows_its_frames(processor_of_processing, video_of
     media = read_media(video_of_processing, frames_per_second=3)
     assert batch["timestamps"][0].tolist() == media.timestamps.tolist()
     expected = expected_features(
-        processor_of_processing, media.waveform, media.sampling_rate, timestamps=media.timestamps, patching="trailing"
+        processor_of_processing,
+        media.waveform,
+        media.sampling_rate,
+        timestamps=media.timestamps,
+        audio_alignment="end",
     )
     assert torch.equal(batch["input_features"][0], expected)
     with pytest.raises(ValueError, match=r"clip 0 \(.*clip\.mp4\): .*frames_per_second is 3.*trailing"):
-        processor_of_processing(video_of_processing, frames_per_second=3, patching="consecutive")
+        processor_of_processing(video_of_processing, frames_per_second=3, audio_alignment="consecutive")
 
 
 @pytest.mark.parametrize(
     ("timestamps", "frames_per_second", "expected"),
     [
         (np.arange(10) + 15 / 16, 1, "consecutive"),
-        (np.arange(11) + 15 / 16, 1, "trailing"),
+        (np.arange(11) + 15 / 16, 1, "end"),
         (np.arange(10.0), 1, "consecutive"),
-        (np.arange(10) + 1.5, 1, "trailing"),
+        (np.arange(10) + 1.5, 1, "end"),
         (np.array([0.9, 1.9, 2.2]), 1, "consecutive"),
-        (np.array([0.9, 1.9, 1.9]), 1, "trailing"),
-        (np.array([0.4]), 2, "trailing"),
+        (np.array([0.9, 1.9, 1.9]), 1, "end"),
+        (np.array([0.4]), 2, "end"),
     ],
 )
 def test_sound_is_cut_as_published_only_where_that_fits(timestamps, frames_per_second, expected):
-    assert choose_patching(timestamps, None, frames_per_second) == expected
-    assert choose_patching(timestamps, "aligned", frames_per_second) == "aligned"
+    assert choose_audio_alignment(timestamps, None, frames_per_second) == expected
+    assert choose_audio_alignment(timestamps, "center", frames_per_second) == "center"
 
 
 def test_timestamps_place_frames_in_a_long_sound(processor_of_processing):
@@ -588,7 +596,7 @@ def test_timestamps_place_frames_in_a_long_sound(processor_of_processing):
     batch = processor_of_processing(
         FRAMES_PROCESSING, sound, sampling_rate=16000, timestamps=times, return_metadata=True
     )
-    expected = expected_features(processor_of_processing, sound, 16000, timestamps=times, patching="trailing")
+    expected = expected_features(processor_of_processing, sound, 16000, timestamps=times, audio_alignment="end")
     assert torch.equal(batch["input_features"][0], expected)
     assert batch["timestamps"][0].tolist() == times
 
@@ -646,7 +654,12 @@ def test_numpy_batches(processor_of_processing, return_tensors):
         ),
         ({"videos": FRAMES_PROCESSING, "audio": SOUND_PROCESSING * np.nan, "sampling_rate": 16000}, "clip 0: .*NaN"),
         (
-            {"videos": FRAMES_PROCESSING, "audio": SOUND_PROCESSING, "sampling_rate": 16000, "patching": "centred"},
+            {
+                "videos": FRAMES_PROCESSING,
+                "audio": SOUND_PROCESSING,
+                "sampling_rate": 16000,
+                "audio_alignment": "centred",
+            },
             "clip 0: .*centred",
         ),
         (

@@ -45,7 +45,7 @@ def test_a_clip_has_the_promised_shapes_and_ranges(task, height, width, num_fram
     assert np.abs(clip.waveform).max() <= 1.0
     assert clip.sampling_rate == 16000
     assert clip.sounding.shape == (num_frames, len(clip.object_classes))
-    assert clip.sounding.dtype == clip.label_mask.dtype == bool
+    assert clip.sounding.dtype == clip.annotated_frames.dtype == bool
     assert 2 <= len(set(clip.object_classes)) == len(clip.object_classes) <= 4
     assert all(1 <= label <= 12 for label in clip.object_classes)
     np.testing.assert_array_equal(clip.timestamps, np.arange(num_frames) + 15 / 16)
@@ -96,7 +96,7 @@ def test_s4_has_one_sounding_object_throughout(split, annotated):
     for clip in (dataset[index] for index in range(20)):
         assert (clip.sounding.sum(axis=1) == 1).all()
         assert (clip.sounding == clip.sounding[0]).all()
-        np.testing.assert_array_equal(clip.label_mask, np.array(annotated, dtype=bool))
+        np.testing.assert_array_equal(clip.annotated_frames, np.array(annotated, dtype=bool))
 
 
 @pytest.mark.parametrize("task", ["ms3", "avss"])
@@ -107,7 +107,7 @@ def test_several_objects_are_switched_every_second(task):
     assert 0.07 < (counts == 0).mean() < 0.17
     assert (counts >= 2).mean() > 0.3
     assert counts.max() == 3
-    assert all(clip.label_mask.all() for clip in clips)
+    assert all(clip.annotated_frames.all() for clip in clips)
     assert np.mean([(clip.sounding[1:] != clip.sounding[:-1]).any() for clip in clips]) > 0.9
 
 

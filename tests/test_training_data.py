@@ -13,12 +13,12 @@ from pcmanet.training.data import (
     Draw,
     PairedSounds,
     TrainingTransform,
-    annotated_frames,
     build_collators,
     build_datasets,
     class_names,
     cut_to_square,
     describe_clips,
+    scored_frames,
     training_batches,
     validation_batches,
 )
@@ -161,7 +161,7 @@ def test_collation_leaves_the_generators_alone(collate, clips):
 
 def test_a_clip_that_does_not_count_has_no_annotated_frame(collate, clips):
     batch = collate([(clips[0], Draw(0, 0)), (clips[0], Draw(0, 0, counts=False))])
-    assert annotated_frames(batch).tolist() == [[True, True], [False, False]]
+    assert scored_frames(batch).tolist() == [[True, True], [False, False]]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

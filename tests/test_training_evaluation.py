@@ -73,6 +73,6 @@ def test_validation_clips_without_masks_are_refused(accelerator):
     network = PCMANetForAudioVisualSegmentation(tiny_config(**TRAINED_NETWORK)).eval()
     processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
     clip = SoundingShapes("ms3", "val", length=1, height=32, width=32, num_frames=2)[0]
-    unannotated = replace(clip, label_mask=np.zeros(2, dtype=bool))
+    unannotated = replace(clip, annotated_frames=np.zeros(2, dtype=bool))
     with pytest.raises(ValueError, match="no frame of the validation clips is annotated; name their masks"):
         Evaluator([unannotated], ClipCollator(processor, binary=True), 1, 0, accelerator)(network)

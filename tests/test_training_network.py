@@ -19,10 +19,10 @@ from pcmanet.training.network import (
     build_processor,
     learning_rate_factor,
     load_checkpoint,
+    pretrain_audio_encoder,
     set_learning_rate,
     set_training_mode,
     synchronize_norms,
-    teach_listening,
 )
 from pcmanet.training.recipe import Recipe, RecipeError
 
@@ -189,7 +189,7 @@ def test_the_audio_encoder_changes_and_stays_as_frozen_as_it_was(frozen):
     encoder.requires_grad_(not frozen)
     before = [weight.clone() for weight in encoder.parameters()]
     recipe = Recipe(**TINY_RUN, listening_sounds=5)
-    teach_listening(encoder, PCMANetFeatureExtractor(), recipe, torch.device("cpu"), quiet=True)
+    pretrain_audio_encoder(encoder, PCMANetFeatureExtractor(), recipe, torch.device("cpu"), quiet=True)
     assert all(weight.requires_grad is not frozen for weight in encoder.parameters())
     assert all(weight.grad is None for weight in encoder.parameters())
     assert any(not torch.equal(weight, old) for weight, old in zip(encoder.parameters(), before, strict=True))
@@ -215,7 +215,7 @@ def test_the_same_seed_teaches_the_same():
         torch.manual_seed(0)
         encoder = VGGishModel(VGGishConfig(block_channels=[[4], [4], [4]], hidden_size=8, embedding_size=10))
         recipe = Recipe(**TINY_RUN, listening_sounds=5)
-        teach_listening(encoder, PCMANetFeatureExtractor(), recipe, torch.device("cpu"), quiet=True)
+        pretrain_audio_encoder(encoder, PCMANetFeatureExtractor(), recipe, torch.device("cpu"), quiet=True)
         lessons.append(torch.cat([weight.detach().flatten() for weight in encoder.parameters()]))
     assert torch.equal(*lessons)
 

@@ -65,7 +65,7 @@ def test_batches_hold_the_chosen_classes_and_say_by_labels_alone_what_is_scored(
     assert torch.equal(batch["labels"], (expected == kept).long())
     assert batch["labels"].any()
     # A clip whose second and third seconds are not annotated.
-    unmasked = plain([training[0]]) | {"label_mask": torch.tensor([[True, False, False, True, True]])}
+    unmasked = plain([training[0]]) | {"annotated_frames": torch.tensor([[True, False, False, True, True]])}
     labels = TrainerCollator(lambda _clips: unmasked, chosen)([training[0]])["labels"][0]
     assert [bool((frame == 255).all()) for frame in labels] == [False, True, True, False, False]
 

@@ -28,7 +28,7 @@ from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 
 from .files import fingerprint, inspect_clips
 from .folder import TABLE, VideoFiles, find_folder, inspect_videos, read_class_names, read_video_row
-from .layouts import LAYOUTS, SPLITS, AVSBenchError, ClipFiles, Fault, Tree, find_tree, locate_table
+from .layouts import LAYOUTS, SPLITS, AVSBenchError, ClipFiles, Problem, Tree, find_tree, locate_table
 from .rows import RowSettings, read_row, row_features
 
 
@@ -71,7 +71,7 @@ def find_names(root: str | Path) -> list[str]:
     return [*names, FOLDER] if (Path(root) / TABLE).is_file() else names
 
 
-def inspect_files(clips: Sequence[Source], settings: RowSettings) -> list[Fault]:
+def inspect_files(clips: Sequence[Source], settings: RowSettings) -> list[Problem]:
     """Find all files that are missing, empty or truncated, without decoding any.
 
     Args:

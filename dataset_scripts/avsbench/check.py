@@ -13,9 +13,9 @@ from tqdm import tqdm
 from pcmanet.dataset_scripts.avsbench import Source, find_clips, inspect_files, read_clip_row
 
 from .files import read_picture
-from .layouts import LAYOUTS, SPLITS, AVSBenchError, ClipFiles, Fault
+from .layouts import LAYOUTS, SPLITS, AVSBenchError, ClipFiles, Problem
 from .masks import decode_colours, decode_indexes, foreign_share
-from .rows import Attempts, RowSettings
+from .rows import ProblemCollector, RowSettings
 
 
 MOSTLY = 0.5  # share of foreign pixels from which a clip's labels are called noisy
@@ -43,7 +43,7 @@ class Report:
     clips: dict[str, int]
     published: dict[str, int] | None
     whole: dict[str, int]
-    faults: list[Fault]
+    faults: list[Problem]
     notes: list[str]
 
 
@@ -109,7 +109,7 @@ def map_clips(
         yield from bar(pool.map(function, clips, chunksize=CLIPS_AT_ONCE))
 
 
-def _read(clip: Source, settings: RowSettings) -> tuple[list[Fault], float]:
+def _read(clip: Source, settings: RowSettings) -> tuple[list[Problem], float]:
     """Read a clip: its faults, and the share of its labels that is foreign to `a_obj`."""
     try:
         row = read_clip_row(clip, settings)
@@ -118,7 +118,7 @@ def _read(clip: Source, settings: RowSettings) -> tuple[list[Fault], float]:
     if not isinstance(clip, ClipFiles) or clip.subset not in ("v1s", "v1m", "v2"):
         return [], 0.0
     masks = {path: mask["bytes"] for path, mask in zip(clip.masks, row["masks"], strict=True) if path}
-    attempts = Attempts(clip.id)
+    attempts = ProblemCollector(clip.id)
     for path, data in masks.items():
         attempts.run(_compare_colours, path, data)
     return attempts.faults, foreign_share([decode_indexes(data) for data in masks.values()], clip.objects or ())

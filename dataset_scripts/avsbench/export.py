@@ -15,7 +15,7 @@ from modeling_pcmanet.hub_upload_pcmanet import upload_folder
 from pcmanet.dataset_scripts.avsbench import NAMES, Source, find_clips, inspect_files, label_names, read_clip_row
 
 from .files import fingerprint
-from .layouts import SPLITS, AVSBenchError, Fault
+from .layouts import SPLITS, AVSBenchError, Problem
 from .rows import RowSettings, row_features
 
 
@@ -34,7 +34,7 @@ configs:
 # Audio-visual segmentation: which pixels sound, one mask per second
 
 Written by `python -m pcmanet.dataset_scripts.avsbench export`. Frames and sounds are the files as downloaded, masks are
-class indexes; `label_mask` says which frames are annotated. The rights are those of the source; AVSBench is given out
+class indexes; `annotated_frames` says which frames are annotated. The rights are those of the source; AVSBench is given out
 for research on request.
 
 {classes}
@@ -170,7 +170,7 @@ def _write_shards(
         raise AVSBenchError(faults)
 
 
-def write_shard(shard: Shard, settings: RowSettings, skip_faulty: bool) -> list[Fault]:
+def write_shard(shard: Shard, settings: RowSettings, skip_faulty: bool) -> list[Problem]:
     """Write one shard, whole or not at all.
 
     Args:
@@ -181,7 +181,7 @@ def write_shard(shard: Shard, settings: RowSettings, skip_faulty: bool) -> list[
     Returns:
         The faults found; unless they are skipped, the shard is not written if there are any.
     """
-    faults: list[Fault] = []
+    faults: list[Problem] = []
     aside = shard.path.with_name(f".{shard.path.name}.{os.getpid()}")
     features = row_features(settings.log_mel)
     writer_class = WRITERS[shard.path.suffix[1:]]

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from .layouts import ClipFiles, Fault
+from .layouts import ClipFiles, Problem
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -26,7 +26,7 @@ READERS = 8  # threads, which hide the latency of a network drive
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
-def inspect_clips(clips: Sequence[ClipFiles], *, log_mel: bool = False) -> list[Fault]:
+def inspect_clips(clips: Sequence[ClipFiles], *, log_mel: bool = False) -> list[Problem]:
     """Find all files of clips that are missing, empty or truncated.
 
     It looks at names, at both ends of pictures and at the headers of sounds; what lies between is read with the row.
@@ -44,12 +44,12 @@ def inspect_clips(clips: Sequence[ClipFiles], *, log_mel: bool = False) -> list[
     merged = {}
     for fault in found:
         count = counts[fault.path, fault.problem]
-        shared = Fault("", fault.path, f"{fault.problem}; {count} clips need it")
+        shared = Problem("", fault.path, f"{fault.problem}; {count} clips need it")
         merged[fault.path, fault.problem] = fault if count == 1 else shared
     return list(merged.values())
 
 
-def _inspect(clip: ClipFiles, log_mel: bool) -> Iterator[Fault]:
+def _inspect(clip: ClipFiles, log_mel: bool) -> Iterator[Problem]:
     """Find the faults of one clip."""
     masks = [mask for mask in clip.masks if mask]
     pictures = [*_missing(clip.frames), *_surplus(clip.frames), *_missing(masks)]
@@ -59,7 +59,7 @@ def _inspect(clip: ClipFiles, log_mel: bool) -> Iterator[Fault]:
         sounds.append((clip.audio, sound_problem(clip.audio, len(clip.frames))))
     for path, problem in (*pictures, *sounds):
         if problem:
-            yield Fault(clip.id, path, problem)
+            yield Problem(clip.id, path, problem)
 
 
 def _missing(paths: Sequence[str]) -> list[tuple[str, str]]:

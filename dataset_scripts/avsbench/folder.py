@@ -24,9 +24,9 @@ from PIL import Image
 from modeling_pcmanet.media_pcmanet import Media, read_media
 
 from .files import picture_problem, read_picture
-from .layouts import SPLITS, AVSBenchError, Fault, Tree, read_lines, read_text, require_choice, require_columns
+from .layouts import SPLITS, AVSBenchError, Problem, Tree, read_lines, read_text, require_choice, require_columns
 from .masks import decode_binary, decode_indexes
-from .rows import Attempts, RowSettings, make_row
+from .rows import ProblemCollector, RowSettings, make_row
 
 
 TABLE = "clips.csv"
@@ -86,12 +86,12 @@ def find_folder(root: str | Path) -> Tree:
     """
     table = Path(root).resolve() / TABLE
     if not table.is_file():
-        raise AVSBenchError([Fault("", str(table), f"missing; it needs the columns {', '.join(REQUIRED_COLUMNS)}")])
+        raise AVSBenchError([Problem("", str(table), f"missing; it needs the columns {', '.join(REQUIRED_COLUMNS)}")])
     (header_line, header), *lines = read_lines(table)
     allowed = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}
     if not set(REQUIRED_COLUMNS) <= set(header) <= allowed or len(set(header)) != len(header):
         problem = f"the header is {','.join(header)!r}; expected {','.join(REQUIRED_COLUMNS)} and, if wanted, "
-        raise AVSBenchError([Fault("", f"{table}, line {header_line}", problem + ",".join(OPTIONAL_COLUMNS))])
+        raise AVSBenchError([Problem("", f"{table}, line {header_line}", problem + ",".join(OPTIONAL_COLUMNS))])
     require_columns(table, lines, header)
     num_classes = len(read_class_names(root) or ())
     clips: dict[str, VideoFiles] = {}
@@ -100,10 +100,12 @@ def find_folder(root: str | Path) -> Tree:
         try:
             clip = _place(table.parent, dict(zip(header, values, strict=True)), num_classes)
         except ValueError as error:
-            faults.append(Fault("", f"{table}, line {line}", str(error)))
+            faults.append(Problem("", f"{table}, line {line}", str(error)))
             continue
         if clips.setdefault(clip.id, clip) is not clip:
-            faults.append(Fault(clip.id, f"{table}, line {line}", f"video {clip.id!r} stands in another line already"))
+            faults.append(
+                Problem(clip.id, f"{table}, line {line}", f"video {clip.id!r} stands in another line already")
+            )
     if faults:
         raise AVSBenchError(faults)
     return Tree(table.parent, table, list(clips.values()))
@@ -127,7 +129,7 @@ def read_class_names(root: str | Path) -> tuple[str, ...] | None:
     names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     if not 2 <= len(names) <= MOST_CLASSES or len(set(names)) != len(names):
         problem = f"holds {len(names)} names; expected 2 to {MOST_CLASSES} different ones, the background first"
-        raise AVSBenchError([Fault("", str(path), problem)])
+        raise AVSBenchError([Problem("", str(path), problem)])
     return names
 
 
@@ -154,7 +156,7 @@ def _require_inside(text: str, what: str) -> str:
     return str(path)
 
 
-def inspect_videos(clips: Sequence[VideoFiles]) -> list[Fault]:
+def inspect_videos(clips: Sequence[VideoFiles]) -> list[Problem]:
     """Find all videos and masks that are missing or truncated.
 
     Args:
@@ -163,7 +165,7 @@ def inspect_videos(clips: Sequence[VideoFiles]) -> list[Fault]:
     Returns:
         The faults in the order of the clips.
     """
-    return [Fault(clip.id, path, problem) for clip in clips for path, problem in _inspect(clip)]
+    return [Problem(clip.id, path, problem) for clip in clips for path, problem in _inspect(clip)]
 
 
 def _inspect(clip: VideoFiles) -> Iterator[tuple[str, str]]:
@@ -194,7 +196,7 @@ def read_video_row(clip: VideoFiles, settings: RowSettings) -> dict[str, Any]:
     Raises:
         AVSBenchError: Naming every file of the clip that cannot be used.
     """
-    attempts = Attempts(clip.id)
+    attempts = ProblemCollector(clip.id)
     media = attempts.run(partial(read_media, frames_per_second=settings.frames_per_second), clip.path)
     masks = {number: attempts.run(_read_mask, path, clip) for number, path in clip.mask_files.items()}
     if media is not None:

@@ -20,7 +20,7 @@ SHOWN_FAULTS = 100  # lines of an error message; the exception holds them all
 
 
 @dataclass(frozen=True)
-class Fault:
+class Problem:
     """One thing that is wrong with one file.
 
     Attributes:
@@ -40,7 +40,7 @@ class Fault:
 class AVSBenchError(ValueError):
     """Data that cannot be used. The message names every file, up to `SHOWN_FAULTS`; `faults` holds them all."""
 
-    def __init__(self, faults: Sequence[Fault] | str) -> None:
+    def __init__(self, faults: Sequence[Problem] | str) -> None:
         # An error in a worker of a DataLoader comes back as its text alone.
         self.faults = [] if isinstance(faults, str) else list(faults)
         super().__init__(faults)
@@ -74,7 +74,7 @@ def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[t
         line, header = lines.pop(0)
         if named_header and tuple(header) != tuple(columns):
             problem = f"the header is {','.join(header)!r}, expected {','.join(columns)!r}"
-            raise AVSBenchError([Fault("", f"{path}, line {line}", problem)])
+            raise AVSBenchError([Problem("", f"{path}, line {line}", problem)])
     require_columns(path, lines, columns)
     return lines
 
@@ -95,22 +95,22 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
     except csv.Error as error:
-        raise AVSBenchError([Fault("", f"{path}, line {reader.line_num}", f"is no csv: {error}")]) from error
+        raise AVSBenchError([Problem("", f"{path}, line {reader.line_num}", f"is no csv: {error}")]) from error
     lines = [(line, values) for line, values in lines if any(values)]
     if not lines:
-        raise AVSBenchError([Fault("", str(path), "is empty, not even a header; get the table again")])
+        raise AVSBenchError([Problem("", str(path), "is empty, not even a header; get the table again")])
     return lines
 
 
 def require_columns(path: Path, lines: Sequence[tuple[int, list[str]]], columns: Sequence[str]) -> None:
     """Raise AVSBenchError if there is no line, or naming each that has not one value per column."""
     faults = [
-        Fault("", f"{path}, line {line}", f"{len(values)} values, expected {len(columns)}: {', '.join(columns)}")
+        Problem("", f"{path}, line {line}", f"{len(values)} values, expected {len(columns)}: {', '.join(columns)}")
         for line, values in lines
         if len(values) != len(columns)
     ]
     if not lines:
-        faults = [Fault("", str(path), "holds a header but no clips; get the table again")]
+        faults = [Problem("", str(path), "holds a header but no clips; get the table again")]
     if faults:
         raise AVSBenchError(faults)
 
@@ -127,7 +127,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         problem = f"byte 0x{data[error.start]:02x} is not UTF-8 (Latin-1 or another encoding?); save the file as UTF-8"
-        raise AVSBenchError([Fault("", f"{path}, line {line}", problem)]) from error
+        raise AVSBenchError([Problem("", f"{path}, line {line}", problem)]) from error
 
 
 def require_name(value: str, what: str) -> str:
@@ -280,7 +280,7 @@ def find_tree(root: str | Path, name: str) -> Tree:
     layout, table = LAYOUTS[name], locate_table(root, name)
     if table is None:
         problem = f"missing in {root} and in {Path(root) / layout.folder}. Give the folder as downloaded: "
-        raise AVSBenchError([Fault("", layout.table, f"{problem}{layout.folder} or the one above it")])
+        raise AVSBenchError([Problem("", layout.table, f"{problem}{layout.folder} or the one above it")])
     if name == "avss":
         _require_known_numbers(table.parent / LABEL_NUMBERS)
     return read_clips(table, read_table(table, layout.columns, layout.named_header), name)
@@ -292,10 +292,10 @@ def _require_known_numbers(path: Path) -> None:
     try:
         numbers = json.loads(read_text(path)) if path.is_file() else expected
     except json.JSONDecodeError as error:
-        raise AVSBenchError([Fault("", str(path), f"is no JSON: {error}")]) from error
+        raise AVSBenchError([Problem("", str(path), f"is no JSON: {error}")]) from error
     if numbers != expected:
         problem = "numbers other classes than the published 71, counted from 1; masks would mean other things"
-        raise AVSBenchError([Fault("", str(path), problem)])
+        raise AVSBenchError([Problem("", str(path), problem)])
 
 
 def locate_table(root: str | Path, name: str) -> Path | None:
@@ -329,11 +329,13 @@ def read_clips(table: Path, rows: Sequence[tuple[int, list[str]]], name: str) ->
         try:
             clip = place(table.parent, values)
         except ValueError as error:
-            faults.append(Fault(values[0], f"{table}, line {line}", str(error)))
+            faults.append(Problem(values[0], f"{table}, line {line}", str(error)))
             continue
         first = lines.setdefault((clip.split, clip.category, clip.id), line)
         if first != line:
-            faults.append(Fault(clip.id, f"{table}, line {line}", f"clip {clip.id!r} stands in line {first} already"))
+            faults.append(
+                Problem(clip.id, f"{table}, line {line}", f"clip {clip.id!r} stands in line {first} already")
+            )
         clips.append(clip)
     if faults:
         raise AVSBenchError(faults)

@@ -9,7 +9,7 @@
 | `frames` | list of pictures | as stored |
 | `timestamps` | list of float64 | moment of each frame, seconds from the start of the sound |
 | `masks` | list of pictures or nulls | class indexes (binary: 0 and 1), null where the frame is not annotated |
-| `label_mask` | list of bool | which frames are annotated |
+| `annotated_frames` | list of bool | which frames are annotated |
 | `audio` | struct of `path` and `bytes` | the sound, a wav; null if there are only log-mel features |
 | `log_mel` | float32 (frames, 1, 96, 64) | the published features, only if asked for |
 """
@@ -31,7 +31,7 @@ from datasets import Array4D, Features, Image, List, Value
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
 
 from .files import read_picture
-from .layouts import SECONDS_OF_SUBSET, AVSBenchError, ClipFiles, Fault
+from .layouts import SECONDS_OF_SUBSET, AVSBenchError, ClipFiles, Problem
 from .masks import (
     LABEL_NOISE_RULES,
     decode_binary,
@@ -151,7 +151,7 @@ def row_features(log_mel: bool = False) -> Features:
         "frames": List(Image()),
         "timestamps": List(Value("float64")),
         "masks": List(Image()),
-        "label_mask": List(Value("bool")),
+        "annotated_frames": List(Value("bool")),
         "audio": {"path": Value("string"), "bytes": Value("binary")},
     }
     return Features({**features, "log_mel": Array4D((None, *PATCH_SHAPE), "float32")} if log_mel else features)
@@ -170,7 +170,7 @@ def read_row(clip: ClipFiles, settings: RowSettings) -> dict[str, Any]:
     Raises:
         AVSBenchError: Naming every file of the clip that cannot be used.
     """
-    attempts = Attempts(clip.id)
+    attempts = ProblemCollector(clip.id)
     pictures = [attempts.run(read_picture, path) for path in clip.frames]
     masks = [attempts.run(_read_mask, path, clip) if path else None for path in clip.masks]
     attempts.run(_check_sizes, clip.frames[0], clip, pictures, masks)
@@ -194,19 +194,19 @@ def read_row(clip: ClipFiles, settings: RowSettings) -> dict[str, Any]:
     return row
 
 
-class Attempts:
+class ProblemCollector:
     """Runs what may fail on the files of one clip, so that all faults are known before any is raised."""
 
     def __init__(self, clip: str) -> None:
         self.clip = clip
-        self.faults: list[Fault] = []
+        self.faults: list[Problem] = []
 
     def run(self, function: Callable[..., Result], path: str, *arguments: Any) -> Result | None:
         """Call a function on a file; a ValueError or OSError becomes a fault of it, and the result None."""
         try:
             return function(path, *arguments)
         except (ValueError, OSError) as error:
-            self.faults.append(Fault(self.clip, path, str(error)))
+            self.faults.append(Problem(self.clip, path, str(error)))
         return None
 
     def finish(self) -> None:
@@ -235,7 +235,7 @@ def make_row(
         "frames": list(frames),
         "timestamps": timestamps.tolist(),
         "masks": [None if mask is None else {"path": None, "bytes": encode_indexes(mask)} for mask in masks],
-        "label_mask": [mask is not None for mask in masks],
+        "annotated_frames": [mask is not None for mask in masks],
         "audio": audio,
     }
 

@@ -332,7 +332,7 @@ class ClipMetrics(ABC):
         logits: Tensor,
         labels: Tensor,
         frame_mask: Tensor | None = None,
-        label_mask: Tensor | None = None,
+        annotated_frames: Tensor | None = None,
         clip_indices: Sequence[int] | Tensor | None = None,
     ) -> None:
         """Count one batch of clips.
@@ -342,7 +342,7 @@ class ClipMetrics(ABC):
             labels: integer (batch, frames, height, width): 0/1 for the binary measures, class indices for the semantic
                 ones, `ignore_index` for pixels that are not counted.
             frame_mask: bool (batch, frames), False = padding; None = all frames are real.
-            label_mask: bool (batch, frames), which frames are annotated; None = all.
+            annotated_frames: bool (batch, frames), which frames are annotated; None = all.
             clip_indices: position of each clip in the data set. Needed to merge processes or to resume: a clip that
                 comes twice (samplers repeat clips to fill the last batch) then counts once. Without, clips are
                 numbered as they come.
@@ -351,14 +351,14 @@ class ClipMetrics(ABC):
             ValueError: shapes that do not fit, NaN, label values out of range, or a clip index that comes again with
                 other labels.
         """
-        self.append(self.count(logits, labels, frame_mask, label_mask), clip_indices)
+        self.append(self.count(logits, labels, frame_mask, annotated_frames), clip_indices)
 
     def update_predictions(
         self,
         predictions: Tensor,
         labels: Tensor,
         frame_mask: Tensor | None = None,
-        label_mask: Tensor | None = None,
+        annotated_frames: Tensor | None = None,
         clip_indices: Sequence[int] | Tensor | None = None,
     ) -> None:
         """Count one batch whose logits went through `reduce` before; arguments and errors as for `update`.
@@ -366,24 +366,24 @@ class ClipMetrics(ABC):
         `predictions` is (batch, frames, height, width): for the binary measures codes of `quantize_probabilities` (a
         0/1 mask is a probability: code it too), for the semantic ones class indices.
         """
-        self.append(self.count_predictions(predictions, labels, frame_mask, label_mask), clip_indices)
+        self.append(self.count_predictions(predictions, labels, frame_mask, annotated_frames), clip_indices)
 
     def count(
         self,
         logits: Tensor,
         labels: Tensor,
         frame_mask: Tensor | None = None,
-        label_mask: Tensor | None = None,
+        annotated_frames: Tensor | None = None,
     ) -> Tensor:
         """Rows of a batch, float64 (batch, row width), on the CPU; arguments as for `update`. Changes no state."""
-        return self.count_predictions(self.reduce(logits), labels, frame_mask, label_mask)
+        return self.count_predictions(self.reduce(logits), labels, frame_mask, annotated_frames)
 
     def count_predictions(
         self,
         predictions: Tensor,
         labels: Tensor,
         frame_mask: Tensor | None = None,
-        label_mask: Tensor | None = None,
+        annotated_frames: Tensor | None = None,
     ) -> Tensor:
         """Rows of a batch that went through `reduce`, float64 (batch, row width), on the CPU. Changes no state.
 
@@ -394,7 +394,7 @@ class ClipMetrics(ABC):
                 f"predictions are {tuple(predictions.shape)} and labels {tuple(labels.shape)}, expected both as (batch, frames, height, width) of the "
                 "same size: resize the logits to the labels first"
             )
-        targets = self._targets(labels.to(predictions.device), frame_mask, label_mask)
+        targets = self._targets(labels.to(predictions.device), frame_mask, annotated_frames)
         if not len(labels):
             return torch.zeros(0, sum(self.columns.values()), dtype=torch.float64)
         table = self._measure_frames(predictions.flatten(0, 1), targets.flatten(0, 1))
@@ -403,13 +403,13 @@ class ClipMetrics(ABC):
         # by one change nothing.
         return functools.reduce(torch.add, rows.view(*labels.shape[:2], -1).unbind(1))
 
-    def _targets(self, labels: Tensor, frame_mask: Tensor | None, label_mask: Tensor | None) -> Tensor:
+    def _targets(self, labels: Tensor, frame_mask: Tensor | None, annotated_frames: Tensor | None) -> Tensor:
         """Labels with `ignore_index` wherever nothing is to be scored."""
         if labels.is_floating_point():
             raise ValueError(
                 f"labels are {labels.dtype}, expected whole numbers: class indices, or 0/1 for a binary mask"
             )
-        real, annotated = (self._checked_mask(mask, labels) for mask in (frame_mask, label_mask))
+        real, annotated = (self._checked_mask(mask, labels) for mask in (frame_mask, annotated_frames))
         scored = annotated & real
         if self.score_padding:
             labels = torch.where(real[..., None, None], labels, 0)
@@ -857,7 +857,7 @@ class RobustnessMetrics:
         logits: Tensor,
         labels: Tensor,
         frame_mask: Tensor | None = None,
-        label_mask: Tensor | None = None,
+        annotated_frames: Tensor | None = None,
         clip_indices: Sequence[int] | Tensor | None = None,
         *,
         audio: Audio = "positive",
@@ -869,28 +869,30 @@ class RobustnessMetrics:
             labels: integer (batch, frames, height, width). With negative audio only their `ignore_index` pixels
                 matter.
             frame_mask: bool (batch, frames), False = padding; None = all frames are real.
-            label_mask: bool (batch, frames), which frames are annotated; None = all.
+            annotated_frames: bool (batch, frames), which frames are annotated; None = all.
             clip_indices: position of each clip in the data set, the same for every kind of audio.
             audio: `"positive"`, `"silence"`, `"noise"` or `"off_screen"`.
 
         Raises:
             ValueError: unknown kind of audio; else as `BinaryMetrics.update`.
         """
-        self.update_predictions(self.reduce(logits), labels, frame_mask, label_mask, clip_indices, audio=audio)
+        self.update_predictions(self.reduce(logits), labels, frame_mask, annotated_frames, clip_indices, audio=audio)
 
     def update_predictions(
         self,
         predictions: Tensor,
         labels: Tensor,
         frame_mask: Tensor | None = None,
-        label_mask: Tensor | None = None,
+        annotated_frames: Tensor | None = None,
         clip_indices: Sequence[int] | Tensor | None = None,
         *,
         audio: Audio = "positive",
     ) -> None:
         """Count one batch whose logits went through `reduce` before; arguments and errors as for `update`."""
         self.append(
-            self.count_predictions(predictions, labels, frame_mask, label_mask, audio=audio), clip_indices, audio=audio
+            self.count_predictions(predictions, labels, frame_mask, annotated_frames, audio=audio),
+            clip_indices,
+            audio=audio,
         )
 
     def count_predictions(
@@ -898,14 +900,14 @@ class RobustnessMetrics:
         predictions: Tensor,
         labels: Tensor,
         frame_mask: Tensor | None = None,
-        label_mask: Tensor | None = None,
+        annotated_frames: Tensor | None = None,
         *,
         audio: Audio = "positive",
     ) -> Tensor:
         """Rows of a batch, float64 (batch, row width); arguments as for `update_predictions`. Changes no state."""
         if audio != "positive":
             labels = torch.where(labels == self.ignore_index, labels, 0)
-        return self._part(audio).count_predictions(predictions, labels, frame_mask, label_mask)
+        return self._part(audio).count_predictions(predictions, labels, frame_mask, annotated_frames)
 
     def append(
         self, rows: Tensor, clip_indices: Sequence[int] | Tensor | None = None, *, audio: Audio = "positive"

@@ -20,7 +20,7 @@ def ignore_unscored_frames(batch: dict[str, Tensor], ignore_index: int = IGNORE_
     """Write `ignore_index` into labels of padded and unannotated frames, so that labels alone say what is scored.
 
     Args:
-        batch: what a collator makes: `labels` (batch, frames, height, width), and `frame_mask`, `label_mask` (batch,
+        batch: what a collator makes: `labels` (batch, frames, height, width), and `frame_mask`, `annotated_frames` (batch,
             frames), each optional.
         ignore_index: label of pixels that are not counted.
 
@@ -33,7 +33,7 @@ def ignore_unscored_frames(batch: dict[str, Tensor], ignore_index: int = IGNORE_
         [1, 255]
     """
     labels = batch["labels"]
-    for name in ("frame_mask", "label_mask"):
+    for name in ("frame_mask", "annotated_frames"):
         if name in batch:
             labels = torch.where(batch[name][..., None, None], labels, ignore_index)
     return batch | {"labels": labels}
@@ -61,16 +61,18 @@ class TrainerMetrics:
     Args:
         metrics: the accumulator, which this object resets after each evaluation.
         label_names: the batch's entries that the Trainer keeps as labels, in its order: `"labels"`, and `"frame_mask"`
-            and `"label_mask"` where the collator makes them.
+            and `"annotated_frames"` where the collator makes them.
 
     Raises:
         ValueError: a name that is none of these, or no `"labels"`.
     """
 
-    def __init__(self, metrics: ClipMetrics, label_names: Sequence[str] = ("labels", "frame_mask", "label_mask")):
-        if "labels" not in label_names or not set(label_names) <= {"labels", "frame_mask", "label_mask"}:
+    def __init__(
+        self, metrics: ClipMetrics, label_names: Sequence[str] = ("labels", "frame_mask", "annotated_frames")
+    ):
+        if "labels" not in label_names or not set(label_names) <= {"labels", "frame_mask", "annotated_frames"}:
             raise ValueError(
-                f"label_names are {tuple(label_names)}, expected 'labels' and optionally 'frame_mask' and 'label_mask'"
+                f"label_names are {tuple(label_names)}, expected 'labels' and optionally 'frame_mask' and 'annotated_frames'"
             )
         self.metrics = metrics
         self.label_names = tuple(label_names)

@@ -82,7 +82,7 @@ class SyntheticClip:
         sampling_rate: Hz.
         sounding: bool (frames, objects), which object sounds from second l to l + 1.
         object_classes: Class index 1..12 of each object, from the rearmost to the foremost.
-        label_mask: bool (frames,), which frames are annotated; in s4's train split only the first.
+        annotated_frames: bool (frames,), which frames are annotated; in s4's train split only the first.
         timestamps: float64 (frames,), seconds.
         negative: Kind of a sound that belongs to no object of the picture, one of `NEGATIVE_KINDS`, or None.
     """
@@ -94,7 +94,7 @@ class SyntheticClip:
     sampling_rate: int
     sounding: np.ndarray
     object_classes: tuple[int, ...]
-    label_mask: np.ndarray
+    annotated_frames: np.ndarray
     timestamps: np.ndarray
     negative: str | None
 
@@ -269,8 +269,8 @@ class SoundingShapes(Dataset[SyntheticClip]):
         rendered = [render_scene(scene, self.height, self.width, time) for time in self.timestamps]
         object_classes = tuple(label + 1 for label in _labels(scene))
         objects = np.array([0, *object_classes], dtype=np.uint8)[np.stack([positions for _, positions in rendered])]
-        label_mask = np.ones(self.num_frames, dtype=bool)
-        label_mask[1:] = not (self.task == "s4" and self.split == "train")
+        annotated_frames = np.ones(self.num_frames, dtype=bool)
+        annotated_frames[1:] = not (self.task == "s4" and self.split == "train")
         return SyntheticClip(
             frames=np.stack([frame for frame, _ in rendered]),
             masks=np.stack([mask_sounding(*pair, object_classes) for pair in zip(objects, sounding, strict=True)]),
@@ -279,7 +279,7 @@ class SoundingShapes(Dataset[SyntheticClip]):
             sampling_rate=SAMPLING_RATE,
             sounding=sounding,
             object_classes=object_classes,
-            label_mask=label_mask,
+            annotated_frames=annotated_frames,
             timestamps=self.timestamps,
             negative=None,
         )

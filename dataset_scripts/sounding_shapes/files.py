@@ -183,7 +183,7 @@ def _write_pictures(clip: SyntheticClip, frame_stem: Path, mask_stem: Path) -> N
     """Write `{stem}_{1..}.png`: every frame, and the mask of every annotated frame as 0 and 255."""
     for number, frame in enumerate(clip.frames, start=1):
         _save_image(frame_stem.with_name(f"{frame_stem.name}_{number}.png"), frame)
-    for number in np.flatnonzero(clip.label_mask) + 1:
+    for number in np.flatnonzero(clip.annotated_frames) + 1:
         _save_image(mask_stem.with_name(f"{mask_stem.name}_{number}.png"), clip.binary[number - 1] * np.uint8(255))
 
 
@@ -192,7 +192,7 @@ def _write_semantic_pictures(clip: SyntheticClip, folder: Path) -> None:
     to_avsbench = np.array([0, *(AVSBENCH_CLASSES.index(name) for name, _ in AVSBENCH_NAMES)], dtype=np.uint8)
     for number, frame in enumerate(clip.frames):
         _save_image(folder / "frames" / f"{number}.jpg", frame)
-    for number in np.flatnonzero(clip.label_mask):
+    for number in np.flatnonzero(clip.annotated_frames):
         labels = to_avsbench[clip.masks[number]]
         _save_image(folder / "labels_semantic" / f"{number}.png", labels)
         _save_image(folder / "labels_rgb" / f"{number}.png", voc_palette()[labels])

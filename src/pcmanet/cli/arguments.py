@@ -217,7 +217,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         help="smallest share of the picture that counts (default: 0.001)",
     )
     group.add_argument(
-        "--uncertainty-budget",
+        "--early-exit-threshold",
         type=share,
         metavar="SHARE",
         help="faster: stop at a coarse stage in frames of which no larger share is uncertain (default: never; "

@@ -22,7 +22,7 @@ VIDEO_ERRORS = (ValueError, FileNotFoundError, MemoryError, torch.OutOfMemoryErr
 _USER_ERRORS = (*VIDEO_ERRORS, OSError, StrictDataclassError, SafetensorError, ModuleNotFoundError)
 
 
-def is_of_user(error: Exception) -> bool:
+def is_user_error(error: Exception) -> bool:
     """Tells whether an error is of what was given, so that its message says all."""
     return isinstance(error, _USER_ERRORS)
 

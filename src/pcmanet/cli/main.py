@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
     except Exception as error:
-        from .inputs import is_of_user, say
+        from .inputs import is_user_error, say
 
-        if not is_of_user(error):
+        if not is_user_error(error):
             traceback.print_exc()
             return FAULT
         _say(f"error: {say(error)}")

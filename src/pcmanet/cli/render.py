@@ -20,8 +20,8 @@ from modeling_pcmanet.media_pcmanet import (
     EVERY_FRAME,
     MediaSource,
     VideoReader,
+    iterate_audio,
     iterate_frames,
-    iterate_sound,
     open_media,
 )
 from pcmanet.pipelines.colors import class_colors
@@ -102,7 +102,7 @@ def record(
         frames_per_second=rate or arguments.frames_per_second,
         threshold=arguments.threshold,
         minimum_area=arguments.minimum_area,
-        uncertainty_budget=arguments.uncertainty_budget,
+        early_exit_threshold=arguments.early_exit_threshold,
     )
 
     def watched() -> Iterator[Mapping[str, Any]]:
@@ -202,7 +202,7 @@ def loudest_samples(sound: MediaSource, reader: VideoReader | None, rate: int) -
     """
     peaks: list[float] = []
     position = 0
-    for samples, sampling_rate in iterate_sound(sound, reader):
+    for samples, sampling_rate in iterate_audio(sound, reader):
         parts = (position + np.arange(samples.shape[1])) * rate // sampling_rate
         position += samples.shape[1]
         starts = np.flatnonzero(np.diff(parts, prepend=-1))

@@ -228,7 +228,7 @@ def prepare_together(arguments: Namespace, output: OutputFolder, state: PartialS
 def prepare(arguments: Namespace, output: OutputFolder, state: PartialState) -> tuple[Videos, Pipeline]:
     """Finds the videos, loads the checkpoint and begins the run, or joins that of the first process."""
     first = state.is_main_process
-    videos = look_around(arguments, output) if first else find_videos(arguments, look=False)
+    videos = find_and_check_videos(arguments, output) if first else find_videos(arguments, look=False)
     segmenter = load_segmenter(arguments.model, choose_device(arguments.device, state))
     if first:
         begin(output, arguments, segmenter)
@@ -262,7 +262,7 @@ def choose_device(device: str | None, state: PartialState) -> torch.device:
     return wanted if state.num_processes == 1 else state.device
 
 
-def look_around(arguments: Namespace, output: OutputFolder) -> Videos:
+def find_and_check_videos(arguments: Namespace, output: OutputFolder) -> Videos:
     """Finds the videos, and what speaks against the run, while it has cost nothing and written nothing."""
     check_ours(output.path, thoroughly=arguments.overwrite)
     videos = find_videos(arguments)
@@ -272,7 +272,7 @@ def look_around(arguments: Namespace, output: OutputFolder) -> Videos:
 
 def begin(output: OutputFolder, arguments: Namespace, segmenter: Pipeline) -> None:
     """Begins a run in the folder of results."""
-    names = ("format", "frames_per_second", "threshold", "minimum_area", "uncertainty_budget")
+    names = ("format", "frames_per_second", "threshold", "minimum_area", "early_exit_threshold")
     names += ("overlay", "overlay_frames_per_second", "contact_sheet")
     output.begin(
         check_name(arguments.model),
@@ -358,7 +358,7 @@ def run_on_ray(arguments: Namespace) -> bool:
     ray = import_ray()
     output = OutputFolder(arguments.output)
     try:
-        videos = look_around(arguments, output)
+        videos = find_and_check_videos(arguments, output)
         begin(output, arguments, load_segmenter(arguments.model, torch.device("cpu")))
         results = find_results(arguments, videos, output)
         pending = [name for name in videos.names if name not in results]

@@ -71,7 +71,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             remedy = "Free some space, or set save_total_limit or OUTPUT to a larger disk"
             raise CheckpointError(
-                f"the checkpoint {target} could not be written: {_first_line(error)}. {remedy}. {self.way_on()}"
+                f"the checkpoint {target} could not be written: {_first_line(error)}. {remedy}. {self.resume_hint()}"
             ) from error
         self.accelerator.wait_for_everyone()
 
@@ -114,7 +114,7 @@ class Checkpoints:
             self.accelerator.load_state(str(checkpoint))
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"the checkpoint {checkpoint} cannot be loaded: {_first_line(error)}. {self.way_on(checkpoint)}"
+                f"the checkpoint {checkpoint} cannot be loaded: {_first_line(error)}. {self.resume_hint(checkpoint)}"
             ) from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -126,7 +126,7 @@ class Checkpoints:
     def _read_state(self, checkpoint: Path) -> dict[str, Any]:
         """Check that a checkpoint is whole and read its state."""
         if not checkpoint.is_dir():
-            raise CheckpointError(f"there is no checkpoint {checkpoint}. {self.way_on()}")
+            raise CheckpointError(f"there is no checkpoint {checkpoint}. {self.resume_hint()}")
         try:
             # One process reads everything to check it; the others would only wait for the same disk.
             if self.accelerator.is_main_process:
@@ -135,7 +135,7 @@ class Checkpoints:
             return json.loads((checkpoint / STATE).read_text())
         except (DamagedFolderError, OSError, ValueError) as error:
             raise CheckpointError(
-                f"the checkpoint {checkpoint} is damaged: {error}. {self.way_on(checkpoint)}"
+                f"the checkpoint {checkpoint} is damaged: {error}. {self.resume_hint(checkpoint)}"
             ) from error
 
     def _check_fit(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ class Checkpoints:
                 "--set initialize_from=FOLDER)."
             )
 
-    def way_on(self, damaged: Path | None = None) -> str:
+    def resume_hint(self, damaged: Path | None = None) -> str:
         """Name the last checkpoint that is whole and the command that goes on from it."""
         if not self.all():
             return f"There is no checkpoint yet; begin again with: {resume_command()}"

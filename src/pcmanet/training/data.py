@@ -201,14 +201,14 @@ class SeededCollator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(state[0] >> np.uint64(1)))
             batch = dict(self.collate([clip for clip, _ in drawn]))
-        batch["label_mask"] = annotated_frames(batch) & torch.tensor([draw.counts for draw in draws])[:, None]
+        batch["annotated_frames"] = scored_frames(batch) & torch.tensor([draw.counts for draw in draws])[:, None]
         return batch
 
 
-def annotated_frames(batch: Batch) -> torch.Tensor:
+def scored_frames(batch: Batch) -> torch.Tensor:
     """Tell which frames are real and annotated: bool (batch, frames)."""
-    label_mask = batch.get("label_mask")
-    return batch["frame_mask"] if label_mask is None else batch["frame_mask"] & label_mask
+    annotated_frames = batch.get("annotated_frames")
+    return batch["frame_mask"] if annotated_frames is None else batch["frame_mask"] & annotated_frames
 
 
 def class_names(recipe: Recipe) -> list[str]:
@@ -319,7 +319,7 @@ def build_collators(recipe: Recipe, processor: PCMANetProcessor, binary: bool) -
 
 __all__ = [
     "Batch",
-    "annotated_frames",
+    "scored_frames",
     "build_collators",
     "build_datasets",
     "class_names",

@@ -15,7 +15,7 @@ from modeling_pcmanet.modeling_pcmanet import PCMANetOutput
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, ClipMetrics, SemanticMetrics
 
-from .data import Batch, annotated_frames, validation_batches
+from .data import Batch, scored_frames, validation_batches
 
 
 # The paper counts its stages from fine to coarse, the network walks them from coarse to fine.
@@ -99,7 +99,7 @@ class Evaluator:
             batch = {name: values.to(self.accelerator.device) for name, values in batch.items()}
             outputs = network(**batch)
             for stage_metrics, logits in zip(metrics, outputs.stage_logits, strict=True):
-                masks = batch["labels"], batch["frame_mask"], batch["label_mask"]
+                masks = batch["labels"], batch["frame_mask"], batch["annotated_frames"]
                 stage_metrics.update(logits.float(), *masks, clip_indices=indices)
             sums += _frame_sums(outputs, batch)
             if panel is None and self.accelerator.is_main_process:
@@ -122,7 +122,7 @@ class Evaluator:
 
 def _frame_sums(outputs: PCMANetOutput, batch: Batch) -> torch.Tensor:
     """Sums of one batch, from its means."""
-    annotated, real = annotated_frames(batch).sum(), batch["frame_mask"].sum()
+    annotated, real = scored_frames(batch).sum(), batch["frame_mask"].sum()
     parts = [outputs.loss * annotated, annotated, *(outputs.kept_ratios * real), real]
     return torch.stack([part.double().cpu() for part in parts])
 

@@ -22,7 +22,7 @@ from modeling_pcmanet import (
     PCMANetProcessor,
     VGGishModel,
 )
-from modeling_pcmanet.modeling_pcmanet import load_whole
+from modeling_pcmanet.modeling_pcmanet import load_strict
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundMixtures
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE
@@ -86,7 +86,7 @@ def _start_network(recipe: Recipe, settings: dict[str, Any]) -> PCMANetForAudioV
         )
     if recipe.audio_encoder is None:
         return PCMANetForAudioVisualSegmentation(PCMANetConfig.from_preset(recipe.preset, **settings))
-    audio_encoder = load_whole(VGGishModel, recipe.audio_encoder)
+    audio_encoder = load_strict(VGGishModel, recipe.audio_encoder)
     config = PCMANetConfig.from_preset(recipe.preset, **settings, audio_config=audio_encoder.config)
     network = PCMANetForAudioVisualSegmentation(config)
     network.model.audio_encoder.load_state_dict(audio_encoder.state_dict())
@@ -222,7 +222,7 @@ class SoundCollator:
         return torch.cat(patches), torch.from_numpy(np.concatenate([heard for _, heard in sounds])).float()
 
 
-def teach_listening(
+def pretrain_audio_encoder(
     audio_encoder: VGGishModel, extractor: PCMANetFeatureExtractor, recipe: Recipe, device: torch.device, quiet: bool
 ) -> None:
     """Train the audio encoder to name what sounds in every second, with a linear layer that is thrown away after.

@@ -28,7 +28,7 @@ from transformers import PreTrainedConfig
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor, save_code_with_weights
 from modeling_pcmanet.hub_upload_pcmanet import WAITS, push_command, upload_folder
-from modeling_pcmanet.modeling_pcmanet import load_whole
+from modeling_pcmanet.modeling_pcmanet import load_strict
 from pcmanet.dataset_scripts.evaluation import (
     COUNTS,
     MEASURES,
@@ -378,7 +378,7 @@ def load_result(folder: Path) -> tuple[PCMANetForAudioVisualSegmentation, PCMANe
             inside = ", ".join(sorted(str(path.parent) for path in folder.glob(f"*/{name}")))
             remedy = f"one of {inside}" if inside else "the folder of a model with its processor"
             raise FileNotFoundError(f"{folder} has no {name}: give {remedy}.")
-    return load_whole(PCMANetForAudioVisualSegmentation, folder), PCMANetProcessor.from_pretrained(folder)
+    return load_strict(PCMANetForAudioVisualSegmentation, folder), PCMANetProcessor.from_pretrained(folder)
 
 
 def prepare(publication: Publication) -> Path:

@@ -34,9 +34,9 @@ from .network import (
     build_network,
     build_optimizer,
     build_processor,
+    pretrain_audio_encoder,
     set_training_mode,
     synchronize_norms,
-    teach_listening,
 )
 from .recipe import Recipe
 from .record import write_record
@@ -324,7 +324,7 @@ def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps
     checkpoints = Checkpoints(accelerator, output, recipe, data)
     if recipe.listening_sounds and not (resume and checkpoints.all()):
         extractor, quiet = processor.feature_extractor, not accelerator.is_main_process
-        teach_listening(network.model.audio_encoder, extractor, recipe, accelerator.device, quiet)
+        pretrain_audio_encoder(network.model.audio_encoder, extractor, recipe, accelerator.device, quiet)
 
     average = WeightAverage(network, recipe.average_decay)
     average.network.to(accelerator.device)
