@@ -14,8 +14,8 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pcmanet.pipelines.colors import class_colors
-from pcmanet.training.tracking import GAP, LINE_HEIGHT, SMALLEST_CELL, Tracker, draw_panel
+from pcmanet.pipelines.panel import draw_panel
+from pcmanet.training.tracking import Tracker
 
 
 NAMES = {0: "background", 1: "dog", 2: "violin"}
@@ -109,52 +109,6 @@ def test_a_panel_lies_in_the_folder_and_in_tensorboard(tmp_path):
         assert event.step == 7
         assert np.array_equal(np.asarray(seen), np.asarray(saved))
         assert np.array_equal(np.asarray(saved), np.asarray(draw_panel(*pictures(), NAMES)))
-
-
-def test_a_panel_shows_frame_prediction_and_truth():
-    panel = np.asarray(draw_panel(*pictures(), NAMES)).astype(int)
-    cell = SMALLEST_CELL
-    assert panel.shape == (LINE_HEIGHT + 2 * (cell + GAP) + LINE_HEIGHT, 3 * (cell + GAP) + GAP, 3)
-    colors = class_colors(NAMES)
-    for row in range(2):
-        top = LINE_HEIGHT + row * (cell + GAP)
-        frame, prediction, truth = (
-            panel[top : top + cell, GAP + column * (cell + GAP) :][:, :cell] for column in range(3)
-        )
-        assert (frame == 120).all()
-        # Away from the edges: the fill of the class over the frame where it is, the frame itself elsewhere.
-        fill = {name: 120 + 0.4 * (np.array(color) - 120) for name, color in colors.items()}
-        assert prediction[50, 50] == pytest.approx(fill["dog"], abs=2)
-        assert prediction[50, 180] == pytest.approx([120] * 3)
-        assert truth[50, 180] == pytest.approx(fill["violin"], abs=2)
-        assert truth[50, 50] == pytest.approx([120] * 3)
-        assert truth[210, 50] == pytest.approx([36] * 3)  # not annotated
-    legend = panel[-LINE_HEIGHT:].reshape(-1, 3)
-    assert all((legend == color).all(axis=1).any() for color in (colors["dog"], colors["violin"]))
-
-
-@pytest.mark.parametrize("names", [None, {0: "sounding"}])
-def test_a_binary_panel_has_one_colour(names):
-    frames, masks, labels = pictures(1)
-    labels[labels == 2] = 1
-    panel = np.asarray(draw_panel(torch.from_numpy(frames), torch.from_numpy(masks), torch.from_numpy(labels), names))
-    prediction, truth = (panel[LINE_HEIGHT + 50, GAP + column * (SMALLEST_CELL + GAP) :] for column in (1, 2))
-    assert np.array_equal(prediction[50], truth[180])
-    assert not np.array_equal(prediction[50], prediction[180])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda frames, masks, labels: (frames / 255, masks, labels), "Frames must be uint8"),
-        (lambda frames, masks, labels: (frames, masks[:1], labels), "with 2 rows"),
-        (lambda frames, masks, labels: (frames, masks + 2, labels), "a pixel of class 3"),
-        (lambda frames, masks, labels: (frames[:0], masks[:0], labels[:0]), "Frames must be uint8"),
-    ],
-)
-def test_pictures_that_do_not_fit_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        draw_panel(*change(*pictures()), NAMES)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):

@@ -16,39 +16,24 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from pcmanet.dataset_scripts.metrics.accumulators import IGNORE_INDEX
-from pcmanet.pipelines.colors import Color, class_colors, readable_on
-from pcmanet.pipelines.overlay import draw_segments
+from pcmanet.pipelines.panel import draw_panel
 
-
-Pictures: TypeAlias = np.ndarray | torch.Tensor
 
 PROJECT = "pcmanet"  # what trackers that collect runs file them under
 LOG_NAME = "log.jsonl"
 OVERLAYS_FOLDER = "overlays"
 TENSORBOARD_FOLDER = "tensorboard"
-
-IGNORED_BRIGHTNESS = 0.3  # of these pixels in the panel
-
-# Lengths in pixels.
-SMALLEST_CELL = 224  # shorter side; smaller frames are enlarged, so that contours can be told from what they surround
-GAP = 6
-TEXT_SIZE = 16
-LINE_HEIGHT = 28
-
-PAPER = (255, 255, 255)
-INK = (24, 28, 36)
 
 
 class Tracker:
@@ -116,9 +101,9 @@ class Tracker:
     def log_overlays(
         self,
         step: int,
-        frames: Pictures,
-        masks: Pictures,
-        labels: Pictures,
+        frames: np.ndarray | torch.Tensor,
+        masks: np.ndarray | torch.Tensor,
+        labels: np.ndarray | torch.Tensor,
         *,
         id2label: Mapping[int, str] | None = None,
     ) -> None:
@@ -212,109 +197,6 @@ class Tracker:
             if hasattr(tracker, "log_images"):
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({"overlays": batch}, step=step, **layout)
-
-
-def draw_panel(
-    frames: Pictures, masks: Pictures, labels: Pictures, id2label: Mapping[int, str] | None = None
-) -> Image.Image:
-    """Draw rows of frame, prediction and truth, and below them the colours of the classes that occur.
-
-    Args:
-        frames: (rows, height, width, 3) uint8, RGB.
-        masks: (rows, mask height, mask width), the class of each pixel as predicted; 0 = nothing sounds.
-        labels: (rows, label height, label width), the same as annotated; 255 = nobody knows, shown dark.
-        id2label: The model's `config.id2label`, for names and colours; without it there are only colours.
-
-    Raises:
-        ValueError: If the arrays do not fit each other.
-    """
-    frames, masks, labels = (_as_array(pictures) for pictures in (frames, masks, labels))
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-        raise ValueError(f"Frames must be uint8 (rows, height, width, 3), got {frames.dtype} {frames.shape}.")
-    if masks.ndim != 3 or labels.ndim != 3 or not len(frames) == len(masks) == len(labels):
-        raise ValueError(
-            f"Masks and labels must be (rows, height, width) with {len(frames)} rows, as many as there are frames; "
-            f"got {masks.shape} and {labels.shape}."
-        )
-    names = _names_of_classes(id2label, max(masks.max(), labels[labels != IGNORE_INDEX].max(initial=0)))
-    colors = class_colors(names)
-
-    rows = []
-    for frame, mask, label in zip(frames, masks, labels, strict=True):
-        picture = _enlarge(Image.fromarray(frame))
-        ignored = Image.fromarray(label == IGNORE_INDEX).resize(picture.size)
-        ground = Image.composite(picture.point(lambda value: round(value * IGNORED_BRIGHTNESS)), picture, ignored)
-        truth = np.where(label == IGNORE_INDEX, 0, label)
-        drawn = [_draw_classes(picture, mask, names, colors), _draw_classes(ground, truth, names, colors)]
-        rows.append([picture, *drawn])
-    found = np.union1d(np.unique(masks), np.unique(labels))
-    legend = [] if id2label is None else [name for index, name in _classes(names).items() if index in found]
-    return _lay_out(rows, ("frame", "prediction", "truth"), legend, colors)
-
-
-def _draw_classes(
-    picture: Image.Image, mask: np.ndarray, names: Mapping[int, str], colors: Mapping[str, Color]
-) -> Image.Image:
-    """Draw a map of class ids (height, width) on a picture."""
-    segments = [
-        {"label": name, "score": 1.0, "mask": Image.fromarray((mask == index).astype(np.uint8) * 255)}
-        for index, name in _classes(names).items()
-        if (mask == index).any()
-    ]
-    return draw_segments(picture, segments, colors, labels=False)
-
-
-def _lay_out(
-    rows: Sequence[Sequence[Image.Image]], heads: Sequence[str], legend: Sequence[str], colors: Mapping[str, Color]
-) -> Image.Image:
-    """Lay rows of pictures of one size under their heads, and the legend below them, in as many lines as it needs."""
-    cell_width, cell_height = rows[0][0].size
-    pitch, width = cell_height + GAP, len(heads) * (cell_width + GAP) + GAP
-    font = ImageFont.load_default(size=TEXT_SIZE)
-    places, x, y = [], GAP, LINE_HEIGHT + len(rows) * pitch
-    for name in legend:
-        extent = font.getlength(name) + TEXT_SIZE
-        if x > GAP and x + extent > width - GAP:
-            x, y = GAP, y + LINE_HEIGHT
-        places.append((x, y, x + extent, y + LINE_HEIGHT - GAP))
-        x += extent + GAP
-
-    panel = Image.new("RGB", (width, y + (LINE_HEIGHT if legend else 0)), PAPER)
-    draw = ImageDraw.Draw(panel)
-    for column, head in enumerate(heads):
-        left = GAP + column * (cell_width + GAP)
-        draw.text((left + cell_width / 2, LINE_HEIGHT / 2), head, fill=INK, font=font, anchor="mm")
-        for row, pictures in enumerate(rows):
-            panel.paste(pictures[column], (left, LINE_HEIGHT + row * pitch))
-    for name, (left, top, right, bottom) in zip(legend, places, strict=True):
-        draw.rounded_rectangle((left, top, right, bottom), radius=TEXT_SIZE * 0.3, fill=colors[name])
-        middle = ((left + right) / 2, (top + bottom) / 2)
-        draw.text(middle, name, fill=readable_on(colors[name]), font=font, anchor="mm")
-    return panel
-
-
-def _names_of_classes(id2label: Mapping[int, str] | None, largest: int) -> Mapping[int, str]:
-    """Names of the classes by id, as a configuration has them; numbers if nobody named them."""
-    if id2label is None:
-        return {index: str(index) for index in range(max(int(largest), 1) + 1)}
-    if largest >= max(len(id2label), 2):
-        raise ValueError(f"There is a pixel of class {largest}, but `id2label` names {len(id2label)} classes.")
-    return id2label
-
-
-def _classes(names: Mapping[int, str]) -> dict[int, str]:
-    """Names by the number that stands in a mask: class 0 is the background, and the only one of a binary task is 1."""
-    return {1: names[0]} if len(names) == 1 else {index: name for index, name in names.items() if index > 0}
-
-
-def _enlarge(picture: Image.Image) -> Image.Image:
-    """Enlarge a small picture a whole number of times."""
-    factor = math.ceil(SMALLEST_CELL / min(picture.size))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BILINEAR)
-
-
-def _as_array(pictures: Pictures) -> np.ndarray:
-    return pictures.detach().cpu().numpy() if isinstance(pictures, torch.Tensor) else np.asarray(pictures)
 
 
 def _as_mapping(recipe: Any) -> dict[str, Any]:
