@@ -1,115 +1,149 @@
-"""Who may import whom: the directions of CONTRIBUTING.md, and the flat form that the Hub needs."""
+"""Directions of imports (CONTRIBUTING.md), the flat files that go to the Hub, and how the library is cut."""
 
 import ast
+import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
 
 ROOT = Path(__file__).parent.parent
-OURS = ("modeling_pcmanet", "pcmanet", "pipelines", "dataset_scripts", "training", "command")
-# Data sets may read media, features and names of classes, never the network or the processor.
+OURS = ("modeling_pcmanet", "pcmanet", "pipelines", "dataset_scripts", "src")
+# Data sets may read media, features and class names, and write files; they never use the network or the processor.
 OPEN_TO_DATA_SETS = {
     "configuration_pcmanet",
     "feature_extraction_pcmanet",
     "hub_upload_pcmanet",
     "media_pcmanet",
     "media_writing_pcmanet",
-    "waveform_pcmanet",
+    "audio_pcmanet",
 }
+# Files of modeling_pcmanet and pipelines that never go to the Hub may use what only the installed package has.
+NEVER_ON_THE_HUB = {"convert_pcmanet_to_hf", "hub_upload_pcmanet", "media_writing_pcmanet"}
 PROCESSING = {
-    "clip_pcmanet",
-    "clip_stream_pcmanet",
+    "audio_pcmanet",
     "feature_extraction_pcmanet",
     "image_processing_pcmanet",
+    "media_pcmanet",
     "processing_pcmanet",
-    "sound_stream_pcmanet",
 }
 NETWORK = {
     "configuration_pcmanet",
-    "inference_backbone_pcmanet",
-    "inference_convolution_pcmanet",
-    "inference_decoder_pcmanet",
     "inference_pcmanet",
-    "inference_winograd_pcmanet",
-    "inputs_pcmanet",
-    "loss_pcmanet",
     "modeling_pcmanet",
     "modeling_pcmanet_decoder",
     "modeling_vggish",
 }
 
 
-def python_files(folder: str) -> list[Path]:
-    return sorted(path for path in (ROOT / folder).rglob("*.py") if ".venv" not in path.parts)
+def load_architecture():
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / ".ci" / "architecture.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def imports(path: Path) -> set[tuple[int, str]]:
-    """Every import of a file as (leading dots, module)."""
+architecture = load_architecture()
+LIBRARY = architecture.read_library()
+MODEL_CODE = architecture.closure(LIBRARY, *architecture.MODEL_ENTRY_POINTS)
+HUB_CODE = MODEL_CODE | architecture.closure(LIBRARY, architecture.PIPELINE_ENTRY_POINT)
+
+
+def modules_of(package: str) -> list[str]:
+    return sorted(name for name in LIBRARY if name == package or name.startswith(f"{package}."))
+
+
+def absolute_imports(path: Path) -> set[str]:
+    """Return every module of ours that a file imports by its full name."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {(0, alias.name) for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add((node.level, node.module or ""))
-    return found
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
+    return {module for module in found if module.split(".")[0] in OURS}
 
 
-def own_absolute_imports(path: Path) -> set[str]:
-    return {module for level, module in imports(path) if level == 0 and module.split(".")[0] in OURS}
+@pytest.mark.parametrize("name", sorted(HUB_CODE))
+def test_hub_code_uses_flat_relative_imports_only(name):
+    # transformers copies these files flat, next to the weights, and refuses absolute imports of our package.
+    module = LIBRARY[name]
+    assert absolute_imports(module.path) == set()
+    relative = [node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom) and node.level]
+    assert all(node.level == 1 and node.module and "." not in node.module for node in relative)
 
 
-@pytest.mark.parametrize("path", python_files("modeling_pcmanet"), ids=lambda path: path.name)
-def test_the_model_folder_is_flat_and_knows_nobody(path):
-    assert own_absolute_imports(path) == set()
-    relative = {(level, module) for level, module in imports(path) if level}
-    assert all(level == 1 and module and "." not in module for level, module in relative), relative
+def test_few_files_are_saved_next_to_weights():
+    assert len(MODEL_CODE) <= 14
+    assert len(HUB_CODE) <= 18
+    assert "modeling_pcmanet.media_writing_pcmanet" not in HUB_CODE
 
 
-@pytest.mark.parametrize("path", python_files("modeling_pcmanet"), ids=lambda path: path.name)
-def test_processing_and_network_never_meet(path):
-    targets = {module for level, module in imports(path) if level == 1}
-    if path.stem in PROCESSING:
+def test_the_closure_is_what_transformers_copies(tmp_path):
+    from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, save_code_with_weights
+
+    config = PCMANetConfig.from_preset("tiny")
+    with save_code_with_weights():
+        PCMANetForAudioVisualSegmentation(config).save_pretrained(tmp_path)
+    saved = {path.stem for path in tmp_path.glob("*.py")}
+    entry_points = [
+        name for name in architecture.MODEL_ENTRY_POINTS if "processing" not in name and "feature" not in name
+    ]
+    assert saved == {name.rpartition(".")[2] for name in architecture.closure(LIBRARY, *entry_points)}
+    assert "auto_map" in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", modules_of("modeling_pcmanet"))
+def test_the_model_folder_is_the_lowest_layer(name):
+    path = LIBRARY[name].path
+    allowed = {"pcmanet.files", "modeling_pcmanet"} if path.stem in NEVER_ON_THE_HUB else set()
+    assert absolute_imports(path) <= allowed
+
+
+@pytest.mark.parametrize("name", modules_of("modeling_pcmanet")[1:])
+def test_processing_and_network_never_import_each_other(name):
+    stem = name.rpartition(".")[2]
+    targets = {target.rpartition(".")[2] for target in LIBRARY[name].imports}
+    if stem in PROCESSING:
         assert not targets & NETWORK
-    if path.stem in NETWORK:
+    if stem in NETWORK:
         assert not targets & PROCESSING
 
 
-@pytest.mark.parametrize("path", python_files("pipelines"), ids=lambda path: path.name)
-def test_pipelines_stand_on_transformers_alone(path):
-    # The package registers the architecture; its modules also run as remote code, where nothing of ours is installed.
-    assert own_absolute_imports(path) == ({"modeling_pcmanet"} if path.stem == "__init__" else set())
-    assert all(level <= 1 for level, _ in imports(path))
+@pytest.mark.parametrize("name", modules_of("pcmanet.pipelines"))
+def test_pipelines_use_drawing_and_files_only(name):
+    # The package itself imports modeling_pcmanet to register the model type.
+    allowed = {
+        "modeling_pcmanet",
+        "modeling_pcmanet.media_writing_pcmanet",
+        "modeling_pcmanet.media_pcmanet",
+        "pcmanet.files",
+    }
+    assert absolute_imports(LIBRARY[name].path) <= allowed
 
 
-@pytest.mark.parametrize("path", python_files("dataset_scripts"), ids=lambda path: path.name)
-def test_data_sets_know_media_and_names_only(path):
-    for module in own_absolute_imports(path):
+@pytest.mark.parametrize("name", modules_of("pcmanet.dataset_scripts"))
+def test_data_sets_use_media_and_class_names_only(name):
+    for module in absolute_imports(LIBRARY[name].path):
         package, _, rest = module.partition(".")
-        # Only the modules that `evaluate` loads by path name their own package; they lie outside it when loaded.
-        own_package = module.startswith("pcmanet.dataset_scripts") and "evaluate_modules" in path.parts
-        assert own_package or (package == "modeling_pcmanet" and rest in OPEN_TO_DATA_SETS), f"{path.name}: {module}"
-    assert all(level <= 1 for level, _ in imports(path))
+        own = module.startswith("pcmanet.dataset_scripts") or module == "pcmanet.files"
+        assert own or (package == "modeling_pcmanet" and rest in OPEN_TO_DATA_SETS), f"{name}: {module}"
 
 
-@pytest.mark.parametrize("folder, forbidden", [("training", "command"), ("command", "training")])
-def test_training_and_command_stand_side_by_side_on_the_rest(folder, forbidden):
-    for path in python_files(folder):
-        modules = own_absolute_imports(path)
-        assert all(module.startswith(("modeling_pcmanet", "pcmanet.")) for module in modules), (path.name, modules)
-        assert not any(module.startswith(f"pcmanet.{forbidden}") for module in modules), (path.name, modules)
-        assert all(level <= 1 for level, _ in imports(path)), path.name
+def test_there_is_no_import_cycle():
+    assert architecture.longest_chain(LIBRARY)
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for folder in ("examples", "benchmarks", "tests") for path in python_files(folder)],
+    [path for folder in ("examples", "benchmarks", "tests") for path in sorted((ROOT / folder).rglob("*.py"))],
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_users_of_the_library_use_installed_names(path):
-    assert not {
-        module
-        for module in own_absolute_imports(path)
-        if module.split(".")[0] in ("pipelines", "dataset_scripts", "training", "command")
-    }
-    assert all(level == 0 for level, _ in imports(path))
+    folders = {module.split(".")[0] for module in absolute_imports(path)}
+    assert not folders & {"pipelines", "dataset_scripts", "src"}
+    relative = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert not relative

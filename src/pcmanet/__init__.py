@@ -118,7 +118,9 @@ class _RegisterAfterTransformers(importlib.abc.MetaPathFinder, importlib.abc.Loa
 
     def exec_module(self, module: ModuleType) -> None:
         """Run transformers, then register our classes with it."""
-        module.__spec__.loader = module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
         self._loader.exec_module(module)
         importlib.import_module("pcmanet.pipelines")
 
