@@ -32,7 +32,7 @@ from torch.ao.quantization import quantize_dynamic
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, VGGishConfig, VGGishModel
-from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.examples.evaluate_sounding_shapes import held_out_clips
 
 

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from pcmanet.dataset_scripts.evaluation import markdown_table
-from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.examples.evaluate_sounding_shapes import held_out_clips
 
 

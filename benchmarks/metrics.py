@@ -1,10 +1,11 @@
-"""How much faster is the F curve by one histogram than by a loop over its 255 thresholds, and are they equal?
+"""Compare the F curve from one histogram with a loop over its 255 thresholds: time and values.
 
     python benchmarks/metrics.py
     python benchmarks/metrics.py --clips 1 --size 512 --device cuda
 
-Both count true positives, predicted and target pixels of every frame at every threshold and take the F score of each. Prints one table row and exits with
-an error if the histogram is less than 10 times as fast or the curves differ by more than 1e-6.
+Both count the true-positive, predicted and target pixels of every frame at every threshold and compute the F score of each.
+Prints one table row. Exits with an error if the histogram is less than 10 times as fast or the curves differ by more than
+1e-6.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pcmanet.dataset_scripts.metrics.accumulators import (
+from pcmanet.dataset_scripts.metrics import (
     code_histogram,
     f_score,
     f_thresholds,
@@ -25,23 +26,23 @@ from pcmanet.dataset_scripts.metrics.accumulators import (
 )
 
 
-WANTED_RATIO = 10.0
-WANTED_DIFFERENCE = 1e-6
+MINIMUM_RATIO = 10.0
+MAXIMUM_DIFFERENCE = 1e-6
 
 
 def parse_args() -> argparse.Namespace:
-    """Command line of the benchmark."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=2, help="clips of 5 frames")
     parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each; the median counts")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each; the median is reported")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
 
 def curve_by_loop(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """F curves (frames, 255), one threshold after the other as the official evaluation goes."""
+    """Return F curves (frames, 255), in a loop over the thresholds as in the official evaluation."""
     foreground = targets.float()
     positives = foreground.sum((1, 2))
     curve = []
@@ -55,13 +56,13 @@ def curve_by_loop(probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 def curve_by_histogram(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """F curves (frames, 255), as our measures count them."""
+    """Return F curves (frames, 255), as `BinaryMetrics` computes them."""
     reached = threshold_counts(code_histogram(quantize_probabilities(probabilities), targets))
     return f_score(reached[:, 1], reached.sum(1), targets.sum((1, 2))[:, None])
 
 
 def median_seconds(function: Callable[[], Tensor], repeats: int, device: str) -> float:
-    """Median wall time of a call, after one that does not count."""
+    """Return the median wall time of a call, after one warm-up call."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -93,8 +94,8 @@ def main() -> None:
     print(
         f"| {shape} on {args.device} | {loop * 1e3:.1f} | {histogram * 1e3:.1f} | {loop / histogram:.1f} | {difference:.1e} |"
     )
-    if loop / histogram < WANTED_RATIO or difference > WANTED_DIFFERENCE:
-        sys.exit(f"expected a ratio of {WANTED_RATIO} or more and a difference of at most {WANTED_DIFFERENCE}")
+    if loop / histogram < MINIMUM_RATIO or difference > MAXIMUM_DIFFERENCE:
+        sys.exit(f"Expected a ratio of {MINIMUM_RATIO} or more and a difference of at most {MAXIMUM_DIFFERENCE}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import read_audio
-from pcmanet.dataset_scripts.metrics.accumulators import IGNORE_INDEX
+from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 from pcmanet.dataset_scripts.sounding_shapes.files import CLASSES, SyntheticClip
 
 

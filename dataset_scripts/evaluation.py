@@ -25,7 +25,7 @@ from pcmanet.dataset_scripts.avsbench import (
 from pcmanet.dataset_scripts.avsbench.folder import VideoFiles, encode_wav
 from pcmanet.dataset_scripts.avsbench.layouts import share_nothing
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings, row_features
-from pcmanet.dataset_scripts.metrics.accumulators import (
+from pcmanet.dataset_scripts.metrics.segmentation import (
     IGNORE_INDEX,
     Audio,
     ClipMetrics,

@@ -27,10 +27,9 @@ frames only and takes class 0 for the background: --score-padding and --publishe
 import argparse
 import hashlib
 import json
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -67,7 +66,8 @@ from pcmanet.dataset_scripts.evaluation import (
     find_evaluation_clips,
     find_off_screen_sounds,
 )
-from pcmanet.dataset_scripts.metrics.accumulators import IGNORE_INDEX, Audio, RobustnessMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import IGNORE_INDEX, Audio, RobustnessMetrics, SemanticMetrics
+from pcmanet.files import atomic_file, keep_settings, write_text
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet
 from pcmanet.pipelines.overlay import draw_segments
@@ -202,22 +202,10 @@ def list_jobs(args: argparse.Namespace, reader: EvaluationReader) -> list[Job]:
     return jobs
 
 
-def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets a file appear only when it is whole."""
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    write(aside)
-    os.replace(aside, path)
-
-
 def open_progress(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder of the batches done, or makes sure that those in it were done with the same settings."""
-    file = folder / "settings.json"
-    earlier = json.loads(file.read_text()) if file.is_file() else settings
-    if changed := sorted(key for key in {*earlier, *settings} if earlier.get(key) != settings.get(key)):
-        remedy = "Give another --output, or remove that folder to start anew"
-        raise ValueError(f"{folder} was begun with another {', another '.join(changed)}. {remedy}.")
+    """Create the folder of the finished batches, or check that those in it were evaluated with the same settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_aside(file, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+    keep_settings(folder / "settings.json", settings, "Give another --output, or remove that folder to start again.")
 
 
 def read_job(reader: EvaluationReader, job: Job) -> BatchFeature | Exception:
@@ -258,7 +246,8 @@ def work(args: argparse.Namespace, jobs: Sequence[Job], reader: EvaluationReader
             codes = metrics.reduce(predict(model, batch).logits.float())
             masks = batch["labels"], batch["frame_mask"], batch["annotated_frames"]
             rows = {"rows": metrics.count_predictions(codes, *masks, audio=job.audio)}
-            write_aside(folder / job.file, lambda path, rows=rows: save_file(rows, path))
+            with atomic_file(folder / job.file) as temporary:
+                save_file(rows, temporary)
             bar.update()
 
 
@@ -356,10 +345,11 @@ def report(
         text += f"\n## Worst clips\n\n{evaluation_module.markdown_table(['clip', 'mIoU', 'F'], rows)}"
         titles = [f"{place}. {name}: mIoU {miou}" for place, (name, miou, _) in enumerate(rows, start=1)]
         sheets = [draw_clip(reader, model, index, title) for index, title in zip(worst, titles, strict=True)]
-        write_aside(args.output / "worst_clips.png", stack(sheets).save)
+        with atomic_file(args.output / "worst_clips.png") as temporary:
+            stack(sheets).save(temporary)
     results["per_clip"] = [{"clip": data.clips[index].id, **values} for index, values in clips.items()]
-    write_aside(args.output / "results.json", lambda path: path.write_text(json.dumps(results, indent=2) + "\n"))
-    write_aside(args.output / "results.md", lambda path: path.write_text(text))
+    write_text(args.output / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(args.output / "results.md", text)
     print(f"\n{table}\nresults  {args.output}")
 
 

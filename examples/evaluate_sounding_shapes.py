@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.evaluation import PROTOCOLS
-from pcmanet.dataset_scripts.metrics.accumulators import (
+from pcmanet.dataset_scripts.metrics import (
     BinaryMetrics,
     FalsePositiveMetrics,
     SemanticMetrics,

@@ -27,8 +27,7 @@ from transformers import EarlyStoppingCallback, HfArgumentParser, TrainingArgume
 from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.avsbench import NAMES
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, SemanticMetrics
-from pcmanet.dataset_scripts.metrics.trainer import TrainerMetrics
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics, TrainerMetrics
 from pcmanet.training.network import load_checkpoint
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.record import write_record

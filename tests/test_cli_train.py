@@ -81,7 +81,7 @@ def test_writes_down_how_it_went(trained):
 def test_figures_are_those_of_the_saved_weights(trained):
     """The evaluation in the loop and an evaluation of what it saved find the same."""
     from pcmanet.dataset_scripts.collation import ClipCollator
-    from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics
+    from pcmanet.dataset_scripts.metrics import BinaryMetrics
 
     model = PCMANetForAudioVisualSegmentation.from_pretrained(trained / "last").eval()
     collate = ClipCollator(PCMANetProcessor.from_pretrained(trained / "last"), binary=True)

@@ -27,7 +27,7 @@ from pcmanet.dataset_scripts.evaluation import (
     protocol_figures,
     worst_clips,
 )
-from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, RobustnessMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, RobustnessMetrics, SemanticMetrics
 from pcmanet.dataset_scripts.sounding_shapes import files as files_module
 
 

@@ -22,7 +22,7 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
-from pcmanet.dataset_scripts.metrics.accumulators import SemanticMetrics
+from pcmanet.dataset_scripts.metrics import SemanticMetrics
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES as ALL_CLASSES
 

@@ -1,4 +1,4 @@
-"""The modules of the `evaluate` library, loaded by path and from a Hub, give the numbers of the accumulators."""
+"""Tests of the modules for the `evaluate` library, loaded by path and from a Hub, against the accumulators."""
 
 import re
 import threading
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcmanet.dataset_scripts.metrics.accumulators import (
+from pcmanet.dataset_scripts.metrics import (
     BinaryMetrics,
     RobustnessMetrics,
     SemanticMetrics,
@@ -21,14 +21,14 @@ from pcmanet.dataset_scripts.metrics.accumulators import (
 )
 
 
-MODULES = Path(evaluate_module.__file__).parent / "evaluate_modules"
+MODULES = Path(evaluate_module.__file__).parents[1] / "evaluate_modules"
 NAMES = ("avs_binary", "avs_semantic", "avs_robustness")
 SHAPE = (4, 3, 8, 6)  # clips, frames, height, width
 
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of our own; one for all tests here, because Python remembers where a package of modules lies."""
+    """Use a temporary cache; one for all tests here, because Python caches the path of a package."""
     folder = tmp_path_factory.mktemp("evaluate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(folder / "modules"))
@@ -41,7 +41,7 @@ def load(name: str, **options: Any) -> evaluate.EvaluationModule:
 
 
 def make_clips(classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities, class indices and labels of some clips."""
+    """Return probabilities, class indices and labels of some clips."""
     generator = np.random.default_rng(classes)
     probabilities = generator.random(SHAPE, dtype=np.float32)
     predictions, labels = (generator.integers(0, classes, SHAPE, dtype=np.uint8) for _ in range(2))
@@ -68,7 +68,7 @@ def test_binary_module_takes_masks_and_probabilities(kind: str, protocol: str):
     assert len(module) == 0
 
 
-def test_one_call_is_one_batch():
+def test_each_call_is_a_batch():
     probabilities, _, labels = make_clips(2)
     module = load("avs_binary", protocol="batch")
     for clips in (slice(0, 3), slice(3, 4)):
@@ -95,7 +95,7 @@ def test_clips_of_any_container_and_length(convert: Any):
     assert module.compute() == expected.compute()
 
 
-def test_semantic_module_equals_the_accumulator():
+def test_semantic_module_matches_the_accumulator():
     _, predictions, labels = make_clips(5)
     labels[0, 0, :4] = 255
     module = load("avs_semantic", num_labels=5, report_published_no_background=True)
@@ -104,19 +104,19 @@ def test_semantic_module_equals_the_accumulator():
     assert module.compute(predictions=predictions, references=labels) == metrics.compute()
 
 
-def test_robustness_module_equals_the_accumulator():
+def test_robustness_module_matches_the_accumulator():
     _, masks, labels = make_clips(2)
-    sounds = ["positive", "silence", "noise", "positive"]
+    audio_types = ["positive", "silence", "noise", "positive"]
     module, metrics = load("avs_robustness"), RobustnessMetrics()
-    module.add_batch(predictions=masks, references=labels, audio=sounds)
+    module.add_batch(predictions=masks, references=labels, audio=audio_types)
     codes = evaluate_module.quantize_probabilities(torch.from_numpy(masks))
     for audio in ("positive", "silence", "noise"):
-        clips = [index for index, sound in enumerate(sounds) if sound == audio]
+        clips = [index for index, kind in enumerate(audio_types) if kind == audio]
         metrics.update_predictions(codes[clips], torch.from_numpy(labels[clips]), audio=audio)
     assert module.compute() == metrics.compute()
 
 
-def test_combined_modules_prefix_what_they_share():
+def test_combined_modules_prefix_shared_names():
     _, masks, labels = make_clips(2)
     combined = evaluate.combine([load("avs_binary"), load("avs_semantic", num_labels=2), load("avs_robustness")])
     combined.add_batch(predictions=masks, references=labels, audio=["positive", "silence"] * 2)
@@ -126,17 +126,17 @@ def test_combined_modules_prefix_what_they_share():
     assert 0.0 < scores["g_miou"] < 1.0
 
 
-def test_white_masks_are_not_taken_for_ignored_pixels():
+def test_masks_of_0_and_255_raise():
     _, masks, labels = make_clips(2)
     module = load("avs_binary")
-    with pytest.raises(ValueError, match="references hold 255: divide masks of 0 and 255 by 255, or load"):
+    with pytest.raises(ValueError, match="References contain 255. Divide masks of 0 and 255 by 255, or load"):
         module.add_batch(predictions=masks, references=labels * 255)
-    with pytest.raises(ValueError, match=r"probabilities run from 0.0 to 255.0.*divide masks of 0 and 255 by 255"):
+    with pytest.raises(ValueError, match=r"from 0.0 to 255.0.*divide masks of 0 and 255 by 255"):
         module.add_batch(predictions=masks * 255, references=labels)
     assert len(module) == 0
 
 
-def test_ignored_pixels_count_on_request():
+def test_ignore_index_is_optional():
     _, masks, labels = make_clips(2)
     module = load("avs_binary", ignore_index=255)
     cropped = binary_scores(masks[..., :4], labels[..., :4])
@@ -144,43 +144,41 @@ def test_ignored_pixels_count_on_request():
     assert module.compute(predictions=masks, references=labels) == cropped
 
 
-def test_inputs_that_do_not_fit_are_named():
+def test_mismatched_inputs_raise():
     probabilities, masks, labels = make_clips(2)
-    with pytest.raises(ValueError, match=r"'predictions': 4, 'references': 2.*expected the same number of each"):
+    with pytest.raises(ValueError, match=r"same number of clips.*'predictions': 4, 'references': 2"):
         load("avs_binary").add_batch(predictions=masks, references=labels[:2])
     with pytest.raises(ValueError, match=r"'references': None"):
         load("avs_binary").add_batch(predictions=masks)
-    with pytest.raises(
-        ValueError, match=r"expected the same number of each of \['predictions', 'references', 'audio'\]"
-    ):
+    with pytest.raises(ValueError, match=r"same number of clips for each of \['predictions', 'references', 'audio'\]"):
         load("avs_robustness").add_batch(predictions=masks, references=labels)
-    with pytest.raises(ValueError, match="predictions are torch.float32, expected class indices"):
+    with pytest.raises(ValueError, match="Expected class indices as predictions, got torch.float32"):
         load("avs_semantic", num_labels=2).add_batch(predictions=probabilities, references=labels)
 
 
-def test_processes_of_evaluate_are_refused():
-    with pytest.raises(ValueError, match="num_process is 2, expected 1"):
+def test_num_process_above_one_raises():
+    with pytest.raises(ValueError, match="num_process 1, got 2"):
         load("avs_binary", num_process=2, process_id=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_readme_example_prints_the_numbers_beside_it(
+def test_readme_example_prints_the_numbers_in_its_comment(
     name: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(MODULES.parent.parent)
     example = re.search(r"```python\n(.*?)```", (MODULES / name / "README.md").read_text(), re.DOTALL)[1]
     exec(example, {})
     printed = dict(re.findall(r"'(\w+)': ([\d.]+)", capsys.readouterr().out))
-    promised = re.findall(r"(\w+) ([\d.]+)", example.rsplit("#", 1)[1])
-    assert len(promised) >= 2
-    assert {key: round(float(printed[key]), 4) for key, _ in promised} == {
-        key: float(value) for key, value in promised
+    documented = re.findall(r"(\w+) ([\d.]+)", example.rsplit("#", 1)[1])
+    assert len(documented) >= 2
+    assert {key: round(float(printed[key]), 4) for key, _ in documented} == {
+        key: float(value) for key, value in documented
     }
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
-    """A server with the module folders as Spaces of a user, at the address that `evaluate` asks."""
+    """Serve the module folders as Spaces of a user, at the address that `evaluate` requests."""
     for name in NAMES:
         revision = tmp_path / "hub" / "spaces" / "user" / name / "resolve"
         revision.mkdir(parents=True)

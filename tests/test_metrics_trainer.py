@@ -1,4 +1,4 @@
-"""A real Trainer, in one process and in two, gives the numbers of the accumulator and never gathers pixels."""
+"""Tests of the metrics inside a Trainer, in one process and in two, against the accumulators."""
 
 import doctest
 import inspect
@@ -14,9 +14,14 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
+from pcmanet.dataset_scripts.metrics import (
+    BinaryMetrics,
+    ClipMetrics,
+    SemanticMetrics,
+    TrainerMetrics,
+    ignore_unscored_frames,
+)
 from pcmanet.dataset_scripts.metrics import trainer as trainer_module
-from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, ClipMetrics, SemanticMetrics
-from pcmanet.dataset_scripts.metrics.trainer import TrainerMetrics, ignore_unscored_frames
 
 
 FRAMES = (5, 3, 5, 2, 4, 3, 1)
@@ -32,7 +37,7 @@ def make_clip(index: int, num_labels: int) -> dict[str, Tensor]:
 
 
 class Echo(torch.nn.Module):
-    """Gives back the logits that came in, after a copy of them, so that the output is a tuple of several tensors."""
+    """A model that returns its input logits twice, so that the output is a tuple of several tensors."""
 
     def forward(
         self, logits: Tensor, labels: Tensor, frame_mask: Tensor, annotated_frames: Tensor | None = None
@@ -86,7 +91,7 @@ def count_directly(metrics: ClipMetrics) -> dict[str, float]:
     return metrics.compute()
 
 
-def test_examples_in_the_docstrings_hold():
+def test_docstring_examples():
     result = doctest.testmod(trainer_module)
     assert result.attempted >= 2
     assert result.failed == 0
@@ -96,7 +101,7 @@ def test_examples_in_the_docstrings_hold():
 
 @pytest.mark.parametrize("label_names", [("labels", "frame_mask", "annotated_frames"), ("labels",)])
 @pytest.mark.parametrize("num_labels", [1, 3])
-def test_trainer_gives_the_numbers_of_the_accumulator(tmp_path: Path, num_labels: int, label_names: tuple[str, ...]):
+def test_trainer_matches_the_accumulator(tmp_path: Path, num_labels: int, label_names: tuple[str, ...]):
     build = {1: BinaryMetrics, 3: lambda: SemanticMetrics(3)}[num_labels]
     scores = evaluate_with_trainer(TrainerMetrics(build(), label_names), tmp_path, num_labels)
     expected = count_directly(build())
@@ -104,8 +109,8 @@ def test_trainer_gives_the_numbers_of_the_accumulator(tmp_path: Path, num_labels
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(tmp_path: Path):
-    # Two processes get clips of different lengths, so the Trainer pads labels with -100, and it repeats clips to fill the last step.
+def test_two_processes_match_one(tmp_path: Path):
+    # Two processes get clips of different lengths, so the Trainer pads labels with -100 and repeats clips to fill the last step.
     command = [
         sys.executable,
         "-m",
@@ -122,7 +127,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path):
     assert {name: scores[name] for name in expected} == expected
 
 
-def test_rows_take_the_place_of_the_logits():
+def test_rows_replace_the_logits():
     metrics = TrainerMetrics(BinaryMetrics())
     batch = collate([make_clip(0, 1), make_clip(1, 1)])
     rows = metrics.preprocess_logits_for_metrics(
@@ -133,7 +138,7 @@ def test_rows_take_the_place_of_the_logits():
     assert len(metrics.metrics) == 2
 
 
-def test_labels_alone_come_as_a_tensor():
+def test_labels_without_masks_are_a_tensor():
     metrics = TrainerMetrics(BinaryMetrics(), label_names=["labels"])
     clip = make_clip(0, 1)
     rows = metrics.preprocess_logits_for_metrics(clip["logits"][None], clip["labels"][None])
@@ -144,24 +149,24 @@ def test_labels_alone_come_as_a_tensor():
     assert len(metrics.metrics) == 0
 
 
-def test_masks_that_the_trainer_has_broken_are_refused():
+def test_masks_padded_by_the_trainer_raise():
     metrics, batch = TrainerMetrics(BinaryMetrics()), collate([make_clip(0, 1)])
-    with pytest.raises(ValueError, match="masks came as .*torch.int64.*ignore_unscored_frames"):
+    with pytest.raises(ValueError, match="Expected bool masks, got .*torch.int64.*ignore_unscored_frames"):
         metrics.preprocess_logits_for_metrics(
             batch["logits"], (batch["labels"], batch["frame_mask"].long(), batch["annotated_frames"])
         )
 
 
-def test_other_label_names_than_the_trainers_are_named():
+def test_wrong_label_names_raise():
     clip = make_clip(0, 1)
-    with pytest.raises(ValueError, match=r"handed over 1 labels.*'frame_mask', 'annotated_frames'.*TrainingArguments"):
+    with pytest.raises(ValueError, match=r"'frame_mask', 'annotated_frames'.*got 1 .*TrainingArguments"):
         TrainerMetrics(BinaryMetrics()).preprocess_logits_for_metrics(clip["logits"][None], clip["labels"][None])
-    with pytest.raises(ValueError, match=r"label_names are \('masks',\)"):
+    with pytest.raises(ValueError, match=r"label_names.*got \('masks',\)"):
         TrainerMetrics(BinaryMetrics(), label_names=["masks"])
 
 
-def test_full_size_predictions_are_refused():
-    with pytest.raises(ValueError, match="give the Trainer preprocess_logits_for_metrics too"):
+def test_full_size_predictions_raise():
+    with pytest.raises(ValueError, match="Pass preprocess_logits_for_metrics to the Trainer"):
         TrainerMetrics(BinaryMetrics())(
             EvalPrediction(predictions=torch.zeros(1, 5, 1, 8, 8), label_ids=torch.zeros(1))
         )

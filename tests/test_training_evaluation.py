@@ -13,7 +13,7 @@ from training_runs import TRAINED_NETWORK
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetImageProcessor, PCMANetProcessor
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.training.evaluation import Evaluator
 

@@ -1,7 +1,47 @@
-"""Metrics of AVSBench and AVSBench-Robust."""
+"""Metrics of AVSBench and AVSBench-Robust. Import them from here."""
 
-from .accumulators import BinaryMetrics, FalsePositiveMetrics, RobustnessMetrics, SemanticMetrics
-from .trainer import TrainerMetrics
+from .segmentation import (
+    IGNORE_INDEX,
+    Audio,
+    BinaryMetrics,
+    ClipMetrics,
+    FalsePositiveMetrics,
+    Protocol,
+    RobustnessMetrics,
+    SemanticMetrics,
+    binary_iou,
+    class_counts,
+    class_iou,
+    code_histogram,
+    f_score,
+    f_thresholds,
+    foreground_counts,
+    quantize_probabilities,
+    reduce_logits,
+    threshold_counts,
+)
+from .trainer import TrainerMetrics, ignore_unscored_frames
 
 
-__all__ = ["BinaryMetrics", "FalsePositiveMetrics", "RobustnessMetrics", "SemanticMetrics", "TrainerMetrics"]
+__all__ = [
+    "IGNORE_INDEX",
+    "Audio",
+    "BinaryMetrics",
+    "ClipMetrics",
+    "FalsePositiveMetrics",
+    "Protocol",
+    "RobustnessMetrics",
+    "SemanticMetrics",
+    "TrainerMetrics",
+    "binary_iou",
+    "class_counts",
+    "class_iou",
+    "code_histogram",
+    "f_score",
+    "f_thresholds",
+    "foreground_counts",
+    "ignore_unscored_frames",
+    "quantize_probabilities",
+    "reduce_logits",
+    "threshold_counts",
+]

@@ -1,7 +1,7 @@
-"""The measures behind the interface of the `evaluate` library; the modules themselves lie in `evaluate_modules/`.
+"""The metrics with the interface of the `evaluate` library; the modules that it loads are in `evaluate_modules/`.
 
-`evaluate` stores predictions as Arrow lists and hands them back as Python objects, 8 to 32 bytes per pixel. So clips
-are counted as they are added, and what stays in memory is one row of sums per clip.
+`evaluate` stores predictions as Arrow lists and returns them as Python objects, 8 to 32 bytes per pixel. Therefore clips
+are counted when they are added, and only one row of sums per clip is kept in memory.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .accumulators import IGNORE_INDEX, ClipMetrics, Protocol, RobustnessMetrics, quantize_probabilities
+from .segmentation import IGNORE_INDEX, ClipMetrics, Protocol, RobustnessMetrics, quantize_probabilities
 
 
 AVSBENCH_CITATION = """@inproceedings{zhou2022avs,
@@ -33,10 +33,10 @@ Clips = Sequence[Any]  # one entry per clip: an array, tensor or nested list (fr
 
 
 def clip_features(**columns: datasets.Value) -> list[datasets.Features]:
-    """Input formats: masks of whole numbers, or float probabilities; each example is one clip (frames, height, width).
+    """Return the input formats: integer masks or float probabilities; each example is a clip (frames, height, width).
 
     Args:
-        **columns: further inputs with one value per clip.
+        **columns: Additional inputs with one value per clip.
     """
 
     def frames(kind: str) -> datasets.Sequence:
@@ -49,17 +49,17 @@ def clip_features(**columns: datasets.Value) -> list[datasets.Features]:
 
 
 class ClipEvaluation(evaluate.Metric):
-    """An `evaluate` metric whose examples are clips, on top of one of our accumulators.
+    """Base class of the `evaluate` metrics, whose examples are clips.
 
     Args:
-        metrics: the accumulator.
-        binary: predictions are masks of 0 and 1 or probabilities, not class indices.
-        ignore_index: label of pixels that are not counted; None = there are none, and a label of 255 raises, because
-            it may as well be the white of a mask.
-        **options: what `evaluate.load` hands over.
+        metrics: The accumulator.
+        binary: Whether predictions are masks of 0 and 1 or probabilities, not class indices.
+        ignore_index: Label of pixels that are not counted. If None, all pixels are counted and a label of 255 raises,
+            because it could be the foreground of a mask of 0 and 255.
+        **options: Passed on by `evaluate.load`.
 
     Raises:
-        ValueError: `num_process` is above 1.
+        ValueError: If `num_process` is above 1.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class ClipEvaluation(evaluate.Metric):
     ):
         if options.get("num_process", 1) != 1:
             raise ValueError(
-                f"num_process is {options['num_process']}, expected 1: across processes take the accumulators of pcmanet.dataset_scripts.metrics.accumulators and gather()"
+                f"Expected num_process 1, got {options['num_process']}. For several processes use the accumulators of "
+                "pcmanet.dataset_scripts.metrics and gather()."
             )
         super().__init__(**options)
         self.metrics = metrics
@@ -85,20 +86,17 @@ class ClipEvaluation(evaluate.Metric):
         """Count a batch of clips.
 
         Args:
-            predictions: one array (frames, height, width) per clip, or all as one array (clips, frames, height,
-                width).
-            references: the labels, alike.
-            **columns: further inputs of the module, one value per clip.
+            predictions: One array (frames, height, width) per clip, or one array (clips, frames, height, width).
+            references: The labels, in the same form.
+            **columns: Additional inputs of the module, one value per clip.
 
         Raises:
-            ValueError: inputs are missing, their numbers, shapes or values do not fit.
+            ValueError: If inputs are missing, or their numbers, shapes or values do not match.
         """
         inputs = {"predictions": predictions, "references": references} | columns
         sizes = {name: None if value is None else len(value) for name, value in inputs.items()}
         if set(sizes) != set(self._feature_names()) or None in sizes.values() or len(set(sizes.values())) != 1:
-            raise ValueError(
-                f"inputs came as {sizes} (number of clips), expected the same number of each of {self._feature_names()}"
-            )
+            raise ValueError(f"Expected the same number of clips for each of {self._feature_names()}, got {sizes}.")
         if sizes["predictions"]:
             self._count(inputs)
 
@@ -110,23 +108,23 @@ class ClipEvaluation(evaluate.Metric):
         self.metrics.append(torch.cat(rows))
 
     def _clip(self, prediction: Any, reference: Any) -> tuple[Tensor, Tensor]:
-        """One clip as a batch of one: reduced predictions and labels."""
+        """Return the reduced predictions and the labels of a clip as a batch of one."""
         predictions, labels = (torch.as_tensor(np.asarray(value))[None] for value in (prediction, reference))
         if self.ignore_index is None and (labels == IGNORE_INDEX).any():
             raise ValueError(
-                f"references hold {IGNORE_INDEX}: divide masks of 0 and 255 by 255, or load the module with ignore_index={IGNORE_INDEX} "
-                "if it marks pixels that are not counted"
+                f"References contain {IGNORE_INDEX}. Divide masks of 0 and 255 by 255, or load the module with "
+                f"ignore_index={IGNORE_INDEX} if it marks pixels that are not counted."
             )
         if self.binary:
             predictions = quantize_probabilities(predictions)
         elif predictions.is_floating_point():
             raise ValueError(
-                f"predictions are {predictions.dtype}, expected class indices: take the argmax over the classes first"
+                f"Expected class indices as predictions, got {predictions.dtype}. Take the argmax over the classes first."
             )
         return predictions, labels
 
     def add(self, *, prediction: Any = None, reference: Any = None, **columns: str) -> None:
-        """Count one clip; arguments and errors as for `add_batch`, without its first dimension."""
+        """Count a clip. Arguments and errors as for `add_batch`, without the first dimension."""
         self.add_batch(
             predictions=None if prediction is None else [prediction],
             references=None if reference is None else [reference],
@@ -141,17 +139,17 @@ class ClipEvaluation(evaluate.Metric):
         protocol: Protocol | None = None,
         **columns: Sequence[str],
     ) -> dict[str, float]:
-        """Scores of all clips added so far and of those given here; then starts anew.
+        """Compute the scores of all clips added before and passed here; then reset the accumulator.
 
         Args:
-            predictions: as for `add_batch`, or nothing.
-            references: as for `add_batch`, or nothing.
-            protocol: `"official"`, `"batch"` (one call of `add_batch` is one batch) or `"dataset"`; None = the one the
-                module was loaded with.
-            **columns: as for `add_batch`.
+            predictions: As for `add_batch`, or None.
+            references: As for `add_batch`, or None.
+            protocol: `"official"`, `"batch"` (each call of `add_batch` is a batch) or `"dataset"`; None = the one with
+                which the module was loaded.
+            **columns: As for `add_batch`.
 
         Raises:
-            ValueError: nothing was added, unknown protocol, or as for `add_batch`.
+            ValueError: If nothing was added, the protocol is unknown, or as for `add_batch`.
         """
         if predictions is not None or references is not None or columns:
             self.add_batch(predictions=predictions, references=references, **columns)
@@ -160,5 +158,5 @@ class ClipEvaluation(evaluate.Metric):
         return scores
 
     def __len__(self) -> int:
-        """Number of clips counted so far."""
+        """Return the number of clips."""
         return len(self.metrics)

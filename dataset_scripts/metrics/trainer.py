@@ -1,7 +1,7 @@
-"""The measures inside transformers' Trainer, without ever holding full-size logits of more than one batch.
+"""The metrics inside transformers' Trainer, which never holds full-size logits of more than one batch.
 
-The counting happens in `preprocess_logits_for_metrics`, on the logits of one batch of one process; what the Trainer
-gathers is one row of sums per clip.
+Pixels are counted in `preprocess_logits_for_metrics`, on the logits of one batch of one process. The Trainer gathers one
+row of sums per clip.
 """
 
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
-from .accumulators import IGNORE_INDEX, ClipMetrics
+from .segmentation import IGNORE_INDEX, ClipMetrics
 
 
-GATHER_PADDING = -100  # what the Trainer fills in where another process has clips with more frames
+GATHER_PADDING = -100  # what the Trainer pads labels with if another process has clips with more frames
 
 
 def ignore_unscored_frames(batch: dict[str, Tensor], ignore_index: int = IGNORE_INDEX) -> dict[str, Tensor]:
-    """Write `ignore_index` into labels of padded and unannotated frames, so that labels alone say what is scored.
+    """Set the labels of padded and unannotated frames to `ignore_index`, so that the masks are not needed for scoring.
 
     Args:
-        batch: what a collator makes: `labels` (batch, frames, height, width), and `frame_mask`, `annotated_frames` (batch,
-            frames), each optional.
-        ignore_index: label of pixels that are not counted.
+        batch: From a collator: `labels` (batch, frames, height, width), and the optional `frame_mask` and
+            `annotated_frames` (batch, frames).
+        ignore_index: Label of pixels that are not counted.
 
     Returns:
-        The batch with such labels; everything else is as it was.
+        The batch with the new labels; all other entries are unchanged.
 
     Example:
         >>> labels = torch.ones(1, 2, 1, 1, dtype=torch.long)
@@ -40,9 +40,9 @@ def ignore_unscored_frames(batch: dict[str, Tensor], ignore_index: int = IGNORE_
 
 
 class TrainerMetrics:
-    """`compute_metrics` and `preprocess_logits_for_metrics` of a Trainer, around one accumulator.
+    """Provide `compute_metrics` and `preprocess_logits_for_metrics` of a Trainer with an accumulator.
 
-    The masks say which frames are scored, so they must reach the Trainer as labels too:
+    The masks select the frames to score, so the Trainer must treat them as labels too:
 
     ```python
     metrics = TrainerMetrics(BinaryMetrics())
@@ -51,20 +51,19 @@ class TrainerMetrics:
     Trainer(..., args=arguments, compute_metrics=metrics, preprocess_logits_for_metrics=count)
     ```
 
-    Clips with different numbers of frames and more than one process together are too much for the Trainer: it cannot
-    gather the masks. Then let the collator end in `ignore_unscored_frames` and take `label_names=["labels"]` in both
-    places.
+    If clips have different numbers of frames and there is more than one process, the Trainer cannot gather the masks.
+    Then call `ignore_unscored_frames` at the end of the collator and pass `label_names=["labels"]` in both places.
 
-    Clips are numbered as the Trainer hands them over, which is the order of the data set for any number of processes.
-    A `"batch"` of the protocol of that name is one step of all processes together.
+    Clips are numbered in the order in which the Trainer passes them, which is the order of the data set for any number of
+    processes. With the protocol `"batch"`, a batch is one step of all processes together.
 
     Args:
-        metrics: the accumulator, which this object resets after each evaluation.
-        label_names: the batch's entries that the Trainer keeps as labels, in its order: `"labels"`, and `"frame_mask"`
-            and `"annotated_frames"` where the collator makes them.
+        metrics: The accumulator, which this object resets after each evaluation.
+        label_names: The entries of the batch that the Trainer keeps as labels, in this order: `"labels"`, and
+            `"frame_mask"` and `"annotated_frames"` if the collator returns them.
 
     Raises:
-        ValueError: a name that is none of these, or no `"labels"`.
+        ValueError: If a name is none of these, or `"labels"` is missing.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class TrainerMetrics:
     ):
         if "labels" not in label_names or not set(label_names) <= {"labels", "frame_mask", "annotated_frames"}:
             raise ValueError(
-                f"label_names are {tuple(label_names)}, expected 'labels' and optionally 'frame_mask' and 'annotated_frames'"
+                f"Expected label_names to be 'labels' and optionally 'frame_mask' and 'annotated_frames', got {tuple(label_names)}."
             )
         self.metrics = metrics
         self.label_names = tuple(label_names)
@@ -80,25 +79,25 @@ class TrainerMetrics:
     def preprocess_logits_for_metrics(
         self, logits: Tensor | tuple[Tensor, ...], labels: Tensor | tuple[Tensor, ...]
     ) -> Tensor:
-        """Count one batch.
+        """Count a batch.
 
         Args:
-            logits: the model's outputs but the loss, or the first of them alone: (batch, frames, num_labels, height,
-                width).
-            labels: what `label_names` names.
+            logits: The outputs of the model without the loss, or only the first of them: (batch, frames, num_labels,
+                height, width).
+            labels: The entries of `label_names`.
 
         Returns:
-            float64 (batch, row width): sums that take the place of the predictions in the Trainer.
+            float64 (batch, row width): sums that replace the predictions in the Trainer.
 
         Raises:
-            ValueError: the Trainer's labels are not those of `label_names`, or it has broken the masks; else as
+            ValueError: If the labels are not those of `label_names`, the Trainer has padded the masks, or as for
                 `ClipMetrics.update`.
         """
         logits = logits if isinstance(logits, Tensor) else logits[0]
         values = (labels,) if isinstance(labels, Tensor) else labels
         if len(values) != len(self.label_names):
             raise ValueError(
-                f"the Trainer handed over {len(values)} labels, expected {self.label_names}: set TrainingArguments(label_names=...) to the same names"
+                f"Expected the labels {self.label_names}, got {len(values)} from the Trainer. Set TrainingArguments(label_names=...) to the same names."
             )
         named = dict(zip(self.label_names, values, strict=True))
         masks = {
@@ -106,33 +105,33 @@ class TrainerMetrics:
         }
         if masks:
             raise ValueError(
-                f"masks came as {masks}, expected bool: where processes differ in the number of frames, the Trainer fills masks up with -100; let the "
-                "collator end in ignore_unscored_frames and name only 'labels'"
+                f"Expected bool masks, got {masks}: if processes differ in the number of frames, the Trainer pads masks with "
+                f"{GATHER_PADDING}. Call ignore_unscored_frames at the end of the collator and pass label_names=['labels']."
             )
-        # Frames that only another process has are no frames at all.
+        # Frames that only another process has are not scored.
         named["labels"] = named["labels"].masked_fill(named["labels"] == GATHER_PADDING, self.metrics.ignore_index)
         rows = self.metrics.count(logits, **named)
-        # Processes on GPUs can only exchange what lies there; mps knows no float64, but is always alone.
+        # Processes on GPUs can only exchange tensors on GPUs. MPS does not support float64, but has one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Add the rows of one step; at the end, return the scores and start anew.
+        """Add the rows of a step; after the last step, return the scores and reset the accumulator.
 
         Args:
             prediction: `predictions` holds the rows of `preprocess_logits_for_metrics`.
-            compute_result: whether this was the last step.
+            compute_result: Whether this was the last step.
 
         Returns:
-            The scores, or nothing before the last step.
+            The scores; empty before the last step.
 
         Raises:
-            ValueError: the predictions are no rows, because the Trainer was built without
+            ValueError: If the predictions are not rows, because the Trainer was created without
                 `preprocess_logits_for_metrics`.
         """
         rows = torch.as_tensor(prediction.predictions)
         if rows.ndim != 2:
             raise ValueError(
-                f"predictions are {tuple(rows.shape)}, expected rows (batch, row width): give the Trainer preprocess_logits_for_metrics too"
+                f"Expected rows (batch, row width), got predictions {tuple(rows.shape)}. Pass preprocess_logits_for_metrics to the Trainer too."
             )
         self.metrics.append(rows.cpu())
         if not compute_result:

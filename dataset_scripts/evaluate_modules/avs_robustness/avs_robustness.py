@@ -1,4 +1,4 @@
-"""Does a model listen? Scores with the true sound against false positives with a wrong one: a module of the `evaluate` library."""
+"""Scores on positive audio and false-positive rates on negative audio (AVSBench-Robust): a module for the `evaluate` library."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ import datasets
 import evaluate
 import torch
 
-from pcmanet.dataset_scripts.metrics import evaluate_module
-from pcmanet.dataset_scripts.metrics.accumulators import Protocol, RobustnessMetrics
+# `evaluate.load` takes the first metric class in this namespace, so the base class must not be imported by name.
+from pcmanet.dataset_scripts.metrics import Protocol, RobustnessMetrics, evaluate_module
 
 
 class AvsRobustness(evaluate_module.ClipEvaluation):
-    """The protocol of AVSBench-Robust, one clip with one sound per example.
+    """Metrics of AVSBench-Robust. Each example is a clip with one type of audio.
 
     Args:
-        num_labels: 1 for masks of 0 and 1 or probabilities, else the number of classes with background as class 0.
-        protocol: `"official"` (per clip), `"batch"` (per call of `add_batch`) or `"dataset"` (pixels summed before the ratio).
-        ignore_index: label of pixels that are not counted; None = none.
-        **options: what `evaluate.load` hands over.
+        num_labels: 1 for masks of 0 and 1 or probabilities, otherwise the number of classes with background as class 0.
+        protocol: `"official"` (per clip), `"batch"` (per call of `add_batch`) or `"dataset"` (pixels are summed before the ratio).
+        ignore_index: Label of pixels that are not counted; None = all pixels are counted.
+        **options: Passed on by `evaluate.load`.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class AvsRobustness(evaluate_module.ClipEvaluation):
             citation=evaluate_module.ROBUST_CITATION,
             inputs_description=(
                 "predictions, references: one array (frames, height, width) per clip, as for avs_binary or avs_semantic; the references are the masks of "
-                "the true sound. audio: positive, silence, noise or off_screen, one word per clip. "
-                "Returns the scores on positive audio, false_positive_rate in all and per kind, g_miou and g_f_score."
+                "positive audio. audio: positive, silence, noise or off_screen, one string per clip. "
+                "Returns the scores on positive audio, false_positive_rate (mean and per type of audio), g_miou and g_f_score."
             ),
             features=evaluate_module.clip_features(audio=datasets.Value("string")),
             reference_urls=["https://arxiv.org/abs/2502.00358"],
         )
 
     def _count(self, inputs: dict[str, Any]) -> None:
-        # The clips of one call that were heard with one kind of audio are one batch.
+        # The clips of a call with the same type of audio are one batch.
         rows: dict[str, list[torch.Tensor]] = {}
         for prediction, reference, audio in zip(
             inputs["predictions"], inputs["references"], inputs["audio"], strict=True

@@ -1,22 +1,22 @@
-"""Mean IoU and F score over the classes of what sounds, as AVSBench-semantic measures them: a module of the `evaluate` library."""
+"""Mean IoU and F score over the classes of sounding objects, as in AVSBench-semantic: a module for the `evaluate` library."""
 
 from typing import Any
 
 import evaluate
 
-from pcmanet.dataset_scripts.metrics import evaluate_module
-from pcmanet.dataset_scripts.metrics.accumulators import Protocol, SemanticMetrics
+# `evaluate.load` takes the first metric class in this namespace, so the base class must not be imported by name.
+from pcmanet.dataset_scripts.metrics import Protocol, SemanticMetrics, evaluate_module
 
 
 class AvsSemantic(evaluate_module.ClipEvaluation):
-    """Semantic audio-visual segmentation, one clip per example.
+    """Metrics of semantic audio-visual segmentation. Each example is a clip.
 
     Args:
-        num_labels: number of classes with background, which is class 0 (AVSBench-semantic: 71).
-        protocol: `"official"` (per frame and class), `"batch"` (that per call of `add_batch`) or `"dataset"` (pixels summed before the ratio).
-        ignore_index: label of pixels that are not counted.
-        report_published_no_background: also return the published no-background scores, which drop the last class instead of the background.
-        **options: what `evaluate.load` hands over.
+        num_labels: Number of classes including background, which is class 0 (AVSBench-semantic: 71).
+        protocol: `"official"` (per frame and class), `"batch"` (the same per call of `add_batch`) or `"dataset"` (pixels are summed before the ratio).
+        ignore_index: Label of pixels that are not counted.
+        report_published_no_background: Also return the published no-background scores, which drop the last class instead of the background.
+        **options: Passed on by `evaluate.load`.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class AvsSemantic(evaluate_module.ClipEvaluation):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Mean IoU and F score over classes, by the protocols of AVSBench-semantic, with a right no-background score.",
+            description="Mean IoU and F score over classes, by the protocols of AVSBench-semantic, with a correct no-background score.",
             citation=evaluate_module.AVSBENCH_CITATION,
             inputs_description=(
-                "predictions: class indices, one array (frames, height, width) per clip. references: class indices, alike. "
+                "predictions: class indices, one array (frames, height, width) per clip. references: class indices, in the same form. "
                 "Returns miou and f_score in [0, 1], also without background and over the seen classes, classes_seen and frames."
             ),
             features=evaluate_module.clip_features()[:1],

@@ -13,7 +13,7 @@ from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from modeling_pcmanet.configuration_pcmanet import NUM_STAGES
 from modeling_pcmanet.modeling_pcmanet import PCMANetOutput
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.metrics.accumulators import BinaryMetrics, ClipMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, SemanticMetrics
 
 from .data import Batch, scored_frames, validation_batches
 
