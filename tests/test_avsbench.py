@@ -1,3 +1,5 @@
+"""Tests of dataset_scripts/avsbench/__init__.py: loading the published layouts and custom folders."""
+
 import os
 import pickle
 import shutil
@@ -15,7 +17,8 @@ from written_trees import write_trees
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
 from modeling_pcmanet.media_pcmanet import read_audio
-from pcmanet.dataset_scripts.avsbench import AVSBenchError, load_avsbench
+from modeling_pcmanet.media_writing_pcmanet import write_video
+from pcmanet.dataset_scripts.avsbench import AVSBenchError, label_names, load_avsbench
 from pcmanet.dataset_scripts.avsbench.masks import voc_palette
 from pcmanet.dataset_scripts.sounding_shapes import files
 
@@ -25,7 +28,7 @@ S4, MS3, AVSS = "Single-source", "Multi-sources", "AVSBench_semantic"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The three trees as the generator writes them, but for the raw videos, which no loader reads."""
+    """Write a tree for each task, without the raw videos, which no loader reads."""
     return write_trees(
         tmp_path_factory.mktemp("avsbench"),
         s4={"train": 2, "val": 1},
@@ -36,14 +39,14 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def trees(written, tmp_path):
-    """A copy of the trees to plant faults in."""
+    """Copy the trees, so that a test can damage files."""
     shutil.copytree(written, tmp_path / "data")
     return tmp_path / "data"
 
 
 @pytest.fixture
 def load(tmp_path):
-    """The loader with a cache of its own."""
+    """Return `load_avsbench` with its own cache."""
     return lambda root, name, **options: load_avsbench(root, name, cache_dir=tmp_path / "cache", **options)
 
 
@@ -55,22 +58,22 @@ def edit(path, change):
     path.write_text(change(path.read_text()))
 
 
-def truncate(path, share=0.5):
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+def truncate(path, fraction=0.5):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
 
 
-def faults_of(call):
+def problems_of(call):
     with pytest.raises(AVSBenchError) as caught:
         call()
-    return {Path(fault.path.split(", line")[0]).name: str(fault) for fault in caught.value.faults}
+    return {Path(problem.path.split(", line")[0]).name: str(problem) for problem in caught.value.problems}
 
 
-def as_array(masks):
-    return np.stack([np.asarray(mask) for mask in masks])
+def as_array(images):
+    return np.stack([np.asarray(image) for image in images])
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_s4_rows_hold_what_the_generator_drew(trees, load, streaming):
+def test_s4_rows_match_the_generated_clips(trees, load, streaming):
     loaded = load(trees, "s4", streaming=streaming)
     assert set(loaded) == {"train", "val"}
     train, val = next(iter(loaded["train"])), next(iter(loaded["val"]))
@@ -88,7 +91,7 @@ def test_s4_rows_hold_what_the_generator_drew(trees, load, streaming):
     assert rate == 16000 and val["audio"]["path"] == f"{name}.wav"
 
 
-def test_ms3_rows_hold_what_the_generator_drew(trees, load):
+def test_ms3_rows_match_the_generated_clips(trees, load):
     row = load(trees / MS3, "ms3", split="train")[0]
     clip = files.SoundingShapes("ms3", "train", length=1, height=224, width=224)[0]
     np.testing.assert_array_equal(as_array(row["frames"]), clip.frames)
@@ -107,7 +110,7 @@ def test_avss_rows_have_five_or_ten_frames_and_class_indexes(trees, load):
         assert {mask.size for mask in row["masks"] if mask} <= {row["frames"][0].size}
 
 
-def test_colours_mean_the_same_as_indexes(trees, load):
+def test_colors_and_indexes_give_the_same_masks(trees, load):
     semantic = list(load(trees, "avss", split="train"))
     for folder in (trees / AVSS).glob("v*/*/labels_semantic"):
         shutil.rmtree(folder)
@@ -116,7 +119,7 @@ def test_colours_mean_the_same_as_indexes(trees, load):
             np.testing.assert_array_equal(np.asarray(mask), np.asarray(other))
 
 
-def test_preparing_again_sees_changed_files(trees, load):
+def test_changed_files_are_prepared_again(trees, load):
     before = load(trees, "ms3", split="train")[0]["masks"][0]
     mask = next((trees / MS3).glob("ms3_data/gt_masks/train/*/*_1.png"))
     Image.fromarray(np.full((224, 224), 255, np.uint8)).save(mask)
@@ -124,7 +127,7 @@ def test_preparing_again_sees_changed_files(trees, load):
     assert np.asarray(before).min() == 0 and np.asarray(after).min() == 1
 
 
-def test_one_tree_is_prepared_once_however_it_is_named(trees, tmp_path, monkeypatch):
+def test_a_tree_is_prepared_once_for_every_name_of_its_folder(trees, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(trees / MS3)
     for root in (trees, "data", trees / MS3, "link"):
@@ -139,7 +142,7 @@ def test_several_processes_prepare_the_same_rows(trees, tmp_path):
     assert one == two
 
 
-def test_all_missing_and_truncated_files_are_named_at_once(trees, load):
+def test_all_missing_and_truncated_files_are_listed(trees, load):
     name, _, category, _ = rows_of(trees, S4, "s4_meta_data.csv")[2]
     data = trees / S4 / "s4_data"
     (data / f"gt_masks/val/{category}/{name}/{name}_3.png").unlink()
@@ -148,118 +151,123 @@ def test_all_missing_and_truncated_files_are_named_at_once(trees, load):
     (data / f"visual_frames/val/{category}/{name}/{name}_1.png").write_bytes(b"")
     truncate(data / f"audio_wav/val/{category}/{name}.wav")
     for streaming in (False, True):
-        faults = faults_of(lambda streaming=streaming: load(trees, "s4", split="val", streaming=streaming))
-        assert set(faults) == {*(f"{name}_{number}.png" for number in (1, 2, 3, 5)), f"{name}.wav"}
-        assert "missing; the clip has 4 of 5" in faults[f"{name}_3.png"]
-        assert "truncated" in faults[f"{name}_2.png"] and "0 bytes" in faults[f"{name}_1.png"]
-        assert "320000 bytes of sound announced, 159978 there" in faults[f"{name}.wav"]
+        problems = problems_of(lambda streaming=streaming: load(trees, "s4", split="val", streaming=streaming))
+        assert set(problems) == {*(f"{name}_{number}.png" for number in (1, 2, 3, 5)), f"{name}.wav"}
+        assert "Missing; the clip has 4 of 5" in problems[f"{name}_3.png"]
+        assert "Truncated" in problems[f"{name}_2.png"] and "0 bytes" in problems[f"{name}_1.png"]
+        assert "expected 320000 bytes of audio, got 159978" in problems[f"{name}.wav"]
     assert len(load(trees, "s4", split="train")) == 2
-    with pytest.raises(ValueError, match="every clip of split 'val' has faults"):
-        load(trees, "s4", split="val", faulty="skip")
+    with pytest.raises(ValueError, match="All clips of split 'val' have problems"):
+        load(trees, "s4", split="val", on_error="skip")
 
 
-def test_clips_with_faults_are_left_out_on_request(trees, load):
+def test_clips_with_problems_are_skipped_on_request(trees, load):
     (first, *_), (second, *_), *_ = rows_of(trees, S4, "s4_meta_data.csv")
     truncate(next(trees.glob(f"{S4}/s4_data/audio_wav/train/*/{first}.wav")))
-    assert [row["id"] for row in load(trees, "s4", split="train", faulty="skip")] == [second]
+    assert [row["id"] for row in load(trees, "s4", split="train", on_error="skip")] == [second]
 
 
-def test_a_missing_folder_is_named_once(trees, load):
+def test_a_missing_folder_is_listed_once(trees, load):
     shutil.rmtree(trees / S4 / "s4_data" / "audio_wav")
-    faults = faults_of(lambda: load(trees, "s4", split="train"))
-    assert list(faults) == ["audio_wav"] and "2 clips need it" in faults["audio_wav"]
+    problems = problems_of(lambda: load(trees, "s4", split="train"))
+    assert list(problems) == ["audio_wav"] and "2 clips need it" in problems["audio_wav"]
 
 
-def test_four_frames_and_six_frames_are_named(trees, load):
+def test_missing_and_surplus_frames_are_listed(trees, load):
     uid = rows_of(trees, AVSS, "metadata.csv")[1][1]
     folder = trees / AVSS / "v1m" / uid / "frames"
     shutil.copy(folder / "0.jpg", folder / "5.jpg")
-    assert "holds 6 frames, expected 5" in faults_of(lambda: load(trees, "avss", split="train"))["frames"]
+    assert "Expected 5 frames, got 6" in problems_of(lambda: load(trees, "avss", split="train"))["frames"]
     (folder / "5.jpg").unlink()
     (folder / "4.jpg").unlink()
-    assert "the clip has 4 of 5" in faults_of(lambda: load(trees, "avss", split="train"))["4.jpg"]
+    assert "the clip has 4 of 5" in problems_of(lambda: load(trees, "avss", split="train"))["4.jpg"]
 
 
-def test_a_short_sound_is_named(trees, load):
+def test_short_audio_is_listed(trees, load):
     path = next((trees / MS3).glob("ms3_data/audio_wav/test/*.wav"))
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16000)
         file.writeframes(bytes(2 * 16000 * 3))
-    assert "lasts 3.00 s" in faults_of(lambda: load(trees, "ms3", split="test"))[path.name]
+    assert "got 3.00 s" in problems_of(lambda: load(trees, "ms3", split="test"))[path.name]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_wrong_colours_and_values_are_named_all_at_once(trees, load, streaming):
+def test_all_wrong_colors_and_values_are_listed(trees, load, streaming):
     folders = [trees / AVSS / row[6] / row[1] for row in rows_of(trees, AVSS, "metadata.csv")[:3]]
     shutil.rmtree(folders[0] / "labels_semantic")
-    colours = np.asarray(Image.open(folders[0] / "labels_rgb" / "0.png")).copy()
-    colours[7, 9] = (1, 2, 3)
-    Image.fromarray(colours).save(folders[0] / "labels_rgb" / "0.png")
+    colors = np.asarray(Image.open(folders[0] / "labels_rgb" / "0.png")).copy()
+    colors[7, 9] = (1, 2, 3)
+    Image.fromarray(colors).save(folders[0] / "labels_rgb" / "0.png")
     Image.fromarray(np.full((256, 256), 71, np.uint8)).save(folders[1] / "labels_semantic" / "2.png")
-    faults = faults_of(lambda: list(load(trees, "avss", split="train", streaming=streaming)))
-    assert "RGB [[1, 2, 3]], first at row 7, column 9" in faults["0.png"]
-    # Streaming tells before the next row, preparing tells of all.
-    assert streaming or "holds 71; class indexes go from 0" in faults["2.png"]
+    problems = problems_of(lambda: list(load(trees, "avss", split="train", streaming=streaming)))
+    assert "RGB [[1, 2, 3]], first at row 7, column 9" in problems["0.png"]
+    # Streaming reports a problem before the next row, preparing reports all.
+    assert streaming or "class indexes from 0 (background) to 70, got 71" in problems["2.png"]
 
 
-def test_faults_survive_the_way_out_of_a_process(trees, load):
+def test_problems_found_in_another_process_are_kept(trees, load):
     paths = sorted(trees.glob(f"{S4}/s4_data/gt_masks/train/*/*/*.png"))
     Image.fromarray(np.full((224, 224), 9, np.uint8)).save(paths[0])
-    faults = faults_of(lambda: load(trees, "s4", split="train", num_proc=2))
-    assert "grey values 9" in faults[paths[0].name]
+    problems = problems_of(lambda: load(trees, "s4", split="train", num_proc=2))
+    assert "got 9 (mode L)" in problems[paths[0].name]
 
 
-def test_a_damaged_png_between_whole_ends_is_named(trees, load):
+def test_a_png_damaged_in_the_middle_is_listed(trees, load):
     path = next((trees / MS3).glob("ms3_data/visual_frames/*/*_3.png"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
     split = "train" if any(path.parent.name in row for row in rows_of(trees, MS3, "ms3_meta_data.csv")[:1]) else "test"
-    assert "damaged" in faults_of(lambda: load(trees, "ms3", split=split))[path.name]
+    assert "Damaged" in problems_of(lambda: load(trees, "ms3", split=split))[path.name]
 
 
-def test_a_mask_of_another_size_is_named(trees, load):
+def test_a_mask_of_another_size_is_listed(trees, load):
     path = next((trees / MS3).glob("ms3_data/gt_masks/train/*/*_2.png"))
     Image.fromarray(np.zeros((100, 224), np.uint8)).save(path)
-    faults = faults_of(lambda: load(trees, "ms3", split="train"))
-    assert "differ in (height, width)" in next(iter(faults.values())) and path.name in next(iter(faults.values()))
+    problems = problems_of(lambda: load(trees, "ms3", split="train"))
+    assert "Expected one (height, width)" in next(iter(problems.values())) and path.name in next(
+        iter(problems.values())
+    )
 
 
 @pytest.mark.parametrize("wrong", ["../../x", "..", "a/b", "/etc/passwd", "C:\\x", ""])
 @pytest.mark.parametrize(("name", "table"), [("s4", f"{S4}/s4_meta_data.csv"), ("avss", f"{AVSS}/metadata.csv")])
-def test_a_path_that_climbs_out_is_named(trees, load, wrong, name, table):
+def test_a_path_outside_the_folder_is_rejected(trees, load, wrong, name, table):
     line = {"s4": f"{wrong},0,race_car,train", "avss": f"x,{wrong},0,0,bird,train,v2"}[name]
     edit(trees / table, lambda text: f"{text}{line}\n")
-    assert "no plain file name" in next(iter(faults_of(lambda: load(trees, name)).values()))
+    assert "Expected a plain file name" in next(iter(problems_of(lambda: load(trees, name)).values()))
 
 
-def test_a_byte_order_mark_and_a_missing_header_are_read(trees, load):
+def test_a_byte_order_mark_and_a_missing_header_are_accepted(trees, load):
     table = trees / MS3 / "ms3_meta_data.csv"
     rows = table.read_text().splitlines()[1:]
     table.write_text("\n".join(rows), encoding="utf-8-sig")
     assert [row["id"] for row in load(trees, "ms3", split="train")] == [rows[0].split(",")[0]]
 
 
-def test_an_avss_table_with_other_columns_is_refused(trees, load):
+def test_an_avss_table_with_other_columns_is_rejected(trees, load):
     edit(trees / AVSS / "metadata.csv", lambda text: text.replace("a_obj,split", "split,a_obj"))
-    assert "expected 'vid,uid,s_min,s_sec,a_obj,split,label'" in faults_of(lambda: load(trees, "avss"))["metadata.csv"]
+    assert (
+        "Expected the header 'vid,uid,s_min,s_sec,a_obj,split,label'"
+        in problems_of(lambda: load(trees, "avss"))["metadata.csv"]
+    )
 
 
-def test_another_numbering_of_classes_is_refused(trees, load):
+def test_other_class_numbers_are_rejected(trees, load):
     path = trees / AVSS / "label2idx.json"
     path.write_text(path.read_text(), encoding="utf-8-sig")
     load(trees, "avss", split="val", streaming=True)
     edit(path, lambda text: text.replace("violin", "fiddle"))
-    assert "numbers other classes" in faults_of(lambda: load(trees, "avss"))["label2idx.json"]
+    assert "Expected the published numbers" in problems_of(lambda: load(trees, "avss"))["label2idx.json"]
     path.write_text("{")
-    assert "is no JSON" in faults_of(lambda: load(trees, "avss"))["label2idx.json"]
+    assert "Invalid JSON" in problems_of(lambda: load(trees, "avss"))["label2idx.json"]
     path.unlink()
     assert len(load(trees, "avss", split="val")) == 1
 
 
-def test_ids_beginning_with_a_hyphen_are_files_like_others(trees, load):
+def test_ids_may_begin_with_a_hyphen(trees, load):
     name = rows_of(trees, MS3, "ms3_meta_data.csv")[0][0]
     for path in sorted(trees.glob(f"{MS3}/ms3_data/**/*{name}*"), key=lambda path: -len(path.parts)):
         os.rename(path, path.with_name(path.name.replace(name, "-rf")))
@@ -267,7 +275,7 @@ def test_ids_beginning_with_a_hyphen_are_files_like_others(trees, load):
     assert load(trees, "ms3", split="train")[0]["id"] == "-rf"
 
 
-def test_dirty_objects(trees, load):
+def test_misspelled_objects_are_corrected_or_rejected(trees, load):
     table = trees / AVSS / "metadata.csv"
     objects = [row[4] for row in rows_of(trees, AVSS, "metadata.csv")]
     edit(table, lambda text: text.replace(f",{objects[0]},train,v1s", ",h orse,train,v1s", 1))
@@ -275,44 +283,44 @@ def test_dirty_objects(trees, load):
     rows = load(trees, "avss", split="train")
     assert rows[0]["objects"] == ["horse"] and rows[1]["objects"] == ["off-the-screen"]
     edit(table, lambda text: text.replace("h orse", "h orze"))
-    assert "'h orze'" in next(iter(faults_of(lambda: load(trees, "avss")).values()))
+    assert "'h orze'" in next(iter(problems_of(lambda: load(trees, "avss")).values()))
 
 
 @pytest.mark.parametrize(("rule", "value"), [("keep", 8), ("background", 0), ("ignore", 255)])
-def test_label_noise_is_filtered_on_request(trees, load, rule, value):
+def test_label_noise_rules(trees, load, rule, value):
     row = rows_of(trees, AVSS, "metadata.csv")[1]
     path = trees / AVSS / row[6] / row[1] / "labels_semantic" / "0.png"
     mask = np.asarray(Image.open(path)).copy()
-    mask[0, :3] = 8  # boat, which no files clip has
+    mask[0, :3] = 8  # boat, which no clip of Sounding Shapes has
     Image.fromarray(mask).save(path)
     loaded = np.asarray(load(trees, "avss", split="train", label_noise=rule)[1]["masks"][0])
     assert (loaded[0, :3] == value).all()
     np.testing.assert_array_equal(loaded[1:], mask[1:])
 
 
-# Violin's colour, blue first, is that of no class; bus's is harp's, which only a_obj can tell.
+# Violin's color with blue first is the color of no class; bus's is harp's, which only a_obj reveals.
 @pytest.mark.parametrize(
-    ("name", "mistake", "problem"),
+    ("name", "error", "problem"),
     [
         ("violin", "blue first", "blue, green, red"),
         ("bus", "blue first", "blue, green, red"),
         ("bus", "one too high", "one too high"),
     ],
 )
-def test_systematic_mistakes_are_found(trees, load, name, mistake, problem):
+def test_systematic_errors_are_found(trees, load, name, error, problem):
     uid = rows_of(trees, AVSS, "metadata.csv")[0][1]
     folder = trees / AVSS / "v1s" / uid
     mask = np.full((240, 320), AVSBENCH_SEMANTIC_LABELS.index(name), np.uint8)
     edit(trees / AVSS / "metadata.csv", lambda text: text.replace(f"{uid},0,0,bus", f"{uid},0,0,{name}"))
-    if mistake == "blue first":
+    if error == "blue first":
         shutil.rmtree(folder / "labels_semantic")
         Image.fromarray(voc_palette()[mask][..., ::-1].copy()).save(folder / "labels_rgb" / "0.png")
     else:
         Image.fromarray(mask + np.uint8(1)).save(folder / "labels_semantic" / "0.png")
-    assert problem in faults_of(lambda: load(trees, "avss", split="train"))["0.png"]
+    assert problem in problems_of(lambda: load(trees, "avss", split="train"))["0.png"]
 
 
-def test_pickles_are_read_only_on_request_and_run_nothing(trees, load, tmp_path):
+def test_pickles_are_read_only_on_request_and_execute_nothing(trees, load, tmp_path):
     class Malicious:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/executed",)
@@ -323,7 +331,7 @@ def test_pickles_are_read_only_on_request_and_run_nothing(trees, load, tmp_path)
     pickled.parent.mkdir(parents=True)
     pickled.write_bytes(pickle.dumps(Malicious()))
     assert "log_mel" not in load(trees, "s4", split="val").column_names
-    assert "posix.system" in faults_of(lambda: load(trees, "s4", split="val", log_mel=True))[pickled.name]
+    assert "posix.system" in problems_of(lambda: load(trees, "s4", split="val", log_mel=True))[pickled.name]
     assert not (tmp_path / "executed").exists()
 
     waveform, rate = read_audio(wav)
@@ -338,29 +346,131 @@ def test_pickles_are_read_only_on_request_and_run_nothing(trees, load, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"name": "s5"}, "'s5'; choose one of"),
-        ({"name": "s4", "split": "valid"}, "'valid'; choose"),
-        ({"name": "s4", "split": "test"}, "no clips of split 'test'"),
-        ({"name": "s4", "label_noise": "ignore"}, "is for avss"),
-        ({"name": "avss", "label_noise": "drop"}, "'drop'; choose"),
-        ({"name": "avss", "log_mel": True}, "without log-mel"),
-        ({"name": "ms3", "frames_per_second": 2}, "one's own videos"),
+        ({"name": "s5"}, "got 's5'"),
+        ({"name": "s4", "split": "valid"}, "got 'valid'"),
+        ({"name": "s4", "split": "test"}, "No clips of split 'test'"),
+        ({"name": "s4", "label_noise": "ignore"}, "applies to avss only"),
+        ({"name": "avss", "label_noise": "drop"}, "got 'drop'"),
+        ({"name": "avss", "log_mel": True}, "has no log-mel files"),
+        ({"name": "ms3", "frames_per_second": 2}, "applies to custom folders only"),
         ({"name": "folder", "frames_per_second": 0}, "positive"),
-        ({"name": "ms3", "faulty": "ignore"}, "'ignore'; choose"),
-        ({"name": "folder"}, "clips.csv: missing"),
+        ({"name": "ms3", "on_error": "ignore"}, "got 'ignore'"),
+        ({"name": "folder"}, "clips.csv: Missing"),
     ],
 )
-def test_wrong_arguments_are_refused(written, load, arguments, match):
+def test_invalid_arguments_are_rejected(written, load, arguments, match):
     with pytest.raises(ValueError, match=match):
         load(written, **arguments)
 
 
-def test_a_root_without_a_tree_is_refused(tmp_path, load):
-    with pytest.raises(AVSBenchError, match="s4_meta_data.csv: missing in .*Single-source"):
+def test_a_root_without_a_table_is_rejected(tmp_path, load):
+    with pytest.raises(AVSBenchError, match="s4_meta_data.csv: Missing in .*Single-source"):
         load(tmp_path, "s4")
 
 
 def test_masks_are_stored_as_class_indexes_in_png(written, load):
     data = load(written, "ms3", split="train").with_format("arrow")[0]["masks"][0][0]["bytes"].as_py()
-    picture = Image.open(BytesIO(data))
-    assert picture.format == "PNG" and picture.mode == "L" and set(np.unique(picture)) == {0, 1}
+    image = Image.open(BytesIO(data))
+    assert image.format == "PNG" and image.mode == "L" and set(np.unique(image)) == {0, 1}
+
+
+@pytest.fixture
+def custom_folder(tmp_path):
+    """Write two videos of two seconds, the second without masks."""
+    root = tmp_path / "custom"
+    (root / "videos").mkdir(parents=True)
+    frames = [np.full((48, 64, 3), 40 * (k // 10), np.uint8) for k in range(20)]
+    for name in ("dog", "cat"):
+        write_video(root / f"videos/{name}.mp4", frames, 10, np.zeros(32000, np.float32), 16000)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:, 32:] = 255
+    (root / "masks/dog").mkdir(parents=True)
+    Image.fromarray(mask).save(root / "masks/dog/1.png")
+    (root / "clips.csv").write_text(
+        "video,split,masks,objects\nvideos/dog.mp4,train,masks/dog,dog\nvideos/cat.mp4,train,,\n"
+    )
+    return root
+
+
+def test_custom_folder(custom_folder, load):
+    rows = list(load(custom_folder, "folder", split="train"))
+    assert [row["id"] for row in rows] == ["videos/dog.mp4", "videos/cat.mp4"]
+    assert rows[0]["annotated_frames"] == [False, True] and rows[1]["annotated_frames"] == [False, False]
+    assert np.asarray(rows[0]["masks"][1])[0].tolist() == [0] * 32 + [1] * 32
+    assert rows[0]["objects"] == ["dog"] and rows[1]["objects"] is None
+    assert abs(np.asarray(rows[0]["frames"][1]).mean() - 40) < 2
+    assert read_audio(rows[0]["audio"]["bytes"])[0].shape[-1] >= 32000
+    assert label_names(custom_folder, "folder") == ("sounding",)
+    assert len(load(custom_folder, "folder", split="train", frames_per_second=4.0)[0]["frames"]) == 8
+
+
+def test_custom_folder_with_classes(custom_folder, load):
+    (custom_folder / "classes.txt").write_text("background\ndog\ncat\n")
+    assert label_names(custom_folder, "folder") == ("background", "dog", "cat")
+    assert (
+        "class indexes from 0 (background)"
+        in problems_of(lambda: load(custom_folder, "folder", split="train"))["1.png"]
+    )
+    Image.fromarray(np.full((48, 64), 2, np.uint8)).save(custom_folder / "masks/dog/1.png")
+    assert np.asarray(load(custom_folder, "folder", split="train")[0]["masks"][1]).min() == 2
+
+
+def test_masks_are_prepared_again_under_other_classes(custom_folder, load):
+    load(custom_folder, "folder", split="train")
+    (custom_folder / "classes.txt").write_text("background\ndog\n")
+    problems = problems_of(lambda: load(custom_folder, "folder", split="train"))
+    assert "class indexes from 0 (background)" in problems["1.png"]
+
+
+def test_problems_of_a_custom_folder_are_listed(custom_folder, load):
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(custom_folder / "masks/dog/2.png")
+    Image.fromarray(np.zeros((20, 64), np.uint8)).save(custom_folder / "masks/dog/0.png")
+    problems = problems_of(lambda: load(custom_folder, "folder"))
+    assert "The video has 2 frames" in problems["2.png"] and "got (20, 64)" in problems["0.png"]
+    (custom_folder / "masks/dog/two.png").write_bytes(b"x")
+    (custom_folder / "videos/cat.mp4").unlink()
+    problems = problems_of(lambda: load(custom_folder, "folder"))
+    assert "number of its frame" in problems["two.png"] and "Missing" in problems["cat.mp4"]
+    (custom_folder / "clips.csv").write_text("video,split\n../x.mp4,train\n/etc/passwd,train\n")
+    with pytest.raises(AVSBenchError, match=r"(?s)line 2.*\.\./x.*line 3.*/etc/passwd"):
+        load(custom_folder, "folder")
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ("clip,split\nvideos/dog.mp4,train\n", "got 'clip,split'"),
+        ("video,split,video\nvideos/dog.mp4,train,x\n", "Expected the header"),
+        ("video,split\n", "no clips"),
+        ("video,split\nvideos/dog.mp4\n", "Expected 2 values (video, split), got 1"),
+        ("video,split\nvideos/dog.mp4,training\n", "Unknown split 'training'"),
+        ("video,split\nvideos/dog.mp4,train\nvideos/dog.mp4,val\n", "is already in another line"),
+        (
+            "video,split\n./videos/dog.mp4,train\nvideos//dog.mp4,val\n",
+            "'videos/dog.mp4' is already in another line",
+        ),
+        ("video,split,masks\nvideos/dog.mp4,train,masks/../../x\n", "as masks, got 'masks/../../x'"),
+        ("video,split,masks\nvideos/dog.mp4,train,masks/cat\n", "No masks found"),
+    ],
+)
+def test_unusable_tables_of_a_custom_folder_are_rejected(custom_folder, load, table, problem):
+    (custom_folder / "clips.csv").write_text(table)
+    with pytest.raises(AVSBenchError) as caught:
+        load(custom_folder, "folder")
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("names", ["background\n", "background\ndog\ndog\n", ""])
+def test_class_names_must_be_different(custom_folder, names):
+    (custom_folder / "classes.txt").write_text(names)
+    with pytest.raises(AVSBenchError, match="classes.txt: Expected 2 to 255 different names"):
+        label_names(custom_folder, "folder")
+
+
+def test_class_names_in_utf8_with_byte_order_mark(custom_folder):
+    path = custom_folder / "classes.txt"
+    path.write_bytes("background\r\ncafé\r\n".encode("utf-8-sig"))
+    assert label_names(custom_folder, "folder") == ("background", "café")
+    path.write_bytes("background\ncafé\n".encode("latin-1"))
+    with pytest.raises(AVSBenchError, match=r"classes.txt, line 2: Byte 0xe9 is not UTF-8"):
+        label_names(custom_folder, "folder")

@@ -1,3 +1,5 @@
+"""Tests of dataset_scripts/avsbench/check.py and of `python -m pcmanet.dataset_scripts.avsbench check`."""
+
 import shutil
 
 import numpy as np
@@ -21,43 +23,46 @@ def trees(written, tmp_path):
     return tmp_path / "data"
 
 
-def test_whole_trees_are_reported_beside_the_published_counts(written, capsys):
+def test_complete_trees_are_reported_next_to_the_published_counts(written, capsys):
     assert main(["check", str(written)]) == 0
     out = capsys.readouterr().out
-    assert "train         2       3452        2" in out and "val           1        740        1" in out
-    assert "train         2       8498        2" in out and "test          1       1554        1" in out
-    assert out.count("0 fault(s)") == 2 and len(out.splitlines()) < 24
+    assert "train         2       3452         2" in out and "val           1        740         1" in out
+    assert "train         2       8498         2" in out and "test          1       1554         1" in out
+    assert out.count("0 problem(s)") == 2 and len(out.splitlines()) < 24
 
 
-def test_faults_are_counted_and_listed(trees, capsys):
+def test_problems_are_counted_and_listed(trees, capsys):
     train = sorted(trees.glob("Single-source/s4_data/gt_masks/train/*/*/*.png"))
     Image.fromarray(np.full((224, 224), 38, np.uint8)).save(train[0])
     wav = next(trees.glob("Single-source/s4_data/audio_wav/val/*/*.wav"))
     wav.write_bytes(wav.read_bytes()[:1000])
     report = check(trees, "s4", RowSettings())
-    assert (report.clips, report.whole) == (
+    assert (report.clips, report.complete) == (
         {"train": 2, "val": 1, "test": 0},
         {"train": 1, "val": 0, "test": 0},
     )
-    assert {fault.path for fault in report.faults} == {str(train[0]), str(wav)}
-    assert len(check(trees, "s4", RowSettings(), read=False).faults) == 1
+    assert {problem.path for problem in report.problems} == {str(train[0]), str(wav)}
+    assert len(check(trees, "s4", RowSettings(), read=False).problems) == 1
     assert main(["check", str(trees), "--only", "s4", "--num-proc", "2"]) == 1
     out = capsys.readouterr().out
-    assert f"FAULT {train[0]}: a picture of mode L with grey values 38" in out and "2 fault(s)" in out
+    assert (
+        f"problem: {train[0]}: Expected the gray values 0 and 255, or 0 and 1, in a mask, got 38" in out
+        and "2 problem(s)" in out
+    )
 
 
-def test_long_lists_are_cut_unless_asked_for(trees, capsys):
+def test_long_lists_are_shortened_without_all(trees, capsys):
     for path in trees.glob("AVSBench_semantic/v*/*/*/*"):
         path.write_bytes(b"")
     main(["check", str(trees), "--only", "avss", "--quick"])
     cut = capsys.readouterr().out
     main(["check", str(trees), "--only", "avss", "--quick", "--all"])
-    whole = capsys.readouterr().out
-    assert cut.count("FAULT") == 20 and "more faults; --all lists them" in cut
-    assert whole.count("FAULT") > 20 and "more faults" not in whole
+    complete = capsys.readouterr().out
+    assert cut.count("problem: ") == 20 and "more problems, list them with --all" in cut
+    assert complete.count("problem: ") > 20 and "more problems" not in complete
 
 
-def test_notes_tell_what_is_strange_without_being_wrong(trees):
+def test_notes_report_peculiarities(trees):
     table = trees / "AVSBench_semantic" / "metadata.csv"
     header, first, second, third = table.read_text().splitlines()
     first = first.replace(first.split(",")[4], "h orse")
@@ -65,26 +70,26 @@ def test_notes_tell_what_is_strange_without_being_wrong(trees):
     third = third.replace(third.split(",")[0] + ",", first.split(",")[0] + ",", 1)
     table.write_text("\n".join([header, first, second, third]))
     report = check(trees, "avss", RowSettings())
-    assert report.faults == []
+    assert report.problems == []
     assert report.notes == [
         "1 row(s) with a_obj 'h orse', read as 'horse'",
-        "1 row(s) with a_obj 'background': no class of the picture is named",
+        "1 row(s) with a_obj 'background', which names no visible class",
         "1 video(s) in more than one split (22 in the published AVSS table)",
-        "1 clip(s) whose labels are mostly of classes that a_obj does not name",
+        "1 clip(s) whose labels are mostly of classes that a_obj does not list",
     ]
 
 
-def test_colours_that_contradict_indexes_are_found(trees):
+def test_colors_that_contradict_indexes_are_found(trees):
     path = next(trees.glob("AVSBench_semantic/v1m/*/labels_rgb/1.png"))
     Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
-    (fault,) = check(trees, "avss", RowSettings()).faults
-    assert fault.path.endswith("labels_semantic/1.png") and "means something else" in fault.problem
+    (problem,) = check(trees, "avss", RowSettings()).problems
+    assert problem.path.endswith("labels_semantic/1.png") and "differ from the colors" in problem.problem
 
 
-def test_unusable_tables_and_empty_folders_are_told_apart(trees, tmp_path, capsys):
+def test_unusable_tables_and_empty_folders_have_different_exit_codes(trees, tmp_path, capsys):
     (trees / "Single-source" / "s4_meta_data.csv").write_bytes(b"")
     assert main(["check", str(trees)]) == 1
-    assert "s4_meta_data.csv: is empty" in capsys.readouterr().out
+    assert "s4_meta_data.csv: Empty table" in capsys.readouterr().out
     (tmp_path / "nothing").mkdir()
     assert main(["check", str(tmp_path / "nothing")]) == 2
-    assert "no table of clips was found" in capsys.readouterr().err
+    assert "No table of clips found" in capsys.readouterr().err

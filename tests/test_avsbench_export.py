@@ -1,3 +1,5 @@
+"""Tests of dataset_scripts/avsbench/export.py and of `python -m pcmanet.dataset_scripts.avsbench export`."""
+
 import shutil
 
 import numpy as np
@@ -13,6 +15,7 @@ from pcmanet.dataset_scripts.avsbench.export import export, push
 from pcmanet.dataset_scripts.avsbench.layouts import AVSBenchError
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
 from pcmanet.dataset_scripts.sounding_shapes import files as files_module
+from pcmanet.files import SettingsError
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def shards(folder):
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "arrow"])
-def test_an_export_is_read_and_streamed_as_the_data_it_was_made_from(written, tmp_path, capsys, file_format):
+def test_an_export_loads_and_streams_like_its_source(written, tmp_path, capsys, file_format):
     out = tmp_path / "out"
     assert main(["export", str(written), str(out), "--clips-per-shard", "2", "--format", file_format]) == 0
     assert "load_dataset(" in capsys.readouterr().out
@@ -50,32 +53,32 @@ def test_an_export_is_read_and_streamed_as_the_data_it_was_made_from(written, tm
     assert "0 background, 1 accordion" in (out / "README.md").read_text()
 
 
-def test_an_interrupted_export_leaves_nothing_to_read_and_goes_on(written, tmp_path, monkeypatch):
-    out, settle, done = tmp_path / "out", export_module._settle, []
+def test_an_interrupted_export_leaves_nothing_to_read_and_is_resumed(written, tmp_path, monkeypatch):
+    out, replace_file, done = tmp_path / "out", export_module.replace_file, []
 
-    def settle_once(aside, path):
+    def replace_once(temporary, path):
         if done:
             raise KeyboardInterrupt
         done.append(path.name)
-        settle(aside, path)
+        replace_file(temporary, path)
 
-    monkeypatch.setattr(export_module, "_settle", settle_once)
+    monkeypatch.setattr(export_module, "replace_file", replace_once)
     with pytest.raises(KeyboardInterrupt):
         export(written, out, "s4", RowSettings(), clips_per_shard=1)
     assert shards(out) == [] and shards(out / ".s4.partial") == done
     first = (out / ".s4.partial" / done[0]).stat()
 
-    monkeypatch.setattr(export_module, "_settle", settle)
-    (out / ".s4.partial" / ".train-00001-of-00003.parquet.17").write_bytes(b"half")
+    monkeypatch.setattr(export_module, "replace_file", replace_file)
+    (out / ".s4.partial" / ".pcmanet-17.parquet").write_bytes(b"half")
     folder = export(written, out, "s4", RowSettings(), clips_per_shard=1)
     assert len(shards(folder)) == 4 and (folder / done[0]).stat().st_ino == first.st_ino
     assert sorted(path.name for path in folder.glob(".*")) == [".export.json"]
     assert [path.name for path in out.glob(".*")] == []
 
-    # Called once more there is nothing to do; other settings are another export.
+    # A complete export is not written again; other settings are another export.
     export(written, out, "s4", RowSettings(), clips_per_shard=1)
     assert (folder / done[0]).stat().st_mtime_ns == first.st_mtime_ns
-    with pytest.raises(FileExistsError, match="other files or settings"):
+    with pytest.raises(SettingsError, match="clips_per_shard is 2, was 1"):
         export(written, out, "s4", RowSettings(), clips_per_shard=2)
 
 
@@ -86,20 +89,20 @@ def test_several_processes_write_the_same_shards(written, tmp_path):
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in shards(one))
 
 
-def test_faults_stop_an_export_or_are_skipped(trees, tmp_path):
+def test_problems_stop_an_export_or_are_skipped(trees, tmp_path):
     masks = sorted(trees.glob("Single-source/s4_data/gt_masks/train/*/*/*.png"))
     Image.fromarray(np.full((224, 224), 100, np.uint8)).save(masks[0])
     Image.fromarray(np.full((224, 224), 200, np.uint8)).save(masks[1])
     with pytest.raises(AVSBenchError) as caught:
         export(trees, tmp_path / "out", "s4", RowSettings(), clips_per_shard=1)
-    assert sorted(fault.path for fault in caught.value.faults) == [str(path) for path in masks[:2]]
+    assert sorted(problem.path for problem in caught.value.problems) == [str(path) for path in masks[:2]]
     assert shards(tmp_path / "out") == []
-    folder = export(trees, tmp_path / "skipped", "s4", RowSettings(), skip_faulty=True)
+    folder = export(trees, tmp_path / "skipped", "s4", RowSettings(), on_error="skip")
     assert len(load_dataset(str(folder.parent), "s4", split="train", cache_dir=str(tmp_path / "cache"))) == 1
 
 
-def test_one_s_own_folder_is_exported(tmp_path):
-    root = tmp_path / "own"
+def test_a_custom_folder_is_exported(tmp_path):
+    root = tmp_path / "custom"
     files_module.write_clip(
         files_module.SoundingShapes("ms3", "test", length=1, height=32, width=32, num_frames=1),
         0,
@@ -118,7 +121,7 @@ def _folder(path):
     return path
 
 
-def test_push_uploads_what_is_finished_and_keeps_it_private(tmp_path, monkeypatch):
+def test_push_uploads_complete_exports_to_a_private_repository(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(export_module, "upload_folder", lambda *names, **options: calls.append((*names, options)))
     push(tmp_path, "me/data")
@@ -127,13 +130,13 @@ def test_push_uploads_what_is_finished_and_keeps_it_private(tmp_path, monkeypatc
     assert (options["repo_type"], options["private"], options["exclude"]) == ("dataset", True, [".*", "*/.*"])
 
 
-def test_a_wrong_name_for_the_hub_is_refused_before_the_work(written, tmp_path, capsys):
+def test_an_invalid_repository_name_is_rejected_before_the_export(written, tmp_path, capsys):
     assert main(["export", str(written), str(tmp_path / "out"), "--push-to-hub", "me/my data"]) == 1
     assert "Repo id must" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"file_format": "csv"}, {"clips_per_shard": 0}])
-def test_wrong_arguments_are_refused(written, tmp_path, wrong):
-    with pytest.raises(ValueError, match="must be one of"):
-        export(written, tmp_path, "s4", RowSettings(), **wrong)
+@pytest.mark.parametrize("arguments", [{"file_format": "csv"}, {"clips_per_shard": 0}, {"on_error": "ignore"}])
+def test_invalid_arguments_are_rejected(written, tmp_path, arguments):
+    with pytest.raises(ValueError, match="Expected one of"):
+        export(written, tmp_path, "s4", RowSettings(), **arguments)

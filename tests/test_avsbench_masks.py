@@ -1,4 +1,4 @@
-""""""
+"""Tests of dataset_scripts/avsbench/masks.py."""
 
 from io import BytesIO
 
@@ -7,20 +7,17 @@ import pytest
 from PIL import Image
 
 from pcmanet.dataset_scripts.avsbench.masks import (
-    decode_binary,
-    decode_colours,
-    decode_indexes,
-    encode_indexes,
+    decode_mask,
     filter_label_noise,
-    find_systematic_mistake,
-    foreign_share,
+    find_systematic_error,
+    unlisted_fraction,
     voc_palette,
 )
 
 
-def png(picture):
+def png(image):
     file = BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, "PNG")
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -28,13 +25,13 @@ SQUARE = np.zeros((6, 8), np.uint8)
 SQUARE[2:4, 1:5] = 1
 
 
-def paletted(mask, colours):
-    picture = Image.fromarray(mask)
-    picture.putpalette(np.asarray(colours, np.uint8).tobytes())
-    return picture
+def paletted(mask, colors):
+    image = Image.fromarray(mask)
+    image.putpalette(np.asarray(colors, np.uint8).tobytes())
+    return image
 
 
-def test_the_palette_is_pascal_voc_s():
+def test_voc_palette():
     assert voc_palette()[[0, 1, 2, 4, 8, 70]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
@@ -47,7 +44,7 @@ def test_the_palette_is_pascal_voc_s():
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         SQUARE,
         SQUARE * np.uint8(255),
@@ -56,20 +53,20 @@ def test_the_palette_is_pascal_voc_s():
         paletted(SQUARE, [[0, 0, 0], [255, 255, 255]]),
         np.dstack([*[SQUARE * np.uint8(255)] * 3, np.full_like(SQUARE, 255)]),
     ],
-    ids=["0 and 1", "0 and 255", "colour", "one bit", "palette", "alpha"],
+    ids=["0 and 1", "0 and 255", "color", "one bit", "palette", "alpha"],
 )
-def test_binary_masks_of_every_mode_are_read(picture):
-    np.testing.assert_array_equal(decode_binary(png(picture)), SQUARE)
+def test_binary_masks_of_every_mode(image):
+    np.testing.assert_array_equal(decode_mask(png(image), "binary"), SQUARE)
 
 
-def test_an_empty_and_a_full_mask_are_read():
-    assert decode_binary(png(np.zeros((4, 4), np.uint8))).max() == 0
-    assert decode_binary(png(np.ones((4, 4), np.uint8))).min() == 1
-    assert decode_binary(png(np.full((4, 4), 255, np.uint8))).min() == 1
+def test_empty_and_full_binary_masks():
+    assert decode_mask(png(np.zeros((4, 4), np.uint8)), "binary").max() == 0
+    assert decode_mask(png(np.ones((4, 4), np.uint8)), "binary").min() == 1
+    assert decode_mask(png(np.full((4, 4), 255, np.uint8)), "binary").min() == 1
 
 
 @pytest.mark.parametrize(
-    ("picture", "values"),
+    ("image", "values"),
     [
         (SQUARE * np.uint8(38), "0, 38"),
         (SQUARE * np.uint8(225), "0, 225"),
@@ -79,49 +76,46 @@ def test_an_empty_and_a_full_mask_are_read():
         (np.arange(48, dtype=np.uint8).reshape(6, 8), "(48 values)"),
     ],
 )
-def test_other_grey_values_are_refused_and_named(picture, values):
-    with pytest.raises(ValueError, match="a mask holds 0 and 255, or 0 and 1") as caught:
-        decode_binary(png(picture))
+def test_other_gray_values_are_rejected(image, values):
+    with pytest.raises(ValueError, match="Expected the gray values 0 and 255, or 0 and 1") as caught:
+        decode_mask(png(image), "binary")
     assert values in str(caught.value)
 
 
-def test_indexes_and_colours_mean_the_same():
+def test_indexes_and_colors_decode_to_the_same_classes():
     indexes = np.arange(71, dtype=np.uint8).reshape(1, 71)
-    np.testing.assert_array_equal(decode_indexes(png(indexes)), indexes)
-    np.testing.assert_array_equal(decode_indexes(png(paletted(indexes, voc_palette()))), indexes)
-    np.testing.assert_array_equal(decode_indexes(encode_indexes(indexes)), indexes)
-    np.testing.assert_array_equal(decode_colours(png(voc_palette()[indexes])), indexes)
-    np.testing.assert_array_equal(decode_colours(png(paletted(indexes, voc_palette()))), indexes)
+    np.testing.assert_array_equal(decode_mask(png(indexes), "indexes"), indexes)
+    np.testing.assert_array_equal(decode_mask(png(paletted(indexes, voc_palette())), "indexes"), indexes)
+    np.testing.assert_array_equal(decode_mask(png(voc_palette()[indexes]), "colors"), indexes)
+    np.testing.assert_array_equal(decode_mask(png(paletted(indexes, voc_palette())), "colors"), indexes)
 
 
-def test_every_colour_that_is_not_in_the_palette_is_refused():
-    colours = voc_palette()[np.zeros((4, 5), int)].copy()
-    colours[2, 3] = (127, 0, 0)
-    with pytest.raises(
-        ValueError, match=r"1 pixels have a colour of no class, such as RGB \[\[127, 0, 0\]\].*row 2, col"
-    ):
-        decode_colours(png(colours))
+def test_colors_outside_the_palette_are_rejected():
+    colors = voc_palette()[np.zeros((4, 5), int)].copy()
+    colors[2, 3] = (127, 0, 0)
+    with pytest.raises(ValueError, match=r"got 1 pixels of other colors such as RGB \[\[127, 0, 0\]\].*row 2, col"):
+        decode_mask(png(colors), "colors")
     with pytest.raises(ValueError, match="blue, green, red"):
-        decode_colours(png(voc_palette()[np.full((4, 5), 68)][..., ::-1].copy()))
+        decode_mask(png(voc_palette()[np.full((4, 5), 68)][..., ::-1].copy()), "colors")
 
 
-def test_indexes_beyond_the_classes_and_colours_in_their_place_are_refused():
-    with pytest.raises(ValueError, match="holds 71, 255; class indexes go from 0"):
-        decode_indexes(png(np.array([[0, 70, 71, 255]], np.uint8)))
+def test_indexes_outside_the_classes_and_color_images_are_rejected():
+    with pytest.raises(ValueError, match="class indexes from 0 .* to 70, got 71, 255"):
+        decode_mask(png(np.array([[0, 70, 71, 255]], np.uint8)), "indexes")
     with pytest.raises(ValueError, match="mode RGB"):
-        decode_indexes(png(voc_palette()[SQUARE]))
-    with pytest.raises(ValueError, match=r"holds 2; .* to 1\b"):
-        decode_indexes(png(SQUARE * np.uint8(2)), num_classes=2)
+        decode_mask(png(voc_palette()[SQUARE]), "indexes")
+    with pytest.raises(ValueError, match=r"to 1, got 2"):
+        decode_mask(png(SQUARE * np.uint8(2)), "indexes", num_classes=2)
 
 
-def test_foreign_share_counts_labelled_pixels_only():
+def test_unlisted_fraction_counts_labeled_pixels_only():
     mask = np.array([[0, 0, 7, 7, 7, 8]], np.uint8)  # 7 is bird, 8 is boat
-    assert foreign_share([mask], ["bird"]) == 0.25
-    assert foreign_share([mask, mask], ["bird", "boat"]) == 0
-    assert foreign_share([mask], ["off-the-screen"]) == foreign_share([mask * 0], ["bird"]) == 0
+    assert unlisted_fraction([mask], ["bird"]) == 0.25
+    assert unlisted_fraction([mask, mask], ["bird", "boat"]) == 0
+    assert unlisted_fraction([mask], ["off-the-screen"]) == unlisted_fraction([mask * 0], ["bird"]) == 0
 
 
-def test_label_noise_rules():
+def test_filter_label_noise():
     mask = np.array([[0, 7, 8]], np.uint8)
     assert filter_label_noise(mask, ["bird"], "keep").tolist() == [[0, 7, 8]]
     assert filter_label_noise(mask, ["bird"], "background").tolist() == [[0, 7, 0]]
@@ -129,9 +123,9 @@ def test_label_noise_rules():
     assert filter_label_noise(mask, ["off-the-screen"], "background").tolist() == [[0, 0, 0]]
 
 
-def test_noise_is_no_systematic_mistake():
+def test_label_noise_is_not_a_systematic_error():
     bird, boat = np.full((4, 4), 7, np.uint8), np.full((4, 4), 8, np.uint8)
-    assert find_systematic_mistake([bird], ["bird"]) is None
-    assert find_systematic_mistake([bird], ["dog"]) is None
-    assert find_systematic_mistake([bird, boat], ["bird"]) is None
-    assert "one too high" in find_systematic_mistake([boat], ["bird"])
+    assert find_systematic_error([bird], ["bird"]) is None
+    assert find_systematic_error([bird], ["dog"]) is None
+    assert find_systematic_error([bird, boat], ["bird"]) is None
+    assert "one too high" in find_systematic_error([boat], ["bird"])

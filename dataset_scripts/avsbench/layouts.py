@@ -1,32 +1,49 @@
-"""AVSBench's three trees as downloaded: where the files of every clip lie, from the tables of clips.
+"""Find the clips of a data set and the paths of their files, from its table of clips.
 
-Every fact about the layouts stands here once: S4 and MS3 of AVSBench-object (Zhou et al., ECCV 2022) and AVSS of
-AVSBench-semantic (Zhou et al., 2023). Nothing here opens a picture or a sound; `avsbench_files` does.
+Four layouts are known: S4 and MS3 of AVSBench-object (Zhou et al., ECCV 2022) and AVSS of AVSBench-semantic (Zhou et al.,
+2023) as published, and a custom folder of videos:
+
+    clips.csv           a header and one line per clip: video,split and optionally masks,objects
+    classes.txt         only for semantic masks: one class per line, the background first
+    videos/dog.mp4      any video with audio
+    masks/dog/0.png     the mask of the frame in second 0; seconds without a file are not annotated
+
+`video` and `masks` are paths inside the folder, `objects` are names joined by `_`. Without classes.txt, masks hold 0 and
+255 (or 0 and 1); with it, class indexes. Masks have the size of the video.
+
+This file reads tables only. `rows` opens images, audio and video.
 """
 
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 
 
 SPLITS = ("train", "val", "test")
-SHOWN_FAULTS = 100  # lines of an error message; the exception holds them all
+SHOWN_PROBLEMS = 100  # lines of an error message; the exception holds all problems
+
+Result = TypeVar("Result")
+
+
+# Problems of the data
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with one file.
+    """One problem of one file.
 
     Attributes:
-        clip: Whose file it is; empty if it belongs to no clip.
+        clip: Name of the clip that needs the file; empty if the file belongs to no clip.
         path: The file or folder, for tables with the line.
-        problem: What came, what was expected, what to do.
+        problem: What was found, what is expected and what to do.
     """
 
     clip: str
@@ -38,20 +55,155 @@ class Problem:
 
 
 class AVSBenchError(ValueError):
-    """Data that cannot be used. The message names every file, up to `SHOWN_FAULTS`; `faults` holds them all."""
+    """Data that cannot be used. The message lists up to `SHOWN_PROBLEMS` files; `problems` holds all of them."""
 
-    def __init__(self, faults: Sequence[Problem] | str) -> None:
-        # An error in a worker of a DataLoader comes back as its text alone.
-        self.faults = [] if isinstance(faults, str) else list(faults)
-        super().__init__(faults)
+    def __init__(self, problems: Sequence[Problem] | str) -> None:
+        # A DataLoader re-raises an error of a worker from its text alone.
+        self.problems = [] if isinstance(problems, str) else list(problems)
+        super().__init__(problems)
 
     def __str__(self) -> str:
-        if not self.faults:
+        if not self.problems:
             return str(self.args[0])
-        shown = [f"  {fault}" for fault in self.faults[:SHOWN_FAULTS]]
-        if len(self.faults) > SHOWN_FAULTS:
-            shown.append(f"  ... and {len(self.faults) - SHOWN_FAULTS} more, in `faults` of this exception")
-        return "\n".join([f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)} in the data:", *shown])
+        shown = [f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
+        if len(self.problems) > SHOWN_PROBLEMS:
+            shown.append(f"  ... and {len(self.problems) - SHOWN_PROBLEMS} more, see `problems` of this exception")
+        return "\n".join([f"Found {len(self.problems)} problem(s) in the data:", *shown])
+
+
+class ProblemCollector:
+    """Collect the problems of all files of a clip before raising any of them.
+
+    Args:
+        clip: Name of the clip.
+    """
+
+    def __init__(self, clip: str) -> None:
+        self.clip = clip
+        self.problems: list[Problem] = []
+
+    def run(self, function: Callable[..., Result], path: str, *arguments: Any) -> Result | None:
+        """Call a function on a file; record a ValueError or OSError as a problem and return None."""
+        try:
+            return function(path, *arguments)
+        except (ValueError, OSError) as error:
+            self.problems.append(Problem(self.clip, path, str(error)))
+        return None
+
+    def finish(self) -> None:
+        """Raise AVSBenchError if any call failed."""
+        if self.problems:
+            raise AVSBenchError(self.problems)
+
+
+# Clips and their files
+
+
+@dataclass(frozen=True)
+class ClipFiles:
+    """The paths of the files of an AVSBench clip; the files may be missing.
+
+    Attributes:
+        id: The published name: S4 `name`, MS3 `video_id`, AVSS `uid`.
+        video: The source video; the same as `id` except in AVSS (`vid`).
+        split: "train", "val" or "test".
+        subset: "s4", "ms3", or AVSS's "v1s", "v1m", "v2".
+        category: S4's category, else None.
+        objects: Names of the sounding objects, None where AVSBench does not list them (MS3).
+        frames: One image per second.
+        masks: One per frame, None where the frame is not annotated.
+        mask_encoding: "binary", "indexes" or, for `labels_rgb`, "colors" of the VOC palette.
+        audio: The wav file.
+        log_mel: The published log-mel features, None where none exist (AVSS).
+    """
+
+    id: str
+    video: str
+    split: str
+    subset: str
+    category: str | None
+    objects: tuple[str, ...] | None
+    frames: tuple[str, ...]
+    masks: tuple[str | None, ...]
+    mask_encoding: str
+    audio: str
+    log_mel: str | None
+
+    @property
+    def paths(self) -> list[str]:
+        """All files of the clip."""
+        return [*self.frames, *(mask for mask in self.masks if mask), self.audio, *filter(None, [self.log_mel])]
+
+
+@dataclass(frozen=True)
+class CustomClipFiles:
+    """The paths of the files of a clip in a custom folder; the files may be missing.
+
+    Attributes:
+        id: The path of the video inside the folder, in its shortest form.
+        split: "train", "val" or "test".
+        objects: Names of the sounding objects, None if the table lists none.
+        audio: The video file, which holds frames and audio.
+        masks: Folder of the masks, None if no frame is annotated.
+        num_classes: Classes of semantic masks; 0 for binary masks.
+    """
+
+    id: str
+    split: str
+    objects: tuple[str, ...] | None
+    audio: str
+    masks: str | None
+    num_classes: int
+
+    @property
+    def paths(self) -> list[str]:
+        """All files of the clip."""
+        return [self.audio, *self.mask_files.values()]
+
+    @property
+    def mask_files(self) -> dict[str, str]:
+        """Path of each mask by its name without suffix, which is the number of its frame."""
+        names = sorted(os.listdir(self.masks)) if self.masks and os.path.isdir(self.masks) else []
+        return {os.path.splitext(name)[0]: os.path.join(self.masks or "", name) for name in names if name[0] != "."}
+
+
+Clip = ClipFiles | CustomClipFiles
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A data set on disk and its clips.
+
+    Attributes:
+        table: The table of clips.
+        clips: All splits, in the order of the table.
+        notes: Corrections and peculiarities of the table that are not errors.
+    """
+
+    table: Path
+    clips: list[Clip]
+    notes: list[str] = field(default_factory=list)
+
+
+def have_disjoint_objects(other: Collection[str] | None, objects: Collection[str] | None) -> bool:
+    """Return whether the audio of one clip certainly belongs to no sounding object of another clip.
+
+    AVSBench's `objects` list what sounds, not what is visible: no table lists a silent dog in the frame.
+
+    Args:
+        other: Objects of the clip that provides the audio.
+        objects: Objects of the clip that receives it.
+
+    Returns:
+        True if the clips share no object. False where either list is unknown (MS3), and where `other` contains
+        "background" or "off-the-screen", because those may stand for any class.
+    """
+    if not other or not objects or set(other) & set(NO_CLASS):
+        return False
+    return not set(other) & set(objects)
+
+
+# Tables
 
 
 def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[tuple[int, list[str]]]:
@@ -59,97 +211,90 @@ def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[t
 
     Args:
         path: A csv file in UTF-8, with or without byte order mark.
-        columns: By position.
-        named_header: Whether the first line must hold exactly these names. Otherwise it is taken for a header unless it
-            ends in the name of a split.
+        columns: Column names by position.
+        named_header: Whether the first line must hold exactly these names. Otherwise the first line counts as a header
+            unless it ends in the name of a split.
 
     Returns:
         Line number and values, stripped of white space, of each row.
 
     Raises:
-        AVSBenchError: If the file is empty, not UTF-8, or has other columns; every bad line is named.
+        AVSBenchError: If the file is empty, not UTF-8, or has other columns; the error lists every such line.
     """
-    lines = read_lines(path)
+    lines = _read_lines(path)
     if named_header or lines[0][1][-1] not in SPLITS:
         line, header = lines.pop(0)
         if named_header and tuple(header) != tuple(columns):
-            problem = f"the header is {','.join(header)!r}, expected {','.join(columns)!r}"
+            problem = f"Expected the header {','.join(columns)!r}, got {','.join(header)!r}"
             raise AVSBenchError([Problem("", f"{path}, line {line}", problem)])
-    require_columns(path, lines, columns)
+    _require_columns(path, lines, columns)
     return lines
 
 
-def read_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Read a csv file in UTF-8.
-
-    Args:
-        path: Of the file.
-
-    Returns:
-        Line number and values, stripped of white space, of each line that is not blank; at least one.
-
-    Raises:
-        AVSBenchError: If the file is empty, not UTF-8, or no csv.
-    """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Read line number and values of each line of a csv file that is not blank; at least one line."""
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     try:
         lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
     except csv.Error as error:
-        raise AVSBenchError([Problem("", f"{path}, line {reader.line_num}", f"is no csv: {error}")]) from error
+        raise AVSBenchError([Problem("", f"{path}, line {reader.line_num}", f"Invalid csv: {error}")]) from error
     lines = [(line, values) for line, values in lines if any(values)]
     if not lines:
-        raise AVSBenchError([Problem("", str(path), "is empty, not even a header; get the table again")])
+        raise AVSBenchError([Problem("", str(path), "Empty table without a header. Download it again.")])
     return lines
 
 
-def require_columns(path: Path, lines: Sequence[tuple[int, list[str]]], columns: Sequence[str]) -> None:
-    """Raise AVSBenchError if there is no line, or naming each that has not one value per column."""
-    faults = [
-        Problem("", f"{path}, line {line}", f"{len(values)} values, expected {len(columns)}: {', '.join(columns)}")
+def _require_columns(path: Path, lines: Sequence[tuple[int, list[str]]], columns: Sequence[str]) -> None:
+    """Raise AVSBenchError if no line is left, or for each line without one value per column."""
+    problems = [
+        Problem(
+            "", f"{path}, line {line}", f"Expected {len(columns)} values ({', '.join(columns)}), got {len(values)}"
+        )
         for line, values in lines
         if len(values) != len(columns)
     ]
     if not lines:
-        faults = [Problem("", str(path), "holds a header but no clips; get the table again")]
-    if faults:
-        raise AVSBenchError(faults)
+        problems = [Problem("", str(path), "The table has a header but no clips. Download it again.")]
+    if problems:
+        raise AVSBenchError(problems)
 
 
-def read_text(path: Path) -> str:
-    """Read a text file in UTF-8, with or without byte order mark.
-
-    Raises:
-        AVSBenchError: If it is not UTF-8, naming the line.
-    """
+def _read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without byte order mark; AVSBenchError gives the line of another encoding."""
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        problem = f"byte 0x{data[error.start]:02x} is not UTF-8 (Latin-1 or another encoding?); save the file as UTF-8"
+        problem = (
+            f"Byte 0x{data[error.start]:02x} is not UTF-8 (Latin-1 or another encoding?). Save the file as UTF-8."
+        )
         raise AVSBenchError([Problem("", f"{path}, line {line}", problem)]) from error
 
 
-def require_name(value: str, what: str) -> str:
-    """Return a value that can be the name of one file or folder and nothing else.
-
-    Raises:
-        ValueError: If it is empty or leads elsewhere.
-    """
+def _require_name(value: str, column: str) -> str:
+    """Return a value that is a plain file name, which cannot lead out of the data set; else raise ValueError."""
     if not value or value in (".", "..") or any(sign in value for sign in ("/", "\\", "\0", ":")):
-        raise ValueError(f"{what} {value!r} is no plain file name; a table must not lead out of its tree")
+        raise ValueError(f"Expected a plain file name as {column}, got {value!r}")
     return value
 
 
-def require_choice(value: str, what: str, choices: Sequence[str]) -> str:
-    """Return a value that is one of the choices.
+def _require_path(value: str, column: str) -> str:
+    """Return a path inside the folder in its shortest form; else raise ValueError."""
+    path = PurePosixPath(value)
+    if not path.parts or path.is_absolute() or ".." in path.parts or any(sign in value for sign in ("\\", "\0", ":")):
+        raise ValueError(f"Expected a path inside the folder with / between its parts as {column}, got {value!r}")
+    return str(path)
 
-    Raises:
-        ValueError: If it is not.
-    """
+
+def _require_choice(value: str, column: str, choices: Sequence[str]) -> str:
+    """Return a value that is one of the choices; else raise ValueError."""
     if value not in choices:
-        raise ValueError(f"{what} is {value!r}, expected one of {', '.join(choices)}")
+        raise ValueError(f"Unknown {column} {value!r}. Expected one of {', '.join(choices)}.")
     return value
+
+
+# The published layouts
 
 
 S4_CATEGORIES = (
@@ -160,22 +305,22 @@ S4_CATEGORIES = (
     "race_car",
 )
 SECONDS_OF_SUBSET = {"v1s": 5, "v1m": 5, "v2": 10}
-LABEL_NUMBERS = "label2idx.json"  # of AVSS, one-based where masks are zero-based
+LABEL_NUMBERS = "label2idx.json"  # of AVSS, counted from 1 where masks count from 0
 OBJECT_SECONDS = 5  # of S4 and MS3
 
-# What `a_obj` may hold beside class names, and the one published spelling mistake.
+# Values of `a_obj` in addition to class names, and the one published spelling mistake.
 NO_CLASS = ("background", "off-the-screen")
 CORRECTED_OBJECTS = {"h orse": "horse"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One published tree.
+    """One published data set.
 
     Attributes:
-        folder: What the tree is called as downloaded.
+        folder: Name of its folder as downloaded.
         table: Its table of clips.
-        columns: Of the table, by position.
+        columns: Columns of the table, by position.
         named_header: Whether the header is known to hold exactly these names (S4's first name is not known).
         published: Clips per split.
     """
@@ -208,174 +353,90 @@ LAYOUTS = {
 }
 
 
-@dataclass(frozen=True)
-class ClipFiles:
-    """Where the files of one clip lie; nothing says that they exist.
-
-    Attributes:
-        id: The published name: S4 `name`, MS3 `video_id`, AVSS `uid`.
-        video: Of which video it is a part; the same as `id` except in AVSS (`vid`).
-        split: "train", "val" or "test".
-        subset: "s4", "ms3", or AVSS's "v1s", "v1m", "v2".
-        category: S4's category, else None.
-        objects: Names of what sounds, None where AVSBench does not tell (MS3).
-        frames: One picture per second.
-        masks: One per frame, None where the frame is not annotated.
-        colour_coded: Whether masks are `labels_rgb`, VOC-palette colours in place of class indexes.
-        audio: The wav.
-        log_mel: The published features, None where there are none (AVSS).
-    """
-
-    id: str
-    video: str
-    split: str
-    subset: str
-    category: str | None
-    objects: tuple[str, ...] | None
-    frames: tuple[str, ...]
-    masks: tuple[str | None, ...]
-    colour_coded: bool
-    audio: str
-    log_mel: str | None
-
-    @property
-    def paths(self) -> list[str]:
-        """All files of the clip."""
-        return [*self.frames, *(mask for mask in self.masks if mask), self.audio, *filter(None, [self.log_mel])]
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A tree that was found, and its clips.
-
-    Attributes:
-        path: Folder of the table.
-        table: The table of clips.
-        clips: In the order of the table.
-        notes: What was put right or is strange without being wrong, for people.
-    """
-
-    path: Path
-    table: Path
-    clips: list[ClipFiles]
-    notes: list[str] = field(default_factory=list)
-
-
 def find_tree(root: str | Path, name: str) -> Tree:
-    """Find one of the published trees and list its clips.
+    """Find one of the published data sets and list its clips.
 
     Args:
-        root: The tree itself, or the folder that holds it under its published name.
+        root: The folder of the data set, or the folder that contains it under its published name.
         name: "s4", "ms3" or "avss".
 
     Returns:
-        The tree, all splits.
+        The clips of all splits.
 
     Raises:
-        AVSBenchError: If there is no table of clips, or it cannot be used; every bad line is named.
-        ValueError: For another name.
+        AVSBenchError: If the table of clips is missing or cannot be used; the error lists every such line.
+        ValueError: If the name is unknown.
     """
     if name not in LAYOUTS:
-        raise ValueError(f"name is {name!r}; the published trees are {tuple(LAYOUTS)}")
-    layout, table = LAYOUTS[name], locate_table(root, name)
+        raise ValueError(f"Expected one of {tuple(LAYOUTS)} as name, got {name!r}")
+    layout, table = LAYOUTS[name], _locate_table(root, name)
     if table is None:
-        problem = f"missing in {root} and in {Path(root) / layout.folder}. Give the folder as downloaded: "
-        raise AVSBenchError([Problem("", layout.table, f"{problem}{layout.folder} or the one above it")])
+        problem = f"Missing in {root} and in {Path(root) / layout.folder}. Give the folder as downloaded: "
+        raise AVSBenchError([Problem("", layout.table, f"{problem}{layout.folder} or the folder that contains it")])
     if name == "avss":
-        _require_known_numbers(table.parent / LABEL_NUMBERS)
+        _require_published_numbers(table.parent / LABEL_NUMBERS)
     return read_clips(table, read_table(table, layout.columns, layout.named_header), name)
 
 
-def _require_known_numbers(path: Path) -> None:
-    """Raise AVSBenchError if AVSS's own table of classes is there and numbers them otherwise than we do."""
-    expected = {label: number for number, label in enumerate(AVSBENCH_SEMANTIC_LABELS, start=1)}
-    try:
-        numbers = json.loads(read_text(path)) if path.is_file() else expected
-    except json.JSONDecodeError as error:
-        raise AVSBenchError([Problem("", str(path), f"is no JSON: {error}")]) from error
-    if numbers != expected:
-        problem = "numbers other classes than the published 71, counted from 1; masks would mean other things"
-        raise AVSBenchError([Problem("", str(path), problem)])
-
-
-def locate_table(root: str | Path, name: str) -> Path | None:
-    """Find the table of clips of a published tree in a folder or under the tree's published name in it.
+def _locate_table(root: str | Path, name: str) -> Path | None:
+    """Find the table of a published data set in a folder or in the published folder inside it.
 
     Returns:
-        Its path, or None. However the folder was named, the path is one and the same: it names prepared data.
+        Its path, or None. The path does not depend on how the folder was named, because it identifies prepared data.
     """
     layout = LAYOUTS[name]
-    places = [folder.resolve() / layout.table for folder in (Path(root), Path(root) / layout.folder)]
-    return next((place for place in places if place.is_file()), None)
+    tables = [folder.resolve() / layout.table for folder in (Path(root), Path(root) / layout.folder)]
+    return next((table for table in tables if table.is_file()), None)
+
+
+def _require_published_numbers(path: Path) -> None:
+    """Raise AVSBenchError if AVSS's own table of classes exists and numbers the classes differently."""
+    expected = {label: number for number, label in enumerate(AVSBENCH_SEMANTIC_LABELS, start=1)}
+    try:
+        numbers = json.loads(_read_text(path)) if path.is_file() else expected
+    except json.JSONDecodeError as error:
+        raise AVSBenchError([Problem("", str(path), f"Invalid JSON: {error}")]) from error
+    if numbers != expected:
+        problem = "Expected the published numbers of the 71 classes, counted from 1; other numbers change the masks."
+        raise AVSBenchError([Problem("", str(path), problem)])
 
 
 def read_clips(table: Path, rows: Sequence[tuple[int, list[str]]], name: str) -> Tree:
     """Turn the rows of a table into clips.
 
     Args:
-        table: Where the rows are from; files are looked for beside it.
-        rows: Line number and values of each.
+        table: The table; paths of files are relative to its folder.
+        rows: Line number and values of each row.
         name: "s4", "ms3" or "avss".
 
     Returns:
-        The tree.
+        The clips.
 
     Raises:
-        AVSBenchError: Naming every row that cannot be used.
+        AVSBenchError: If rows cannot be used; the error lists all of them.
     """
-    place: Callable[[Path, list[str]], ClipFiles] = {"s4": _place_s4, "ms3": _place_ms3, "avss": _place_avss}[name]
-    clips, faults, lines = [], [], {}
+    locate: Callable[[Path, list[str]], ClipFiles] = {"s4": _locate_s4, "ms3": _locate_ms3, "avss": _locate_avss}[name]
+    clips: list[ClipFiles] = []
+    problems: list[Problem] = []
+    lines: dict[tuple[str, str | None, str], int] = {}
     for line, values in rows:
         try:
-            clip = place(table.parent, values)
+            clip = locate(table.parent, values)
         except ValueError as error:
-            faults.append(Problem(values[0], f"{table}, line {line}", str(error)))
+            problems.append(Problem(values[0], f"{table}, line {line}", str(error)))
             continue
         first = lines.setdefault((clip.split, clip.category, clip.id), line)
         if first != line:
-            faults.append(
-                Problem(clip.id, f"{table}, line {line}", f"clip {clip.id!r} stands in line {first} already")
-            )
+            problems.append(Problem(clip.id, f"{table}, line {line}", f"Clip {clip.id!r} is already in line {first}"))
         clips.append(clip)
-    if faults:
-        raise AVSBenchError(faults)
-    return Tree(table.parent, table, clips, list(_notes(clips, rows)))
+    if problems:
+        raise AVSBenchError(problems)
+    return Tree(table, list(clips), list(_describe_peculiarities(clips, rows)))
 
 
-def parse_objects(text: str) -> tuple[str, ...]:
-    """Split `a_obj` into names, the published spelling mistake corrected.
-
-    Raises:
-        ValueError: If a name is no class of AVSBench-semantic, nor `background` or `off-the-screen`.
-    """
-    known = (*NO_CLASS, *AVSBENCH_SEMANTIC_LABELS[1:])
-    names = [CORRECTED_OBJECTS.get(name, name) for name in text.split("_")]
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"a_obj is {text!r}, but {unknown} are none of the 70 classes, nor one of {NO_CLASS}")
-    return tuple(names)
-
-
-def share_nothing(lent: Collection[str] | None, objects: Collection[str] | None) -> bool:
-    """Tell whether the sound of one clip belongs to nothing that is heard in another, as far as the data tell.
-
-    AVSBench's `objects` name what sounds, not what is visible: a silent dog in the picture is in no table.
-
-    Args:
-        lent: Objects of the clip whose sound is lent.
-        objects: Objects of the other clip.
-
-    Returns:
-        True if no object is in both; False where either is unknown (MS3), and where a name in `lent` is none of a
-        class, because what sounds off the screen or in the background may be anything.
-    """
-    if not lent or not objects or set(lent) & set(NO_CLASS):
-        return False
-    return not set(lent) & set(objects)
-
-
-def _place_s4(tree: Path, values: list[str]) -> ClipFiles:
-    name, category = require_name(values[0], "name"), require_choice(values[2], "category", S4_CATEGORIES)
-    split, data = require_choice(values[3], "split", SPLITS), tree / "s4_data"
+def _locate_s4(root: Path, values: list[str]) -> ClipFiles:
+    name, category = _require_name(values[0], "name"), _require_choice(values[2], "category", S4_CATEGORIES)
+    split, data = _require_choice(values[3], "split", SPLITS), root / "s4_data"
     place = f"{split}/{category}/{name}"
     numbers = range(1, OBJECT_SECONDS + 1)
     masks = [str(data / f"gt_masks/{place}/{name}_{number}.png") for number in numbers]
@@ -387,16 +448,16 @@ def _place_s4(tree: Path, values: list[str]) -> ClipFiles:
         category=category,
         objects=(category,),
         frames=tuple(str(data / f"visual_frames/{place}/{name}_{number}.png") for number in numbers),
-        masks=_annotated(masks, only_first=split == "train"),
-        colour_coded=False,
+        masks=_select_annotated(masks, only_first=split == "train"),
+        mask_encoding="binary",
         audio=str(data / f"audio_wav/{place}.wav"),
         log_mel=str(data / f"audio_log_mel/{place}.pkl"),
     )
 
 
-def _place_ms3(tree: Path, values: list[str]) -> ClipFiles:
-    name, split = require_name(values[0], "video_id"), require_choice(values[1], "split", SPLITS)
-    data, numbers = tree / "ms3_data", range(1, OBJECT_SECONDS + 1)
+def _locate_ms3(root: Path, values: list[str]) -> ClipFiles:
+    name, split = _require_name(values[0], "video_id"), _require_choice(values[1], "split", SPLITS)
+    data, numbers = root / "ms3_data", range(1, OBJECT_SECONDS + 1)
     return ClipFiles(
         id=name,
         video=name,
@@ -406,20 +467,20 @@ def _place_ms3(tree: Path, values: list[str]) -> ClipFiles:
         objects=None,
         frames=tuple(str(data / f"visual_frames/{name}/{name}.mp4_{number}.png") for number in numbers),
         masks=tuple(str(data / f"gt_masks/{split}/{name}/{name}_{number}.png") for number in numbers),
-        colour_coded=False,
+        mask_encoding="binary",
         audio=str(data / f"audio_wav/{split}/{name}.wav"),
         log_mel=str(data / f"audio_log_mel/{split}/{name}.pkl"),
     )
 
 
-def _place_avss(tree: Path, values: list[str]) -> ClipFiles:
-    subset = require_choice(values[6], "label", tuple(SECONDS_OF_SUBSET))
-    split, objects = require_choice(values[5], "split", SPLITS), parse_objects(values[4])
-    folder = tree / subset / require_name(values[1], "uid")
+def _locate_avss(root: Path, values: list[str]) -> ClipFiles:
+    subset = _require_choice(values[6], "label", tuple(SECONDS_OF_SUBSET))
+    split, objects = _require_choice(values[5], "split", SPLITS), parse_objects(values[4])
+    folder = root / subset / _require_name(values[1], "uid")
     numbers = range(SECONDS_OF_SUBSET[subset])
-    # Indexes say what they mean; colours are read only where nothing else is.
-    colour_coded = not (folder / "labels_semantic").is_dir() and (folder / "labels_rgb").is_dir()
-    labels = folder / ("labels_rgb" if colour_coded else "labels_semantic")
+    # Indexes are unambiguous; colors are read only where no indexes exist.
+    colors = not (folder / "labels_semantic").is_dir() and (folder / "labels_rgb").is_dir()
+    labels = folder / ("labels_rgb" if colors else "labels_semantic")
     return ClipFiles(
         id=values[1],
         video=values[0],
@@ -428,29 +489,156 @@ def _place_avss(tree: Path, values: list[str]) -> ClipFiles:
         category=None,
         objects=objects,
         frames=tuple(str(folder / f"frames/{number}.jpg") for number in numbers),
-        masks=_annotated(
+        masks=_select_annotated(
             [str(labels / f"{number}.png") for number in numbers], only_first=(subset, split) == ("v1s", "train")
         ),
-        colour_coded=colour_coded,
+        mask_encoding="colors" if colors else "indexes",
         audio=str(folder / "audio.wav"),
         log_mel=None,
     )
 
 
-def _annotated(masks: list[str], only_first: bool) -> tuple[str | None, ...]:
-    """Of single-source training clips only the first frame is annotated."""
+def _select_annotated(masks: list[str], only_first: bool) -> tuple[str | None, ...]:
+    """Keep the masks of annotated frames: of single-source training clips only the first frame is annotated."""
     return (masks[0], *[None] * (len(masks) - 1)) if only_first else tuple(masks)
 
 
-def _notes(clips: Sequence[ClipFiles], rows: Sequence[tuple[int, list[str]]]) -> Iterator[str]:
-    """Say what was corrected and what is strange without being wrong."""
+def parse_objects(text: str) -> tuple[str, ...]:
+    """Split `a_obj` into names and correct the published spelling mistake.
+
+    Raises:
+        ValueError: If a name is neither a class of AVSBench-semantic nor "background" or "off-the-screen".
+    """
+    known = (*NO_CLASS, *AVSBENCH_SEMANTIC_LABELS[1:])
+    names = [CORRECTED_OBJECTS.get(name, name) for name in text.split("_")]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"Expected names of the 70 classes or {NO_CLASS} in a_obj {text!r}, got {unknown}")
+    return tuple(names)
+
+
+def _describe_peculiarities(clips: Sequence[ClipFiles], rows: Sequence[tuple[int, list[str]]]) -> Iterator[str]:
+    """Yield a note for each correction and each peculiarity that is not an error."""
     for wrong, right in CORRECTED_OBJECTS.items():
         count = sum(any(wrong in value.split("_") for value in values) for _, values in rows)
         if count:
             yield f"{count} row(s) with a_obj {wrong!r}, read as {right!r}"
     for name in NO_CLASS:
         if count := sum(name in (clip.objects or ()) for clip in clips):
-            yield f"{count} row(s) with a_obj {name!r}: no class of the picture is named"
+            yield f"{count} row(s) with a_obj {name!r}, which names no visible class"
     splits = Counter(video for video, _ in {(clip.video, clip.split) for clip in clips})
     if shared := sum(count > 1 for count in splits.values()):
         yield f"{shared} video(s) in more than one split (22 in the published AVSS table)"
+
+
+# The custom folder
+
+
+FOLDER = "folder"
+FOLDER_TABLE = "clips.csv"
+FOLDER_CLASSES = "classes.txt"
+REQUIRED_COLUMNS, OPTIONAL_COLUMNS = ("video", "split"), ("masks", "objects")
+MAX_CLASSES = 255  # 255 itself means "ignore"
+
+
+def find_folder(root: str | Path) -> Tree:
+    """List the clips of a custom folder.
+
+    Args:
+        root: The folder that contains clips.csv.
+
+    Returns:
+        The clips of all splits.
+
+    Raises:
+        AVSBenchError: If the table is missing or cannot be used; the error lists every such line.
+    """
+    table = Path(root).resolve() / FOLDER_TABLE
+    if not table.is_file():
+        problem = f"Missing. Write a table with the columns {', '.join(REQUIRED_COLUMNS)}."
+        raise AVSBenchError([Problem("", str(table), problem)])
+    (header_line, header), *lines = _read_lines(table)
+    allowed = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}
+    if not set(REQUIRED_COLUMNS) <= set(header) <= allowed or len(set(header)) != len(header):
+        expected = f"{','.join(REQUIRED_COLUMNS)} and optionally {','.join(OPTIONAL_COLUMNS)}"
+        problem = f"Expected the header {expected}, got {','.join(header)!r}"
+        raise AVSBenchError([Problem("", f"{table}, line {header_line}", problem)])
+    _require_columns(table, lines, header)
+    return Tree(table, _read_custom_clips(table, header, lines))
+
+
+def _read_custom_clips(table: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]]) -> list[Clip]:
+    """Turn the lines of clips.csv into clips, or raise AVSBenchError with every line that cannot be used."""
+    num_classes = len(_read_class_names(table.parent) or ())
+    clips: dict[str, CustomClipFiles] = {}
+    problems = []
+    for line, values in lines:
+        try:
+            clip = _locate_custom(table.parent, dict(zip(header, values, strict=True)), num_classes)
+        except ValueError as error:
+            problems.append(Problem("", f"{table}, line {line}", str(error)))
+            continue
+        if clips.setdefault(clip.id, clip) is not clip:
+            problem = f"Video {clip.id!r} is already in another line"
+            problems.append(Problem(clip.id, f"{table}, line {line}", problem))
+    if problems:
+        raise AVSBenchError(problems)
+    return list(clips.values())
+
+
+def _locate_custom(root: Path, values: dict[str, str], num_classes: int) -> CustomClipFiles:
+    video, masks, objects = _require_path(values["video"], "video"), values.get("masks"), values.get("objects")
+    return CustomClipFiles(
+        id=video,
+        split=_require_choice(values["split"], "split", SPLITS),
+        objects=tuple(objects.split("_")) if objects else None,
+        audio=str(root / video),
+        masks=str(root / _require_path(masks, "masks")) if masks else None,
+        num_classes=num_classes,
+    )
+
+
+def _read_class_names(root: str | Path) -> tuple[str, ...] | None:
+    """Read classes.txt: names in the order of the class indexes, the background first; None for binary masks.
+
+    Raises:
+        AVSBenchError: If the file exists but is not UTF-8, or has fewer than two names, more than 255, or duplicates.
+    """
+    path = Path(root) / FOLDER_CLASSES
+    if not path.is_file():
+        return None
+    names = tuple(line.strip() for line in _read_text(path).splitlines() if line.strip())
+    if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) != len(names):
+        problem = f"Expected 2 to {MAX_CLASSES} different names, the background first, got {len(names)} names"
+        raise AVSBenchError([Problem("", str(path), problem)])
+    return names
+
+
+# All layouts
+
+
+NAMES = (*LAYOUTS, FOLDER)
+BINARY_LABELS = ("sounding",)
+
+
+def find_names(root: str | Path) -> list[str]:
+    """Return the names of the data sets whose table of clips is in a folder."""
+    names = [name for name in LAYOUTS if _locate_table(root, name)]
+    return [*names, FOLDER] if (Path(root) / FOLDER_TABLE).is_file() else names
+
+
+def label_names(root: str | Path, name: str) -> tuple[str, ...]:
+    """Return the class names of a data set as the model configuration expects them.
+
+    Args:
+        root: As for `find_clips`.
+        name: "s4", "ms3", "avss" or "folder".
+
+    Returns:
+        ("sounding",) for binary masks, else one name per class index.
+
+    Raises:
+        AVSBenchError: If classes.txt of a custom folder cannot be used.
+    """
+    if name == "avss":
+        return AVSBENCH_SEMANTIC_LABELS
+    return (_read_class_names(root) if name == FOLDER else None) or BINARY_LABELS

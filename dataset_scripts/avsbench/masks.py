@@ -1,6 +1,7 @@
-"""AVSBench's mask files -> class indexes, or an error that says which value or colour is wrong.
+"""Decode AVSBench's mask files to class indexes.
 
-Published loaders turn what they do not know into background without a word. Here every value is looked at.
+Published loaders turn unknown values into background silently. These functions check every value and raise an error that
+names the wrong value or color.
 """
 
 from collections.abc import Sequence
@@ -11,25 +12,34 @@ import numpy as np
 from PIL import Image
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
-from pcmanet.dataset_scripts.metrics.accumulators import IGNORE_INDEX
+from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 
 
 NUM_CLASSES = len(AVSBENCH_SEMANTIC_LABELS)
-UNKNOWN_COLOUR = 255  # in the table of colours
+UNKNOWN_COLOR = 255  # in the table of colors
 LABEL_NOISE_RULES = ("keep", "background", "ignore")
 INDEX_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one number per pixel
 
-# A clip of which more than this share of the labelled pixels is foreign to `a_obj`, and at most the other share after
-# one systematic mistake is undone, was coded with that mistake; label noise is a few pixels or another object.
-FOREIGN_BEFORE, FOREIGN_AFTER = 0.9, 0.1
+# A clip has a systematic error if more than the first fraction of its labeled pixels has a class that `a_obj` does not
+# list, and at most the second fraction once the error is corrected. Label noise is a few pixels or another object.
+UNLISTED_BEFORE, UNLISTED_AFTER = 0.9, 0.1
 
-BLUE_FIRST = "its colours are in the order blue, green, red (written by OpenCV?)"
+BLUE_FIRST = "its colors are in the order blue, green, red (written by OpenCV?)"
+
+
+# Colors of the classes
 
 
 def voc_palette(count: int = NUM_CLASSES) -> np.ndarray:
-    """The colours of Pascal VOC, by which AVSBench-semantic's `labels_rgb` name the classes: uint8 (count, 3), RGB.
+    """Return the colors of Pascal VOC, which encode the classes in `labels_rgb` of AVSBench-semantic.
 
     Bits 3k, 3k + 1 and 3k + 2 of the class index are bit 7 - k of red, green and blue.
+
+    Args:
+        count: Number of classes.
+
+    Returns:
+        uint8 (count, 3), RGB.
     """
     index = np.arange(count)[:, None]
     channel = np.arange(3)
@@ -37,164 +47,147 @@ def voc_palette(count: int = NUM_CLASSES) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _class_of_colour() -> np.ndarray:
-    """uint8 (2^24,), the class of every colour, packed as red, green, blue."""
-    table = np.full(1 << 24, UNKNOWN_COLOUR, dtype=np.uint8)
+def _class_of_color() -> np.ndarray:
+    """Return uint8 (2^24,), the class of every color, packed as red, green, blue."""
+    table = np.full(1 << 24, UNKNOWN_COLOR, dtype=np.uint8)
     table[_pack(voc_palette())] = np.arange(NUM_CLASSES)
     return table
 
 
-def _pack(colours: np.ndarray) -> np.ndarray:
-    """Colours uint8 (..., 3) as one number each."""
-    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+def _pack(colors: np.ndarray) -> np.ndarray:
+    """Pack each color of uint8 (..., 3) into one number."""
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
     return (red << 16) | (green << 8) | blue
 
 
-def decode_binary(data: bytes) -> np.ndarray:
-    """Read a mask of S4 or MS3.
+# Decoding
+
+
+def decode_mask(data: bytes, encoding: str, num_classes: int = NUM_CLASSES) -> np.ndarray:
+    """Decode a mask.
 
     Args:
-        data: A picture whose grey values are 0 and 255, or 0 and 1.
+        data: An image file.
+        encoding: "binary" (S4, MS3): gray values 0 and 255, or 0 and 1. "indexes" (AVSS's `labels_semantic`): one channel
+            of class indexes. "colors" (AVSS's `labels_rgb`): colors of the VOC palette.
+        num_classes: Number of classes of "indexes".
 
     Returns:
-        uint8 (height, width), 0 or 1.
+        uint8 (height, width), class indexes; 0 and 1 for binary masks.
 
     Raises:
-        ValueError: If it holds another value.
+        ValueError: If the mask has another mode or holds another value or color.
     """
-    picture = Image.open(BytesIO(data))
-    grey = np.asarray(picture.convert("L"))
-    # Grey 1 is what a 0/1 mask holds, unless it was made out of something with colours or 16 bits.
-    values = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
+    image = Image.open(BytesIO(data))
+    if encoding == "binary":
+        return _decode_binary(image)
+    return _decode_colors(image) if encoding == "colors" else _decode_indexes(image, num_classes)
+
+
+def _decode_binary(image: Image.Image) -> np.ndarray:
+    gray = np.asarray(image.convert("L"))
+    values = np.flatnonzero(np.bincount(gray.ravel(), minlength=256))
     if set(values) <= {0, 255}:
-        return (grey > 127).astype(np.uint8)
-    if set(values) <= {0, 1} and picture.mode == "L":
-        return grey.copy()
+        return (gray > 127).astype(np.uint8)
+    # Gray 1 is the foreground of a 0/1 mask, unless the image was converted from colors or 16 bits.
+    if set(values) <= {0, 1} and image.mode == "L":
+        return gray.copy()
     raise ValueError(
-        f"a picture of mode {picture.mode} with grey values {_shorten(values)}; a mask holds 0 and 255, or 0 and 1"
+        f"Expected the gray values 0 and 255, or 0 and 1, in a mask, got {_shorten(values)} (mode {image.mode})"
     )
 
 
-def decode_indexes(data: bytes, num_classes: int = NUM_CLASSES) -> np.ndarray:
-    """Read a mask of class indexes, such as AVSS's `labels_semantic`.
-
-    Args:
-        data: A picture with one channel.
-        num_classes: How many classes there are.
-
-    Returns:
-        uint8 (height, width), each below `num_classes`.
-
-    Raises:
-        ValueError: If it has several channels or holds a higher value.
-    """
-    picture = Image.open(BytesIO(data))
-    if picture.mode not in INDEX_MODES:
-        raise ValueError(f"a picture of mode {picture.mode}; expected one channel with the class index of each pixel")
-    indexes = np.asarray(picture).astype(np.int64)
+def _decode_indexes(image: Image.Image, num_classes: int) -> np.ndarray:
+    if image.mode not in INDEX_MODES:
+        raise ValueError(f"Expected one channel with the class index of each pixel, got an image of mode {image.mode}")
+    indexes = np.asarray(image).astype(np.int64)
     if indexes.min() < 0 or indexes.max() >= num_classes:
         wrong = np.unique(indexes[(indexes < 0) | (indexes >= num_classes)])
-        raise ValueError(f"holds {_shorten(wrong)}; class indexes go from 0 (background) to {num_classes - 1}")
+        raise ValueError(f"Expected class indexes from 0 (background) to {num_classes - 1}, got {_shorten(wrong)}")
     return indexes.astype(np.uint8)
 
 
-def decode_colours(data: bytes) -> np.ndarray:
-    """Read a mask of VOC-palette colours, AVSS's `labels_rgb`.
-
-    Args:
-        data: A picture.
-
-    Returns:
-        uint8 (height, width), class indexes 0 to 70.
-
-    Raises:
-        ValueError: If a pixel has a colour of no class; the first such colours, their number and place are named.
-    """
-    colours = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
-    indexes = _class_of_colour()[_pack(colours)]
-    unknown = indexes == UNKNOWN_COLOUR
+def _decode_colors(image: Image.Image) -> np.ndarray:
+    colors = np.asarray(image.convert("RGB"))
+    indexes = _class_of_color()[_pack(colors)]
+    unknown = indexes == UNKNOWN_COLOR
     if unknown.any():
-        if (_class_of_colour()[_pack(colours[..., ::-1])] != UNKNOWN_COLOUR).all():
-            raise ValueError(f"{BLUE_FIRST}; convert it")
+        if (_class_of_color()[_pack(colors[..., ::-1])] != UNKNOWN_COLOR).all():
+            raise ValueError(f"Expected colors in the order red, green, blue, but {BLUE_FIRST}. Convert the mask.")
         row, column = np.argwhere(unknown)[0]
-        some = np.unique(colours[unknown], axis=0)[:5].tolist()
+        some = np.unique(colors[unknown], axis=0)[:5].tolist()
         raise ValueError(
-            f"{np.count_nonzero(unknown)} pixels have a colour of no class, such as RGB {some}, first at row {row}, "
-            f"column {column}; resized or JPEG-coded labels cannot be used, download them again"
+            f"Expected colors of classes, got {np.count_nonzero(unknown)} pixels of other colors such as RGB {some}, "
+            f"first at row {row}, column {column}. Resized or JPEG-compressed labels cannot be used; download them again."
         )
     return indexes
 
 
-def class_indexes(objects: Sequence[str]) -> np.ndarray:
-    """Class indexes of the names in `a_obj` that are classes of the picture, background left out."""
+def _shorten(values: np.ndarray) -> str:
+    """Format the first few of many values."""
+    shown = ", ".join(str(value) for value in values[:8])
+    return f"{shown}, ... ({len(values)} values)" if len(values) > 8 else shown
+
+
+# Comparison with the sounding objects that `a_obj` lists
+
+
+def _class_indexes(objects: Sequence[str]) -> np.ndarray:
+    """Return the class indexes of the names in `a_obj` that are classes, without the background."""
     return np.array([k for k, name in enumerate(AVSBENCH_SEMANTIC_LABELS) if k and name in objects], dtype=np.uint8)
 
 
-def foreign_share(masks: Sequence[np.ndarray], objects: Sequence[str]) -> float:
-    """Share of the labelled pixels of a clip whose class is not in `a_obj`.
+def unlisted_fraction(masks: Sequence[np.ndarray], objects: Sequence[str]) -> float:
+    """Return the fraction of the labeled pixels of a clip whose class is not in `a_obj`.
 
     Args:
         masks: uint8 (height, width) class indexes each.
         objects: Names in `a_obj`.
 
     Returns:
-        In [0, 1]; 0 if nothing is labelled or `a_obj` names no class.
+        In [0, 1]; 0 if no pixel is labeled or `a_obj` names no class.
     """
     counts = sum((np.bincount(mask.ravel(), minlength=256) for mask in masks), np.zeros(256, dtype=np.int64))
-    named = class_indexes(objects)
-    labelled = counts[1:].sum()
-    return float(1 - counts[named].sum() / labelled) if labelled and len(named) else 0.0
+    listed = _class_indexes(objects)
+    labeled = counts[1:].sum()
+    return float(1 - counts[listed].sum() / labeled) if labeled and len(listed) else 0.0
 
 
-def find_systematic_mistake(masks: Sequence[np.ndarray], objects: Sequence[str]) -> str | None:
-    """Find out whether a clip's masks fit `a_obj` only after a mistake that all of them have is undone.
+def find_systematic_error(masks: Sequence[np.ndarray], objects: Sequence[str]) -> str | None:
+    """Find an error common to all masks of a clip, after whose correction they match `a_obj`.
 
     Args:
         masks: uint8 (height, width) class indexes each.
         objects: Names in `a_obj`.
 
     Returns:
-        The mistake, or None.
+        A description of the error, or None.
     """
-    if foreign_share(masks, objects) <= FOREIGN_BEFORE:
+    if unlisted_fraction(masks, objects) <= UNLISTED_BEFORE:
         return None
-    colours = voc_palette(256)
-    from_blue = _class_of_colour()[_pack(colours[:, ::-1])]
-    mistakes = {
+    from_blue = _class_of_color()[_pack(voc_palette(256)[:, ::-1])]
+    corrected_masks = {
         BLUE_FIRST: [from_blue[mask] for mask in masks],
         "its class indexes are one too high (label2idx.json counts from 1)": [mask - (mask > 0) for mask in masks],
     }
-    for mistake, undone in mistakes.items():
-        if any(mask.any() for mask in undone) and foreign_share(undone, objects) <= FOREIGN_AFTER:
-            return f"fits a_obj {'_'.join(objects)!r} only if {mistake}; convert it"
+    for error, corrected in corrected_masks.items():
+        if any(mask.any() for mask in corrected) and unlisted_fraction(corrected, objects) <= UNLISTED_AFTER:
+            return f"The mask contradicts a_obj {'_'.join(objects)!r}: {error}. Convert the mask."
     return None
 
 
 def filter_label_noise(mask: np.ndarray, objects: Sequence[str], rule: str) -> np.ndarray:
-    """Take away the pixels of classes that `a_obj` does not name.
+    """Relabel the pixels of classes that `a_obj` does not list.
 
     Args:
         mask: uint8 (height, width), class indexes.
         objects: Names in `a_obj`.
-        rule: "keep" leaves them, "background" makes them 0, "ignore" makes them 255, which no loss or measure counts.
+        rule: "keep" leaves them, "background" makes them 0, "ignore" makes them 255, which losses and metrics ignore.
 
     Returns:
         uint8 (height, width).
     """
     if rule == "keep":
         return mask
-    foreign = ~np.isin(mask, np.append(class_indexes(objects), 0))
-    return np.where(foreign, np.uint8(0 if rule == "background" else IGNORE_INDEX), mask)
-
-
-def encode_indexes(mask: np.ndarray) -> bytes:
-    """Write class indexes uint8 (height, width) as a single-channel PNG."""
-    file = BytesIO()
-    Image.fromarray(mask).save(file, "PNG", compress_level=4)
-    return file.getvalue()
-
-
-def _shorten(values: np.ndarray) -> str:
-    """Name the first few of many values."""
-    shown = ", ".join(str(value) for value in values[:8])
-    return f"{shown}, ... ({len(values)} values)" if len(values) > 8 else shown
+    unlisted = ~np.isin(mask, np.append(_class_indexes(objects), 0))
+    return np.where(unlisted, np.uint8(0 if rule == "background" else IGNORE_INDEX), mask)

@@ -1,133 +1,65 @@
-"""The rows of a data set for audio-visual segmentation: their columns, and how the files of a clip become one.
+"""Check the files of a clip and read them as one row of a data set.
 
 | column | type | meaning |
 |---|---|---|
 | `id` | string | name of the clip |
 | `category` | string or null | S4's category |
-| `objects` | list of strings or null | what sounds somewhere in the clip; null where the data do not tell |
+| `objects` | list of strings or null | names of the sounding objects of the clip; null where the data do not list them |
 | `subset` | string | "s4", "ms3", "v1s", "v1m", "v2" or "folder" |
-| `frames` | list of pictures | as stored |
-| `timestamps` | list of float64 | moment of each frame, seconds from the start of the sound |
-| `masks` | list of pictures or nulls | class indexes (binary: 0 and 1), null where the frame is not annotated |
+| `frames` | list of images | as stored |
+| `timestamps` | list of float64 | time of each frame in seconds since the start of the audio |
+| `masks` | list of images or nulls | class indexes (binary: 0 and 1), null where the frame is not annotated |
 | `annotated_frames` | list of bool | which frames are annotated |
-| `audio` | struct of `path` and `bytes` | the sound, a wav; null if there are only log-mel features |
-| `log_mel` | float32 (frames, 1, 96, 64) | the published features, only if asked for |
+| `audio` | struct of `path` and `bytes` | the audio as a wav; null if only log-mel features exist |
+| `log_mel` | float32 (frames, 1, 96, 64) | the published features, only on request |
 """
 
+import hashlib
 import io
 import math
 import os
 import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+import struct
+import wave
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from datasets import Array4D, Features, Image, List, Value
+from datasets import Array4D, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
 
-from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
+from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, read_media
 
-from .files import read_picture
-from .layouts import SECONDS_OF_SUBSET, AVSBenchError, ClipFiles, Problem
-from .masks import (
-    LABEL_NOISE_RULES,
-    decode_binary,
-    decode_colours,
-    decode_indexes,
-    encode_indexes,
-    filter_label_noise,
-    find_systematic_mistake,
-)
+from .layouts import SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles, Problem, ProblemCollector
+from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error
 
 
 PATCH_SHAPE = (1, 96, 64)  # of VGGish
-LARGEST_FILE = 16 * 2**20  # bytes; a published file holds 5 patches, 123 kB
 
 
-def read_log_mel(path: str | Path, frames: int) -> np.ndarray:
-    """Read one `audio_log_mel` file.
-
-    Args:
-        path: Of a pickled tensor.
-        frames: How many patches it must hold.
-
-    Returns:
-        float32 (frames, 1, 96, 64).
-
-    Raises:
-        ValueError: If the file is large, damaged, asks for anything but a tensor, or holds another shape or values
-            that are not finite. Nothing of it has run then.
-    """
-    if Path(path).stat().st_size > LARGEST_FILE:
-        raise ValueError(f"has more than {LARGEST_FILE} bytes; a log-mel file holds {frames} patches of 24 kB")
-    try:
-        tensor = _TensorUnpickler(io.BytesIO(Path(path).read_bytes())).load()
-    # A damaged pickle fails in any way at all.
-    except Exception as error:
-        raise ValueError(f"is no pickled tensor, and was not run ({error}); use the wav") from error
-    if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != (frames, *PATCH_SHAPE):
-        came = f"a tensor {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
-        raise ValueError(f"holds {came}, expected a tensor {(frames, *PATCH_SHAPE)}; use the wav")
-    if not torch.isfinite(tensor).all():
-        raise ValueError("holds values that are not finite; use the wav")
-    return tensor.detach().to(torch.float32).numpy()
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Knows the names by which a tensor is pickled and refuses every other."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle may call."""
-        allowed = {
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch.storage", "_load_from_bytes"): _load_storage,
-            ("collections", "OrderedDict"): OrderedDict,
-            ("_codecs", "encode"): _encode,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return allowed[module, name]
-
-
-def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> torch.Tensor:
-    """Put a tensor on its storage; unlike torch's own function of this name it never makes the storage larger."""
-    values = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
-    return values.as_strided(size, stride, offset)
-
-
-def _load_storage(data: bytes) -> Any:
-    """Load the pickled storage inside a pickled tensor; torch's own unpickler is restricted as well."""
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch's own message advises to switch the restriction off.
-        raise pickle.UnpicklingError("its storage holds more than numbers") from error
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Write bytes as the pickle protocols before the third spell them."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
-    return text.encode("latin1")
-
-
-Result = TypeVar("Result")
+# Options and columns of rows
 
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What may be chosen about rows.
+    """Options of rows.
 
     Attributes:
-        label_noise: AVSS only, what becomes of pixels whose class `a_obj` does not name: "keep", "background", "ignore".
-        log_mel: Whether to read the published log-mel files (S4, MS3) beside the wav, which may then be missing.
-        frames_per_second: One's own videos only, at which rate frames are taken, in hertz.
+        label_noise: AVSS only, treatment of pixels whose class `a_obj` does not list: "keep", "background" or "ignore".
+        log_mel: S4 and MS3 only, whether to read the published log-mel files in addition to the wav, which may then be
+            missing.
+        frames_per_second: Custom folders only, rate at which frames are read, in hertz.
 
     Raises:
-        ValueError: If the rule is none of these, or the rate no positive number.
+        ValueError: If the rule is unknown or the rate is not a positive number.
     """
 
     label_noise: str = "keep"
@@ -136,51 +68,279 @@ class RowSettings:
 
     def __post_init__(self) -> None:
         if self.label_noise not in LABEL_NOISE_RULES:
-            raise ValueError(f"label_noise is {self.label_noise!r}; choose one of {LABEL_NOISE_RULES}")
+            raise ValueError(f"Expected one of {LABEL_NOISE_RULES} as label_noise, got {self.label_noise!r}")
         if not 0 < self.frames_per_second < math.inf:
-            raise ValueError(f"frames_per_second is {self.frames_per_second}; expected a positive number")
+            raise ValueError(f"Expected a positive number as frames_per_second, got {self.frames_per_second}")
 
 
 def row_features(log_mel: bool = False) -> Features:
-    """Types of the columns, with or without `log_mel`."""
+    """Return the types of the columns, with or without `log_mel`."""
     features = {
         "id": Value("string"),
         "category": Value("string"),
         "objects": List(Value("string")),
         "subset": Value("string"),
-        "frames": List(Image()),
+        "frames": List(ImageFeature()),
         "timestamps": List(Value("float64")),
-        "masks": List(Image()),
+        "masks": List(ImageFeature()),
         "annotated_frames": List(Value("bool")),
         "audio": {"path": Value("string"), "bytes": Value("binary")},
     }
     return Features({**features, "log_mel": Array4D((None, *PATCH_SHAPE), "float32")} if log_mel else features)
 
 
-def read_row(clip: ClipFiles, settings: RowSettings) -> dict[str, Any]:
-    """Read the files of a clip.
+# Files: missing, empty and truncated ones are found without decoding
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+STREAMED_WAV_BYTES = 0x7FFFFFFF  # from here on the length in a header means "until the end of the file"
+MAX_MISSING_AUDIO = 1.25  # seconds by which audio may be shorter than its clip: AVSBench itself pads that much
+READERS = 8  # threads, which hide the latency of a network drive
+
+# What PIL raises for damaged images.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+
+
+def inspect_files(clips: Sequence[Clip], settings: RowSettings) -> list[Problem]:
+    """Find all files that are missing, empty or truncated.
+
+    The check covers names, both ends of images and the headers of wav files. Reading a row checks the rest.
 
     Args:
-        clip: Where they are; `inspect_clips` has found them whole.
-        settings: What was chosen.
+        clips: The clips.
+        settings: With `log_mel`, the log-mel files are required and the wav files may be missing.
 
     Returns:
-        One row. Frames and sound are the bytes of the files, masks are PNG of class indexes.
+        The problems in the order of the clips. A problem of several clips is listed once, with their number.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        found = [
+            Problem(clip.id, path, problem)
+            for clip, problems in zip(clips, pool.map(lambda clip: list(_inspect(clip, settings)), clips), strict=True)
+            for path, problem in problems
+        ]
+    counts = Counter((problem.path, problem.problem) for problem in found)
+    merged = {}
+    for problem in found:
+        count = counts[problem.path, problem.problem]
+        shared = Problem("", problem.path, f"{problem.problem}; {count} clips need it")
+        merged[problem.path, problem.problem] = problem if count == 1 else shared
+    return list(merged.values())
+
+
+def _inspect(clip: Clip, settings: RowSettings) -> Iterator[tuple[str, str]]:
+    """Yield path and problem of each unusable file of a clip."""
+    if isinstance(clip, CustomClipFiles):
+        yield from _inspect_custom(clip)
+        return
+    masks = [mask for mask in clip.masks if mask]
+    yield from (*_find_missing(clip.frames), *_find_surplus(clip.frames), *_find_missing(masks))
+    for path in (*clip.frames, *masks):
+        if os.path.isfile(path) and (problem := image_problem(path)):
+            yield path, problem
+    yield from _find_missing([clip.log_mel or ""] if settings.log_mel else [clip.audio])
+    if os.path.isfile(clip.audio) and (problem := _audio_problem(clip.audio, len(clip.frames))):
+        yield clip.audio, problem
+
+
+def _inspect_custom(clip: CustomClipFiles) -> Iterator[tuple[str, str]]:
+    """Yield path and problem of each unusable file of a clip in a custom folder."""
+    if not os.path.isfile(clip.audio):
+        yield clip.audio, "Missing"
+    elif not os.path.getsize(clip.audio):
+        yield clip.audio, "Empty file (0 bytes)"
+    if clip.masks and not clip.mask_files:
+        yield clip.masks, "No masks found. Leave the column empty for a clip without annotation."
+    for number, path in clip.mask_files.items():
+        if not (number.isascii() and number.isdecimal() and str(int(number)) == number):
+            yield path, "Expected the number of its frame as name, such as 0.png for second 0"
+        elif problem := image_problem(path):
+            yield path, problem
+
+
+def _find_missing(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """List the missing files of a clip, or once each topmost missing folder."""
+    missing = [path for path in paths if not os.path.isfile(path)]
+    folders = {_topmost_missing(path) for path in missing}
+    if missing and not folders & set(missing):
+        return [(folder, "Missing folder") for folder in sorted(folders)]
+    have = f"; the clip has {len(paths) - len(missing)} of {len(paths)}" if len(paths) > 1 else ""
+    return [(path, f"Missing{have}") for path in missing]
+
+
+def _topmost_missing(path: str) -> str:
+    """Return the path itself, or its topmost folder that does not exist."""
+    while not os.path.isdir(os.path.dirname(path)) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return path
+
+
+def _find_surplus(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """List the folder of frames if it contains more frames than the clip should have."""
+    folder, suffix = os.path.dirname(paths[0]), os.path.splitext(paths[0])[1]
+    expected = {os.path.basename(path) for path in paths}
+    others = [name for name in os.listdir(folder) if name.endswith(suffix)] if os.path.isdir(folder) else []
+    # Files that some systems add begin with a dot.
+    surplus = sorted(name for name in others if name not in expected and not name.startswith("."))
+    if not surplus:
+        return []
+    return [(folder, f"Expected {len(paths)} frames, got {len(others)}; not expected: {', '.join(surplus[:5])}")]
+
+
+def image_problem(path: str) -> str | None:
+    """Check both ends of an image file; only files with unknown ends are decoded.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The problem, or None.
+    """
+    with open(path, "rb") as file:
+        start = file.read(len(PNG_SIGNATURE))
+        if not start:
+            return "Empty file (0 bytes). Download it again."
+        file.seek(-min(len(PNG_END), file.seek(0, os.SEEK_END)), os.SEEK_END)
+        end = file.read()
+    complete_png = start == PNG_SIGNATURE and end == PNG_END
+    if complete_png or (start.startswith(JPEG_SIGNATURE) and end.endswith(JPEG_END)):
+        return None
+    # Decoders accept a PNG without its last bytes, but a truncated download is unreliable.
+    if start == PNG_SIGNATURE and PNG_END not in Path(path).read_bytes():
+        return "Truncated file or not an image (its end is missing). Download it again."
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except IMAGE_ERRORS as error:
+        return f"Truncated file or not an image ({error}). Download it again."
+    return None
+
+
+def read_image(path: str) -> tuple[bytes, tuple[int, int]]:
+    """Read an image file and verify its checksums (PNG) without decoding it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its bytes, and (height, width).
 
     Raises:
-        AVSBenchError: Naming every file of the clip that cannot be used.
+        ValueError: If the file is damaged or not an image.
     """
-    attempts = ProblemCollector(clip.id)
-    pictures = [attempts.run(read_picture, path) for path in clip.frames]
-    masks = [attempts.run(_read_mask, path, clip) if path else None for path in clip.masks]
-    attempts.run(_check_sizes, clip.frames[0], clip, pictures, masks)
-    attempts.run(_check_meaning, next(path for path in clip.masks if path), clip, masks)
-    row = make_row(
+    data = Path(path).read_bytes()
+    try:
+        with Image.open(BytesIO(data)) as image:
+            width, height = image.size
+            image.verify()
+    except IMAGE_ERRORS as error:
+        raise ValueError(f"Damaged file or not an image ({error}). Download it again.") from error
+    return data, (height, width)
+
+
+def _audio_problem(path: str, seconds: int) -> str | None:
+    """Check the header of a wav file of a clip of so many seconds; return the problem, or None."""
+    try:
+        with open(path, "rb") as file:
+            duration = read_wav_seconds(file)
+    except ValueError as error:
+        return str(error)
+    if duration < seconds - MAX_MISSING_AUDIO:
+        return f"Expected {seconds} s of audio for {seconds} frames, got {duration:.2f} s. Download it again."
+    return None
+
+
+def read_wav_seconds(file: BinaryIO) -> float:
+    """Read the duration of a wav file from its header and check that the file is as long as the header states.
+
+    Args:
+        file: At its start.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        ValueError: If the file is not a wav or truncated.
+    """
+    header = file.read(12)
+    if len(header) < 12 or header[:4] not in (b"RIFF", b"RF64") or header[8:] != b"WAVE":
+        raise ValueError("Not a wav file" if header else "Empty file (0 bytes). Download it again.")
+    bytes_per_second = 0
+    while len(chunk := file.read(8)) == 8:
+        name, length = chunk[:4], int.from_bytes(chunk[4:], "little")
+        if name == b"data" and bytes_per_second:
+            return _data_bytes(file, length) / bytes_per_second
+        content = file.read(length) if name == b"fmt " else b""
+        if name == b"fmt ":
+            bytes_per_second = int.from_bytes(content[8:12], "little")
+        file.seek(length - len(content) + length % 2, os.SEEK_CUR)
+    raise ValueError("Truncated file: no audio after the header. Download it again.")
+
+
+def _data_bytes(file: BinaryIO, announced: int) -> int:
+    """Return the length of the audio that begins here; raise ValueError if it is shorter than announced."""
+    start = file.tell()
+    available = file.seek(0, os.SEEK_END) - start
+    if announced >= STREAMED_WAV_BYTES:
+        return available
+    if available < announced:
+        raise ValueError(f"Truncated file: expected {announced} bytes of audio, got {available}. Download it again.")
+    return announced
+
+
+def fingerprint(table: Path, paths: Iterable[str]) -> str:
+    """Identify the state of a data set: another table, or another size or time of any file, changes the fingerprint.
+
+    Args:
+        table: The table of clips.
+        paths: All files of the clips; missing files count as missing.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.sha256(str(table.resolve()).encode() + b"\0" + table.read_bytes())
+    for path in paths:
+        try:
+            state = os.stat(path)
+            line = f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n"
+        except OSError:
+            line = f"{path}\0missing\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+# Rows
+
+
+def read_row(clip: Clip, settings: RowSettings) -> dict[str, Any]:
+    """Read the files of a clip as one row.
+
+    Args:
+        clip: The clip; `inspect_files` has checked its files.
+        settings: Options of rows.
+
+    Returns:
+        The row. Masks are PNG of class indexes. Frames and audio of AVSBench are the bytes of the files; frames of a video
+        are PNG and its audio is a 16-bit wav at its own rate.
+
+    Raises:
+        AVSBenchError: If files cannot be used; the error lists every such file of the clip.
+    """
+    if isinstance(clip, CustomClipFiles):
+        return _read_custom_row(clip, settings)
+    collector = ProblemCollector(clip.id)
+    images = [collector.run(read_image, path) for path in clip.frames]
+    masks = [collector.run(_read_mask, path, clip.mask_encoding) if path else None for path in clip.masks]
+    collector.run(_check_sizes, clip.frames[0], clip, images, masks)
+    collector.run(_check_classes, next(path for path in clip.masks if path), clip, masks)
+    row = _make_row(
         clip.id,
         clip.subset,
         frames=[
-            {"path": os.path.basename(path), "bytes": picture and picture[0]}
-            for path, picture in zip(clip.frames, pictures, strict=True)
+            {"path": os.path.basename(path), "bytes": image and image[0]}
+            for path, image in zip(clip.frames, images, strict=True)
         ],
         timestamps=np.arange(len(clip.frames)) + SAMPLING_OFFSET,
         masks=[_filter(mask, clip, settings) for mask in masks],
@@ -189,33 +349,46 @@ def read_row(clip: ClipFiles, settings: RowSettings) -> dict[str, Any]:
         objects=clip.objects,
     )
     if settings.log_mel and clip.log_mel:
-        row["log_mel"] = attempts.run(read_log_mel, clip.log_mel, len(clip.frames))
-    attempts.finish()
+        row["log_mel"] = collector.run(read_log_mel, clip.log_mel, len(clip.frames))
+    collector.finish()
     return row
 
 
-class ProblemCollector:
-    """Runs what may fail on the files of one clip, so that all faults are known before any is raised."""
-
-    def __init__(self, clip: str) -> None:
-        self.clip = clip
-        self.faults: list[Problem] = []
-
-    def run(self, function: Callable[..., Result], path: str, *arguments: Any) -> Result | None:
-        """Call a function on a file; a ValueError or OSError becomes a fault of it, and the result None."""
-        try:
-            return function(path, *arguments)
-        except (ValueError, OSError) as error:
-            self.faults.append(Problem(self.clip, path, str(error)))
-        return None
-
-    def finish(self) -> None:
-        """Raise AVSBenchError if anything failed."""
-        if self.faults:
-            raise AVSBenchError(self.faults)
+def _read_mask(path: str, encoding: str, *num_classes: int) -> np.ndarray:
+    """Read a mask file as uint8 (height, width), class indexes."""
+    data, _ = read_image(path)
+    return decode_mask(data, encoding, *num_classes)
 
 
-def make_row(
+def _check_sizes(_: str, clip: ClipFiles, images: Sequence[Any], masks: Sequence[np.ndarray | None]) -> None:
+    """Raise ValueError unless all frames and masks of a clip have one size."""
+    sizes = {path: image[1] for path, image in zip(clip.frames, images, strict=True) if image}
+    sizes |= {path: mask.shape for path, mask in zip(clip.masks, masks, strict=True) if path and mask is not None}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{os.path.relpath(path, Path(clip.audio).parent)} {size}" for path, size in sizes.items())
+        raise ValueError(f"Expected one (height, width) for all frames and masks of the clip, got {listed}")
+
+
+def _check_classes(_: str, clip: ClipFiles, masks: Sequence[np.ndarray | None]) -> None:
+    """Raise ValueError if the classes in the masks of an AVSS clip contradict its `a_obj` systematically."""
+    known = [mask for mask in masks if mask is not None]
+    error = find_systematic_error(known, clip.objects or ()) if clip.subset in SECONDS_OF_SUBSET else None
+    if error:
+        raise ValueError(error)
+
+
+def _filter(mask: np.ndarray | None, clip: ClipFiles, settings: RowSettings) -> np.ndarray | None:
+    if mask is None or clip.subset not in SECONDS_OF_SUBSET:
+        return mask
+    return filter_label_noise(mask, clip.objects or (), settings.label_noise)
+
+
+def _read_audio(path: str) -> dict[str, Any] | None:
+    """Read a wav file unchanged; None if it is missing, which is allowed where log-mel features replace it."""
+    return {"path": os.path.basename(path), "bytes": Path(path).read_bytes()} if os.path.isfile(path) else None
+
+
+def _make_row(
     name: str,
     subset: str,
     *,
@@ -226,7 +399,7 @@ def make_row(
     category: str | None = None,
     objects: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Put the parts of a clip under the names of the columns; masks are uint8 (height, width) class indexes."""
+    """Assemble the columns of a clip; masks are uint8 (height, width) class indexes."""
     return {
         "id": name,
         "category": category,
@@ -234,43 +407,146 @@ def make_row(
         "subset": subset,
         "frames": list(frames),
         "timestamps": timestamps.tolist(),
-        "masks": [None if mask is None else {"path": None, "bytes": encode_indexes(mask)} for mask in masks],
+        "masks": [None if mask is None else {"path": None, "bytes": _encode_png(mask, 4)} for mask in masks],
         "annotated_frames": [mask is not None for mask in masks],
         "audio": audio,
     }
 
 
-def _read_mask(path: str, clip: ClipFiles) -> np.ndarray:
-    """Read a mask file of any of the three trees as uint8 (height, width), class indexes."""
-    data, _ = read_picture(path)
-    if clip.subset not in SECONDS_OF_SUBSET:
-        return decode_binary(data)
-    return decode_colours(data) if clip.colour_coded else decode_indexes(data)
+def _encode_png(image: np.ndarray, compress_level: int) -> bytes:
+    """Encode an image uint8 (height, width, 3) or class indexes uint8 (height, width) as PNG."""
+    file = BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=compress_level)
+    return file.getvalue()
 
 
-def _check_sizes(_: str, clip: ClipFiles, pictures: Sequence[Any], masks: Sequence[np.ndarray | None]) -> None:
-    """Raise ValueError unless all pictures and masks of a clip have one size."""
-    sizes = {path: picture[1] for path, picture in zip(clip.frames, pictures, strict=True) if picture}
-    sizes |= {path: mask.shape for path, mask in zip(clip.masks, masks, strict=True) if mask is not None}
-    if len(set(sizes.values())) > 1:
-        odd = ", ".join(f"{os.path.relpath(path, Path(clip.audio).parent)} {size}" for path, size in sizes.items())
-        raise ValueError(f"frames and masks of the clip differ in (height, width): {odd}")
+# Rows of custom folders
 
 
-def _check_meaning(_: str, clip: ClipFiles, masks: Sequence[np.ndarray | None]) -> None:
-    """Raise ValueError if the classes in the masks of an AVSS clip contradict its `a_obj` systematically."""
-    known = [mask for mask in masks if mask is not None]
-    mistake = find_systematic_mistake(known, clip.objects or ()) if clip.subset in SECONDS_OF_SUBSET else None
-    if mistake:
-        raise ValueError(mistake)
+PCM16_FULL_SCALE = 32768
 
 
-def _filter(mask: np.ndarray | None, clip: ClipFiles, settings: RowSettings) -> np.ndarray | None:
-    if mask is None or clip.subset not in SECONDS_OF_SUBSET:
-        return mask
-    return filter_label_noise(mask, clip.objects or (), settings.label_noise)
+def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, Any]:
+    """Decode a video and its masks as one row."""
+    collector = ProblemCollector(clip.id)
+    media = collector.run(partial(read_media, frames_per_second=settings.frames_per_second), clip.audio)
+    encoding = ("indexes", clip.num_classes) if clip.num_classes else ("binary",)
+    masks = {number: collector.run(_read_mask, path, *encoding) for number, path in clip.mask_files.items()}
+    if media is not None:
+        for number, path in clip.mask_files.items():
+            collector.run(_check_mask, path, int(number), masks[number], media)
+    collector.finish()
+    return _make_row(
+        clip.id,
+        "folder",
+        frames=[
+            {"path": f"{number}.png", "bytes": _encode_png(frame, 1)} for number, frame in enumerate(media.frames)
+        ],
+        timestamps=media.timestamps,
+        masks=[masks.get(str(number)) for number in range(len(media.frames))],
+        audio={"path": f"{Path(clip.audio).stem}.wav", "bytes": encode_wav(media.waveform, media.sampling_rate)},
+        objects=clip.objects,
+    )
 
 
-def _read_audio(path: str) -> dict[str, Any] | None:
-    """Read a wav as it is; None if it is missing, which is allowed where log-mel features stand in for it."""
-    return {"path": os.path.basename(path), "bytes": Path(path).read_bytes()} if os.path.isfile(path) else None
+def _check_mask(_: str, number: int, mask: np.ndarray | None, media: Media) -> None:
+    """Raise ValueError if a mask belongs to no frame or has another size."""
+    if number >= len(media.frames):
+        raise ValueError(
+            f"The video has {len(media.frames)} frames, numbered from 0; this mask belongs to none of them"
+        )
+    if mask is not None and mask.shape != media.frames.shape[1:3]:
+        raise ValueError(f"Expected a mask of the video's (height, width) {media.frames.shape[1:3]}, got {mask.shape}")
+
+
+def encode_wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
+    """Encode audio as a 16-bit wav.
+
+    Args:
+        waveform: float (channels, samples), full scale is [-1, 1]; values outside are clipped.
+        sampling_rate: In hertz.
+
+    Returns:
+        The bytes of the file.
+    """
+    samples = np.clip(np.rint(waveform * PCM16_FULL_SCALE), -PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1).astype("<i2")
+    file = BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(len(samples))
+        writer.setsampwidth(2)
+        writer.setframerate(sampling_rate)
+        writer.writeframes(samples.T.tobytes())
+    return file.getvalue()
+
+
+# The published log-mel features: pickles, read without executing any of their code
+
+
+MAX_FILE_BYTES = 16 * 2**20  # a published file holds 5 patches, 123 kB
+
+
+def read_log_mel(path: str | Path, frames: int) -> np.ndarray:
+    """Read one `audio_log_mel` file.
+
+    Args:
+        path: A pickled tensor.
+        frames: Number of patches that it must hold.
+
+    Returns:
+        float32 (frames, 1, 96, 64).
+
+    Raises:
+        ValueError: If the file is too large, damaged, requests anything but a tensor, or holds another shape or values
+            that are not finite. No code of the file has been executed then.
+    """
+    if Path(path).stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"Expected {frames} patches of 24 kB in a log-mel file, got more than {MAX_FILE_BYTES} bytes")
+    try:
+        tensor = _TensorUnpickler(io.BytesIO(Path(path).read_bytes())).load()
+    # A damaged pickle can raise any exception.
+    except Exception as error:
+        raise ValueError(f"Expected a pickled tensor, got {error}. Nothing was executed. Use the wav.") from error
+    if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != (frames, *PATCH_SHAPE):
+        found = f"a tensor {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
+        raise ValueError(f"Expected a tensor {(frames, *PATCH_SHAPE)}, got {found}. Use the wav.")
+    if not torch.isfinite(tensor).all():
+        raise ValueError("The features contain values that are not finite. Use the wav.")
+    return tensor.detach().to(torch.float32).numpy()
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickler that accepts the names by which a tensor is pickled and rejects every other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a pickle may call."""
+        allowed = {
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch.storage", "_load_from_bytes"): _load_storage,
+            ("collections", "OrderedDict"): OrderedDict,
+            ("_codecs", "encode"): _encode,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"a request for {module}.{name}")
+        return allowed[module, name]
+
+
+def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> torch.Tensor:
+    """Build a tensor on its storage; unlike torch's function of this name it never enlarges the storage."""
+    values = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
+    return values.as_strided(size, stride, offset)
+
+
+def _load_storage(data: bytes) -> Any:
+    """Load the pickled storage inside a pickled tensor; torch's own unpickler is restricted as well."""
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch's own message suggests disabling the restriction.
+        raise pickle.UnpicklingError("a storage of more than numbers") from error
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Encode bytes as the pickle protocols before the third spell them."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"a request for the encoding {encoding}")
+    return text.encode("latin1")
