@@ -1,79 +1,147 @@
-"""Folders that are whole or not there: written aside, replaced, damaged, and left by who was killed."""
+"""Tests of files and folders that are complete or absent: replaced, damaged, interrupted, and begun with other settings."""
 
 import os
 
 import pytest
 
 from pcmanet import files
-from pcmanet.files import DamagedFolderError, recover, remove_folder, verify, write_manifest, written_aside
+from pcmanet.files import (
+    TEMPORARY,
+    DamagedFolderError,
+    SettingsError,
+    atomic_file,
+    atomic_folder,
+    check_settings,
+    keep_settings,
+    recover,
+    remove_folder,
+    replace_folder,
+    temporary_folder,
+    verify,
+    write_manifest,
+    write_text,
+)
 
 
 class Killed(BaseException):
-    """Stands for a kill at a moment that a test picks."""
+    """Stands for a kill at a time that a test chooses."""
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def write(target, text):
-    with written_aside(target) as aside:
-        (aside / "inner").mkdir()
-        (aside / "inner" / "weights").write_text(text)
-        write_manifest(aside)
+def write_folder(path, text):
+    with atomic_folder(path, overwrite=True) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_text(text)
+        write_manifest(folder)
 
 
-def test_a_folder_takes_the_place_of_the_one_before(tmp_path):
+@pytest.mark.parametrize("durable", [True, False])
+def test_file_replaces_the_earlier_one(durable, tmp_path):
     for text in ("old", "new"):
-        write(tmp_path / "best", text)
+        with atomic_file(tmp_path / "results.json", durable=durable) as temporary:
+            assert temporary.parent == tmp_path and temporary.suffix == ".json"
+            temporary.write_text(text)
+        assert names(tmp_path) == ["results.json"]
+        assert (tmp_path / "results.json").read_text() == text
+
+
+def test_error_keeps_the_earlier_file_and_nothing_else(tmp_path):
+    write_text(tmp_path / "results.json", "old")
+    with pytest.raises(OSError, match="no space"), atomic_file(tmp_path / "results.json") as temporary:
+        temporary.write_text("half")
+        raise OSError("no space")
+    assert names(tmp_path) == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == "old"
+
+
+def test_file_in_a_missing_folder_is_refused_before_the_work(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Folder .*missing not found"), atomic_file(tmp_path / "missing" / "a"):
+        pytest.fail("must not begin")
+
+
+def test_folder_replaces_the_earlier_one(tmp_path):
+    for text in ("old", "new"):
+        write_folder(tmp_path / "best", text)
         assert names(tmp_path) == ["best"]
         assert (tmp_path / "best" / "inner" / "weights").read_text() == text
         verify(tmp_path / "best")
 
 
-def test_an_error_leaves_the_folder_before_and_nothing_else(tmp_path):
-    write(tmp_path / "best", "old")
-    with pytest.raises(OSError, match="no space"), written_aside(tmp_path / "best") as aside:
-        (aside / "weights").write_text("half")
+def test_existing_folder_is_kept_unless_it_is_empty(tmp_path):
+    (tmp_path / "best").mkdir()
+    with atomic_folder(tmp_path / "best") as folder:
+        (folder / "weights").write_text("old")
+    with pytest.raises(FileExistsError, match="not an empty folder"), atomic_folder(tmp_path / "best"):
+        pytest.fail("must not begin")
+    with pytest.raises(FileExistsError), atomic_folder(tmp_path / "best" / "weights", overwrite=True):
+        pytest.fail("must not begin")
+    assert (tmp_path / "best" / "weights").read_text() == "old"
+
+
+def test_error_keeps_the_earlier_folder_and_nothing_else(tmp_path):
+    write_folder(tmp_path / "best", "old")
+    with pytest.raises(OSError, match="no space"), atomic_folder(tmp_path / "best", overwrite=True) as folder:
+        (folder / "weights").write_text("half")
         raise OSError("no space")
     assert names(tmp_path) == ["best"]
     assert (tmp_path / "best" / "inner" / "weights").read_text() == "old"
 
 
 @pytest.mark.parametrize("call", [0, 1])
-def test_a_kill_between_the_renames_is_mended(call, tmp_path, monkeypatch):
-    write(tmp_path / "best", "old")
+def test_kill_between_the_renames_is_undone(call, tmp_path, monkeypatch):
+    write_folder(tmp_path / "best", "old")
     renames = []
 
-    def dying(self, target):
+    def rename_until_killed(self, target):
         if len(renames) == call:
             raise Killed
         renames.append(target)
         os.rename(self, target)
 
+    temporary = tmp_path / f"{TEMPORARY}best"
+    temporary.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(files.Path, "rename", dying)
-        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies up nothing
-        aside = tmp_path / ".writing-best"
-        aside.mkdir()
+        patch.setattr(files.Path, "rename", rename_until_killed)
         with pytest.raises(Killed):
-            files.finish_aside(aside, tmp_path / "best")
+            replace_folder(temporary, tmp_path / "best")
     recover(tmp_path)
     assert names(tmp_path) == ["best"]
     assert (tmp_path / "best" / "inner" / "weights").read_text() == "old"
 
 
-def test_recovery_removes_what_is_half_written_half_replaced_or_half_removed(tmp_path):
-    write(tmp_path / "best", "new")
-    for left in (".writing-last", ".removing-step", ".replaced-best"):
-        (tmp_path / left / "inner").mkdir(parents=True)
+def test_recovery_removes_what_is_partly_written_replaced_or_removed(tmp_path):
+    write_folder(tmp_path / "best", "new")
+    for left in ("0123", "removing-step", "replaced-best"):
+        (tmp_path / f"{TEMPORARY}{left}" / "inner").mkdir(parents=True)
+    (tmp_path / f"{TEMPORARY}4567.parquet").touch()
     recover(tmp_path)
     assert names(tmp_path) == ["best"]
+    assert (tmp_path / "best" / "inner" / "weights").read_text() == "new"
 
 
-def test_removal_is_a_rename_first(tmp_path):
-    write(tmp_path / "step", "old")
-    remove_folder(tmp_path / "step")
+def test_temporary_folder_is_removed(tmp_path):
+    with temporary_folder(tmp_path) as folder:
+        (folder / "file").touch()
+        assert folder.parent == tmp_path and folder.name.startswith(TEMPORARY)
+    assert names(tmp_path) == []
+
+
+def test_folder_is_renamed_before_it_is_removed(tmp_path, monkeypatch):
+    write_folder(tmp_path / "step", "old")
+
+    def kill(_folder, **options):
+        if not options:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", kill)
+        with pytest.raises(Killed):
+            remove_folder(tmp_path / "step")
+    assert [name.startswith(TEMPORARY) for name in names(tmp_path)] == [True]
+    recover(tmp_path)
     assert names(tmp_path) == []
 
 
@@ -82,13 +150,31 @@ def test_removal_is_a_rename_first(tmp_path):
     [
         (lambda path: path.unlink(), "weights cannot be read"),
         (lambda path: os.truncate(path, 2), "weights has 2 bytes instead of 5"),
-        (lambda path: path.write_text("wordz"), "weights does not hold what was written"),
+        (lambda path: path.write_text("wordz"), "weights does not have the content"),
         (lambda path: (path.parent.parent / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda path: (path.parent.parent / "manifest.json").unlink(), "manifest.json cannot be read"),
     ],
 )
 def test_damage_is_found_and_named(damage, message, tmp_path):
-    write(tmp_path / "step", "words")
+    write_folder(tmp_path / "step", "words")
     damage(tmp_path / "step" / "inner" / "weights")
     with pytest.raises(DamagedFolderError, match=message):
         verify(tmp_path / "step")
+
+
+def test_settings_are_kept_and_every_difference_is_listed(tmp_path):
+    file = tmp_path / "settings.json"
+    settings = {"rate": 1.0, "sizes": (224, 224), "data": {"task": "s4"}, "overlay": None}
+    keep_settings(file, settings, "Give another --output.")
+    keep_settings(file, dict(settings), "Give another --output.")
+    other = settings | {"rate": 2.0, "data": {"task": "ms3"}, "overlay": True}
+    with pytest.raises(SettingsError) as error:
+        keep_settings(file, other, "Give another --output.")
+    differences = "rate is 2.0, was 1.0; data.task is 'ms3', was 's4'; overlay is True, was not set"
+    assert str(error.value) == f"{tmp_path} was begun with other settings: {differences}. Give another --output."
+
+
+def test_setting_that_only_one_run_has_is_a_difference(tmp_path):
+    check_settings(tmp_path, {}, {}, "")
+    with pytest.raises(SettingsError, match="rate is not set, was 1"):
+        check_settings(tmp_path, {}, {"rate": 1}, "")

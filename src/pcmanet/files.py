@@ -1,110 +1,195 @@
-"""Folders that appear whole or not at all, and that prove later that they are still whole.
+"""Write files and folders that are complete or absent, and check what an earlier run left.
 
-A folder is written aside, next to its place, brought to the disk and renamed. Whoever is killed in between leaves only a
-folder aside, which the next writer removes. A manifest of its files tells later whether the disk kept them.
+A file or folder is written under a temporary name next to its target, brought to the disk and renamed. A process that is
+killed in between leaves only the temporary name, which [`recover`] removes. A manifest shows later whether a folder is
+still as it was written. [`keep_settings`] prevents a run from continuing in a folder that was begun with other settings.
+
+This file imports the standard library only.
 """
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
+TEMPORARY = ".pcmanet-"  # how the name of everything that is not complete begins; hidden, so that no loader reads it
+_REPLACED = f"{TEMPORARY}replaced-"  # a folder while its successor takes its place
 MANIFEST = "manifest.json"
-WRITING = ".writing-"  # a folder that is not whole yet
-REPLACED = ".replaced-"  # a folder whose successor is being put in its place
-REMOVING = ".removing-"  # a folder that is on its way out
 
 
 class DamagedFolderError(ValueError):
     """A folder that is not as it was written; the message names the file."""
 
 
+class SettingsError(ValueError):
+    """A folder that was begun with other settings; the message lists each difference."""
+
+
 @contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, which takes the place of the target when all went well.
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Write a file that appears when it is complete; an earlier file is replaced in one step.
 
     Args:
-        target: Where it shall be; a folder that is there is replaced.
+        path: The file. Its folder must exist.
+        durable: Whether to wait until the content is on the disk. Without it, a power failure can leave a damaged file.
+            Turn it off for many small files that can be computed again.
 
     Yields:
-        The folder to write into.
+        A path next to `path`, with the same suffix, to write to. It is removed after an error.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
     """
-    aside = start_aside(target)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Folder {path.parent} not found. Create it before writing {path.name}.")
+    temporary = temporary_path(path)
     try:
-        yield aside
-        finish_aside(aside, target)
+        yield temporary
+        if durable:
+            replace_file(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
-        # After an error its files would only fill the disk.
-        shutil.rmtree(aside, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
 
 
-def start_aside(target: Path) -> Path:
-    """Make the empty folder in which a target is written, in place of one that a killed run left."""
-    aside = target.with_name(WRITING + target.name)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 that appears when it is complete, see [`atomic_file`]."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def finish_aside(aside: Path, target: Path) -> None:
-    """Bring everything to the disk and rename.
+@contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
+    """Write a folder that appears when it is complete.
+
+    Args:
+        path: The folder. Its parents are created.
+        overwrite: Whether to replace an earlier folder, see [`replace_folder`].
+        durable: Whether to wait until the files are on the disk, see [`atomic_file`].
+
+    Yields:
+        An empty folder to write to. It is removed after an error.
+
+    Raises:
+        FileExistsError: If `path` is a file, or without `overwrite` a folder that is not empty.
+    """
+    path = path.absolute()
+    if path.exists() and not (path.is_dir() and (overwrite or not any(path.iterdir()))):
+        raise FileExistsError(f"{path} already exists and is not an empty folder. Remove it or choose another folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(path.parent) as parent:
+        temporary = parent / path.name
+        temporary.mkdir()
+        yield temporary
+        replace_folder(temporary, path, durable=durable)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return an unused name next to a file, with the same suffix, that [`recover`] removes."""
+    return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a hidden folder in `parent` that is removed at the end, or by [`recover`] after a kill."""
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def replace_file(temporary: Path, path: Path) -> None:
+    """Rename a file after its content is on the disk, and return after its new name is on the disk.
+
+    Args:
+        temporary: A closed file in the same file system.
+        path: Its new name. An earlier file is replaced.
+    """
+    synchronize(temporary)
+    os.replace(temporary, path)
+    synchronize(path.parent)
+
+
+def replace_folder(temporary: Path, path: Path, *, durable: bool = True) -> None:
+    """Rename a complete folder, in the place of an earlier one if there is one.
+
+    Args:
+        temporary: A folder in the same file system.
+        path: Its new name.
+        durable: Whether to wait until the files and the new name are on the disk.
 
     Raises:
         OSError: If the disk does not take it.
     """
-    for path in (*aside.rglob("*"), aside):
-        _synchronize(path)
-    if not target.exists():
-        aside.rename(target)
+    if durable:
+        for written in (*temporary.rglob("*"), temporary):
+            synchronize(written)
+    if not path.exists():
+        temporary.rename(path)
     else:
-        # No system call exchanges two folders everywhere; `recover` puts the old one back if we are killed here.
-        replaced = target.with_name(REPLACED + target.name)
-        target.rename(replaced)
-        aside.rename(target)
+        # No system call exchanges two folders on every system. `recover` restores the old one after a kill in between.
+        replaced = path.with_name(_REPLACED + path.name)
+        path.rename(replaced)
+        temporary.rename(path)
         shutil.rmtree(replaced)
-    _synchronize(target.parent)
-
-
-def write_manifest(folder: Path) -> None:
-    """List the files of a folder with their sizes and checksums, for `verify`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {path.relative_to(folder).as_posix(): _describe(path) for path in files}
-    (folder / MANIFEST).write_text(json.dumps(entries, indent=2) + "\n")
+    if durable:
+        synchronize(path.parent)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that it is never seen half removed."""
-    removing = folder.with_name(REMOVING + folder.name)
+    """Remove a folder so that it is never seen with only some of its files."""
+    removing = folder.with_name(f"{TEMPORARY}removing-{folder.name}")
     shutil.rmtree(removing, ignore_errors=True)
     folder.rename(removing)
     shutil.rmtree(removing)
 
 
-def recover(parent: Path) -> None:
-    """Tidy up what killed writers left in a folder of folders."""
-    for left in list(parent.glob(f"{REPLACED}*")):
-        target = left.with_name(left.name.removeprefix(REPLACED))
-        if target.exists():
+def recover(folder: Path) -> None:
+    """Finish or undo what killed processes were writing in a folder; no other process may be writing there."""
+    for replaced in list(folder.glob(f"{_REPLACED}*")):
+        path = folder / replaced.name.removeprefix(_REPLACED)
+        if not path.exists():
+            replaced.rename(path)
+    for left in list(folder.glob(f"{TEMPORARY}*")):
+        if left.is_dir():
             shutil.rmtree(left)
         else:
-            left.rename(target)
-    for pattern in (WRITING, REMOVING):
-        for left in parent.glob(f"{pattern}*"):
-            shutil.rmtree(left)
+            left.unlink()
+
+
+def synchronize(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path) -> None:
+    """List the files of a folder with their sizes and checksums, for [`verify`]."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {path.relative_to(folder).as_posix(): _describe(path) for path in files}
+    (folder / MANIFEST).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 def verify(folder: Path) -> None:
-    """Make sure that a folder is as it was written.
+    """Check that a folder is as it was written.
+
+    Args:
+        folder: A folder with a manifest, see [`write_manifest`].
 
     Raises:
-        DamagedFolderError: Naming the first file that is missing, cut short or changed.
+        DamagedFolderError: Naming the first file that is missing, truncated or changed.
     """
     try:
-        entries = json.loads((folder / MANIFEST).read_text())
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedFolderError(f"{folder / MANIFEST} cannot be read ({error})") from error
     for name, expected in entries.items():
@@ -116,20 +201,60 @@ def verify(folder: Path) -> None:
         except OSError as error:
             raise DamagedFolderError(f"{path} cannot be read ({error.strerror})") from error
         if found != expected:
-            raise DamagedFolderError(f"{path} does not hold what was written")
+            raise DamagedFolderError(f"{path} does not have the content that was written")
 
 
 def _describe(path: Path) -> dict[str, int | str]:
-    """Size and checksum of a file."""
+    """Return the size and the checksum of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _synchronize(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def keep_settings(file: Path, settings: Mapping[str, Any], remedy: str) -> None:
+    """Write the settings that the folder of `file` is begun with, or check that it was begun with the same ones.
+
+    Args:
+        file: A JSON file in an existing folder.
+        settings: Everything on which the results depend, as JSON can hold it.
+        remedy: What to do about other settings, in a sentence.
+
+    Raises:
+        SettingsError: If the folder was begun with other settings.
+    """
+    if file.is_file():
+        check_settings(file.parent, settings, json.loads(file.read_text(encoding="utf-8")), remedy)
+    else:
+        write_text(file, json.dumps(settings, indent=2) + "\n")
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any], earlier: Mapping[str, Any], remedy: str) -> None:
+    """Check that a folder was begun with the same settings.
+
+    Args:
+        folder: Named in the error.
+        settings: The settings of this run, as JSON can hold them. Nested mappings are compared value by value.
+        earlier: The settings that were read from the folder.
+        remedy: What to do about other settings, in a sentence.
+
+    Raises:
+        SettingsError: If they differ; each difference is listed as "name is X, was Y".
+    """
+    new, old = _flatten(json.loads(json.dumps(settings))), _flatten(earlier)
+    names = [name for name in {**new, **old} if new.get(name) != old.get(name)]
+    if names:
+        shown = "; ".join(f"{name} is {_show(new.get(name))}, was {_show(old.get(name))}" for name in names)
+        raise SettingsError(f"{folder} was begun with other settings: {shown}. {remedy}")
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _show(value: Any) -> str:
+    """Write the value of a setting."""
+    return "not set" if value is None else repr(value)
