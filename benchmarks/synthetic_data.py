@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from pcmanet.dataset_scripts.sounding_shapes.files import TASKS, SoundingShapes, write_clip
+from pcmanet.dataset_scripts.sounding_shapes import TASKS, SoundingShapes, write_clip
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +47,7 @@ def main() -> None:
         sizes = {"length": 10**6, "height": size, "width": size, "num_frames": args.num_frames}
         datasets = {task: SoundingShapes(task, **sizes) for task in TASKS}
         rows: dict[str, Callable[[int], object]] = {task: each.__getitem__ for task, each in datasets.items()}
-        rows["ms3, sounds swapped"] = datasets["ms3"].swap_sounds
+        rows["ms3, sounds swapped"] = datasets["ms3"].swap_audio
         rows["ms3, silence (pictures alone)"] = datasets["ms3"].negative
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "clip.mp4"

@@ -20,7 +20,7 @@ from modeling_pcmanet.media_pcmanet import read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.avsbench import AVSBenchError, label_names, load_avsbench
 from pcmanet.dataset_scripts.avsbench.masks import voc_palette
-from pcmanet.dataset_scripts.sounding_shapes import files
+from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
 
 
 S4, MS3, AVSS = "Single-source", "Multi-sources", "AVSBench_semantic"
@@ -78,7 +78,7 @@ def test_s4_rows_match_the_generated_clips(trees, load, streaming):
     assert set(loaded) == {"train", "val"}
     train, val = next(iter(loaded["train"])), next(iter(loaded["val"]))
     assert isinstance(loaded["train"], IterableDataset) == streaming
-    clip = files.SoundingShapes("s4", "val", length=1, height=224, width=224)[0]
+    clip = SoundingShapes("s4", "val", length=1, height=224, width=224)[0]
     np.testing.assert_array_equal(as_array(val["frames"]), clip.frames)
     np.testing.assert_array_equal(as_array(val["masks"]), clip.binary)
     assert train["annotated_frames"] == [True, False, False, False, False] and val["annotated_frames"] == [True] * 5
@@ -93,7 +93,7 @@ def test_s4_rows_match_the_generated_clips(trees, load, streaming):
 
 def test_ms3_rows_match_the_generated_clips(trees, load):
     row = load(trees / MS3, "ms3", split="train")[0]
-    clip = files.SoundingShapes("ms3", "train", length=1, height=224, width=224)[0]
+    clip = SoundingShapes("ms3", "train", length=1, height=224, width=224)[0]
     np.testing.assert_array_equal(as_array(row["frames"]), clip.frames)
     np.testing.assert_array_equal(as_array(row["masks"]), clip.binary)
     assert row["annotated_frames"] == [True] * 5 and row["objects"] is None and row["category"] is None

@@ -14,7 +14,7 @@ from pcmanet.dataset_scripts.avsbench.__main__ import main
 from pcmanet.dataset_scripts.avsbench.export import export, push
 from pcmanet.dataset_scripts.avsbench.layouts import AVSBenchError
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
-from pcmanet.dataset_scripts.sounding_shapes import files as files_module
+from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 from pcmanet.files import SettingsError
 
 
@@ -103,8 +103,8 @@ def test_problems_stop_an_export_or_are_skipped(trees, tmp_path):
 
 def test_a_custom_folder_is_exported(tmp_path):
     root = tmp_path / "custom"
-    files_module.write_clip(
-        files_module.SoundingShapes("ms3", "test", length=1, height=32, width=32, num_frames=1),
+    write_clip(
+        SoundingShapes("ms3", "test", length=1, height=32, width=32, num_frames=1),
         0,
         _folder(root) / "clip.mp4",
     )

@@ -1,4 +1,4 @@
-""""""
+"""Tests of dataset_scripts/sounding_shapes/clips.py."""
 
 import pickle
 
@@ -15,6 +15,7 @@ from pcmanet.dataset_scripts.sounding_shapes.clips import (
     mask_sounding,
 )
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
+from pcmanet.dataset_scripts.sounding_shapes.sound import render_mixture
 
 
 # Clip 0 of ms3's test split.
@@ -28,14 +29,14 @@ def small(task: str = "ms3", split: str = "train", **arguments) -> SoundingShape
     return SoundingShapes(task, split, **{"length": 400, "height": 48, "width": 48, **arguments})
 
 
-def everything(clip: SyntheticClip) -> bytes:
-    """All a clip holds, so that two clips are equal to the byte or not."""
+def contents(clip: SyntheticClip) -> bytes:
+    """Return the contents of a clip as bytes, to compare clips exactly."""
     return pickle.dumps(vars(clip))
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(("height", "width", "num_frames"), [(48, 48, 5), (40, 64, 3), (65, 33, 1)])
-def test_a_clip_has_the_promised_shapes_and_ranges(task, height, width, num_frames):
+def test_a_clip_has_the_documented_shapes_and_ranges(task, height, width, num_frames):
     clip = small(task, height=height, width=width, num_frames=num_frames)[3]
     assert clip.frames.shape == (num_frames, height, width, 3)
     assert clip.masks.shape == clip.objects.shape == (num_frames, height, width)
@@ -53,30 +54,32 @@ def test_a_clip_has_the_promised_shapes_and_ranges(task, height, width, num_fram
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_masks_show_exactly_the_objects_that_sound(task):
+def test_masks_show_exactly_the_sounding_objects(task):
     for clip in (small(task)[index] for index in range(10)):
         for frame in range(5):
-            heard = [label for label, sounds in zip(clip.object_classes, clip.sounding[frame], strict=True) if sounds]
-            expected = np.where(np.isin(clip.objects[frame], heard), clip.objects[frame], 0)
+            sounding = [
+                label for label, sounds in zip(clip.object_classes, clip.sounding[frame], strict=True) if sounds
+            ]
+            expected = np.where(np.isin(clip.objects[frame], sounding), clip.objects[frame], 0)
             np.testing.assert_array_equal(clip.masks[frame], expected)
             assert set(np.unique(clip.objects[frame])) == {0, *clip.object_classes}
         np.testing.assert_array_equal(clip.binary, clip.masks != 0)
         assert clip.binary.dtype == np.uint8
 
 
-def test_a_clip_depends_on_nothing_but_its_index():
+def test_a_clip_depends_on_its_index_only():
     long, short = small(length=400), small(length=8)
-    expected = everything(short[7])
+    expected = contents(short[7])
     for index in (0, 399, 12):
-        assert everything(long[index]) != expected
-    assert everything(long[7]) == expected
-    assert everything(pickle.loads(pickle.dumps(short))[7]) == expected
-    assert everything(short.swap_sounds(7)) == everything(long.swap_sounds(7)) != expected
-    assert everything(short[7]) == expected
+        assert contents(long[index]) != expected
+    assert contents(long[7]) == expected
+    assert contents(pickle.loads(pickle.dumps(short))[7]) == expected
+    assert contents(short.swap_audio(7)) == contents(long.swap_audio(7)) != expected
+    assert contents(short[7]) == expected
 
 
-def test_the_first_clip_stays_what_it_was():
-    # Recorded once; rounded, because numpy's sine may differ in the last bit from processor to processor.
+def test_the_first_clip_does_not_change():
+    # Recorded once; rounded, because the last bit of numpy's sine may differ between processors.
     clip = SoundingShapes("ms3", "test", length=1)[0]
     assert [CLASSES[label - 1] for label in clip.object_classes] == RECORDED_CLASSES
     np.testing.assert_array_equal(clip.sounding.astype(int), RECORDED_SOUNDING)
@@ -100,7 +103,7 @@ def test_s4_has_one_sounding_object_throughout(split, annotated):
 
 
 @pytest.mark.parametrize("task", ["ms3", "avss"])
-def test_several_objects_are_switched_every_second(task):
+def test_sounding_objects_change_every_second(task):
     dataset = small(task, height=32, width=32)
     clips = [dataset[index] for index in range(80)]
     counts = np.concatenate([clip.sounding.sum(axis=1) for clip in clips])
@@ -114,7 +117,7 @@ def test_several_objects_are_switched_every_second(task):
 def test_silent_seconds_are_quiet_and_sounding_ones_are_not():
     dataset = small(height=32, width=32)
     for clip in (dataset[index] for index in range(15)):
-        # A room may ring on for a fifth of a second.
+        # The reverberation of a room may last a fifth of a second.
         levels = clip.waveform.reshape(5, 16000)[:, 4000:].std(axis=1)
         sounding = clip.sounding.any(axis=1)
         assert (levels[~sounding] < 0.005).all()
@@ -122,10 +125,10 @@ def test_silent_seconds_are_quiet_and_sounding_ones_are_not():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_swapped_sounds_keep_the_pictures_and_move_the_masks(task):
+def test_swapped_audio_keeps_the_frames_and_changes_the_masks(task):
     dataset = small(task)
     for index in range(10):
-        before, after = dataset[index], dataset.swap_sounds(index)
+        before, after = dataset[index], dataset.swap_audio(index)
         np.testing.assert_array_equal(before.frames, after.frames)
         np.testing.assert_array_equal(before.objects, after.objects)
         assert before.object_classes == after.object_classes
@@ -135,7 +138,7 @@ def test_swapped_sounds_keep_the_pictures_and_move_the_masks(task):
 
 
 @pytest.mark.parametrize("kind", NEGATIVE_KINDS)
-def test_negative_sound_belongs_to_nothing(kind):
+def test_negative_audio_belongs_to_no_visible_object(kind):
     dataset = small()
     for index in range(5):
         clip = dataset.negative(index, kind)
@@ -145,18 +148,18 @@ def test_negative_sound_belongs_to_nothing(kind):
         assert not clip.sounding.any()
         assert clip.objects.any()
         assert (np.abs(clip.waveform).max() == 0.0) == (kind == "silence")
-    with pytest.raises(ValueError, match="'hum'.*silence"):
+    with pytest.raises(ValueError, match="silence.*got 'hum'"):
         dataset.negative(0, "hum")
 
 
-def test_an_absent_class_is_never_one_of_the_picture(monkeypatch):
+def test_an_absent_class_is_never_visible(monkeypatch):
     rendered, dataset = [], small()
 
     def record(label: int, *_) -> np.ndarray:
         rendered.append(label)
         return np.zeros(80000, dtype=np.float32)
 
-    monkeypatch.setattr("pcmanet.dataset_scripts.sounding_shapes.clips.render_source", record)
+    monkeypatch.setattr("pcmanet.dataset_scripts.sounding_shapes.sound.render_source", record)
     for index in range(20):
         rendered.clear()
         shown = dataset.negative(index, "absent_class").object_classes
@@ -165,7 +168,7 @@ def test_an_absent_class_is_never_one_of_the_picture(monkeypatch):
 
 
 @pytest.mark.parametrize(("fraction", "lowest", "highest"), [(0.0, 0, 0), (0.3, 30, 62), (1.0, 150, 150)])
-def test_negative_fraction_mixes_all_kinds_in(fraction, lowest, highest):
+def test_negative_fraction_draws_all_kinds(fraction, lowest, highest):
     dataset = small(negative_fraction=fraction, height=32, width=32, num_frames=1)
     kinds = [dataset[index].negative for index in range(150)]
     assert lowest <= sum(kind is not None for kind in kinds) <= highest
@@ -175,31 +178,31 @@ def test_negative_fraction_mixes_all_kinds_in(fraction, lowest, highest):
 def test_negative_kinds_can_be_chosen():
     settings = {"negative_fraction": 1.0, "height": 32, "width": 32, "num_frames": 1}
     assert {small(**settings, negative_kinds=["noise"])[index].negative for index in range(10)} == {"noise"}
-    with pytest.raises(ValueError, match="negative_kinds is .*; choose from"):
+    with pytest.raises(ValueError, match="as negative_kinds, got"):
         small(**settings, negative_kinds=["hum"])
 
 
-def test_a_video_passes_through_the_frames_and_really_moves():
+def test_a_video_contains_the_frames_and_moves():
     dataset = small(num_frames=2)
     clip, frames = dataset[4], list(dataset.render_video_frames(4, frames_per_second=16))
     assert len(frames) == 32
-    # At 16 frames per second AVSBench's moment, 15/16 into a second, is a frame of the video.
+    # At 16 frames per second, the time of AVSBench's frames, 15/16 into a second, is a frame of the video.
     np.testing.assert_array_equal(frames[15], clip.frames[0])
     np.testing.assert_array_equal(frames[31], clip.frames[1])
     assert all((first != second).any() for first, second in zip(frames, frames[1:], strict=False))
 
 
-def test_masks_can_be_had_at_any_moment():
+def test_render_at_gives_masks_at_any_time():
     dataset = small()
     clip = dataset[2]
-    moments = [1.0 + 1e-6, 1.5, clip.timestamps[1]]
-    objects = [labels for _, labels in dataset.render_at(2, moments)]
+    times = [1.0 + 1e-6, 1.5, clip.timestamps[1]]
+    objects = [labels for _, labels in dataset.render_at(2, times)]
     np.testing.assert_array_equal(objects[2], clip.objects[1])
     np.testing.assert_array_equal(mask_sounding(objects[2], clip.sounding[1], clip.object_classes), clip.masks[1])
     assert (objects[0] != objects[1]).any()
 
 
-def test_size_changes_the_resolution_and_not_the_scene():
+def test_the_size_changes_the_resolution_only():
     coarse, fine = small(height=40, width=60)[6], small(height=80, width=120)[6]
     np.testing.assert_array_equal(coarse.waveform, fine.waveform)
     assert (coarse.objects == fine.objects[:, ::2, ::2]).mean() > 0.95
@@ -217,19 +220,19 @@ def test_size_changes_the_resolution_and_not_the_scene():
         ({"negative_fraction": 1.5}, "1.5"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         small(**arguments)
 
 
 @pytest.mark.parametrize("index", [-1, 400])
-def test_an_index_outside_is_an_error(index):
-    with pytest.raises(IndexError, match=f"clip {index} .* 0 to 399"):
+def test_an_index_outside_the_range_raises(index):
+    with pytest.raises(IndexError, match=f"from 0 to 399, got {index}"):
         small()[index]
 
 
-def test_what_sounds_can_be_told_from_the_log_mel_alone():
-    # A linear read-out of simple statistics of each patch must find the sounding classes in mixtures of one to three.
+def test_sounding_classes_are_recognizable_in_the_log_mel():
+    # A linear classifier on simple statistics of each patch must find the sounding classes in mixtures of one to three.
     extractor, rng = PCMANetFeatureExtractor(), np.random.default_rng(0)
     features, targets = [], []
     for index in range(300):
@@ -237,7 +240,7 @@ def test_what_sounds_can_be_told_from_the_log_mel_alone():
         labels = rng.permutation(12)[:4]
         generator = np.random.default_rng(index)
         sounding = dataset._draw_sounding(generator, 4)
-        waveform = dataset._render_sound(generator, labels, sounding)
+        waveform = render_mixture(generator, labels, sounding)
         mel = np.asarray(extractor(waveform, 16000)["input_features"])[:, 0]
         change = np.abs(np.diff(mel, axis=1)).mean(axis=1)
         features.append(np.concatenate([mel.mean(axis=1), mel.std(axis=1), mel.max(axis=1), change], axis=1))

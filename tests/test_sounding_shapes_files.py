@@ -1,4 +1,4 @@
-""""""
+"""Tests of dataset_scripts/sounding_shapes/files.py and of `python -m pcmanet.dataset_scripts.sounding_shapes`."""
 
 import csv
 import json
@@ -10,14 +10,13 @@ import pytest
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import iterate_frames, read_media
+from pcmanet.dataset_scripts.avsbench.masks import voc_palette
+from pcmanet.dataset_scripts.sounding_shapes import CLASSES, SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes import files as files_module
 from pcmanet.dataset_scripts.sounding_shapes.__main__ import main
 from pcmanet.dataset_scripts.sounding_shapes.files import (
     AVSBENCH_CLASSES,
     AVSBENCH_NAMES,
-    CLASSES,
-    SoundingShapes,
-    voc_palette,
     write_avsbench_tree,
     write_clip,
 )
@@ -32,7 +31,7 @@ COUNTS = {
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory) -> Path:
-    """One root with the trees of all three tasks."""
+    """Write the trees of all three tasks to one root."""
     root = tmp_path_factory.mktemp("trees")
     for task, counts in COUNTS.items():
         write_avsbench_tree(root, task, counts, seed=5)
@@ -50,7 +49,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_wave(path: Path) -> np.ndarray:
-    """Samples (samples, channels) of a stereo, 16-bit, 16-kHz file, from -1 to 1."""
+    """Read the samples (samples, channels) of a stereo, 16-bit, 16-kHz file, from -1 to 1."""
     with wave.open(str(path)) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16000, 2, 2)
         return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").reshape(-1, 2) / 32768.0
@@ -64,12 +63,12 @@ def dataset(task: str, split: str, height: int = 224, width: int = 224, seconds:
     return SoundingShapes(task, split, length=9, seed=5, height=height, width=width, num_frames=seconds)
 
 
-def test_a_written_clip_has_the_pictures_the_sound_and_the_moments(tmp_path):
+def test_a_written_clip_has_frames_audio_and_timestamps(tmp_path):
     source = SoundingShapes("ms3", "test", length=3, height=96, width=128, num_frames=3)
     clip = source[2]
     write_clip(source, 2, tmp_path / "clip.mp4", frames_per_second=16)
     media = read_media(tmp_path / "clip.mp4")
-    # At 16 frames per second AVSBench's sampling finds exactly our moments.
+    # At 16 frames per second, AVSBench's sampling selects exactly the frames of the clip.
     np.testing.assert_allclose(media.timestamps, clip.timestamps, atol=1e-3)
     assert media.frames.shape == clip.frames.shape
     assert np.abs(media.frames.astype(int) - clip.frames).mean() < 6.0
@@ -78,14 +77,14 @@ def test_a_written_clip_has_the_pictures_the_sound_and_the_moments(tmp_path):
     assert sum(1 for _ in iterate_frames(tmp_path / "clip.mp4")) == 48
 
 
-def test_another_sound_can_be_written_over_the_same_pictures(tmp_path):
+def test_other_audio_can_be_written_with_the_same_frames(tmp_path):
     source = SoundingShapes("s4", "test", length=1, height=160, width=160, num_frames=2)
-    write_clip(source, 0, tmp_path / "own.mp4", frames_per_second=16)
+    write_clip(source, 0, tmp_path / "original.mp4", frames_per_second=16)
     write_clip(source, 0, tmp_path / "silence.mp4", clip=source.negative(0, "silence"), frames_per_second=16)
-    own, silent = read_media(tmp_path / "own.mp4"), read_media(tmp_path / "silence.mp4")
+    original, silent = read_media(tmp_path / "original.mp4"), read_media(tmp_path / "silence.mp4")
     frames = source[0].frames.astype(int)
-    assert max(np.abs(frames - media.frames).mean() for media in (own, silent)) < 8.0
-    assert own.waveform.std() > 0.005
+    assert max(np.abs(frames - media.frames).mean() for media in (original, silent)) < 8.0
+    assert original.waveform.std() > 0.005
     assert np.abs(silent.waveform).max() < 1e-4
 
 
@@ -101,8 +100,8 @@ def test_an_s4_tree_has_avsbench_s_files(trees):
         place = f"{split}/{category}/{name}"
         expected |= {f"s4_data/audio_wav/{place}.wav", f"s4_data/raw_videos/{place}.mp4"}
         expected |= {f"s4_data/visual_frames/{place}/{name}_{number}.png" for number in range(1, 6)}
-        labelled = range(1, 2) if split == "train" else range(1, 6)
-        expected |= {f"s4_data/gt_masks/{place}/{name}_{number}.png" for number in labelled}
+        labeled = range(1, 2) if split == "train" else range(1, 6)
+        expected |= {f"s4_data/gt_masks/{place}/{name}_{number}.png" for number in labeled}
     assert files(tree) == expected
 
 
@@ -151,15 +150,15 @@ def test_an_avss_tree_has_avsbench_s_files(trees):
         expected |= {f"{subset}/{uid}/frames/{number}.jpg" for number in range(seconds)} | {
             f"{subset}/{uid}/audio.wav"
         }
-        labelled = range(1) if (subset, split) == ("v1s", "train") else range(seconds)
+        labeled = range(1) if (subset, split) == ("v1s", "train") else range(seconds)
         for kind in ("labels_rgb", "labels_semantic"):
-            expected |= {f"{subset}/{uid}/{kind}/{number}.png" for number in labelled}
+            expected |= {f"{subset}/{uid}/{kind}/{number}.png" for number in labeled}
         assert len(read_wave(tree / subset / uid / "audio.wav")) == seconds * 16000
     assert files(tree) == expected
     assert len({read_image(path).shape for path in tree.rglob("frames/0.jpg")}) > 1
 
 
-def test_avss_labels_are_avsbench_s_indexes_and_colours(trees):
+def test_avss_labels_are_avsbench_s_indexes_and_colors(trees):
     tree = trees / "AVSBench_semantic"
     vid, uid, *_, objects, split, subset = read_rows(tree / "metadata.csv")[3]
     clip = dataset("avss", split, *files_module.AVSS_SIZES[2], seconds=10)[2]
@@ -175,8 +174,8 @@ def test_avss_labels_are_avsbench_s_indexes_and_colours(trees):
         for label in np.unique(clip.masks[second])[1:]:
             (index,) = np.unique(labels[clip.masks[second] == label])
             assert AVSBENCH_CLASSES[index] == AVSBENCH_NAMES[label - 1][0]
-        colours = read_image(tree / subset / uid / "labels_rgb" / f"{second}.png")
-        np.testing.assert_array_equal(colours, voc_palette()[labels])
+        colors = read_image(tree / subset / uid / "labels_rgb" / f"{second}.png")
+        np.testing.assert_array_equal(colors, voc_palette()[labels])
 
 
 def test_trees_of_one_seed_share_their_clips(trees):
@@ -189,13 +188,13 @@ def test_trees_of_one_seed_share_their_clips(trees):
 
 
 def test_the_palette_is_that_of_pascal_voc():
-    colours = voc_palette()
-    assert colours.shape == (71, 3)
-    assert colours[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
-    assert colours[20].tolist() == [0, 64, 128]
+    colors = voc_palette()
+    assert colors.shape == (71, 3)
+    assert colors[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert colors[20].tolist() == [0, 64, 128]
     # 70 = 0b1000110: bit 1 is green's bit 7, bit 2 blue's bit 7, bit 6 red's bit 5.
-    assert colours[70].tolist() == [32, 128, 128]
-    assert len(np.unique(colours, axis=0)) == 71
+    assert colors[70].tolist() == [32, 128, 128]
+    assert len(np.unique(colors, axis=0)) == 71
 
 
 def test_class_names_are_avsbench_s():
@@ -209,15 +208,15 @@ def test_class_names_are_avsbench_s():
     ("task", "counts", "message"),
     [("s5", {"train": 1}, "'s5'"), ("s4", {"eval": 1}, "'eval'"), ("ms3", {"train": -1}, "-1")],
 )
-def test_a_wrong_tree_is_refused(tmp_path, task, counts, message):
+def test_invalid_trees_are_rejected(tmp_path, task, counts, message):
     with pytest.raises(ValueError, match=message):
         write_avsbench_tree(tmp_path / "root", task, counts)
     assert not (tmp_path / "root").exists()
 
 
-def test_an_existing_tree_is_never_touched(trees):
+def test_an_existing_tree_is_not_changed(trees):
     before = files(trees)
-    with pytest.raises(FileExistsError, match="Single-source exists already; remove it"):
+    with pytest.raises(FileExistsError, match="Single-source already exists"):
         write_avsbench_tree(trees, "s4", {"train": 1})
     assert files(trees) == before
 
@@ -226,18 +225,18 @@ def test_an_interrupted_tree_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(files_module, "_write_sound", fail)
+    monkeypatch.setattr(files_module, "_write_audio", fail)
     with pytest.raises(OSError, match="disk full"):
         write_avsbench_tree(tmp_path, "avss", {"train": 1})
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("sounds", ["own", "swapped", "noise"])
-def test_the_command_line_writes_a_clip_and_says_what_sounds(tmp_path, capsys, sounds):
+@pytest.mark.parametrize("audio", ["original", "swapped", "noise"])
+def test_command_line_writes_a_clip_and_lists_the_sounding_objects(tmp_path, capsys, audio):
     output = tmp_path / "demo.mp4"
-    main(f"clip --task ms3 --index 1 --seconds 2 --size 64 96 --sounds {sounds} --output {output}".split())
+    main(f"clip --task ms3 --index 1 --seconds 2 --size 64 96 --audio {audio} --output {output}".split())
     source = SoundingShapes("ms3", "test", length=2, height=64, width=96, num_frames=2)
-    clip = {"own": source[1], "swapped": source.swap_sounds(1), "noise": source.negative(1, "noise")}[sounds]
+    clip = {"original": source[1], "swapped": source.swap_audio(1), "noise": source.negative(1, "noise")}[audio]
     lines = capsys.readouterr().out.splitlines()
     names = [CLASSES[label - 1] for label in clip.object_classes]
     assert lines[0] == f"{output}: {', '.join(names)}"
@@ -248,7 +247,7 @@ def test_the_command_line_writes_a_clip_and_says_what_sounds(tmp_path, capsys, s
     assert np.corrcoef(media.waveform[0][:32000], clip.waveform)[0, 1] > 0.9
 
 
-def test_the_command_line_writes_a_tree(tmp_path):
+def test_command_line_writes_a_tree(tmp_path):
     main(f"tree --task avss --train 1 --val 0 --test 1 --seed 5 --output {tmp_path}".split())
     rows = read_rows(tmp_path / "AVSBench_semantic" / "metadata.csv")
     assert [row[5] for row in rows[1:]] == ["train", "test"]

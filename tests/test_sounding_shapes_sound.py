@@ -1,4 +1,4 @@
-""""""
+"""Tests of dataset_scripts/sounding_shapes/sound.py."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from pcmanet.dataset_scripts.sounding_shapes.sound import (
     SAMPLING_RATE,
     SOUNDS,
     draw_voice,
-    quantise,
+    quantize,
     render_noise,
     render_room,
     render_source,
@@ -16,7 +16,7 @@ from pcmanet.dataset_scripts.sounding_shapes.sound import (
 
 
 EACH_CLASS = pytest.mark.parametrize("label", range(12), ids=CLASSES)
-# Where each class keeps at least 90 % of its energy, in Hz.
+# The band of each class that contains at least 90 % of its energy, in Hz.
 BANDS = (
     (100, 420),
     (220, 2600),
@@ -44,7 +44,7 @@ def test_every_class_has_a_sound():
 
 
 @EACH_CLASS
-def test_a_family_keeps_to_its_pitch_region(label):
+def test_a_family_stays_in_its_pitch_range(label):
     lowest, highest = BANDS[label]
     frequency = np.fft.rfftfreq(SAMPLING_RATE, 1 / SAMPLING_RATE)
     for seed in range(20):
@@ -75,13 +75,13 @@ def test_a_source_sounds_in_its_seconds_at_its_level(label):
     blocks = waveform.reshape(5, SAMPLING_RATE)
     assert not blocks[~seconds].any()
     np.testing.assert_allclose(np.sqrt(np.mean(blocks[seconds] ** 2, axis=1)), voice.level, rtol=0.25)
-    # It fades in over 20 ms where it starts and goes through from second 1 to second 2.
+    # It fades in over 20 ms where it starts and continues without a gap from second 1 to second 2.
     assert np.abs(blocks[1][:16]).max() < 0.05 * np.abs(blocks[1]).max()
     assert np.abs(blocks[2][-16:]).max() < 0.05 * np.abs(blocks[2]).max()
 
 
 @EACH_CLASS
-def test_voices_of_a_family_are_alike_but_never_equal(label):
+def test_voices_of_a_family_differ_and_are_reproducible(label):
     voices = [one_second(label, seed) for seed in range(4)]
     assert len({voice.tobytes() for voice in voices}) == 4
     np.testing.assert_array_equal(one_second(label, 3), voices[3])
@@ -93,7 +93,7 @@ def test_loudness_varies_by_ten_decibels():
     assert 9.0 < spread <= 10.0
 
 
-def test_a_room_adds_a_floor_a_tail_and_a_loudness():
+def test_a_room_adds_noise_reverberation_and_loudness():
     dry = np.zeros(2 * SAMPLING_RATE, dtype=np.float32)
     dry[SAMPLING_RATE] = 0.5
     rooms = [render_room(np.random.default_rng(seed), dry) for seed in range(30)]
@@ -108,14 +108,14 @@ def test_a_room_adds_a_floor_a_tail_and_a_loudness():
 
 
 @pytest.mark.parametrize("peak", [0.3, 1.0, 4.0])
-def test_sound_never_clips_and_fits_sixteen_bits(peak):
-    waveform = quantise(np.linspace(-peak, peak, 1001, dtype=np.float32))
+def test_quantized_audio_never_clips_and_fits_16_bits(peak):
+    waveform = quantize(np.linspace(-peak, peak, 1001, dtype=np.float32))
     assert np.abs(waveform).max() == pytest.approx(min(peak, 0.98), abs=1e-4)
     np.testing.assert_array_equal(waveform * 32768, np.rint(waveform * 32768))
     assert waveform.max() * 32768 <= 32767
 
 
-def test_noise_is_loud_enough_to_be_heard():
+def test_noise_is_as_loud_as_the_sources():
     for seed in range(20):
         noise = render_noise(np.random.default_rng(seed), SAMPLING_RATE)
         assert noise.dtype == np.float32

@@ -1,18 +1,29 @@
-"""Sounding Shapes: procedural clips in which only the audio tells which objects are sounding."""
+"""Sounding Shapes: procedural clips in which only the audio identifies the sounding objects.
+
+    from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
+    clip = SoundingShapes("ms3", "test")[0]    # frames, masks, waveform
+
+On the command line, `clip` writes a video and `tree` a data set in the layout of AVSBench:
+
+    python -m pcmanet.dataset_scripts.sounding_shapes clip --index 3 --output demo.mp4
+    python -m pcmanet.dataset_scripts.sounding_shapes tree --task avss --train 60 --val 12 --test 12 --output data
+"""
 
 from .clips import NEGATIVE_KINDS, SPLITS, TASKS, SoundingShapes, SyntheticClip
-from .files import AVSBENCH_CLASSES, write_avsbench_tree, write_clip
+from .files import write_avsbench_tree, write_clip
 from .scene import CLASSES
+from .sound import SAMPLING_RATE, SoundMixtures
 
 
 __all__ = [
-    "AVSBENCH_CLASSES",
     "CLASSES",
     "NEGATIVE_KINDS",
+    "SAMPLING_RATE",
     "SPLITS",
-    "TASKS",
+    "SoundMixtures",
     "SoundingShapes",
     "SyntheticClip",
+    "TASKS",
     "write_avsbench_tree",
     "write_clip",
 ]

@@ -1,9 +1,8 @@
-"""The clips of Sounding Shapes, made on the fly, in which what sounds can only be known by listening.
+"""Generate the clips of Sounding Shapes, in which only the audio identifies the sounding objects.
 
 Two to four objects of different classes move over a textured background; each second some of them sound and some are
-silent. A class is a look family (shape and texture) and a sound family (pitch, timbre and envelope). A sound belongs to
-whole seconds: `sounding[l, k]` holds from second l to l + 1, and the picture of second l is taken at l + 15/16, as
-AVSBench does.
+silent. A class has a shape, a texture and a sound family (pitch, timbre and envelope). A sound lasts complete seconds:
+`sounding[l, k]` describes the time from second l to l + 1, and the frame of second l is taken at l + 15/16, as in AVSBench.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,79 +11,36 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch.utils.data import Dataset
 
-from .scene import CLASSES, Scene, draw_scene, render_scene
-from .sound import SAMPLING_RATE, draw_voice, render_noise, render_room, render_source
-
-
-MIXTURE = (0.15, 0.4, 0.3, 0.15)  # chance that none, one, two or three classes sound in a second
-
-
-class SoundMixtures(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """Sounds made on the fly, each with the classes heard in every second; an index always gives the same bytes.
-
-    The random streams are disjoint from those of `SoundingShapes`.
-
-    Args:
-        length: Number of sounds.
-        seed: From 0 up.
-        num_seconds: Duration of each.
-    """
-
-    def __init__(self, length: int, *, seed: int = 0, num_seconds: int = 5) -> None:
-        self.length, self.seed, self.num_seconds = length, seed, num_seconds
-
-    def __len__(self) -> int:
-        """Number of sounds."""
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One sound.
-
-        Returns:
-            float32 (num_seconds * 16000,), mono in [-1, 1), and bool (num_seconds, 12): which class is heard when.
-
-        Raises:
-            IndexError: If the index is not in [0, length).
-        """
-        if not 0 <= index < self.length:
-            raise IndexError(f"sound {index} was asked for, but there are sounds 0 to {self.length - 1}")
-        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index,)))
-        heard = np.zeros((self.num_seconds, len(CLASSES)), dtype=bool)
-        present = generator.permutation(len(CLASSES))[:4]
-        for second in heard:
-            second[generator.permutation(present)[: generator.choice(len(MIXTURE), p=MIXTURE)]] = True
-        dry = np.zeros(self.num_seconds * SAMPLING_RATE, dtype=np.float32)
-        for label in present:
-            dry += render_source(int(label), draw_voice(generator), heard[:, label])
-        return render_room(generator, dry), heard
+from .scene import CLASSES, Scene
+from .sound import SAMPLING_RATE, render_mixture, render_noise
 
 
 TASKS = ("s4", "ms3", "avss")
 SPLITS = ("train", "val", "test")
 NEGATIVE_KINDS = ("silence", "noise", "absent_class")
-FRAME_OFFSET = 15.0 / 16.0  # seconds into each second, AVSBench's moment
-SILENT_SECONDS = 0.12  # share of the seconds in which nothing sounds
-REPEATED_SECONDS = 0.3  # share of the seconds that keep what sounded before
+FRAME_OFFSET = 15.0 / 16.0  # seconds into each second, as in AVSBench
+SILENT_SECONDS = 0.12  # fraction of the seconds in which nothing sounds
+REPEATED_SECONDS = 0.3  # fraction of the seconds with the sounding objects of the second before
 
-# Names of the random streams of one index; each is independent of all others.
-SCENE, SOUND, SWAP, NEGATIVE, CHOICE = range(5)
+# The random streams of one index; each is independent of all others.
+SCENE, AUDIO, SWAP, NEGATIVE, CHOICE = range(5)
 
 
 @dataclass(frozen=True, eq=False)
 class SyntheticClip:
-    """One clip: one picture and one mask per second, and the sound of all of them.
+    """One clip: one frame and one mask per second, and the audio.
 
     Attributes:
         frames: uint8 (frames, height, width, 3), RGB.
         masks: uint8 (frames, height, width), class index 1..12 where a sounding object is visible, else 0.
-        objects: uint8 (frames, height, width), class index of every visible object, sounding or not.
+        objects: uint8 (frames, height, width), class index of every visible object, sounding or silent.
         waveform: float32 (frames * sampling_rate,), mono in [-1, 1), on the 16-bit grid.
-        sampling_rate: Hz.
-        sounding: bool (frames, objects), which object sounds from second l to l + 1.
-        object_classes: Class index 1..12 of each object, from the rearmost to the foremost.
-        annotated_frames: bool (frames,), which frames are annotated; in s4's train split only the first.
-        timestamps: float64 (frames,), seconds.
-        negative: Kind of a sound that belongs to no object of the picture, one of `NEGATIVE_KINDS`, or None.
+        sampling_rate: Of the waveform, in hertz.
+        sounding: bool (frames, objects), whether object k sounds from second l to l + 1.
+        object_classes: Class index 1..12 of each object, from back to front.
+        annotated_frames: bool (frames,), which frames are annotated: in the train split of s4 only the first.
+        timestamps: float64 (frames,), time of each frame in seconds.
+        negative: Kind of audio that belongs to no visible object, one of `NEGATIVE_KINDS`, or None.
     """
 
     frames: np.ndarray
@@ -100,26 +56,26 @@ class SyntheticClip:
 
     @property
     def binary(self) -> np.ndarray:
-        """uint8 (frames, height, width), 1 where anything that sounds is visible: the target of s4 and ms3."""
+        """Masks of s4 and ms3: uint8 (frames, height, width), 1 where a sounding object is visible."""
         return (self.masks > 0).astype(np.uint8)
 
 
 class SoundingShapes(Dataset[SyntheticClip]):
-    """Clips made on the fly; an index always gives the same bytes, whatever was made before it.
+    """Clips generated on the fly.
 
-    A clip depends on `(task, split, seed, index)`, the number of frames and the shape of the picture alone. Splits share
-    no random numbers.
+    An index always gives the same bytes: a clip depends on `(task, split, seed, index)`, the number of frames and the frame
+    size only. Splits share no random numbers.
 
     Args:
-        task: "s4" (one object sounds throughout), "ms3" (several, switched every second) or "avss" (as ms3).
+        task: "s4" (one object sounds throughout), "ms3" (several, changing every second) or "avss" (as ms3).
         split: "train", "val" or "test".
         length: Number of clips.
         seed: From 0 up.
         height: Pixels.
         width: Pixels.
         num_frames: Seconds per clip, one frame each.
-        negative_fraction: Share of clips, in [0, 1], whose sound belongs to nothing in the picture.
-        negative_kinds: The kinds, out of `NEGATIVE_KINDS`, from which these sounds are drawn.
+        negative_fraction: Fraction of clips, in [0, 1], whose audio belongs to no visible object.
+        negative_kinds: Kinds of this audio, out of `NEGATIVE_KINDS`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -138,26 +94,29 @@ class SoundingShapes(Dataset[SyntheticClip]):
         negative_fraction: float = 0.0,
         negative_kinds: Sequence[str] = NEGATIVE_KINDS,
     ) -> None:
-        _require(task in TASKS, f"task is {task!r}; choose one of {TASKS}")
-        _require(split in SPLITS, f"split is {split!r}; choose one of {SPLITS}")
-        _require(length >= 0 and seed >= 0, f"length {length} and seed {seed} must both be 0 or more")
-        _require(min(height, width) >= 32, f"clips of {height}x{width} pixels are too small; use 32x32 or more")
-        _require(num_frames >= 1, f"num_frames is {num_frames}; a clip has at least one second")
-        _require(0.0 <= negative_fraction <= 1.0, f"negative_fraction is {negative_fraction}; it must lie in [0, 1]")
+        _require(task in TASKS, f"Expected one of {TASKS} as task, got {task!r}")
+        _require(split in SPLITS, f"Expected one of {SPLITS} as split, got {split!r}")
+        _require(length >= 0 and seed >= 0, f"Expected length and seed of at least 0, got {length} and {seed}")
+        _require(min(height, width) >= 32, f"Expected height and width of at least 32 pixels, got {height}x{width}")
+        _require(num_frames >= 1, f"Expected at least 1 as num_frames, got {num_frames}")
+        _require(
+            0.0 <= negative_fraction <= 1.0,
+            f"Expected a number in [0, 1] as negative_fraction, got {negative_fraction}",
+        )
         _require(
             len(negative_kinds) > 0 and set(negative_kinds) <= set(NEGATIVE_KINDS),
-            f"negative_kinds is {tuple(negative_kinds)}; choose from {NEGATIVE_KINDS}",
+            f"Expected some of {NEGATIVE_KINDS} as negative_kinds, got {tuple(negative_kinds)}",
         )
         self.task, self.split, self.length, self.seed = task, split, length, seed
         self.height, self.width, self.num_frames = height, width, num_frames
         self.negative_fraction, self.negative_kinds = negative_fraction, tuple(negative_kinds)
 
     def __len__(self) -> int:
-        """Number of clips."""
+        """Return the number of clips."""
         return self.length
 
     def __getitem__(self, index: int) -> SyntheticClip:
-        """The clip at an index; a negative one where the draw of `negative_fraction` says so.
+        """Return the clip at an index; a fraction `negative_fraction` of the clips is negative.
 
         Raises:
             IndexError: If the index is not in [0, length).
@@ -165,58 +124,57 @@ class SoundingShapes(Dataset[SyntheticClip]):
         choice = self._generator(index, CHOICE)
         if choice.uniform() < self.negative_fraction:
             return self.negative(index, self.negative_kinds[int(choice.integers(len(self.negative_kinds)))])
-        generator = self._generator(index, SOUND)
+        generator = self._generator(index, AUDIO)
         scene = self.scene(index)
         sounding = self._draw_sounding(generator, len(scene.objects))
-        return self._assemble(scene, sounding, self._render_sound(generator, _labels(scene), sounding))
+        return self._assemble(scene, sounding, render_mixture(generator, _labels(scene), sounding))
 
-    def swap_sounds(self, index: int) -> SyntheticClip:
-        """The same pictures under another schedule and other sounds, with the masks of the new sounds.
+    def swap_audio(self, index: int) -> SyntheticClip:
+        """Return the same frames with other audio and its masks.
 
-        In every second another set of objects sounds than in `self[index]` without negatives.
+        In every second another set of objects sounds than in `self[index]` without negative audio.
         """
         scene = self.scene(index)
-        before = self._draw_sounding(self._generator(index, SOUND), len(scene.objects))
+        original = self._draw_sounding(self._generator(index, AUDIO), len(scene.objects))
         generator = self._generator(index, SWAP)
-        sounding = self._draw_sounding(generator, len(scene.objects), unlike=before)
-        return self._assemble(scene, sounding, self._render_sound(generator, _labels(scene), sounding))
+        sounding = self._draw_sounding(generator, len(scene.objects), unlike=original)
+        return self._assemble(scene, sounding, render_mixture(generator, _labels(scene), sounding))
 
     def negative(self, index: int, kind: str = "silence") -> SyntheticClip:
-        """The same pictures under a sound that belongs to nothing in them: the right masks are empty.
+        """Return the same frames with audio that belongs to no visible object and with empty masks.
 
         Args:
             index: In [0, length).
             kind: "silence" (digital), "noise" (white, pink or brown) or "absent_class" (one or two classes that are not
-                in the picture).
+                visible).
 
         Raises:
-            ValueError: If the kind is none of these.
+            ValueError: If the kind is unknown.
         """
-        _require(kind in NEGATIVE_KINDS, f"kind of negative sound is {kind!r}; choose one of {NEGATIVE_KINDS}")
+        _require(kind in NEGATIVE_KINDS, f"Expected one of {NEGATIVE_KINDS} as kind, got {kind!r}")
         scene, generator = self.scene(index), self._generator(index, NEGATIVE)
         waveform = np.zeros(self.num_frames * SAMPLING_RATE, dtype=np.float32)
         if kind == "noise":
             waveform = render_noise(generator, len(waveform))
         if kind == "absent_class":
             absent = generator.permutation([k for k in range(len(CLASSES)) if k not in _labels(scene)])[:2]
-            heard = self._draw_sounding(generator, len(absent))
-            waveform = self._render_sound(generator, absent, heard)
-        nothing = np.zeros((self.num_frames, len(scene.objects)), dtype=bool)
-        return replace(self._assemble(scene, nothing, waveform), negative=kind)
+            waveform = render_mixture(generator, absent, self._draw_sounding(generator, len(absent)))
+        silent = np.zeros((self.num_frames, len(scene.objects)), dtype=bool)
+        return replace(self._assemble(scene, silent, waveform), negative=kind)
 
     def scene(self, index: int) -> Scene:
-        """What the pictures of an index show; it renders at any moment and size."""
-        # Besides the frames' own moments, half-way ones keep a video from hiding an object for long.
-        moments = np.concatenate([self.timestamps, self.timestamps - 0.5])
-        return draw_scene(self._generator(index, SCENE), self.width / self.height, moments)
+        """Return the scene of an index, which renders at any time and size."""
+        # Times halfway between frames are included, so that a video does not hide an object for long.
+        times = np.concatenate([self.timestamps, self.timestamps - 0.5])
+        return Scene.draw(self._generator(index, SCENE), self.width / self.height, times)
 
     @property
     def timestamps(self) -> np.ndarray:
-        """float64 (frames,), the moment of each frame in seconds."""
+        """Time of each frame in seconds, float64 (frames,)."""
         return np.arange(self.num_frames) + FRAME_OFFSET
 
     def render_at(self, index: int, timestamps: Sequence[float]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the picture and the objects in it at any moments of the clip.
+        """Yield the frame and its visible objects at any times of the clip.
 
         Args:
             index: In [0, length).
@@ -224,29 +182,29 @@ class SoundingShapes(Dataset[SyntheticClip]):
 
         Yields:
             uint8 (height, width, 3), and uint8 (height, width) with the class index of every visible object;
-            `mask_sounding` turns the latter into a mask.
+            `mask_sounding` turns the second array into a mask.
         """
         scene = self.scene(index)
         classes = np.array([0, *(label + 1 for label in _labels(scene))], dtype=np.uint8)
         for time in timestamps:
-            frame, positions = render_scene(scene, self.height, self.width, time)
+            frame, positions = scene.render(self.height, self.width, time)
             yield frame, classes[positions]
 
     def render_video_frames(self, index: int, frames_per_second: float = 25.0) -> Iterator[np.ndarray]:
-        """Yield every frame of the whole clip as a video, uint8 (height, width, 3)."""
+        """Yield every frame of a video of the clip, uint8 (height, width, 3)."""
         count = round(self.num_frames * frames_per_second)
         return (frame for frame, _ in self.render_at(index, [k / frames_per_second for k in range(count)]))
 
     def _generator(self, index: int, stream: int) -> np.random.Generator:
         if not 0 <= index < self.length:
-            raise IndexError(f"clip {index} was asked for, but this dataset has clips 0 to {self.length - 1}")
+            raise IndexError(f"Expected an index from 0 to {self.length - 1}, got {index}")
         key = (SPLITS.index(self.split), TASKS.index(self.task), int(index), stream)
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
 
     def _draw_sounding(
         self, generator: np.random.Generator, count: int, unlike: np.ndarray | None = None
     ) -> np.ndarray:
-        """Which of `count` objects sound in each second, different from `unlike` in each: bool (frames, count)."""
+        """Draw which of `count` objects sound in each second, different from `unlike` in each: bool (frames, count)."""
         if self.task == "s4":
             choices = np.arange(count) if unlike is None else np.flatnonzero(~unlike[0])
             return np.tile(np.arange(count) == generator.choice(choices), (self.num_frames, 1))
@@ -257,16 +215,9 @@ class SoundingShapes(Dataset[SyntheticClip]):
                 rows.append(row)
         return np.stack(rows)
 
-    def _render_sound(self, generator: np.random.Generator, labels: Sequence[int], sounding: np.ndarray) -> np.ndarray:
-        """The mixture of what sounds, in a room: float32 (samples,)."""
-        dry = np.zeros(self.num_frames * SAMPLING_RATE, dtype=np.float32)
-        for label, seconds in zip(labels, sounding.T, strict=True):
-            dry += render_source(int(label), draw_voice(generator), seconds)
-        return render_room(generator, dry)
-
     def _assemble(self, scene: Scene, sounding: np.ndarray, waveform: np.ndarray) -> SyntheticClip:
-        """Render the frames of a scene and put the masks of what sounds beside them."""
-        rendered = [render_scene(scene, self.height, self.width, time) for time in self.timestamps]
+        """Render the frames of a scene and the masks of its sounding objects."""
+        rendered = [scene.render(self.height, self.width, time) for time in self.timestamps]
         object_classes = tuple(label + 1 for label in _labels(scene))
         objects = np.array([0, *object_classes], dtype=np.uint8)[np.stack([positions for _, positions in rendered])]
         annotated_frames = np.ones(self.num_frames, dtype=bool)
@@ -286,10 +237,10 @@ class SoundingShapes(Dataset[SyntheticClip]):
 
 
 def mask_sounding(objects: np.ndarray, sounding: np.ndarray, object_classes: Sequence[int]) -> np.ndarray:
-    """Keep of the visible objects those that sound.
+    """Keep those visible objects that sound.
 
     Args:
-        objects: uint8 (height, width), class index of every visible object, 0 where there is none.
+        objects: uint8 (height, width), class index of every visible object, 0 elsewhere.
         sounding: bool (objects,), which object sounds in this second.
         object_classes: Class index of each object.
 
@@ -303,7 +254,7 @@ def mask_sounding(objects: np.ndarray, sounding: np.ndarray, object_classes: Seq
 
 
 def _draw_second(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Which of `count` objects sound in one second: none, or one to three, bool (count,)."""
+    """Draw which of `count` objects sound in one second: none, or one to three, bool (count,)."""
     if generator.uniform() < SILENT_SECONDS:
         return np.zeros(count, dtype=bool)
     most = min(count, 3)

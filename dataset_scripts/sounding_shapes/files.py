@@ -1,14 +1,8 @@
-"""Sounding Shapes: procedural clips in which what sounds can only be known by listening, also as files.
-
-This module is the way in: `SoundingShapes` makes clips on the fly, `write_clip` a real video of one, and
-`write_avsbench_tree` whole data sets in the layout of AVSBench.
-"""
+"""Write Sounding Shapes as files: a clip as a video, or a data set in the layouts of AVSBench."""
 
 import csv
 import hashlib
 import json
-import os
-import tempfile
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +13,13 @@ from tqdm import tqdm
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS as AVSBENCH_CLASSES
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
-from pcmanet.dataset_scripts.avsbench.masks import voc_palette
+from pcmanet.files import atomic_folder
 
-from .clips import NEGATIVE_KINDS, SPLITS, TASKS, SoundingShapes, SyntheticClip, mask_sounding
-from .scene import CLASSES
+from .clips import SPLITS, TASKS, SoundingShapes, SyntheticClip
 
 
-# What each class of ours is called in an AVSBench-semantic and in an S4 tree, in the order of `CLASSES`. Names with
-# hyphens and underscores are among them on purpose: loaders trip over them.
+# Names of the classes in AVSBench-semantic and in S4, in the order of `CLASSES`. Names with hyphens and underscores are
+# included on purpose, because some loaders fail on them.
 AVSBENCH_NAMES = (
     ("helicopter", "helicopter"),
     ("violin", "playing_violin"),
@@ -49,9 +42,14 @@ TABLES = {
 }
 TREES = {"s4": "Single-source", "ms3": "Multi-sources", "avss": "AVSBench_semantic"}
 AVSS_SUBSETS = (("v1s", "s4", 5), ("v1m", "ms3", 5), ("v2", "avss", 10))  # subset, task, seconds
-AVSS_SIZES = ((240, 320), (256, 256), (320, 240), (270, 360))  # height, width: as varied as downloaded videos
+AVSS_SIZES = (
+    (240, 320),
+    (256, 256),
+    (320, 240),
+    (270, 360),
+)  # height, width: they vary as those of downloaded videos do
 OBJECT_SIZE = (224, 224)
-RAW_FRAME_RATE = 16  # at 16 per second, AVSBench's frame of second l, int((l + 15/16) * 16), is exactly ours
+RAW_FRAME_RATE = 16  # at 16 per second, AVSBench's frame of second l, int((l + 15/16) * 16), is a frame of the video
 
 
 def write_clip(
@@ -65,14 +63,14 @@ def write_clip(
     """Write a clip as an mp4 (H.264 and AAC) in which the objects move smoothly.
 
     Args:
-        dataset: Where the clip is from.
-        index: Its index there.
-        path: The file to write, ending in ".mp4"; it appears when it is whole.
-        clip: Whose sound to write, such as `dataset.swap_sounds(index)`; the clip of the index if left out.
-        frames_per_second: Frame rate.
+        dataset: Source of the clip.
+        index: Index of the clip.
+        path: The file to write, ending in ".mp4"; it appears when it is complete.
+        clip: The clip whose audio to write, such as `dataset.swap_audio(index)`; None for the clip at the index.
+        frames_per_second: Frame rate in hertz.
 
     Raises:
-        IndexError: If the dataset has no such index.
+        IndexError: If the index is not in the dataset.
         FileNotFoundError: If the folder does not exist.
         MediaError: If the file cannot be written.
     """
@@ -84,14 +82,14 @@ def write_clip(
 def write_avsbench_tree(
     root: str | Path, task: str, counts: Mapping[str, int], *, seed: int = 0, progress: bool = False
 ) -> Path:
-    """Write clips in the layout in which AVSBench is downloaded, log-mel pickles left out.
+    """Write clips in the layout of the AVSBench download, without log-mel pickles.
 
-    `root` receives `Single-source`, `Multi-sources` or `AVSBench_semantic`, whole or not at all. Trees of all three
-    tasks may share a root and, with the same seed, share their clips as AVSBench's do. Semantic trees take the subsets
-    v1s, v1m and v2 (10 seconds) in turns. Our classes carry the AVSBench names of `AVSBENCH_NAMES`.
+    The folder `Single-source`, `Multi-sources` or `AVSBench_semantic` appears in `root` when it is complete. Trees of all
+    three tasks may share a root; with the same seed they share their clips as those of AVSBench do. Semantic trees
+    alternate between the subsets v1s, v1m and v2 (10 seconds). The classes have the AVSBench names of `AVSBENCH_NAMES`.
 
     Args:
-        root: Folder, made if there is none.
+        root: Folder; it is created if it does not exist.
         task: "s4", "ms3" or "avss".
         counts: Clips per split, such as `{"train": 8, "val": 2, "test": 2}`.
         seed: Seed of the clips.
@@ -102,40 +100,37 @@ def write_avsbench_tree(
 
     Raises:
         ValueError: If the task or a split is unknown or a count is negative.
-        FileExistsError: If the tree is already there.
+        FileExistsError: If the tree already exists.
     """
     if task not in TREES:
-        raise ValueError(f"task is {task!r}; choose one of {TASKS}")
+        raise ValueError(f"Expected one of {TASKS} as task, got {task!r}")
     if wrong := {split: count for split, count in counts.items() if split not in SPLITS or count < 0}:
-        raise ValueError(f"counts holds {wrong}; give splits out of {SPLITS} and counts of 0 or more")
+        raise ValueError(f"Expected counts of at least 0 for splits of {SPLITS}, got {wrong}")
     target = Path(root) / TREES[task]
     if target.exists():
-        raise FileExistsError(f"{target} exists already; remove it or choose another root")
-    target.parent.mkdir(parents=True, exist_ok=True)
+        raise FileExistsError(f"{target} already exists. Remove it or choose another root.")
     jobs = [(split, index) for split, count in counts.items() for index in range(count)]
-    # Everything is written beside the target first, so that an interrupted run leaves no half tree.
-    with tempfile.TemporaryDirectory(prefix=f".{TREES[task]}.", dir=root) as folder:
-        tree = Path(folder) / TREES[task]
+    # An interrupted run leaves no incomplete tree.
+    with atomic_folder(target, durable=False) as tree:
         writer = {"s4": _write_single, "ms3": _write_multiple, "avss": _write_semantic}[task]
         rows = [
             writer(tree, split, index, seed)
             for split, index in tqdm(jobs, desc=f"writing {target}", unit="clip", disable=not progress)
         ]
         _write_tables(tree, task, rows)
-        os.replace(tree, target)
     return target
 
 
 def _write_single(tree: Path, split: str, index: int, seed: int) -> tuple[str, ...]:
-    """Write one S4 clip, annotated as its split is, and return its row."""
+    """Write one S4 clip with the annotation of its split and return its row."""
     dataset = _dataset("s4", split, index, seed)
     clip, name = dataset[index], _video_id("s4", split, index, seed)
     label = clip.object_classes[int(np.argmax(clip.sounding[0]))]
     category = AVSBENCH_NAMES[label - 1][1]
     place = f"{split}/{category}/{name}"
     data = tree / "s4_data"
-    _write_pictures(clip, data / "visual_frames" / place / name, data / "gt_masks" / place / name)
-    _write_sound(clip, data / "audio_wav" / f"{place}.wav")
+    _write_images(clip, data / "visual_frames" / place / name, data / "gt_masks" / place / name)
+    _write_audio(clip, data / "audio_wav" / f"{place}.wav")
     _write_raw_video(dataset, index, clip, data / "raw_videos" / f"{place}.mp4")
     return name, "0", category, split
 
@@ -145,24 +140,24 @@ def _write_multiple(tree: Path, split: str, index: int, seed: int) -> tuple[str,
     dataset = _dataset("ms3", split, index, seed)
     clip, name = dataset[index], _video_id("ms3", split, index, seed)
     data = tree / "ms3_data"
-    _write_pictures(clip, data / "visual_frames" / name / f"{name}.mp4", data / "gt_masks" / split / name / name)
-    _write_sound(clip, data / "audio_wav" / split / f"{name}.wav")
+    _write_images(clip, data / "visual_frames" / name / f"{name}.mp4", data / "gt_masks" / split / name / name)
+    _write_audio(clip, data / "audio_wav" / split / f"{name}.wav")
     _write_raw_video(dataset, index, clip, data / "raw_videos" / f"{name}.mp4")
     return name, split
 
 
 def _write_semantic(tree: Path, split: str, index: int, seed: int) -> tuple[str, ...]:
-    """Write one AVSS clip of the subset whose turn it is and return its row."""
+    """Write one AVSS clip of the next subset and return its row."""
     subset, task, seconds = AVSS_SUBSETS[index % len(AVSS_SUBSETS)]
     dataset = _dataset(task, split, index, seed, AVSS_SIZES[index % len(AVSS_SIZES)], seconds)
     clip, name = dataset[index], _video_id(task, split, index, seed)
     start = 0 if subset == "v1m" else index % 60
-    # Only v1m's names stand for themselves: the others get the milliseconds at which the clip was cut.
+    # The names of v1m are used unchanged; the others get the start and end of the clip in milliseconds.
     uid = name if subset == "v1m" else f"{name}_{start * 1000}_{(start + seconds) * 1000}"
-    _write_semantic_pictures(clip, tree / subset / uid)
-    _write_sound(clip, tree / subset / uid / "audio.wav")
-    heard = [AVSBENCH_NAMES[clip.object_classes[k] - 1][0] for k in np.flatnonzero(clip.sounding.any(axis=0))]
-    return name, uid, "0", str(start), "_".join(sorted(heard)) or "background", split, subset
+    _write_semantic_images(clip, tree / subset / uid)
+    _write_audio(clip, tree / subset / uid / "audio.wav")
+    names = [AVSBENCH_NAMES[clip.object_classes[k] - 1][0] for k in np.flatnonzero(clip.sounding.any(axis=0))]
+    return name, uid, "0", str(start), "_".join(sorted(names)) or "background", split, subset
 
 
 def _dataset(
@@ -173,22 +168,25 @@ def _dataset(
 
 
 def _video_id(task: str, split: str, index: int, seed: int) -> str:
-    """Eleven characters like those of a video site, which may begin with `_` or `-`; every second MS3 id has a suffix."""
+    """Return a YouTube-like id of 11 characters, which may begin with `_` or `-`; every second MS3 id has a suffix."""
     digest = hashlib.sha256(f"{task}/{split}/{seed}/{index}".encode()).digest()
     name = urlsafe_b64encode(digest).decode()[:11]
     return f"{name}_{index}" if task == "ms3" and index % 2 == 0 else name
 
 
-def _write_pictures(clip: SyntheticClip, frame_stem: Path, mask_stem: Path) -> None:
-    """Write `{stem}_{1..}.png`: every frame, and the mask of every annotated frame as 0 and 255."""
+def _write_images(clip: SyntheticClip, frame_stem: Path, mask_stem: Path) -> None:
+    """Write `{stem}_{1..}.png`: every frame, and the mask of every annotated frame with values 0 and 255."""
     for number, frame in enumerate(clip.frames, start=1):
         _save_image(frame_stem.with_name(f"{frame_stem.name}_{number}.png"), frame)
     for number in np.flatnonzero(clip.annotated_frames) + 1:
         _save_image(mask_stem.with_name(f"{mask_stem.name}_{number}.png"), clip.binary[number - 1] * np.uint8(255))
 
 
-def _write_semantic_pictures(clip: SyntheticClip, folder: Path) -> None:
-    """Write frames as jpg and, of annotated frames, the class indexes and their colours as png."""
+def _write_semantic_images(clip: SyntheticClip, folder: Path) -> None:
+    """Write frames as jpg and, for annotated frames, the class indexes and their colors as png."""
+    # Importing avsbench loads `datasets`, which nothing else here needs (0.5 s, 85 MB).
+    from pcmanet.dataset_scripts.avsbench.masks import voc_palette
+
     to_avsbench = np.array([0, *(AVSBENCH_CLASSES.index(name) for name, _ in AVSBENCH_NAMES)], dtype=np.uint8)
     for number, frame in enumerate(clip.frames):
         _save_image(folder / "frames" / f"{number}.jpg", frame)
@@ -203,8 +201,8 @@ def _save_image(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
 
 
-def _write_sound(clip: SyntheticClip, path: Path) -> None:
-    """Write 16-bit stereo, both channels the same, as AVSBench's sound is."""
+def _write_audio(clip: SyntheticClip, path: Path) -> None:
+    """Write a 16-bit stereo wav with two equal channels, as AVSBench has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_audio(path, np.stack([clip.waveform, clip.waveform]), clip.sampling_rate)
 
@@ -215,8 +213,7 @@ def _write_raw_video(dataset: SoundingShapes, index: int, clip: SyntheticClip, p
 
 
 def _write_tables(tree: Path, task: str, rows: list[tuple[str, ...]]) -> None:
-    """Write the table of clips, and for the semantic task the class numbers, which AVSBench counts from 1."""
-    tree.mkdir(exist_ok=True)
+    """Write the table of clips and, for the semantic task, the class numbers, which AVSBench counts from 1."""
     name, header = TABLES[task]
     with (tree / name).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -225,18 +222,3 @@ def _write_tables(tree: Path, task: str, rows: list[tuple[str, ...]]) -> None:
     if task == "avss":
         numbers = {name: number for number, name in enumerate(AVSBENCH_CLASSES, start=1)}
         (tree / "label2idx.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-
-
-__all__ = [
-    "AVSBENCH_CLASSES",
-    "CLASSES",
-    "NEGATIVE_KINDS",
-    "SPLITS",
-    "SoundingShapes",
-    "SyntheticClip",
-    "TASKS",
-    "mask_sounding",
-    "voc_palette",
-    "write_avsbench_tree",
-    "write_clip",
-]

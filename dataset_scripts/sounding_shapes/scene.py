@@ -1,17 +1,22 @@
-"""The scenes of Sounding Shapes: objects that move over a background, drawn at random and rendered at any moment.
+"""Draw and render the scenes of Sounding Shapes: objects that move over a background.
 
-A class fixes an object's shape and texture; its colours, size, angle, spin and path are drawn for every scene. Lengths
-are in units of the picture's short side and times in seconds, so one scene renders at any size and any moment.
+The class of an object determines its shape and texture; its colors, size, angle, spin and path are drawn for every scene.
+Lengths are in units of the frame's short side and times in seconds, so a scene renders at any size and any time.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 
 NOISE_CELLS = 16  # the side of a noise table, which repeats
-EXTENT = 1.35  # no shape reaches farther than this many radii from its centre
+EXTENT = 1.35  # no shape extends farther than this many radii from its center
+
+
+# Shapes: signed distance to the outline in radii, negative inside, at coordinates (x, y) in radii
+
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -57,7 +62,7 @@ def _hexagon(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # A square on its corner with a disc on each of its two upper sides.
+    # A square standing on a corner, with a disc on each of its two upper sides.
     square = (np.abs(x) + np.abs(y - 0.2)) * 0.70710678 - 0.64
     discs = np.hypot(np.abs(x) - 0.4525, y + 0.2525) - 0.64
     return np.minimum(square, discs)
@@ -75,17 +80,20 @@ def _capsule(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.hypot(np.maximum(np.abs(x) - 0.62, 0.0), y) - 0.52
 
 
+# Textures: blend of an object's two colors in [0, 1]
+
+
 @dataclass(frozen=True)
 class Surface:
-    """What a texture is drawn from: coordinates in radii, already turned with the object, float32 (rows, columns).
+    """Input of a texture: coordinates in radii, rotated with the object, float32 (rows, columns).
 
     Attributes:
-        x: Across.
+        x: To the right.
         y: Down.
         distance: Signed distance to the outline, negative inside.
         detail: Texture lines per radius relative to the family's own.
         noise: The object's noise table, float32 (NOISE_CELLS, NOISE_CELLS) in [0, 1].
-        pixels: The object's radius in pixels, which sets how soft an antialiased step is.
+        pixels: The object's radius in pixels, which determines the width of an antialiased step.
     """
 
     x: np.ndarray
@@ -96,11 +104,11 @@ class Surface:
     pixels: float
 
     def turns(self, per_radius: float) -> np.float32:
-        """Radians per radius of a wave with so many periods per radius."""
+        """Return radians per radius of a wave with the given number of periods per radius."""
         return np.float32(2.0 * np.pi * per_radius * self.detail)
 
     def step(self, wave: np.ndarray, slope: float) -> np.ndarray:
-        """Blend in [0, 1] that changes over one pixel where `wave`, of that slope per radius, crosses zero."""
+        """Return a blend in [0, 1] that changes over one pixel where `wave`, of the given slope per radius, crosses zero."""
         return np.clip(0.5 + np.float32(self.pixels / slope) * wave, 0.0, 1.0)
 
 
@@ -157,7 +165,7 @@ def _halved(surface: Surface) -> np.ndarray:
 
 
 def _lookup(table: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Bilinear value of a repeating table (cells, cells) at coordinates in cells."""
+    """Interpolate a repeating table (cells, cells) bilinearly at coordinates in cells."""
     left, top = np.floor(x), np.floor(y)
     across, down = x - left, y - top
     left, top = left.astype(np.int64) % NOISE_CELLS, top.astype(np.int64) % NOISE_CELLS
@@ -187,7 +195,10 @@ SHAPES = tuple(shape for shape, _ in LOOKS.values())
 TEXTURES = tuple(texture for _, texture in LOOKS.values())
 
 
-MINIMUM_VISIBLE = 0.55  # by sample points; leaves a margin over the 35 % promised for the rendered masks
+# Scenes
+
+
+MINIMUM_VISIBLE = 0.55  # by sample points; leaves a margin over the guaranteed 35 % of the rendered masks
 LAYOUT_ATTEMPTS = 40
 
 
@@ -198,11 +209,11 @@ class ShapeObject:
     Attributes:
         label: Index into `CLASSES`.
         radius: Half of its size, in short sides.
-        colours: float32 (2, 3), the two colours of its texture in [0, 1].
+        colors: float32 (2, 3), the two colors of its texture in [0, 1].
         angle: Rotation at time 0, radians.
         spin: Radians per second.
-        home: float (2,), the middle of its path (x, y) in short sides.
-        swing: float (2, 2), amplitude of the two oscillations of x and y, in short sides.
+        path_center: float (2,), the center of its path (x, y) in short sides.
+        amplitude: float (2, 2), amplitude of the two oscillations of x and y, in short sides.
         rate: float (2, 2), their radians per second.
         phase: float (2, 2), their phase at time 0, radians.
         detail: float, texture lines per radius relative to the family's own.
@@ -211,113 +222,151 @@ class ShapeObject:
 
     label: int
     radius: float
-    colours: np.ndarray
+    colors: np.ndarray
     angle: float
     spin: float
-    home: np.ndarray
-    swing: np.ndarray
+    path_center: np.ndarray
+    amplitude: np.ndarray
     rate: np.ndarray
     phase: np.ndarray
     detail: float
     noise: np.ndarray
 
-    def centre(self, time: float) -> np.ndarray:
-        """Position (x, y) at a time in seconds, in short sides from the upper left corner."""
-        return self.home + (self.swing * np.sin(self.rate * time + self.phase)).sum(axis=1)
+    def center(self, time: float) -> np.ndarray:
+        """Return the position (x, y) at a time in seconds, in short sides from the upper left corner."""
+        return self.path_center + (self.amplitude * np.sin(self.rate * time + self.phase)).sum(axis=1)
 
 
 @dataclass(frozen=True)
-class Background:
-    """What lies behind the objects.
+class Scene:
+    """A background and its objects.
 
     Attributes:
-        colours: float32 (2, 3), the two ends of a linear gradient, in [0, 1].
-        direction: float (2,), where the gradient and the stripes point.
-        drift: float (2,), how the noise moves, in cells per second.
+        colors: float32 (2, 3), the two ends of the background's linear gradient, in [0, 1].
+        direction: float (2,), direction of the gradient and the stripes.
+        drift: float (2,), motion of the noise, in cells per second.
         noise: float32 (2, NOISE_CELLS, NOISE_CELLS), a coarse and a fine table in [-1, 1].
         strengths: float (3,), contrast of coarse noise, fine noise and stripes.
         stripes: Stripes per short side.
+        objects: From back to front.
     """
 
-    colours: np.ndarray
+    colors: np.ndarray
     direction: np.ndarray
     drift: np.ndarray
     noise: np.ndarray
     strengths: np.ndarray
     stripes: float
+    objects: tuple[ShapeObject, ...] = ()
 
+    @classmethod
+    def draw(cls, generator: np.random.Generator, aspect: float, timestamps: Sequence[float]) -> Self:
+        """Draw 2 to 4 objects of different classes, each of them visible enough at every given time.
 
-@dataclass(frozen=True)
-class Scene:
-    """A background and its objects, from the rearmost to the foremost."""
+        Args:
+            generator: Source of all randomness.
+            aspect: Width over height.
+            timestamps: Seconds at which no object may be hidden by more than about half.
+        """
+        size = np.array([max(aspect, 1.0), max(1.0 / aspect, 1.0)])
+        background = cls._draw_background(generator)
+        count = int(generator.choice((2, 3, 4), p=(0.3, 0.4, 0.3)))
+        labels = generator.permutation(len(CLASSES))[:count]
+        best: tuple[float, tuple[ShapeObject, ...]] = (-1.0, ())
+        # Overlap is intended, hiding is not: redraw until all are visible enough, else keep the best layout.
+        for _ in range(LAYOUT_ATTEMPTS):
+            places = _draw_places(generator, count)
+            objects = tuple(
+                _draw_object(generator, int(label), place, size, background.colors)
+                for label, place in zip(labels, places, strict=True)
+            )
+            visible = min(visible_fractions(objects, size, time).min() for time in timestamps)
+            best = max(best, (float(visible), objects), key=lambda layout: layout[0])
+            if visible >= MINIMUM_VISIBLE:
+                break
+        return replace(background, objects=best[1])
 
-    background: Background
-    objects: tuple[ShapeObject, ...]
-
-
-def draw_scene(generator: np.random.Generator, aspect: float, timestamps: Sequence[float]) -> Scene:
-    """Draw 2 to 4 objects of different classes, each of them visible enough at every given moment.
-
-    Args:
-        generator: Source of all randomness.
-        aspect: Width over height.
-        timestamps: Seconds at which no object may be hidden by more than about half.
-    """
-    size = np.array([max(aspect, 1.0), max(1.0 / aspect, 1.0)])
-    background = _draw_background(generator)
-    count = int(generator.choice((2, 3, 4), p=(0.3, 0.4, 0.3)))
-    labels = generator.permutation(len(CLASSES))[:count]
-    best: tuple[float, tuple[ShapeObject, ...]] = (-1.0, ())
-    # Overlap is wanted, hiding is not: redraw until all are visible enough, else keep the best layout seen.
-    for _ in range(LAYOUT_ATTEMPTS):
-        places = _draw_places(generator, count)
-        objects = tuple(
-            _draw_object(generator, int(label), place, size, background)
-            for label, place in zip(labels, places, strict=True)
+    @classmethod
+    def _draw_background(cls, generator: np.random.Generator) -> Self:
+        first = generator.uniform(0.05, 0.95, 3)
+        second = np.clip(first + generator.uniform(-0.25, 0.25, 3), 0.0, 1.0)
+        angle = generator.uniform(0.0, 2.0 * np.pi)
+        return cls(
+            colors=np.stack([first, second]).astype(np.float32),
+            direction=np.array([np.cos(angle), np.sin(angle)]),
+            drift=generator.uniform(-0.4, 0.4, 2),
+            noise=generator.uniform(-1.0, 1.0, (2, NOISE_CELLS, NOISE_CELLS)).astype(np.float32),
+            strengths=generator.uniform(0.0, 1.0, 3) ** 2 * np.array([0.12, 0.1, 0.06]),
+            stripes=generator.uniform(3.0, 12.0),
         )
-        visible = min(visible_fractions(objects, size, time).min() for time in timestamps)
-        best = max(best, (float(visible), objects), key=lambda layout: layout[0])
-        if visible >= MINIMUM_VISIBLE:
-            break
-    return Scene(background, best[1])
 
+    def render(self, height: int, width: int, time: float) -> tuple[np.ndarray, np.ndarray]:
+        """Render the frame at one time.
 
-def _draw_background(generator: np.random.Generator) -> Background:
-    first = generator.uniform(0.05, 0.95, 3)
-    second = np.clip(first + generator.uniform(-0.25, 0.25, 3), 0.0, 1.0)
-    angle = generator.uniform(0.0, 2.0 * np.pi)
-    return Background(
-        colours=np.stack([first, second]).astype(np.float32),
-        direction=np.array([np.cos(angle), np.sin(angle)]),
-        drift=generator.uniform(-0.4, 0.4, 2),
-        noise=generator.uniform(-1.0, 1.0, (2, NOISE_CELLS, NOISE_CELLS)).astype(np.float32),
-        strengths=generator.uniform(0.0, 1.0, 3) ** 2 * np.array([0.12, 0.1, 0.06]),
-        stripes=generator.uniform(3.0, 12.0),
-    )
+        Args:
+            height: Pixels.
+            width: Pixels.
+            time: Seconds, any.
+
+        Returns:
+            The frame, uint8 (height, width, 3), and the object that each pixel shows, uint8 (height, width): 0 is
+            background and k + 1 is `objects[k]`.
+        """
+        short = min(height, width)
+        x = ((np.arange(width) + 0.5) / short).astype(np.float32)
+        y = ((np.arange(height) + 0.5) / short).astype(np.float32)
+        frame = self._render_background(x, y, time)
+        positions = np.zeros((height, width), dtype=np.uint8)
+        for position, shape in enumerate(self.objects):
+            columns, rows = _bounds(shape, time, short, width, height)
+            local_x, local_y = _local(shape, time, x[columns], y[rows, None])
+            distance = SHAPES[shape.label](local_x, local_y)
+            surface = Surface(local_x, local_y, distance, shape.detail, shape.noise, shape.radius * short)
+            cover = surface.step(-distance, 1.0)[..., None]
+            blend = TEXTURES[shape.label](surface)[..., None]
+            paint = shape.colors[0] + blend * (shape.colors[1] - shape.colors[0])
+            window = frame[rows, columns]
+            window += cover * (paint - window)
+            positions[rows, columns][distance < 0.0] = position + 1
+        return np.rint(np.clip(frame, 0.0, 1.0) * 255.0).astype(np.uint8), positions
+
+    def _render_background(self, x: np.ndarray, y: np.ndarray, time: float) -> np.ndarray:
+        """Return float32 (height, width, 3) for pixel centers `x` (width,) and `y` (height,) in short sides."""
+        drift_x, drift_y = (self.drift * time).astype(np.float32)
+        coarse = _noise_plane(self.noise[0], y * 5.0 + drift_y, x * 5.0 + drift_x)
+        fine = _noise_plane(self.noise[1], y * 28.0 + 3.0 * drift_y, x * 28.0 + 3.0 * drift_x)
+        direction_x, direction_y = self.direction.astype(np.float32)
+        ramp = direction_x * (x - 0.5) + (direction_y * (y - 0.5))[:, None]
+        stripes = np.sin(np.float32(2.0 * np.pi * self.stripes) * ramp)
+        strengths = self.strengths.astype(np.float32)
+        shade = strengths[0] * coarse + strengths[1] * fine + strengths[2] * stripes
+        blend = np.clip(0.5 + 0.7 * ramp, 0.0, 1.0)
+        first, second = self.colors
+        return first + blend[..., None] * (second - first) + shade[..., None]
 
 
 def _draw_places(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Homes in the unit square, float (count, 2): of four draws the one whose closest two are farthest apart."""
+    """Draw path centers in the unit square, float (count, 2): of four draws, the one with the largest minimum distance."""
     places = generator.uniform(0.0, 1.0, (4, count, 2))
     apart = np.linalg.norm(places[:, :, None] - places[:, None], axis=3) + 2.0 * np.eye(count)
     return places[int(np.argmax(apart.min(axis=(1, 2))))]
 
 
 def _draw_object(
-    generator: np.random.Generator, label: int, place: np.ndarray, size: np.ndarray, background: Background
+    generator: np.random.Generator, label: int, place: np.ndarray, size: np.ndarray, surroundings: np.ndarray
 ) -> ShapeObject:
     radius = generator.uniform(0.15, 0.23)
-    # The path hardly leaves the picture: all its oscillations rarely point the same way at once.
-    swing = generator.uniform(0.02, 0.09, (2, 2))
-    margin = 0.85 * radius + 0.7 * swing.sum(axis=1)
+    # The path hardly leaves the frame: its oscillations rarely all have the same sign.
+    amplitude = generator.uniform(0.02, 0.09, (2, 2))
+    margin = 0.85 * radius + 0.7 * amplitude.sum(axis=1)
     return ShapeObject(
         label=label,
         radius=radius,
-        colours=_draw_colours(generator, background.colours),
+        colors=_draw_colors(generator, surroundings),
         angle=generator.uniform(0.0, 2.0 * np.pi),
         spin=generator.uniform(-0.8, 0.8),
-        home=margin + (size - 2.0 * margin) * place,
-        swing=swing,
+        path_center=margin + (size - 2.0 * margin) * place,
+        amplitude=amplitude,
         rate=generator.uniform(1.0, 2.8, (2, 2)),
         phase=generator.uniform(0.0, 2.0 * np.pi, (2, 2)),
         detail=generator.uniform(0.85, 1.15),
@@ -325,8 +374,8 @@ def _draw_object(
     )
 
 
-def _draw_colours(generator: np.random.Generator, surroundings: np.ndarray) -> np.ndarray:
-    """Two colours that differ from the background's and from each other: float32 (2, 3)."""
+def _draw_colors(generator: np.random.Generator, surroundings: np.ndarray) -> np.ndarray:
+    """Draw two colors that differ from the background's and from each other: float32 (2, 3)."""
     candidates = generator.uniform(0.0, 1.0, (48, 3)).astype(np.float32)
     apart = np.linalg.norm(candidates[:, None] - surroundings, axis=2).min(axis=1)
     first = candidates[int(np.argmax(apart > 0.45)) if (apart > 0.45).any() else int(np.argmax(apart))]
@@ -336,11 +385,11 @@ def _draw_colours(generator: np.random.Generator, surroundings: np.ndarray) -> n
 
 
 def _local(shape: ShapeObject, time: float, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Picture coordinates (short sides) to the object's own, in radii, unrotated."""
-    centre_x, centre_y = shape.centre(time)
+    """Convert frame coordinates (short sides) to the object's, in radii, unrotated."""
+    center_x, center_y = shape.center(time)
     angle = shape.angle + shape.spin * time
     cosine, sine = np.float32(np.cos(angle) / shape.radius), np.float32(np.sin(angle) / shape.radius)
-    x, y = x - np.float32(centre_x), y - np.float32(centre_y)
+    x, y = x - np.float32(center_x), y - np.float32(center_y)
     return cosine * x + sine * y, cosine * y - sine * x
 
 
@@ -355,11 +404,11 @@ SAMPLE_POINTS = tuple(_sample_points(shape) for shape in SHAPES)  # (2, points) 
 
 
 def visible_fractions(objects: Sequence[ShapeObject], size: np.ndarray, time: float) -> np.ndarray:
-    """Share of each object's area that is inside the picture and not covered, estimated from sample points.
+    """Return the fraction of each object's area that is inside the frame and not covered, estimated from sample points.
 
     Args:
-        objects: From the rearmost to the foremost.
-        size: (width, height) of the picture in short sides.
+        objects: From back to front.
+        size: (width, height) of the frame in short sides.
         time: Seconds.
 
     Returns:
@@ -370,8 +419,8 @@ def visible_fractions(objects: Sequence[ShapeObject], size: np.ndarray, time: fl
         angle = shape.angle + shape.spin * time
         cosine, sine = shape.radius * np.cos(angle), shape.radius * np.sin(angle)
         points_x, points_y = SAMPLE_POINTS[shape.label]
-        centre_x, centre_y = shape.centre(time)
-        x, y = centre_x + cosine * points_x - sine * points_y, centre_y + sine * points_x + cosine * points_y
+        center_x, center_y = shape.center(time)
+        x, y = center_x + cosine * points_x - sine * points_y, center_y + sine * points_x + cosine * points_y
         visible = (x >= 0.0) & (x < size[0]) & (y >= 0.0) & (y < size[1])
         for cover in objects[position + 1 :]:
             visible &= SHAPES[cover.label](*_local(cover, time, x, y)) >= 0.0
@@ -380,7 +429,7 @@ def visible_fractions(objects: Sequence[ShapeObject], size: np.ndarray, time: fl
 
 
 def _noise_plane(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """`_lookup` on a whole grid, one axis after the other: (rows, columns)."""
+    """Evaluate `_lookup` on a complete grid, one axis after the other: (rows, columns)."""
     top, left = np.floor(rows), np.floor(columns)
     down, across = (rows - top)[:, None], columns - left
     top, left = top.astype(np.int64) % NOISE_CELLS, left.astype(np.int64) % NOISE_CELLS
@@ -388,57 +437,10 @@ def _noise_plane(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np
     return bands[:, left] + across * (bands[:, (left + 1) % NOISE_CELLS] - bands[:, left])
 
 
-def _render_background(background: Background, x: np.ndarray, y: np.ndarray, time: float) -> np.ndarray:
-    """float32 (height, width, 3) for pixel centres `x` (width,) and `y` (height,) in short sides."""
-    drift_x, drift_y = (background.drift * time).astype(np.float32)
-    coarse = _noise_plane(background.noise[0], y * 5.0 + drift_y, x * 5.0 + drift_x)
-    fine = _noise_plane(background.noise[1], y * 28.0 + 3.0 * drift_y, x * 28.0 + 3.0 * drift_x)
-    direction_x, direction_y = background.direction.astype(np.float32)
-    ramp = direction_x * (x - 0.5) + (direction_y * (y - 0.5))[:, None]
-    stripes = np.sin(np.float32(2.0 * np.pi * background.stripes) * ramp)
-    strengths = background.strengths.astype(np.float32)
-    shade = strengths[0] * coarse + strengths[1] * fine + strengths[2] * stripes
-    blend = np.clip(0.5 + 0.7 * ramp, 0.0, 1.0)
-    first, second = background.colours
-    return first + blend[..., None] * (second - first) + shade[..., None]
-
-
-def render_scene(scene: Scene, height: int, width: int, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """Render one moment.
-
-    Args:
-        scene: What to render.
-        height: Pixels.
-        width: Pixels.
-        time: Seconds, any.
-
-    Returns:
-        The picture, uint8 (height, width, 3), and which object each pixel shows, uint8 (height, width):
-        0 is background and k + 1 is `scene.objects[k]`.
-    """
-    short = min(height, width)
-    x = ((np.arange(width) + 0.5) / short).astype(np.float32)
-    y = ((np.arange(height) + 0.5) / short).astype(np.float32)
-    picture = _render_background(scene.background, x, y, time)
-    positions = np.zeros((height, width), dtype=np.uint8)
-    for position, shape in enumerate(scene.objects):
-        columns, rows = _bounds(shape, time, short, width, height)
-        local_x, local_y = _local(shape, time, x[columns], y[rows, None])
-        distance = SHAPES[shape.label](local_x, local_y)
-        surface = Surface(local_x, local_y, distance, shape.detail, shape.noise, shape.radius * short)
-        cover = surface.step(-distance, 1.0)[..., None]
-        blend = TEXTURES[shape.label](surface)[..., None]
-        paint = shape.colours[0] + blend * (shape.colours[1] - shape.colours[0])
-        window = picture[rows, columns]
-        window += cover * (paint - window)
-        positions[rows, columns][distance < 0.0] = position + 1
-    return np.rint(np.clip(picture, 0.0, 1.0) * 255.0).astype(np.uint8), positions
-
-
 def _bounds(shape: ShapeObject, time: float, short: int, width: int, height: int) -> tuple[slice, slice]:
-    """Columns and rows of the window that holds the whole object."""
-    centre = shape.centre(time) * short
+    """Return columns and rows of the window that contains the complete object."""
+    center = shape.center(time) * short
     reach = EXTENT * shape.radius * short + 1.0
-    first = np.maximum(np.floor(centre - reach), 0.0).astype(int)
-    last = np.maximum(np.ceil(centre + reach), 0.0).astype(int)
+    first = np.maximum(np.floor(center - reach), 0.0).astype(int)
+    last = np.maximum(np.ceil(center + reach), 0.0).astype(int)
     return slice(first[0], min(last[0], width)), slice(first[1], min(last[1], height))

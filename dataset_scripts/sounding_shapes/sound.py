@@ -1,33 +1,37 @@
-"""The sounds of Sounding Shapes: twelve sound families, each in its own pitch region with its own timbre and envelope.
+"""Render the audio of Sounding Shapes: twelve sound families with different pitch, timbre and envelope.
 
-Pitch, rate, timbre and loudness are drawn for every source; one source keeps them for the whole clip. Every family
-repeats at least twice a second, so any second of it can be told from any second of another.
+Pitch, rate, timbre and loudness are drawn for every source and stay constant during a clip. Every family repeats at least
+twice a second, so any second of it differs from any second of another family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch.utils.data import Dataset
 
 
-SAMPLING_RATE = 16000  # Hz, VGGish's own
+SAMPLING_RATE = 16000  # Hz, that of VGGish
 FADE = 0.02  # seconds, raised cosine, inside the first and the last sounding second
-ATTACK = np.float32(200.0)  # full strokes per second: a stroke rises over 5 ms, so that it does not click as well
+ATTACK = np.float32(200.0)  # full amplitudes per second: a stroke rises over 5 ms, so that its onset does not click
 REVERBERATION_TAIL = 0.2  # seconds
 NOISE_KINDS = ("white", "pink", "brown")
 TURN = np.float32(2.0 * np.pi)
 
 
+# Sources: one sound family per class
+
+
 @dataclass(frozen=True)
 class Voice:
-    """What is drawn once for a source and kept for the clip.
+    """Properties of a source that are drawn once per clip.
 
     Attributes:
         pitch: Position in the family's pitch range, in [0, 1].
         rate: Position in the family's range of events per second, in [0, 1].
-        timbre: Any second property of the family, in [0, 1].
-        phase: Where in its cycle the sound is at the start of the clip, in [0, 1].
-        level: Root mean square while sounding, full scale 1.
+        timbre: Position in the range of another property of the family, in [0, 1].
+        phase: Position in its cycle at the start of the clip, in [0, 1].
+        level: Root mean square while sounding; full scale is 1.
         noise_seed: Seed of the family's noise, if it has any.
     """
 
@@ -39,17 +43,17 @@ class Voice:
     noise_seed: int
 
     def between(self, lowest: float, highest: float, position: float) -> np.float32:
-        """The value at a drawn position of a range, by equal ratios, as pitch and tempo are heard."""
+        """Interpolate a range geometrically, as pitch and tempo are perceived."""
         return np.float32(lowest * (highest / lowest) ** position)
 
     def cycle(self, lowest: float, highest: float, time: np.ndarray) -> tuple[np.ndarray, np.float32]:
-        """Position in [0, 1) within the event of each moment, and the events per second."""
+        """Return the position in [0, 1) within the event at each time, and the events per second."""
         rate = self.between(lowest, highest, self.rate)
         return (time * rate + np.float32(self.phase)) % 1.0, rate
 
 
 def draw_voice(generator: np.random.Generator) -> Voice:
-    """Draw a source's properties; its loudness varies by 10 dB."""
+    """Draw the properties of a source; its loudness varies by 10 dB."""
     pitch, rate, timbre, phase, loudness = generator.uniform(0.0, 1.0, 5)
     level = 0.1 * 10.0 ** ((10.0 * loudness - 5.0) / 20.0)
     return Voice(pitch, rate, timbre, phase, level, int(generator.integers(2**32)))
@@ -60,7 +64,7 @@ def _sine(frequency: np.float32, time: np.ndarray) -> np.ndarray:
 
 
 def _band_noise(voice: Voice, time: np.ndarray, lowest: float, highest: float) -> np.ndarray:
-    """Noise between two frequencies in Hz, flat, with edges of 1/6 of the band."""
+    """Return flat noise between two frequencies in Hz, with edges of 1/6 of the band."""
     noise = np.random.default_rng(voice.noise_seed).standard_normal(len(time), dtype=np.float32)
     spectrum = np.fft.rfft(noise)
     frequency = np.fft.rfftfreq(len(time), 1.0 / SAMPLING_RATE).astype(np.float32)
@@ -94,7 +98,7 @@ def _knock(voice: Voice, time: np.ndarray) -> np.ndarray:
 
 
 def _bell(voice: Voice, time: np.ndarray) -> np.ndarray:
-    """Ringing strikes with partials from 2.1 to 6 kHz out of tune with each other, 3 to 4 a second."""
+    """Ringing strikes with inharmonic partials from 2.1 to 6 kHz, 3 to 4 a second."""
     pitch = voice.between(2100.0, 2500.0, voice.pitch)
     position, rate = voice.cycle(3.0, 4.0, time)
     seconds = position / rate
@@ -118,7 +122,7 @@ def _click(voice: Voice, time: np.ndarray) -> np.ndarray:
 
 
 def _warble(voice: Voice, time: np.ndarray) -> np.ndarray:
-    """Siren whose pitch swings by a quarter around 1.5 to 1.8 kHz, 4 to 6 times a second."""
+    """Siren whose pitch varies by a quarter around 1.5 to 1.8 kHz, 4 to 6 times a second."""
     pitch = voice.between(1500.0, 1800.0, voice.pitch)
     rate = voice.between(4.0, 6.0, voice.rate)
     swing = np.float32(0.2 + 0.08 * voice.timbre) * pitch / rate
@@ -126,12 +130,12 @@ def _warble(voice: Voice, time: np.ndarray) -> np.ndarray:
 
 
 def _up_chirp(voice: Voice, time: np.ndarray) -> np.ndarray:
-    """Sweeps up from 600 Hz over two octaves and more, 4 to 5 a second with a gap after each."""
+    """Upward sweeps from 600 Hz over two octaves and more, 4 to 5 a second with a gap after each."""
     return _chirp(voice, time, voice.between(550.0, 700.0, voice.pitch), 2.0 + 0.4 * voice.timbre, (4.0, 5.0))
 
 
 def _down_chirp(voice: Voice, time: np.ndarray) -> np.ndarray:
-    """Sweeps down from 7 kHz over an octave and more, 2.5 to 3.2 a second with a gap after each."""
+    """Downward sweeps from 7 kHz over an octave and more, 2.5 to 3.2 a second with a gap after each."""
     return _chirp(voice, time, voice.between(6300.0, 7200.0, voice.pitch), -1.3 - 0.3 * voice.timbre, (2.5, 3.2))
 
 
@@ -142,7 +146,7 @@ def _chirp(
     position, rate = voice.cycle(*rates, time)
     speed = np.float32(octaves * np.log(2.0)) * rate / np.float32(0.8)  # nepers per second
     sweep = np.sin(TURN * start / speed * np.expm1(speed * position / rate))
-    # Rise and fall over a twentieth of the event, so that no click gives the sweep away.
+    # Rise and fall over a twentieth of the event, so that no click identifies the sweep.
     return sweep * np.clip(np.minimum(position, 0.8 - position) * 20.0, 0.0, 1.0)
 
 
@@ -155,7 +159,7 @@ def _hiss(voice: Voice, time: np.ndarray) -> np.ndarray:
 
 
 def _trill(voice: Voice, time: np.ndarray) -> np.ndarray:
-    """Two notes between 2.9 and 4.3 kHz in turns, 7 to 9 changes a second."""
+    """Two alternating notes between 2.9 and 4.3 kHz, 7 to 9 changes a second."""
     pitch = voice.between(2900.0, 3200.0, voice.pitch)
     position, _ = voice.cycle(3.5, 4.5, time)
     step = np.float32(1.25 + 0.1 * voice.timbre)
@@ -165,12 +169,12 @@ def _trill(voice: Voice, time: np.ndarray) -> np.ndarray:
 
 
 def _wind(voice: Voice, time: np.ndarray) -> np.ndarray:
-    """Steady rush of noise between 0.8 and 1.6 kHz."""
+    """Steady noise between 0.8 and 1.6 kHz."""
     lowest = float(voice.between(750.0, 900.0, voice.pitch))
     return _band_noise(voice, time, lowest, lowest * (1.7 + 0.2 * voice.timbre))
 
 
-# In the order of the class indexes: the family at position k is the sound of class k.
+# In the order of the class indexes: class k sounds as family k.
 SOUNDS: tuple[Callable[[Voice, np.ndarray], np.ndarray], ...] = (
     _hum,
     _buzz,
@@ -188,12 +192,12 @@ SOUNDS: tuple[Callable[[Voice, np.ndarray], np.ndarray], ...] = (
 
 
 def render_source(label: int, voice: Voice, seconds: np.ndarray) -> np.ndarray:
-    """The sound of one source, silent in the seconds in which it does not sound.
+    """Render one source.
 
     Args:
-        label: Class index from 0.
+        label: Class index, from 0.
         voice: Its drawn properties.
-        seconds: bool (seconds,).
+        seconds: bool (seconds,), when the source sounds.
 
     Returns:
         float32 (seconds * 16000,), mono.
@@ -212,15 +216,35 @@ def render_source(label: int, voice: Voice, seconds: np.ndarray) -> np.ndarray:
     return waveform
 
 
-def render_room(generator: np.random.Generator, dry: np.ndarray) -> np.ndarray:
-    """Put the mixture of all sources in a room: loudness, reverberation and a noise floor, on the 16-bit grid.
+# Mixtures
+
+
+def render_mixture(generator: np.random.Generator, labels: Sequence[int], sounding: np.ndarray) -> np.ndarray:
+    """Render several sources in a room.
 
     Args:
-        generator: Source of the room's randomness.
+        generator: Source of all randomness.
+        labels: Class index of each source, from 0.
+        sounding: bool (seconds, sources), which source sounds when.
+
+    Returns:
+        float32 (seconds * 16000,), mono in [-1, 1), on the 16-bit grid.
+    """
+    dry = np.zeros(len(sounding) * SAMPLING_RATE, dtype=np.float32)
+    for label, seconds in zip(labels, sounding.T, strict=True):
+        dry += render_source(int(label), draw_voice(generator), seconds)
+    return render_room(generator, dry)
+
+
+def render_room(generator: np.random.Generator, dry: np.ndarray) -> np.ndarray:
+    """Apply a room to the mixture of all sources: loudness, reverberation and a noise floor, on the 16-bit grid.
+
+    Args:
+        generator: Source of all randomness.
         dry: float32 (samples,), the sum of all sources.
 
     Returns:
-        float32 (samples,) in [-1, 1), every value a multiple of 1/32768, so that a PCM16 file holds it exactly.
+        float32 (samples,) in [-1, 1), every value a multiple of 1/32768, so that a PCM16 file stores it exactly.
     """
     loudness = 10.0 ** (generator.uniform(-12.0, 0.0) / 20.0)
     padded = len(dry) + int(REVERBERATION_TAIL * SAMPLING_RATE)
@@ -228,17 +252,17 @@ def render_room(generator: np.random.Generator, dry: np.ndarray) -> np.ndarray:
     wet = np.fft.irfft(spectrum, padded)[: len(dry)] * np.float32(loudness)
     floor = 10.0 ** (generator.uniform(-66.0, -50.0) / 20.0)
     waveform = wet + np.float32(floor) * generator.standard_normal(len(dry), dtype=np.float32)
-    return quantise(waveform)
+    return quantize(waveform)
 
 
-def quantise(waveform: np.ndarray) -> np.ndarray:
-    """Scale down what would clip, then round to 16 bits: float32 (samples,) in [-1, 1)."""
+def quantize(waveform: np.ndarray) -> np.ndarray:
+    """Scale down a waveform that would clip and round it to 16 bits: float32 (samples,) in [-1, 1)."""
     peak = max(1.0, float(np.abs(waveform).max()) / 0.98)
     return np.rint(waveform * np.float32(32768.0 / peak)).astype(np.float32) / np.float32(32768.0)
 
 
 def _draw_response(generator: np.random.Generator) -> np.ndarray:
-    """Impulse response: the direct sound, and in two rooms of three a decaying tail of noise."""
+    """Draw an impulse response: the direct sound, and in two of three rooms a decaying tail of noise."""
     length = int(REVERBERATION_TAIL * SAMPLING_RATE)
     decay = generator.uniform(0.02, 0.06)  # seconds to fall by 8.7 dB
     strength = generator.uniform(0.0, 0.5) * (generator.uniform() < 2.0 / 3.0)
@@ -250,11 +274,59 @@ def _draw_response(generator: np.random.Generator) -> np.ndarray:
 
 
 def render_noise(generator: np.random.Generator, samples: int) -> np.ndarray:
-    """Noise of no class: white, pink or brown, as loud as the sources. Returns float32 (samples,) on the 16-bit grid."""
-    colour = NOISE_KINDS[int(generator.integers(len(NOISE_KINDS)))]
+    """Render noise of no class: white, pink or brown, as loud as the sources.
+
+    Args:
+        generator: Source of all randomness.
+        samples: Length.
+
+    Returns:
+        float32 (samples,) on the 16-bit grid.
+    """
+    color = NOISE_KINDS[int(generator.integers(len(NOISE_KINDS)))]
     spectrum = np.fft.rfft(generator.standard_normal(samples, dtype=np.float32))
     frequency = np.fft.rfftfreq(samples, 1.0 / SAMPLING_RATE).astype(np.float32)
-    exponent = {"white": 0.0, "pink": -0.5, "brown": -1.0}[colour]
+    exponent = {"white": 0.0, "pink": -0.5, "brown": -1.0}[color]
     waveform = np.fft.irfft(spectrum * np.maximum(frequency, 50.0) ** np.float32(exponent), samples)
     level = 0.1 * 10.0 ** (generator.uniform(-15.0, 5.0) / 20.0)
-    return quantise(waveform * np.float32(level) / np.sqrt(np.mean(np.square(waveform))))
+    return quantize(waveform * np.float32(level) / np.sqrt(np.mean(np.square(waveform))))
+
+
+MIXTURE = (0.15, 0.4, 0.3, 0.15)  # probability that none, one, two or three classes sound in a second
+
+
+class SoundMixtures(Dataset[tuple[np.ndarray, np.ndarray]]):
+    """Procedural audio clips for audio classification, each with the classes that sound in every second.
+
+    An index always gives the same bytes. The random streams are disjoint from those of `SoundingShapes`.
+
+    Args:
+        length: Number of clips.
+        seed: From 0 up.
+        num_seconds: Duration of each clip.
+    """
+
+    def __init__(self, length: int, *, seed: int = 0, num_seconds: int = 5) -> None:
+        self.length, self.seed, self.num_seconds = length, seed, num_seconds
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return one clip.
+
+        Returns:
+            float32 (num_seconds * 16000,), mono in [-1, 1), and bool (num_seconds, 12): which class sounds when.
+
+        Raises:
+            IndexError: If the index is not in [0, length).
+        """
+        if not 0 <= index < self.length:
+            raise IndexError(f"Expected an index from 0 to {self.length - 1}, got {index}")
+        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index,)))
+        sounding = np.zeros((self.num_seconds, len(SOUNDS)), dtype=bool)
+        labels = generator.permutation(len(SOUNDS))[:4]
+        for second in sounding:
+            second[generator.permutation(labels)[: generator.choice(len(MIXTURE), p=MIXTURE)]] = True
+        return render_mixture(generator, labels, sounding[:, labels]), sounding
