@@ -4,6 +4,7 @@ Files are read in place, without a prepared copy, and any process can read any c
 number of processes.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import BatchFeature
 from modeling_pcmanet.media_pcmanet import read_audio
 
 from .avsbench import find_clips
-from .avsbench.layouts import AVSBenchError, Clip, CustomClipFiles, have_disjoint_objects, label_names
+from .avsbench.layouts import AVSBenchError, Clip, have_disjoint_objects, label_names
 from .avsbench.rows import RowSettings, encode_wav, inspect_files, read_row, row_features
 from .collation import ClipCollator
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics
@@ -139,7 +140,7 @@ def find_off_screen_audio(data: EvaluationClips, folder: Path | None = None) -> 
                 f"No clip found in {data.table} whose objects are known to differ from those of {clip.id!r}. "
                 "Give a folder of other audio files."
             )
-        donors.append(donor.path if isinstance(donor, CustomClipFiles) else donor.audio)
+        donors.append(donor.audio)
     return donors
 
 
@@ -255,7 +256,7 @@ def _subset_results(metrics: ClipMetrics, clips: Sequence[int]) -> Results:
     state = metrics.state_dict()
     kept = torch.isin(state["clip_indices"], torch.tensor(clips))
     columns = {name: state[name][kept] for name in ("clip_indices", "batch_indices", "rows")}
-    subset = type(metrics)(score_padding=metrics.score_padding)
+    subset = copy.copy(metrics)
     subset.load_state_dict({**state, **columns})
     scores = {protocol: subset.compute(protocol) for protocol in PROTOCOLS}
     return {protocol: {name: values[name] for name in ("miou", "f_score")} for protocol, values in scores.items()}

@@ -646,7 +646,7 @@ class BinaryMetrics(ClipMetrics):
         """Return the column names of a row with their widths. A row holds sums over the frames of a clip."""
         scalars = ("frames", "pixels", "iou", "labeled_frames", "intersection", "predicted", "target")
         curves = ("curve", "curve_intersection", "curve_predicted")
-        return dict.fromkeys(scalars, 1) | dict.fromkeys(curves, THRESHOLD_COUNT)
+        return {**dict.fromkeys(scalars, 1), **dict.fromkeys(curves, THRESHOLD_COUNT)}
 
     def _score_frames(self, predictions: Tensor, targets: Tensor) -> Table:
         histogram = code_histogram(predictions, targets, self.ignore_index).cpu()
@@ -733,7 +733,7 @@ class SemanticMetrics(ClipMetrics):
     def columns(self) -> dict[str, int]:
         """Return the column names of a row with their widths. A row holds sums over the frames of a clip."""
         by_class = ("iou", "f_score", "seen_frames", "intersection", "predicted", "target")
-        return {"frames": 1} | dict.fromkeys(by_class, self.num_labels)
+        return {"frames": 1, **dict.fromkeys(by_class, self.num_labels)}
 
     def per_class(self, protocol: Protocol | None = None) -> Table:
         """Compute the scores of each class, float64 (num_labels,): `iou`, `f_score` (0 if not seen) and `seen` (0 or 1).
@@ -814,7 +814,7 @@ class FalsePositiveMetrics(ClipMetrics):
     @property
     def columns(self) -> dict[str, int]:
         """Return the column names of a row with their widths. A row holds sums over the frames of a clip."""
-        return dict.fromkeys(("frames", "pixels", "rate", "false_positives"), 1)
+        return {"frames": 1, "pixels": 1, "rate": 1, "false_positives": 1}
 
     def _score_frames(self, predictions: Tensor, targets: Tensor) -> Table:
         counted = targets != self.ignore_index

@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 
 # `evaluate.load` takes the first metric class in this namespace, so the base class must not be imported by name.
-from pcmanet.dataset_scripts.metrics import BinaryMetrics, Protocol, evaluate_module
+from pcmanet.dataset_scripts.metrics import IGNORE_INDEX, BinaryMetrics, Protocol, evaluate_module
 
 
 class AvsBinary(evaluate_module.ClipEvaluation):
@@ -18,7 +18,7 @@ class AvsBinary(evaluate_module.ClipEvaluation):
     """
 
     def __init__(self, *, protocol: Protocol = "official", ignore_index: int | None = None, **options: Any):
-        metrics = BinaryMetrics(protocol, **({} if ignore_index is None else {"ignore_index": ignore_index}))
+        metrics = BinaryMetrics(protocol, ignore_index=IGNORE_INDEX if ignore_index is None else ignore_index)
         super().__init__(metrics, binary=True, ignore_index=ignore_index, **options)
 
     def _info(self) -> evaluate.MetricInfo:

@@ -7,7 +7,7 @@ import evaluate
 import torch
 
 # `evaluate.load` takes the first metric class in this namespace, so the base class must not be imported by name.
-from pcmanet.dataset_scripts.metrics import Protocol, RobustnessMetrics, evaluate_module
+from pcmanet.dataset_scripts.metrics import IGNORE_INDEX, Audio, Protocol, RobustnessMetrics, evaluate_module
 
 
 class AvsRobustness(evaluate_module.ClipEvaluation):
@@ -20,11 +20,13 @@ class AvsRobustness(evaluate_module.ClipEvaluation):
         **options: Passed on by `evaluate.load`.
     """
 
+    metrics: RobustnessMetrics
+
     def __init__(
         self, *, num_labels: int = 1, protocol: Protocol = "official", ignore_index: int | None = None, **options: Any
     ):
         metrics = RobustnessMetrics(
-            num_labels, protocol, **({} if ignore_index is None else {"ignore_index": ignore_index})
+            num_labels, protocol, ignore_index=IGNORE_INDEX if ignore_index is None else ignore_index
         )
         super().__init__(metrics, binary=num_labels == 1, ignore_index=ignore_index, **options)
 
@@ -43,7 +45,7 @@ class AvsRobustness(evaluate_module.ClipEvaluation):
 
     def _count(self, inputs: dict[str, Any]) -> None:
         # The clips of a call with the same type of audio are one batch.
-        rows: dict[str, list[torch.Tensor]] = {}
+        rows: dict[Audio, list[torch.Tensor]] = {}
         for prediction, reference, audio in zip(
             inputs["predictions"], inputs["references"], inputs["audio"], strict=True
         ):
