@@ -33,9 +33,9 @@ from modeling_pcmanet import (
     PCMANetProcessor,
 )
 from modeling_pcmanet.media_pcmanet import VideoReader, iterate_audio, iterate_frames
-from pcmanet.dataset_scripts.sounding_shapes.files import SoundingShapes, write_clip
+from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
-from pcmanet.pipelines.audio_visual_segmentation import batch_of
+from pcmanet.pipelines.audio_visual_segmentation import collate_windows
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video
 
@@ -92,7 +92,7 @@ def measure(segmenter: Pipeline, video: Path, folder: Path) -> tuple[dict[str, f
     segmenter.preprocess(video)
     decoding, _ = cpu_seconds(lambda: decode(video))
     reading, windows = cpu_seconds(lambda: list(segmenter.preprocess(video)))
-    inputs = [batch_of([window.frames], segmenter.dtype) for window in windows]
+    inputs = [collate_windows([window.frames], segmenter.dtype) for window in windows]
     segmenter.forward(inputs[0])
     network, outputs = cpu_seconds(lambda: [segmenter.forward(batch)["logits"][0] for batch in inputs])
     pairs = list(zip(windows, outputs, strict=True))
@@ -104,7 +104,7 @@ def measure(segmenter: Pipeline, video: Path, folder: Path) -> tuple[dict[str, f
 
     def overlay() -> None:
         with closing(iterate_frames(video)) as frames:
-            write_overlay_video(folder / "overlay.mp4", frames, results, colors, sound=video)
+            write_overlay_video(folder / "overlay.mp4", frames, results, colors, audio=video)
 
     drawing, _ = cpu_seconds(overlay)
     parts = (decoding, max(0.0, reading - decoding), network, deciding, writing)

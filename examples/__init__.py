@@ -1,1 +1,1 @@
-"""What comes with the package: the demo clip and models for `pcmanet demo`, and the scripts beside them."""
+"""Files that are installed with the package: demo clips and models for `pcmanet demo`, and example scripts."""

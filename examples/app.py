@@ -1,14 +1,14 @@
-"""A page that segments what sounds in a video: overlay with sound, timeline, threshold, stages, masks to take along.
+"""A web page that segments the sounding objects in a video: overlay, timeline, threshold, decoder stages, masks.
 
     python examples/app.py                                   # the demo model, http://127.0.0.1:7860
     python examples/app.py --model you/your-pcmanet --port 8000
-    python examples/app.py --host 0.0.0.0 --longest-seconds 120 --largest-megabytes 300
+    python examples/app.py --host 0.0.0.0 --max-seconds 120 --max-megabytes 300
 
-Needs gradio (`pip install "pcmanet[app]"`, in the `.venv` of `make install` already). Nothing is fetched from outside,
-no telemetry is sent. What visitors upload lies in one temporary folder, each visit apart from the others; it goes an
-hour after the visit's last change, and altogether when the server stops.
+Requires gradio (`pip install "pcmanet[app]"`, included in the `.venv` of `make install`). The page loads nothing from
+other servers and sends no telemetry. Uploads are stored in one temporary folder, separately for each session. They are
+deleted after an hour without activity, and when the server stops.
 
-As a Space of Hugging Face: `python examples/app_space.py --output space` writes all it needs into one folder, then
+As a Hugging Face Space: `python examples/app_space.py --output space` writes all required files to one folder, then
 
     hf repos create you/pcmanet --type space --space-sdk gradio
     hf upload you/pcmanet space . --repo-type space
@@ -38,32 +38,33 @@ from pcmanet.pipelines.colors import class_colors
 HERE = Path(__file__).resolve().parent
 DEMO_MODEL = HERE / "demo_model_semantic"
 DEMO_MODELS = (DEMO_MODEL, HERE / "demo_model")
-CLIPS = {"demo.mp4": "5 s, on grey", "demo_trio.mp4": "9 s, on green"}
-CARD_MOMENT = 1  # the second whose picture stands on a clip's card
+CLIPS = {"demo.mp4": "5 s, gray background", "demo_trio.mp4": "9 s, green background"}
+CARD_FRAME = 1  # the second of a clip that its card shows
+CARD_SIDE = 240
 
-DEMO_LIMITS = (
-    "**This model knows Sounding Shapes only**: twelve kinds of drawn shapes, each with a made-up kind of sound. It "
-    "shows that listening works. On a video of your own it looks for striped discs, not for dogs."
+DEMO_NOTICE = (
+    "**This demo model recognizes Sounding Shapes only**: twelve kinds of drawn shapes, each with a synthetic sound. "
+    "In other videos it looks for striped discs, not for dogs."
 )
-OTHER_LIMITS = "**This model knows {number} classes**, those below the video. What else sounds, it does not see."
-EXPIRED = "This result was removed, because nothing was done with it for an hour. Drop the video again."
+MODEL_NOTICE = "**This model recognizes {number} classes**, listed below the video. It ignores all other sounds."
+EXPIRED = "This result was deleted after an hour without activity. Upload the video again."
 
 SECONDS_KEPT = 3600
 SECONDS_BETWEEN_CLEANING = 600
-LONGEST_QUEUE = 32
+MAX_QUEUE = 32
 RATES = (1, 2, 4)
 DEFAULT_RATE = 4
-PROGRESS = gr.Progress(track_tqdm=True)  # Gradio gives each call its own wherever it finds this as a default
+PROGRESS = gr.Progress(track_tqdm=True)  # as a default, Gradio replaces it with a new one in each call
 
 
 class Page:
-    """The page and what its parts do.
+    """The layout of the page and its event handlers.
 
     Args:
-        segmenter: The pipeline, shared by all visitors, one of whom it serves at a time.
-        limits: What a visitor may ask for.
-        folder: Where the visits' folders are made.
-        is_demo: Whether the model is one of the bundled ones, whose limits the page then tells.
+        segmenter: The pipeline, shared by all users; it serves one at a time.
+        limits: The videos that the page accepts.
+        folder: Folder for the temporary folders of the sessions.
+        is_demo: Whether the model is a bundled demo model, whose limits the page explains.
     """
 
     def __init__(self, segmenter: LogitsPipeline, limits: Limits, folder: Path, is_demo: bool) -> None:
@@ -73,10 +74,10 @@ class Page:
         config = segmenter.model.config
         self._colors = class_colors(config.id2label)
         self._is_binary = config.num_labels == 1
-        self._notice = DEMO_LIMITS if is_demo else OTHER_LIMITS.format(number=len(self._colors))
+        self._notice = DEMO_NOTICE if is_demo else MODEL_NOTICE.format(number=len(self._colors))
 
     def build(self) -> gr.Blocks:
-        """Lays the page out and connects its parts."""
+        """Create the components and connect their events."""
         title = "pcmanet: segment what you hear"
         cleaning = (SECONDS_BETWEEN_CLEANING, SECONDS_KEPT)
         with gr.Blocks(title=title, analytics_enabled=False, delete_cache=cleaning, fill_width=True) as blocks:
@@ -84,24 +85,24 @@ class Page:
             gr.HTML(views.notice(self._notice))
             with gr.Row(elem_id="columns"):
                 with gr.Column(elem_id="source"):
-                    self._lay_out_source()
+                    self._build_source()
                 with gr.Column(elem_id="results"):
-                    self._lay_out_results()
+                    self._build_results()
                 with gr.Column(elem_id="settings"):
-                    self._lay_out_settings()
+                    self._build_settings()
             self._stages = gr.HTML(elem_id="stages")
             self._connect()
-        return blocks.queue(max_size=LONGEST_QUEUE)
+        return blocks.queue(max_size=MAX_QUEUE)
 
-    def _lay_out_source(self) -> None:
-        """Lays out what visitors give."""
+    def _build_source(self) -> None:
+        """Create the inputs."""
         self._upload = gr.File(
-            label=f"Video with sound, up to {self._limits.megabytes} MB and {self._limits.seconds:.0f} s",
+            label=f"Video with audio, up to {self._limits.megabytes} MB and {self._limits.seconds:.0f} s",
             file_types=["video"],
             height=150,
             elem_id="upload",
         )
-        cards = {name: (title, _picture_of(HERE / name)) for name, title in CLIPS.items()}
+        cards = {name: (title, _thumbnail(HERE / name)) for name, title in CLIPS.items()}
         self._clips = gr.HTML(
             views.clip_cards(cards),
             elem_id="clips",
@@ -109,39 +110,44 @@ class Page:
             "const card = event.target.closest('[data-clip]'); if (card) trigger('select', card.dataset); });",
         )
 
-    def _lay_out_settings(self) -> None:
-        """Lays out what visitors choose, and take along."""
+    def _build_settings(self) -> None:
+        """Create the settings and the download."""
         self._threshold = gr.Slider(
             0,
             0.95,
             0.5 if self._is_binary else 0,
             step=0.05,
             label="Threshold",
-            info="The probability a pixel must exceed. " + ("" if self._is_binary else "0: the likeliest class wins."),
+            info="Probability that a pixel must exceed. "
+            + ("" if self._is_binary else "0: the most probable class wins."),
             elem_id="threshold",
         )
         self._rate = gr.Radio(
-            RATES, value=DEFAULT_RATE, label="Masks per second", info="More follow what moves.", elem_id="rate"
+            RATES,
+            value=DEFAULT_RATE,
+            label="Masks per second",
+            info="Higher rates follow motion better.",
+            elem_id="rate",
         )
         self._archive = gr.DownloadButton("Download masks", interactive=False, elem_id="archive")
 
-    def _lay_out_results(self) -> None:
-        """Lays out what visitors get."""
-        guard = (HERE / "app_upload.js").read_text(encoding="utf-8")
-        self._message = gr.HTML(elem_id="message", js_on_load=guard, megabytes=self._limits.megabytes)
+    def _build_results(self) -> None:
+        """Create the outputs."""
+        size_check = (HERE / "app_upload.js").read_text(encoding="utf-8")
+        self._message = gr.HTML(elem_id="message", js_on_load=size_check, megabytes=self._limits.megabytes)
         self._welcome = gr.HTML(views.welcome(), elem_id="welcome")
-        with gr.Column(visible=False) as self._found:
+        with gr.Column(visible=False) as self._output:
             self._overlay = gr.Video(
-                label="What sounds", interactive=False, autoplay=True, elem_id="overlay", buttons=["download"]
+                label="Overlay", interactive=False, autoplay=True, elem_id="overlay", buttons=["download"]
             )
             self._timeline = gr.HTML(elem_id="timeline", js_on_load=(HERE / "app.js").read_text(encoding="utf-8"))
             self._notes = gr.HTML(elem_id="notes")
         self._legend = gr.HTML(views.legend(self._colors, []), elem_id="legend")
         self._analysis = gr.State(None, time_to_live=SECONDS_KEPT, delete_callback=_close)
-        self._moment = gr.State(None)
+        self._frame_number = gr.State(None)
 
     def _connect(self) -> None:
-        """Says what happens when; the network and the drawing serve one visitor at a time."""
+        """Connect the events; network and drawing serve one user at a time."""
         heavy: dict[str, Any] = {
             "concurrency_limit": 1,
             "concurrency_id": "network",
@@ -149,23 +155,23 @@ class Page:
             "show_progress_on": [self._welcome, self._overlay],
         }
         choices = [self._rate, self._threshold, self._analysis]
-        drawn = [self._message, self._overlay, self._timeline, self._legend, self._archive, self._moment]
-        made = [*drawn, self._notes, self._analysis, self._found, self._welcome, self._upload, self._rate]
+        drawn = [self._message, self._overlay, self._timeline, self._legend, self._archive, self._frame_number]
+        results = [*drawn, self._notes, self._analysis, self._output, self._welcome, self._upload, self._rate]
         for event in (
-            self._upload.upload(self.take_upload, [self._upload, *choices], made, **heavy),
-            self._clips.select(self.take_clip, choices, made, **heavy),
-            self._rate.input(self.change_rate, [*choices, self._moment], made, **heavy),
-            self._threshold.release(self.change_threshold, [*choices[1:], self._moment], drawn, **heavy),
-            self._timeline.select(self.pick_moment, None, self._moment, api_visibility="private", queue=False),
+            self._upload.upload(self.process_upload, [self._upload, *choices], results, **heavy),
+            self._clips.select(self.process_clip, choices, results, **heavy),
+            self._rate.input(self.change_rate, [*choices, self._frame_number], results, **heavy),
+            self._threshold.release(self.change_threshold, [*choices[1:], self._frame_number], drawn, **heavy),
+            self._timeline.select(self.select_frame, None, self._frame_number, api_visibility="private", queue=False),
         ):
             event.then(
                 self.show_stages,
-                [self._analysis, self._moment],
+                [self._analysis, self._frame_number],
                 self._stages,
                 **{**heavy, "show_progress_on": [self._stages]},
             )
 
-    def take_upload(
+    def process_upload(
         self,
         upload: str,
         rate: int,
@@ -173,10 +179,10 @@ class Page:
         analysis: Analysis | None,
         progress: gr.Progress = PROGRESS,
     ) -> dict[Any, Any]:
-        """Takes a visitor's video."""
-        return self._take(Path(upload), rate, threshold, analysis, progress)
+        """Process a video of the user."""
+        return self._process(Path(upload), rate, threshold, analysis, progress)
 
-    def take_clip(
+    def process_clip(
         self,
         rate: int,
         threshold: float,
@@ -184,103 +190,103 @@ class Page:
         event: gr.EventData,
         progress: gr.Progress = PROGRESS,
     ) -> dict[Any, Any]:
-        """Takes a bundled clip, by its name in `CLIPS` and by no other."""
+        """Process a bundled clip. Only names in `CLIPS` are accepted."""
         if event.clip not in CLIPS:
-            return {self._message: views.message(f"There is no clip {event.clip}.")}
-        return self._take(HERE / event.clip, rate, threshold, analysis, progress)
+            return {self._message: views.message(f"Unknown clip {event.clip}. Choose an example on the page.")}
+        return self._process(HERE / event.clip, rate, threshold, analysis, progress)
 
     def change_rate(
         self,
         rate: int,
         threshold: float,
         analysis: Analysis | None,
-        moment: int | None,
+        frame_number: int | None,
         progress: gr.Progress = PROGRESS,
     ) -> dict[Any, Any]:
-        """Runs the network again, on more or fewer frames of the same video."""
+        """Run the network again on the same video at another rate."""
         if analysis is None:
-            return self._nothing_to_change(moment)
+            return self._without_result(frame_number)
         try:
             analysis.run(rate)
-        except RefusedVideoError as refusal:
-            return {self._message: views.message(str(refusal)), self._rate: analysis.rate}
+        except RefusedVideoError as error:
+            return {self._message: views.message(str(error)), self._rate: analysis.rate}
         return self._draw(analysis, threshold, progress)
 
     def change_threshold(
-        self, threshold: float, analysis: Analysis | None, moment: int | None, progress: gr.Progress = PROGRESS
+        self, threshold: float, analysis: Analysis | None, frame_number: int | None, progress: gr.Progress = PROGRESS
     ) -> dict[Any, Any]:
-        """Draws again what the network has said already."""
-        return self._nothing_to_change(moment) if analysis is None else self._draw(analysis, threshold, progress)
+        """Draw the stored logits again with another threshold."""
+        return self._without_result(frame_number) if analysis is None else self._draw(analysis, threshold, progress)
 
-    def pick_moment(self, event: gr.EventData) -> int:
-        """Takes the network frame that was clicked on in the timeline."""
+    def select_frame(self, event: gr.EventData) -> int:
+        """Return the network frame that was selected in the timeline."""
         return int(event.number)
 
-    def show_stages(self, analysis: Analysis | None, moment: int | None) -> str:
-        """Shows what the four stages see at a moment."""
-        if analysis is None or moment is None:
+    def show_stages(self, analysis: Analysis | None, frame_number: int | None) -> str:
+        """Show the maps of the four stages for a network frame."""
+        if analysis is None or frame_number is None:
             return ""
-        number = min(max(moment, 0), len(analysis.timestamps) - 1)
+        number = min(max(frame_number, 0), len(analysis.timestamps) - 1)
         return views.stage_cards(analysis.stages(number), analysis.timestamps[number])
 
-    def _nothing_to_change(self, moment: int | None) -> dict[Any, Any]:
-        """Tells whoever had a result that it is gone; before the first one, settings wait for a video."""
-        return {self._message: "" if moment is None else views.message(EXPIRED)}
+    def _without_result(self, frame_number: int | None) -> dict[Any, Any]:
+        """Show a message if the result has expired; before the first result, do nothing."""
+        return {self._message: "" if frame_number is None else views.message(EXPIRED)}
 
-    def _take(
+    def _process(
         self, video: Path, rate: int, threshold: float, earlier: Analysis | None, progress: gr.Progress
     ) -> dict[Any, Any]:
-        """Runs the network on a video and draws; only then the visit's earlier video goes."""
+        """Run the network on a video and draw. The earlier video of the session is deleted afterwards."""
         progress(0.0, "Reading the video")
         analysis = None
         try:
             analysis = Analysis(self._segmenter, video, video.name, self._limits, self._folder)
             analysis.run(rate)
             updates = self._draw(analysis, threshold, progress)
-        except RefusedVideoError as refusal:
+        except RefusedVideoError as error:
             _close(analysis)
-            return {self._message: views.message(str(refusal)), self._upload: None}
+            return {self._message: views.message(str(error)), self._upload: None}
         _close(earlier)
         return {
             **updates,
             self._notes: views.notes(analysis.notes),
             self._analysis: analysis,
-            self._found: gr.Column(visible=True),
+            self._output: gr.Column(visible=True),
             self._welcome: gr.HTML(visible=False),
             self._upload: None,
         }
 
     def _draw(self, analysis: Analysis, threshold: float, progress: gr.Progress) -> dict[Any, Any]:
-        """Draws with a threshold all that depends on it."""
+        """Draw everything that depends on the threshold."""
         drawing = analysis.draw(threshold, progress)
-        seconds = analysis.facts.seconds
+        seconds = analysis.info.seconds
         return {
             self._message: "",
             self._overlay: gr.Video(str(drawing.overlay), label=analysis.name),
             self._timeline: views.timeline(drawing.spans, self._colors, analysis.loudness, seconds, analysis.rate),
             self._legend: views.legend(self._colors, list(drawing.spans)),
             self._archive: gr.DownloadButton(value=str(drawing.archive), interactive=True),
-            self._moment: drawing.busiest,
+            self._frame_number: drawing.busiest,
         }
 
 
 def _close(analysis: Analysis | None) -> None:
-    """Removes the files of an analysis, if there is one."""
+    """Delete the files of an analysis, if any."""
     if analysis is not None:
         analysis.close()
 
 
-def _picture_of(clip: Path) -> Image.Image:
-    """Gives a small picture of a bundled clip."""
-    picture = Image.fromarray(read_media(clip, audio=False).frames[CARD_MOMENT])
-    picture.thumbnail((240, 240))
-    return picture
+def _thumbnail(clip: Path) -> Image.Image:
+    """Return a thumbnail of a bundled clip."""
+    image = Image.fromarray(read_media(clip, audio=False).frames[CARD_FRAME])
+    image.thumbnail((CARD_SIDE, CARD_SIDE))
+    return image
 
 
 def load_segmenter(model: str, device: str | None) -> LogitsPipeline:
-    """Loads a checkpoint, always with the code installed here."""
+    """Load a checkpoint with the installed code."""
     if model.count("/") != 1 and not Path(model).is_dir():
-        raise FileNotFoundError(f"There is no checkpoint folder {model}. Give a folder, or a Hub id as owner/name.")
+        raise FileNotFoundError(f"Checkpoint folder {model} not found. Pass a folder, or a Hub id as owner/name.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     segmenter = pipeline("audio-visual-segmentation", model=model, device=device, pipeline_class=LogitsPipeline)
@@ -289,21 +295,21 @@ def load_segmenter(model: str, device: str | None) -> LogitsPipeline:
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description="A page that segments what sounds in a video.")
-    model = os.environ.get("PCMANET_MODEL", str(DEMO_MODEL))  # a variable is how one tells a Space
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Serve a web page that segments the sounding objects in a video.")
+    model = os.environ.get("PCMANET_MODEL", str(DEMO_MODEL))  # a Space is configured by variables
     parser.add_argument("--model", default=model, help="Hub id or folder (default: the semantic demo model)")
-    parser.add_argument("--device", help="such as cpu or cuda:0 (default: an accelerator if there is one)")
-    parser.add_argument("--host", help="address to listen at (default: 127.0.0.1, this machine alone)")
-    parser.add_argument("--port", type=int, help="port to listen at (default: the first free one from 7860 on)")
+    parser.add_argument("--device", help="for example cpu or cuda:0 (default: an accelerator if available)")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this computer only)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     limits = Limits()
-    parser.add_argument("--longest-seconds", type=float, default=limits.seconds, help="longest video taken")
-    parser.add_argument("--largest-megabytes", type=int, default=limits.megabytes, help="largest file taken, in MB")
+    parser.add_argument("--max-seconds", type=float, default=limits.seconds, help="longest video accepted, in seconds")
+    parser.add_argument("--max-megabytes", type=int, default=limits.megabytes, help="largest file accepted, in MB")
     return parser.parse_args()
 
 
 def theme() -> gr.themes.Base:
-    """The look, with fonts of the visitor's own machine: none is fetched from anywhere."""
+    """Return the theme, with fonts of the user's computer so that none is downloaded."""
     sans = ["Inter", "ui-sans-serif", "system-ui", "sans-serif"]
     mono = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
     return gr.themes.Base(primary_hue="orange", neutral_hue="slate", radius_size="lg", font=sans, font_mono=mono).set(
@@ -312,12 +318,12 @@ def theme() -> gr.themes.Base:
 
 
 def stop(signal_number: int, _: FrameType | None) -> None:
-    """Ends the process so that its temporary folder goes: a Space is stopped by SIGTERM."""
+    """Exit so that the temporary folder is deleted: a Space is stopped by SIGTERM."""
     sys.exit(128 + signal_number)
 
 
 def main() -> None:
-    """Serves the page until it is stopped."""
+    """Serve the page until it is stopped."""
     args = parse_args()
     signal.signal(signal.SIGTERM, stop)
     try:
@@ -325,13 +331,13 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     is_demo = Path(args.model).resolve() in DEMO_MODELS
-    limits = Limits(megabytes=args.largest_megabytes, seconds=args.longest_seconds)
+    limits = Limits(megabytes=args.max_megabytes, seconds=args.max_seconds)
     with tempfile.TemporaryDirectory(prefix="pcmanet_page_") as folder:
-        # Uploads, and copies of what visitors get, are served from here; the visits' own folders beside it are not.
+        # Gradio serves uploads and results from this folder, but not the session folders next to it.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "served")
-        visits = Path(folder) / "visits"
-        visits.mkdir()
-        page = Page(segmenter, limits, visits, is_demo).build()
+        sessions = Path(folder) / "sessions"
+        sessions.mkdir()
+        page = Page(segmenter, limits, sessions, is_demo).build()
         page.launch(
             server_name=args.host,
             server_port=args.port,

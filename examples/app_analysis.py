@@ -1,7 +1,7 @@
-"""What the page of app.py keeps of one video: checks it, runs the network once, draws as often as the slider moves.
+"""The analysis of one video on the page of app.py: check it, run the network once, draw at each change of the threshold.
 
-Everything lies in one folder that goes away with the visit: a copy of the video, what the network said of it, and what
-was drawn last. In memory there is almost nothing, so that many visitors find room.
+One temporary folder per session holds everything: a copy of the video, the logits of the network, and the last overlay
+and masks. Little is kept in memory, so that the page can serve many users.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from modeling_pcmanet.media_pcmanet import EVERY_FRAME, SOUND_REMEDY, VideoReader, iterate_frames, read_media
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
-from pcmanet.pipelines.audio_visual_segmentation import FrameLogits, Window, blend_windows, logits_at_masks
+from pcmanet.pipelines.audio_visual_segmentation import MaskLogits, Window, iterate_mask_logits
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video
 from pcmanet.pipelines.segments import find_segments
@@ -31,35 +31,33 @@ from pcmanet.pipelines.stage_maps import StageMap, draw_stage_maps
 from pcmanet.pipelines.timeline import Span, loudness, sounding_spans
 
 
-# Segments smaller than this share of the picture are specks.
-MINIMUM_AREA = 0.001
+MINIMUM_AREA = 0.001  # smaller segments, as a fraction of the frame, are noise
 LOUDNESS_PARTS = 400
-# The overlay is for looking at: small enough to be quick, large enough for crisp names. Masks keep the video's own size.
+# Smallest and largest height of the overlay: fast to encode, with readable labels. Masks keep the size of the video.
 OVERLAY_HEIGHTS = (480, 720)
-STAGE_PICTURE_SIDE = 320
+STAGE_MAP_SIDE = 320
 
-Report = Callable[[float, str], None]
+# Called with the fraction done, in [0, 1], and the name of the step.
+ProgressCallback: TypeAlias = Callable[[float, str], None]
 
 
 class LogitsPipeline(AudioVisualSegmentationPipeline):
-    """The pipeline without its last step: logits, of which `find_segments` makes masks as often as a threshold changes."""
+    """A pipeline that returns logits, from which `find_segments` makes masks for any threshold."""
 
-    def postprocess(
-        self, model_outputs: Iterable[tuple[Window, torch.Tensor]], **_: float | None
-    ) -> list[FrameLogits]:
-        """Gives the logits of every moment."""
-        return list(logits_at_masks(blend_windows(model_outputs)))
+    def postprocess(self, model_outputs: Iterable[tuple[Window, torch.Tensor]], **_: float | None) -> list[MaskLogits]:
+        """Return the logits at each mask time."""
+        return list(iterate_mask_logits(model_outputs))
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What was drawn with one threshold.
+    """Results for one threshold.
 
     Attributes:
-        overlay: The video with its masks and its sound, mp4.
-        archive: A zip file of the masks as PNG files, and `segments.json`.
-        spans: When each label sounds.
-        busiest: Number of the network frame with the most segments, the first of several.
+        overlay: The video with its masks and its audio, mp4.
+        archive: A zip file with the masks as PNG files and `segments.json`.
+        spans: The spans of time in which each label sounds.
+        busiest: Index of the network frame with the most segments, the first one in a tie.
     """
 
     overlay: Path
@@ -69,74 +67,74 @@ class Drawing:
 
 
 class Analysis:
-    """One video of one visit and what the network said of it.
+    """One video of one session, and its logits.
 
     Args:
         segmenter: The pipeline.
-        upload: The file of the video; it is copied.
-        name: What the visitor calls it.
-        limits: What the page takes.
-        folder: Where the analysis makes its own folder.
+        upload: The video file, which is copied.
+        name: The user's name of the file.
+        limits: The limits of the page.
+        folder: Folder in which the analysis creates its own temporary folder.
 
     Raises:
-        RefusedVideoError: If the video breaks a limit or cannot be used; the message is for the visitor.
+        RefusedVideoError: If the video exceeds a limit or cannot be used. The message is for the user.
 
     Attributes:
         name: As given.
         video: The copy of the file.
-        facts: What the file says of itself.
-        loudness: (parts,), over the time of the video, in [0, 1].
-        notes: What was done to use the file although it is odd.
+        info: Duration, number of frames and size of the video.
+        loudness: (parts,) over the duration of the video, in [0, 1].
+        notes: What was repaired or ignored to read the file.
         rate: Network frames per second of the last run.
-        timestamps: Their moments, seconds.
+        timestamps: Timestamps of the network frames, in seconds.
     """
 
     def __init__(self, segmenter: LogitsPipeline, upload: str | Path, name: str, limits: Limits, folder: Path) -> None:
         self._segmenter = segmenter
         self._limits = limits
-        self._folder = tempfile.TemporaryDirectory(prefix="visit_", dir=folder)
+        self._folder = tempfile.TemporaryDirectory(prefix="session_", dir=folder)
         self.name = name
         self.video = Path(self._folder.name) / "video"
         try:
             shutil.copyfile(upload, self.video)
-            self.facts = probe_video(self.video, name, limits)
-            # For the sound, laid on the video's clock, and what was done to use the file: one frame is enough.
-            media = read_media(self.video, frames_per_second=1 / max(1.0, self.facts.seconds))
+            self.info = probe_video(self.video, name, limits)
+            # For the audio, aligned to the video, and the notes: one frame is enough.
+            media = read_media(self.video, frames_per_second=1 / max(1.0, self.info.seconds))
         except (OSError, ValueError) as error:
             self.close()
             raise self._refusal(error) from error
-        self.loudness = loudness(media.waveform, media.sampling_rate, self.facts.seconds, LOUDNESS_PARTS)
+        self.loudness = loudness(media.waveform, media.sampling_rate, self.info.seconds, LOUDNESS_PARTS)
         self.notes = media.notes
         self.rate = 0.0
         self.timestamps: list[float] = []
 
     @property
     def colors(self) -> dict[str, tuple[int, int, int]]:
-        """The colour of every label of the model."""
+        """The color of each label of the model."""
         return class_colors(self._segmenter.model.config.id2label)
 
     def run(self, rate: float) -> None:
-        """Runs the network on `rate` frames per second of video, and keeps its logits.
+        """Run the network on `rate` frames per second of video and keep its logits.
 
         Raises:
-            RefusedVideoError: If that is too much at once, or the video cannot be decoded.
+            RefusedVideoError: If the results exceed the memory limit, or the video cannot be decoded.
         """
         network_size = self._segmenter.processor.image_processor.size
         logits_per_frame = self._segmenter.model.config.num_labels * network_size["height"] * network_size["width"]
-        self._limits.check_work(self.facts, rate, logits_per_frame)
+        self._limits.check_memory(self.info, rate, logits_per_frame)
         try:
-            moments = self._segmenter(str(self.video), frames_per_second=rate, progress_bar=True)
+            outputs = self._segmenter(str(self.video), frames_per_second=rate, progress_bar=True)
         except (OSError, ValueError) as error:
             raise self._refusal(error) from error
         self.rate = rate
-        self.timestamps = [moment.timestamp for moment in moments]
-        self._size = tuple(moments[0].original_size)
-        save_file({"logits": torch.stack([moment.logits for moment in moments])}, self._logits)
+        self.timestamps = [timestamp for timestamp, _, _ in outputs]
+        self._size = outputs[0][2]
+        save_file({"logits": torch.stack([logits for _, logits, _ in outputs])}, self._logits_file)
 
     def segment(self, threshold: float) -> list[dict[str, Any]]:
-        """Gives what the pipeline gives for this video with a threshold, from the logits that were kept."""
+        """Return the pipeline's result for this video and a threshold, computed from the stored logits."""
         names = self._segmenter.model.config.id2label
-        with safe_open(self._logits, "pt") as file:
+        with safe_open(self._logits_file, "pt") as file:
             logits = file.get_slice("logits")
             return [
                 {
@@ -146,31 +144,31 @@ class Analysis:
                 for number, timestamp in enumerate(self.timestamps)
             ]
 
-    def draw(self, threshold: float, report: Report) -> Drawing:
-        """Draws overlay and masks with a threshold; `report` hears the share done, in [0, 1], and of what."""
-        report(0.0, "Drawing")
+    def draw(self, threshold: float, progress: ProgressCallback) -> Drawing:
+        """Draw overlay and masks for a threshold."""
+        progress(0.0, "Drawing")
         results = self.segment(threshold)
         overlay = Path(self._folder.name) / "overlay.mp4"
         reader = VideoReader(self.video, EVERY_FRAME)
         write_overlay_video(
             overlay,
-            self._pictures(reader, report),
+            self._overlay_frames(reader, progress),
             results,
             self.colors,
             frames_per_second=self.rate,
-            sound=str(self.video),
-            clock=reader,
+            audio=str(self.video),
+            audio_origin=lambda: reader.origin,
         )
         counts = [len(result["segments"]) for result in results]
         return Drawing(
             overlay=overlay,
             archive=self._write_archive(results, threshold),
-            spans=sounding_spans(results, self.rate, self.facts.seconds),
+            spans=sounding_spans(results, self.rate, self.info.seconds),
             busiest=counts.index(max(counts)),
         )
 
     def stages(self, number: int) -> list[StageMap]:
-        """Draws what the four stages see in network frame `number`."""
+        """Draw the maps of the four stages for network frame `number`."""
         number = min(max(number, 0), len(self.timestamps) - 1)
         first, window = self._window_around(number)
         model = self._segmenter.model
@@ -180,52 +178,51 @@ class Analysis:
         }
         with torch.no_grad():
             outputs = model(**inputs)
-        picture = self._picture_at(self.timestamps[number])
-        return draw_stage_maps(picture, outputs, self.colors, model.config.id2label, number=number - first)
+        frame = self._frame_at(self.timestamps[number])
+        return draw_stage_maps(frame, outputs, self.colors, model.config.id2label, number=number - first)
 
     def _window_around(self, number: int) -> tuple[int, Window]:
-        """Finds, of the pipeline's own windows, the one that has a network frame nearest to its middle; and its start."""
-        best, end = (-1, 0, None), 0
+        """Return the first frame, and the window, of the pipeline window whose middle is closest to network frame `number`."""
+        candidates, end = [], 0
         with closing(self._segmenter.preprocess(str(self.video), frames_per_second=self.rate)) as windows:
             for window in windows:
-                end += window.fresh
+                end += window.new_frames
                 first = end - len(window.frames)
                 if first > number:
                     break
                 if number < end:
-                    best = max(
-                        best, (min(number - first, end - 1 - number), first, window), key=lambda found: found[0]
-                    )
-        return best[1:]
+                    candidates.append((min(number - first, end - 1 - number), first, window))
+        _, first, window = max(candidates, key=lambda candidate: candidate[0])
+        return first, window
 
     def close(self) -> None:
-        """Removes everything."""
+        """Remove all files."""
         self._folder.cleanup()
 
     @property
-    def _logits(self) -> Path:
-        """The file of what the network said."""
+    def _logits_file(self) -> Path:
+        """The file of the logits."""
         return Path(self._folder.name) / "logits.safetensors"
 
-    def _pictures(self, reader: VideoReader, report: Report) -> Iterator[tuple[float, np.ndarray]]:
-        """Yields the frames of the video at a size that suits a page."""
+    def _overlay_frames(self, reader: VideoReader, progress: ProgressCallback) -> Iterator[tuple[float, np.ndarray]]:
+        """Yield timestamp and frame of the video at the size of the overlay."""
         for count, frame in enumerate(reader):
-            report(min(1.0, count / self.facts.frames), "Drawing the masks")
+            progress(min(1.0, count / self.info.frames), "Drawing the masks")
             height = len(frame.picture)
             scale = min(max(height, OVERLAY_HEIGHTS[0]), OVERLAY_HEIGHTS[1]) / height
-            yield frame.timestamp, frame.picture if scale == 1 else np.asarray(_resized(frame.picture, scale))
+            yield frame.timestamp, frame.picture if scale == 1 else np.asarray(_resize(frame.picture, scale))
 
-    def _picture_at(self, timestamp: float) -> Image.Image:
-        """Returns the frame that is on screen at a moment, small."""
+    def _frame_at(self, timestamp: float) -> Image.Image:
+        """Return the frame on screen at a time, at the size of the stage maps."""
         shown = None
         for seconds, frame in iterate_frames(self.video):
             if shown is not None and seconds > timestamp + 1e-3:
                 break
             shown = frame
-        return _resized(shown, min(1.0, STAGE_PICTURE_SIDE / max(shown.shape[:2])))
+        return _resize(shown, min(1.0, STAGE_MAP_SIDE / max(shown.shape[:2])))
 
     def _write_archive(self, results: list[dict[str, Any]], threshold: float) -> Path:
-        """Writes the masks and what they are into one zip file."""
+        """Write the masks and their description to one zip file."""
         archive = Path(self._folder.name) / "masks.zip"
         config = self._segmenter.model.config
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
@@ -245,24 +242,24 @@ class Analysis:
         return archive
 
     def _refusal(self, error: Exception) -> RefusedVideoError:
-        """Makes an error one for visitors: their name of the video in place of our path, and no advice to programmers."""
+        """Convert an error for the user: the name of the file replaces its path, and advice for programmers is removed."""
         return RefusedVideoError(str(error).replace(str(self.video), self.name).replace(SOUND_REMEDY, "").strip())
 
 
 def _describe(result: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Describes one network frame for `segments.json`."""
+    """Return the entry of one network frame in `segments.json`."""
     segments = [
         {
             "label": segment["label"],
             "score": round(segment["score"], 4),
-            "share_of_picture": round(float(np.asarray(segment["mask"]).mean()) / 255, 4),
+            "area": round(float(np.asarray(segment["mask"]).mean()) / 255, 4),
         }
         for segment in result["segments"]
     ]
     return {"timestamp": round(result["timestamp"], 4), "mask": f"masks/{path.name}", "segments": segments}
 
 
-def _resized(frame: np.ndarray, scale: float) -> Image.Image:
-    """Makes a picture of a frame, larger or smaller by a factor."""
+def _resize(frame: np.ndarray, scale: float) -> Image.Image:
+    """Return a frame as an image, resized by a factor."""
     size = [max(1, round(length * scale)) for length in frame.shape[1::-1]]
     return Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)

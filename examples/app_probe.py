@@ -1,4 +1,4 @@
-"""What the page of app.py takes: looks at an upload without decoding it, and refuses what would be too much."""
+"""The limits of the page of app.py: inspect an upload without decoding it, and refuse what exceeds a limit."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +9,22 @@ from modeling_pcmanet.media_pcmanet import open_media, video_stream
 
 
 BYTES_PER_LOGIT = 4
+DURATION_TOLERANCE = 0.5  # seconds by which a video may exceed the limit
 
 
 class RefusedVideoError(ValueError):
-    """A video that the page does not take. The message is for the visitor: what is wrong, and what to do."""
+    """A video that the page does not accept. The message is for the user: the reason, and what to do."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a file says of its video.
+class VideoInfo:
+    """Properties of a video file.
 
     Attributes:
         seconds: Duration of the video stream.
-        frames: How many frames it holds, 1 at least.
-        width: Pixels.
-        height: Pixels.
+        frames: Number of frames, at least 1.
+        width: Width of a frame in pixels.
+        height: Height of a frame in pixels.
     """
 
     seconds: float
@@ -34,12 +35,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one visitor may ask for.
+    """What the page accepts.
 
     Attributes:
         megabytes: Largest upload, in MB of 10^6 bytes.
-        seconds: Longest video, and longest sound under it.
-        pixels: Largest picture.
+        seconds: Longest video, and longest audio of a video.
+        pixels: Largest frame.
         held_bytes: Most memory for the logits of a video, and again for its masks.
     """
 
@@ -48,75 +49,77 @@ class Limits:
     pixels: int = 4096 * 2304
     held_bytes: int = 2**29
 
-    def check_work(self, facts: Facts, rate: float, logits_per_frame: int) -> None:
-        """Refuses what would not fit into memory at `rate` network frames per second.
+    def check_memory(self, info: VideoInfo, rate: float, logits_per_frame: int) -> None:
+        """Refuse a video whose results exceed the memory limit.
+
+        Args:
+            info: The video.
+            rate: Network frames per second.
+            logits_per_frame: Number of logits per network frame.
 
         Raises:
-            RefusedVideoError: If it is too much at once.
+            RefusedVideoError: If they do.
         """
-        bytes_per_frame = max(facts.width * facts.height, logits_per_frame * BYTES_PER_LOGIT)
-        held = max(1.0, facts.seconds * rate) * bytes_per_frame
+        bytes_per_frame = max(info.width * info.height, logits_per_frame * BYTES_PER_LOGIT)
+        held = max(1.0, info.seconds * rate) * bytes_per_frame
         if held > self.held_bytes:
-            share = self.held_bytes / held
             raise RefusedVideoError(
-                f"{facts.seconds:.0f} s at {rate:g} masks a second are too much for this page at "
-                f"{facts.width}x{facts.height} pixels. Choose fewer masks a second, or cut the video to "
-                f"{max(1.0, facts.seconds * share):.0f} s."
+                f"{info.seconds:.0f} s at {rate:g} masks per second and {info.width}x{info.height} pixels exceed the "
+                "memory limit of this page. Choose fewer masks per second, or cut the video to "
+                f"{max(1.0, info.seconds * self.held_bytes / held):.0f} s."
             )
 
 
-def probe_video(path: Path, name: str, limits: Limits) -> Facts:
-    """Reads through a file without decoding it, so that nothing in it can take long or fill the memory.
+def probe_video(path: Path, name: str, limits: Limits) -> VideoInfo:
+    """Read the packets of a file without decoding them, so that no content can use much time or memory.
 
     Args:
         path: The file.
-        name: What the visitor calls it.
-        limits: What the page takes.
+        name: The user's name of the file.
+        limits: The limits of the page.
 
     Returns:
-        What is in it.
+        The properties of the video.
 
     Raises:
-        RefusedVideoError: If it has no sound or breaks a limit.
-        ValueError: If it is no video.
+        RefusedVideoError: If the file has no audio track or exceeds a limit.
+        ValueError: If the file is not a video.
     """
     with open_media(path) as (container, notes):
         video = video_stream(container, notes)
-        sound = container.streams.best("audio")
-        if sound is None:
-            raise RefusedVideoError(
-                f"{name} has no sound. The network finds what sounds, so it needs a video with a sound track."
-            )
-        ends, frames = {video.index: 0.0, sound.index: 0.0}, 0
-        starts = {stream.index: _start(stream) for stream in (video, sound)}
-        for packet in container.demux(video, sound):
+        audio = container.streams.best("audio")
+        if audio is None:
+            raise RefusedVideoError(f"{name} has no audio track. Upload a video with audio.")
+        ends, frames = {video.index: 0.0, audio.index: 0.0}, 0
+        starts = {stream.index: _start(stream) for stream in (video, audio)}
+        for packet in container.demux(video, audio):
             index = packet.stream.index
             frames += index == video.index and packet.size > 0
             if packet.pts is not None:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - starts[index]
                 ends[index] = max(ends[index], end)
-        facts = Facts(ends[video.index], max(1, frames), video.codec_context.width, video.codec_context.height)
-        sound_seconds = ends[sound.index]
-    _check(facts, sound_seconds, name, limits)
-    return facts
+        info = VideoInfo(ends[video.index], max(1, frames), video.codec_context.width, video.codec_context.height)
+        audio_seconds = ends[audio.index]
+    _check_limits(info, audio_seconds, name, limits)
+    return info
 
 
 def _start(stream: Stream) -> float:
-    """Returns when a stream starts, in seconds."""
+    """Return the start time of a stream in seconds."""
     return float((stream.start_time or 0) * stream.time_base)
 
 
-def _check(facts: Facts, sound_seconds: float, name: str, limits: Limits) -> None:
-    """Refuses a video that breaks a limit."""
-    longest = max(facts.seconds, sound_seconds)
-    if longest > limits.seconds + 0.5:
-        what = "" if facts.seconds == longest else "The sound of "
+def _check_limits(info: VideoInfo, audio_seconds: float, name: str, limits: Limits) -> None:
+    """Refuse a video that exceeds a limit."""
+    longest = max(info.seconds, audio_seconds)
+    if longest > limits.seconds + DURATION_TOLERANCE:
+        subject = name if info.seconds == longest else f"The audio of {name}"
         raise RefusedVideoError(
-            f"{what}{name} lasts {longest:.0f} s. This page takes up to {limits.seconds:.0f} s: cut it, or run "
-            "`pcmanet segment` on your own machine, which takes any length."
+            f"{subject} is {longest:.0f} s long. This page accepts up to {limits.seconds:.0f} s. Cut the video, or run "
+            "`pcmanet segment` on your own computer, which accepts any length."
         )
-    if facts.width * facts.height > limits.pixels:
+    if info.width * info.height > limits.pixels:
         raise RefusedVideoError(
-            f"{name} has pictures of {facts.width}x{facts.height} pixels. This page takes up to "
-            f"{limits.pixels / 1e6:.1f} million pixels: make it smaller."
+            f"{name} has frames of {info.width}x{info.height} pixels. This page accepts up to "
+            f"{limits.pixels / 1e6:.1f} million pixels. Reduce the size of the video."
         )

@@ -1,23 +1,25 @@
-"""Writes the page of app.py as a Space of Hugging Face: one folder with all it needs, our packages among it.
+"""Write the page of app.py as a Hugging Face Space: one folder with all required files, including our packages.
 
     python examples/app_space.py --output space
     hf repos create you/pcmanet --type space --space-sdk gradio
     hf upload you/pcmanet space . --repo-type space
 
-`python app.py` in that folder is what the Space then runs. It shows the semantic demo model; for another one, set the
-Space's variable `PCMANET_MODEL` to its id on the Hub.
+The Space runs `python app.py` in that folder, with the semantic demo model. For another model, set the variable
+`PCMANET_MODEL` of the Space to its Hub id.
 """
 
 import argparse
+import re
 import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
 import gradio
 
 import modeling_pcmanet
+import pcmanet
 import pcmanet.pipelines
+from pcmanet.files import atomic_folder
 
 
 HERE = Path(__file__).resolve().parent
@@ -33,7 +35,7 @@ APP_FILES = (
     "demo_trio.mp4",
 )
 MODEL = "demo_model_semantic"
-PACKAGES = {"modeling_pcmanet": modeling_pcmanet, "pcmanet/pipelines": pcmanet.pipelines}
+PACKAGES = {"modeling_pcmanet": modeling_pcmanet, "pcmanet": pcmanet, "pcmanet/pipelines": pcmanet.pipelines}
 
 CARD = f"""---
 title: Segment what you hear
@@ -46,49 +48,43 @@ app_file: app.py
 license: apache-2.0
 ---
 
-Drop a video: see which objects make the sound, and when. Written by `examples/app_space.py` of pcmanet.
+Upload a video to see which objects make sound, and when. Written by `examples/app_space.py` of pcmanet.
 """
 
 
 def requirements() -> str:
-    """Lists what our packages need, in the versions of this environment. The Space brings gradio itself."""
+    """Return the dependencies in the versions of this environment. The Space installs gradio itself."""
     needed = [line.split(";")[0] for line in metadata.requires("pcmanet") or [] if "extra ==" not in line]
-    names = [needed_line.split("<")[0].split(">")[0].split("[")[0].strip() for needed_line in needed]
-    # What follows a plus names a build, such as the one for CPUs, that package indexes do not hold.
+    names = [re.split(r"[<>=~!\[ ]", requirement)[0].strip() for requirement in needed]
+    # The local version after a plus sign, such as that of a CPU build, is not on package indexes.
     return "".join(f"{name}=={metadata.version(name).split('+')[0]}\n" for name in names)
 
 
 def write_space(output: Path) -> None:
-    """Writes the folder, whole or not at all.
+    """Write the folder, completely or not at all.
 
     Args:
         output: The folder.
 
     Raises:
-        FileExistsError: If it is there already.
+        FileExistsError: If it is a file or a folder that is not empty.
     """
-    if output.exists():
-        raise FileExistsError(f"{output} is there already. Remove it or give another --output.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as aside:
-        space = Path(aside) / output.name
-        space.mkdir()
+    with atomic_folder(output, durable=False) as space:
         for name in APP_FILES:
             shutil.copyfile(HERE / name, space / name)
         shutil.copytree(HERE / MODEL, space / MODEL)
-        for place, package in PACKAGES.items():
-            (space / place).mkdir(parents=True)
+        for folder, package in PACKAGES.items():
+            (space / folder).mkdir()
             for module in sorted(Path(package.__file__).parent.glob("*.py")):
-                shutil.copyfile(module, space / place / module.name)
+                shutil.copyfile(module, space / folder / module.name)
         (space / "requirements.txt").write_text(requirements(), encoding="utf-8")
         (space / "README.md").write_text(CARD, encoding="utf-8")
-        space.rename(output)
 
 
 def main() -> None:
-    """Writes the folder of a Space."""
-    parser = argparse.ArgumentParser(description="Writes the page of app.py as a Space of Hugging Face.")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+    """Write the folder of a Space."""
+    parser = argparse.ArgumentParser(description="Write the page of app.py as a Hugging Face Space.")
+    parser.add_argument("--output", type=Path, required=True, help="new or empty folder to write")
     args = parser.parse_args()
     try:
         write_space(args.output)

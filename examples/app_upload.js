@@ -1,12 +1,12 @@
-// Stops a file that is too large before it travels, and says so where the page of app.py says such things.
-// Runs once, where messages stand; the server has the same limit.
+// Refuse a file that is too large before it is uploaded, and show why on the page of app.py.
+// Runs once, in the element of error messages. The server has the same limit.
 function refuse(file) {
   const message = document.createElement("div");
   message.className = "message";
   message.setAttribute("role", "alert");
   const size = (file.size / 1e6).toFixed(0);
-  message.innerHTML = "<b>This did not work.</b> ";
-  message.append(`${file.name} has ${size} MB. This page takes up to ${props.megabytes} MB: cut it or make it smaller.`);
+  message.innerHTML = "<b>Error:</b> ";
+  message.append(`${file.name} is ${size} MB large. This page accepts up to ${props.megabytes} MB. Cut the video or reduce its size.`);
   props.value = message.outerHTML;
 }
 

@@ -1,4 +1,4 @@
-"""The audio-visual-segmentation pipeline and the pictures it draws; importing this package registers the task."""
+"""The audio-visual-segmentation pipeline and drawings of its results. Importing this package registers the task."""
 
 import modeling_pcmanet as modeling_pcmanet
 

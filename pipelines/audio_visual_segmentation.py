@@ -1,4 +1,4 @@
-"""The `audio-visual-segmentation` pipeline: from a video to the masks of what sounds in it, frame by frame.
+"""The `audio-visual-segmentation` pipeline: from a video to masks of the sounding objects, frame by frame.
 
     import pcmanet.pipelines  # registers the task
     from transformers import pipeline
@@ -7,8 +7,8 @@
     for frame in segmenter("clip.mp4"):
         print(frame["timestamp"], [(segment["label"], segment["score"]) for segment in frame["segments"]])
 
-The model and the processor arrive as objects, so this file knows nobody but transformers: saved with a pipeline, it
-works alone in a Hub repository.
+The file reads top-down: the pipeline, its inputs, windows of frames, and reading ahead in threads. It imports only
+transformers and the file next to it, so a pipeline saved with its code runs from a Hub repository.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -38,402 +38,49 @@ from transformers.utils import logging
 from .segments import find_segments
 
 
-def share(name: str, value: Any) -> float | None:
-    """Checks a share of a whole, or a probability.
+# The longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with its length.
+FRAMES_PER_WINDOW = 10
+DEFAULT_OVERLAP = 1 / 5  # fraction of a window; docs/streaming.md shows what seams cost
 
-    Args:
-        name: Of the argument.
-        value: What came.
+WINDOWS_AHEAD = 2  # windows read before the network needs them, per clip
+LIVE_FRAMES_AHEAD = 100  # frames of live input that can wait for a slow network
+POLLING_SECONDS = 0.1  # how often a blocked thread checks whether it was closed
 
-    Returns:
-        The same as float.
-
-    Raises:
-        ValueError: If it is no number in [0, 1].
-    """
-    if value is None:
-        return None
-    if not _is_number(value, Real) or not 0 <= value <= 1:
-        raise ValueError(f"{name} is a share between 0 and 1, got {value!r}.")
-    return float(value)
-
-
-def whole_number(name: str, value: Any, least: int) -> int | None:
-    """Checks a number of things.
-
-    Args:
-        name: Of the argument.
-        value: What came.
-        least: The smallest number that makes sense.
-
-    Returns:
-        The same as int.
-
-    Raises:
-        ValueError: If it is no whole number, or a smaller one.
-    """
-    if value is None:
-        return None
-    if not _is_number(value, Integral) or value < least:
-        raise ValueError(f"{name} is a whole number, {least} at least, got {value!r}.")
-    return int(value)
-
-
-def _is_number(value: Any, kind: type) -> bool:
-    """Tells whether a value is a number of a kind; for Python True and False are some, too."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-VideoSource: TypeAlias = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
 INPUT_KEYS = ("video", "audio", "sampling_rate", "timestamps")
 
-
-def list_or_generator(inputs: Any) -> Any:
-    """Brings several inputs to a list or, where they come one by one, to a generator; one input stays as it is."""
-    if isinstance(inputs, list | tuple):
-        # transformers looks at the first of a list; of a generator that gives nothing it makes an empty list.
-        return list(inputs) or (each for each in ())
-    if isinstance(inputs, Dataset) and hasattr(inputs, "__len__"):
-        # A torch data set need not say where it ends but by its length.
-        return (inputs[index] for index in range(len(inputs)))
-    # A file object goes through its lines, an array through its frames: they are one input all the same.
-    is_one = isinstance(inputs, str | bytes | bytearray | Mapping | np.ndarray | torch.Tensor) or hasattr(
-        inputs, "read"
-    )
-    is_several = isinstance(inputs, Iterable | Dataset) and not is_one
-    return (each for each in inputs) if is_several else inputs
-
-
-def clip_arguments(
-    inputs: VideoSource | Mapping[str, Any],
-    audio: VideoSource | Mapping[str, Any] | None = None,
-    sampling_rate: int | None = None,
-    **kwargs: Any,
-) -> dict[str, Any]:
-    """Brings every form of input to the arguments of the processor's `stream`."""
-    if not isinstance(inputs, Mapping) or "path" in inputs or "bytes" in inputs:
-        inputs = {"video": inputs}
-    unknown = sorted(set(inputs) - set(INPUT_KEYS))
-    if unknown or "video" not in inputs:
-        raise ValueError(f'A dictionary of one video has "video" and may have {INPUT_KEYS[1:]}, got {sorted(inputs)}.')
-
-    clip = {"audio": audio, "sampling_rate": sampling_rate, **inputs}
-    if isinstance(clip["audio"], Mapping) and "array" in clip["audio"]:
-        clip |= {
-            "audio": clip["audio"]["array"],
-            "sampling_rate": clip["audio"].get("sampling_rate", clip["sampling_rate"]),
-        }
-    files = {"video": _file_of(clip["video"]), "audio": _file_of(clip["audio"])}
-    return {**kwargs, **clip, **files}
-
-
-def _file_of(source: VideoSource | Mapping[str, Any] | None) -> VideoSource | None:
-    """Takes the bytes, or else the path, out of a `datasets` column's `{"path", "bytes"}`."""
-    if not isinstance(source, Mapping):
-        return source
-    found = [source[key] for key in ("bytes", "path") if source.get(key) is not None]
-    if not found:
-        raise ValueError(f'A dictionary of one file has "bytes" or "path", got {dict(source)}.')
-    return found[0]
-
-
+VideoSource: TypeAlias = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
 Item = TypeVar("Item")
 
-# Ten frames are the longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with it.
-FRAMES_PER_WINDOW = 10
-
-# Of a window; docs/streaming.md shows what seams cost and what they look like.
-DEFAULT_OVERLAP = 1 / 5
-
-# How often a thread that cannot go on looks whether it is still wanted.
-PATIENCE_SECONDS = 0.1
-
-_END = object()
-
-# Only glibc has it.
-_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+# Timestamp in seconds, logits (num_labels, network height, network width), and (height, width) of the video.
+MaskLogits: TypeAlias = tuple[float, torch.Tensor, tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Frames that the network sees at once.
+    """Frames that the network processes together.
 
     Attributes:
-        frames: What the processor's `stream` gives for each.
-        fresh: How many of the frames, at the end, were in no window before.
-        overlap: Over how many frames it fades in and out.
-        is_last: Whether the clip ends with it.
+        frames: The dictionary that the processor's `stream` yields for each frame.
+        new_frames: How many of the frames, at the end, were in no earlier window.
+        overlap: Number of frames over which the window fades in and out.
+        is_last: Whether this is the last window of the clip.
     """
 
     frames: tuple[dict[str, Any], ...]
-    fresh: int
+    new_frames: int
     overlap: int
     is_last: bool
 
 
-@dataclass(frozen=True, eq=False)
-class FrameLogits:
-    """What the network thinks of one moment.
-
-    Attributes:
-        timestamp: Seconds.
-        logits: (num_labels, height, width) of the network.
-        original_size: (height, width) of the video.
-        mask_timestamps: Moments of masks since the frame before, seconds.
-    """
-
-    timestamp: float
-    logits: torch.Tensor
-    original_size: tuple[int, int]
-    mask_timestamps: Sequence[float]
-
-
-class ReadAhead(Iterator[Item]):
-    """Runs a generator in a thread, a few items ahead of whoever takes them.
-
-    An error in the generator is raised where its item would have been taken. [`close`] ends the thread and the
-    generator, wherever they are, and waits for it.
-
-    Args:
-        items: The generator.
-        capacity: How many items may wait.
-    """
-
-    def __init__(self, items: Generator[Item, None, None], capacity: int) -> None:
-        self._items = items
-        self._waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(capacity)
-        self._end: tuple[Any, BaseException | None] | None = None
-        self._is_wanted = True
-        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
-        self._thread.start()
-
-    def __next__(self) -> Item:
-        """Gives the next item."""
-        if not self._is_wanted:
-            raise StopIteration
-        item, error = self._end or self._waiting.get()
-        if item is not _END:
-            return item
-        self.close()
-        if error is not None:
-            raise error
-        raise StopIteration
-
-    def take_waiting(self) -> list[Item]:
-        """Gives the next item and all that wait already; nothing at the end."""
-        items = list(islice(self, 1))
-        while items and not self._waiting.empty():
-            entry = self._waiting.get()
-            if entry[0] is _END:
-                self._end = entry  # for the next call
-                break
-            items.append(entry[0])
-        return items
-
-    def close(self) -> None:
-        """Ends the thread and the generator; items that wait are lost."""
-        self._is_wanted = False
-        self._thread.join()
-
-    def _run(self) -> None:
-        """Fills the queue, from the thread."""
-        error = None
-        try:
-            with closing(self._items):
-                for item in self._items:
-                    if not self._put((item, None)):
-                        return
-        except BaseException as raised:
-            error = raised
-        self._put((_END, error))
-
-    def _put(self, entry: tuple[Any, BaseException | None]) -> bool:
-        """Waits for a place in the queue; tells whether the entry is still wanted."""
-        while self._is_wanted:
-            try:
-                self._waiting.put(entry, timeout=PATIENCE_SECONDS)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-
-def read_ahead(
-    clips: Iterable[Generator[Item, None, None]], at_once: int, capacity: int
-) -> Generator[Item, None, None]:
-    """Gives what several generators give, one after the other, while the next ones run already, each in its thread.
-
-    Args:
-        clips: The generators.
-        at_once: How many run at a time.
-        capacity: How many items of each may wait.
-    """
-    clips, running = iter(clips), deque()
-    try:
-        while True:
-            running.extend(ReadAhead(clip, capacity) for clip in islice(clips, at_once - len(running)))
-            if not running:
-                return
-            yield from running[0]
-            running.popleft()
-    finally:
-        for reader in running:
-            reader.close()
-
-
-def check_overlap(length: int, overlap: int) -> None:
-    """Raises ValueError if windows of so many frames cannot share so many with the one before."""
-    if overlap >= length:
-        raise ValueError(f"window_overlap is a number of frames, fewer than the {length} of a window, got {overlap}.")
-
-
-def overlapping_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int | None = None) -> Iterator[Window]:
-    """Cuts a clip into windows of `length` frames that share `overlap` frames with the one before.
-
-    The last window is as long as the others and shares more, so that no frame is seen without company. A clip that is
-    shorter than a window is one window.
-
-    Args:
-        frames: In order of time.
-        length: Frames per window.
-        overlap: Frames that a window shares with the one before, less than `length`; by default a fifth of them.
-    """
-    overlap = int(length * DEFAULT_OVERLAP) if overlap is None else overlap
-    held: deque[dict[str, Any]] = deque(maxlen=length)
-    fresh = 0
-    for frame in frames:
-        # Held back until there is a frame after it, because the last window has to know that it is.
-        if fresh == length or (fresh == length - overlap and len(held) == length):
-            yield Window(tuple(held), fresh, overlap, is_last=False)
-            fresh = 0
-        held.append(frame)
-        fresh += 1
-    if fresh:
-        yield Window(tuple(held), fresh, overlap, is_last=True)
-
-
-def batch_of(windows: Sequence[Sequence[dict[str, Any]]], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Joins windows to the batch that the model takes.
-
-    Args:
-        windows: The frames of each; shorter windows are padded with zeros.
-        dtype: Of frames and sound.
-
-    Returns:
-        `pixel_values` (windows, frames, 3, height, width), `input_features` (windows, frames, 1, 96, 64) and `frame_mask`
-        (windows, frames), False for padding.
-    """
-    batch = {
-        name: pad_sequence([torch.stack([frame[name] for frame in frames]) for frames in windows], batch_first=True)
-        for name in ("pixel_values", "input_features")
-    }
-    lengths = torch.tensor([len(frames) for frames in windows])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return {**{name: tensor.to(dtype) for name, tensor in batch.items()}, "frame_mask": mask}
-
-
-def up_to_last(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple[Window, torch.Tensor]]:
-    """Gives the windows of the clip that comes next, of several that follow each other."""
-    for window, logits in outputs:
-        yield window, logits
-        if window.is_last:
-            return
-
-
-def blend_windows(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[FrameLogits]:
-    """Puts the windows of one clip together: where they share frames, one fades into the other.
-
-    What the network freed on the way goes back to the system after each window: see [`return_freed_memory`].
-
-    Args:
-        outputs: The windows in order of time, each with its logits (frames, num_labels, height, width).
-
-    Yields:
-        The weighted mean of each frame's logits, as soon as no window to come contains it.
-    """
-    waiting: deque[_Blend] = deque()
-    for window, logits in outputs:
-        return_freed_memory()
-        shared = len(window.frames) - window.fresh
-        while len(waiting) > shared:
-            yield waiting.popleft().finish()
-        waiting.extend(_Blend(frame) for frame in window.frames[shared:])
-        weights = fading_weights(len(logits), window.overlap)
-        for blend, frame_logits, weight in zip(waiting, logits, weights, strict=True):
-            blend.add(frame_logits, weight)
-        if window.is_last:
-            while waiting:
-                yield waiting.popleft().finish()
-
-
-def return_freed_memory() -> None:
-    """Gives memory that was freed back to the system, where the C library can (glibc).
-
-    glibc keeps freed memory between blocks that are in use. Two threads that make and free tensors of many sizes leave
-    more of it with every window: on an hour of video tens of MiB, which no Python object holds.
-    """
-    if _TRIM is not None:
-        _TRIM(0)
-
-
-def fading_weights(length: int, overlap: int) -> list[float]:
-    """Lists the weights of a window's frames: 1 in its middle, falling evenly to its edges over `overlap` frames."""
-    return [min(1.0, (index + 1) / (overlap + 1), (length - index) / (overlap + 1)) for index in range(length)]
-
-
-class _Blend:
-    """The weighted mean of one frame's logits."""
-
-    def __init__(self, frame: dict[str, Any]) -> None:
-        self._frame = frame
-        self._sum: torch.Tensor | None = None
-        self._weight = 0.0
-
-    def add(self, logits: torch.Tensor, weight: float) -> None:
-        """Takes the logits of one more window."""
-        self._sum = logits * weight if self._sum is None else self._sum + logits * weight
-        self._weight += weight
-
-    def finish(self) -> FrameLogits:
-        """Returns the mean."""
-        frame = self._frame
-        return FrameLogits(
-            frame["timestamp"], self._sum / self._weight, frame["original_size"], frame["mask_timestamps"]
-        )
-
-
-def logits_at_masks(frames: Iterable[FrameLogits]) -> Iterator[FrameLogits]:
-    """Gives logits for every moment of a mask: between two frames in proportion to time, beyond them as at the nearest."""
-    before: FrameLogits | None = None
-    for frame in frames:
-        for moment in frame.mask_timestamps:
-            yield FrameLogits(moment, _between(before, frame, moment), frame.original_size, (moment,))
-        before = frame
-
-
-def _between(before: FrameLogits | None, after: FrameLogits, moment: float) -> torch.Tensor:
-    """Returns the logits at a moment from those of the frames around it."""
-    if before is None or moment >= after.timestamp or before.timestamp >= after.timestamp:
-        return after.logits
-    share = max(0.0, (moment - before.timestamp) / (after.timestamp - before.timestamp))
-    return torch.lerp(before.logits, after.logits, share)
-
-
-# Windows that wait for the network, of each clip that is read.
-WINDOWS_AHEAD = 2
-
-# Frames of live input that wait for a network that cannot keep up.
-LIVE_FRAMES_AHEAD = 100
-
-
 class AudioVisualSegmentationPipeline(ChunkPipeline):
-    """Segments the objects that sound in a video, one set of masks per network frame (by default one per second).
+    """Segment the sounding objects in a video: one set of masks per network frame, by default one per second.
 
-    Videos of any length go through the network in overlapping windows, whose logits fade into each other; decoding runs
-    ahead in a thread. [`stream`] gives each frame as soon as it is done and holds no more than a few; a call gathers them.
+    The network processes a video of any length in overlapping windows, whose logits fade into each other. A thread
+    decodes ahead. [`stream`] yields each frame as soon as it is complete and holds only a few frames in memory; a call
+    collects them in a list.
 
-    Made by `pipeline("audio-visual-segmentation", model=...)`; the arguments of `__call__` may also be given there,
-    as defaults for every call.
+    Create it with `pipeline("audio-visual-segmentation", model=...)`. The arguments of `__call__` can also be passed
+    there, as defaults for every call.
     """
 
     _load_processor = True
@@ -441,8 +88,12 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    _inference_model: Callable[..., Any] | None = None
-    _inference_state: list[tuple[int, int]] | None = None
+    # Loaded by `pipeline()`, possibly as remote code: PCMANetForAudioVisualSegmentation and PCMANetProcessor.
+    model: Any
+    processor: Any
+
+    _optimized_model: Any = None
+    _optimized_weights: list[tuple[int, int]] | None = None  # identity and version of the weights it was made from
 
     def __call__(
         self,
@@ -452,75 +103,76 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         num_workers: int | None = None,
         **kwargs: Any,
     ) -> list[dict[str, Any]] | Iterator[list[dict[str, Any]]]:
-        """Segments one video, or every video of a list, generator or data set.
+        """Segment one video, or each video of a list, generator or dataset.
 
         Args:
-            inputs: A path, http(s) URL, bytes or binary file object of a video, or its frames as an array of shape
-                (frames, height, width, 3); or a dictionary of `video` with, where the video has no sound of its own,
-                `audio` and `sampling_rate`, and for frames optionally `timestamps` in seconds. `{"path", "bytes"}`
-                of a `datasets` column is understood too. Several of these give one result each: a list or tuple at once; a
-                generator or other iterator, a data set (of torch or `datasets`) or its column as a stream.
-            batch_size: Windows in one batch, of one clip or several; 1 by default.
-            num_workers: Clips that are read at a time, each by a thread.
-            **kwargs: `threshold`: the probability that a pixel has to exceed, in [0, 1]. By default 0.5 in the binary
-                task (AVSBench's rule) and 0 in the semantic one, where the most probable class takes the pixel.
-                `minimum_area`: segments smaller than this share of the picture are left out; 0 by default.
-                `frames_per_second`: network frames per second of video, 1 by default, or `"video"` for every frame.
-                `masks_per_second`: masks per second, or `"video"` for one per frame of the video: between network frames
-                the logits are interpolated in time. By default every network frame gives one.
-                `audio_alignment`: how the sound is cut, `"consecutive"`, `"center"` or `"end"`; by default the processor
+            inputs: One video: a path, http(s) URL, bytes or binary file object; its frames as an array (frames, height,
+                width, 3); or a dictionary with `video` and optionally `audio`, `sampling_rate` and, for frames,
+                `timestamps` in seconds. `{"path", "bytes"}` of a `datasets` column is accepted as a file. Several
+                videos: a list or tuple is processed at once; a generator or other iterator, a dataset (torch or
+                `datasets`) or its column is streamed.
+            batch_size: Windows per batch, of one clip or several. Defaults to 1.
+            num_workers: Clips read at the same time, each in a thread.
+            threshold: Probability in [0, 1] that a pixel must exceed. Defaults to 0.5 in the binary task (AVSBench's
+                rule) and to 0 in the semantic task, where the most probable class wins.
+            minimum_area: Smallest segment as a fraction of the frame, in [0, 1]; smaller ones are dropped. Defaults to 0.
+            frames_per_second: Network frames per second of video, or `"video"` for every frame. Defaults to 1.
+            masks_per_second: Masks per second, or `"video"` for one per frame of the video. Logits are interpolated in
+                time between network frames. Defaults to one mask per network frame.
+            audio_alignment: How the audio is cut: `"consecutive"`, `"center"` or `"end"`. By default the processor
                 chooses.
-                `audio`, `sampling_rate`: the sound of one silent video, as a waveform of shape (samples,) or
-                (channels, samples) with its rate in hertz (Hz), or as a file.
-                `frames_per_window`, `window_overlap`: longer videos are segmented in windows of so many network frames,
-                10 by default, which share so many with the one before, by default a fifth.
-                `inference_form`: whether to run the model's rearranged copy for inference, where it offers one
-                (`for_inference()`: the same logits, faster); on by default, and never of a model in training, quantised or
-                on several devices.
-                `early_exit_threshold`: share of a frame's pixels, in [0, 1], that may be uncertain for the form for
-                inference to stop at a coarse stage there, which is faster; by default it never does.
-                `progress_bar`: shows the windows as they pass; off by default.
+            audio: Audio of one silent video: a waveform (samples,) or (channels, samples), or a file.
+            sampling_rate: Sampling rate of the waveform, in hertz (Hz).
+            frames_per_window: Network frames per window. Defaults to 10. Longer videos are split into windows.
+            window_overlap: Frames that a window shares with the one before. Defaults to a fifth of a window.
+            use_optimized_model: Whether to run the model's optimized copy (`for_inference()`: the same logits, faster)
+                if it has one. Defaults to `True`. A model in training mode, quantized or on several devices runs as it is.
+            early_exit_threshold: Fraction of a frame's pixels, in [0, 1], that may be uncertain for the optimized model to
+                stop at a coarse stage, which is faster. By default it runs all stages.
+            progress_bar: Whether to show a progress bar over windows. Defaults to `False`.
+            **kwargs: The arguments from `threshold` on.
 
         Returns:
-            A list with one entry per moment, in order of time: `{"timestamp": seconds, "segments": [{"score",
-            "label", "mask"}, ...]}`. `mask` is a PIL image of mode "L", 0 or 255, at the video's own size; `score` is
-            the mean probability inside it, in [0, 1]; segments are sorted by score, highest first. The binary task
-            gives at most one segment, none where nothing sounds; the semantic one gives one per class present, never
-            the background. For several inputs: one such list each.
+            A list with one entry per mask time, in order: `{"timestamp": seconds, "segments": [{"score", "label",
+            "mask"}, ...]}`. `mask` is a PIL image of mode "L", 0 or 255, at the size of the video; `score` is the mean
+            probability inside the mask, in [0, 1]; segments are sorted by score, highest first. The binary task returns
+            at most one segment, none in silence; the semantic task returns one per class present, never the background.
+            For several inputs: one such list each.
 
         Raises:
-            ValueError: For an argument out of its range, one sound for several videos, or a video that the processor
-                refuses (no sound, nothing to decode ...).
-            FileNotFoundError: If there is no such file.
+            ValueError: If an argument is out of range, one audio is given for several videos, or the processor cannot
+                use a video (no audio track, nothing to decode ...).
+            FileNotFoundError: If a file does not exist.
         """
-        inputs = list_or_generator(inputs)
+        inputs = _list_or_generator(inputs)
         if kwargs.get("audio") is not None and isinstance(inputs, list | GeneratorType):
             raise ValueError(
-                "audio= belongs to one video, but several inputs came. Give each its own sound: "
+                "`audio` accepts the audio of one video, but several videos were passed. Pass a dictionary per video: "
                 '{"video": ..., "audio": ..., "sampling_rate": ...}.'
             )
         batch_size, num_workers = self._batching(batch_size, num_workers)
-        return super().__call__(inputs, batch_size=batch_size, num_workers=num_workers, **kwargs)
+        results: Any = super().__call__(inputs, batch_size=batch_size, num_workers=num_workers, **kwargs)
+        return results
 
     def stream(
         self, video: VideoSource | Mapping[str, Any], *, batch_size: int | None = None, **kwargs: Any
     ) -> Generator[dict[str, Any], None, None]:
-        """Segments one video of any length frame by frame, in memory that does not grow with its length.
+        """Segment one video of any length frame by frame, in constant memory.
 
-        The video is decoded in a thread while the network computes. Close the generator (or let it go) to stop early: the
+        A thread decodes the video while the network computes. Close the generator, or drop it, to stop early: the
         thread ends and the file is closed.
 
         Args:
-            video: As in a call.
-            batch_size: Windows in one batch; more of them use an accelerator better and hold more memory.
+            video: One video, as in a call.
+            batch_size: Windows per batch. Larger batches use an accelerator better and need more memory.
             **kwargs: As in a call.
 
         Returns:
             A generator of the entries that a call returns as a list.
 
         Raises:
-            ValueError: As a call does, for arguments at once, for the video when it comes to what cannot be used.
-            FileNotFoundError: If there is no such file.
+            ValueError: As in a call: immediately for an argument, during iteration for the video.
+            FileNotFoundError: If a file does not exist.
         """
         preprocess, forward, postprocess = self._all_parameters(kwargs)
         return self._stream([video], self._batching(batch_size)[0], preprocess, forward, postprocess)
@@ -536,70 +188,57 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         drop_late: bool = False,
         **kwargs: Any,
     ) -> Generator[dict[str, Any], None, None]:
-        """Segments live input: every network frame in a window of those before it.
+        """Segment live input: each network frame in a window with the frames before it.
 
-        The latency, in input: the masks of the frame on screen at the moment (k + 15/16) / `frames_per_second` are made
-        as soon as the next frame and, with `"end"` patches, the sound up to that moment have come; with `"center"`
-        patches the sound up to 0.4875 s later. Only the first patch of all waits until 0.975 s. The time of the network on
-        one window comes on top of it.
+        Network frame `k` is the frame on screen at `(k + 15/16) / frames_per_second` seconds. Its masks are computed as
+        soon as the next frame has arrived, and the audio up to that time (`"end"`) or up to 0.4875 s later (`"center"`).
+        The first audio patch needs 0.975 s of audio. The time that the network needs for one window adds to this latency.
 
         Args:
-            chunks: Triples in order of time: frames (uint8 array (frames, height, width, 3) or a list of PIL images; may be
-                empty or None), their timestamps in seconds since the start of the sound, and the next piece of sound,
+            chunks: Triples in order of time: frames (uint8 array (frames, height, width, 3) or a list of PIL images; may
+                be empty or None), their timestamps in seconds since the start of the audio, and the next piece of audio,
                 (samples,) or (channels, samples) in [-1, 1], or None.
-            sampling_rate: Of the sound, in hertz (Hz).
+            sampling_rate: Sampling rate of the audio, in hertz (Hz).
             frames_per_second: Network frames per second.
-            frames_per_window: Network frames that the network sees at once, the newest last. Fewer are faster.
+            frames_per_window: Network frames per window, the newest last. Fewer are faster.
             audio_alignment: `"end"` or `"center"`.
-            drop_late: Whether to read `chunks` in a thread and to skip all but the newest of the network frames that have
-                come meanwhile, for a network that is slower than the input. Otherwise each one gets its masks.
-            **kwargs: `threshold`, `minimum_area`, `inference_form` and `early_exit_threshold`, as in a call.
+            drop_late: Whether to read `chunks` in a thread and to skip all but the newest of the waiting network frames,
+                for a network that is slower than the input. Otherwise every network frame gets its masks.
+            **kwargs: `threshold`, `minimum_area`, `use_optimized_model` and `early_exit_threshold`, as in a call.
 
         Returns:
-            A generator of entries as a call returns them.
+            A generator of entries as returned by a call.
 
         Raises:
-            ValueError: For an argument out of its range, and for chunks that cannot be used.
+            ValueError: If an argument is out of range, or the chunks cannot be used.
         """
         if unused := self._sanitize_parameters(**kwargs)[0]:
-            raise ValueError(f"{', '.join(unused)}: live input has nothing of the kind, leave it out.")
+            raise ValueError(f"Live input does not accept {', '.join(unused)}. Remove these arguments.")
         _, forward, postprocess = self._all_parameters(kwargs)
         forward.pop("progress_bar", None)
-        length = whole_number("frames_per_window", frames_per_window, 1)
+        length = _integer("frames_per_window", frames_per_window, 1) or FRAMES_PER_WINDOW
         frames = self.processor.stream_live(
             chunks, sampling_rate=sampling_rate, frames_per_second=frames_per_second, audio_alignment=audio_alignment
         )
         return self._live(frames, length, drop_late, forward, postprocess)
 
-    def _live(
-        self,
-        frames: Generator[dict[str, Any], None, None],
-        frames_per_window: int,
-        drop_late: bool,
-        forward: dict[str, Any],
-        postprocess: dict[str, Any],
-    ) -> Generator[dict[str, Any], None, None]:
-        """Runs the model on the window that ends with each frame, or with the newest of those that wait."""
-        held: deque[dict[str, Any]] = deque(maxlen=frames_per_window)
-        with closing(ReadAhead(frames, LIVE_FRAMES_AHEAD) if drop_late else frames) as source:
-            take = source.take_waiting if drop_late else lambda: list(islice(source, 1))
-            while newest := take():
-                held.extend(newest)
-                logits = self.forward(batch_of([tuple(held)], self.dtype), **forward)["logits"][0, len(held) - 1]
-                frame = held[-1]
-                moment = FrameLogits(frame["timestamp"], logits, frame["original_size"], ())
-                yield self._entry(moment, **postprocess)
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save the model, the processor and the code of this pipeline.
 
-    def _batching(self, batch_size: int | None, num_workers: int | None = None) -> tuple[int, int]:
-        """Returns how many windows and how many clips at a time, as the pipeline was made with where nothing is given."""
-        windows = self._batch_size if batch_size is None else batch_size
-        clips = self._num_workers if num_workers is None else num_workers
-        return whole_number("batch_size", windows, 1) or 1, whole_number("num_workers", clips, 0) or 0
+        `Pipeline.save_pretrained` omits the processor and writes its two components to the same
+        `preprocessor_config.json`. This method keeps the components inside the processor's file.
 
-    def _all_parameters(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Adds the arguments of a call to those that the pipeline was made with, for each of the three steps."""
-        steps = self._preprocess_params, self._forward_params, self._postprocess_params
-        return tuple({**step, **new} for step, new in zip(steps, self._sanitize_parameters(**given), strict=True))
+        Args:
+            save_directory: The folder to write; created if it does not exist.
+            **kwargs: Passed to `save_pretrained` of the model and of the processor.
+        """
+        components = self.feature_extractor, self.image_processor
+        self.feature_extractor = self.image_processor = None
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.feature_extractor, self.image_processor = components
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(
         self,
@@ -613,37 +252,51 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         sampling_rate: int | None = None,
         frames_per_window: int | None = None,
         window_overlap: int | None = None,
-        inference_form: bool | None = None,
+        use_optimized_model: bool | None = None,
         early_exit_threshold: float | None = None,
         progress_bar: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Sorts the arguments to the three steps; checks them, also beside those that the pipeline was made with."""
-        steps = (
-            {
-                "frames_per_second": frames_per_second,
-                "masks_per_second": masks_per_second,
-                "audio_alignment": audio_alignment,
-                "audio": audio,
-                "sampling_rate": sampling_rate,
-                "frames_per_window": whole_number("frames_per_window", frames_per_window, 1),
-                "window_overlap": whole_number("window_overlap", window_overlap, 0),
-            },
-            {
-                "inference_form": inference_form,
-                "early_exit_threshold": share("early_exit_threshold", early_exit_threshold),
-                "progress_bar": progress_bar,
-            },
-            {"threshold": share("threshold", threshold), "minimum_area": share("minimum_area", minimum_area)},
+        """Assign the arguments to the three steps, and check them together with the defaults of the pipeline."""
+        preprocess = _given(
+            frames_per_second=frames_per_second,
+            masks_per_second=masks_per_second,
+            audio_alignment=audio_alignment,
+            audio=audio,
+            sampling_rate=sampling_rate,
+            frames_per_window=_integer("frames_per_window", frames_per_window, 1),
+            window_overlap=_integer("window_overlap", window_overlap, 0),
         )
-        # What was not given must not hide the defaults below, nor those that the pipeline was made with.
-        given = tuple({name: value for name, value in step.items() if value is not None} for step in steps)
-
-        # While the pipeline is made there are none yet.
-        reading = {**getattr(self, "_preprocess_params", {}), **given[0]}
-        check_overlap(reading.get("frames_per_window", FRAMES_PER_WINDOW), reading.get("window_overlap", 0))
+        forward = _given(
+            use_optimized_model=use_optimized_model,
+            early_exit_threshold=_fraction("early_exit_threshold", early_exit_threshold),
+            progress_bar=progress_bar,
+        )
+        postprocess = _given(
+            threshold=_fraction("threshold", threshold), minimum_area=_fraction("minimum_area", minimum_area)
+        )
+        # Pipeline.__init__ calls this method before it sets the defaults.
+        reading = {**getattr(self, "_preprocess_params", {}), **preprocess}
+        length, overlap = reading.get("frames_per_window", FRAMES_PER_WINDOW), reading.get("window_overlap", 0)
+        if overlap >= length:
+            raise ValueError(f"`window_overlap` must be less than `frames_per_window` ({length}), got {overlap}.")
         settings = ("frames_per_second", "masks_per_second", "audio_alignment")
         self.processor.check_settings(**{name: reading[name] for name in settings if name in reading})
-        return given
+        return preprocess, forward, postprocess
+
+    def _all_parameters(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Add the arguments of a call to the defaults of the pipeline, for each of the three steps."""
+        preprocess, forward, postprocess = self._sanitize_parameters(**given)
+        return (
+            {**self._preprocess_params, **preprocess},
+            {**self._forward_params, **forward},
+            {**self._postprocess_params, **postprocess},
+        )
+
+    def _batching(self, batch_size: int | None, num_workers: int | None = None) -> tuple[int, int]:
+        """Return windows per batch and clips read at once; the pipeline's defaults apply to what is not given."""
+        windows = self._batch_size if batch_size is None else batch_size
+        clips = self._num_workers if num_workers is None else num_workers
+        return _integer("batch_size", windows, 1) or 1, _integer("num_workers", clips, 0) or 0
 
     def preprocess(
         self,
@@ -652,20 +305,26 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         window_overlap: int | None = None,
         **kwargs: Any,
     ) -> Generator[Window, None, None]:
-        """Reads one clip window by window."""
-        with closing(self.processor.stream(**clip_arguments(inputs, **kwargs))) as frames:
-            yield from overlapping_windows(frames, frames_per_window, window_overlap)
+        """Read one clip window by window."""
+        with closing(self.processor.stream(**_clip_arguments(inputs, **kwargs))) as frames:
+            yield from _split_windows(frames, frames_per_window, window_overlap)
 
     def _forward(
-        self, model_inputs: dict[str, torch.Tensor], inference_form: bool = True, **budget: float
+        self,
+        model_inputs: dict[str, torch.Tensor],
+        use_optimized_model: bool = True,
+        early_exit_threshold: float | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Runs the model on a batch of windows, with an `early_exit_threshold` if one is given."""
-        network = self._network() if inference_form else self.model
-        if budget and network is self.model:
+        """Run the model on a batch of windows."""
+        network = self._network() if use_optimized_model else self.model
+        if early_exit_threshold is None:
+            return {"logits": network(**model_inputs).logits}
+        if network is self.model:
             raise ValueError(
-                "early_exit_threshold needs the form for inference, which is off here: see inference_form."
+                "`early_exit_threshold` requires the optimized model, which is not in use. Remove the argument, or see "
+                "`use_optimized_model`."
             )
-        return {"logits": network(**model_inputs, **budget).logits}
+        return {"logits": network(**model_inputs, early_exit_threshold=early_exit_threshold).logits}
 
     def postprocess(
         self,
@@ -673,7 +332,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         threshold: float | None = None,
         minimum_area: float = 0.0,
     ) -> list[dict[str, Any]]:
-        """Makes the segments of one clip from its windows and their logits."""
+        """Return the entries of one clip from its windows and their logits."""
         return list(self._entries(model_outputs, threshold, minimum_area))
 
     def get_iterator(
@@ -685,11 +344,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Generator[list[dict[str, Any]], None, None]:
-        """Gives one result per clip. Unlike transformers' it keeps no logits and reads in threads, not processes."""
+        """Yield one result per clip. Unlike in transformers, logits are not kept, and clips are read in threads."""
         outputs = self._outputs(inputs, num_workers, batch_size, preprocess_params, forward_params)
         with closing(outputs):
             for first in outputs:
-                yield self.postprocess(up_to_last(chain([first], outputs)), **postprocess_params)
+                yield self.postprocess(_next_clip(chain([first], outputs)), **postprocess_params)
 
     def _stream(
         self,
@@ -699,9 +358,26 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Generator[dict[str, Any], None, None]:
-        """Gives the entries of one clip one by one."""
+        """Yield the entries of one clip."""
         with closing(self._outputs(inputs, 1, batch_size, preprocess_params, forward_params)) as outputs:
             yield from self._entries(outputs, **postprocess_params)
+
+    def _live(
+        self,
+        frames: Generator[dict[str, Any], None, None],
+        frames_per_window: int,
+        drop_late: bool,
+        forward: dict[str, Any],
+        postprocess: dict[str, Any],
+    ) -> Generator[dict[str, Any], None, None]:
+        """Run the model on the window that ends with each frame, or with the newest of the waiting frames."""
+        held: deque[dict[str, Any]] = deque(maxlen=frames_per_window)
+        with closing(ReadAhead(frames, LIVE_FRAMES_AHEAD) if drop_late else frames) as source:
+            take = source.take_waiting if isinstance(source, ReadAhead) else lambda: list(islice(source, 1))
+            while newest := take():
+                held.extend(newest)
+                logits = self._logits([tuple(held)], forward)[0, len(held) - 1]
+                yield self._entry((held[-1]["timestamp"], logits, held[-1]["original_size"]), **postprocess)
 
     def _outputs(
         self,
@@ -711,28 +387,32 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         preprocess_params: dict[str, Any],
         forward_params: dict[str, Any],
     ) -> Generator[tuple[Window, torch.Tensor], None, None]:
-        """Runs the model over the windows of all clips, as many at a time as a batch has, whichever clip they are of."""
+        """Run the model on the windows of all clips; a batch can hold windows of several clips."""
         forward_params = dict(forward_params)
         show = forward_params.pop("progress_bar", False)
         readers = (self.preprocess(clip, **preprocess_params) for clip in inputs)
-        with closing(read_ahead(readers, max(1, num_workers), WINDOWS_AHEAD)) as windows:
+        with closing(_read_ahead(readers, max(1, num_workers), WINDOWS_AHEAD)) as windows:
             bar = iter(logging.tqdm(windows, desc="Segmenting", unit="window", disable=not show))
             while group := list(islice(bar, batch_size)):
-                batch = batch_of([window.frames for window in group], self.dtype)
-                logits = self.forward(batch, **forward_params)["logits"]
-                for window, of_window in zip(group, logits, strict=True):
-                    yield window, of_window[: len(window.frames)]
+                logits = self._logits([window.frames for window in group], forward_params)
+                for window, window_logits in zip(group, logits, strict=True):
+                    yield window, window_logits[: len(window.frames)]
+
+    def _logits(self, windows: Sequence[Sequence[dict[str, Any]]], forward_params: dict[str, Any]) -> torch.Tensor:
+        """Return the logits (windows, frames, num_labels, height, width) of a batch of windows."""
+        outputs: Any = self.forward(collate_windows(windows, self.model.dtype), **forward_params)
+        return outputs["logits"]
 
     def _network(self) -> Callable[..., Any]:
-        """Returns the model's form for inference, made anew when its weights have changed; the model if it has none."""
+        """Return the optimized model, rebuilt if the weights have changed; the model itself if it cannot be optimized."""
         spread = getattr(self.model, "hf_device_map", None) is not None or getattr(self.model, "is_quantized", False)
         if self.model.training or spread or not hasattr(self.model, "for_inference"):
             return self.model
-        weights = chain(self.model.parameters(), self.model.buffers())
-        state = [(weight.data_ptr(), weight.is_inference() or weight._version) for weight in weights]
-        if state != self._inference_state:
-            self._inference_model, self._inference_state = self.model.for_inference(), state
-        return self._inference_model
+        tensors = chain(self.model.parameters(), self.model.buffers())
+        weights = [(tensor.data_ptr(), tensor.is_inference() or tensor._version) for tensor in tensors]
+        if weights != self._optimized_weights:
+            self._optimized_model, self._optimized_weights = self.model.for_inference(), weights
+        return self._optimized_model
 
     def _entries(
         self,
@@ -740,33 +420,17 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         threshold: float | None = None,
         minimum_area: float = 0.0,
     ) -> Iterator[dict[str, Any]]:
-        """Makes the entries of one clip one by one, so that only one is ever held at the video's size."""
-        for moment in logits_at_masks(blend_windows(outputs)):
-            yield self._entry(moment, threshold, minimum_area)
+        """Yield the entries of one clip, so that only one is held at the size of the video."""
+        for mask_logits in iterate_mask_logits(outputs):
+            yield self._entry(mask_logits, threshold, minimum_area)
 
-    def _entry(self, moment: FrameLogits, threshold: float | None = None, minimum_area: float = 0.0) -> dict[str, Any]:
-        """Makes the entry of one moment."""
-        size, id2label = tuple(moment.original_size), self.model.config.id2label
-        segments = find_segments(moment.logits.float(), size, id2label, threshold, minimum_area)
-        return {"timestamp": moment.timestamp, "segments": segments}
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves the model, the processor and the code of this pipeline.
-
-        `Pipeline.save_pretrained` leaves the processor out and writes its two parts over each other, into the same
-        `preprocessor_config.json`; here the parts stay inside the processor's own file.
-
-        Args:
-            save_directory: The folder to write; made if it does not exist.
-            **kwargs: Passed on to the `save_pretrained` of model and processor.
-        """
-        parts = self.feature_extractor, self.image_processor
-        self.feature_extractor = self.image_processor = None
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        finally:
-            self.feature_extractor, self.image_processor = parts
-        self.processor.save_pretrained(save_directory, **kwargs)
+    def _entry(
+        self, mask_logits: MaskLogits, threshold: float | None = None, minimum_area: float = 0.0
+    ) -> dict[str, Any]:
+        """Return the entry of one mask time."""
+        timestamp, logits, size = mask_logits
+        segments = find_segments(logits.float(), size, self.model.config.id2label, threshold, minimum_area)
+        return {"timestamp": timestamp, "segments": segments}
 
 
 PIPELINE_REGISTRY.register_pipeline(
@@ -775,3 +439,312 @@ PIPELINE_REGISTRY.register_pipeline(
     pt_model=AutoModelForUniversalSegmentation,
     type="multimodal",
 )
+
+
+# Inputs.
+
+
+def _list_or_generator(inputs: Any) -> Any:
+    """Convert several inputs to a list, or to a generator if they are streamed; return one input unchanged."""
+    if isinstance(inputs, list | tuple):
+        # transformers reads the first item of a list, so an empty one becomes an empty generator.
+        return list(inputs) or (each for each in ())
+    if isinstance(inputs, Dataset) and isinstance(inputs, Sized):
+        # A torch dataset with a length need not raise IndexError at its end.
+        return (inputs[index] for index in range(len(inputs)))
+    # A file object iterates over lines and an array over frames, but each is one input.
+    is_one = isinstance(inputs, str | bytes | bytearray | Mapping | np.ndarray | torch.Tensor) or hasattr(
+        inputs, "read"
+    )
+    is_several = isinstance(inputs, Iterable | Dataset) and not is_one
+    return (each for each in inputs) if is_several else inputs
+
+
+def _clip_arguments(
+    inputs: VideoSource | Mapping[str, Any],
+    audio: VideoSource | Mapping[str, Any] | None = None,
+    sampling_rate: int | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Convert one input of any kind to the arguments of the processor's `stream`."""
+    if not isinstance(inputs, Mapping) or "path" in inputs or "bytes" in inputs:
+        inputs = {"video": inputs}
+    unknown = sorted(set(inputs) - set(INPUT_KEYS))
+    if unknown or "video" not in inputs:
+        raise ValueError(
+            f'Expected a dictionary with "video" and optionally {INPUT_KEYS[1:]}, got the keys {sorted(inputs)}.'
+        )
+
+    clip = {"audio": audio, "sampling_rate": sampling_rate, **inputs}
+    if isinstance(clip["audio"], Mapping) and "array" in clip["audio"]:
+        clip |= {
+            "audio": clip["audio"]["array"],
+            "sampling_rate": clip["audio"].get("sampling_rate", clip["sampling_rate"]),
+        }
+    files = {"video": _extract_file(clip["video"]), "audio": _extract_file(clip["audio"])}
+    return {**kwargs, **clip, **files}
+
+
+def _extract_file(source: VideoSource | Mapping[str, Any] | None) -> VideoSource | None:
+    """Return the bytes, or else the path, of `{"path", "bytes"}` in a `datasets` column."""
+    if not isinstance(source, Mapping):
+        return source
+    found = [source[key] for key in ("bytes", "path") if source.get(key) is not None]
+    if not found:
+        raise ValueError(f'Expected a dictionary with "bytes" or "path", got {dict(source)}.')
+    return found[0]
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """Return the arguments that were passed, so that the others do not override the pipeline's defaults."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _fraction(name: str, value: Any) -> float | None:
+    """Return a number in [0, 1] as float, None as None; raise ValueError for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+        raise ValueError(f"`{name}` must be a number between 0 and 1, got {value!r}.")
+    return float(value)
+
+
+def _integer(name: str, value: Any, minimum: int) -> int | None:
+    """Return an integer that is not less than `minimum` as int, None as None; raise ValueError for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
+    return int(value)
+
+
+# Windows of frames.
+
+
+def _split_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int | None = None) -> Iterator[Window]:
+    """Split a clip into windows of `length` frames that share `overlap` frames with the window before.
+
+    The last window is as long as the others and shares more, so that no frame is processed with too few others. A clip
+    that is shorter than a window is one window.
+
+    Args:
+        frames: Frames in order of time.
+        length: Frames per window.
+        overlap: Frames that a window shares with the one before, less than `length`; by default a fifth of a window.
+    """
+    overlap = int(length * DEFAULT_OVERLAP) if overlap is None else overlap
+    held: deque[dict[str, Any]] = deque(maxlen=length)
+    new_frames = 0
+    for frame in frames:
+        # A window is yielded when the frame after it arrives, because the last one must be marked as such.
+        if new_frames == length or (new_frames == length - overlap and len(held) == length):
+            yield Window(tuple(held), new_frames, overlap, is_last=False)
+            new_frames = 0
+        held.append(frame)
+        new_frames += 1
+    if new_frames:
+        yield Window(tuple(held), new_frames, overlap, is_last=True)
+
+
+def collate_windows(windows: Sequence[Sequence[dict[str, Any]]], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Collate windows into the model's inputs.
+
+    Args:
+        windows: The frames of each window; shorter windows are padded with zeros.
+        dtype: Data type of images and audio features.
+
+    Returns:
+        `pixel_values` (windows, frames, 3, height, width), `input_features` (windows, frames, 1, 96, 64) and `frame_mask`
+        (windows, frames), False for padding.
+    """
+    batch = {
+        name: pad_sequence([torch.stack([frame[name] for frame in frames]) for frames in windows], batch_first=True)
+        for name in ("pixel_values", "input_features")
+    }
+    lengths = torch.tensor([len(frames) for frames in windows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return {**{name: tensor.to(dtype) for name, tensor in batch.items()}, "frame_mask": mask}
+
+
+def _next_clip(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple[Window, torch.Tensor]]:
+    """Yield the windows of the next clip, up to its last one, from those of several clips in a row."""
+    for window, logits in outputs:
+        yield window, logits
+        if window.is_last:
+            return
+
+
+def iterate_mask_logits(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[MaskLogits]:
+    """Compute the logits at each mask time of one clip.
+
+    Windows fade into each other where they share frames. Between two network frames, logits are interpolated linearly in
+    time; before the first and after the last frame they are those of that frame.
+
+    Args:
+        outputs: The windows in order of time, each with its logits (frames, num_labels, height, width).
+
+    Yields:
+        Timestamp in seconds, logits (num_labels, height, width), and (height, width) of the video, in order of time.
+    """
+    before: tuple[float, torch.Tensor] | None = None
+    for frame, logits in _blend_windows(outputs):
+        after = frame["timestamp"], logits
+        for timestamp in frame["mask_timestamps"]:
+            yield timestamp, _interpolate(before, after, timestamp), frame["original_size"]
+        before = after
+
+
+def _blend_windows(
+    outputs: Iterable[tuple[Window, torch.Tensor]],
+) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+    """Yield each frame with the weighted mean of its logits, as soon as no later window contains it."""
+    waiting: deque[tuple[dict[str, Any], torch.Tensor, float]] = deque()  # frame, weighted sum of logits, total weight
+    for window, logits in outputs:
+        _return_freed_memory()
+        shared = len(window.frames) - window.new_frames
+        while len(waiting) > shared:
+            yield _weighted_mean(*waiting.popleft())
+        weights = _fading_weights(len(logits), window.overlap)
+        for index, (frame, weight) in enumerate(zip(window.frames, weights, strict=True)):
+            weighted = logits[index] * weight
+            if index < shared:
+                _, total, total_weight = waiting[index]
+                waiting[index] = frame, total + weighted, total_weight + weight
+            else:
+                waiting.append((frame, weighted, weight))
+        if window.is_last:
+            while waiting:
+                yield _weighted_mean(*waiting.popleft())
+
+
+def _fading_weights(length: int, overlap: int) -> list[float]:
+    """Return the weight of each frame of a window: 1 in the middle, falling linearly over `overlap` frames at each end."""
+    return [min(1.0, (index + 1) / (overlap + 1), (length - index) / (overlap + 1)) for index in range(length)]
+
+
+def _weighted_mean(
+    frame: dict[str, Any], total: torch.Tensor, total_weight: float
+) -> tuple[dict[str, Any], torch.Tensor]:
+    return frame, total / total_weight
+
+
+def _interpolate(
+    before: tuple[float, torch.Tensor] | None, after: tuple[float, torch.Tensor], timestamp: float
+) -> torch.Tensor:
+    """Return the logits at a time between two frames, each given as (timestamp, logits)."""
+    if before is None or timestamp >= after[0] or before[0] >= after[0]:
+        return after[1]
+    fraction = max(0.0, (timestamp - before[0]) / (after[0] - before[0]))
+    return torch.lerp(before[1], after[1], fraction)
+
+
+# Only glibc has malloc_trim.
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def _return_freed_memory() -> None:
+    """Return freed memory to the operating system, if the C library can (glibc).
+
+    glibc keeps freed memory between blocks that are in use. Two threads that allocate and free tensors of many sizes
+    leave more of it with every window: tens of MiB on an hour of video, which no Python object holds.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
+
+
+# Reading ahead in threads.
+
+_END = object()
+
+
+class ReadAhead(Iterator[Item]):
+    """Run a generator in a thread, a few items ahead of the consumer.
+
+    An error in the generator is raised in place of its item. [`close`] ends the thread and the generator at any point,
+    and waits for the thread.
+
+    Args:
+        items: The generator.
+        capacity: Largest number of waiting items.
+    """
+
+    def __init__(self, items: Generator[Item, None, None], capacity: int) -> None:
+        self._items = items
+        self._waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(capacity)
+        self._end: tuple[Any, BaseException | None] | None = None
+        self._is_open = True
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Item:
+        """Return the next item."""
+        if not self._is_open:
+            raise StopIteration
+        item, error = self._end or self._waiting.get()
+        if item is not _END:
+            return item
+        self.close()
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def take_waiting(self) -> list[Item]:
+        """Return the next item and all others that are waiting; an empty list at the end."""
+        items = list(islice(self, 1))
+        while items and not self._waiting.empty():
+            entry = self._waiting.get()
+            if entry[0] is _END:
+                self._end = entry  # for the next call
+                break
+            items.append(entry[0])
+        return items
+
+    def close(self) -> None:
+        """End the thread and the generator; waiting items are lost."""
+        self._is_open = False
+        self._thread.join()
+
+    def _run(self) -> None:
+        """Fill the queue. Runs in the thread."""
+        error = None
+        try:
+            with closing(self._items):
+                for item in self._items:
+                    if not self._put((item, None)):
+                        return
+        except BaseException as raised:
+            error = raised
+        self._put((_END, error))
+
+    def _put(self, entry: tuple[Any, BaseException | None]) -> bool:
+        """Wait for space in the queue and put an entry; return False if the iterator was closed."""
+        while self._is_open:
+            try:
+                self._waiting.put(entry, timeout=POLLING_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+def _read_ahead(
+    clips: Iterable[Generator[Item, None, None]], at_once: int, capacity: int
+) -> Generator[Item, None, None]:
+    """Yield the items of several generators one after the other, while the next ones already run in threads.
+
+    Args:
+        clips: The generators.
+        at_once: Number of generators that run at the same time.
+        capacity: Largest number of waiting items per generator.
+    """
+    clips, running = iter(clips), deque()
+    try:
+        while True:
+            running.extend(ReadAhead(clip, capacity) for clip in islice(clips, at_once - len(running)))
+            if not running:
+                return
+            yield from running[0]
+            running.popleft()
+    finally:
+        for reader in running:
+            reader.close()

@@ -1,4 +1,4 @@
-"""Colours of classes: the same for a class in every video, mask file and sheet, whichever other classes are there."""
+"""Colors of classes. A class has the same color in every video, mask file and contact sheet of a model."""
 
 import functools
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import numpy as np
 
 Color: TypeAlias = tuple[int, int, int]
 
-# Chosen by eye for the few classes that most models have; the palette goes on from here by itself.
-FIRST_COLORS = (
+# Chosen by hand for the few classes that most models have; `_palette` extends them.
+FIRST_COLORS: tuple[Color, ...] = (
     (255, 82, 54),
     (38, 157, 255),
     (255, 190, 11),
@@ -26,36 +26,36 @@ FIRST_COLORS = (
     (184, 52, 184),
     (244, 236, 120),
 )
-PALETTE_SIZE = 256  # a palette PNG holds no more
+PALETTE_SIZE = 256  # the largest palette of a PNG file
 
 
 def class_colors(id2label: Mapping[int, str]) -> dict[str, Color]:
-    """Gives every class its colour, by its id alone, so that it is the same in every picture.
+    """Return the color of each class. It depends on the class index alone.
 
     Args:
-        id2label: The model's `config.id2label`. Of several classes, id 0 is the background and gets none.
+        id2label: The model's `config.id2label`. Of several classes, index 0 is the background and has no color.
 
     Returns:
         The (red, green, blue) of each label, 0 to 255.
 
     Raises:
-        ValueError: If there are more classes than colours.
+        ValueError: If there are more classes than colors.
     """
     if len(id2label) > PALETTE_SIZE:
-        raise ValueError(f"There are {PALETTE_SIZE} colours, but {len(id2label)} classes.")
+        raise ValueError(f"Expected at most {PALETTE_SIZE} classes, one per color, got {len(id2label)}.")
     return {label: _palette()[index] for index, label in id2label.items() if index > 0 or len(id2label) == 1}
 
 
 def readable_on(color: Color) -> Color:
-    """Chooses black or white text for a ground of `color`, whichever stands out more."""
+    """Return black or white for text on a background of `color`, whichever has more contrast."""
     return (16, 16, 16) if _oklab(np.array([color]))[0, 0] > 0.62 else (255, 255, 255)
 
 
 @functools.cache
 def _palette() -> list[Color]:
-    """Picks colours one after another, each as far as can be from all before it, in a perceptual space (Oklab).
+    """Extend the first colors, each new one as far as possible from all before it, in a perceptual space (Oklab).
 
-    Dark, pale and grey colours are left out: they would be lost on a picture or mean "nothing".
+    Dark, pale and gray colors are excluded: they would be invisible on a frame or suggest the background.
     """
     steps = np.linspace(0, 255, 18).round()
     rgb = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
@@ -67,15 +67,16 @@ def _palette() -> list[Color]:
     distance = np.linalg.norm(oklab[:, None] - _oklab(np.array(FIRST_COLORS)), axis=2).min(axis=1)
     while len(colors) < PALETTE_SIZE:
         farthest = int(distance.argmax())
-        colors.append(tuple(int(value) for value in rgb[farthest]))
+        red, green, blue = (int(value) for value in rgb[farthest])
+        colors.append((red, green, blue))
         distance = np.minimum(distance, np.linalg.norm(oklab - oklab[farthest], axis=1))
     return colors
 
 
 def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """Converts sRGB (n, 3) in [0, 255] to Oklab (n, 3): https://bottosson.github.io/posts/oklab."""
-    share = rgb / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    """Convert sRGB (n, 3) in [0, 255] to Oklab (n, 3): https://bottosson.github.io/posts/oklab."""
+    srgb = rgb / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     to_cones = [
         [0.4122214708, 0.5363325363, 0.0514459929],
         [0.2119034982, 0.6806995451, 0.1073969566],

@@ -16,7 +16,7 @@ from .overlay import draw_segments
 
 
 COLUMNS = ("frame", "prediction", "ground truth")
-IGNORED_BRIGHTNESS = 0.3  # factor on pixels that are not annotated
+DARKENED = [round(0.3 * value) for value in range(256)] * 3  # brightness of pixels that are not annotated, per channel
 
 # Lengths in pixels.
 SMALLEST_CELL = 224  # shorter side; smaller frames are enlarged, so that contours are visible
@@ -63,7 +63,7 @@ def draw_panel(
     rows = []
     for frame, mask, truth, unknown in zip(frames, masks, truths, ignored, strict=True):
         image = _enlarge(Image.fromarray(frame))
-        dark = image.point(lambda value: round(value * IGNORED_BRIGHTNESS))
+        dark = image.point(DARKENED)
         annotated = Image.composite(dark, image, Image.fromarray(unknown).resize(image.size))
         drawn = [_draw_classes(image, mask, foreground, colors), _draw_classes(annotated, truth, foreground, colors)]
         rows.append([image, *drawn])

@@ -1,8 +1,8 @@
-"""Logits of one frame -> its segments at the video's size."""
+"""From the logits of one frame to its segments at the size of the video."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -10,18 +10,18 @@ from PIL import Image
 from torch.nn.functional import interpolate, pad
 
 
-# Classes brought to the video's size at a time: all 71 of a 1080p frame at once would be 590 MB.
+# Classes resized to the video at a time: all 71 of a 1080p frame at once would take 590 MB.
 CLASSES_AT_ONCE = 8
 
-# A class that is so far behind another one has less than 1e-7 of its probability, the rounding error of a float.
+# A class whose logit is this far below another one has less than 1e-7 of its probability, the rounding error of a float.
 NEGLIGIBLE_LOGIT = 16.0
 
-# What rounding may add to a logit or to a probability on the way to the video's size.
+# Largest rounding error of a logit or a probability after resizing.
 LOGIT_ROUNDING = 1e-3
 PROBABILITY_ROUNDING = 1e-6
 
 # Rows and columns of the video.
-Box = tuple[slice, slice]
+Box: TypeAlias = tuple[slice, slice]
 
 
 def find_segments(
@@ -31,26 +31,26 @@ def find_segments(
     threshold: float | None = None,
     minimum_area: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Makes the segments of one frame.
+    """Return the segments of one frame.
 
     Args:
-        logits: (num_labels, network height, network width); one label means sigmoid, several mean softmax.
+        logits: (num_labels, network height, network width); sigmoid for one label, softmax for several.
         size: (height, width) of the video.
         id2label: Names of the classes; of several, class 0 is the background.
-        threshold: Probability that a pixel has to exceed, in [0, 1]; by default 0.5 for one label, 0 for several.
-        minimum_area: Smallest share of the picture that counts.
+        threshold: Probability that a pixel must exceed, in [0, 1]; by default 0.5 for one label, 0 for several.
+        minimum_area: Smallest segment as a fraction of the frame, in [0, 1].
 
     Returns:
-        `{"score", "label", "mask"}` of every class that is there, the highest score first. The mask is a PIL image of
-        mode "L", 0 or 255, at the video's size; the score is the mean probability inside it, in [0, 1].
+        `{"score", "label", "mask"}` of each class present, highest score first. The mask is a PIL image of mode "L", 0 or
+        255, at the size of the video; the score is the mean probability inside it, in [0, 1].
     """
     is_binary = len(logits) == 1
     threshold = threshold if threshold is not None else 0.5 * is_binary
-    gaps = _gaps_of_segments(logits, threshold)
+    gaps = _candidate_gaps(logits, threshold)
     if not gaps.any():
         return []
-    box = _pixels_of(gaps.any(dim=1), size[0]), _pixels_of(gaps.any(dim=0), size[1])
-    classes = _classes_that_matter(logits, gaps)
+    box = _pixel_range(gaps.any(dim=1), size[0]), _pixel_range(gaps.any(dim=0), size[1])
+    classes = _candidate_classes(logits, gaps)
     class_ids, probability = (values.numpy() for values in _most_probable_class(logits, classes, size, box))
     inside = probability > threshold
 
@@ -65,87 +65,93 @@ def find_segments(
 
 
 def _mask_image(mask: np.ndarray, size: tuple[int, int], box: Box) -> Image.Image:
-    """Makes the image of the video's size, 0 or 255, from a mask of the box."""
-    picture = np.zeros(size, np.uint8)
-    np.multiply(mask, np.uint8(255), out=picture[box])
-    return Image.fromarray(picture)
+    """Return an image of the size of the video, 0 or 255, from a mask of the box."""
+    image = np.zeros(size, np.uint8)
+    np.multiply(mask, np.uint8(255), out=image[box])
+    return Image.fromarray(image)
 
 
-def _gaps_of_segments(logits: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Finds where there can be a segment: a resized logit lies between the lowest and the highest of the four around it.
+def _candidate_gaps(logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Return where a segment is possible: a resized logit is between the lowest and highest of the four around it.
 
     Returns:
-        (network height + 1, network width + 1), bool, the gaps before, between and after the network's pixels.
+        (network height + 1, network width + 1), bool: the gaps before, between and after the pixels of the network.
     """
     if len(logits) == 1:
         return _highest_of_four(logits)[0].sigmoid() > threshold - PROBABILITY_ROUNDING
-    ahead = _highest_of_four(logits[1:]).amax(dim=0) + _highest_of_four(-logits[:1])[0]
-    return ahead > -LOGIT_ROUNDING
+    margin = _highest_of_four(logits[1:]).amax(dim=0) + _highest_of_four(-logits[:1])[0]
+    return margin > -LOGIT_ROUNDING
 
 
-def _pixels_of(gaps: torch.Tensor, length: int) -> slice:
-    """Finds, along one axis, the pixels of the video from the first gap with a segment to the last.
+def _pixel_range(gaps: torch.Tensor, length: int) -> slice:
+    """Return, along one axis, the pixels of the video from the first to the last gap with a segment.
 
     Args:
         gaps: (network pixels + 1,), bool.
-        length: Pixels of the video.
+        length: Number of pixels of the video.
     """
-    # Where `interpolate` takes a pixel from; one more on either side, because it rounds.
-    places = (torch.arange(length) + 0.5) * ((len(gaps) - 1) / length) - 0.5
-    inside = gaps[places.floor().long() + 1].nonzero().flatten().tolist()
+    # Source position of each pixel in `interpolate`; one more pixel on each side covers rounding.
+    positions = (torch.arange(length) + 0.5) * ((len(gaps) - 1) / length) - 0.5
+    inside = gaps[positions.floor().long() + 1].nonzero().flatten().tolist()
     return slice(max(0, inside[0] - 1), min(length, inside[-1] + 2)) if inside else slice(0)
 
 
 def _most_probable_class(
     logits: torch.Tensor, classes: torch.Tensor, size: tuple[int, int], box: Box
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Finds each pixel's most probable class and its probability inside a box, a few classes at a time.
+    """Return each pixel's most probable class and its probability inside a box, a few classes at a time.
 
     Args:
-        logits: (num_labels, network height, network width); one label means sigmoid, several mean softmax.
-        classes: The labels to look at, in ascending order.
+        logits: (num_labels, network height, network width); sigmoid for one label, softmax for several.
+        classes: Class indices to consider, in ascending order.
         size: (height, width) of the video.
         box: The part of the video, (box height, box width).
 
     Returns:
-        Class ids, int16 of shape (box height, box width), the first of equals; and probabilities in [0, 1], same shape.
+        Class indices, int16 of shape (box height, box width), the first one in a tie; and probabilities in [0, 1] of the
+        same shape.
     """
     if len(logits) == 1:
-        probability = _resized(logits, size, box)[0].sigmoid()
+        probability = _resize(logits, size, box)[0].sigmoid()
         return torch.zeros(probability.shape, dtype=torch.int16), probability
-    winner = best = total = None
-    for some in classes.split(CLASSES_AT_ONCE):
-        resized = _resized(logits[some], size, box)
-        highest, index = resized.max(dim=0)
-        highest_class = some.to(torch.int16)[index]  # small, because each class is compared with every pixel
-        sum_of_some = highest + resized.sub_(highest).exp_().sum(dim=0).log()  # logsumexp without a second maximum
-        if winner is None:
-            winner, best, total = highest_class, highest, sum_of_some
-        else:
-            winner = torch.where(highest > best, highest_class, winner)
-            best, total = torch.maximum(best, highest), torch.logaddexp(total, sum_of_some)
+    groups = (_highest_class(logits, group, size, box) for group in classes.split(CLASSES_AT_ONCE))
+    winner, best, total = next(groups)
+    for highest_class, highest, group_total in groups:
+        winner = torch.where(highest > best, highest_class, winner)
+        best, total = torch.maximum(best, highest), torch.logaddexp(total, group_total)
     return winner, (best - total).exp()
 
 
-def _classes_that_matter(logits: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
-    """Lists the background and the classes that can win a pixel in these gaps or weigh in its probability.
+def _highest_class(
+    logits: torch.Tensor, classes: torch.Tensor, size: tuple[int, int], box: Box
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return each pixel's most probable of some classes, its logit, and the logsumexp of these classes."""
+    resized = _resize(logits[classes], size, box)
+    highest, index = resized.max(dim=0)
+    highest_class = classes.to(torch.int16)[index]  # a small type: each class is compared with every pixel later
+    total = highest + resized.sub_(highest).exp_().sum(dim=0).log()  # without computing the maximum again
+    return highest_class, highest, total
 
-    Nowhere can a class that is behind the lowest of another class's four logits with its highest be more probable than
-    that; if it is far behind, its probability is nothing.
+
+def _candidate_classes(logits: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
+    """Return the background and the classes that can win a pixel in these gaps or affect its probability.
+
+    A class whose highest of four logits is below the lowest of another class cannot be more probable than that class;
+    far below, its probability is negligible.
     """
     behind = -_highest_of_four(-logits).amax(dim=0) - _highest_of_four(logits)
-    matters = behind[:, gaps].amin(dim=1) < NEGLIGIBLE_LOGIT
-    matters[0] = True
-    return torch.nonzero(matters).flatten()
+    relevant = behind[:, gaps].amin(dim=1) < NEGLIGIBLE_LOGIT
+    relevant[0] = True
+    return torch.nonzero(relevant).flatten()
 
 
 def _highest_of_four(logits: torch.Tensor) -> torch.Tensor:
-    """Returns the highest of each four neighbours, those at the border repeated."""
+    """Return the highest of each four neighbors; the border is replicated."""
     padded = pad(logits[None], (1, 1, 1, 1), mode="replicate")[0]
     pairs = torch.maximum(padded[:, :-1], padded[:, 1:])
     return torch.maximum(pairs[..., :-1], pairs[..., 1:])
 
 
-def _resized(logits: torch.Tensor, size: tuple[int, int], box: Box) -> torch.Tensor:
-    """Brings logits to the video's size; returns what is inside a box."""
+def _resize(logits: torch.Tensor, size: tuple[int, int], box: Box) -> torch.Tensor:
+    """Resize logits to the video; return the part inside a box."""
     return interpolate(logits[None], size, mode="bilinear", align_corners=False)[0][:, *box].contiguous()

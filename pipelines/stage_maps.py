@@ -1,11 +1,11 @@
-"""What the four decoder stages see in one frame: what each finds, where it asks the sound, where it doubts.
+"""What the four decoder stages do in one frame: prediction, queried positions and uncertainty of each.
 
     outputs = model(**batch)
     for stage in draw_stage_maps(frame, outputs, class_colors(id2label), id2label, number=3):
-        stage.doubt.save(f"stage_{stage.number}.png")
+        stage.uncertainty.save(f"stage_{stage.number}.png")
 
-The stages go coarse to fine. The first asks the sound about every place; each later one only where the one before was
-unsure (the paper's confidence-induced masking), so most of the picture is soon left in peace.
+The stages go from coarse to fine. The first queries the audio at every position, each later one only where the stage
+before was uncertain (the paper's confidence-induced masking), so that most positions are soon no longer queried.
 """
 
 from collections.abc import Mapping
@@ -21,29 +21,30 @@ from .colors import Color
 from .overlay import draw_segments
 
 
-REST_BRIGHTNESS = 0.25  # of a place that is not asked any more
-REST_COLOR = 0.15
-DOUBT_COLOR: Color = (255, 214, 64)
-DOUBT_EXPONENT = 0.5  # between doubt and light, so that small doubts are seen beside large ones
+# Brightness and saturation of positions that are not queried, relative to the frame.
+MUTED_BRIGHTNESS = 0.25
+MUTED_SATURATION = 0.15
+UNCERTAINTY_COLOR: Color = (255, 214, 64)
+UNCERTAINTY_EXPONENT = 0.5  # from uncertainty to opacity, so that small values are visible next to large ones
 
 
 @dataclass(frozen=True, eq=False)
 class StageMap:
-    """One stage's view of one frame.
+    """The maps of one stage for one frame.
 
     Attributes:
         number: 1 (coarsest) to 4.
-        asked: Share of the picture about which the stage asks the sound, in [0, 1].
-        certainty: Mean probability of the stage's decision over the picture, in [0, 1].
-        finding: The frame with what the stage takes for sounding, RGB.
-        doubt: The frame lit where the stage asks, and glowing where it is not sure of its answer, RGB.
+        queried: Fraction of the positions at which the stage queries the audio, in [0, 1].
+        certainty: Mean probability of the predicted class over the frame, in [0, 1].
+        prediction: The frame with the segments that the stage predicts, RGB.
+        uncertainty: The frame, muted where the audio is not queried and highlighted by uncertainty, RGB.
     """
 
     number: int
-    asked: float
+    queried: float
     certainty: float
-    finding: Image.Image
-    doubt: Image.Image
+    prediction: Image.Image
+    uncertainty: Image.Image
 
 
 def draw_stage_maps(
@@ -55,51 +56,56 @@ def draw_stage_maps(
     clip: int = 0,
     number: int = 0,
 ) -> list[StageMap]:
-    """Draws every stage's view of one network frame.
+    """Draw the maps of every stage for one network frame.
 
     Args:
-        frame: The frame at any size, which the pictures get.
+        frame: The frame at any size, which is also the size of the maps.
         outputs: The model's output, with `stage_logits` of shape (batch, frames, num_labels, height, width) and
             `confidence_masks` of shape (batch, frames, stage height, stage width), both coarse to fine.
-        colors: The colour of every label, from `class_colors`.
+        colors: The color of each label, from `class_colors`.
         id2label: The model's `config.id2label`.
-        clip: Which clip of the batch.
-        number: Which frame of the clip.
+        clip: Index of the clip in the batch.
+        number: Index of the frame in the clip.
 
     Returns:
         One entry per stage, coarse to fine.
     """
     frame = frame.convert("RGB")
-    # The first stage asks everywhere, each later one where the mask of the one before it is True.
-    asked = [torch.ones(1, 1, dtype=torch.bool), *(mask[clip, number].cpu() for mask in outputs.confidence_masks)]
+    # The first stage queries every position, each later one those where the mask of the stage before is True.
+    queried = [torch.ones(1, 1, dtype=torch.bool), *(mask[clip, number].cpu() for mask in outputs.confidence_masks)]
     stages = []
-    for index, (places, logits) in enumerate(zip(asked, outputs.stage_logits, strict=True)):
-        class_ids, certainty = _decide(logits[clip, number].detach().float().cpu(), frame.size[::-1])
+    for index, (positions, logits) in enumerate(zip(queried, outputs.stage_logits, strict=True)):
+        class_ids, certainty = _predict(logits[clip, number].detach().float().cpu(), (frame.height, frame.width))
         stages.append(
             StageMap(
                 number=index + 1,
-                asked=places.float().mean().item(),
+                queried=positions.float().mean().item(),
                 certainty=certainty.mean().item(),
-                finding=draw_segments(frame, _segments(class_ids, id2label), colors, labels=False),
-                doubt=_light_doubt(frame, places.numpy(), certainty.numpy()),
+                prediction=draw_segments(frame, _segments(class_ids, id2label), colors, labels=False),
+                uncertainty=_draw_uncertainty(frame, positions.numpy(), certainty.numpy()),
             )
         )
     return stages
 
 
-def _decide(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decides a frame's (num_labels, height, width) at another size; gives class ids, -1 for none, and certainty."""
+def _predict(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the class index of each pixel (-1 = background) and its probability, both (height, width).
+
+    Args:
+        logits: (num_labels, network height, network width).
+        size: (height, width) to resize the logits to.
+    """
     resized = interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
     if len(resized) == 1:
         probability = resized[0].sigmoid()
-        sounds = probability > 0.5
-        return torch.where(sounds, 0, -1), torch.where(sounds, probability, 1 - probability)
+        sounding = probability > 0.5
+        return torch.where(sounding, 0, -1), torch.where(sounding, probability, 1 - probability)
     probability, class_ids = resized.softmax(dim=0).max(dim=0)
     return torch.where(class_ids == 0, -1, class_ids), probability
 
 
 def _segments(class_ids: torch.Tensor, id2label: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Makes segments as the pipeline does, without their scores."""
+    """Return segments like those of the pipeline, without scores."""
     return [
         {
             "label": id2label[class_id],
@@ -110,11 +116,11 @@ def _segments(class_ids: torch.Tensor, id2label: Mapping[int, str]) -> list[dict
     ]
 
 
-def _light_doubt(frame: Image.Image, asked: np.ndarray, certainty: np.ndarray) -> Image.Image:
-    """Mutes a frame where nothing is asked, and lets it glow by 1 - certainty (height, width)."""
-    rest = ImageEnhance.Brightness(ImageEnhance.Color(frame).enhance(REST_COLOR)).enhance(REST_BRIGHTNESS)
-    places = Image.fromarray(asked.astype(np.uint8) * 255).resize(frame.size, Image.Resampling.NEAREST)
-    picture = Image.composite(frame, rest, places)
-    glow = Image.fromarray(((1 - certainty).clip(0, 1) ** DOUBT_EXPONENT * 255).astype(np.uint8))
-    picture.paste(DOUBT_COLOR, mask=glow)
-    return picture
+def _draw_uncertainty(frame: Image.Image, queried: np.ndarray, certainty: np.ndarray) -> Image.Image:
+    """Mute a frame where the audio is not queried, and highlight it by 1 - certainty (height, width)."""
+    muted = ImageEnhance.Brightness(ImageEnhance.Color(frame).enhance(MUTED_SATURATION)).enhance(MUTED_BRIGHTNESS)
+    positions = Image.fromarray(queried.astype(np.uint8) * 255).resize(frame.size, Image.Resampling.NEAREST)
+    image = Image.composite(frame, muted, positions)
+    opacity = Image.fromarray(((1 - certainty).clip(0, 1) ** UNCERTAINTY_EXPONENT * 255).astype(np.uint8))
+    image.paste(UNCERTAINTY_COLOR, mask=opacity)
+    return image

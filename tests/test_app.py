@@ -1,4 +1,4 @@
-"""Tests of examples/app.py and its neighbours: the server as a real process, used by a real browser."""
+"""The page of examples/app.py: a real server process, used by a real browser."""
 
 import io
 import json
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isolated_python import WITHOUT_EDITABLE_INSTALL
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from stranger import WITHOUT_EDITABLE_INSTALL
 from transformers import pipeline
 
 from modeling_pcmanet.media_pcmanet import read_media
@@ -38,9 +38,9 @@ RATE = 4
 MINIMUM_AREA = 0.001
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PHONE = {"width": 390, "height": 844}
-PATIENCE = 180_000  # milliseconds: the machine may be busy
+TIMEOUT = 180_000  # milliseconds: the machine may be busy
 
-# New pictures for the README: PCMANET_SCREENSHOTS=examples pytest tests/test_app.py -k "picture or phone"
+# New screenshots for the README: PCMANET_SCREENSHOTS=examples pytest tests/test_app.py -k "screenshot or phone"
 SCREENSHOTS = os.environ.get("PCMANET_SCREENSHOTS")
 
 
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 class Server:
-    """The page in a process of its own, with a temporary folder of its own."""
+    """The page in a separate process, with a separate temporary folder."""
 
     def __init__(self, folder: Path, *arguments: str, script: Path = EXAMPLES / "app.py", **environment: str) -> None:
         self.temporary = folder / "temporary"
@@ -69,8 +69,8 @@ class Server:
             )
 
     def wait(self) -> "Server":
-        """Waits until the page answers."""
-        for _ in range(PATIENCE // 200):
+        """Wait until the page answers."""
+        for _ in range(TIMEOUT // 200):
             assert self.process.poll() is None, self.log.read_text()
             try:
                 urllib.request.urlopen(f"{self.address}/config", timeout=10).close()
@@ -78,15 +78,15 @@ class Server:
             except OSError:
                 time.sleep(0.2)
         self.process.kill()
-        raise AssertionError(f"The page did not come up: {self.log.read_text()}")
+        raise AssertionError(f"The page did not start: {self.log.read_text()}")
 
     def stop(self) -> int:
-        """Stops it as a Space is stopped."""
+        """Stop it like a Space."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=60)
 
     def status(self, path: str) -> int:
-        """What the server answers to a request for a path."""
+        """Return the HTTP status of a path."""
         try:
             with urllib.request.urlopen(f"{self.address}{path}", timeout=30) as answer:
                 return answer.status
@@ -96,8 +96,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The page with tight limits, so that breaking them is quick; pictures for the README show the usual ones."""
-    limits = [] if SCREENSHOTS else ["--longest-seconds", "12", "--largest-megabytes", "1"]
+    """The page with low limits, which are quick to exceed; screenshots for the README show the defaults."""
+    limits = [] if SCREENSHOTS else ["--max-seconds", "12", "--max-megabytes", "1"]
     server = Server(tmp_path_factory.mktemp("page"), *limits).wait()
     yield server
     server.stop()
@@ -107,27 +107,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def browser() -> Iterator[Browser]:
     found = [path for path in map(shutil.which, BROWSERS) if path]
     if not found:
-        pytest.fail(f"None of {BROWSERS} is installed. The page is tested in one: `apt-get install chromium`.")
-    expect.set_options(timeout=PATIENCE)
+        pytest.fail(f"Found none of {BROWSERS}. Install a browser to test the page: `apt-get install chromium`.")
+    expect.set_options(timeout=TIMEOUT)
     with sync_playwright() as playwright:
-        # No sandbox: it does not start as root, which CI containers are.
+        # The sandbox does not start as root, the user of CI containers.
         arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
         browser = playwright.chromium.launch(executable_path=found[0], args=arguments)
         yield browser
         browser.close()
 
 
-def new_visit(browser: Browser, **options: Any) -> Page:
-    """A tab that shares nothing with the others."""
+def new_session(browser: Browser, **options: Any) -> Page:
+    """A page that shares nothing with others."""
     context = browser.new_context(**options)
-    context.set_default_timeout(PATIENCE)
+    context.set_default_timeout(TIMEOUT)
     return context.new_page()
 
 
 @pytest.fixture
 def page(server: Server, browser: Browser) -> Iterator[Page]:
-    """A visit. Nothing is fetched from anywhere but the server, and no script fails."""
-    page = new_visit(browser, viewport={"width": 1280, "height": 900})
+    """A session that requests only the server, and in which no script fails."""
+    page = new_session(browser, viewport={"width": 1280, "height": 900})
     outside, errors = [], []
     page.on("request", lambda request: outside.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -143,7 +143,7 @@ def upload(page: Page, path: Path) -> None:
 
 
 def wait_for_result(page: Page, name: str) -> None:
-    """Waits until a video's result stands on the page, its stages last."""
+    """Wait until the result of a video is on the page; its stages come last."""
     expect(page.locator("#overlay")).to_contain_text(name)
     expect(page.locator(".stages figure")).to_have_count(4)
 
@@ -159,7 +159,7 @@ def bars(page: Page) -> dict[str, list[tuple[float, float]]]:
 
 
 def download_masks(page: Page) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Clicks on the download; gives segments.json and the class ids of every mask."""
+    """Click on the download; return segments.json and the class indices of each mask."""
     with page.expect_download() as download:
         page.get_by_role("button", name="Download masks").click()
     with zipfile.ZipFile(download.value.path()) as archive:
@@ -171,7 +171,7 @@ def download_masks(page: Page) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 
 def class_ids(result: dict[str, Any], labels: dict[str, int], size: tuple[int, int]) -> np.ndarray:
-    """A pipeline's entry as one picture of class ids."""
+    """An entry of the pipeline as one map of class indices."""
     ids = np.zeros(size, np.uint8)
     for segment in result["segments"]:
         ids[np.asarray(segment["mask"]) > 0] = labels[segment["label"]]
@@ -186,12 +186,12 @@ def segmenter() -> AudioVisualSegmentationPipeline:
 
 
 def check_masks(page: Page, segmenter: AudioVisualSegmentationPipeline, threshold: float) -> list[dict[str, Any]]:
-    """Checks timeline and download against the pipeline's own result with a threshold, and gives that."""
+    """Compare timeline and download to the pipeline's result for a threshold; return that result."""
     expected = segmenter(str(CLIP), frames_per_second=RATE, threshold=threshold, minimum_area=MINIMUM_AREA)
     spans = sounding_spans(expected, RATE, duration=5.0)
     assert bars(page) == {
-        label: [[pytest.approx(span.start, abs=1e-3), pytest.approx(span.end, abs=1e-3)] for span in of_label]
-        for label, of_label in spans.items()
+        label: [[pytest.approx(start, abs=1e-3), pytest.approx(end, abs=1e-3)] for start, end, _ in label_spans]
+        for label, label_spans in spans.items()
     }
 
     description, masks = download_masks(page)
@@ -207,14 +207,14 @@ def check_masks(page: Page, segmenter: AudioVisualSegmentationPipeline, threshol
 
 
 def check_overlay(page: Page, expected: list[dict[str, Any]]) -> None:
-    """Checks that the video on the page has its sound, and its colours where masks are and only there."""
+    """Check that the video on the page has its audio, and colors inside the masks only."""
     address = page.locator("#overlay video").get_attribute("src")
     with urllib.request.urlopen(address, timeout=60) as file:
         overlay = read_media(file.read(), frames_per_second=1)
     original = read_media(CLIP, frames_per_second=1)
     np.testing.assert_allclose(overlay.waveform, original.waveform, atol=1e-3)
 
-    # Second 1 shows the masks of the last quarter of it. Names stand outside of masks: only what is inside counts.
+    # The frame of second 1 shows the masks of its last quarter. Labels are outside of masks, so only the inside counts.
     second = 1
     size = overlay.frames.shape[2:0:-1]
     before = np.asarray(Image.fromarray(original.frames[second]).resize(size, Image.Resampling.BICUBIC)).astype(int)
@@ -227,26 +227,24 @@ def check_overlay(page: Page, expected: list[dict[str, Any]]) -> None:
     assert np.median(change[rest]) < 4
 
 
-def drag_threshold(page: Page, share: float) -> float:
-    """Moves the threshold's handle and lets it go; gives the value where it stands then."""
+def drag_threshold(page: Page, fraction: float) -> float:
+    """Drag the handle of the threshold to a fraction of its range; return the new value."""
     handle = page.locator("#threshold input[type=range]")
     box = handle.bounding_box()
     page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.move(box["x"] + box["width"] * fraction, box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
     return float(handle.input_value())
 
 
-def test_a_video_is_dropped_watched_thresholded_and_its_masks_taken_home(
-    page: Page, segmenter: AudioVisualSegmentationPipeline
-):
-    expect(page.locator(".notice")).to_contain_text("This model knows Sounding Shapes only")
+def test_upload_play_threshold_and_download(page: Page, segmenter: AudioVisualSegmentationPipeline):
+    expect(page.locator(".notice")).to_contain_text("This demo model recognizes Sounding Shapes only")
     upload(page, CLIP)
     wait_for_result(page, CLIP.name)
     expect(page.locator(".message")).to_have_count(0)
 
-    # It plays, with sound, and the head of the timeline goes along.
+    # The video plays with audio, and the playhead of the timeline follows.
     page.wait_for_function("() => document.querySelector('#overlay video').currentTime > 0.3")
     video = page.evaluate(
         """() => { const video = document.querySelector('#overlay video');
@@ -256,9 +254,9 @@ def test_a_video_is_dropped_watched_thresholded_and_its_masks_taken_home(
     assert video[1] == pytest.approx(5, abs=0.1)
     assert video[2] > 0
     assert video[3] is None
-    page.wait_for_function("() => parseFloat(document.querySelector('.head').style.left) > 1")
+    page.wait_for_function("() => parseFloat(document.querySelector('.playhead').style.left) > 1")
 
-    # What is on the page is what the pipeline gives, with this threshold and with another.
+    # The page shows the result of the pipeline, for this threshold and for another.
     expected = check_masks(page, segmenter, threshold=0.0)
     check_overlay(page, expected)
     before = page.locator("#overlay video").get_attribute("src")
@@ -273,30 +271,30 @@ def test_a_video_is_dropped_watched_thresholded_and_its_masks_taken_home(
     assert 0 < area[1] < 0.95 * area[0]
 
 
-def tiny_video(path: Path, seconds: float, *, sound: bool = True) -> Path:
+def tiny_video(path: Path, seconds: float, *, audio: bool = True) -> Path:
     """A moving pattern of 4 frames per second, with a hum."""
     frames = (np.full((48, 64, 3), 10 * (number % 20), np.uint8) for number in range(round(4 * seconds)))
     time_line = np.arange(round(16000 * seconds)) / 16000
     hum = 0.1 * np.sin(2 * np.pi * 220 * time_line)[None].astype(np.float32)
-    write_video(path, frames, 4, hum if sound else None, 16000 if sound else None)
+    write_video(path, frames, 4, hum if audio else None, 16000 if audio else None)
     return path
 
 
 @pytest.mark.slow
-def test_bad_uploads_say_why_and_the_next_good_one_works(page: Page, server: Server, tmp_path: Path):
-    (tmp_path / "text.mp4").write_text("This is no video.")
-    (tmp_path / "nothing.mp4").write_bytes(b"")
+def test_invalid_uploads_show_the_reason_and_a_valid_one_still_works(page: Page, server: Server, tmp_path: Path):
+    (tmp_path / "text.mp4").write_text("This is not a video.")
+    (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "large.mp4").write_bytes(os.urandom(1_000_001))
-    tiny_video(tmp_path / "silent.mp4", 2, sound=False)
+    tiny_video(tmp_path / "silent.mp4", 2, audio=False)
     tiny_video(tmp_path / "long.mp4", 14)
-    tiny_video(tmp_path / "<img src=x onerror='document.title=1'>.mp4", 2, sound=False)
+    tiny_video(tmp_path / "<img src=x onerror='document.title=1'>.mp4", 2, audio=False)
     reasons = {
         "text.mp4": "text.mp4 cannot be read as audio or video",
-        "nothing.mp4": "nothing.mp4 is empty (0 bytes)",
-        "large.mp4": "large.mp4 has 1 MB. This page takes up to 1 MB",
-        "silent.mp4": "silent.mp4 has no sound",
-        "long.mp4": "long.mp4 lasts 14 s. This page takes up to 12 s",
-        "<img src=x onerror='document.title=1'>.mp4": "has no sound",
+        "empty.mp4": "empty.mp4 is empty (0 bytes)",
+        "large.mp4": "large.mp4 is 1 MB large. This page accepts up to 1 MB",
+        "silent.mp4": "silent.mp4 has no audio track",
+        "long.mp4": "long.mp4 is 14 s long. This page accepts up to 12 s",
+        "<img src=x onerror='document.title=1'>.mp4": "has no audio track",
     }
     for name, reason in reasons.items():
         upload(page, tmp_path / name)
@@ -304,10 +302,10 @@ def test_bad_uploads_say_why_and_the_next_good_one_works(page: Page, server: Ser
         assert str(server.temporary) not in page.locator(".message").inner_text()
         assert "audio=" not in page.locator(".message").inner_text()
         expect(page.locator("#overlay")).to_be_hidden()
-    assert page.title() == "pcmanet: segment what you hear"  # not what the name of a file would make of it
+    assert page.title() == "pcmanet: segment what you hear"  # not changed by the name of a file
     assert page.locator(".message img").count() == 0
 
-    # Of a file that breaks off, what is there is used, and the page says so.
+    # A truncated file is used up to its end, and the page notes it.
     (tmp_path / "cut.mp4").write_bytes(CLIP.read_bytes()[:120_000])
     upload(page, tmp_path / "cut.mp4")
     wait_for_result(page, "cut.mp4")
@@ -318,7 +316,7 @@ def test_bad_uploads_say_why_and_the_next_good_one_works(page: Page, server: Ser
 
 
 @pytest.mark.slow
-def test_the_server_itself_refuses_what_is_too_large(server: Server):
+def test_server_refuses_large_uploads(server: Server):
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n' + bytes(1_000_001)
     request = urllib.request.Request(
         f"{server.address}/gradio_api/upload",
@@ -331,17 +329,17 @@ def test_the_server_itself_refuses_what_is_too_large(server: Server):
 
 
 @pytest.mark.slow
-def test_moments_and_masks_per_second_of_a_bundled_clip(page: Page):
+def test_stages_and_masks_per_second_of_an_example(page: Page):
     page.click("[data-clip='demo_trio.mp4']")
     wait_for_result(page, "demo_trio.mp4")
     assert set(bars(page)) == {"striped-disc", "ringed-star", "framed-flower"}
-    asked = [float(card.get_attribute("data-asked")) for card in page.locator(".stages figure").all()]
-    assert asked[0] == 1
-    assert 0 < asked[3] < 0.5
+    queried = [float(card.get_attribute("data-queried")) for card in page.locator(".stages figure").all()]
+    assert queried[0] == 1
+    assert 0 < queried[3] < 0.5
 
     # A click a quarter into the nine seconds: the frame of 2.25 to 2.5 s.
     page.evaluate("() => document.querySelector('#overlay video').pause()")
-    track = page.locator(".row.clock .track")
+    track = page.locator(".row.axis .track")
     box = track.bounding_box()
     track.click(position={"x": box["width"] * 0.26, "y": 5})
     page.wait_for_function("() => Math.abs(document.querySelector('.stages').dataset.timestamp - 2.46) < 0.05")
@@ -358,8 +356,8 @@ def test_moments_and_masks_per_second_of_a_bundled_clip(page: Page):
 
 
 @pytest.mark.slow
-def test_on_a_phone_nothing_is_wider_than_the_screen(server: Server, browser: Browser, tmp_path: Path):
-    page = new_visit(browser, viewport=PHONE, has_touch=True, is_mobile=True)
+def test_page_fits_the_screen_of_a_phone(server: Server, browser: Browser, tmp_path: Path):
+    page = new_session(browser, viewport=PHONE, has_touch=True, is_mobile=True)
     page.goto(server.address)
     page.locator("[data-clip='demo_trio.mp4']").tap()
     wait_for_result(page, "demo_trio.mp4")
@@ -375,12 +373,12 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(server: Server, browser: Br
 
 
 @pytest.mark.slow
-def test_a_picture_of_the_page(page: Page, tmp_path: Path):
+def test_screenshot(page: Page, tmp_path: Path):
     page.click("[data-clip='demo.mp4']")
     wait_for_result(page, "demo.mp4")
     page.evaluate("() => document.querySelector('#overlay video').pause()")
-    page.locator(".row.clock .track").click(
-        position={"x": page.locator(".row.clock .track").bounding_box()["width"] * 0.48, "y": 5}
+    page.locator(".row.axis .track").click(
+        position={"x": page.locator(".row.axis .track").bounding_box()["width"] * 0.48, "y": 5}
     )
     page.wait_for_function("() => Math.abs(document.querySelector('.stages').dataset.timestamp - 2.4) < 0.2")
     page.wait_for_function("() => !document.querySelector('#overlay video').seeking")
@@ -388,20 +386,20 @@ def test_a_picture_of_the_page(page: Page, tmp_path: Path):
 
 
 def take_screenshot(page: Page, name: str, folder: Path, part: str) -> None:
-    """Takes a picture of a part of the page, with few enough colours for a README."""
+    """Take a screenshot of a part of the page, with few colors for the README."""
     page.mouse.move(0, 0)
     page.locator(part).screenshot(path=folder / name, animations="disabled")
-    picture = Image.open(folder / name).convert("RGB")
-    # It is no blank: a page, masks and bars have many colours.
-    assert len(picture.getcolors(maxcolors=2**24)) > 1000
+    image = Image.open(folder / name).convert("RGB")
+    # A page with masks and bars has many colors.
+    assert len(image.getcolors(maxcolors=2**24)) > 1000
     if SCREENSHOTS:
-        small = picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        small = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         small.save(Path(SCREENSHOTS) / name, optimize=True)
 
 
 @pytest.mark.slow
-def test_visits_at_the_same_time_do_not_mix(server: Server, browser: Browser):
-    pages = [new_visit(browser) for _ in range(2)]
+def test_sessions_are_separate(server: Server, browser: Browser):
+    pages = [new_session(browser) for _ in range(2)]
     names = ("demo.mp4", "demo_trio.mp4")
     for page in pages:
         page.goto(server.address)
@@ -425,20 +423,20 @@ def test_visits_at_the_same_time_do_not_mix(server: Server, browser: Browser):
 
 
 @pytest.mark.slow
-def test_no_other_file_is_served(page: Page, server: Server):
+def test_private_files_are_not_served(page: Page, server: Server):
     page.click("[data-clip='demo.mp4']")
     wait_for_result(page, "demo.mp4")
-    private = [path for path in server.temporary.glob("pcmanet_page_*/visits/*/*") if path.is_file()]
+    private = [path for path in server.temporary.glob("pcmanet_page_*/sessions/*/*") if path.is_file()]
     assert {path.name for path in private} >= {"video", "logits.safetensors", "masks.zip", "overlay.mp4"}
     for path in [Path("/etc/passwd"), EXAMPLES / "app.py", EXAMPLES / "demo.mp4", *private]:
         for route in ("/gradio_api/file=", "/file="):
             assert server.status(route + urllib.parse.quote(str(path))) in (403, 404), path
-    for tricky in ("../../../../../../etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd", "file:///etc/passwd"):
-        assert server.status(f"/gradio_api/file={tricky}") in (403, 404), tricky
+    for path in ("../../../../../../etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd", "file:///etc/passwd"):
+        assert server.status(f"/gradio_api/file={path}") in (403, 404), path
 
 
 @pytest.mark.slow
-def test_a_space_runs_away_from_the_repository_and_leaves_nothing_behind(tmp_path: Path):
+def test_space_runs_outside_of_the_repository_and_leaves_no_files(tmp_path: Path):
     space = tmp_path / "space"
     command = [sys.executable, EXAMPLES / "app_space.py", "--output", space]
     subprocess.run(command, check=True, capture_output=True)
@@ -450,22 +448,22 @@ def test_a_space_runs_away_from_the_repository_and_leaves_nothing_behind(tmp_pat
     assert not any("+" in line or "gradio" in line for line in wanted)
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
 
-    # As there, our packages are found nowhere but in the folder itself.
+    # In a Space, our packages are only in its folder.
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text(WITHOUT_EDITABLE_INSTALL)
     served = Server(tmp_path / "served", script=space / "app.py", PYTHONPATH=str(hidden)).wait()
-    assert list(served.temporary.glob("pcmanet_page_*/visits"))
+    assert list(served.temporary.glob("pcmanet_page_*/sessions"))
     assert served.stop() == 128 + signal.SIGTERM
     assert not list(served.temporary.glob("pcmanet_page_*"))
 
 
 @pytest.mark.slow
-def test_a_model_that_is_not_there_ends_with_a_message():
+def test_missing_model_ends_with_an_error():
     result = subprocess.run(
         [sys.executable, EXAMPLES / "app.py", "--model", "nowhere"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
-    assert result.stderr.endswith("There is no checkpoint folder nowhere. Give a folder, or a Hub id as owner/name.\n")
+    assert result.stderr.endswith("Checkpoint folder nowhere not found. Pass a folder, or a Hub id as owner/name.\n")

@@ -1,4 +1,4 @@
-"""Tests of pipelines/audio_visual_segmentation.py. Tests of pipelines/audio_visual_segmentation.py: one input or several, and the arguments that each comes to. Windows, blends and the thread, without files and networks. Tests of pipelines/audio_visual_segmentation.py: real files through a tiny model with random weights."""
+"""Tests of the pipeline: arguments, inputs, windows, reading ahead, and real files through a tiny model."""
 
 import io
 import json
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset as HubDataset
-from stranger import STRANGER
+from isolated_python import WITHOUT_OUR_PACKAGE
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipeline, pipeline
@@ -35,52 +35,50 @@ from modeling_pcmanet.media_pcmanet import read_audio, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import (
-    FrameLogits,
     ReadAhead,
     Window,
-    batch_of,
-    blend_windows,
-    check_overlap,
-    clip_arguments,
-    fading_weights,
-    list_or_generator,
-    logits_at_masks,
-    overlapping_windows,
-    read_ahead,
-    return_freed_memory,
-    share,
-    up_to_last,
-    whole_number,
+    _blend_windows,
+    _clip_arguments,
+    _fading_weights,
+    _fraction,
+    _integer,
+    _list_or_generator,
+    _next_clip,
+    _read_ahead,
+    _return_freed_memory,
+    _split_windows,
+    collate_windows,
+    iterate_mask_logits,
 )
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.25, np.float32(0.25), np.int64(1), Fraction(1, 4)])
-def test_shares_become_float(value: object):
-    assert share("threshold", value) == value
-    assert type(share("threshold", value)) is float
+def test_fractions_become_float(value: object):
+    assert _fraction("threshold", value) == value
+    assert type(_fraction("threshold", value)) is float
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.01, math.nan, "0.5", True, [0.5]])
-def test_what_is_no_share_is_refused(value: object):
-    with pytest.raises(ValueError, match="threshold is a share between 0 and 1, got "):
-        share("threshold", value)
+def test_values_that_are_not_fractions_are_refused(value: object):
+    with pytest.raises(ValueError, match="`threshold` must be a number between 0 and 1, got "):
+        _fraction("threshold", value)
 
 
 @pytest.mark.parametrize("value", [1, 10, np.int64(3)])
-def test_whole_numbers_become_int(value: object):
-    assert whole_number("batch_size", value, 1) == value
-    assert type(whole_number("batch_size", value, 1)) is int
+def test_integers_become_int(value: object):
+    assert _integer("batch_size", value, 1) == value
+    assert type(_integer("batch_size", value, 1)) is int
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, 2.0, "2", True])
-def test_what_is_no_whole_number_is_refused(value: object):
-    with pytest.raises(ValueError, match="batch_size is a whole number, 1 at least, got "):
-        whole_number("batch_size", value, 1)
+def test_values_that_are_not_integers_are_refused(value: object):
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got "):
+        _integer("batch_size", value, 1)
 
 
-def test_what_was_not_given_stays_so():
-    assert share("threshold", None) is None
-    assert whole_number("batch_size", None, 1) is None
+def test_missing_arguments_stay_none():
+    assert _fraction("threshold", None) is None
+    assert _integer("batch_size", None, 1) is None
 
 
 NAMES = ["a.mp4", "b.mp4", "c.mp4"]
@@ -88,7 +86,7 @@ TABLE = HubDataset.from_dict({"video": NAMES})
 
 
 class Rows(TorchDataset):
-    """Says where it ends by its length only."""
+    """A dataset whose end is known only from its length."""
 
     def __len__(self) -> int:
         return len(NAMES)
@@ -98,15 +96,15 @@ class Rows(TorchDataset):
 
 
 class Stream(TorchIterableDataset):
-    """Has no length."""
+    """A dataset without a length."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(NAMES)
 
 
 @pytest.mark.parametrize("inputs", [NAMES, tuple(NAMES)])
-def test_what_lies_there_is_a_list(inputs: object):
-    assert list_or_generator(inputs) == NAMES
+def test_lists_and_tuples_become_a_list(inputs: object):
+    assert _list_or_generator(inputs) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -123,21 +121,21 @@ def test_what_lies_there_is_a_list(inputs: object):
     ],
     ids=lambda inputs: type(inputs).__name__,
 )
-def test_what_comes_one_by_one_is_a_generator(inputs: object):
-    several = list_or_generator(inputs)
+def test_iterators_and_datasets_become_a_generator(inputs: object):
+    several = _list_or_generator(inputs)
     assert isinstance(several, GeneratorType)
     assert list(several) == NAMES
 
 
 @pytest.mark.parametrize("inputs", [TABLE, TABLE.to_iterable_dataset()], ids=lambda inputs: type(inputs).__name__)
-def test_rows_of_a_data_set(inputs: object):
-    assert list(list_or_generator(inputs)) == [{"video": name} for name in NAMES]
+def test_rows_of_a_dataset(inputs: object):
+    assert list(_list_or_generator(inputs)) == [{"video": name} for name in NAMES]
 
 
 @pytest.mark.parametrize("inputs", [[], ()])
-def test_transformers_gets_no_empty_list(inputs: object):
-    assert isinstance(list_or_generator(inputs), GeneratorType)
-    assert list(list_or_generator(inputs)) == []
+def test_empty_lists_become_an_empty_generator(inputs: object):
+    assert isinstance(_list_or_generator(inputs), GeneratorType)
+    assert list(_list_or_generator(inputs)) == []
 
 
 @pytest.mark.parametrize(
@@ -157,24 +155,24 @@ def test_transformers_gets_no_empty_list(inputs: object):
     ],
     ids=lambda inputs: type(inputs).__name__,
 )
-def test_one_input_stays_as_it_is(inputs: object):
-    assert list_or_generator(inputs) is inputs
+def test_one_input_is_unchanged(inputs: object):
+    assert _list_or_generator(inputs) is inputs
 
 
-def test_a_sound_without_its_rate_takes_that_of_the_call():
+def test_audio_without_a_rate_uses_the_rate_of_the_call():
     wave = np.zeros(8)
-    given = clip_arguments({"video": "a.mp4", "audio": {"array": wave}}, sampling_rate=8000)
+    given = _clip_arguments({"video": "a.mp4", "audio": {"array": wave}}, sampling_rate=8000)
     assert given["audio"] is wave
     assert given["sampling_rate"] == 8000
-    assert clip_arguments("a.mp4", audio={"array": wave})["sampling_rate"] is None
+    assert _clip_arguments("a.mp4", audio={"array": wave})["sampling_rate"] is None
 
 
 @pytest.mark.parametrize("source", [{"bytes": None}, {"path": None, "bytes": None}])
-def test_a_dictionary_of_no_file_is_refused(source: dict):
+def test_dictionaries_without_a_file_are_refused(source: dict):
     with pytest.raises(ValueError, match='"bytes" or "path", got'):
-        clip_arguments(source)
+        _clip_arguments(source)
     with pytest.raises(ValueError, match='"bytes" or "path", got'):
-        clip_arguments("a.mp4", audio=source)
+        _clip_arguments("a.mp4", audio=source)
 
 
 def frames(number: int) -> list[dict]:
@@ -190,10 +188,10 @@ def frames(number: int) -> list[dict]:
     ]
 
 
-def cut(number: int, length: int, overlap: int) -> list[list[int]]:
-    windows = list(overlapping_windows(iter(frames(number)), length, overlap))
+def split(number: int, length: int, overlap: int) -> list[list[int]]:
+    windows = list(_split_windows(iter(frames(number)), length, overlap))
     assert [window.is_last for window in windows] == [False] * (len(windows) - 1) + [True]
-    assert sum(window.fresh for window in windows) == number
+    assert sum(window.new_frames for window in windows) == number
     return [[int(frame["timestamp"]) for frame in window.frames] for window in windows]
 
 
@@ -212,73 +210,68 @@ def cut(number: int, length: int, overlap: int) -> list[list[int]]:
         (3, 1, 0, [0, 1, 2]),
     ],
 )
-def test_windows_cover_a_clip(number: int, length: int, overlap: int, starts: list[int]):
+def test_windows_cover_the_clip(number: int, length: int, overlap: int, starts: list[int]):
     expected = [list(range(start, min(start + length, number))) for start in starts]
-    assert cut(number, length, overlap) == expected
+    assert split(number, length, overlap) == expected
 
 
-def test_a_fifth_is_shared_by_default():
-    windows = list(overlapping_windows(iter(frames(18)), 10))
-    assert [(window.fresh, window.overlap) for window in windows] == [(10, 2), (8, 2)]
+def test_windows_share_a_fifth_by_default():
+    windows = list(_split_windows(iter(frames(18)), 10))
+    assert [(window.new_frames, window.overlap) for window in windows] == [(10, 2), (8, 2)]
 
 
-def test_windows_share_fewer_frames_than_they_have():
-    check_overlap(4, 3)
-    with pytest.raises(ValueError, match="window_overlap is .*fewer than the 4 of a window, got 4"):
-        check_overlap(4, 4)
-
-
-def test_no_frames_are_no_windows():
-    assert list(overlapping_windows(iter([]), 10, 2)) == []
+def test_no_frames_give_no_windows():
+    assert list(_split_windows(iter([]), 10, 2)) == []
 
 
 @pytest.mark.parametrize("number", [1, 3, 4, 5, 8, 9, 23])
 def test_equal_windows_blend_to_themselves(number: int):
     values = torch.randn(number, 2, 3, 3, dtype=torch.float64)
-    windows = overlapping_windows(iter(frames(number)), 4, 2)
+    windows = _split_windows(iter(frames(number)), 4, 2)
     outputs = ((window, torch.stack([values[int(f["timestamp"])] for f in window.frames])) for window in windows)
-    blended = list(blend_windows(outputs))
-    assert [frame.timestamp for frame in blended] == [float(index) for index in range(number)]
-    torch.testing.assert_close(torch.stack([frame.logits for frame in blended]), values)
+    blended = list(_blend_windows(outputs))
+    assert [frame["timestamp"] for frame, _ in blended] == [float(index) for index in range(number)]
+    torch.testing.assert_close(torch.stack([logits for _, logits in blended]), values)
 
 
-def test_a_seam_becomes_a_slope():
-    windows = list(overlapping_windows(iter(frames(8)), 5, 2))
+def test_windows_fade_linearly():
+    windows = list(_split_windows(iter(frames(8)), 5, 2))
     levels = [torch.full((5, 1, 1, 1), float(level)) for level in range(2)]
-    blended = [frame.logits.item() for frame in blend_windows(zip(windows, levels, strict=True))]
+    blended = [logits.item() for _, logits in _blend_windows(zip(windows, levels, strict=True))]
     assert blended == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1])
-    assert fading_weights(5, 2) == pytest.approx([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])
+    assert _fading_weights(5, 2) == pytest.approx([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])
 
 
-def test_frames_are_given_as_soon_as_no_window_can_change_them():
-    windows, seen = list(overlapping_windows(iter(frames(8)), 5, 2)), []
+def test_frames_are_yielded_as_soon_as_no_window_can_change_them():
+    windows, seen = list(_split_windows(iter(frames(8)), 5, 2)), []
 
     def outputs() -> Iterator[tuple[Window, torch.Tensor]]:
         for number, window in enumerate(windows):
             seen.append(number)
             yield window, torch.zeros(5, 1, 1, 1)
 
-    after = [(frame.timestamp, len(seen)) for frame in blend_windows(outputs())]
+    after = [(frame["timestamp"], len(seen)) for frame, _ in _blend_windows(outputs())]
     assert after == [(0.0, 2), (1.0, 2), (2.0, 2), (3.0, 2), (4.0, 2), (5.0, 2), (6.0, 2), (7.0, 2)]
 
 
-def test_logits_between_frames_are_in_proportion_to_time():
-    def frame(timestamp: float, level: float, *moments: float) -> FrameLogits:
-        return FrameLogits(timestamp, torch.tensor([level]), (1, 1), moments)
+def test_logits_between_frames_are_interpolated_in_time():
+    def frame(timestamp: float, *mask_timestamps: float) -> dict:
+        return {"timestamp": timestamp, "original_size": (1, 1), "mask_timestamps": mask_timestamps}
 
-    given = [frame(1.0, 10.0, 0.0, 1.0), frame(3.0, 20.0, 1.5, 2.0), frame(3.0, 40.0, 2.9), frame(4.0, 0.0, 3.5, 4.5)]
-    levels = [(each.timestamp, each.logits.item()) for each in logits_at_masks(given)]
+    given = (frame(1.0, 0.0, 1.0), frame(3.0, 1.5, 2.0), frame(3.0, 2.9), frame(4.0, 3.5, 4.5))
+    outputs = [(Window(given, 4, 0, is_last=True), torch.tensor([10.0, 20.0, 40.0, 0.0])[:, None])]
+    levels = [(timestamp, logits.item()) for timestamp, logits, _ in iterate_mask_logits(outputs)]
     assert levels == [(0.0, 10.0), (1.0, 10.0), (1.5, 12.5), (2.0, 15.0), (2.9, 40.0), (3.5, 20.0), (4.5, 0.0)]
 
 
-def test_windows_of_several_clips_are_told_apart():
+def test_windows_are_separated_by_clip():
     windows = [Window((), 0, 0, is_last) for is_last in (False, True, True, False)]
     outputs = iter([(window, torch.zeros(0)) for window in windows])
-    assert [len(list(up_to_last(outputs))) for _ in range(3)] == [2, 1, 1]
+    assert [len(list(_next_clip(outputs))) for _ in range(3)] == [2, 1, 1]
 
 
-def test_a_batch_pads_shorter_windows():
-    batch = batch_of([frames(3), frames(2)], torch.float16)
+def test_shorter_windows_are_padded():
+    batch = collate_windows([frames(3), frames(2)], torch.float16)
     assert batch["frame_mask"].tolist() == [[True] * 3, [True, True, False]]
     assert batch["pixel_values"].shape == (2, 3, 3, 2, 2)
     assert batch["pixel_values"].dtype == batch["input_features"].dtype == torch.float16
@@ -286,10 +279,10 @@ def test_a_batch_pads_shorter_windows():
 
 
 class TestReadAhead:
-    def test_gives_everything_in_order(self):
+    def test_yields_all_items_in_order(self):
         assert list(ReadAhead((number for number in range(50)), 3)) == list(range(50))
 
-    def test_runs_only_so_far_ahead(self):
+    def test_reads_ahead_up_to_its_capacity(self):
         made = []
 
         def items() -> Iterator[int]:
@@ -303,18 +296,18 @@ class TestReadAhead:
         assert len(made) <= 5
         reader.close()
 
-    def test_an_error_comes_in_its_place(self):
+    def test_errors_are_raised_in_place_of_the_item(self):
         def items() -> Iterator[int]:
             yield 1
-            raise OSError("the disk went away")
+            raise OSError("the disk failed")
 
         reader = ReadAhead(items(), 3)
         assert next(reader) == 1
-        with pytest.raises(OSError, match="disk went away"):
+        with pytest.raises(OSError, match="disk failed"):
             next(reader)
         assert list(reader) == []
 
-    def test_closing_ends_thread_and_generator(self):
+    def test_close_ends_thread_and_generator(self):
         ended = threading.Event()
 
         def items() -> Iterator[int]:
@@ -331,21 +324,21 @@ class TestReadAhead:
         assert ended.is_set()
         assert list(reader) == []
 
-    def test_takes_all_that_waits(self):
+    def test_take_waiting_returns_all_waiting_items(self):
         reader = ReadAhead((number for number in range(5)), 10)
         reader._thread.join()
         assert reader.take_waiting() == [0, 1, 2, 3, 4]
         assert reader.take_waiting() == []
 
     @pytest.mark.parametrize("at_once", [1, 2, 5])
-    def test_clips_come_one_after_the_other(self, at_once: int):
+    def test_clips_follow_each_other(self, at_once: int):
         clips = ((clip * 10 + number for number in range(3)) for clip in range(4))
         expected = [clip * 10 + number for clip in range(4) for number in range(3)]
-        assert list(read_ahead(clips, at_once, 2)) == expected
+        assert list(_read_ahead(clips, at_once, 2)) == expected
 
-    def test_closing_the_chain_closes_every_thread(self):
+    def test_close_ends_every_thread(self):
         clips = ((number for number in range(100)) for _ in range(4))
-        chain = read_ahead(clips, 3, 2)
+        chain = _read_ahead(clips, 3, 2)
         next(chain)
         chain.close()
         assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
@@ -356,30 +349,31 @@ def resident_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
-def test_freed_memory_goes_back_to_the_system():
-    # Blocks small enough for the heap, and one at its end in use: glibc alone returns nothing of what is before it.
+def test_freed_memory_is_returned_to_the_system():
+    # Blocks small enough for the heap, and one in use at its end: glibc alone keeps the memory before it.
     blocks = [bytes(64 * 1024) for _ in range(640)]
     last = blocks[-1]
     del blocks
     before = resident_bytes() if platform.libc_ver()[0] == "glibc" else 0
-    return_freed_memory()
+    _return_freed_memory()
     if before:
         assert before - resident_bytes() > 20 * 2**20
     assert len(last) == 64 * 1024
 
 
-def test_freed_memory_goes_back_after_each_window(monkeypatch: pytest.MonkeyPatch):
+def test_freed_memory_is_returned_after_each_window(monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
     monkeypatch.setattr("pcmanet.pipelines.audio_visual_segmentation._TRIM", calls.append)
-    windows = overlapping_windows(iter(frames(8)), 5, 2)
-    after = [(frame.timestamp, len(calls)) for frame in blend_windows((w, torch.zeros(5, 1, 1, 1)) for w in windows)]
+    windows = _split_windows(iter(frames(8)), 5, 2)
+    outputs = ((window, torch.zeros(5, 1, 1, 1)) for window in windows)
+    after = [(frame["timestamp"], len(calls)) for frame, _ in _blend_windows(outputs)]
     assert after == [(float(index), 2) for index in range(8)]
     assert calls == [0, 0]
 
 
 SIZE = (64, 48)  # width, height
 RATE = 16000
-SEGMENT_AS_STRANGER = f"""{STRANGER}
+SEGMENT_WITHOUT_OUR_PACKAGE = f"""{WITHOUT_OUR_PACKAGE}
 import json
 from transformers import pipeline
 segmenter = pipeline("audio-visual-segmentation", model=sys.argv[1], trust_remote_code=True, device="cpu")
@@ -423,10 +417,10 @@ def tiny_pipeline(**labels: object) -> Pipeline:
     model = PCMANetForAudioVisualSegmentation(tiny_config(**labels)).eval()
     processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
 
-    # Random weights are sure of one answer everywhere: spread the logits and centre them on the decision.
+    # Random weights predict one class everywhere: spread the logits and center them on the decision.
     head = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)][-1]
     torch.nn.init.normal_(head.weight, std=2.0)
-    batch = processor(videos=clip_frames(5, 7)[::10], audio=clip_sound(5, 7), sampling_rate=RATE)
+    batch = processor(videos=clip_frames(5, 7)[::10], audio=clip_audio(5, 7), sampling_rate=RATE)
     with torch.no_grad():
         head.bias -= model(**batch).logits.mean(dim=(0, 1, 3, 4))
     return pipeline("audio-visual-segmentation", model=model, processor=processor, device="cpu")
@@ -443,13 +437,13 @@ def semantic() -> Pipeline:
 
 
 def clip_frames(seconds: int, seed: int) -> np.ndarray:
-    """Ten frames per second of noise that moves on, (frames, height, width, 3)."""
+    """Ten frames per second of moving noise, (frames, height, width, 3)."""
     generator = np.random.default_rng(seed)
     still = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     return np.stack([np.roll(still, frame, axis=1) for frame in range(10 * seconds)])
 
 
-def clip_sound(seconds: int, seed: int) -> np.ndarray:
+def clip_audio(seconds: int, seed: int) -> np.ndarray:
     noise = np.random.default_rng(seed).normal(0, 0.1, (1, seconds * RATE))
     return noise.astype(np.float32)
 
@@ -461,7 +455,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     paths = []
     for seed, seconds in enumerate((2, 5, 3)):
         paths.append(folder / f"{seconds}s.mp4")
-        write_video(paths[-1], clip_frames(seconds, seed), 10, clip_sound(seconds, seed), RATE)
+        write_video(paths[-1], clip_frames(seconds, seed), 10, clip_audio(seconds, seed), RATE)
     return paths
 
 
@@ -518,7 +512,7 @@ class TestResult:
         )[0]
         probability = torch.nn.functional.interpolate(logits[0], SIZE[::-1], mode="bilinear").softmax(dim=1)
         found = set()
-        for frame, expected, shares in zip(result, ids, probability, strict=True):
+        for frame, expected, probabilities in zip(result, ids, probability, strict=True):
             labels = [segment["label"] for segment in frame["segments"]]
             assert sorted(labels) == sorted(SEMANTIC[index] for index in expected.unique().tolist() if index > 0)
             scores = [segment["score"] for segment in frame["segments"]]
@@ -526,18 +520,20 @@ class TestResult:
             for segment in frame["segments"]:
                 index = semantic.model.config.label2id[segment["label"]]
                 assert (np.asarray(segment["mask"]) == 255 * (expected == index).numpy()).all()
-                assert segment["score"] == pytest.approx(shares[index][expected == index].mean().item(), abs=1e-5)
+                assert segment["score"] == pytest.approx(
+                    probabilities[index][expected == index].mean().item(), abs=1e-5
+                )
             found |= set(labels)
         assert len(found) >= 2
 
-    def test_nothing_above_the_threshold_is_no_segment(self, binary: Pipeline, clips: list[Path]):
+    def test_no_segment_without_pixels_above_the_threshold(self, binary: Pipeline, clips: list[Path]):
         assert [frame["segments"] for frame in binary(clips[0], threshold=1.0)] == [[], []]
 
     def test_threshold_of_the_semantic_task(self, semantic: Pipeline, clips: list[Path]):
-        surely = semantic(clips[0], threshold=0.6)
-        for frame, sure in zip(semantic(clips[0]), surely, strict=True):
+        confident = semantic(clips[0], threshold=0.6)
+        for frame, strict in zip(semantic(clips[0]), confident, strict=True):
             masks = {segment["label"]: np.asarray(segment["mask"]) for segment in frame["segments"]}
-            for segment in sure["segments"]:
+            for segment in strict["segments"]:
                 assert (np.asarray(segment["mask"]) <= masks[segment["label"]]).all()
                 assert segment["score"] > 0.6
 
@@ -567,16 +563,16 @@ class TestResult:
 
 
 def blended(windows: list[tuple[int, torch.Tensor]], overlap: int) -> torch.Tensor:
-    """Weighted mean of windows given by first frame and logits, written out frame by frame."""
+    """Weighted mean of windows given as (first frame, logits), computed frame by frame."""
     length = max(start + len(logits) for start, logits in windows)
     frames = []
     for frame in range(length):
         total, weights = 0, 0
         for start, logits in windows:
-            place = frame - start
-            if 0 <= place < len(logits):
-                weight = min(1, (place + 1) / (overlap + 1), (len(logits) - place) / (overlap + 1))
-                total, weights = total + weight * logits[place], weights + weight
+            index = frame - start
+            if 0 <= index < len(logits):
+                weight = min(1, (index + 1) / (overlap + 1), (len(logits) - index) / (overlap + 1))
+                total, weights = total + weight * logits[index], weights + weight
         frames.append(total / weights)
     return torch.stack(frames)
 
@@ -613,7 +609,7 @@ class TestWindows:
         )[0]
         assert (masks_of(result) != expected.bool().numpy()).mean() < 1e-3
 
-    def test_ten_frames_and_two_shared_by_default(
+    def test_default_windows_have_ten_frames_and_share_two(
         self, binary: Pipeline, clips: list[Path], monkeypatch: pytest.MonkeyPatch
     ):
         lengths = []
@@ -624,10 +620,10 @@ class TestWindows:
             return forward(**inputs)
 
         monkeypatch.setattr(binary.model, "forward", spy)
-        binary(clips[1], frames_per_second=5, inference_form=False)
+        binary(clips[1], frames_per_second=5, use_optimized_model=False)
         assert lengths == [(1, 10)] * 3
 
-    def test_batches_of_windows_change_nothing(self, semantic: Pipeline, clips: list[Path]):
+    def test_batch_size_does_not_change_the_result(self, semantic: Pipeline, clips: list[Path]):
         assert_same(
             semantic(clips[1], frames_per_window=2, window_overlap=1, batch_size=3),
             semantic(clips[1], frames_per_window=2, window_overlap=1),
@@ -636,7 +632,7 @@ class TestWindows:
 
 class TestStream:
     @pytest.mark.parametrize("settings", [{}, {"frames_per_second": 4, "frames_per_window": 6, "minimum_area": 0.1}])
-    def test_gives_what_a_call_gives(self, semantic: Pipeline, clips: list[Path], settings: dict):
+    def test_yields_what_a_call_returns(self, semantic: Pipeline, clips: list[Path], settings: dict):
         stream = semantic.stream(clips[1], **settings)
         assert_same(list(stream), semantic(clips[1], **settings))
 
@@ -659,8 +655,8 @@ class TestStream:
         batch = binary.processor(videos=str(clips[1]), return_metadata=True)
         logits, times = run_model(binary, batch)[0], batch["timestamps"][0]
         for frame, mask in zip(result, masks_of(result), strict=True):
-            place = np.interp(frame["timestamp"], times, np.arange(len(times)))
-            mean = torch.lerp(logits[int(place)], logits[min(int(place) + 1, 4)], float(place % 1))
+            position = np.interp(frame["timestamp"], times, np.arange(len(times)))
+            mean = torch.lerp(logits[int(position)], logits[min(int(position) + 1, 4)], float(position % 1))
             expected = torch.nn.functional.interpolate(mean[None], SIZE[::-1], mode="bilinear")[0, 0] > 0
             assert (mask != expected.numpy()).mean() < 1e-3
 
@@ -673,15 +669,15 @@ class TestStream:
         links = [entry.resolve() for entry in Path("/proc/self/fd").iterdir()]
         assert clips[1] not in links
 
-    def test_errors_of_the_reading_thread_arrive(self, binary: Pipeline, tmp_path: Path):
-        (tmp_path / "text.mp4").write_text("no video")
+    def test_errors_of_the_reading_thread_are_raised(self, binary: Pipeline, tmp_path: Path):
+        (tmp_path / "text.mp4").write_text("not a video")
         with pytest.raises(ValueError, match=r"text\.mp4"):
             next(binary.stream(tmp_path / "text.mp4"))
         with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
             next(binary.stream("nowhere.mp4"))
 
-    def test_wrong_arguments_are_refused_at_once(self, binary: Pipeline, clips: list[Path]):
-        with pytest.raises(ValueError, match="window_overlap is .*fewer than the 4 of a window, got 4"):
+    def test_invalid_arguments_are_refused_immediately(self, binary: Pipeline, clips: list[Path]):
+        with pytest.raises(ValueError, match=r"`window_overlap` must be less than `frames_per_window` \(4\), got 4"):
             binary.stream(clips[0], frames_per_window=4, window_overlap=4)
         with pytest.raises(TypeError, match="treshold"):
             binary.stream(clips[0], treshold=0.5)
@@ -689,35 +685,39 @@ class TestStream:
             binary.stream(clips[0], audio_alignment="foo")
         with pytest.raises(ValueError, match="frames_per_second is 0"):
             binary.stream(clips[0], frames_per_second=0)
-        with pytest.raises(ValueError, match="batch_size is .*got 0"):
+        with pytest.raises(ValueError, match="`batch_size` must be .*got 0"):
             binary.stream(clips[0], batch_size=0)
 
 
-def live_chunks(frames: np.ndarray, sound: np.ndarray, read: list[float]) -> Iterator[tuple]:
-    """A camera of ten frames a second and a microphone; notes how many seconds were read."""
+def live_chunks(frames: np.ndarray, audio: np.ndarray, read: list[float]) -> Iterator[tuple]:
+    """A camera with ten frames per second and a microphone; `read` collects the seconds that were read."""
     for index, frame in enumerate(frames):
-        piece = sound[:, RATE // 10 * index : RATE // 10 * (index + 1)]
+        piece = audio[:, RATE // 10 * index : RATE // 10 * (index + 1)]
         read.append((index + 1) / 10)
         yield frame[None], [index / 10], piece
 
 
 class TestLive:
     @pytest.mark.parametrize(("audio_alignment", "latency"), [("end", 0.0), ("center", 0.4875)])
-    def test_masks_come_when_picture_and_sound_have_come(self, binary: Pipeline, audio_alignment: str, latency: float):
+    def test_masks_follow_as_soon_as_frame_and_audio_have_arrived(
+        self, binary: Pipeline, audio_alignment: str, latency: float
+    ):
         read: list[float] = []
-        chunks = live_chunks(clip_frames(5, 4), clip_sound(5, 4), read)
+        chunks = live_chunks(clip_frames(5, 4), clip_audio(5, 4), read)
         live = binary.live(chunks, sampling_rate=RATE, frames_per_second=2, audio_alignment=audio_alignment)
         waits = [(read[-1] - result["timestamp"], result["timestamp"]) for result in live]
-        assert [taken for _, taken in waits] == pytest.approx([0.4, 0.9, 1.4, 1.9, 2.4, 2.9, 3.4, 3.9, 4.4, 4.9])
-        # A tenth of a second for the frame itself, another for the next one, and the rest of a chunk of sound; the first
-        # patch of all waits until 0.975 s, and the input ends before the last one is whole.
-        assert all(latency <= wait <= latency + 0.31 for wait, taken in waits[2:-1])
+        assert [timestamp for _, timestamp in waits] == pytest.approx(
+            [0.4, 0.9, 1.4, 1.9, 2.4, 2.9, 3.4, 3.9, 4.4, 4.9]
+        )
+        # A tenth of a second for the frame itself, another for the next one, and the rest of a chunk of audio. The first
+        # patch waits until 0.975 s, and the input ends before the last one is complete.
+        assert all(latency <= wait <= latency + 0.31 for wait, _ in waits[2:-1])
 
-    def test_the_newest_frame_is_seen_with_those_before_it(self, binary: Pipeline):
-        frames, sound = clip_frames(5, 4), clip_sound(5, 4)
-        live = list(binary.live(live_chunks(frames, sound, []), sampling_rate=RATE, frames_per_window=3))
+    def test_windows_end_with_the_newest_frame(self, binary: Pipeline):
+        frames, audio = clip_frames(5, 4), clip_audio(5, 4)
+        live = list(binary.live(live_chunks(frames, audio, []), sampling_rate=RATE, frames_per_window=3))
         times = [result["timestamp"] for result in live]
-        batch = binary.processor(frames[9::10], sound, sampling_rate=RATE, timestamps=times, audio_alignment="end")
+        batch = binary.processor(frames[9::10], audio, sampling_rate=RATE, timestamps=times, audio_alignment="end")
         for index, mask in enumerate(masks_of(live)):
             window = {name: tensor[:, max(0, index - 2) : index + 1] for name, tensor in batch.items()}
             logits = torch.nn.functional.interpolate(run_model(binary, window)[0, -1:], SIZE[::-1], mode="bilinear")
@@ -725,7 +725,7 @@ class TestLive:
 
     def test_late_frames_are_dropped(self, binary: Pipeline):
         def live(**settings: bool) -> Iterator[dict]:
-            chunks = live_chunks(clip_frames(5, 4), clip_sound(5, 4), [])
+            chunks = live_chunks(clip_frames(5, 4), clip_audio(5, 4), [])
             return binary.live(chunks, sampling_rate=RATE, frames_per_second=2, **settings)
 
         every = [result["timestamp"] for result in live()]
@@ -736,26 +736,26 @@ class TestLive:
                 thread.join()
         assert [first, *(result["timestamp"] for result in late)] in [
             every[-1:],
-            *([taken, every[-1]] for taken in every[:-1]),
+            *([timestamp, every[-1]] for timestamp in every[:-1]),
         ]
 
-    def test_wrong_arguments(self, binary: Pipeline):
-        with pytest.raises(ValueError, match="frames_per_window is .*got 0"):
+    def test_invalid_arguments(self, binary: Pipeline):
+        with pytest.raises(ValueError, match="`frames_per_window` must be .*got 0"):
             binary.live([], sampling_rate=RATE, frames_per_window=0)
         with pytest.raises(ValueError, match="sampling_rate is missing"):
-            next(binary.live(live_chunks(clip_frames(1, 4), clip_sound(1, 4), []), sampling_rate=None))
-        with pytest.raises(ValueError, match="masks_per_second: live input has nothing of the kind"):
+            next(binary.live(live_chunks(clip_frames(1, 4), clip_audio(1, 4), []), sampling_rate=None))
+        with pytest.raises(ValueError, match="Live input does not accept masks_per_second"):
             binary.live([], sampling_rate=RATE, masks_per_second=2)
         assert list(binary.live([], sampling_rate=RATE)) == []
 
 
-class TestInferenceForm:
-    def test_gives_the_same_masks(self, semantic: Pipeline, clips: list[Path]):
-        assert_same(semantic(clips[1]), semantic(clips[1], inference_form=False))
+class TestOptimizedModel:
+    def test_returns_the_same_masks(self, semantic: Pipeline, clips: list[Path]):
+        assert_same(semantic(clips[1]), semantic(clips[1], use_optimized_model=False))
         assert semantic._network() is not semantic.model
         assert semantic._network() is semantic._network()
 
-    def test_follows_the_weights(self, clips: list[Path]):
+    def test_is_rebuilt_when_the_weights_change(self, clips: list[Path]):
         pipe = tiny_pipeline()
         before = pipe(clips[0])
         with torch.no_grad():
@@ -764,14 +764,14 @@ class TestInferenceForm:
         after = pipe(clips[0])
         assert before[0]["segments"][0]["score"] < 0.99 < after[0]["segments"][0]["score"]
 
-    def test_is_never_used_in_training_nor_where_there_is_none(self):
+    def test_is_not_used_in_training_or_for_other_models(self):
         pipe = tiny_pipeline()
         pipe.model.train()
         assert pipe._network() is pipe.model
         pipe.model = SimpleNamespace(training=False)
         assert pipe._network() is pipe.model
 
-    def test_stops_at_the_first_stage_where_the_budget_allows(
+    def test_early_exit_at_the_first_stage(
         self, semantic: Pipeline, clips: list[Path], monkeypatch: pytest.MonkeyPatch
     ):
         given = semantic(clips[1], early_exit_threshold=1)
@@ -781,15 +781,15 @@ class TestInferenceForm:
         monkeypatch.setattr(
             semantic.model, "forward", lambda **batch: SimpleNamespace(logits=forward(**batch).stage_logits[0])
         )
-        assert_same(given, semantic(clips[1], inference_form=False))
+        assert_same(given, semantic(clips[1], use_optimized_model=False))
 
-    def test_a_budget_needs_it(self, binary: Pipeline, clips: list[Path]):
-        with pytest.raises(ValueError, match="early_exit_threshold needs the form for inference"):
-            binary(clips[0], early_exit_threshold=0.1, inference_form=False)
+    def test_early_exit_requires_it(self, binary: Pipeline, clips: list[Path]):
+        with pytest.raises(ValueError, match="`early_exit_threshold` requires the optimized model"):
+            binary(clips[0], early_exit_threshold=0.1, use_optimized_model=False)
 
 
 class VideoFiles(TorchDataset):
-    """A data set of paths."""
+    """A dataset of paths."""
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
@@ -833,15 +833,15 @@ class TestSeveralInputs:
         for result, expected in zip(semantic(kind([str(path) for path in clips])), one_by_one, strict=True):
             assert_same(result, expected)
 
-    def test_no_video_is_no_result(self, semantic: Pipeline):
+    def test_no_video_gives_no_result(self, semantic: Pipeline):
         assert semantic([]) == []
 
     @pytest.mark.parametrize("value", [0, -1, "2"])
-    def test_batches_that_are_none(self, semantic: Pipeline, clips: list[Path], value: object):
+    def test_invalid_batch_sizes(self, semantic: Pipeline, clips: list[Path], value: object):
         for inputs in (clips[0], list(clips), iter(clips)):
-            with pytest.raises(ValueError, match=f"batch_size is .*got {value!r}"):
+            with pytest.raises(ValueError, match=f"`batch_size` must be .*got {value!r}"):
                 semantic(inputs, batch_size=value)
-        with pytest.raises(ValueError, match="num_workers is .*got -1"):
+        with pytest.raises(ValueError, match="`num_workers` must be .*got -1"):
             semantic(clips[0], num_workers=-1)
 
     def test_windows_of_different_clips_share_a_batch(self, semantic: Pipeline, clips: list[Path]):
@@ -855,7 +855,7 @@ class TestInputs:
     def test_path_bytes_file_and_column(self, binary: Pipeline, clips: list[Path]):
         expected = binary(clips[0])
         data = clips[0].read_bytes()
-        column = {"path": "elsewhere.mp4", "bytes": data}
+        column = {"path": "missing.mp4", "bytes": data}
         inputs = (str(clips[0]), data, io.BytesIO(data), {"video": clips[0]}, column, {"video": column})
         for source in (*inputs, {"path": str(clips[0]), "bytes": None}):
             assert_same(binary(source), expected)
@@ -871,15 +871,15 @@ class TestInputs:
         assert_same(binary(given), binary(clips[0]))
 
     @pytest.mark.parametrize("as_dictionary", [False, True])
-    def test_silent_file_with_sound_beside_it(self, binary: Pipeline, silent: Path, as_dictionary: bool):
-        sound = {"audio": clip_sound(2, 0), "sampling_rate": RATE}
-        result = binary({"video": silent, **sound}) if as_dictionary else binary(silent, **sound)
-        rows = binary({"video": silent, "audio": {"array": clip_sound(2, 0), "sampling_rate": RATE}})
+    def test_silent_file_with_separate_audio(self, binary: Pipeline, silent: Path, as_dictionary: bool):
+        audio = {"audio": clip_audio(2, 0), "sampling_rate": RATE}
+        result = binary({"video": silent, **audio}) if as_dictionary else binary(silent, **audio)
+        rows = binary({"video": silent, "audio": {"array": clip_audio(2, 0), "sampling_rate": RATE}})
         assert_same(result, rows)
         other = binary(silent, audio=np.zeros((1, 2 * RATE), np.float32), sampling_rate=RATE)
         assert other[0]["segments"][0]["score"] != result[0]["segments"][0]["score"]
 
-    def test_sound_from_a_file(self, binary: Pipeline, silent: Path, clips: list[Path]):
+    def test_audio_from_a_file(self, binary: Pipeline, silent: Path, clips: list[Path]):
         waveform, sampling_rate = read_audio(clips[0])
         expected = binary(silent, audio=waveform, sampling_rate=sampling_rate)
         assert_same(binary(silent, audio=str(clips[0])), expected)
@@ -889,17 +889,17 @@ class TestInputs:
         with pytest.raises(ValueError, match=r"silent\.mp4 has no sound track.*audio="):
             binary(silent)
 
-    def test_no_such_file(self, binary: Pipeline):
+    def test_missing_file(self, binary: Pipeline):
         with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
             binary("nowhere.mp4")
 
-    def test_one_sound_for_several_videos(self, binary: Pipeline, clips: list[Path]):
-        with pytest.raises(ValueError, match="several inputs"):
-            binary([str(path) for path in clips], audio=clip_sound(2, 0), sampling_rate=RATE)
+    def test_one_audio_for_several_videos(self, binary: Pipeline, clips: list[Path]):
+        with pytest.raises(ValueError, match="several videos"):
+            binary([str(path) for path in clips], audio=clip_audio(2, 0), sampling_rate=RATE)
 
     @pytest.mark.parametrize("given", [{"videos": "clip.mp4"}, {"video": "clip.mp4", "sound": None}, {}])
     def test_dictionary_with_other_keys(self, binary: Pipeline, given: dict):
-        with pytest.raises(ValueError, match='has "video" and may have'):
+        with pytest.raises(ValueError, match='Expected a dictionary with "video"'):
             binary(given)
 
     @pytest.mark.parametrize(
@@ -915,14 +915,14 @@ class TestInputs:
         ],
     )
     def test_arguments_out_of_range(self, binary: Pipeline, clips: list[Path], name: str, value: float):
-        with pytest.raises(ValueError, match=f"{name} is .*got {value}"):
+        with pytest.raises(ValueError, match=f"`{name}` must be .*got {value}"):
             binary(clips[0], **{name: value})
 
-    def test_the_overlap_is_held_against_the_windows_of_the_constructor(self, binary: Pipeline, clips: list[Path]):
+    def test_overlap_is_checked_against_the_default_window(self, binary: Pipeline, clips: list[Path]):
         short = AudioVisualSegmentationPipeline(
             model=binary.model, processor=binary.processor, device="cpu", frames_per_window=4
         )
-        with pytest.raises(ValueError, match="window_overlap is .*fewer than the 4 of a window, got 5"):
+        with pytest.raises(ValueError, match=r"`window_overlap` must be less than `frames_per_window` \(4\), got 5"):
             short(clips[0], window_overlap=5)
 
     def test_unknown_argument(self, binary: Pipeline, clips: list[Path]):
@@ -937,7 +937,7 @@ class TestRegistrationAndSaving:
         assert task["pt"] == (AutoModelForUniversalSegmentation,)
         assert task["type"] == "multimodal"
 
-    def test_saved_pipeline_comes_back_whole(self, semantic: Pipeline, clips: list[Path], tmp_path: Path):
+    def test_saved_pipeline_is_complete(self, semantic: Pipeline, clips: list[Path], tmp_path: Path):
         semantic.save_pretrained(tmp_path)
         names = {path.name for path in tmp_path.iterdir()}
         assert {"audio_visual_segmentation.py", "config.json", "model.safetensors", "processor_config.json"} <= names
@@ -963,7 +963,7 @@ class TestRegistrationAndSaving:
             (segment,), (twin,) = frame["segments"], reference["segments"]
             assert segment["score"] == pytest.approx(twin["score"], abs=0.05)
 
-    def test_saved_with_its_code_it_works_for_a_stranger(self, clips: list[Path], tmp_path: Path):
+    def test_saved_code_runs_without_our_package(self, clips: list[Path], tmp_path: Path):
         pipe = tiny_pipeline(id2label=SEMANTIC, label2id={label: index for index, label in SEMANTIC.items()})
         for cls, auto in AUTO_CLASSES.items():
             cls.register_for_auto_class(auto)
@@ -973,7 +973,7 @@ class TestRegistrationAndSaving:
             for cls in AUTO_CLASSES:
                 cls._auto_class = None
         result = subprocess.run(
-            [sys.executable, "-c", SEGMENT_AS_STRANGER, str(tmp_path / "saved"), str(clips[0])],
+            [sys.executable, "-c", SEGMENT_WITHOUT_OUR_PACKAGE, str(tmp_path / "saved"), str(clips[0])],
             cwd=tmp_path,
             env={"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
             capture_output=True,

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from command_runs import end_process, finish_process, save_checkpoint, start_process, wait_until, write_clip
 from datasets import load_dataset
-from stranger import WITHOUT_EDITABLE_INSTALL
+from isolated_python import WITHOUT_EDITABLE_INSTALL
 
 from pcmanet.cli.main import main
 from pcmanet.cli.results import SCHEMA, SETTINGS, SHARDS

@@ -1,4 +1,4 @@
-"""Tests of pipelines/contact_sheet.py."""
+"""The contact sheet: columns, strips, shades and waveform at their positions."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ from PIL import Image
 
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import (
+    BACKGROUND,
     MARGIN,
-    PAPER,
-    SHADE,
-    SILENCE,
+    SHADE_OPACITY,
+    SILENCE_COLOR,
+    WAVE_COLOR,
     WAVE_HEIGHT,
-    WAVE_INK,
     draw_contact_sheet,
     shown_frames,
 )
@@ -42,14 +42,14 @@ def results(*found: tuple[str, ...]) -> list[dict]:
 
 
 def shaded(label: str) -> tuple[int, ...]:
-    return tuple(round(SHADE * part + (1 - SHADE) * 255) for part in COLORS[label])
+    return tuple(round(SHADE_OPACITY * part + (1 - SHADE_OPACITY) * 255) for part in COLORS[label])
 
 
 def band(sheet: Image.Image, second: int, seconds: int) -> np.ndarray:
-    """The strip of pixels under the second, (WAVE_HEIGHT, width, 3), of a sheet with one strip."""
+    """The pixels of the waveform of one second, (WAVE_HEIGHT, width, 3), on a sheet with one strip."""
     pixels = np.asarray(sheet)
-    covered = (pixels[:, MARGIN + 2 : -MARGIN - 2] != PAPER).any(axis=2).all(axis=1)
-    top = np.flatnonzero(covered)[0]  # between the frames there are gaps
+    covered = (pixels[:, MARGIN + 2 : -MARGIN - 2] != BACKGROUND).any(axis=2).all(axis=1)
+    top = np.flatnonzero(covered)[0]  # columns of frames have gaps between them
     width = (sheet.width - 2 * MARGIN) / seconds
     start = round(MARGIN + second * width)
     return pixels[top : top + WAVE_HEIGHT, start + 2 : round(start + width) - 2]
@@ -57,31 +57,29 @@ def band(sheet: Image.Image, second: int, seconds: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def sheet() -> Image.Image:
-    """Five seconds: bell, drum, both, nothing, bell; the sound is loud in second 1 only."""
+    """Five seconds: bell, drum, both, none, bell; the audio is loud in second 1 only."""
     time = np.arange(5 * RATE) / RATE
     waveform = np.where((time >= 1) & (time < 2), 0.5, 0.0005) * np.sin(2 * np.pi * 200 * time)
     found = results(("bell",), ("drum",), ("drum", "bell"), (), ("bell",))
-    return draw_contact_sheet(
-        frames(5), found, COLORS, waveform=waveform[None], sampling_rate=RATE, title="a title that is read"
-    )
+    return draw_contact_sheet(frames(5), found, COLORS, waveform=waveform[None], sampling_rate=RATE, title="a title")
 
 
 class TestSheet:
-    def test_seconds_are_shaded_in_the_colors_of_what_sounds(self, sheet: Image.Image):
+    def test_seconds_are_shaded_in_the_colors_of_their_classes(self, sheet: Image.Image):
         top, bottom = 2, WAVE_HEIGHT - 2
         expected = [("bell", "bell"), ("drum", "drum"), ("bell", "drum"), None, ("bell", "bell")]
         for second, shades in enumerate(expected):
             pixels = band(sheet, second, 5)
-            upper, lower = (SILENCE, SILENCE) if shades is None else map(shaded, shades)
+            upper, lower = (SILENCE_COLOR, SILENCE_COLOR) if shades is None else map(shaded, shades)
             assert (pixels[top] == upper).all(), second
             assert (pixels[bottom] == lower).all(), second
 
-    def test_waveform_is_under_its_second(self, sheet: Image.Image):
-        reach = [(band(sheet, second, 5) == WAVE_INK).all(axis=2).sum(axis=0).mean() for second in range(5)]
+    def test_waveform_is_below_its_second(self, sheet: Image.Image):
+        reach = [(band(sheet, second, 5) == WAVE_COLOR).all(axis=2).sum(axis=0).mean() for second in range(5)]
         assert reach[1] > 0.8 * WAVE_HEIGHT
         assert max(reach[:1] + reach[2:]) < 6
 
-    def test_frames_are_above_and_muted_where_nothing_sounds(self, sheet: Image.Image):
+    def test_frames_are_muted_outside_of_segments(self, sheet: Image.Image):
         pixels = np.asarray(sheet)
         pitch = (sheet.width - 2 * MARGIN) / 5
         for second, found in enumerate([("bell",), ("drum",), ("bell", "drum"), (), ("bell",)]):
@@ -112,7 +110,7 @@ def test_wraps_and_subsamples(number: int, columns: int, strips: int):
     assert sheet.width <= 2000
 
 
-def test_frames_per_second_stretches_the_clock():
+def test_time_axis_follows_frames_per_second():
     slow = draw_contact_sheet(frames(4), results(("bell",), (), (), ()), COLORS)
     fast = draw_contact_sheet(frames(4), results(("bell",), (), (), ()), COLORS, frames_per_second=2)
     assert slow.size == fast.size
@@ -128,24 +126,24 @@ def test_portrait_frames_and_many_classes_fit():
     sheet = draw_contact_sheet(portrait, found, colors, title="long " * 60)
     pixels = np.asarray(sheet)
     assert sheet.height < 2500
-    assert (pixels[:, : MARGIN // 2] == PAPER).all()
-    assert (pixels[:, -MARGIN // 2 :] == PAPER).all()
+    assert (pixels[:, : MARGIN // 2] == BACKGROUND).all()
+    assert (pixels[:, -MARGIN // 2 :] == BACKGROUND).all()
 
 
 def test_silent_waveform_is_a_line():
     sheet = draw_contact_sheet(frames(5), results(*[()] * 5), COLORS, waveform=np.zeros(5 * RATE), sampling_rate=RATE)
-    ink = (band(sheet, 2, 5) == WAVE_INK).all(axis=2)
+    ink = (band(sheet, 2, 5) == WAVE_COLOR).all(axis=2)
     assert set(ink.sum(axis=0)) <= {1, 2}
 
 
 @pytest.mark.parametrize(("number", "found"), [(2, 3), (0, 0)])
-def test_every_result_needs_its_frame(number: int, found: int):
+def test_number_of_frames_and_results_must_match(number: int, found: int):
     with pytest.raises(ValueError, match=f"got {number} frames and {found} results"):
         draw_contact_sheet(frames(number), results(*[()] * found), COLORS)
 
 
 @pytest.mark.parametrize("number", [1, 40, 41, 100])
-def test_of_a_long_video_the_frames_that_are_shown_are_enough(number: int):
+def test_shown_frames_are_sufficient(number: int):
     shown = shown_frames(number)
     assert len(shown) <= 40
     assert shown == sorted(set(shown))

@@ -42,7 +42,7 @@ def test_save_load_and_pipeline_change_nothing(setting, backbone, tmp_path):
         "audio-visual-segmentation", model=str(tmp_path), pipeline_class=AudioVisualSegmentationPipeline
     )
     clip = {"video": frames, "audio": sound, "sampling_rate": 16000}
-    for frame, mask in zip(segment(clip, inference_form=False), expected, strict=True):
+    for frame, mask in zip(segment(clip, use_optimized_model=False), expected, strict=True):
         assert mask.any() and np.array_equal(drawn(frame), mask.numpy())
     # The inference form rounds differently: pixels on the very threshold may flip.
     for frame, mask in zip(segment(clip), expected, strict=True):

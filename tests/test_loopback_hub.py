@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from isolated_python import WITHOUT_OUR_PACKAGE
 from loopback_hub import LoopbackHub
 from published_weights import section_shapes, seeded_state_dict
-from stranger import STRANGER
 from written_trees import write_trees
 
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict
@@ -65,7 +65,7 @@ pipe = pipeline("audio-visual-segmentation", model="someone/tiny", device="cpu")
 print(json.dumps(describe(model, processor, pipe, sys.argv[1])))
 """
 
-PULL_AS_STRANGER = f"""{STRANGER}{DESCRIBE}
+PULL_AS_STRANGER = f"""{WITHOUT_OUR_PACKAGE}{DESCRIBE}
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor, PvtV2Backbone, pipeline
 
 name = "someone/tiny-with-code"

@@ -1,12 +1,13 @@
 """The wheel: what it holds, that it works away from the repository, and that it takes nobody's top-level name."""
 
+import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from stranger import WITHOUT_EDITABLE_INSTALL
+from isolated_python import WITHOUT_EDITABLE_INSTALL
 
 import pcmanet
 
@@ -21,7 +22,7 @@ def wheel(tmp_path_factory) -> Path:
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     for name in filter(None, tracked.split("\0")):
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".cfg", ".toml"} or name == "LICENSE":
+        if path.suffix in {".py", ".md", ".cfg", ".toml", ".typed"} or name == "LICENSE":
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
@@ -83,3 +84,28 @@ def test_one_version(wheel):
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"## {pcmanet.__version__} " in changelog
     assert f"version: {pcmanet.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_a_typed_program_checks_against_the_installed_package(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert (site / "pcmanet" / "py.typed").is_file() and (site / "modeling_pcmanet" / "py.typed").is_file()
+    program = tmp_path / "program.py"
+    program.write_text((ROOT / "tests" / "typed_consumer.py").read_text())
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"include": ["program.py"], "extraPaths": [str(site)]}))
+    command = [
+        sys.executable,
+        "-m",
+        "basedpyright",
+        "--outputjson",
+        "--level",
+        "error",
+        "--pythonpath",
+        sys.executable,
+    ]
+    result = subprocess.run([*command, "-p", str(tmp_path)], capture_output=True, text=True, check=False)
+    problems = json.loads(result.stdout)["generalDiagnostics"]
+    reported = {problem["range"]["start"]["line"] + 1: problem["message"] for problem in problems}
+    lines = program.read_text().splitlines()
+    expected = {number for number, line in enumerate(lines, start=1) if "# error:" in line}
+    assert set(reported) == expected, reported

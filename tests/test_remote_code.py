@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from stranger import STRANGER
+from isolated_python import WITHOUT_OUR_PACKAGE
 from tiny_model import tiny_config, tiny_model
 
 from modeling_pcmanet import (
@@ -26,7 +26,7 @@ from modeling_pcmanet.media_writing_pcmanet import write_video
 SEGMENT_AS_STRANGER = f"""
 import sys
 sys.path = [path for path in sys.path if path not in ("", sys.argv[3])]
-{STRANGER}
+{WITHOUT_OUR_PACKAGE}
 import json
 import torch
 from transformers import AutoModel, AutoModelForUniversalSegmentation, AutoProcessor

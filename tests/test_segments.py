@@ -1,4 +1,4 @@
-"""Segments from logits: pruned classes change nothing."""
+"""Segments from logits: leaving out classes and pixels does not change the result."""
 
 import numpy as np
 import pytest
@@ -13,9 +13,9 @@ NAMES = {index: f"class {index}" for index in range(71)}
 def expected_segments(
     logits: torch.Tensor, size: tuple[int, int], threshold: float
 ) -> dict[str, tuple[float, np.ndarray]]:
-    """All classes at full size at once."""
-    shares = torch.nn.functional.interpolate(logits[None].double(), size, mode="bilinear")[0].softmax(dim=0)
-    best, winner = shares.max(dim=0)
+    """Compute all classes at full size at once."""
+    probabilities = torch.nn.functional.interpolate(logits[None].double(), size, mode="bilinear")[0].softmax(dim=0)
+    best, winner = probabilities.max(dim=0)
     found = {}
     for index in range(1, len(logits)):
         mask = (winner == index) & (best > threshold)
@@ -27,7 +27,7 @@ def expected_segments(
 @pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
 @pytest.mark.parametrize("size", [(14, 14), (45, 64), (9, 5)])
 @pytest.mark.parametrize("threshold", [None, 0.3])
-def test_every_class_at_full_size_says_the_same(spread: float, size: tuple[int, int], threshold: float | None):
+def test_equals_all_classes_at_full_size(spread: float, size: tuple[int, int], threshold: float | None):
     logits = spread * torch.randn(71, 14, 14, generator=torch.Generator().manual_seed(1))
     logits[0, :7] += 2 * spread
     found = find_segments(logits, size, NAMES, threshold)
@@ -43,14 +43,14 @@ def test_every_class_at_full_size_says_the_same(spread: float, size: tuple[int, 
 
 @pytest.mark.parametrize("size", [(45, 64), (9, 5), (113, 71)])
 @pytest.mark.parametrize(("labels", "threshold"), [(1, None), (1, 0.9), (1, 0.0), (6, None), (6, 0.4)])
-def test_what_is_looked_at_alone_holds_everything(labels: int, threshold: float | None, size: tuple[int, int]):
-    # Two blobs in one corner and a hair of a third one: elsewhere the background wins by far.
+def test_candidate_pixels_and_classes_cover_all_segments(labels: int, threshold: float | None, size: tuple[int, int]):
+    # Two blobs in one corner and one pixel of a third: elsewhere the background wins by far.
     logits = torch.full((labels, 14, 14), -20.0)
     logits[0] = -20.0 if labels == 1 else 5.0
     logits[-1, 2:5, 3:6], logits[labels // 2, 4:7, 8:9], logits[-1, 13, 0] = 6.0, 7.0, 20.0
     resized = torch.nn.functional.interpolate(logits[None], size, mode="bilinear")[0]
-    shares = resized.sigmoid() if labels == 1 else resized.softmax(dim=0)
-    best, winner = shares.max(dim=0)
+    probabilities = resized.sigmoid() if labels == 1 else resized.softmax(dim=0)
+    best, winner = probabilities.max(dim=0)
     found = {
         segment["label"]: np.asarray(segment["mask"]) for segment in find_segments(logits, size, NAMES, threshold)
     }
@@ -67,17 +67,17 @@ def test_a_tie_goes_to_the_first_class():
     assert segment["score"] == pytest.approx(1 / (2 + 3 * np.exp(-7.0)), rel=1e-4)
 
 
-def test_background_everywhere_is_nothing():
+def test_background_everywhere_gives_no_segment():
     logits = torch.zeros(71, 6, 6)
     logits[0] = 50.0
     assert find_segments(logits, (30, 30), NAMES) == []
 
 
-@pytest.mark.parametrize(("threshold", "share"), [(None, 0.5), (0.9, 0.25), (1.0, 0.0)])
-def test_binary(threshold: float | None, share: float):
+@pytest.mark.parametrize(("threshold", "area"), [(None, 0.5), (0.9, 0.25), (1.0, 0.0)])
+def test_binary(threshold: float | None, area: float):
     logits = torch.tensor([-5.0, -1.0, 1.0, 5.0]).repeat(4, 1)[None]
     found = find_segments(logits, (4, 4), {0: "sounding"}, threshold)
-    assert sum(np.asarray(segment["mask"]).mean() / 255 for segment in found) == share
+    assert sum(np.asarray(segment["mask"]).mean() / 255 for segment in found) == area
 
 
 def test_minimum_area():

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from isolated_python import WITHOUT_OUR_PACKAGE
 from loopback_hub import Failure, HubError, LoopbackHub
 from safetensors.torch import load_file, save_file
-from stranger import STRANGER
 from tiny_model import tiny_config, tiny_model
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
@@ -41,7 +41,7 @@ FIGURES = {
     protocol: {"miou": miou, "f_score": 0.75, "frames": 20.0, "groups": 4.0}
     for protocol, miou in (("official", 0.5), ("batch", 0.25), ("dataset", 0.125))
 }
-RESULTS = {"checkpoint": "best", "name": "s4", "split": "test", "clips": 4, "frames": 20, "figures": FIGURES}
+RESULTS = {"checkpoint": "best", "name": "s4", "split": "test", "clips": 4, "frames": 20, "metrics": FIGURES}
 RECORD = {
     "validation": {
         "miou": 0.625,
@@ -143,7 +143,7 @@ def test_wrong_sounds_count_as_measured_only_if_they_were():
     words = "has not been measured here"
     assert words in section(card(), "Limits").replace("\n  ", " ")
     figures = {protocol: {**values, "false_positive_rate": 0.01} for protocol, values in FIGURES.items()}
-    heard = Evaluation("python evaluate --negative-audio noise", {**RESULTS, "figures": figures})
+    heard = Evaluation("python evaluate --negative-audio noise", {**RESULTS, "metrics": figures})
     text = card(evaluations=(heard,))
     assert words not in section(text, "Limits").replace("\n  ", " ")
     assert "| false positives under wrong sounds |" in text.text
@@ -207,7 +207,7 @@ def describe(segmenter: Callable) -> list:
     ]
 
 
-USE_AS_STRANGER = f"""{STRANGER}import hashlib, json
+USE_AS_STRANGER = f"""{WITHOUT_OUR_PACKAGE}import hashlib, json
 from collections.abc import Callable
 from pathlib import Path
 exec(Path("snippet.py").read_text())
