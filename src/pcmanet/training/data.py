@@ -1,4 +1,12 @@
-"""Clips of a recipe on their way to the network: data sets, seeded collation, loaders that start at any step."""
+"""The data of a training run: its clips, which clips belong to which step, and the batches from any step on.
+
+    datasets = load_datasets(recipe)
+    data = TrainingData(recipe, datasets, processor, binary=len(class_names(recipe)) == 1, num_processes=1)
+    for batches in data.training_batches(0, data.plan.steps, process=0, device=device):
+        ...  # one optimizer step: a batch for each part of gradient accumulation
+
+Batches of a step are the same from whichever step a run starts.
+"""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -12,27 +20,180 @@ from torch.utils.data import DataLoader, Dataset
 from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.augmentation import Augmentation, crop
 from pcmanet.dataset_scripts.avsbench import find_clips, label_names, load_avsbench
-from pcmanet.dataset_scripts.avsbench.files import fingerprint
-from pcmanet.dataset_scripts.avsbench.rows import RowSettings
+from pcmanet.dataset_scripts.avsbench.rows import RowSettings, fingerprint
 from pcmanet.dataset_scripts.clips import ClipArrays
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes, SyntheticClip
+from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 
 from .recipe import Recipe
+
+
+Batch = dict[str, torch.Tensor]  # see the table in the processor's module docstring
+
+
+def class_names(recipe: Recipe) -> list[str]:
+    """Return the names of the classes of a recipe's data, background first; a single one for binary masks."""
+    if recipe.data is not None:
+        return list(label_names(recipe.data, recipe.task))
+    return ["background", *CLASSES] if recipe.task == "avss" else ["sounding"]
+
+
+def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[Dataset[Any], Dataset[Any]]:
+    """Load the training and validation clips; those of Sounding Shapes come from separate random streams.
+
+    Args:
+        recipe: The recipe.
+        size: Height and width of Sounding Shapes in pixels; by default `recipe.image_size` for both.
+
+    Returns:
+        Both data sets. With `recipe.pair_audio` the first one has half of the training clips, see [`TrainingClips`].
+
+    Raises:
+        ValueError: If a split has no clip.
+        AVSBenchError: If files are missing or damaged; the message names all of them.
+    """
+    if recipe.data is not None:
+        options = {"label_noise": recipe.label_noise, "frames_per_second": recipe.frames_per_second}
+        training, validation = (
+            load_avsbench(recipe.data, recipe.task, split=split, **options) for split in ("train", "val")
+        )
+        return training, validation
+    height, width = size or (recipe.image_size, recipe.image_size)
+    repeats = 2 if recipe.pair_audio else 1
+    training = SoundingShapes(
+        recipe.task,
+        "train",
+        length=recipe.clips // repeats,
+        # The second clip of a pair is never negative, so the first is twice as often.
+        negative_fraction=repeats * recipe.negative_fraction,
+        negative_kinds=recipe.negative_kinds,
+        height=height,
+        width=width,
+        seed=recipe.seed,
+    )
+    validation = SoundingShapes(
+        recipe.task, "val", length=recipe.evaluation_clips, height=height, width=width, seed=recipe.seed
+    )
+    return training, validation
+
+
+class TrainingData:
+    """The clips of a run and the batches that they become.
+
+    In its batches `annotated_frames` marks the frames that count for the loss: annotated, not padded, and not of a clip that
+    is only repeated so that every process has a batch.
+
+    Args:
+        recipe: The recipe.
+        datasets: Training and validation clips, see [`load_datasets`].
+        processor: Computes the inputs of the network.
+        binary: Whether labels are 0 and 1 instead of class indices.
+        num_processes: Number of processes that share a step.
+
+    Raises:
+        ValueError: If the processes cannot share a step evenly, or there are no clips.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        datasets: tuple[Dataset[Any], Dataset[Any]],
+        processor: PCMANetProcessor,
+        *,
+        binary: bool,
+        num_processes: int,
+    ) -> None:
+        training, self._validation_clips = datasets
+        self._recipe = recipe
+        self._num_processes = num_processes
+        self._training_clips = TrainingClips(training, pair_audio=recipe.pair_audio)
+        self.plan = BatchPlan(
+            num_clips=len(self._training_clips),
+            batch_size=recipe.batch_size,
+            parts=recipe.gradient_accumulation,
+            processes=num_processes,
+            epochs=recipe.epochs,
+            # Every clip of Sounding Shapes is generated from its index, so the order is random already.
+            shuffle=recipe.data is not None,
+            seed=recipe.seed,
+        )
+        cache = recipe.log_mel_cache
+        transform = None
+        if recipe.center_crop or recipe.augmentation is not None:
+            transform = TrainingTransform(recipe.center_crop, recipe.training_augmentation)
+        self._collate = ClipCollator(processor, binary, augmentation=transform, log_mel_cache=cache)
+        self._collate_validation = ClipCollator(processor, binary, log_mel_cache=cache)
+
+    def identity(self) -> dict[str, Any]:
+        """Return, by name, what must be the same of the training clips for a run to resume."""
+        recipe, count = self._recipe, {"clips": self.plan.num_clips}
+        if recipe.data is None:
+            return count  # the recipe determines the rest
+        settings = RowSettings(label_noise=recipe.label_noise, frames_per_second=recipe.frames_per_second)
+        tree = find_clips(recipe.data, recipe.task, settings)
+        paths = [path for clip in tree.clips if clip.split in ("train", "val") for path in clip.paths]
+        return count | {"the state of the clips' files": fingerprint(tree.table, paths)}
+
+    def training_batches(self, first: int, last: int, process: int, device: torch.device) -> Iterator[list[Batch]]:
+        """Yield the batches of one process, step by step.
+
+        Args:
+            first: The first step, from 0.
+            last: The step before which to end.
+            process: Index of the process.
+            device: The device of the batches.
+
+        Yields:
+            The batches of one optimizer step, one for each part of gradient accumulation.
+        """
+        loader = DataLoader(
+            self._training_clips,
+            batch_sampler=self.plan.micro_batches(first, last, process),
+            # Not a closure: a worker that is not forked receives it pickled.
+            collate_fn=functools.partial(collate_seeded, self._collate, self._recipe.seed),
+            num_workers=self._recipe.num_workers,
+            pin_memory=device.type == "cuda",
+            # By default a loader draws from the generator that also serves dropout, once per start.
+            generator=torch.Generator().manual_seed(self._recipe.seed),
+        )
+        batches = iter(loader)
+        for step in range(first, last):
+            parts = [next(batches) for _ in self.plan.share(step, process)]
+            yield [{name: values.to(device, non_blocking=True) for name, values in batch.items()} for batch in parts]
+
+    def validation_indices(self, process: int) -> list[list[int]]:
+        """Return the clips of each validation batch of a process; the batches do not depend on the number of processes."""
+        clips, size = range(len(self._validation_clips)), self._recipe.evaluation_batch_size
+        batches = [list(clips[first : first + size]) for first in range(0, len(clips), size)]
+        return batches[process :: self._num_processes]
+
+    def validation_batches(self, indices: Sequence[list[int]], device: torch.device) -> Iterator[Batch]:
+        """Yield validation batches of these clips, see [`validation_indices`]."""
+        loader = DataLoader(
+            self._validation_clips,
+            batch_sampler=indices,
+            collate_fn=self._collate_validation,
+            num_workers=min(self._recipe.num_workers, len(indices)),
+            # By default a loader draws from the generator that also serves dropout.
+            generator=torch.Generator().manual_seed(0),
+        )
+        for batch in loader:
+            batch = {name: values.to(device) for name, values in batch.items()}
+            yield batch | {"annotated_frames": _scored_frames(batch)}
 
 
 class Draw(NamedTuple):
     """One clip of a step.
 
     Attributes:
-        clip: Its position in the data set.
-        place: Its place in the whole training, from which its augmentation is seeded.
-        counts: Whether it is trained on; False where it only gives a process something to do beside the others.
+        clip: Its index in the data set.
+        position: Its position in the complete training, which seeds its augmentation.
+        counts: Whether it counts for the loss; False if it is repeated so that a process has a batch.
     """
 
     clip: int
-    place: int
+    position: int
     counts: bool = True
 
 
@@ -43,32 +204,32 @@ class BatchPlan:
     Attributes:
         num_clips: Clips of the data set.
         batch_size: Clips per optimizer step, over all processes; the last step of an epoch may have fewer.
-        rounds: Parts in which each process goes through its share of a step (gradient accumulation).
-        processes: How many share a step.
+        parts: Batches into which each process divides its clips of a step (gradient accumulation).
+        processes: Number of processes that share a step.
         epochs: Passes over the data.
-        shuffle: Whether every epoch has another order; else all have the order of the data set.
+        shuffle: Whether every epoch has another order. Otherwise all have the order of the data set.
         seed: Of the orders.
 
     Raises:
-        ValueError: If a step cannot be dealt out evenly, or there are no clips.
+        ValueError: If a step cannot be divided evenly, or there are no clips.
     """
 
     num_clips: int
     batch_size: int
-    rounds: int
+    parts: int
     processes: int
     epochs: int
     shuffle: bool
     seed: int
 
     def __post_init__(self) -> None:
-        if self.batch_size % (self.rounds * self.processes):
+        if self.batch_size % (self.parts * self.processes):
             raise ValueError(
-                f"batch_size is {self.batch_size} clips, which {self.processes} processes times {self.rounds} "
-                "gradient_accumulation cannot share evenly; make it a multiple of both."
+                f"batch_size is {self.batch_size}, which {self.processes} processes times {self.parts} "
+                "gradient_accumulation cannot share evenly. Set it to a multiple of both."
             )
         if self.num_clips < 1:
-            raise ValueError("there are no training clips; check the table of the data set.")
+            raise ValueError("Expected training clips, got none. Check the table of the data set.")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,253 +238,123 @@ class BatchPlan:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole training."""
+        """Optimizer steps of the complete training."""
         return self.epochs * self.steps_per_epoch
 
     def clips_before(self, step: int) -> int:
-        """How many clips were trained on before a step."""
+        """Return how many clips were trained on before a step."""
         epoch, number = divmod(step, self.steps_per_epoch)
         return epoch * self.num_clips + min(number * self.batch_size, self.num_clips)
 
     def share(self, step: int, process: int) -> list[list[Draw]]:
-        """The clips of one process in one step, round by round.
+        """Return the clips of one process in one step, batch by batch.
 
         Args:
-            step: From 0 up.
-            process: From 0 up.
+            step: From 0.
+            process: From 0.
 
         Returns:
-            At most `rounds` lists of at least one clip. All processes have as many rounds, so that each joins in every
-            exchange of gradients; who has no clip left in the last one repeats the step's first, which does not count.
+            At most `parts` lists of at least one clip. All processes have the same number of batches, so that each takes
+            part in every exchange of gradients. A process without a clip in the last batch repeats the first clip of the
+            step, which does not count.
         """
         epoch, number = divmod(step, self.steps_per_epoch)
         first = number * self.batch_size
         clips = _epoch_order(self.num_clips, self.shuffle, self.seed, epoch)[first : first + self.batch_size]
         draws = [Draw(clip, epoch * self.num_clips + first + offset) for offset, clip in enumerate(clips)]
-        size = self.batch_size // self.rounds
-        dealt = [draws[start : start + size][process :: self.processes] for start in range(0, len(draws), size)]
-        return [mine or [draws[0]._replace(counts=False)] for mine in dealt]
+        size = self.batch_size // self.parts
+        batches = [draws[start : start + size][process :: self.processes] for start in range(0, len(draws), size)]
+        return [batch or [draws[0]._replace(counts=False)] for batch in batches]
 
     def micro_batches(self, first_step: int, last_step: int, process: int) -> Iterator[list[Draw]]:
-        """Yield the rounds of one process from one step up to another, as a batch sampler does."""
+        """Yield the batches of one process from one step up to another, as a batch sampler does."""
         for step in range(first_step, last_step):
             yield from self.share(step, process)
 
 
 @functools.lru_cache(maxsize=2)
 def _epoch_order(num_clips: int, shuffle: bool, seed: int, epoch: int) -> list[int]:
-    """The order of the clips in an epoch."""
+    """Return the order of the clips in an epoch."""
     if not shuffle:
         return list(range(num_clips))
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(num_clips, generator=generator).tolist()
 
 
-Batch = dict[str, torch.Tensor]  # the batch of the processor's table
+class TrainingClips(Dataset[tuple[Any, Draw]]):
+    """A data set that is indexed by draws, and returns them with the clips for the collation.
 
-
-class PairedSounds(Dataset[SyntheticClip]):
-    """Every picture twice in a row, under different sounds, so that looking alone never explains both masks.
-
-    Clip 2i is clip i of the data set (or a negative one), clip 2i + 1 the same pictures with other sounds.
+    Args:
+        clips: The clips.
+        pair_audio: Whether every video occurs twice, with different audio, so that frames alone never explain both
+            masks: draw 2i is clip i, draw 2i + 1 the same frames with other audio. Needs Sounding Shapes.
     """
 
-    def __init__(self, clips: SoundingShapes) -> None:
+    def __init__(self, clips: Dataset[Any], *, pair_audio: bool) -> None:
         self.clips = clips
+        self.pair_audio = pair_audio
 
     def __len__(self) -> int:
-        """Twice as many as there are pictures."""
-        return 2 * len(self.clips)
-
-    def __getitem__(self, index: int) -> SyntheticClip:
-        """The clip at an index."""
-        return self.clips.swap_sounds(index // 2) if index % 2 else self.clips[index // 2]
-
-
-class DrawnClips(Dataset[tuple[Any, Draw]]):
-    """A data set asked by draws, which travel along to the collation."""
-
-    def __init__(self, clips: Dataset[Any]) -> None:
-        self.clips = clips
+        """Return the number of clips that can be drawn."""
+        return len(self.clips) * (2 if self.pair_audio else 1)
 
     def __getitem__(self, draw: Draw) -> tuple[Any, Draw]:
-        """The clip of a draw, and the draw."""
-        return self.clips[draw.clip], draw
+        """Return the clip of a draw, and the draw."""
+        if not self.pair_audio:
+            return self.clips[draw.clip], draw
+        index, second = divmod(draw.clip, 2)
+        return (self.clips.swap_audio(index) if second else self.clips[index]), draw
 
 
-@dataclass(frozen=True)
-class TrainingTransform:
-    """What happens to training clips before the processor: `Augmentation`'s interface, with AVSS's crop before it.
+def collate_seeded(collate: ClipCollator, seed: int, drawn: Sequence[tuple[Any, Draw]]) -> Batch:
+    """Make a training batch whose augmentation depends on the seed and the positions of its clips alone.
 
-    Attributes:
-        centre_crop: Whether frames and masks are cut to their middle square.
-        augmentation: What follows, or None.
-    """
-
-    centre_crop: bool
-    augmentation: Augmentation | None
-
-    @property
-    def changes_sound(self) -> bool:
-        """Whether any sound may change."""
-        return self.augmentation is not None and self.augmentation.changes_sound
-
-    def __call__(self, clips: Sequence[ClipArrays], generator: np.random.Generator) -> list[ClipArrays]:
-        """Change the clips of a batch; randomness comes from the generator alone."""
-        if self.centre_crop:
-            clips = [cut_to_square(clip) for clip in clips]
-        return list(clips) if self.augmentation is None else self.augmentation(clips, generator)
-
-
-def cut_to_square(clip: ClipArrays) -> ClipArrays:
-    """Keep the middle square of all pictures and masks of a clip."""
-    height, width = clip.frames.shape[1:3]
-    side = min(height, width)
-    return crop(clip, (height - side) // 2, (width - side) // 2, side, side)
-
-
-@dataclass(frozen=True)
-class SeededCollator:
-    """Makes a training batch; what is drawn depends on the seed and the places of its clips, not on who draws.
-
-    Attributes:
-        collate: From clips to a batch.
+    Args:
+        collate: Makes a batch of clips.
         seed: Of the run.
+        drawn: Clips and their draws.
     """
-
-    collate: ClipCollator
-    seed: int
-
-    def __call__(self, drawn: Sequence[tuple[Any, Draw]]) -> Batch:
-        """Make one batch; clips that do not count come without annotation."""
-        draws = [draw for _, draw in drawn]
-        state = np.random.SeedSequence((self.seed, draws[0].place)).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(state[0] >> np.uint64(1)))
-            batch = dict(self.collate([clip for clip, _ in drawn]))
-        batch["annotated_frames"] = scored_frames(batch) & torch.tensor([draw.counts for draw in draws])[:, None]
-        return batch
+    draws = [draw for _, draw in drawn]
+    state = np.random.SeedSequence((seed, draws[0].position)).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(state[0] >> np.uint64(1)))
+        batch = dict(collate([clip for clip, _ in drawn]))
+    batch["annotated_frames"] = _scored_frames(batch) & torch.tensor([draw.counts for draw in draws])[:, None]
+    return batch
 
 
-def scored_frames(batch: Batch) -> torch.Tensor:
-    """Tell which frames are real and annotated: bool (batch, frames)."""
+def _scored_frames(batch: Batch) -> torch.Tensor:
+    """Return which frames are annotated and not padded: bool (batch, frames)."""
     annotated_frames = batch.get("annotated_frames")
     return batch["frame_mask"] if annotated_frames is None else batch["frame_mask"] & annotated_frames
 
 
-def class_names(recipe: Recipe) -> list[str]:
-    """Names of the classes of a recipe's data, background first; binary data have one."""
-    if recipe.data is not None:
-        return list(label_names(recipe.data, recipe.task))
-    return ["sounding"] if recipe.binary else ["background", *CLASSES]
+@dataclass(frozen=True)
+class TrainingTransform:
+    """Changes training clips before the processor: the crop of AVSS, then an augmentation, whose interface it has.
 
-
-def build_datasets(recipe: Recipe) -> tuple[Dataset[Any], Dataset[Any]]:
-    """Make the training and validation clips; those of Sounding Shapes come from separate random streams.
-
-    Raises:
-        ValueError: If a split has no clip.
-        AVSBenchError: Naming all files that are missing or damaged.
+    Attributes:
+        center_crop: Whether frames and masks are cropped to their central square.
+        augmentation: What follows, or None.
     """
-    if recipe.data is not None:
-        options = {"label_noise": recipe.label_noise, "frames_per_second": recipe.frames_per_second}
-        training, validation = (
-            load_avsbench(recipe.data, recipe.task, split=split, **options) for split in ("train", "val")
-        )
-        return training, validation
-    settings = {"height": recipe.image_size, "width": recipe.image_size, "seed": recipe.seed}
-    sounds_per_picture = 2 if recipe.pair_sounds else 1
-    shapes = SoundingShapes(
-        recipe.task,
-        "train",
-        length=recipe.clips // sounds_per_picture,
-        # The second clip of a pair is never negative, so the first is twice as often.
-        negative_fraction=sounds_per_picture * recipe.negative_fraction,
-        negative_kinds=recipe.negative_kinds,
-        **settings,
-    )
-    validation = SoundingShapes(recipe.task, "val", length=recipe.evaluation_clips, **settings)
-    return PairedSounds(shapes) if recipe.pair_sounds else shapes, validation
+
+    center_crop: bool
+    augmentation: Augmentation | None
+
+    @property
+    def changes_audio(self) -> bool:
+        """Whether the audio of a clip may change."""
+        return self.augmentation is not None and self.augmentation.changes_audio
+
+    def __call__(self, clips: Sequence[ClipArrays], generator: np.random.Generator) -> list[ClipArrays]:
+        """Return the changed clips of a batch; all randomness comes from the generator."""
+        if self.center_crop:
+            clips = [crop_to_square(clip) for clip in clips]
+        return list(clips) if self.augmentation is None else self.augmentation(clips, generator)
 
 
-def describe_clips(recipe: Recipe, num_clips: int) -> dict[str, Any]:
-    """Tell what of the clips must be the same for a run to go on with them.
-
-    Args:
-        recipe: Its fields alone say what Sounding Shapes are.
-        num_clips: For training.
-
-    Returns:
-        What it is called, and its value.
-    """
-    if recipe.data is None:
-        return {"clips": num_clips}
-    settings = RowSettings(label_noise=recipe.label_noise, frames_per_second=recipe.frames_per_second)
-    tree = find_clips(recipe.data, recipe.task, settings)
-    paths = [path for clip in tree.clips if clip.split in ("train", "val") for path in clip.paths]
-    return {"clips": num_clips, "the state of the clips' files": fingerprint(tree.table, paths)}
-
-
-def training_batches(
-    clips: Dataset[Any],
-    plan: BatchPlan,
-    steps: tuple[int, int],
-    process: int,
-    collate: SeededCollator,
-    num_workers: int,
-    device: torch.device,
-) -> Iterator[list[Batch]]:
-    """Yield what one process trains on, step by step.
-
-    Args:
-        clips: The data set.
-        plan: Which clips are in which step.
-        steps: The first step and the one before which to end.
-        process: Of which process.
-        collate: Makes a batch.
-        num_workers: Processes that read ahead.
-        device: Where the batches go.
-
-    Yields:
-        The batches of one optimizer step, one per round of gradient accumulation.
-    """
-    loader = DataLoader(
-        DrawnClips(clips),
-        batch_sampler=plan.micro_batches(*steps, process),
-        collate_fn=collate,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        # Left to itself a loader draws from the generator of the network's dropout, once per start.
-        generator=torch.Generator().manual_seed(plan.seed),
-    )
-    batches = iter(loader)
-    for step in range(*steps):
-        rounds = [next(batches) for _ in plan.share(step, process)]
-        yield [{name: values.to(device, non_blocking=True) for name, values in batch.items()} for batch in rounds]
-
-
-def validation_batches(num_clips: int, batch_size: int, process: int, processes: int) -> list[list[int]]:
-    """Deal out the validation clips; which clips share a batch does not depend on the number of processes."""
-    batches = [list(range(num_clips))[first : first + batch_size] for first in range(0, num_clips, batch_size)]
-    return batches[process::processes]
-
-
-def build_collators(recipe: Recipe, processor: PCMANetProcessor, binary: bool) -> tuple[SeededCollator, ClipCollator]:
-    """Make the collation of training and of validation."""
-    transform = TrainingTransform(recipe.centre_crop, recipe.training_augmentation)
-    cache = recipe.log_mel_cache
-    changes = recipe.centre_crop or recipe.augmentation is not None
-    training = ClipCollator(processor, binary, augmentation=transform if changes else None, log_mel_cache=cache)
-    return SeededCollator(training, recipe.seed), ClipCollator(processor, binary, log_mel_cache=cache)
-
-
-__all__ = [
-    "Batch",
-    "scored_frames",
-    "build_collators",
-    "build_datasets",
-    "class_names",
-    "describe_clips",
-    "training_batches",
-    "validation_batches",
-]
+def crop_to_square(clip: ClipArrays) -> ClipArrays:
+    """Crop all frames and masks of a clip to their central square."""
+    height, width = clip.frames.shape[1:3]
+    side = min(height, width)
+    return crop(clip, (height - side) // 2, (width - side) // 2, side, side)

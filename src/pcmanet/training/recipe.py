@@ -1,8 +1,8 @@
-"""What a training run is: one typed and checked set of values, read from a YAML file and from the command line.
+"""Recipes: the typed and validated settings of a training run, from a YAML file and the command line.
 
-    recipe = read_recipe("examples/recipes/s4.yaml", ["data=AVSBench", "preset=resnet50", "configuration.num_groups=4"])
+    recipe = read_recipe("examples/recipes/s4.yaml", ["preset=resnet50", "configuration.num_groups=4"], data="AVSBench")
 
-The defaults stand here and nowhere else; a recipe file names what differs.
+All defaults are here. A recipe file contains the fields that differ.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from pcmanet.dataset_scripts.augmentation import Augmentation
-from pcmanet.dataset_scripts.avsbench import NAMES
+from pcmanet.dataset_scripts.avsbench.layouts import NAMES
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
 from pcmanet.dataset_scripts.sounding_shapes.clips import NEGATIVE_KINDS
 
@@ -24,20 +24,16 @@ from pcmanet.dataset_scripts.sounding_shapes.clips import NEGATIVE_KINDS
 FREEZABLE = ("audio_encoder", "backbone")
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be used; the message says which value came, what was expected and what to do."""
-
-
-def setting(default: Any, meaning: str, *, free: bool = False, **rules: Any) -> Any:
+def _setting(default: Any, text: str, *, affects_weights: bool = True, **rules: Any) -> Any:
     """Declare a field of the recipe.
 
     Args:
-        default: Its value unless a recipe names another.
-        meaning: One line for `--help`.
-        free: Whether the field may differ when a run is resumed, because it does not change the weights.
-        **rules: `choices`; `least` and `most`, both allowed themselves; `above`, not allowed itself.
+        default: Its value if a recipe does not contain it.
+        text: One line of help.
+        affects_weights: Whether the weights depend on it. Other fields may change when a run is resumed.
+        **rules: `choices`; `minimum` and `maximum`, both inclusive; `above`, exclusive.
     """
-    metadata = {"meaning": meaning, "free": free, **rules}
+    metadata = {"help": text, "affects_weights": affects_weights, **rules}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -45,87 +41,106 @@ def setting(default: Any, meaning: str, *, free: bool = False, **rules: Any) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything on which the weights of a run depend, and how it is watched; each field says what it is.
+    """Everything that determines the weights of a run, and how the run is evaluated and logged.
+
+    Each field has a line of help, see [`describe_fields`].
 
     Raises:
-        RecipeError: If a value has the wrong type, is out of its range, or does not go with another.
+        ValueError: If a value has the wrong type, is out of range, or contradicts another.
     """
 
     # Data.
-    task: str = setting("ms3", "kind of data", choices=NAMES)
-    data: str | None = setting(None, "folder of AVSBench or one's own clips; null: Sounding Shapes, made on the fly")
-    label_noise: str = setting(
-        "keep", "avss: what becomes of classes that the table does not name", choices=LABEL_NOISE_RULES
+    task: str = _setting("ms3", "layout of the data", choices=NAMES)
+    data: str | None = _setting(None, "folder of AVSBench or of your own clips; null: generated Sounding Shapes")
+    label_noise: str = _setting(
+        "keep", "avss: what to do with classes that the label table does not name", choices=LABEL_NOISE_RULES
     )
-    frames_per_second: float = setting(1.0, "folder: rate at which frames are taken, in hertz", above=0.0)
-    log_mel_cache: str | None = setting(None, "folder that keeps log-mel features of sounds that never change")
-    image_size: int = setting(224, "side of the square frames that the network sees, in pixels", least=32)
-    centre_crop: bool = setting(False, "cut training frames to their middle square instead of squashing them")
-    augmentation: dict[str, Any] | None = setting(
-        None, "fields of dataset_scripts/augmentation.py that differ from its defaults; null: none at all"
+    frames_per_second: float = _setting(1.0, "folder: sampling rate of the frames, in hertz", above=0.0)
+    log_mel_cache: str | None = _setting(None, "folder in which log-mel features of unchanged audio are cached")
+    image_size: int = _setting(224, "side of the square frames that the network receives, in pixels", minimum=32)
+    center_crop: bool = _setting(False, "crop training frames to their central square instead of squashing them")
+    augmentation: dict[str, Any] | None = _setting(
+        None, "fields of dataset_scripts/augmentation.py that differ from its defaults; null: no augmentation"
     )
-    clips: int = setting(16000, "Sounding Shapes: training clips", least=1)
-    evaluation_clips: int = setting(64, "Sounding Shapes: validation clips", least=1)
-    pair_sounds: bool = setting(False, "Sounding Shapes: show every picture twice, under different sounds")
-    negative_fraction: float = setting(
-        0.0, "Sounding Shapes: share of clips in which nothing sounds", least=0.0, most=0.5
+    clips: int = _setting(16000, "Sounding Shapes: number of training clips", minimum=1)
+    evaluation_clips: int = _setting(64, "Sounding Shapes: number of validation clips", minimum=1)
+    pair_audio: bool = _setting(False, "Sounding Shapes: use every video twice, with different audio")
+    negative_fraction: float = _setting(
+        0.0, "Sounding Shapes: fraction of clips without a sounding object", minimum=0.0, maximum=0.5
     )
-    negative_kinds: tuple[str, ...] = setting(
-        NEGATIVE_KINDS, "Sounding Shapes: which sounds these have", choices=NEGATIVE_KINDS
+    negative_kinds: tuple[str, ...] = _setting(
+        NEGATIVE_KINDS, "Sounding Shapes: kinds of audio of these clips", choices=NEGATIVE_KINDS
     )
-    listening_sounds: int = setting(
-        0, "Sounding Shapes: sounds that teach the audio encoder before pictures come in", least=0
+    audio_pretraining_clips: int = _setting(
+        0, "Sounding Shapes: audio clips on which the audio encoder is trained to classify sounds first", minimum=0
     )
 
     # Network.
-    preset: str = setting("tiny", "network size", choices=("tiny", "resnet50", "pvt_v2_b5"))
-    visual_backbone: str | None = setting(None, "Hub id or folder of pretrained weights, instead of the preset's size")
-    audio_encoder: str | None = setting(None, "Hub id or folder of a pretrained VGGish")
-    configuration: dict[str, Any] = setting({}, "fields of the network's configuration")
-    initialize_from: str | None = setting(None, "checkpoint to start from; its heads may have other classes")
-    reinitialize_mismatched: bool = setting(False, "start weights anew that do not fit in initialize_from")
-    freeze: tuple[str, ...] = setting(("audio_encoder",), "parts that do not learn", choices=FREEZABLE)
-    batch_norm: str = setting(
+    preset: str = _setting("tiny", "size of the network", choices=("tiny", "resnet50", "pvt_v2_b5"))
+    visual_backbone: str | None = _setting(
+        None, "Hub id or folder of a pretrained backbone, in place of the preset's backbone"
+    )
+    audio_encoder: str | None = _setting(None, "Hub id or folder of a pretrained VGGish")
+    configuration: dict[str, Any] = _setting({}, "fields of the network's configuration")
+    initialize_from: str | None = _setting(None, "checkpoint to initialize from; its heads may have other classes")
+    reinitialize_mismatched: bool = _setting(False, "initialize weights anew that do not fit in initialize_from")
+    freeze: tuple[str, ...] = _setting(("audio_encoder",), "parts that are not trained", choices=FREEZABLE)
+    batch_norm: str = _setting(
         "local",
-        "statistics of each process, of all of them (GPU), or the running ones of the backbone or everywhere",
+        "batch statistics of each process or of all (GPU), or running statistics in the backbone or everywhere",
         choices=("local", "synchronized", "frozen_backbone", "frozen"),
     )
-    gradient_checkpointing: bool = setting(
-        False, "compute activations twice instead of keeping them; BatchNorm counts each batch twice"
+    gradient_checkpointing: bool = _setting(
+        False, "recompute activations instead of storing them; BatchNorm counts each batch twice"
     )
-    compile: bool = setting(False, "torch.compile")
-    mixed_precision: str = setting("bf16", "of forward and backward", choices=("none", "bf16", "fp16"))
+    compile: bool = _setting(False, "use torch.compile")
+    mixed_precision: str = _setting("bf16", "precision of forward and backward", choices=("none", "bf16", "fp16"))
 
     # Optimization.
-    optimizer: str = setting("adamw", "which", choices=("adam", "adamw"))
-    learning_rate: float = setting(2e-3, "peak, after warm-up", above=0.0)
-    backbone_learning_rate: float | None = setting(None, "of the visual backbone; null: as the rest", above=0.0)
-    weight_decay: float = setting(0.02, "of the optimizer", least=0.0)
-    schedule: str = setting("cosine", "after warm-up", choices=("constant", "cosine"))
-    warmup_fraction: float = setting(0.05, "share of the steps in which the learning rate rises", least=0.0, most=1.0)
-    average_decay: float | None = setting(
-        0.998, "per step, of the weight average that is evaluated and saved; null: none", least=0.0, most=0.99999
+    optimizer: str = _setting("adamw", "optimizer", choices=("adam", "adamw"))
+    learning_rate: float = _setting(2e-3, "peak learning rate, after warm-up", above=0.0)
+    backbone_learning_rate: float | None = _setting(
+        None, "peak learning rate of the visual backbone; null: as the rest", above=0.0
     )
-    gradient_clipping: float | None = setting(1.0, "largest norm of the gradient; null: any", above=0.0)
-    batch_size: int = setting(8, "clips per optimizer step, over all processes", least=1)
-    gradient_accumulation: int = setting(1, "parts in which each process goes through its share of a step", least=1)
-    epochs: int = setting(1, "passes over the data; Sounding Shapes needs only one", least=1)
-    seed: int = setting(0, "of initial weights, order and augmentation", least=0)
+    weight_decay: float = _setting(0.02, "weight decay of the optimizer", minimum=0.0)
+    schedule: str = _setting("cosine", "learning rate schedule after warm-up", choices=("constant", "cosine"))
+    warmup_fraction: float = _setting(0.05, "fraction of the steps used for warm-up", minimum=0.0, maximum=1.0)
+    average_decay: float | None = _setting(
+        0.998,
+        "decay per step of the weight average that is evaluated and saved; null: no average",
+        minimum=0.0,
+        maximum=0.99999,
+    )
+    gradient_clipping: float | None = _setting(1.0, "maximum norm of the gradient; null: no limit", above=0.0)
+    batch_size: int = _setting(8, "clips per optimizer step, over all processes", minimum=1)
+    gradient_accumulation: int = _setting(1, "batches into which each process divides its clips of a step", minimum=1)
+    epochs: int = _setting(1, "passes over the data; Sounding Shapes need only one", minimum=1)
+    seed: int = _setting(0, "seed of initial weights, order and augmentation", minimum=0)
 
-    # Evaluations, checkpoints, watching.
-    evaluations: int = setting(10, "how often to evaluate, evenly spaced; the last one is at the end", least=1)
-    evaluate_from: float = setting(0.0, "share of the run before which evaluations are left out", least=0.0, most=1.0)
-    evaluation_batch_size: int = setting(4, "clips per batch of validation", least=1)
-    early_stopping: int | None = setting(None, "evaluations without a better mIoU after which to stop", least=1)
-    checkpoint_steps: int = setting(500, "optimizer steps between checkpoints", free=True, least=1)
-    save_total_limit: int | None = setting(2, "how many checkpoints are kept; null: all", free=True, least=1)
-    num_workers: int = setting(1, "processes that make clips, for each training process", free=True, least=0)
-    trackers: tuple[str, ...] = setting(("tensorboard",), "where figures go besides OUTPUT/log.jsonl", free=True)
+    # Evaluation, checkpoints, logging.
+    evaluations: int = _setting(10, "number of evaluations, evenly spaced; the last is at the end", minimum=1)
+    evaluate_from: float = _setting(
+        0.0, "fraction of the run before which evaluations are skipped", minimum=0.0, maximum=1.0
+    )
+    evaluation_batch_size: int = _setting(4, "clips per validation batch", minimum=1)
+    early_stopping_patience: int | None = _setting(
+        None, "evaluations without a better mIoU after which to stop; null: never", minimum=1
+    )
+    checkpoint_steps: int = _setting(500, "optimizer steps between checkpoints", affects_weights=False, minimum=1)
+    save_total_limit: int | None = _setting(
+        2, "number of checkpoints to keep; null: all", affects_weights=False, minimum=1
+    )
+    num_workers: int = _setting(
+        1, "data loading processes for each training process", affects_weights=False, minimum=0
+    )
+    trackers: tuple[str, ...] = _setting(
+        ("tensorboard",), "where to log in addition to OUTPUT/log.jsonl", affects_weights=False
+    )
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for one in fields(self):
-            value = convert(one.name, getattr(self, one.name), hints[one.name])
+            value = _convert(one.name, getattr(self, one.name), hints[one.name])
             object.__setattr__(self, one.name, value)
             _check_range(one.name, value, one.metadata)
         _check_network(self)
@@ -133,40 +148,29 @@ class Recipe:
 
     @property
     def training_augmentation(self) -> Augmentation | None:
-        """What changes training clips, or None."""
+        """Augmentation of training clips, or None."""
         return None if self.augmentation is None else Augmentation(**self.augmentation)
 
-    @property
-    def binary(self) -> bool:
-        """Whether Sounding Shapes of this task only tell sounding from silent."""
-        return self.task != "avss"
-
     def to_dict(self) -> dict[str, Any]:
-        """The fields as YAML and JSON write them."""
+        """Return the fields as YAML and JSON can hold them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Tell in which fields on which the weights depend this recipe differs from one as `to_dict` gives it."""
-        mine = self.to_dict()
-        bound = [one.name for one in fields(self) if not one.metadata["free"]]
-        return [
-            f"{name} is {mine[name]!r}, was {other.get(name)!r}" for name in bound if mine[name] != other.get(name)
-        ]
+    def settings(self) -> dict[str, Any]:
+        """Return the fields on which the weights depend, as YAML and JSON can hold them."""
+        values = self.to_dict()
+        return {one.name: values[one.name] for one in fields(self) if one.metadata["affects_weights"]}
 
 
-def convert(name: str, value: Any, hint: Any) -> Any:
-    """Bring a value from YAML to the type of its field, without guessing.
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """Convert a value from YAML to the type of its field.
 
     Args:
         name: The field.
-        value: What came. A float may come as a whole number or as the text "1e-4", which YAML takes for no number.
-        hint: The field's type.
-
-    Returns:
-        The value.
+        value: The value. A float may be given as an integer or as the text "1e-4", which YAML does not read as a number.
+        hint: The type of the field.
 
     Raises:
-        RecipeError: If it has another type.
+        ValueError: If the value has another type.
     """
     kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and types.NoneType in kinds:
@@ -181,147 +185,152 @@ def convert(name: str, value: Any, hint: Any) -> Any:
             pass
     elif type(value) is kind:
         return dict(value) if kind is dict else value
-    words = {tuple: "a list of words", dict: "key: value pairs", float: "a number", int: "a whole number"}
-    expected = words.get(kind, {str: "a word", bool: "true or false"}.get(kind))
-    nothing = " or null" if types.NoneType in kinds else ""
-    raise RecipeError(f"{name} is {value!r}; expected {expected}{nothing}.")
+    words = {tuple: "a list of strings", dict: "key: value pairs", float: "a number", int: "an integer"}
+    expected = words.get(kind, {str: "a string", bool: "true or false"}.get(kind))
+    or_null = " or null" if types.NoneType in kinds else ""
+    raise ValueError(f"{name} is {value!r}, expected {expected}{or_null}.")
 
 
 def _check_range(name: str, value: Any, rules: Mapping[str, Any]) -> None:
-    """Refuse a value that is none of its choices or out of its range."""
+    """Check that a value is one of its choices or in its range."""
     if choices := rules.get("choices"):
         for one in value if isinstance(value, tuple) else (value,):
             if one not in choices:
-                raise RecipeError(f"{name} is {one!r}; choose out of {', '.join(choices)}.")
+                raise ValueError(f"{name} is {one!r}, expected one of {', '.join(choices)}.")
     if value is None:
         return
-    # NaN fails every comparison, so each asks for what is right.
-    if "least" in rules and not value >= rules["least"]:
-        raise RecipeError(f"{name} is {value}; it must be {rules['least']} or more.")
-    if "most" in rules and not value <= rules["most"]:
-        raise RecipeError(f"{name} is {value}; it must be {rules['most']} or less.")
+    # NaN fails every comparison, so each condition is the valid case.
+    if "minimum" in rules and not value >= rules["minimum"]:
+        raise ValueError(f"{name} is {value}, expected {rules['minimum']} or more.")
+    if "maximum" in rules and not value <= rules["maximum"]:
+        raise ValueError(f"{name} is {value}, expected {rules['maximum']} or less.")
     if "above" in rules and not rules["above"] < value < float("inf"):
-        raise RecipeError(f"{name} is {value}; it must be a number above {rules['above']}.")
+        raise ValueError(f"{name} is {value}, expected a finite number above {rules['above']}.")
 
 
 def _check_network(recipe: Recipe) -> None:
-    """Refuse values about the network and its optimization that do not go with each other."""
+    """Check values of the network and its optimization that depend on each other."""
     if recipe.visual_backbone is not None and recipe.audio_encoder is None:
-        raise RecipeError("visual_backbone goes with audio_encoder: the network needs both; name a VGGish as well.")
+        raise ValueError("visual_backbone is set without audio_encoder. Set audio_encoder to a pretrained VGGish too.")
     if recipe.initialize_from is not None and recipe.visual_backbone is not None:
-        raise RecipeError("initialize_from and visual_backbone are both given; a run starts from one of them.")
+        raise ValueError("initialize_from and visual_backbone are both set. Set one of them.")
     if recipe.reinitialize_mismatched and recipe.initialize_from is None:
-        raise RecipeError("reinitialize_mismatched is about initialize_from, which is null; name a checkpoint.")
-    unheard = recipe.audio_encoder is None and recipe.initialize_from is None
-    if recipe.data is not None and unheard and "audio_encoder" in recipe.freeze:
-        raise RecipeError(
-            "freeze has audio_encoder, but nothing says where its weights come from: it would stay random for ever. Give a "
-            "pretrained VGGish (audio_encoder=FOLDER, as `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes it) or a "
-            "checkpoint (initialize_from), or let it learn (freeze=[])."
+        raise ValueError(
+            "reinitialize_mismatched is set without initialize_from. Set initialize_from to a checkpoint."
+        )
+    untrained = recipe.audio_encoder is None and recipe.initialize_from is None
+    if recipe.data is not None and untrained and "audio_encoder" in recipe.freeze:
+        raise ValueError(
+            "freeze contains audio_encoder, but its weights are not given, so it would stay random. Set audio_encoder to a "
+            "pretrained VGGish (the folder that `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes), set "
+            "initialize_from to a checkpoint, or train it (freeze=[])."
         )
     if recipe.batch_size % recipe.gradient_accumulation:
-        raise RecipeError(
-            f"batch_size is {recipe.batch_size} and gradient_accumulation {recipe.gradient_accumulation}; "
-            "the first must be a multiple of the second."
+        raise ValueError(
+            f"batch_size is {recipe.batch_size} and gradient_accumulation is {recipe.gradient_accumulation}. "
+            "Set batch_size to a multiple of gradient_accumulation."
         )
 
 
 def _check_data(recipe: Recipe) -> None:
-    """Refuse values about the data that do not go with each other."""
+    """Check values of the data that depend on each other."""
     if recipe.task == "folder" and recipe.data is None:
-        raise RecipeError("task is folder, but data is null; name the folder of your clips: --set data=FOLDER.")
-    shapes_only = [name for name in ("pair_sounds", "negative_fraction", "listening_sounds") if getattr(recipe, name)]
+        raise ValueError("task is folder, but data is not set. Give the folder of your clips: --data FOLDER.")
+    shapes_only = [
+        name for name in ("pair_audio", "negative_fraction", "audio_pretraining_clips") if getattr(recipe, name)
+    ]
     if recipe.data is not None and shapes_only:
-        raise RecipeError(
-            f"{', '.join(shapes_only)} is for Sounding Shapes, but data is {recipe.data}; for sounds that belong to "
-            "nothing in the picture set augmentation.replacement."
+        raise ValueError(
+            f"{', '.join(shapes_only)} needs Sounding Shapes, but data is {recipe.data}. For audio that matches no visible "
+            "object, set augmentation.replacement."
         )
-    _require_known(recipe.augmentation or {}, Augmentation, "augmentation")
+    _check_known(recipe.augmentation or {}, Augmentation, "augmentation")
     try:
         augmentation = recipe.training_augmentation
     except ValueError as error:
-        raise RecipeError(f"augmentation is {recipe.augmentation}: {error}") from error
-    if recipe.log_mel_cache is not None and augmentation is not None and augmentation.changes_sound:
-        raise RecipeError(
-            "log_mel_cache keeps features of sounds that stay as they are; set augmentation.loudness, mixing and "
-            "replacement to 0, or leave the cache out."
+        raise ValueError(f"augmentation is {recipe.augmentation}: {error}") from error
+    if recipe.log_mel_cache is not None and augmentation is not None and augmentation.changes_audio:
+        raise ValueError(
+            "log_mel_cache needs audio that does not change. Set augmentation.loudness, mixing and replacement to 0, or "
+            "log_mel_cache to null."
         )
 
 
-def _require_known(values: Mapping[str, Any], kind: type, source: str) -> None:
-    """Refuse a key that is no field of a dataclass, naming the one that may have been meant."""
+def _check_known(values: Mapping[str, Any], kind: type, source: str) -> None:
+    """Check that all keys are fields of a dataclass; the error suggests the closest one."""
     known = [one.name for one in fields(kind)]
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
-            raise RecipeError(f"{source} has the unknown key {key!r}; {remedy}")
+            remedy = f"Did you mean {close[0]}?" if close else f"Expected one of {', '.join(known)}."
+            raise ValueError(f"{source} has the unknown key {key!r}. {remedy}")
 
 
-def recipe_from_dict(values: Mapping[str, Any], source: str = "the recipe") -> Recipe:
-    """Make a recipe from plain values.
+def recipe_from_dict(values: Mapping[str, Any], source: str = "The recipe") -> Recipe:
+    """Create a recipe from plain values.
 
     Args:
         values: Any of its fields.
-        source: What error messages call it.
+        source: Its name in error messages.
 
     Raises:
-        RecipeError: If a key is unknown or a value cannot be used.
+        ValueError: If a key is unknown or a value is invalid.
     """
-    _require_known(values, Recipe, source)
+    _check_known(values, Recipe, source)
     try:
         return Recipe(**values)
-    except RecipeError as error:
-        raise RecipeError(f"{source}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
-def read_recipe(path: str | Path | None, assignments: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path | None, assignments: Sequence[str] = (), *, data: str | None = None) -> Recipe:
     """Read a recipe file and change fields of it.
 
     Args:
         path: YAML file with any of the recipe's fields; None for the defaults.
         assignments: `key=value` with a value as in YAML, `key.inner=value` for a field of a field.
-
-    Returns:
-        The recipe.
+        data: Value of the field `data`, which takes precedence.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        RecipeError: If the file is no mapping, a key is unknown or a value cannot be used.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file does not contain key: value pairs, a key is unknown or a value is invalid.
     """
     values: Any = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text()) or {}
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
-            raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{path} holds {type(values).__name__}; expected key: value pairs.")
+        raise ValueError(f"{path} contains {type(values).__name__}, expected key: value pairs.")
     for assignment in assignments:
         _assign(values, assignment)
-    return recipe_from_dict(values, "the command line" if path is None else str(path))
+    if data is not None:
+        values["data"] = data
+    return recipe_from_dict(values, "The command line" if path is None else str(path))
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:
-    """Put one `key=value` or `key.inner=value` into the values of a recipe."""
+    """Apply one `key=value` or `key.inner=value` to the values of a recipe."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set got {assignment!r}; expected key=value, such as learning_rate=1e-4.")
+        raise ValueError(f"--set got {assignment!r}, expected key=value, such as learning_rate=1e-4.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {assignment!r}: the value is no YAML; put it in quotes.") from error
+        raise ValueError(f"--set {assignment!r}: the value is not valid YAML. Put it in quotes.") from error
     outer, dot, inner = key.partition(".")
     if not dot:
         values[key] = value
         return
     if not isinstance(values.get(outer) or {}, dict):
-        raise RecipeError(f"--set {assignment!r}: {outer} is {values[outer]!r}, which has no fields.")
+        raise ValueError(f"--set {assignment!r}: {outer} is {values[outer]!r}, which has no fields.")
     values[outer] = {**(values.get(outer) or {}), inner: value}
 
 
 def describe_fields() -> str:
-    """List the fields with their meaning and default, for `--help`."""
+    """Return a line for every field with its help and default."""
     defaults = Recipe().to_dict()
-    lines = [f"  {one.name}: {one.metadata['meaning']} [{json.dumps(defaults[one.name])}]" for one in fields(Recipe)]
-    return "fields of a recipe [default]:\n" + "\n".join(lines)
+    return "\n".join(
+        f"  {one.name}: {one.metadata['help']} [{json.dumps(defaults[one.name])}]" for one in fields(Recipe)
+    )

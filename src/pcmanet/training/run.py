@@ -1,123 +1,128 @@
-"""One training run with all its parts, put together from a recipe; the loop itself stands in examples/train_pcmanet.py."""
+"""A training run: its start, its loop, its evaluations, and what it writes to its folder.
 
+    run = start_run(read_recipe("examples/recipes/smoke.yaml"), Path("runs/smoke"))
+    print(train(run))
+
+`pcmanet train` does the same with command line options.
+"""
+
+import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import TorchDynamoPlugin, broadcast_object_list, parse_flag_from_env, set_seed
-from torch.utils.data import Dataset
+from accelerate.utils import TorchDynamoPlugin, broadcast_object_list, set_seed
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from pcmanet.files import recover, written_aside
+from modeling_pcmanet.configuration_pcmanet import NUM_STAGES
+from modeling_pcmanet.modeling_pcmanet import PCMANetOutput
+from pcmanet.checkpoints import uses_cpu
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, SemanticMetrics
+from pcmanet.files import atomic_folder, recover
 
-from .checkpoints import FOLDER, Checkpoints, resume_command
-from .data import (
-    Batch,
-    BatchPlan,
-    SeededCollator,
-    build_collators,
-    build_datasets,
-    class_names,
-    describe_clips,
-    training_batches,
-)
-from .evaluation import Evaluator
+from .checkpoints import FOLDER, Checkpoints
+from .data import Batch, TrainingData, class_names, load_datasets
 from .network import (
     WeightAverage,
     build_network,
     build_optimizer,
     build_processor,
+    prepare_for_training,
     pretrain_audio_encoder,
-    set_training_mode,
-    synchronize_norms,
+    set_learning_rate,
 )
 from .recipe import Recipe
-from .record import write_record
+from .record import resume_command, write_record
 from .tracking import Tracker
-
-
-@dataclass
-class Progress:
-    """Where a run stands.
-
-    Attributes:
-        step: Optimizer steps done.
-        figures: Of the last evaluation.
-        evaluated_step: After which step that was.
-        best: Figures of the best evaluation, by mIoU.
-        best_step: After which step that was.
-        stale: Evaluations since then.
-        stopped: Whether early stopping has ended the run.
-        seconds: Spent training so far, over all starts.
-    """
-
-    step: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-    evaluated_step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    best_step: int = 0
-    stale: int = 0
-    stopped: bool = False
-    seconds: float = 0.0
-
-    def take(self, figures: dict[str, float], patience: int | None) -> bool:
-        """Take in the figures of an evaluation after the present step.
-
-        Args:
-            figures: With `miou`.
-            patience: Evaluations without a better one after which the run stops; None never does.
-
-        Returns:
-            Whether they are the best so far.
-        """
-        self.figures, self.evaluated_step = figures, self.step
-        better = not self.best or figures["miou"] > self.best["miou"]
-        if better:
-            self.best, self.best_step, self.stale = figures, self.step, 0
-        else:
-            self.stale += 1
-        self.stopped = patience is not None and self.stale >= patience
-        return better
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON writes them."""
-        return asdict(self)
-
-
-def evaluation_steps(steps: int, evaluations: int, evaluate_from: float) -> set[int]:
-    """After which steps to evaluate: evenly spaced, the last one at the end.
-
-    Args:
-        steps: Of the whole run.
-        evaluations: How many, counting those that are left out.
-        evaluate_from: Share of the run before which they are left out.
-    """
-    spaced = {round(steps * (number + 1) / evaluations) for number in range(evaluations)}
-    return {step for step in spaced if step >= steps * evaluate_from and step > 0}
 
 
 RECIPE = "recipe.yaml"
 BEST, LAST = "best", "last"
 
+# The paper counts its stages from fine to coarse, the network computes them from coarse to fine.
+STAGES = tuple(range(NUM_STAGES, 0, -1))
+
+
+def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps: int | None = None) -> "Run":
+    """Build all parts of a run. All processes must call this.
+
+    Args:
+        recipe: The settings of the run.
+        output: The run's folder.
+        resume: The folder of a checkpoint or "latest", to resume the run in `output`; None for a new run.
+        max_steps: Number of steps in total after which to stop; the schedule remains that of the complete run.
+
+    Returns:
+        The run, ready for its next step.
+
+    Raises:
+        FileExistsError: If the folder contains a run that is not to be resumed.
+        CheckpointError: If the run cannot be resumed.
+        SettingsError: If the run was begun with other settings.
+        ValueError: If the recipe does not match the data, the number of processes or a checkpoint to initialize from.
+    """
+    accelerator = start_accelerator(recipe)
+    open_output(output, resume is not None, accelerator)
+    set_seed(recipe.seed)
+    names, processor = class_names(recipe), build_processor(recipe)
+    network = build_network(recipe, names).to(memory_format=torch.channels_last)
+    with accelerator.main_process_first():  # it prepares the cache of the data set, if there is one
+        datasets = load_datasets(recipe)
+    data = TrainingData(recipe, datasets, processor, binary=len(names) == 1, num_processes=accelerator.num_processes)
+    # As the first process sees it: on another machine the same files may have other times.
+    (identity,) = broadcast_object_list([data.identity()])
+    checkpoints = Checkpoints(accelerator, output, recipe, identity)
+    if recipe.audio_pretraining_clips and not (resume and checkpoints.all()):
+        extractor, quiet = processor.feature_extractor, not accelerator.is_main_process
+        pretrain_audio_encoder(network.model.audio_encoder, extractor, recipe, accelerator.device, quiet)
+
+    average = WeightAverage(network, recipe.average_decay)
+    average.network.to(accelerator.device)
+    network = prepare_for_training(network, recipe, accelerator)
+    wrapped, optimizer = accelerator.prepare(network, build_optimizer(network, recipe))
+    accelerator.register_for_checkpointing(average)
+    # From here on the processes draw different random numbers, for example for the drop path of the backbone.
+    set_seed(recipe.seed, device_specific=True)
+
+    run = Run(
+        recipe=recipe,
+        output=output,
+        accelerator=accelerator,
+        processor=processor,
+        network=network,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        average=average,
+        data=data,
+        tracker=Tracker(accelerator, output, recipe, names=recipe.trackers),
+        checkpoints=checkpoints,
+        last_step=data.plan.steps if max_steps is None else min(data.plan.steps, max_steps),
+    )
+    if resume is not None:
+        run.resume(resume)
+    write_recipe(output, recipe, accelerator)
+    return run
+
 
 def start_accelerator(recipe: Recipe) -> Accelerator:
-    """Join the other processes, if there are any, on the devices there are."""
-    logging.disable_progress_bar()  # of transformers, for a file that is written in a moment
-    # Left to itself, Accelerate takes CPU processes of torchrun for one process each.
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    """Start Accelerate with the precision and compilation of a recipe."""
+    logging.disable_progress_bar()  # of transformers, for files that are written in a moment
     precision = "no" if recipe.mixed_precision == "none" else recipe.mixed_precision
-    # Inductor fails on sizes that it takes for variable; a run has few, each of which it then compiles for.
+    # Inductor fails on sizes that it treats as dynamic. A run has few sizes; each is compiled separately.
     dynamo = TorchDynamoPlugin(backend="inductor", dynamic=False) if recipe.compile else None
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, dynamo_plugin=dynamo)
+    accelerator = Accelerator(cpu=uses_cpu(), mixed_precision=precision, dynamo_plugin=dynamo)
     if accelerator.state.deepspeed_plugin is not None:
-        # DeepSpeed reads this off a loader that is prepared with the network; ours never is, it deals out clips itself.
+        # DeepSpeed reads these from a loader that is prepared with the network; this run distributes its clips itself.
         share = recipe.batch_size // (recipe.gradient_accumulation * accelerator.num_processes)
         settings = {"train_micro_batch_size_per_gpu": share, "gradient_clipping": recipe.gradient_clipping or 0.0}
         accelerator.state.deepspeed_plugin.deepspeed_config.update(settings)
@@ -125,15 +130,15 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def open_output(output: Path, resume: bool, accelerator: Accelerator) -> None:
-    """Make sure that the run's folder is free, or is to be gone on with, and tidy up what a kill left there.
+    """Check that the run's folder is free, or is to be resumed, and remove what a killed process left incomplete.
 
     Raises:
-        FileExistsError: If there is a run already and none is to be resumed.
+        FileExistsError: If there is a run and none is to be resumed.
     """
-    there = [name for name in (RECIPE, FOLDER, BEST, LAST) if (output / name).exists()]
-    if there and not resume:
+    found = [name for name in (RECIPE, FOLDER, BEST, LAST) if (output / name).exists()]
+    if found and not resume:
         raise FileExistsError(
-            f"{output} already holds a run ({', '.join(there)}): go on with it by adding --resume, or give another "
+            f"{output} already contains a run ({', '.join(found)}). Resume it by adding --resume, or choose another "
             "--output."
         )
     accelerator.wait_for_everyone()
@@ -142,51 +147,234 @@ def open_output(output: Path, resume: bool, accelerator: Accelerator) -> None:
 
 
 def write_recipe(output: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-    """Leave the recipe beside what comes of it."""
+    """Write the recipe to the run's folder, which is created."""
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        (output / RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        (output / RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
     accelerator.wait_for_everyone()
 
 
-def save_model(
-    folder: Path, network: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor, record: dict[str, Any]
-) -> None:
-    """Save weights, processor and metrics.json with the figures they reached; one process calls this.
+def train(run: "Run") -> str:
+    """Train from the run's next step to its end. All processes must call this.
 
     Args:
-        folder: Replaced if it is there; never seen half written.
-        network: Not wrapped.
-        processor: Its processor.
-        record: What metrics.json holds besides the command and the environment.
+        run: The run.
+
+    Returns:
+        How the run ended, in a few lines.
+
+    Raises:
+        FloatingPointError: If the loss is not finite.
+        CheckpointError: If a checkpoint cannot be written.
     """
-    with written_aside(folder) as aside:
-        network.save_pretrained(aside)
-        processor.save_pretrained(aside)
-        write_record(aside, record)
+    bar = tqdm(
+        desc="training",
+        unit="step",
+        total=run.last_step,
+        initial=run.progress.step,
+        mininterval=1.0,
+        disable=not run.accelerator.is_main_process,
+    )
+    for batches in run.steps():
+        set_learning_rate(run.optimizer, run.recipe, run.progress.step, run.data.plan.steps)
+        values = take_step(run, batches)
+        run.finish_step(values)
+        bar.update()
+        best = f"{run.progress.best['miou']:.4f}" if run.progress.best else "none yet"
+        bar.set_postfix(loss=f"{values['loss']:.3f}", best=best, refresh=False)
+        if run.progress.stopped:
+            break
+    bar.close()
+    return run.finish()
+
+
+def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
+    """Take one optimizer step.
+
+    The loss is the mean over the annotated frames of all clips of the step, however they are divided among processes and
+    batches. So each batch is weighted by its number of annotated frames.
+
+    Args:
+        run: The run.
+        batches: The batches of this process, see `TrainingData.training_batches`.
+
+    Returns:
+        Values to log: loss, learning rate, norm of the gradient, kept ratios.
+
+    Raises:
+        FloatingPointError: If the loss is not finite.
+    """
+    accelerator, optimizer = run.accelerator, run.optimizer
+    counts = [batch["annotated_frames"].sum() for batch in batches]
+    total = accelerator.reduce(torch.stack(counts).sum(), "sum").clamp(min=1)
+    sums = torch.zeros(
+        NUM_STAGES, device=accelerator.device
+    )  # of the loss and the kept ratios of all stages but the last
+    for number, (batch, count) in enumerate(zip(batches, counts, strict=True), start=1):
+        accelerator.sync_gradients = number == len(batches)
+        with contextlib.nullcontext() if accelerator.sync_gradients else accelerator.no_sync(run.wrapped):
+            outputs = run.wrapped(**batch)
+            # Gradients are averaged over the processes, so the mean over their frames needs their number as a factor.
+            accelerator.backward(outputs.loss * (count / total * accelerator.num_processes))
+        sums += torch.cat([outputs.loss.detach().float()[None], outputs.kept_ratios.float()]) * (count / total)
+    loss, *kept_ratios = accelerator.reduce(sums, "sum").tolist()
+    if not math.isfinite(loss):
+        remedy = "Lower learning_rate, increase warmup_fraction, or set mixed_precision to none"
+        raise FloatingPointError(
+            f"Expected a finite loss, got {loss} in step {run.progress.step + 1}. {remedy}. {run.checkpoints.resume_hint()}"
+        )
+    norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.recipe.gradient_clipping or math.inf)
+    optimizer.step()
+    optimizer.zero_grad()
+    values = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
+    values |= {} if norm is None else {"gradient_norm": float(norm)}  # DeepSpeed may not return it
+    return values | {f"stage_{stage}/kept_ratio": ratio for stage, ratio in zip(STAGES, kept_ratios, strict=False)}
+
+
+@torch.no_grad()
+def evaluate(
+    network: PCMANetForAudioVisualSegmentation,
+    data: TrainingData,
+    processor: PCMANetProcessor,
+    accelerator: Accelerator,
+) -> tuple[dict[str, float], dict[str, np.ndarray] | None]:
+    """Evaluate a network on every validation clip once, in float32, as `pcmanet evaluate` does.
+
+    Args:
+        network: In evaluation mode, not wrapped, with the same weights on every process.
+        data: The validation clips.
+        processor: Converts logits to masks.
+        accelerator: The processes that share the clips. All of them must call this.
+
+    Returns:
+        The metrics, equal on every process: those of the final output under the official protocol, `loss`, and for every
+        stage (numbered as in the paper, 4 is the coarsest) `stage_N/miou` and, except for the last, `stage_N/kept_ratio`.
+        And on the main process the first clip as arguments of `draw_panel`, otherwise None.
+
+    Raises:
+        ValueError: If no frame is annotated.
+    """
+    num_labels = network.config.num_labels
+    metrics = [BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels) for _ in STAGES]
+    # Sums over frames: loss and number of annotated frames; kept ratios and number of frames.
+    sums = torch.zeros(NUM_STAGES + 2, dtype=torch.float64)
+    panel = None
+    indices = data.validation_indices(accelerator.process_index)
+    bar = tqdm(
+        zip(indices, data.validation_batches(indices, accelerator.device), strict=True),
+        desc="validation",
+        unit="batch",
+        total=len(indices),
+        leave=False,
+        disable=not accelerator.is_main_process,
+    )
+    for clip_indices, batch in bar:
+        outputs = network(**batch)
+        for stage_metrics, logits in zip(metrics, outputs.stage_logits, strict=True):
+            masks = batch["labels"], batch["frame_mask"], batch["annotated_frames"]
+            stage_metrics.update(logits.float(), *masks, clip_indices=clip_indices)
+        sums += _frame_sums(outputs, batch)
+        if panel is None and accelerator.is_main_process:
+            panel = _first_clip(outputs, batch, processor)
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums.to(accelerator.device), "sum")
+    return _compute(metrics, sums.tolist()), panel
+
+
+def _frame_sums(outputs: PCMANetOutput, batch: Batch) -> torch.Tensor:
+    """Return the sums of one batch, from its means."""
+    annotated, frames = batch["annotated_frames"].sum(), batch["frame_mask"].sum()
+    parts = [outputs.loss * annotated, annotated, *(outputs.kept_ratios * frames), frames]
+    return torch.stack([part.double().cpu() for part in parts])
+
+
+def _compute(metrics: list[ClipMetrics], sums: list[float]) -> dict[str, float]:
+    """Compute the metrics of all processes."""
+    loss, annotated, *kept, frames = sums
+    if not annotated:
+        raise ValueError("Expected annotated validation frames, got none. Add their masks to the table of the data.")
+    stages = [stage_metrics.gather().compute() for stage_metrics in metrics]
+    values = stages[-1] | {"loss": loss / annotated}
+    values |= {f"stage_{stage}/miou": metric["miou"] for stage, metric in zip(STAGES, stages, strict=True)}
+    return values | {f"stage_{stage}/kept_ratio": value / frames for stage, value in zip(STAGES, kept, strict=False)}
+
+
+def _first_clip(outputs: PCMANetOutput, batch: Batch, processor: PCMANetProcessor) -> dict[str, np.ndarray]:
+    """Return frames, predicted masks and labels of the first clip of a batch, without padding."""
+    real = batch["frame_mask"][0].cpu()
+    images = processor.image_processor
+    mean, std = (torch.tensor(values)[:, None, None] for values in (images.image_mean, images.image_std))
+    pixels = (batch["pixel_values"][0].cpu()[real] * std + mean).clamp(0, 1) * 255
+    masks = processor.post_process_semantic_segmentation(outputs)[0]
+    return {
+        "frames": pixels.round().byte().permute(0, 2, 3, 1).numpy(),
+        "masks": masks.cpu()[real].numpy(),
+        "labels": batch["labels"][0].cpu()[real].numpy(),
+    }
+
+
+@dataclass
+class Progress:
+    """The state of a run, as checkpoints save it.
+
+    Attributes:
+        step: Optimizer steps done.
+        metrics: Of the last evaluation.
+        evaluated_step: The step of the last evaluation.
+        best: Metrics of the best evaluation, by mIoU.
+        best_step: The step of the best evaluation.
+        patience_counter: Evaluations since the best one.
+        stopped: Whether early stopping has ended the run.
+        seconds: Training time so far, over all starts.
+    """
+
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    evaluated_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    patience_counter: int = 0
+    stopped: bool = False
+    seconds: float = 0.0
+
+    def update(self, metrics: dict[str, float], patience: int | None) -> bool:
+        """Add the metrics of an evaluation after the current step.
+
+        Args:
+            metrics: With `miou`.
+            patience: Evaluations without a better mIoU after which the run stops; None never stops it.
+
+        Returns:
+            Whether they are the best so far.
+        """
+        self.metrics, self.evaluated_step = metrics, self.step
+        better = not self.best or metrics["miou"] > self.best["miou"]
+        if better:
+            self.best, self.best_step, self.patience_counter = metrics, self.step, 0
+        else:
+            self.patience_counter += 1
+        self.stopped = patience is not None and self.patience_counter >= patience
+        return better
 
 
 @dataclass
 class Run:
-    """What a training loop needs.
+    """All parts of a run.
 
     Attributes:
-        recipe: What is done.
-        output: Folder for everything that is written.
+        recipe: The settings.
+        output: Folder of all files.
         accelerator: The processes and the device.
-        processor: Goes with the network.
+        processor: The processor of the network.
         network: The network, not wrapped.
-        wrapped: The network as the loop calls it.
-        optimizer: Of what learns.
+        wrapped: The network as the training loop calls it.
+        optimizer: The optimizer of the trainable weights.
         average: The weights that are evaluated and saved.
-        plan: Which clips are in which step.
-        clips: The training clips.
-        collate: Makes training batches.
-        evaluator: Measures a network.
-        tracker: Writes down how it goes.
-        checkpoints: To go on from.
-        last_step: After which step to stop.
-        progress: How far the run is.
+        data: The clips, and which of them are in which step.
+        tracker: The log.
+        checkpoints: To resume from.
+        last_step: The step after which to stop.
+        progress: The state of the run.
     """
 
     recipe: Recipe
@@ -197,10 +385,7 @@ class Run:
     wrapped: torch.nn.Module
     optimizer: AcceleratedOptimizer
     average: WeightAverage
-    plan: BatchPlan
-    clips: Dataset[Any]
-    collate: SeededCollator
-    evaluator: Evaluator
+    data: TrainingData
     tracker: Tracker
     checkpoints: Checkpoints
     last_step: int
@@ -208,171 +393,124 @@ class Run:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        self.evaluate_after = evaluation_steps(self.plan.steps, recipe.evaluations, recipe.evaluate_from)
+        self.evaluate_after = evaluation_steps(self.data.plan.steps, recipe.evaluations, recipe.evaluate_from)
         self.started = time.monotonic()
 
-    def resume(self, asked: str) -> None:
-        """Go on from a checkpoint, or from the start if the run was killed before its first one.
+    def resume(self, name: str) -> None:
+        """Resume from a checkpoint, or start again if the run was killed before its first one.
 
         Args:
-            asked: A checkpoint's folder, or "latest".
+            name: The folder of a checkpoint, or "latest".
 
         Raises:
-            CheckpointError: If the checkpoint is damaged, or of another run.
+            CheckpointError: If the checkpoint is not found or damaged.
+            SettingsError: If it is of a run with other settings.
         """
-        if state := self.checkpoints.load(asked):
+        if state := self.checkpoints.load(name):
             self.progress = Progress(**state["progress"])
             self.tracker.load_state_dict(state["tracker"])
             self.started -= self.progress.seconds
-        self.accelerator.print(f"going on after step {self.progress.step} of {self.plan.steps}")
+        self.accelerator.print(f"Resuming after step {self.progress.step} of {self.data.plan.steps}")
 
     def steps(self) -> Iterator[list[Batch]]:
-        """Yield what this process trains on, from where the run stands: the batches of one optimizer step at a time."""
+        """Yield the batches of this process for one optimizer step at a time, from the next step on."""
         end = self.progress.step if self.progress.stopped else self.last_step
-        steps, process = (self.progress.step, end), self.accelerator.process_index
-        device, workers = self.accelerator.device, self.recipe.num_workers
-        return training_batches(self.clips, self.plan, steps, process, self.collate, workers, device)
+        process, device = self.accelerator.process_index, self.accelerator.device
+        return self.data.training_batches(self.progress.step, end, process, device)
 
-    def finish_step(self, figures: dict[str, float]) -> None:
-        """Take in a step that was done: weight average, tracker, and an evaluation or a checkpoint if one is due."""
+    def finish_step(self, values: dict[str, float]) -> None:
+        """Update weight average and log after a step, and evaluate or save a checkpoint if it is time to.
+
+        Args:
+            values: See [`take_step`].
+        """
         self.average.update(self.network)
         self.progress.step += 1
         self.progress.seconds = time.monotonic() - self.started
-        self.tracker.log_step(self.progress.step, figures)
+        self.tracker.log_step(self.progress.step, values)
         if self.progress.step in self.evaluate_after:
             self.evaluate()
         at_end = self.progress.stopped or self.progress.step == self.last_step
         if at_end or self.progress.step % self.recipe.checkpoint_steps == 0:
-            state = {"progress": self.progress.to_dict(), "tracker": self.tracker.state_dict()}
+            state = {"progress": asdict(self.progress), "tracker": self.tracker.state_dict()}
             self.checkpoints.save(self.progress.step, state)
 
     def evaluate(self) -> None:
-        """Measure the averaged weights on the validation clips and save them if they are the best so far."""
-        evaluation = self.evaluator(self.average.synchronized(self.network, self.accelerator))
-        better = self.progress.take(evaluation.figures, self.recipe.early_stopping)
-        self.tracker.log_evaluation(self.progress.step, evaluation.figures)
-        if (panel := evaluation.panel) is not None:
-            id2label = self.network.config.id2label
-            self.tracker.log_overlays(self.progress.step, panel.frames, panel.masks, panel.labels, id2label=id2label)
+        """Evaluate the averaged weights on the validation clips, and save them if they are the best so far."""
+        averaged = self.average.synchronized(self.network, self.accelerator)
+        metrics, panel = evaluate(averaged, self.data, self.processor, self.accelerator)
+        better = self.progress.update(metrics, self.recipe.early_stopping_patience)
+        self.tracker.log_evaluation(self.progress.step, metrics)
+        if panel is not None:
+            self.tracker.log_overlays(self.progress.step, **panel, id2label=self.network.config.id2label)
         if better:
             self.save_weights(BEST)
 
-    def save_weights(self, folder: str) -> None:
-        """Save the averaged weights with their processor and figures, for `from_pretrained`."""
+    def save_weights(self, name: str) -> None:
+        """Save the averaged weights with their processor and metrics, for `from_pretrained`.
+
+        Args:
+            name: Name of the folder in `output`.
+        """
         averaged, progress = self.average.synchronized(self.network, self.accelerator), self.progress
         if self.accelerator.is_main_process:
             record = {
-                "validation": progress.figures,
+                "validation": progress.metrics,
                 "validation_step": progress.evaluated_step,
                 "step": progress.step,
-                "clips": self.plan.clips_before(progress.step),
+                "clips": self.data.plan.clips_before(progress.step),
                 "minutes": round(progress.seconds / 60, 1),
                 "processes": self.accelerator.num_processes,
                 "recipe": self.recipe.to_dict(),
             }
-            save_model(self.output / folder, averaged, self.processor, record)
+            save_model(self.output / name, averaged, self.processor, record)
 
     def finish(self) -> str:
-        """Save the last weights, close the trackers and say how the run ended."""
+        """Save the last weights, close the trackers and return how the run ended."""
         self.save_weights(LAST)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return self._report()
 
     def _report(self) -> str:
-        progress, steps, best = self.progress, self.plan.steps, "not evaluated yet"
+        progress, steps, best = self.progress, self.data.plan.steps, "Not evaluated yet"
         if progress.best:
-            best = f"best mIoU on validation: {progress.best['miou']:.4f} (after step {progress.best_step})"
+            best = f"Best mIoU on validation: {progress.best['miou']:.4f} (after step {progress.best_step})"
         if progress.stopped:
-            end = f"stopped early after step {progress.step} of {steps}: "
-            end += f"{progress.stale} evaluations without a better mIoU"
+            end = f"Stopped early after step {progress.step} of {steps}: "
+            end += f"{progress.patience_counter} evaluations without a better mIoU"
         elif progress.step < steps:
-            end = f"stopped after step {progress.step} of {steps}; go on with: {resume_command()}"
+            end = f"Stopped after step {progress.step} of {steps}. Resume with: {resume_command()}"
         else:
-            end = f"finished after {steps} steps, {progress.seconds / 60:.1f} minutes"
+            end = f"Finished after {steps} steps, {progress.seconds / 60:.1f} minutes"
         folders = [str(self.output / name) for name in (BEST, LAST) if name == LAST or progress.best]
-        return f"{best}\n{end}\ncheckpoint: {', '.join(folders)}"
+        return f"{best}\n{end}\nWeights: {', '.join(folders)}"
 
 
-def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps: int | None = None) -> Run:
-    """Put a run together; every process calls this.
+def evaluation_steps(steps: int, evaluations: int, evaluate_from: float) -> set[int]:
+    """Return the steps after which to evaluate: evenly spaced, the last one at the end.
 
     Args:
-        recipe: What to do.
-        output: The run's folder.
-        resume: A checkpoint's folder or "latest", to go on with the run in `output`; None for a new run.
-        max_steps: After how many steps in all to stop; the schedule stays that of the whole run.
-
-    Returns:
-        The run, ready for its next step.
-
-    Raises:
-        FileExistsError: If the folder holds a run that is not to be resumed.
-        CheckpointError: If the run cannot be resumed.
-        ValueError: If the recipe does not fit the data, the number of processes or a checkpoint to start from.
+        steps: Of the complete run.
+        evaluations: Their number, including those that are skipped.
+        evaluate_from: Fraction of the run before which they are skipped.
     """
-    accelerator = start_accelerator(recipe)
-    open_output(output, resume is not None, accelerator)
-    set_seed(recipe.seed)
-    names, processor = class_names(recipe), build_processor(recipe)
-    network = build_network(recipe, names).to(memory_format=torch.channels_last)
-    with accelerator.main_process_first():  # who prepares the data set's cache, if it needs one
-        clips, validation_clips = build_datasets(recipe)
-    plan = build_plan(recipe, len(clips), accelerator.num_processes)
-    # The first process's view: on another machine the same files may have other times.
-    (data,) = broadcast_object_list([describe_clips(recipe, len(clips))])
-    checkpoints = Checkpoints(accelerator, output, recipe, data)
-    if recipe.listening_sounds and not (resume and checkpoints.all()):
-        extractor, quiet = processor.feature_extractor, not accelerator.is_main_process
-        pretrain_audio_encoder(network.model.audio_encoder, extractor, recipe, accelerator.device, quiet)
-
-    average = WeightAverage(network, recipe.average_decay)
-    average.network.to(accelerator.device)
-    network = synchronize_norms(network, recipe, accelerator)
-    set_training_mode(network, recipe)
-    wrapped, optimizer = accelerator.prepare(network, build_optimizer(network, recipe))
-    accelerator.register_for_checkpointing(average)
-    # From here on the processes draw different numbers, for example which paths of the backbone are dropped.
-    set_seed(recipe.seed, device_specific=True)
-
-    collate, validation_collate = build_collators(recipe, processor, binary=len(names) == 1)
-    batch_size, workers = recipe.evaluation_batch_size, recipe.num_workers
-    run = Run(
-        recipe=recipe,
-        output=output,
-        accelerator=accelerator,
-        processor=processor,
-        network=network,
-        wrapped=wrapped,
-        optimizer=optimizer,
-        average=average,
-        plan=plan,
-        clips=clips,
-        collate=collate,
-        evaluator=Evaluator(validation_clips, validation_collate, batch_size, workers, accelerator),
-        tracker=Tracker(accelerator, output, recipe, names=recipe.trackers),
-        checkpoints=checkpoints,
-        last_step=plan.steps if max_steps is None else min(plan.steps, max_steps),
-    )
-    if resume is not None:
-        run.resume(resume)
-    write_recipe(output, recipe, accelerator)
-    return run
+    spaced = {round(steps * (number + 1) / evaluations) for number in range(evaluations)}
+    return {step for step in spaced if step >= steps * evaluate_from and step > 0}
 
 
-def build_plan(recipe: Recipe, num_clips: int, processes: int) -> BatchPlan:
-    """Plan which clips are in which step.
+def save_model(
+    folder: Path, network: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor, record: dict[str, Any]
+) -> None:
+    """Save weights, processor and metrics.json. One process calls this.
 
-    Raises:
-        ValueError: If the processes cannot share a step evenly.
+    Args:
+        folder: Replaced if it exists; never visible while it is incomplete.
+        network: Not wrapped.
+        processor: Its processor.
+        record: The content of metrics.json in addition to the command and the environment.
     """
-    return BatchPlan(
-        num_clips=num_clips,
-        batch_size=recipe.batch_size,
-        rounds=recipe.gradient_accumulation,
-        processes=processes,
-        epochs=recipe.epochs,
-        # Every clip of Sounding Shapes is new, so there is nothing to shuffle: index i is a random clip already.
-        shuffle=recipe.data is not None,
-        seed=recipe.seed,
-    )
+    with atomic_folder(folder, overwrite=True) as temporary:
+        network.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        write_record(temporary, record)
