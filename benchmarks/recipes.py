@@ -32,10 +32,10 @@ COMMON = {
 }
 # Column, and row and value of the figures that evaluate_sounding_shapes.py writes.
 COLUMNS = {
-    "mIoU": ("the clip as it is", "mIoU (official)"),
-    "F": ("the clip as it is", "F (official)"),
-    "mIoU, other sounds": ("the same pictures, other sounds", "mIoU (official)"),
-    "claimed under negative sounds": ("all negative sounds", "pixels claimed"),
+    "mIoU": ("original audio", "mIoU (official)"),
+    "F": ("original audio", "F (official)"),
+    "mIoU, other sounds": ("same frames, swapped audio", "mIoU (official)"),
+    "claimed under negative sounds": ("all three", "false-positive rate"),
 }
 
 

@@ -1,7 +1,6 @@
-"""Tests of examples/evaluate_pcmanet.py: the command as a user runs it, on trees of real files with tiny models."""
+"""Tests of `pcmanet evaluate` on trees of real files with tiny models, against direct evaluation."""
 
 import csv
-import importlib.util
 import json
 import os
 import signal
@@ -19,20 +18,19 @@ from tiny_model import tiny_model
 from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from pcmanet.cli import arguments, evaluate
+from pcmanet.cli.main import main
 from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.dataset_scripts.avsbench.layouts import NAMES
+from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.metrics import (
-    BinaryMetrics,
-    FalsePositiveMetrics,
-    SemanticMetrics,
-)
+from pcmanet.dataset_scripts.evaluation import NEGATIVES, PROTOCOLS
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, FalsePositiveMetrics, SemanticMetrics
 from pcmanet.dataset_scripts.sounding_shapes import files as files_module
 
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "evaluate_pcmanet.py"
-PROTOCOLS = ("official", "batch", "dataset")
 QUICK = ["--num-workers", "0", "--batch-size", "2", "--worst", "0"]
-EAR = {"block_channels": [[4], [6], [6]], "hidden_size": 12, "embedding_size": 10}
+AUDIO_CONFIG = {"block_channels": [[4], [6], [6]], "hidden_size": 12, "embedding_size": 10}
 PROCESSOR = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 48}), PCMANetFeatureExtractor())
 
 
@@ -44,8 +42,8 @@ def root(tmp_path_factory):
 
 
 def save(folder: Path, **settings) -> Path:
-    """Save a tiny model whose sound decides about half of its pixels, and its processor."""
-    model = tiny_model(sharpness=8.0, audio_config=EAR, **settings)
+    """Save a tiny model that predicts about half of the pixels as foreground, and its processor."""
+    model = tiny_model(sharpness=8.0, audio_config=AUDIO_CONFIG, **settings)
     generator = torch.Generator().manual_seed(0)
     batch = {
         "pixel_values": torch.randn(1, 5, 3, 32, 48, generator=generator),
@@ -65,35 +63,27 @@ def checkpoints(tmp_path_factory):
     return {labels: save(folder / f"of_{labels}", num_labels=labels) for labels in (1, 71)}
 
 
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("evaluate_pcmanet", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run(script, monkeypatch, tmp_path):
-    """Run the script in this process; give the results, or the exit code if it is not 0."""
+def run(monkeypatch, tmp_path):
+    """Run the command in this process; return the results, or the exit code if it is not 0."""
     monkeypatch.chdir(tmp_path)
 
-    def run_script(checkpoint, data, *arguments, output="results"):
-        options = [*QUICK, *arguments, "--output", output]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(checkpoint), str(data), *options])
+    def run_command(checkpoint, data, *arguments, output="results"):
+        options = ["--data", str(data), *QUICK, *arguments, "--output", output]
+        monkeypatch.setattr(sys, "argv", ["pcmanet", "evaluate", str(checkpoint), *options])
         try:
-            script.main()
+            code = main()
         except SystemExit as stop:
             return stop.code
-        return json.loads((tmp_path / output / "results.json").read_text())
+        return code or json.loads((tmp_path / output / "results.json").read_text())
 
-    return run_script
+    return run_command
 
 
 @torch.no_grad()
 def predict(checkpoint, rows, silent=False):
-    """Yield logits and batch of every two rows, directly."""
-    model = tiny_model(sharpness=8.0, audio_config=EAR, num_labels=int(checkpoint.name.removeprefix("of_")))
+    """Yield logits and batch of every two rows, without the command."""
+    model = tiny_model(sharpness=8.0, audio_config=AUDIO_CONFIG, num_labels=int(checkpoint.name.removeprefix("of_")))
     model = type(model).from_pretrained(checkpoint).eval()
     collate = ClipCollator(PROCESSOR, binary=model.config.num_labels == 1)
     for first in range(0, len(rows), 2):
@@ -104,7 +94,7 @@ def predict(checkpoint, rows, silent=False):
         yield model(**inputs).logits, batch
 
 
-def measure(metrics, checkpoint, rows, **options):
+def count(metrics, checkpoint, rows, **options):
     for logits, batch in predict(checkpoint, rows, **options):
         metrics.update(logits, batch["labels"], batch["frame_mask"], batch["annotated_frames"])
     return metrics
@@ -114,14 +104,20 @@ def load(root, name, split="test"):
     return list(load_avsbench(root, name, split=split, streaming=True))
 
 
+def test_choices_of_the_command_line_match_the_library():
+    assert arguments.DATA_SETS == NAMES
+    assert arguments.LABEL_NOISE_RULES == LABEL_NOISE_RULES
+    assert list(arguments.NEGATIVE_AUDIO) == NEGATIVES
+
+
 @pytest.mark.parametrize(("name", "split", "frames"), [("s4", "test", 25), ("s4", "train", 2), ("ms3", "test", 15)])
-def test_binary_figures_are_those_of_direct_evaluation(run, root, checkpoints, name, split, frames):
+def test_binary_metrics_match_direct_evaluation(run, root, checkpoints, name, split, frames):
     results = run(checkpoints[1], root, "--name", name, "--split", split)
     rows = load(root, name, split)
-    metrics = measure(BinaryMetrics(), checkpoints[1], rows)
-    assert results["figures"] == {protocol: metrics.compute(protocol) for protocol in PROTOCOLS}
+    metrics = count(BinaryMetrics(), checkpoints[1], rows)
+    assert results["metrics"] == {protocol: metrics.compute(protocol) for protocol in PROTOCOLS}
     assert (results["name"], results["split"], results["clips"], results["frames"]) == (name, split, len(rows), frames)
-    # And once more from AVSBENCH's formula, without any of our measures.
+    # The same from AVSBench's formula, without our metrics.
     ious = []
     for logits, batch in predict(checkpoints[1], rows):
         for mask, labels, known in zip(logits[:, :, 0] > 0, batch["labels"], batch["annotated_frames"], strict=True):
@@ -129,24 +125,24 @@ def test_binary_figures_are_those_of_direct_evaluation(run, root, checkpoints, n
             ious.append(
                 np.mean([(m & t).sum() / ((m | t).sum() + 1e-7) if t.any() else (~m).float().mean() for m, t in pairs])
             )
-    assert results["figures"]["official"]["miou"] == pytest.approx(np.mean(ious), abs=1e-6)
+    assert results["metrics"]["official"]["miou"] == pytest.approx(np.mean(ious), abs=1e-6)
     assert [clip["miou"] for clip in results["per_clip"]] == pytest.approx(ious, abs=1e-6)
     assert [clip["clip"] for clip in results["per_clip"]] == [row["id"] for row in rows]
-    assert 0.05 < results["figures"]["official"]["miou"] < 0.95
+    assert 0.05 < results["metrics"]["official"]["miou"] < 0.95
 
 
-def test_semantic_figures_are_those_of_direct_evaluation(run, root, checkpoints):
+def test_semantic_metrics_match_direct_evaluation(run, root, checkpoints):
     results = run(checkpoints[71], root, "--name", "avss", "--per-class")
-    metrics = measure(SemanticMetrics(71), checkpoints[71], load(root, "avss"))
-    assert results["figures"] == {protocol: metrics.compute(protocol) for protocol in PROTOCOLS}
+    metrics = count(SemanticMetrics(71), checkpoints[71], load(root, "avss"))
+    assert results["metrics"] == {protocol: metrics.compute(protocol) for protocol in PROTOCOLS}
     assert results["frames"] == 20
-    assert not any("published" in name for name in results["figures"]["official"])
-    assert len(results["classes"]) == results["figures"]["official"]["classes_seen"]
+    assert not any("published" in name for name in results["metrics"]["official"])
+    assert len(results["classes"]) == results["metrics"]["official"]["classes_seen"]
     iou = metrics.per_class("official")["iou"]
     assert results["classes"]["background"]["official"]["miou"] == iou[0].item()
 
 
-def test_published_ways_of_avss_are_there_on_request(run, root, checkpoints):
+def test_published_variants_of_avss(run, root, checkpoints):
     options = ["--name", "avss", "--score-padding", "--published-no-background"]
     results = run(checkpoints[71], root, *options)
     metrics = SemanticMetrics(71, score_padding=True, report_published_no_background=True)
@@ -160,12 +156,12 @@ def test_published_ways_of_avss_are_there_on_request(run, root, checkpoints):
         metrics.update(clip[None], right[None])
     expected = metrics.compute("official")
     assert results["frames"] == expected["frames"] == 30
-    assert set(results["figures"]["official"]) == set(expected)
-    assert results["figures"]["official"]["miou_published_no_background"] != expected["miou_no_background"]
+    assert set(results["metrics"]["official"]) == set(expected)
+    assert results["metrics"]["official"]["miou_published_no_background"] != expected["miou_no_background"]
     assert 'mIoU, "no background" as published' in Path("results/results.md").read_text()
 
 
-def test_what_is_heard_makes_the_classes_of_binary_masks(run, root, checkpoints):
+def test_classes_of_binary_masks_are_the_sounding_objects(run, root, checkpoints):
     results = run(checkpoints[1], root, "--name", "s4", "--per-class")
     rows = load(root, "s4")
     assert set(results["classes"]) == {row["category"] for row in rows}
@@ -177,39 +173,39 @@ def test_what_is_heard_makes_the_classes_of_binary_masks(run, root, checkpoints)
     assert f"| {category} " in Path("results/results.md").read_text()
 
 
-def test_wrong_sounds_are_measured_and_join_later(run, root, checkpoints):
+def test_negative_audio_can_be_added_later(run, root, checkpoints):
     plain = run(checkpoints[1], root, "--name", "s4")
     before = {path.name: path.stat().st_mtime_ns for path in Path("results/progress").iterdir()}
     results = run(checkpoints[1], root, "--name", "s4", "--negative-audio", "off_screen", "silence", "noise")
     files = {path.name: path.stat().st_mtime_ns for path in Path("results/progress").glob("*.safetensors")}
     assert len(files) == 12 and all(files[name] == before[name] for name in before if "positive" in name)
-    silence = measure(FalsePositiveMetrics(1), checkpoints[1], load(root, "s4"), silent=True)
+    silence = count(FalsePositiveMetrics(1), checkpoints[1], load(root, "s4"), silent=True)
     for protocol in PROTOCOLS:
-        figures = results["figures"][protocol]
-        assert {name: figures[name] for name in plain["figures"][protocol]} == plain["figures"][protocol]
-        rates = [figures[f"false_positive_rate_{kind}"] for kind in ("silence", "noise", "off_screen")]
+        scores = results["metrics"][protocol]
+        assert {name: scores[name] for name in plain["metrics"][protocol]} == plain["metrics"][protocol]
+        rates = [scores[f"false_positive_rate_{kind}"] for kind in ("silence", "noise", "off_screen")]
         assert rates[0] == pytest.approx(silence.compute(protocol)["false_positive_rate"], abs=1e-6)
-        assert len(set(rates)) == 3 and figures["false_positive_rate"] == pytest.approx(np.mean(rates))
-        assert figures["g_miou"] == pytest.approx(2 / (1 / figures["miou"] + 1 / (1 - np.mean(rates))))
+        assert len(set(rates)) == 3 and scores["false_positive_rate"] == pytest.approx(np.mean(rates))
+        assert scores["g_miou"] == pytest.approx(2 / (1 / scores["miou"] + 1 / (1 - np.mean(rates))))
 
 
-def test_sounds_for_off_screen_may_be_given(run, root, checkpoints, capsys):
+def test_off_screen_audio_from_a_folder(run, root, checkpoints, capsys):
     options = [root, "--name", "ms3", "--negative-audio", "off_screen"]
     assert run(checkpoints[1], *options) == 2
-    assert "with --off-screen-sounds" in capsys.readouterr().err
+    assert "--off-screen-audio" in capsys.readouterr().err
     results = run(
-        checkpoints[1], *options, "--off-screen-sounds", str(root / "Single-source" / "s4_data" / "audio_wav")
+        checkpoints[1], *options, "--off-screen-audio", str(root / "Single-source" / "s4_data" / "audio_wav")
     )
-    assert 0 < results["figures"]["official"]["false_positive_rate_off_screen"] < 1
+    assert 0 < results["metrics"]["official"]["false_positive_rate_off_screen"] < 1
 
 
-def test_tables_and_the_worst_clips_are_drawn(run, root, checkpoints, capsys):
+def test_tables_and_worst_clips(run, root, checkpoints, capsys):
     results = run(checkpoints[1], root, "--name", "s4", "--worst", "2")
     text = Path("results/results.md").read_text()
     table = capsys.readouterr().out.split("\n\n")[0].strip()
     assert table in text and "|      | official |  batch | dataset |" in table
-    assert f"{results['figures']['dataset']['f_score']:.4f}" in table
-    assert "evaluate_pcmanet.py" in text and "5 clips, 25 frames" in text
+    assert f"{results['metrics']['dataset']['f_score']:.4f}" in table
+    assert f"    pcmanet evaluate {checkpoints[1]} --data {root} " in text and "5 clips, 25 frames" in text
     worst = sorted(results["per_clip"], key=lambda clip: clip["miou"])[:2]
     assert [line.split()[1] for line in text.splitlines()[-2:]] == [clip["clip"] for clip in worst]
     sheet = Image.open("results/worst_clips.png")
@@ -218,20 +214,20 @@ def test_tables_and_the_worst_clips_are_drawn(run, root, checkpoints, capsys):
     assert Image.open("results/worst_clips.png").height == pytest.approx(sheet.height / 2, abs=40)
 
 
-def test_one_class_after_another_is_found_in_a_mask_and_scored(script):
-    right = np.array([[0, 1, 1, 255], [2, 2, 0, 0]], dtype=np.uint8)
+def test_find_segments_scores_every_class_in_a_mask():
+    target = np.array([[0, 1, 1, 255], [2, 2, 0, 0]], dtype=np.uint8)
     mask = np.array([[1, 1, 0, 1], [3, 0, 0, 0]])
-    found = script.find_segments(mask, right, {1: "one", 2: "two", 3: "three"})
+    found = evaluate.find_segments(mask, target, {1: "one", 2: "two", 3: "three"})
     assert [(segment["label"], segment["score"]) for segment in found] == [("one", 1 / 3), ("three", 0.0)]
     assert np.asarray(found[0]["mask"]).tolist() == [[255, 255, 0, 255], [0, 0, 0, 0]]
-    (unknown,) = script.find_segments(np.array([[1]]), np.array([[255]]), {1: "one"})
+    (unknown,) = evaluate.find_segments(np.array([[1]]), np.array([[255]]), {1: "one"})
     assert np.isnan(unknown["score"])
 
 
 @pytest.fixture
-def own_clips(tmp_path):
-    """A folder of two videos, of which one frame each is annotated with two classes."""
-    folder = tmp_path / "own"
+def custom_clips(tmp_path):
+    """A folder of two videos with one annotated frame each."""
+    folder = tmp_path / "custom"
     (folder / "masks").mkdir(parents=True)
     dataset = files_module.SoundingShapes("ms3", "test", length=2, height=64, width=64, num_frames=2)
     rows = [("video", "split", "masks", "objects")]
@@ -244,17 +240,17 @@ def own_clips(tmp_path):
     return folder
 
 
-def test_own_clips_are_measured_where_they_are_annotated(run, own_clips, checkpoints, tmp_path, capsys):
-    results = run(checkpoints[1], own_clips, "--per-class", "--worst", "1", "--negative-audio", "off_screen")
+def test_custom_clips_are_evaluated_on_annotated_frames(run, custom_clips, checkpoints, tmp_path, capsys):
+    results = run(checkpoints[1], custom_clips, "--per-class", "--worst", "1", "--negative-audio", "off_screen")
     assert (results["name"], results["clips"], results["frames"]) == ("folder", 2, 2)
     assert set(results["classes"]) == {"cat", "dog"}
-    (own_clips / "classes.txt").write_text("background\nanything\n")
+    (custom_clips / "classes.txt").write_text("background\nanything\n")
     names = {0: "background", 1: "something"}
     labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
-    assert run(save(tmp_path / "named", **labels), own_clips, output="named_results") == 2
+    assert run(save(tmp_path / "named", **labels), custom_clips, output="named_results") == 2
     assert "Class 1 is 'something'" in capsys.readouterr().err
-    (own_clips / "classes.txt").write_text("background\nsomething\n")
-    assert run(tmp_path / "named", own_clips, output="named_results")["figures"]["official"]["classes_seen"] == 2
+    (custom_clips / "classes.txt").write_text("background\nsomething\n")
+    assert run(tmp_path / "named", custom_clips, output="named_results")["metrics"]["official"]["classes_seen"] == 2
 
 
 @pytest.mark.parametrize(
@@ -262,20 +258,20 @@ def test_own_clips_are_measured_where_they_are_annotated(run, own_clips, checkpo
     [
         (1, "", ["--name", "avss"], "predicts binary masks, but avss has 71 classes"),
         (71, "", ["--name", "s4"], "predicts 71 classes, but s4 has binary masks"),
-        (1, "", [], "holds s4 and ms3 and avss: choose one with --name"),
-        (1, "Single-source/s4_data", [], "holds no table of clips"),
-        (1, "nowhere", [], "There is no folder"),
-        (1, "", ["--name", "s4", "--split", "val"], "has no clips of split 'val', only of test, train"),
+        (1, "", [], "contains s4 and ms3 and avss. Choose one with --name"),
+        (1, "Single-source/s4_data", [], "No table of clips found"),
+        (1, "nowhere", [], "nowhere not found"),
+        (1, "", ["--name", "s4", "--split", "val"], "No clips of split 'val' found"),
         (1, "", ["--name", "folder"], "clips.csv"),
-        (1, "", ["--name", "s4", "--score-padding"], "--score-padding is for avss"),
-        (1, "", ["--name", "s4", "--published-no-background"], "--published-no-background is for avss"),
-        (1, "", ["--name", "ms3", "--per-class"], "does not tell what is heard"),
-        (1, "", ["--name", "ms3", "--label-noise", "ignore"], "is for avss"),
+        (1, "", ["--name", "s4", "--score-padding"], "--score-padding applies to avss only"),
+        (1, "", ["--name", "s4", "--published-no-background"], "--published-no-background applies to avss only"),
+        (1, "", ["--name", "ms3", "--per-class"], "lists no sounding objects"),
+        (1, "", ["--name", "ms3", "--label-noise", "ignore"], "applies to avss only"),
         (1, "", ["--name", "s4", "--batch-size", "0"], "--batch-size"),
-        (0, "", ["--name", "s4"], "There is no checkpoint folder"),
+        (0, "", ["--name", "s4"], "nothing"),
     ],
 )
-def test_what_does_not_fit_ends_in_one_clear_line(run, root, checkpoints, capsys, labels, data, arguments, message):
+def test_user_errors_give_one_line(run, root, checkpoints, capsys, labels, data, arguments, message):
     assert run(checkpoints.get(labels, root / "nothing"), root / data, *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -284,7 +280,7 @@ def test_what_does_not_fit_ends_in_one_clear_line(run, root, checkpoints, capsys
         assert error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_weights_that_are_not_all_there_are_refused(run, root, checkpoints, tmp_path, capsys):
+def test_incomplete_weights_raise(run, root, checkpoints, tmp_path, capsys):
     model = type(tiny_model()).from_pretrained(checkpoints[1])
     weights = {name: values for name, values in model.state_dict().items() if "head" not in name}
     model.save_pretrained(tmp_path / "headless", state_dict=weights)
@@ -293,7 +289,7 @@ def test_weights_that_are_not_all_there_are_refused(run, root, checkpoints, tmp_
     assert "lacks weights of a PCMANetForAudioVisualSegmentation, such as" in capsys.readouterr().err
 
 
-def test_other_settings_never_mix(run, root, checkpoints, capsys):
+def test_other_settings_raise(run, root, checkpoints, capsys):
     run(checkpoints[1], root, "--name", "ms3")
     assert run(checkpoints[1], root, "--name", "ms3", "--batch-size", "3", "--seed", "1") == 2
     error = capsys.readouterr().err
@@ -301,38 +297,36 @@ def test_other_settings_never_mix(run, root, checkpoints, capsys):
     assert run(checkpoints[1], root, "--name", "s4") == 2
 
 
-def test_a_damaged_file_is_named_and_the_rest_is_kept(run, root, checkpoints, tmp_path, capsys):
+def test_damaged_file_is_listed_and_the_rest_is_kept(run, root, checkpoints, tmp_path, capsys):
     write_trees(tmp_path, ms3={"test": 3})
     last = next(tmp_path.rglob(f"gt_masks/test/{load(tmp_path, 'ms3')[2]['id']}/*_5.png"))
-    whole = last.read_bytes()
+    intact = last.read_bytes()
     Image.fromarray(np.full((224, 224), 100, np.uint8)).save(last)
     assert run(checkpoints[1], tmp_path, "--num-workers", "1") == 2
     error = capsys.readouterr().err
-    assert str(last) in error and "grey values 100" in error and "Traceback" not in error
+    assert str(last) in error and "got 100" in error and "Traceback" not in error
     (done,) = Path("results/progress").glob("*.safetensors")
-    moment = done.stat().st_mtime_ns
-    last.write_bytes(whole)
-    expected = run(checkpoints[1], root, "--name", "ms3", output="elsewhere")
-    assert run(checkpoints[1], tmp_path)["figures"] == expected["figures"]
-    assert done.stat().st_mtime_ns == moment
+    timestamp = done.stat().st_mtime_ns
+    last.write_bytes(intact)
+    expected = run(checkpoints[1], root, "--name", "ms3", output="intact")
+    assert run(checkpoints[1], tmp_path)["metrics"] == expected["metrics"]
+    assert done.stat().st_mtime_ns == timestamp
 
 
 @pytest.mark.slow
-def test_workers_need_not_be_forked(script, run, root, checkpoints, monkeypatch):
-    """As on macOS, and everywhere from Python 3.14 on."""
+def test_workers_that_are_not_forked(run, root, checkpoints, monkeypatch):
+    """This is the default on macOS, and everywhere since Python 3.14."""
     expected = run(checkpoints[1], root, "--name", "ms3")
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    monkeypatch.setitem(sys.modules, script.__name__, script)
-    monkeypatch.setattr(script, "DataLoader", partial(script.DataLoader, multiprocessing_context="forkserver"))
+    monkeypatch.setattr(evaluate, "DataLoader", partial(evaluate.DataLoader, multiprocessing_context="forkserver"))
     assert run(checkpoints[1], root, "--name", "ms3", "--num-workers", "1", output="not_forked") == expected
 
 
-def launch(*arguments, processes=1):
+def launch(checkpoint, data, *arguments, processes=1):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     start = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     start += [] if processes == 1 else ["--nproc_per_node", str(processes)]
     return subprocess.Popen(
-        [*start, str(SCRIPT), *QUICK, *map(str, arguments)],
+        [*start, "-m", "pcmanet", "evaluate", checkpoint, "--data", data, *QUICK, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -341,7 +335,7 @@ def launch(*arguments, processes=1):
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_killed_one_give_the_figures_of_one_to_the_last_digit(run, root, checkpoints, tmp_path):
+def test_two_processes_and_a_resumed_run_match_one_process(run, root, checkpoints, tmp_path):
     options = ["--name", "s4", "--negative-audio", "silence", "noise", "off_screen", "--per-class"]
     expected = run(checkpoints[1], root, *options)
 
@@ -365,5 +359,5 @@ def test_two_processes_and_a_killed_one_give_the_figures_of_one_to_the_last_digi
     printed, _ = again.communicate(timeout=600)
     assert again.returncode == 0, printed
     assert json.loads((tmp_path / "killed" / "results.json").read_text()) == expected
-    assert all(path.stat().st_mtime_ns == moment for path, moment in done.items())
+    assert all(path.stat().st_mtime_ns == timestamp for path, timestamp in done.items())
     assert len(list(progress.iterdir())) == 13
