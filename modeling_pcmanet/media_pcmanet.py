@@ -182,7 +182,7 @@ def decode(
         stream.thread_type = "AUTO"
         if isinstance(stream, VideoStream):
             stream.codec_context.options = {"max_pixels": str(LARGEST_PICTURE_PIXELS)}
-    for packet in _packets(container, streams, notes):
+    for packet in demux(container, streams, notes):
         if packet.has_sidedata("encryption_info"):
             raise MediaError(f"{notes} is encrypted (DRM). Get a copy without protection.")
         if isinstance(packet.stream, VideoStream):
@@ -368,7 +368,7 @@ def _best_stream(
     return chosen
 
 
-def _packets(
+def demux(
     container: InputContainer, streams: tuple[VideoStream | AudioStream, ...], notes: MediaNotes
 ) -> Iterator[av.Packet]:
     """Yields packets to the end, past places that cannot be read, and then one per stream, which empties its decoder."""

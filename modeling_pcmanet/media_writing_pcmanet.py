@@ -1,38 +1,65 @@
-"""Writing: frames and sound -> mp4, sound -> wav, whole or not at all, the same bytes for the same input."""
+"""Write media files: frames and audio as mp4, a waveform as wav.
+
+A file appears when it is complete. [`write_video`] and [`write_audio`] give the same bytes for the same input on every
+machine. No file that is saved with a model imports this one.
+"""
 
 import heapq
 import math
-import os
-import secrets
 import wave
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from numbers import Integral
-from operator import attrgetter
 from pathlib import Path
+from typing import TypeAlias
 
 import av
 import numpy as np
 from av.audio.stream import AudioStream
-from av.container import Flags, OutputContainer
+from av.container import Flags, InputContainer, OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
-from .media_pcmanet import MediaError, finite_waveform
+from pcmanet.files import atomic_file
+
+from .media_pcmanet import (
+    LONGEST_HOLE_SECONDS,
+    LONGEST_OVERLAP_SECONDS,
+    MediaError,
+    MediaNotes,
+    MediaSource,
+    audio_stream,
+    demux,
+    finite_waveform,
+    open_media,
+)
 
 
-# The same bytes everywhere: x264 divides a picture among threads, and its choices follow the kind of processor.
-H264_OPTIONS = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
+# An audio stream of an open container, and its packets in the order of the file.
+AudioPackets: TypeAlias = tuple[AudioStream, Iterable[av.Packet]]
+
+# Without the last option, the choices of x264 follow the kind of processor.
+H264_OPTIONS = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
+TICKS_PER_SECOND = 90_000  # of the clock that holds the times of frames without a constant rate
+
+# The color matrix of every file that this module writes. The file names it, because players assume BT.709 for large videos.
+COLOR_MATRIX = Colorspace.ITU601
+COLOR_RANGE = ColorRange.MPEG
+
+# Audio codecs that players expect in an mp4 file. Audio in any other codec is encoded as AAC.
+MP4_AUDIO_CODECS = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
+LOWEST_MP3_SAMPLING_RATE = 16_000  # hertz (Hz); FFmpeg writes no lower one to an mp4 file
 
 AAC_FRAME_SAMPLES = 1024
 AAC_SAMPLING_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+FALLBACK_SAMPLING_RATE = 48_000  # hertz (Hz), for an audio stream with a rate that AAC does not support
+CHANNEL_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+FALLBACK_LAYOUT = "stereo"  # for an audio stream with another number of channels
 
 # FFmpeg's AAC at its default rate leaves holes in pure tones; it clamps this to what a sampling rate allows.
 AAC_BITS_PER_SECOND_AND_CHANNEL = 128_000
-
-CHANNEL_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 
 # 1.0 in steps of 16-bit PCM.
 PCM16_FULL_SCALE = 32768
@@ -45,153 +72,295 @@ def write_video(
     waveform: np.ndarray | None = None,
     sampling_rate: int | None = None,
 ) -> None:
-    """Writes an mp4: H.264 (yuv420p, CRF 18) and AAC.
+    """Write an mp4 file with a constant frame rate: H.264 (yuv420p, CRF 18) and AAC. One thread encodes the frames.
 
     Args:
-        path: The file to write, ending in ".mp4". It is replaced only when everything is written.
+        path: The file to write, ending in ".mp4". An earlier file is replaced when the new one is complete.
         frames: uint8 RGB arrays (height, width, 3), all of one size. An odd height or width is made even by
             repeating the last row or column.
         frames_per_second: Frame rate.
-        waveform: Floating (channels, samples) or (samples,) with full scale [-1, 1]; `None` for no sound track.
-        sampling_rate: Samples per second of the waveform in hertz (Hz), one that AAC knows.
+        waveform: Floating (channels, samples) or (samples,) with full scale [-1, 1]; `None` for no audio track.
+        sampling_rate: Samples per second of the waveform in hertz (Hz), one that AAC supports.
 
     Raises:
-        FileNotFoundError: The folder does not exist.
-        MediaError: There are no frames, or they or the waveform are not as described.
-        ValueError: `frames_per_second` is not a positive number.
+        FileNotFoundError: If the folder does not exist.
+        MediaError: If there are no frames, or they or the waveform are not as described.
+        ValueError: If `frames_per_second` is not a positive number.
     """
     if not 0 < frames_per_second < math.inf:
         raise ValueError(f"frames_per_second must be a positive number, got {frames_per_second!r}.")
     rate = Fraction(frames_per_second).limit_denominator(1001)
-    pictures = _checked_frames(frames)
-    sound = None if waveform is None else _checked_waveform(waveform, sampling_rate, AAC_SAMPLING_RATES)
+    timed_frames = ((index / rate, frame) for index, frame in enumerate(frames))
+    write_timed_video(path, timed_frames, waveform, sampling_rate=sampling_rate, frame_rate=rate, threads=1)
+
+
+def write_timed_video(
+    path: str | Path,
+    frames: Iterable[tuple[float | Fraction, np.ndarray]],
+    audio: np.ndarray | MediaSource | AudioPackets | None = None,
+    *,
+    sampling_rate: int | None = None,
+    audio_origin: Callable[[], float] | None = None,
+    frame_rate: Fraction | None = None,
+    threads: int = 0,
+) -> None:
+    """Write an mp4 file in which each frame has its own time: H.264 (yuv420p, CRF 18) and audio.
+
+    Args:
+        path: The file to write, ending in ".mp4". An earlier file is replaced when the new one is complete.
+        frames: Pairs of a time in seconds, starting at 0, and a uint8 RGB array (height, width, 3). All frames have one
+            size. An odd height or width is made even by repeating the last row or column.
+        audio: A waveform (channels, samples) or (samples,), floating with full scale [-1, 1], which is encoded as AAC. Or
+            an audio track: a path, URL, bytes or binary file object, or an audio stream of an open container with its
+            packets. The packets are copied where an mp4 file can hold the codec. Otherwise they are decoded and encoded
+            as AAC; damaged ones are left out. `None` for no audio track.
+        sampling_rate: Samples per second of a waveform in hertz (Hz), one that AAC supports.
+        audio_origin: Returns the time, in the container of the audio track, of time 0 of `frames`, in seconds. It is
+            called once, after the first frames were taken. By default it is the time at which the container declares
+            that its video, or without a video its audio, begins; the first frame that can be decoded may be later.
+        frame_rate: The constant rate of the frames, to hold their times exactly. By default times are rounded to 1/90000
+            of a second, and the last frame lasts as long as the first.
+        threads: Number of threads that encode the frames; 0 for one per core. x264 divides the work among them, so the
+            bytes of the file depend on their number.
+
+    Raises:
+        FileNotFoundError: If the folder or the file with the audio does not exist.
+        MediaError: If there are no frames, or they or the audio are not as described.
+    """
+    if isinstance(audio, np.ndarray):
+        audio = _checked_waveform(audio, sampling_rate, AAC_SAMPLING_RATES)
     with (
-        _written_aside(Path(path), ".mp4") as aside,
-        av.open(str(aside), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        _opened(audio) as audio,
+        _atomic_media_file(Path(path), ".mp4") as temporary,
+        # Without the protocol, FFmpeg takes a path with a colon for an address.
+        av.open(f"file:{temporary}", "w", format="mp4", options={"movflags": "+faststart"}) as output,
     ):
-        container.flags |= Flags.bitexact.value
-        _encode(container, pictures, rate, sound, sampling_rate)
+        output.flags |= Flags.bitexact.value
+        frames = _checked_frames(frames)
+        start = list(islice(frames, 2))
+        packets = [_video_packets(_add_video(output, start, frame_rate, threads), chain(start, frames))]
+        if audio is not None:
+            packets.append(_audio_packets(output, audio, sampling_rate, audio_origin))
+        # In order of time, so that a player finds frames and audio of the same time close to each other.
+        for packet in heapq.merge(*packets, key=lambda packet: packet.dts * packet.time_base):
+            output.mux(packet)
 
 
 def write_audio(path: str | Path, waveform: np.ndarray, sampling_rate: int) -> None:
-    """Writes a 16-bit PCM wav. What is beyond full scale is cut to it.
+    """Write a 16-bit PCM wav file. Values beyond full scale are clipped.
 
     Args:
-        path: The file to write, ending in ".wav". It is replaced only when everything is written.
+        path: The file to write, ending in ".wav". An earlier file is replaced when the new one is complete.
         waveform: Floating (channels, samples) or (samples,) with full scale [-1, 1].
         sampling_rate: Samples per second in hertz (Hz).
 
     Raises:
-        FileNotFoundError: The folder does not exist.
-        MediaError: The waveform is not as described.
+        FileNotFoundError: If the folder does not exist.
+        MediaError: If the waveform is not as described.
     """
-    sound = _checked_waveform(waveform, sampling_rate)
-    steps = np.round(sound.T * PCM16_FULL_SCALE).clip(-PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1)
-    with _written_aside(Path(path), ".wav") as aside, wave.open(str(aside), "wb") as file:
-        file.setnchannels(sound.shape[0])
+    waveform = _checked_waveform(waveform, sampling_rate)
+    steps = np.round(waveform.T * PCM16_FULL_SCALE).clip(-PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1)
+    with _atomic_media_file(Path(path), ".wav") as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(waveform.shape[0])
         file.setsampwidth(2)
         file.setframerate(sampling_rate)
         file.writeframes(steps.astype("<i2").tobytes())
 
 
 @contextmanager
-def _written_aside(path: Path, suffix: str) -> Iterator[Path]:
-    """Gives a name beside `path` to write to, which becomes `path` at the end and disappears after an error."""
+def _atomic_media_file(path: Path, suffix: str) -> Iterator[Path]:
+    """Yield a temporary path next to `path` to write to, see [`atomic_file`], and raise errors of FFmpeg as MediaError."""
     if path.suffix.lower() != suffix:
-        raise MediaError(f"{path} must end in {suffix!r}, which is what would be written. Change the name.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"No such folder: {path.parent}. Make it before writing {path.name}.")
-    aside = path.with_name(f".{secrets.token_hex(8)}.part")
+        raise MediaError(f"{path} must end in {suffix!r}, the format of the file. Change the name.")
     try:
-        yield aside
-        os.replace(aside, path)
+        with atomic_file(path, durable=False) as temporary:
+            yield temporary
     except av.FFmpegError as error:
         raise MediaError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
-def _encode(
-    container: OutputContainer,
-    pictures: Iterator[np.ndarray],
-    rate: Fraction,
-    sound: np.ndarray | None,
-    sampling_rate: int | None,
-) -> None:
-    """Encodes pictures and sound (channels, samples) in the order of time, so that a player finds both at once."""
-    first = next(pictures)
-    streams = {av.VideoFrame: _add_video(container, first.shape, rate)}
-    frames = [_video_frames(chain([first], pictures), rate)]
-    if sound is not None:
-        streams[av.AudioFrame] = _add_audio(container, sound.shape[0], sampling_rate)
-        frames.append(_audio_frames(sound, sampling_rate))
-
-    for frame in heapq.merge(*frames, key=attrgetter("time")):
-        container.mux(streams[type(frame)].encode(frame))
-    for stream in streams.values():
-        container.mux(stream.encode())
-
-
-def _add_video(container: OutputContainer, shape: tuple[int, int, int], rate: Fraction) -> VideoStream:
-    """Adds the video stream for pictures of one shape (height, width, 3)."""
-    stream = container.add_stream("libx264", rate=rate, options=H264_OPTIONS)
-    stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "yuv420p"
-
-    # Said aloud, because players take large untagged videos for BT.709.
-    stream.colorspace, stream.color_range = Colorspace.ITU601.value, ColorRange.MPEG.value
-    return stream
-
-
-def _add_audio(container: OutputContainer, channels: int, sampling_rate: int) -> AudioStream:
-    """Adds the sound track."""
-    stream = container.add_stream("aac", rate=sampling_rate, layout=CHANNEL_LAYOUTS[channels])
-    stream.bit_rate = AAC_BITS_PER_SECOND_AND_CHANNEL * channels
-    return stream
-
-
-def _video_frames(pictures: Iterable[np.ndarray], rate: Fraction) -> Iterator[av.VideoFrame]:
-    """Yields pictures (height, width, 3) as frames with their times."""
-    for index, picture in enumerate(pictures):
-        # Converted here and by one thread: left to the encoder, the conversion differs from run to run on a busy machine.
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG, threads=1
-        )
-        frame.pts, frame.time_base, frame.duration = index, 1 / rate, 1
-        yield frame
-
-
-def _audio_frames(sound: np.ndarray, sampling_rate: int) -> Iterator[av.AudioFrame]:
-    """Yields a sound (channels, samples) in pieces with their times."""
-    for start in range(0, sound.shape[1], AAC_FRAME_SAMPLES):
-        # Packed samples (sample by sample), because PyAV (18.1) fails on planar frames of 8 channels.
-        piece = sound[:, start : start + AAC_FRAME_SAMPLES].T.reshape(1, -1)
-        frame = av.AudioFrame.from_ndarray(piece, format="flt", layout=CHANNEL_LAYOUTS[len(sound)])
-        frame.pts, frame.time_base, frame.sample_rate = start, Fraction(1, sampling_rate), sampling_rate
-        yield frame
-
-
-def _checked_frames(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yields at least one frame, all of one size, padded to even height and width, or raises MediaError."""
+def _checked_frames(
+    frames: Iterable[tuple[float | Fraction, np.ndarray]],
+) -> Iterator[tuple[float | Fraction, np.ndarray]]:
+    """Yield at least one frame, all of one size, padded to even height and width, or raise MediaError."""
     shape = None
-    for index, frame in enumerate(frames):
+    for index, (seconds, frame) in enumerate(frames):
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             received = f"{getattr(frame, 'dtype', type(frame).__name__)} {np.shape(frame)}"
             raise MediaError(f"Frame {index} must be a uint8 array (height, width, 3), got {received}.")
         shape = shape or frame.shape
         if frame.shape != shape:
             raise MediaError(f"Frame {index} is {frame.shape}, but frame 0 is {shape}. Resize all to one size.")
-        yield np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+        # H.264 holds colors at half the resolution.
+        padding = ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0))
+        yield seconds, np.pad(frame, padding, mode="edge") if shape[0] % 2 or shape[1] % 2 else frame
     if shape is None:
-        raise MediaError("There are no frames to write. Pass at least one.")
+        raise MediaError("Expected at least one frame to write, got none.")
+
+
+def _add_video(
+    output: OutputContainer,
+    start: list[tuple[float | Fraction, np.ndarray]],
+    frame_rate: Fraction | None,
+    threads: int,
+) -> VideoStream:
+    """Add the video stream for frames that begin with `start`, the first two."""
+    period = start[-1][0] - start[0][0]
+    measured = Fraction(1 / period).limit_denominator(1001) if period > 0 else Fraction(0)
+    options = {**H264_OPTIONS, "threads": str(threads)}
+    stream = output.add_stream("libx264", rate=frame_rate or measured or Fraction(1), options=options)
+    stream.height, stream.width, stream.pix_fmt = *start[0][1].shape[:2], "yuv420p"
+    stream.colorspace, stream.color_range = COLOR_MATRIX.value, COLOR_RANGE.value
+    stream.codec_context.time_base = Fraction(1, TICKS_PER_SECOND) if frame_rate is None else 1 / frame_rate
+    return stream
+
+
+def _video_packets(stream: VideoStream, frames: Iterable[tuple[float | Fraction, np.ndarray]]) -> Iterator[av.Packet]:
+    """Encode frames, each at its own time."""
+    time_base = stream.codec_context.time_base
+    duration = round(1 / (stream.codec_context.framerate * time_base))
+    last = -1
+    for seconds, array in frames:
+        # Converted here and by one thread: left to the encoder, the conversion differs from run to run on a busy machine,
+        # and its threads outlive it, so that a process forked in the meantime waits for them forever.
+        frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=COLOR_MATRIX, dst_color_range=COLOR_RANGE, threads=1
+        )
+        frame.pts = last = max(last + 1, round(seconds / time_base))
+        frame.time_base, frame.duration = time_base, duration
+        yield from stream.encode(frame)
+    yield from stream.encode()
+
+
+@contextmanager
+def _opened(audio: np.ndarray | MediaSource | AudioPackets | None) -> Iterator[np.ndarray | AudioPackets | None]:
+    """Open the audio track of a file; pass on anything else."""
+    if audio is None or isinstance(audio, np.ndarray | tuple):
+        yield audio
+        return
+    with open_media(audio) as (container, notes):
+        stream = audio_stream(container, notes)
+        yield stream, _read_packets(container, stream, notes)
+
+
+def _read_packets(container: InputContainer, stream: AudioStream, notes: MediaNotes) -> Iterator[av.Packet]:
+    """Yield the packets of an audio stream. Errors name the source, not the file that is written."""
+    try:
+        yield from demux(container, (stream,), notes)
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"{notes}: its audio track cannot be read to the end: {error.strerror or error}. Check that the source stays "
+            "available, or download it first."
+        ) from error
+
+
+def _audio_packets(
+    output: OutputContainer,
+    audio: np.ndarray | AudioPackets,
+    sampling_rate: int | None,
+    audio_origin: Callable[[], float] | None,
+) -> Iterator[av.Packet]:
+    """Add an audio stream to the output and return an iterator over its packets, on the clock of the frames."""
+    if isinstance(audio, np.ndarray):
+        track = _add_aac(output, sampling_rate, len(audio))
+        return _encoded(track, _frames_of_waveform(audio, sampling_rate))
+    stream, packets = audio
+    origin = Fraction(_declared_origin(stream) if audio_origin is None else audio_origin())
+    packets = _on_clock(stream, packets, origin)
+    if _fits_mp4(stream):
+        return _copied(output.add_stream_from_template(stream), packets)
+    rate = stream.rate if stream.rate in AAC_SAMPLING_RATES else FALLBACK_SAMPLING_RATE
+    track = _add_aac(output, rate, stream.layout.nb_channels)
+    return _encoded(track, _decoded(packets, track))
+
+
+def _declared_origin(stream: AudioStream) -> Fraction:
+    """Return the time at which the file of an audio stream declares that its video, or else its audio, begins, in seconds."""
+    declaring = stream.container.streams.best("video") or stream
+    return (declaring.start_time or 0) * declaring.time_base
+
+
+def _fits_mp4(stream: AudioStream) -> bool:
+    """Return whether packets of an audio stream can be copied to an mp4 file that players play."""
+    codec = stream.codec_context.codec.canonical_name
+    return codec in MP4_AUDIO_CODECS and not (codec == "mp3" and stream.rate < LOWEST_MP3_SAMPLING_RATE)
+
+
+def _on_clock(stream: AudioStream, packets: Iterable[av.Packet], origin: Fraction) -> Iterator[av.Packet]:
+    """Yield packets with the times of the output: 0 at `origin` seconds, continued where the times of the source jump."""
+    offset, last, following = round(origin / stream.time_base), None, None
+    for packet in packets:
+        if packet.dts is not None:  # the last packet is empty and marks the end
+            jump = 0 if following is None else packet.dts - offset - following
+            if not -LONGEST_OVERLAP_SECONDS <= jump * stream.time_base <= LONGEST_HOLE_SECONDS:
+                offset += jump
+            packet.dts -= offset
+            packet.pts -= offset
+            if last is not None and packet.dts <= last:
+                continue
+            last, following = packet.dts, packet.dts + (packet.duration or 0)
+        yield packet
+
+
+def _copied(track: AudioStream, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+    """Yield packets as packets of a track."""
+    for packet in packets:
+        if packet.dts is not None:
+            packet.stream = track
+            yield packet
+
+
+def _decoded(packets: Iterable[av.Packet], track: AudioStream) -> Iterator[av.AudioFrame]:
+    """Decode packets to the rate and layout of a track; leave out damaged packets."""
+    following, kind, resampler = 0, None, None
+    for frame in chain.from_iterable(map(_decode, packets)):
+        frame.pts = following if frame.pts is None else frame.pts
+        following = frame.pts + round(frame.samples / (frame.sample_rate * frame.time_base))
+        # A resampler takes one kind of frame; a broadcast may change, for example, from mono to 5.1.
+        if kind != (kind := (frame.format.name, frame.layout.name, frame.sample_rate)):
+            resampler = av.AudioResampler(format="fltp", layout=track.layout.name, rate=track.rate)
+        yield from resampler.resample(frame)
+
+
+def _decode(packet: av.Packet) -> list[av.AudioFrame]:
+    """Return the frames of a packet, none of a damaged one."""
+    try:
+        return packet.decode()
+    except av.FFmpegError:
+        return []
+
+
+def _add_aac(output: OutputContainer, sampling_rate: int, channels: int) -> AudioStream:
+    """Add an AAC stream."""
+    stream = output.add_stream("aac", rate=sampling_rate, layout=CHANNEL_LAYOUTS.get(channels, FALLBACK_LAYOUT))
+    stream.bit_rate = AAC_BITS_PER_SECOND_AND_CHANNEL * stream.layout.nb_channels
+    return stream
+
+
+def _frames_of_waveform(waveform: np.ndarray, sampling_rate: int) -> Iterator[av.AudioFrame]:
+    """Yield a waveform (channels, samples) in frames with their times."""
+    for start in range(0, waveform.shape[1], AAC_FRAME_SAMPLES):
+        # Packed samples (sample by sample), because PyAV (18.1) fails on planar frames of 8 channels.
+        samples = waveform[:, start : start + AAC_FRAME_SAMPLES].T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(samples, format="flt", layout=CHANNEL_LAYOUTS[len(waveform)])
+        frame.pts, frame.time_base, frame.sample_rate = start, Fraction(1, sampling_rate), sampling_rate
+        yield frame
+
+
+def _encoded(track: AudioStream, frames: Iterable[av.AudioFrame]) -> Iterator[av.Packet]:
+    """Encode audio frames."""
+    for frame in frames:
+        yield from track.encode(frame)
+    yield from track.encode()
 
 
 def _checked_waveform(waveform: np.ndarray, sampling_rate: int | None, rates: tuple[int, ...] = ()) -> np.ndarray:
-    """Returns a waveform as float32 (channels, samples), or raises MediaError.
+    """Return a waveform as float32 (channels, samples), or raise MediaError.
 
     Args:
         waveform: Floating (channels, samples) or (samples,).
         sampling_rate: Samples per second in hertz (Hz).
-        rates: The sampling rates that the codec knows, if not all.
+        rates: The sampling rates that the codec supports; empty for all.
     """
     waveform = np.atleast_2d(waveform)
     usable = waveform.ndim == 2 and waveform.shape[0] in CHANNEL_LAYOUTS and waveform.shape[1] > 0
@@ -201,6 +370,6 @@ def _checked_waveform(waveform: np.ndarray, sampling_rate: int | None, rates: tu
             f"got {waveform.dtype} {waveform.shape}. Divide integers by their full scale."
         )
     if not isinstance(sampling_rate, Integral) or sampling_rate <= 0 or (rates and sampling_rate not in rates):
-        expected = f"one of {list(rates)}" if rates else "a positive whole number"
+        expected = f"one of {list(rates)}" if rates else "a positive integer"
         raise MediaError(f"sampling_rate must be {expected} hertz, got {sampling_rate!r}. Resample the waveform.")
     return finite_waveform(waveform, "The waveform").astype(np.float32)

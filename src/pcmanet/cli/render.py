@@ -151,8 +151,8 @@ def draw(
             results,
             class_colors(id2label),
             frames_per_second=rate or arguments.frames_per_second,
-            sound=video.sound,
-            clock=reader if video.audio is None else None,
+            audio=video.sound,
+            audio_origin=(lambda: reader.origin) if video.audio is None else None,
         )
         if rate is not None:
             results.path.unlink()
