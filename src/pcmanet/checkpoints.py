@@ -1,66 +1,132 @@
-"""Loading a checkpoint for the command, always with the code installed here, and saying which one it is."""
+"""Find and load checkpoints, always with the installed code, and identify their weights.
+
+A checkpoint is a folder, a Hub id (owner/name), or "demo" for the semantic demo model that is installed with the package.
+The command line reads the name of the demo model from here, so torch and transformers are imported on first use.
+"""
 
 import hashlib
 import re
+from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
-
-import torch
-from transformers import Pipeline, pipeline
-from transformers.utils import logging
-
-from pcmanet.cli.arguments import DEMO_MODEL
-from pcmanet.pipelines import AudioVisualSegmentationPipeline
+from typing import TYPE_CHECKING
 
 
-DEMO_FOLDER = "pcmanet.examples"
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+    from transformers import Pipeline
+
+    from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+
+
+DEMO_MODEL = "demo"
 
 
 def demo_file(name: str) -> Path:
-    """Returns the path of what comes with the package: `demo.mp4`, `demo_model`, `demo_model_semantic`."""
-    return Path(str(files(DEMO_FOLDER) / name))
+    """Return the path of a file that is installed with the package: `demo.mp4`, `demo_model`, `demo_model_semantic`."""
+    return Path(str(files("pcmanet.examples") / name))
 
 
-def check_name(model: str) -> str:
-    """Returns the folder or Hub id that `--model` means.
-
-    Raises:
-        FileNotFoundError: If it is neither.
-    """
-    if model == DEMO_MODEL:
-        return str(demo_file("demo_model_semantic"))
-    if not Path(model).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
-        raise FileNotFoundError(f"There is no checkpoint folder {model}. Give a folder, or a Hub id as owner/name.")
-    return model
-
-
-def load_segmenter(model: str, device: torch.device) -> Pipeline:
-    """Loads a checkpoint.
+def find_checkpoint(name: str) -> str:
+    """Return the folder or Hub id of a checkpoint.
 
     Args:
-        model: Folder or Hub id, see [`check_name`].
-        device: Where the network runs.
-
-    Returns:
-        The pipeline.
+        name: A folder, a Hub id or "demo".
 
     Raises:
-        OSError: If there is no such checkpoint.
-        ValueError: If it is none of this architecture.
+        FileNotFoundError: If it is none of these. Whether the Hub has the id is not checked.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if name == DEMO_MODEL:
+        return str(demo_file("demo_model_semantic"))
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise FileNotFoundError(f"Checkpoint folder {name} not found. Give a folder, or a Hub id as owner/name.")
+    return name
+
+
+def load_model(name: str) -> "tuple[PCMANetForAudioVisualSegmentation, PCMANetProcessor]":
+    """Load a checkpoint with its processor.
+
+    Args:
+        name: A folder, a Hub id or "demo".
+
+    Returns:
+        The model in evaluation mode on the CPU, and its processor.
+
+    Raises:
+        OSError: If the checkpoint is not found.
+        ValueError: If it has another architecture, or weights are missing.
+    """
+    from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+    from modeling_pcmanet.modeling_pcmanet import load_strict
+
+    checkpoint = find_checkpoint(name)
+    silence_transformers()
+    model = load_strict(PCMANetForAudioVisualSegmentation, checkpoint)
+    return model, PCMANetProcessor.from_pretrained(checkpoint)
+
+
+def load_segmenter(name: str, device: "torch.device | str | None" = None) -> "Pipeline":
+    """Load a checkpoint as a pipeline.
+
+    Args:
+        name: A folder, a Hub id or "demo".
+        device: The device of the model.
+
+    Raises:
+        OSError: If the checkpoint is not found.
+        ValueError: If it has another architecture, or weights are missing.
+    """
+    from transformers import pipeline
+
+    from pcmanet.pipelines import AudioVisualSegmentationPipeline
+
+    checkpoint = find_checkpoint(name)
+    silence_transformers()
     return pipeline(
         "audio-visual-segmentation",
-        model=check_name(model),
+        model=checkpoint,
         pipeline_class=AudioVisualSegmentationPipeline,
         device=device,
     )
 
 
-def fingerprint(segmenter: Pipeline) -> str:
-    """Returns a short name for the weights and settings of a checkpoint: 32 hexadecimal digits."""
-    digest = hashlib.sha256((segmenter.model.config.to_json_string() + segmenter.processor.to_json_string()).encode())
-    for values in segmenter.model.state_dict().values():
-        digest.update(values.cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+def silence_transformers() -> None:
+    """Hide the messages and progress bars of transformers, which would break the output of a command."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def digest(model: "PCMANetForAudioVisualSegmentation", processor: "PCMANetProcessor") -> str:
+    """Return 32 hexadecimal digits that identify the weights and the settings of a checkpoint."""
+    import torch
+
+    checksum = hashlib.sha256((model.config.to_json_string() + processor.to_json_string()).encode())
+    for values in model.state_dict().values():
+        checksum.update(values.cpu().flatten().view(torch.uint8).numpy())
+    return checksum.hexdigest()[:32]
+
+
+def uses_cpu() -> bool:
+    """Return whether processes of Accelerate run on the CPU: no accelerator is available, or ACCELERATE_USE_CPU is set.
+
+    Accelerate must be told. By default it takes the CPU processes of torchrun for independent ones.
+    """
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def start_processes(*, cpu: bool = False) -> "PartialState":
+    """Connect this process to the others that torchrun or `accelerate launch` started.
+
+    Args:
+        cpu: Whether to run on the CPU in any case, see [`uses_cpu`].
+    """
+    from accelerate import PartialState
+
+    # Processes wait for the slowest one, whose videos may take days longer.
+    return PartialState(cpu=cpu or uses_cpu(), timeout=timedelta(days=365))

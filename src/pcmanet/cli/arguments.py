@@ -1,55 +1,71 @@
-"""The command line of `pcmanet`: options, their help and their ranges. Imports nothing heavy, so that --help is quick."""
+"""The command line of `pcmanet`: commands, options, their help and their ranges.
+
+To add a command, write a function here that adds its parser, call it in `parse_arguments`, and name the module that runs
+it in `pcmanet.cli.main.COMMANDS`. This module must not import torch or transformers, so that `--help` is fast.
+"""
 
 import argparse
 import math
 from pathlib import Path
+from typing import TypeAlias
+
+from pcmanet import __version__
+from pcmanet.checkpoints import DEMO_MODEL
 
 
-DEMO_MODEL = "demo"  # what --model calls the semantic demo model that comes with the package
 FORMATS = ("png", "rle", "parquet")
+DATA_SETS = ("s4", "ms3", "avss", "folder")
+LABEL_NOISE_RULES = ("keep", "background", "ignore")
+NEGATIVE_AUDIO = ("silence", "noise", "off_screen")
 
-DESCRIPTION = "Segments what sounds in videos: the masks of the sounding objects, second by second."
-
-DONE, SOME_FAILED, STOPPED, FAULT, INTERRUPTED, UNREAD, TERMINATED = 0, 1, 2, 70, 130, 141, 143
+DONE, SOME_FAILED, STOPPED, INTERNAL_ERROR, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 0, 1, 2, 70, 130, 141, 143
 EXIT_CODES = f"""exit codes:
-  {DONE:<3}  all done
-  {SOME_FAILED:<3}  some videos could not be segmented; the others are done
-  {STOPPED:<3}  nothing was done, or the run had to stop: wrong usage, no such checkpoint, a full disk ...
-  {FAULT:<3}  a fault of this program: its traceback is shown
-  {INTERRUPTED:<3}  interrupted with Ctrl-C: whole results are kept, the same command goes on
-  {UNREAD:<3}  whoever read the output left, as `head` does: as after Ctrl-C
-  {TERMINATED:<3}  terminated by SIGTERM: as after Ctrl-C
+  {DONE:<3}  success
+  {SOME_FAILED:<3}  some videos failed; the others are segmented
+  {STOPPED:<3}  usage error, checkpoint or data not found, disk full, or another error that the message explains
+  {INTERNAL_ERROR:<3}  internal error; please report the traceback
+  {INTERRUPTED:<3}  interrupted with Ctrl-C; finished results are kept, run the same command again to resume
+  {OUTPUT_CLOSED:<3}  the reader of the output closed it, as `head` does; otherwise as after Ctrl-C
+  {TERMINATED:<3}  terminated by SIGTERM; otherwise as after Ctrl-C
 """
 
 EXAMPLES = f"""examples:
-  pcmanet demo                                   # segment the clip that comes along
+  pcmanet demo                                   # segment the bundled clip with the bundled model
   pcmanet segment clip.mp4 --output results --overlay --contact-sheet
   pcmanet segment videos/ --model owner/name --output results --format parquet
+  pcmanet evaluate owner/name --data AVSBench --name s4
+  pcmanet train --recipe examples/recipes/s4.yaml --data AVSBench --output runs/s4
   pcmanet info owner/name
 
-`pcmanet COMMAND --help` tells more of each.
+Run `pcmanet COMMAND --help` for the options of a command.
 
 {EXIT_CODES}"""
 
 SEGMENT_EXAMPLES = f"""examples:
-  pcmanet segment clip.mp4                                      # masks in segmented/clip, by the demo model
+  pcmanet segment clip.mp4                                      # masks of the demo model in segmented/clip
   pcmanet segment clip.mp4 --output results --overlay --overlay-frames-per-second 4 --contact-sheet
-  pcmanet segment silent.mp4 --audio sound.wav                  # sound from another file
+  pcmanet segment silent.mp4 --audio audio.wav                  # audio from another file
   pcmanet segment a.mp4 https://example.org/b.mp4 --model owner/name --threshold 0.6
-  pcmanet segment videos/ --output results --format parquet     # an archive: rows that `datasets` reads
-  pcmanet segment list.txt --output results --format parquet    # a path or URL per line
-  pcmanet segment --data-set owner/data --split train --column video --output results --format parquet
+  pcmanet segment videos/ --output results --format parquet     # rows for `datasets.load_dataset`
+  pcmanet segment list.txt --output results --format parquet    # one path or URL per line
+  pcmanet segment --data owner/data --split train --column video --output results --format parquet
   torchrun --nproc_per_node 8 -m pcmanet segment videos/ --output results --format parquet
   pcmanet segment videos/ --output /shared/results --format parquet --ray auto    # on a Ray cluster
 
-what is written:
-  png      OUTPUT/<video>/masks/*.png, segments.jsonl and video.json, which says of which video
-  rle      OUTPUT/<video>/segments.jsonl: a line per network frame, masks in COCO's run-length code; and video.json
-  parquet  OUTPUT/segments-*.parquet: rows of all videos, read by load_dataset("OUTPUT")
+output files:
+  png      OUTPUT/<video>/masks/*.png, segments.jsonl, and video.json with the path of the video
+  rle      OUTPUT/<video>/segments.jsonl, one line per network frame, masks in COCO run-length encoding; and video.json
+  parquet  OUTPUT/segments-*.parquet, the rows of all videos for load_dataset("OUTPUT")
   --overlay and --contact-sheet add OUTPUT/<video>/overlay.mp4 and contact_sheet.png.
 
-Started again with the same OUTPUT, the command goes on: videos that are done are left alone. Everything is written aside
-and renamed, so that what is there is whole, even after kill -9.
+Run the same command again to resume: finished videos are skipped. Files are written under a temporary name and renamed
+when they are complete, so that every result is complete even after kill -9.
+
+{EXIT_CODES}"""
+
+DEMO_EXAMPLES = f"""examples:
+  pcmanet demo
+  pcmanet demo --output results
 
 {EXIT_CODES}"""
 
@@ -59,208 +75,373 @@ INFO_EXAMPLES = f"""examples:
 
 {EXIT_CODES}"""
 
-DEMO_EXAMPLES = f"""examples:
-  pcmanet demo
-  pcmanet demo --output elsewhere
+EVALUATE_EXAMPLES = f"""examples:
+  pcmanet evaluate owner/name --data AVSBench/Single-source                # the test split
+  pcmanet evaluate owner/name --data AVSBench --name avss --per-class      # 71 classes
+  pcmanet evaluate owner/name --data AVSBench --name s4 --negative-audio silence noise off_screen
+  pcmanet evaluate owner/name --data my_clips --split val                  # your own clips, with a clips.csv
+  torchrun --nproc_per_node 8 -m pcmanet evaluate owner/name --data AVSBench --name avss
+  ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m pcmanet evaluate owner/name --data AVSBench --name s4
+
+OUTPUT receives results.md, results.json (also the metrics of each clip), worst_clips.png and progress/, with one small file
+per batch. Run the same command again, with any number of processes, to resume an interrupted run. Batches whose files were
+changed are computed again. After a complete run only the report is written again, so --per-class or another
+--negative-audio can be added later. The results do not depend on the number of processes.
+
+Masks are compared at the input size of the network, as AVSBench does. For AVSS, only real frames are scored and class 0 is
+the background; --score-padding and --published-no-background reproduce the published evaluation.
 
 {EXIT_CODES}"""
 
+TRAIN_EXAMPLES = f"""examples:
+  pcmanet train --recipe examples/recipes/smoke.yaml --output runs/smoke      # a minute on a CPU
+  pcmanet train --recipe examples/recipes/s4.yaml --data AVSBench --output runs/s4 --set learning_rate=1e-4
+  pcmanet train --recipe examples/recipes/s4.yaml --data AVSBench --output runs/s4 --resume
+  pcmanet train --list-fields                                                 # everything that a recipe can set
+  accelerate launch --num_processes 8 -m pcmanet train --recipe examples/recipes/avss.yaml --data AVSBench --output runs/avss
 
-def given(text: str) -> str:
-    """Reads a text that says something: a variable of the shell that is not set gives an empty one."""
-    if not text:
-        raise argparse.ArgumentTypeError("a path was expected, got an empty text")
-    return text
+OUTPUT receives best/ and last/ (checkpoints for `from_pretrained`, with their processor and metrics.json), checkpoints/ (to
+resume from), recipe.yaml, log.jsonl, overlays/ and tensorboard/.
 
+{EXIT_CODES}"""
 
-def folder(text: str) -> Path:
-    """Reads the path of a folder."""
-    return Path(given(text))
-
-
-def share(text: str) -> float:
-    """Reads a number between 0 and 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a share between 0 and 1 was expected, got {text}")
-    return value
-
-
-def rate(text: str) -> float:
-    """Reads a positive number."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"a number above 0 was expected, got {text}")
-    return value
-
-
-def minutes(text: str) -> float:
-    """Reads a number that is not negative."""
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"0 or more was expected, got {text}")
-    return value
-
-
-def count(text: str) -> int:
-    """Reads a whole number from 1 up."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up was expected, got {text}")
-    return int(text)
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; what is wrong with it ends the program with a message and code 2.
+    """Parse the command line. A usage error ends the process with a message and exit code 2.
 
     Args:
-        arguments: What follows `pcmanet`; by default what the shell gave.
+        arguments: The words after `pcmanet`; by default those of this process.
 
     Returns:
-        The options, and as `command` which of the commands was called.
+        The options, with the name of the command as `command`.
     """
     parser = argparse.ArgumentParser(
         prog="pcmanet",
-        description=DESCRIPTION,
+        description="Audio-visual segmentation: masks of the sounding objects in videos.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"pcmanet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    segmenting = _add_command(commands, "segment", "segment videos, one or a hundred thousand", SEGMENT_EXAMPLES)
-    _add_inputs(segmenting)
-    _add_results(segmenting)
-    _add_network(segmenting)
-    _add_archive(segmenting)
-
-    demonstrating = _add_command(commands, "demo", "segment the clip that comes with the package", DEMO_EXAMPLES)
-    demonstrating.add_argument(
-        "--output", type=folder, default=Path("pcmanet_demo"), help="folder for the results (default: pcmanet_demo)"
-    )
-
-    informing = _add_command(commands, "info", "tell what a checkpoint is", INFO_EXAMPLES)
-    informing.add_argument("model", metavar="MODEL", help="folder of a checkpoint, or Hub id as owner/name")
-
+    segment = _add_segment(commands)
+    _add_demo(commands)
+    _add_info(commands)
+    _add_evaluate(commands)
+    _add_train(commands)
     parsed = parser.parse_args(arguments)
     if parsed.command == "segment":
-        _check(segmenting, parsed)
+        _check_segment(segment, parsed)
     return parsed
 
 
-def _add_command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, about: str, epilog: str
-) -> argparse.ArgumentParser:
-    """Adds a command to the command line."""
+def _add_command(commands: Commands, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+    """Add a command and return its parser."""
     return commands.add_parser(
         name,
-        help=about,
-        description=about[0].upper() + about[1:] + ".",
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Adds what is segmented."""
+def _add_demo(commands: Commands) -> None:
+    """Add `pcmanet demo`."""
+    parser = _add_command(commands, "demo", "segment the clip that is installed with the package", DEMO_EXAMPLES)
+    parser.add_argument(
+        "--output", type=_path, default=Path("pcmanet_demo"), help="folder of the results (default: pcmanet_demo)"
+    )
+
+
+def _add_info(commands: Commands) -> None:
+    """Add `pcmanet info`."""
+    parser = _add_command(commands, "info", "describe a checkpoint: task, classes, size and metrics", INFO_EXAMPLES)
+    _add_checkpoint(parser)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    """Add `pcmanet evaluate`."""
+    parser = _add_command(
+        commands, "evaluate", "compute the metrics of a checkpoint on AVSBench or on your own clips", EVALUATE_EXAMPLES
+    )
+    _add_checkpoint(parser)
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data", type=_path, required=True, help="AVSBench as downloaded, or a folder of clips with a clips.csv"
+    )
+    group.add_argument("--name", choices=DATA_SETS, help="data set, if the folder contains several")
+    group.add_argument("--split", default="test", help="train, val or test (default: test)")
+    group.add_argument(
+        "--label-noise",
+        choices=LABEL_NOISE_RULES,
+        default="keep",
+        help="avss: what to do with pixels of classes that the clip does not list (default: keep)",
+    )
+    group.add_argument("--log-mel", action="store_true", help="s4 and ms3: read the published log-mel spectrograms")
+    group.add_argument(
+        "--frames-per-second",
+        type=_positive,
+        default=1.0,
+        metavar="RATE",
+        help="your own clips: network frames per second (default: 1)",
+    )
+    group = parser.add_argument_group("results")
+    group.add_argument("--output", type=_path, help="folder of the results (default: MODEL_on_NAME_SPLIT)")
+    group.add_argument(
+        "--per-class", action="store_true", help="also by class; for binary masks, by the class of the sounding object"
+    )
+    group.add_argument(
+        "--worst", type=_non_negative_integer, default=5, help="clips in worst_clips.png, 0 for none (default: 5)"
+    )
+    group.add_argument(
+        "--negative-audio",
+        nargs="+",
+        choices=NEGATIVE_AUDIO,
+        default=[],
+        help="also with audio that matches no object",
+    )
+    group.add_argument(
+        "--off-screen-audio", type=_path, metavar="FOLDER", help="audio files for off_screen (default: other clips)"
+    )
+    group.add_argument("--score-padding", action="store_true", help="avss: also score frames that pad clips")
+    group.add_argument(
+        "--published-no-background",
+        action="store_true",
+        help="avss: also the mean that leaves out `woman`, as published",
+    )
+    group = parser.add_argument_group("computation")
+    group.add_argument(
+        "--batch-size",
+        type=_positive_integer,
+        default=4,
+        help="clips per forward pass, and per group of the `batch` metrics (default: 4)",
+    )
+    group.add_argument(
+        "--num-workers", type=_non_negative_integer, default=1, help="reading processes per process (default: 1)"
+    )
+    group.add_argument(
+        "--threads", type=_positive_integer, default=1, help="CPU threads per process; can change the last digits"
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+
+
+def _add_train(commands: Commands) -> None:
+    """Add `pcmanet train`."""
+    parser = _add_command(
+        commands, "train", "train a model on AVSBench, your own clips or Sounding Shapes", TRAIN_EXAMPLES
+    )
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--output", type=_path, help="folder of the run")
+    mode.add_argument("--list-fields", action="store_true", help="print the fields of a recipe with their defaults")
+    parser.add_argument(
+        "--recipe", type=_path, metavar="FILE", help="YAML file with the fields that differ from the defaults"
+    )
+    parser.add_argument("--data", help="folder of AVSBench or of your own clips (default: generated Sounding Shapes)")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="fields of the recipe, as in YAML"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="CHECKPOINT",
+        help="resume the run in OUTPUT from its latest checkpoint, or from another of its checkpoints",
+    )
+    parser.add_argument(
+        "--max-steps",
+        type=_positive_integer,
+        metavar="NUMBER",
+        help="stop with a checkpoint after this total number of steps; the schedule does not change",
+    )
+    group = parser.add_argument_group("publishing")
+    group.add_argument("--push-to-hub", metavar="ID", help="upload the best weights to this repository at the end")
+    group.add_argument("--hub-code", action="store_true", help="also upload the code, for use without this package")
+    group.add_argument("--hub-private", action="store_true", help="create the repository as private")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the positional argument of a checkpoint."""
+    parser.add_argument("model", type=_text, metavar="MODEL", help="folder of a checkpoint, or Hub id as owner/name")
+
+
+def _add_segment(commands: Commands) -> argparse.ArgumentParser:
+    """Add `pcmanet segment` and return its parser."""
+    parser = _add_command(commands, "segment", "segment the sounding objects in one or many videos", SEGMENT_EXAMPLES)
+    _add_videos(parser)
+    _add_results(parser)
+    _add_model(parser)
+    _add_archive(parser)
+    return parser
+
+
+def _add_videos(parser: argparse.ArgumentParser) -> None:
+    """Add the videos to segment."""
     group = parser.add_argument_group("videos")
     group.add_argument(
         "videos",
         nargs="*",
-        type=given,
+        type=_text,
         metavar="VIDEO",
-        help="video file, http(s) URL, folder (all videos in it, at any depth), or .txt list of files and URLs",
+        help="video file, http(s) URL, folder (all videos in it and in its subfolders), or .txt list of files and URLs",
     )
-    group.add_argument("--audio", help="file with the sound, for one video without a sound track")
-    group.add_argument("--data-set", metavar="DATA", help="a data set instead: Hub id, or local folder of `datasets`")
-    group.add_argument("--split", default="train", help="of the data set (default: train)")
-    group.add_argument("--column", default="video", help="its column with the videos (default: video)")
-    group.add_argument("--audio-column", help="its column with the sound, for silent videos")
-    group.add_argument("--name-column", help="its column with a name of its own for each video (default: file name)")
+    group.add_argument("--audio", help="file with the audio of a single video without an audio track")
+    group.add_argument("--data", help="a data set instead of VIDEO: Hub id, or local folder of `datasets`")
+    group.add_argument("--split", default="train", help="split of the data set (default: train)")
+    group.add_argument("--column", default="video", help="column with the videos (default: video)")
+    group.add_argument("--audio-column", help="column with the audio, for videos without an audio track")
+    group.add_argument("--name-column", help="column with a unique name for each video (default: the file names)")
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
-    """Adds what is written, and where."""
+    """Add the results to write."""
     group = parser.add_argument_group("results")
     group.add_argument(
-        "--output", type=folder, default=Path("segmented"), help="folder for the results (default: segmented)"
+        "--output", type=_path, default=Path("segmented"), help="folder of the results (default: segmented)"
     )
-    group.add_argument("--format", choices=FORMATS, default="png", help="of the masks (default: png)")
-    group.add_argument("--overlay", action="store_true", help="also the video with the masks and its own sound")
+    group.add_argument("--format", choices=FORMATS, default="png", help="format of the masks (default: png)")
+    group.add_argument("--overlay", action="store_true", help="also write the video with its masks and its audio")
     group.add_argument(
         "--overlay-frames-per-second",
-        type=rate,
+        type=_positive,
         metavar="RATE",
-        help="a higher rate for the overlay alone, so that its masks follow what moves (default: the same rate)",
+        help="segment again at a higher rate for the overlay only, so that its masks follow motion (default: the same rate)",
     )
-    group.add_argument("--contact-sheet", action="store_true", help="also one picture that shows all at a glance")
-    group.add_argument("--overwrite", action="store_true", help="start anew: remove earlier results in OUTPUT first")
+    group.add_argument("--contact-sheet", action="store_true", help="also write one image with an overview")
+    group.add_argument("--overwrite", action="store_true", help="remove earlier results in OUTPUT first")
 
 
-def _add_network(parser: argparse.ArgumentParser) -> None:
-    """Adds the checkpoint and how it is used."""
-    group = parser.add_argument_group("network")
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint and its settings."""
+    group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
+        type=_text,
         default=DEMO_MODEL,
-        help="Hub id or folder of a checkpoint (default: demo, which knows procedural shapes only)",
+        help=f"Hub id or folder of a checkpoint (default: {DEMO_MODEL}, which was trained on procedural shapes only)",
     )
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if one is available)")
     group.add_argument(
-        "--frames-per-second", type=rate, default=1.0, metavar="RATE", help="network frames per second (default: 1)"
+        "--frames-per-second",
+        type=_positive,
+        default=1.0,
+        metavar="RATE",
+        help="network frames per second (default: 1)",
     )
     group.add_argument(
-        "--threshold", type=share, help="probability that a pixel has to exceed (default: 0.5 binary, 0 semantic)"
+        "--threshold",
+        type=_fraction,
+        metavar="PROBABILITY",
+        help="probability that the pixels of a mask must exceed (default: 0.5 for binary models, 0 for semantic models)",
     )
     group.add_argument(
         "--minimum-area",
-        type=share,
+        type=_fraction,
         default=0.001,
-        metavar="SHARE",
-        help="smallest share of the picture that counts (default: 0.001)",
+        metavar="FRACTION",
+        help="smallest mask, as a fraction of the frame (default: 0.001)",
     )
     group.add_argument(
         "--early-exit-threshold",
-        type=share,
-        metavar="SHARE",
-        help="faster: stop at a coarse stage in frames of which no larger share is uncertain (default: never; "
+        type=_fraction,
+        metavar="FRACTION",
+        help="faster: skip the last decoder stages for frames with at most this fraction of uncertain pixels (default: never; "
         "docs/anytime.md)",
     )
 
 
 def _add_archive(parser: argparse.ArgumentParser) -> None:
-    """Adds what concerns many videos."""
-    group = parser.add_argument_group("archives (docs/archives.md)")
+    """Add the options for many videos."""
+    group = parser.add_argument_group("many videos (docs/archives.md)")
     group.add_argument(
         "--shard-minutes",
-        type=minutes,
+        type=_non_negative,
         default=5.0,
         metavar="MINUTES",
-        help="parquet: publish results at least this often, which is what kill -9 may cost (default: 5)",
+        help="parquet: publish results at least this often; kill -9 loses at most this much work (default: 5)",
     )
-    group.add_argument("--retry-failed", action="store_true", help="try those videos again whose row is an error")
+    group.add_argument("--retry-failed", action="store_true", help="parquet: process failed videos again")
     group.add_argument(
-        "--ray", metavar="ADDRESS", help="work on a Ray cluster: its address, `auto`, or `local` for one made here"
+        "--ray", metavar="ADDRESS", help="run on a Ray cluster: its address, `auto`, or `local` to start one"
     )
     group.add_argument(
-        "--ray-workers", type=count, metavar="NUMBER", help="of the Ray job (default: one per GPU, else per CPU)"
+        "--ray-workers",
+        type=_positive_integer,
+        metavar="NUMBER",
+        help="workers of the Ray job (default: one per GPU, or one per CPU without GPUs)",
     )
 
 
-def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuses options that contradict each other."""
-    if bool(arguments.videos) == bool(arguments.data_set):
-        parser.error("give videos or a --data-set, one of the two")
+def _check_segment(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Reject options that contradict each other."""
+    if bool(arguments.videos) == bool(arguments.data):
+        parser.error("give either VIDEO or --data")
     if arguments.audio and len(arguments.videos) != 1:
-        parser.error("--audio is the sound of one video: give exactly one VIDEO with it")
+        parser.error("--audio requires exactly one VIDEO")
     if arguments.overlay_frames_per_second and not arguments.overlay:
-        parser.error("--overlay-frames-per-second needs --overlay")
+        parser.error("--overlay-frames-per-second requires --overlay")
     if arguments.retry_failed and arguments.format != "parquet":
-        parser.error("--retry-failed is for --format parquet; the other formats try failed videos again anyway")
+        parser.error("--retry-failed requires --format parquet; the other formats always process failed videos again")
     if arguments.ray_workers and not arguments.ray:
-        parser.error("--ray-workers needs --ray")
+        parser.error("--ray-workers requires --ray")
+
+
+def _text(text: str) -> str:
+    """Parse a text that is not empty, which a variable of the shell that is not set would give."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path or name, got an empty string")
+    return text
+
+
+def _path(text: str) -> Path:
+    """Parse a path."""
+    return Path(_text(text))
 
 
 def _number(text: str) -> float:
-    """Reads a number."""
+    """Parse a number."""
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"a number was expected, got {text}") from None
+        raise argparse.ArgumentTypeError(f"expected a number, got {text}") from None
+
+
+def _positive(text: str) -> float:
+    """Parse a number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def _non_negative(text: str) -> float:
+    """Parse a number of 0 or more."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
+    return value
+
+
+def _fraction(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def _positive_integer(text: str) -> int:
+    """Parse an integer of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {text}")
+    return int(text)
+
+
+def _non_negative_integer(text: str) -> int:
+    """Parse an integer of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text}")
+    return int(text)

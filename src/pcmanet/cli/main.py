@@ -1,9 +1,9 @@
-"""The `pcmanet` command: which command was called, and what the shell is told in the end.
+"""The `pcmanet` command: run the chosen command and return its exit code.
 
     pcmanet --help
     python -m pcmanet --help    # the same, for torchrun and accelerate launch
 
-Everything heavy is imported when it is needed: help and errors of usage come at once.
+The module of a command, and with it torch, is imported when the command runs. Help and usage errors do not wait for it.
 """
 
 import importlib
@@ -14,65 +14,71 @@ import sys
 import traceback
 from types import FrameType
 
-from .arguments import DONE, FAULT, INTERRUPTED, SOME_FAILED, STOPPED, TERMINATED, UNREAD, parse_arguments
+from .arguments import (
+    DONE,
+    INTERNAL_ERROR,
+    INTERRUPTED,
+    OUTPUT_CLOSED,
+    SOME_FAILED,
+    STOPPED,
+    TERMINATED,
+    parse_arguments,
+)
 
 
-# The module that runs each command, imported only when it is asked for.
-COMMANDS = {"segment": "pcmanet.cli.segment", "demo": "pcmanet.cli.segment", "info": "pcmanet.cli.info"}
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came: a batch system takes the machine back. It ends the work as Ctrl-C does."""
+# The module whose `run(arguments)` runs each command. `pcmanet.cli.arguments` has its options.
+COMMANDS = {
+    "segment": "pcmanet.cli.segment",
+    "demo": "pcmanet.cli.segment",
+    "info": "pcmanet.cli.info",
+    "evaluate": "pcmanet.cli.evaluate",
+    "train": "pcmanet.cli.train",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
-        arguments: What follows `pcmanet`; by default what the shell gave.
+        arguments: The words after `pcmanet`; by default those of this process.
 
     Returns:
         The exit code, see `pcmanet --help`.
     """
     parsed = parse_arguments(arguments)
-    earlier = signal.signal(signal.SIGTERM, _terminate)
+    earlier = signal.signal(signal.SIGTERM, _interrupt)
     try:
         failed = importlib.import_module(COMMANDS[parsed.command]).run(parsed)
-        sys.stdout.flush()  # here, where it is known what to do if nobody reads it
+        sys.stdout.flush()  # so that a closed output raises here
         return SOME_FAILED if failed else DONE
     except KeyboardInterrupt as interrupt:
-        _say_how_to_go_on(sys.argv[1:] if arguments is None else arguments)
-        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+        _print_resume_hint(sys.argv[1:] if arguments is None else arguments)
+        return TERMINATED if signal.SIGTERM in interrupt.args else INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output left, as `head` does; the interpreter must not try to write to it once more.
+        # The reader of the output closed it, as `head` does; the interpreter must not write to it when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNREAD
+        return OUTPUT_CLOSED
     except Exception as error:
-        from .inputs import is_user_error, say
+        from .inputs import format_error, is_user_error
 
         if not is_user_error(error):
             traceback.print_exc()
-            return FAULT
-        _say(f"error: {say(error)}")
+            return INTERNAL_ERROR
+        print(f"error: {format_error(error)}", file=sys.stderr)
         return STOPPED
     finally:
         signal.signal(signal.SIGTERM, earlier)
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """Ends the work when SIGTERM comes."""
-    raise Terminated
+def _interrupt(signal_number: int, _frame: FrameType | None) -> None:
+    """Stop as after Ctrl-C: a batch system sends SIGTERM before it takes the machine back."""
+    raise KeyboardInterrupt(signal_number)
 
 
-def _say_how_to_go_on(arguments: list[str]) -> None:
-    """Says after an interruption, in one of the processes, that nothing is lost."""
+def _print_resume_hint(arguments: list[str]) -> None:
+    """Print, from one of the processes, that finished results are kept and how to resume."""
     command = shlex.join(["pcmanet", *(word for word in arguments if word != "--overwrite")])
     if "RANK" in os.environ:
-        command = "start the same again, with any number of processes"
+        command = "run the same launch command again, with any number of processes"
     if os.environ.get("RANK", "0") == "0":
-        _say(f"\ninterrupted: what is done is whole and kept. To go on: {command}")
-
-
-def _say(text: str) -> None:
-    """Writes a line to the error output."""
-    print(text, file=sys.stderr)
+        print(f"\ninterrupted: finished results are complete and kept. To resume: {command}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How far the work is, on the error output: videos, and within a long one the seconds that are done."""
+"""The progress of `pcmanet segment` on the error output: the number of videos, and the position in a long video."""
 
 import sys
 import time
@@ -9,20 +9,20 @@ from types import TracebackType
 from tqdm import tqdm
 
 
-SECONDS_BEFORE_SHOWN = 2.0  # a stage that is over sooner gets no bar of its own
-SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal
-LONGEST_NAME = 40
+SECONDS_BEFORE_SHOWN = 2.0  # shorter stages have no progress bar
+SECONDS_BETWEEN_LINES = 60.0  # in a log file
+MAXIMUM_NAME_LENGTH = 40  # characters
 
 
 class Progress:
-    """Bars with the time that is left; in a log file, a line now and then.
+    """Progress bars with the remaining time on a terminal, or a line per minute in a log file.
 
     Args:
-        title: What is done.
-        total: How many videos there are.
+        title: What the process does.
+        total: Number of videos.
         done: How many of them were done before.
         hidden: Whether to show nothing, because another process does.
-        clock: Tells the time in seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Progress:
         self._hidden = hidden
         self._title, self._total, self._before, self._done = title, total, done, done
         self._clock = clock
-        self._begun = self._said = clock()
+        self._start = self._last_line = clock()
         is_counted = total >= 2 and not hidden
         self._bar = tqdm(
             desc=title, total=total, initial=done, unit="video", disable=not (is_counted and sys.stderr.isatty())
@@ -56,16 +56,16 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, seconds: float | None) -> Iterator[Callable[[float], None]]:
-        """Shows one stage of one video, on a terminal and if it takes a while.
+        """Show one stage of a video, on a terminal and if it takes longer than two seconds.
 
         Args:
             name: What is done.
-            seconds: How long the video is, if known.
+            seconds: Duration of the video, if known.
 
         Yields:
-            What is to be told the second of the video that is reached.
+            A function that receives the current position in the video, in seconds.
         """
-        shown = name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
+        shown = name if len(name) <= MAXIMUM_NAME_LENGTH else f"...{name[3 - MAXIMUM_NAME_LENGTH :]}"
         form = "{desc}: {percentage:3.0f}% {n:.0f} of {total:.0f} s [{elapsed}<{remaining}, {rate_noinv_fmt}]"
         with tqdm(
             desc=shown,
@@ -76,25 +76,25 @@ class Progress:
             leave=False,
             disable=True if self._hidden else None,
         ) as bar:
-            yield lambda second: bar.update(max(0.0, second - bar.n))
+            yield lambda position: bar.update(max(0.0, position - bar.n))
 
     def finish_video(self) -> None:
-        """Counts a video as done."""
+        """Count a video as done."""
         self._done += 1
         self._bar.update()
-        is_time = self._done == self._total or self._clock() - self._said >= SECONDS_BETWEEN_LINES
+        is_time = self._done == self._total or self._clock() - self._last_line >= SECONDS_BETWEEN_LINES
         if self._is_logged and is_time:
             self._log()
 
-    def say(self, line: str, *, failed: bool = False) -> None:
-        """Prints a line without breaking the bars: what failed to the error output."""
+    def print(self, line: str, *, failed: bool = False) -> None:
+        """Print a line without breaking the progress bars, about a failed video to the error output."""
         tqdm.write(line, file=sys.stderr if failed else sys.stdout)
 
     def _log(self) -> None:
-        """Writes how far it is as a line of its own."""
-        self._said = self._clock()
+        """Print the progress as a line."""
+        self._last_line = self._clock()
         line = f"{self._title}: {self._done} of {self._total} videos"
         if self._before < self._done < self._total:
-            seconds = (self._said - self._begun) / (self._done - self._before) * (self._total - self._done)
+            seconds = (self._last_line - self._start) / (self._done - self._before) * (self._total - self._done)
             line += f", {tqdm.format_interval(seconds)} left"
         print(line, file=sys.stderr, flush=True)
