@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of PCMANet and of its VGGish audio encoder: every number of the paper, typed and validated."""
+"""Configuration of PCMANet and of its VGGish audio encoder: the hyperparameters of the paper, typed and validated."""
 
 import copy
 import difflib
@@ -38,7 +38,7 @@ AVSBENCH_SEMANTIC_LABELS = (
 )
 # fmt: on
 
-# What transformers itself writes into a config.json or passes along; any other unknown keyword is a typing error.
+# Keywords that transformers itself writes to config.json or passes on; any other unknown keyword is a mistake.
 _FRAMEWORK_KEYWORDS = frozenset(
     {
         "architectures",
@@ -85,10 +85,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "resnet50": {"backbone_config": _RESNET_50},
     "tiny": {
         "backbone_config": _RESNET_TINY,
-        # A VGGish of a hundredth the size; the training script teaches it to name sounds before it is frozen.
+        # A VGGish of a hundredth of the size; the training script pretrains it on sound classes before it is frozen.
         "audio_config": {"block_channels": [[24], [48], [96], [96]], "hidden_size": 256, "embedding_size": 128},
         "hidden_size": 64,
-        # 32 channels per group, as many as the paper's 256 / 8 in which it compares picture and sound.
+        # 32 channels per group, as in the paper (256 / 8): the width in which AVGA compares image and audio.
         "num_groups": 2,
         "num_attention_heads": 4,
         "head_channels": 32,
@@ -96,20 +96,20 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _refuse_unknown_keywords(config: PreTrainedConfig, keywords: dict[str, Any]) -> None:
-    """Raise on a keyword that neither the config nor transformers knows, since a typo would pass silently otherwise."""
+def _check_keywords(config: PreTrainedConfig, keywords: dict[str, Any]) -> None:
+    """Raise a ValueError for a keyword that neither the configuration nor transformers defines, such as a typo."""
     known = {field.name for field in fields(config)}
     for keyword in keywords:
         if keyword.startswith("_") or keyword in _FRAMEWORK_KEYWORDS:
             continue
         close = difflib.get_close_matches(keyword, known, n=1)
-        hint = (
-            f"did you mean `{close[0]}`?" if close else f"it takes {', '.join(sorted(type(config).__annotations__))}."
-        )
-        raise ValueError(f"{type(config).__name__} got the unknown keyword `{keyword}`; {hint}")
+        accepted = ", ".join(sorted(type(config).__annotations__))
+        hint = f"Did you mean `{close[0]}`?" if close else f"Accepted keywords are {accepted}."
+        raise ValueError(f"{type(config).__name__} got the unknown keyword `{keyword}`. {hint}")
 
 
 def _require(condition: bool, message: str) -> None:
+    """Raise a ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -118,12 +118,13 @@ def _require(condition: bool, message: str) -> None:
 class VGGishConfig(PreTrainedConfig):
     """Configuration of [`VGGishModel`], the audio encoder of AVSBench and PCMANet.
 
-    The defaults are the published VGGish (Hershey et al. 2017): 72.14 M parameters, one 128-vector per 0.96 s of sound.
+    The defaults are the published VGGish (Hershey et al. 2017): 72.14 M parameters and one embedding of
+    width 128 per 0.96 s of audio.
 
     Args:
         num_mel_frames: Time frames of one log-mel patch (10 ms each).
         num_mel_bins: Mel bands of one log-mel patch.
-        block_channels: Output channels of the 3x3 convolutions, block by block; a 2x2 max pool ends each block.
+        block_channels: Output channels of the 3x3 convolutions, block by block; each block ends with a 2x2 max pooling.
         hidden_size: Width of the two hidden fully connected layers.
         embedding_size: Width of the output embedding.
     """
@@ -137,18 +138,18 @@ class VGGishConfig(PreTrainedConfig):
     hidden_size: int = 4096
     embedding_size: int = 128
 
-    def __post_init__(self, **kwargs):
-        _refuse_unknown_keywords(self, kwargs)
+    def __post_init__(self, **kwargs: Any) -> None:
+        _check_keywords(self, kwargs)
         super().__post_init__(**kwargs)
 
     @property
     def flattened_size(self) -> int:
-        """Number of values per patch that the last pool hands to the fully connected layers."""
+        """Number of values per patch that the last pooling passes to the fully connected layers."""
         shrink = 2 ** len(self.block_channels)
         return (self.num_mel_frames // shrink) * (self.num_mel_bins // shrink) * self.block_channels[-1][-1]
 
     def validate_sizes(self) -> None:
-        """Raise if a size is not positive or a patch is too small for the pools."""
+        """Raise if a size is not positive or a patch is too small for the pooling layers."""
         for name in ("num_mel_frames", "num_mel_bins", "hidden_size", "embedding_size"):
             _require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
         flat = [channels for block in self.block_channels for channels in block]
@@ -159,8 +160,8 @@ class VGGishConfig(PreTrainedConfig):
         shrink = 2 ** len(self.block_channels)
         _require(
             min(self.num_mel_frames, self.num_mel_bins) >= shrink,
-            f"{len(self.block_channels)} blocks halve the patch to nothing: `num_mel_frames` and `num_mel_bins` must be "
-            f"at least {shrink}, got {self.num_mel_frames} and {self.num_mel_bins}.",
+            f"`num_mel_frames` and `num_mel_bins` must be at least {shrink}, because each of the "
+            f"{len(self.block_channels)} blocks halves the patch, got {self.num_mel_frames} and {self.num_mel_bins}.",
         )
 
 
@@ -169,8 +170,8 @@ class PCMANetConfig(PreTrainedConfig):
     """Configuration of [`PCMANetModel`] and [`PCMANetForAudioVisualSegmentation`].
 
     Defaults are the paper's PVT-v2-B5 network for one binary output (arXiv 2406.02345);
-    [`PCMANetConfig.from_preset`] gives the other sizes. Lists that name one value per stage go from coarse (stage 4 of
-    the paper, stride 32) to fine (stage 1, stride 4), the order in which the decoder walks.
+    [`PCMANetConfig.from_preset`] builds the other sizes. Lists with one value per stage are ordered from coarse (stage 4
+    of the paper, stride 32) to fine (stage 1, stride 4), the order in which the decoder runs.
 
     Args:
         backbone_config: Any `AutoBackbone` configuration with four feature maps at strides 4, 8, 16, 32.
@@ -178,25 +179,26 @@ class PCMANetConfig(PreTrainedConfig):
         hidden_size: Width C of the neck, the decoder stages and the projected audio.
         num_groups: Channel groups G of the audio-visual group attention (AVGA).
         num_attention_heads: Heads of the query-selected cross-attention (QSCA).
-        token_grid_sizes: Side s of the s x s visual tokens of QSCA, coarse to fine.
+        token_grid_sizes: Side s of the s x s grid of visual tokens of QSCA, coarse to fine.
         head_channels: Width between the two convolutions of a segmentation head.
         confidence_threshold: Confidence-induced masking (CIM) keeps a pixel as uncertain where its probability lies in
             `[threshold, 1 - threshold]`; 0 keeps every pixel, so that nothing is masked.
-        cross_attention: Whether the stages have a QSCA; without it the fusion goes unguided (for ablations).
+        cross_attention: Whether the stages have a QSCA; without it the fusion has no guidance (for ablations).
         stage_loss_weights: Weight of each supervised output in the loss, coarse to fine.
-        ignore_index: Label of pixels that the loss and the measures leave out.
-        freeze_audio_encoder: Whether the audio encoder is fixed and stays in eval mode, as published.
+        ignore_index: Label of pixels that the loss and the metrics ignore.
+        freeze_audio_encoder: Whether the audio encoder is frozen and stays in evaluation mode, as published.
         layer_norm_eps: Epsilon of QSCA's LayerNorm.
         patch_embedding_layer_norm_eps: Epsilon of the patch-embedding and spatial-reduction norms of a PVT-v2 backbone.
-        token_layout: `"spatial"` puts every token back on its own place; `"scrambled"` reshapes as published.
+        token_layout: `"spatial"` puts every token back in its position; `"scrambled"` reshapes as published.
         masked_query_gradients: Whether gradients flow through the attention of stages that select their queries.
-        padded_frames: `"excluded"` computes only real frames; `"zeroed"` multiplies the maps as published.
-        gather_queries: Whether QSCA attends only for the selected queries instead of multiplying by the mask.
+        padded_frames: `"excluded"` computes only real frames; `"zeroed"` multiplies their feature maps by zero as
+            published.
+        gather_queries: Whether QSCA computes only the selected queries instead of multiplying by the mask.
     """
 
     model_type = "pcmanet"
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig, "audio_config": VGGishConfig}
-    # Trainer gathers every output it is not told to leave; these are diagnostics, not predictions.
+    # Trainer gathers all outputs that are not listed here; these are diagnostics, not predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "stage_logits",
         "confidence_masks",
@@ -223,15 +225,15 @@ class PCMANetConfig(PreTrainedConfig):
     patch_embedding_layer_norm_eps: float = 1e-5
     # The published code reshapes tokens (s*s, C) straight to (C, s, s), which scatters each token over the map.
     token_layout: str = "spatial"
-    # The published code writes the attention of selected queries under no_grad, so QSCA 3, 2 and 1 never learn.
+    # The published code writes the attention of selected queries under no_grad, so QSCA 3, 2 and 1 are never trained.
     masked_query_gradients: bool = True
     # The published AVSS code leaves padded frames in attention and BatchNorm, where they change the real frames.
     padded_frames: str = "excluded"
-    # Equal to multiplying by the mask; skips the work, but needs the largest count of the batch on the host.
+    # Gives the same values as multiplying by the mask with less work, but copies one count per batch to the host.
     gather_queries: bool = False
 
-    def __post_init__(self, **kwargs):
-        _refuse_unknown_keywords(self, kwargs)
+    def __post_init__(self, **kwargs: Any) -> None:
+        _check_keywords(self, kwargs)
         if not isinstance(self.backbone_config, PreTrainedConfig):
             self.backbone_config = AutoConfig.for_model(**copy.deepcopy(self.backbone_config or _PVT_V2_B5))
         if not isinstance(self.audio_config, PreTrainedConfig):
@@ -252,10 +254,10 @@ class PCMANetConfig(PreTrainedConfig):
             **overrides: Any field of the configuration, for example `num_labels=71`.
 
         Raises:
-            ValueError: If there is no such preset.
+            ValueError: If the preset is unknown.
         """
         if name not in _PRESETS:
-            raise ValueError(f"There is no preset {name!r}; choose one of {', '.join(sorted(_PRESETS))}.")
+            raise ValueError(f"Expected a preset out of {', '.join(sorted(_PRESETS))}, got {name!r}.")
         return cls(**{**_PRESETS[name], **overrides})
 
     @property
@@ -274,17 +276,17 @@ class PCMANetConfig(PreTrainedConfig):
             )
 
     def validate_stages(self) -> None:
-        """Raise unless every per-stage list has one fitting value for each of the four stages."""
+        """Raise unless every per-stage list has one valid value for each of the four stages."""
         for name in ("token_grid_sizes", "stage_loss_weights"):
             values = getattr(self, name)
             _require(
                 len(values) == NUM_STAGES and min(values) >= 0,
-                f"`{name}` needs {NUM_STAGES} values that are not negative, coarse to fine, got {list(values)}.",
+                f"`{name}` must have {NUM_STAGES} non-negative values, coarse to fine, got {list(values)}.",
             )
         _require(min(self.token_grid_sizes) > 0, f"`token_grid_sizes` must be positive, got {self.token_grid_sizes}.")
 
     def validate_choices(self) -> None:
-        """Raise if a switch has an unknown value or the threshold leaves its range."""
+        """Raise if an option has an unknown value or the threshold is out of range."""
         choices = {"token_layout": ("spatial", "scrambled"), "padded_frames": ("excluded", "zeroed")}
         for name, allowed in choices.items():
             _require(
@@ -292,17 +294,17 @@ class PCMANetConfig(PreTrainedConfig):
             )
         _require(
             0 <= self.confidence_threshold < 0.5,
-            f"`confidence_threshold` must lie in [0, 0.5), got {self.confidence_threshold}.",
+            f"`confidence_threshold` must be in [0, 0.5), got {self.confidence_threshold}.",
         )
 
     def validate_labels(self) -> None:
-        """Raise if there is nothing to segment."""
+        """Raise if the number of labels is not positive."""
         _require(
             self.num_labels > 0, f"`num_labels`, the length of `id2label`, must be positive, got {self.num_labels}."
         )
 
     def validate_backbone(self) -> None:
-        """Raise unless the backbone hands out one feature map per decoder stage."""
+        """Raise unless the backbone returns one feature map per decoder stage."""
         out_features = getattr(self.backbone_config, "out_features", None) or []
         _require(
             len(out_features) == NUM_STAGES,

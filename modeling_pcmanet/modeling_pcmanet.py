@@ -13,7 +13,9 @@
 # limitations under the License.
 """PCMANet: Progressive Confident Masking Attention Network for audio-visual segmentation (arXiv 2406.02345).
 
-Backbone, neck, audio encoder and four decoder stages walked coarse to fine; then the head with the paper's loss.
+[`PCMANetModel`] is the network: visual backbone, neck, audio encoder and four decoder stages, coarse to fine.
+[`PCMANetForAudioVisualSegmentation`] adds logits at the input size and the loss of the paper. The losses are pure functions
+of logits and labels.
 """
 
 from collections.abc import Sequence
@@ -32,13 +34,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
-from .inference_pcmanet import PCMANetInferenceModel
+from .inference_pcmanet import OptimizedPCMANet
 from .modeling_pcmanet_decoder import (
     ClipLayout,
     ConfidenceInducedMasking,
     ConvolutionBlock,
     CrossAttention,
     DecoderStage,
+    PCMANetOutput,
     validate_inputs,
 )
 from .modeling_vggish import VGGishModel
@@ -46,167 +49,23 @@ from .modeling_vggish import VGGishModel
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-
-def load_strict(model_class: type[Model], name: str | PathLike, **settings: Any) -> Model:
-    """Load pretrained weights, and refuse them if some are missing or have another shape.
-
-    Args:
-        model_class: Of the network.
-        name: Hub id or folder.
-        **settings: As for `from_pretrained`.
-
-    Returns:
-        The network, in evaluation mode.
-
-    Raises:
-        OSError: If there are no weights under this name.
-        ValueError: If they are not all there.
-    """
-    model, loading = model_class.from_pretrained(
-        name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-    )
-    lacking = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
-    if lacking:
-        raise ValueError(
-            f"{name} lacks weights of a {model_class.__name__}, such as {lacking[0]} ({len(lacking)} of "
-            f"{len(model.state_dict())}). Give a folder or Hub id that has them all, as `save_pretrained` and "
-            "`python -m modeling_pcmanet.convert_pcmanet_to_hf` write them."
-        )
-    return model.eval()
-
-
-def soft_iou_loss(logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Compute one minus the soft intersection over union of every frame.
-
-    With I the sum of p t and S the sum of p + t over the valid pixels, the loss is `1 - (I + 1) / (S - I + 1)`.
-
-    Args:
-        logits: (frames, height, width), before the sigmoid.
-        labels: (frames, height, width) in {0, 1}, float.
-        valid: (frames, height, width), 1.0 where a pixel counts and 0.0 where not.
-
-    Returns:
-        (frames,), each in [0, 1).
-    """
-    probabilities = logits.sigmoid() * valid
-    targets = labels * valid
-    intersection = (probabilities * targets).sum((1, 2))
-    total = (probabilities + targets).sum((1, 2))
-    return 1 - (intersection + 1) / (total - intersection + 1)
-
-
-def binary_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
-    """Compute mean binary cross-entropy plus soft IoU loss of every frame.
-
-    Args:
-        logits: (frames, 1, height, width), before the sigmoid.
-        labels: (frames, height, width), 0 silent, 1 sounding, `ignore_index` left out.
-        ignore_index: Label of pixels that do not count.
-
-    Returns:
-        (frames,).
-    """
-    logits = logits.squeeze(1).float()
-    valid = (labels != ignore_index).to(logits.dtype)
-    targets = labels.to(logits.dtype) * valid
-    cross_entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none") * valid
-    per_frame = cross_entropy.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
-    return per_frame + soft_iou_loss(logits, targets, valid)
-
-
-def semantic_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
-    """Compute the per-pixel cross-entropy of every frame, averaged within the frame.
-
-    Args:
-        logits: (frames, num_labels, height, width), before the softmax.
-        labels: (frames, height, width), class indexes, `ignore_index` left out.
-        ignore_index: Label of pixels that do not count.
-
-    Returns:
-        (frames,).
-    """
-    cross_entropy = functional.cross_entropy(
-        logits.float(), labels.long(), ignore_index=ignore_index, reduction="none"
-    )
-    num_valid = (labels != ignore_index).sum((1, 2)).clamp(min=1)
-    return cross_entropy.sum((1, 2)) / num_valid
-
-
-def validate_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
-    """Refuse labels that no loss is defined for; binary cross-entropy would take any number as its target.
-
-    On a GPU the check waits for nothing and fails as PyTorch's own do, later and for good; a compiled graph has none.
-
-    Args:
-        labels: Any shape.
-        num_labels: Number of classes, 1 for binary labels.
-        ignore_index: Label of pixels that do not count.
-
-    Raises:
-        ValueError: If a label is neither a class nor `ignore_index`.
-    """
-    if torch.compiler.is_compiling():
-        return
-    highest = max(num_labels, 2) - 1
-    unexpected = (labels != ignore_index) & ((labels < 0) | (labels > highest) | (labels != labels.long()))
-    expected = f"expected 0..{highest} or ignore_index {ignore_index}; a 0/255 mask is given as mask > 127"
-    if labels.is_cuda:
-        torch._assert_async(~unexpected.any(), f"`labels`: {expected}.")
-    elif unexpected.any():
-        raise ValueError(f"`labels` holds {labels[unexpected][0].item()}, {expected}.")
-
-
-def deeply_supervised_loss(
-    stage_logits: Sequence[torch.Tensor],
-    labels: torch.Tensor,
-    annotated: torch.Tensor,
-    stage_weights: Sequence[float],
-    ignore_index: int = 255,
-) -> torch.Tensor:
-    """Compute the weighted sum over the four supervised outputs of the loss averaged over the annotated frames.
-
-    Args:
-        stage_logits: Four tensors (batch, frames, num_labels, height, width), coarse to fine.
-        labels: (batch, frames, height, width), binary or class indexes.
-        annotated: (batch, frames) bool, the frames whose labels count. Without any the loss is 0.
-        stage_weights: Four weights.
-        ignore_index: Label of pixels that do not count.
-
-    Returns:
-        Scalar, float32.
-
-    Raises:
-        ValueError: If a label that counts is neither a class nor `ignore_index`.
-    """
-    num_labels = stage_logits[0].shape[2]
-    frame_loss = binary_loss if num_labels == 1 else semantic_loss
-    num_annotated = annotated.sum().clamp(min=1)
-    labels = labels[annotated]
-    validate_labels(labels, num_labels, ignore_index)
-    losses = [
-        weight * frame_loss(logits[annotated], labels, ignore_index).sum() / num_annotated
-        for logits, weight in zip(stage_logits, stage_weights, strict=True)
-    ]
-    return torch.stack(losses).sum()
-
-
-# What transformers' decorators take from, or add to, the keywords of a forward call.
-CAPTURE_KEYWORDS = frozenset({"output_attentions", "output_hidden_states", "return_dict", "use_cache"})
+# Keywords that the decorators of transformers take from a forward call or add to it.
+_CAPTURE_KEYWORDS = frozenset({"output_attentions", "output_hidden_states", "return_dict", "use_cache"})
 
 
 @dataclass
 class PCMANetModelOutput(ModelOutput):
-    """Output of [`PCMANetModel`]; all maps at their stage's own size, padded frames hold zeros.
+    """Output of [`PCMANetModel`]; all feature maps have the size of their stage, padded frames are 0.
 
     Attributes:
-        last_hidden_state: (batch, frames, hidden_size, height / 4, width / 4), the finest fused map.
+        last_hidden_state: (batch, frames, hidden_size, height / 4, width / 4), the finest fused feature map.
         stage_logits: Four tensors (batch, frames, num_labels, stage height, stage width), coarse to fine.
         confidence_masks: Three bool tensors (batch, frames, stage height, stage width) of the three coarser stages,
-            True where the network is still unsure and the next stage asks on.
-        kept_ratios: (3,), share of the real frames' pixels that each of these masks keeps.
-        hidden_states: On request the input of the decoder (stage 4's neck map) and the fused map of every stage,
-            (real frames, hidden_size, stage height, stage width), coarse to fine.
-        attentions: On request and with `attn_implementation="eager"`, the attention weights of QSCA in order of
+            True where the prediction is uncertain and the next stage selects queries.
+        kept_ratios: (3,), fraction of the pixels of the real frames that each of these masks keeps.
+        hidden_states: If requested, the input of the decoder (the neck output of stage 4) and the fused feature map of
+            every stage, (real frames, hidden_size, stage height, stage width), coarse to fine.
+        attentions: If requested and with `attn_implementation="eager"`, the attention weights of QSCA in order of
             computation: audio to visual, then visual to audio, stage by stage (stage 1 has only the latter).
     """
 
@@ -218,41 +77,18 @@ class PCMANetModelOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-@dataclass
-class PCMANetOutput(ModelOutput):
-    """Output of [`PCMANetForAudioVisualSegmentation`].
-
-    Attributes:
-        loss: Scalar, when labels were given.
-        logits: (batch, frames, num_labels, height, width), the finest stage at the input size. Padded frames hold 0.
-        stage_logits: The logits of all four stages at the input size, coarse to fine; the last one is `logits`.
-        confidence_masks: See [`PCMANetModelOutput`].
-        kept_ratios: See [`PCMANetModelOutput`].
-        hidden_states: See [`PCMANetModelOutput`].
-        attentions: See [`PCMANetModelOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    stage_logits: tuple[torch.FloatTensor, ...] | None = None
-    confidence_masks: tuple[torch.BoolTensor, ...] | None = None
-    kept_ratios: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
 class PCMANetPreTrainedModel(PreTrainedModel):
-    """What both PCMANet classes share: initialisation, loading and the switches of transformers."""
+    """Base class of both PCMANet models: initialization, loading and the class attributes of transformers."""
 
     config: PCMANetConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("video", "audio")
     supports_gradient_checkpointing = True
-    # The loss is a mean over frames, so Trainer must not rescale it by the number of items in the batch.
+    # The loss is a mean over frames, so Trainer must not rescale it by the number of items in a batch.
     accepts_loss_kwargs = False
     _supports_sdpa = True
-    # What FSDP2 wraps. No `device_map` over several GPUs works: nothing brings a clip's layout from one to another.
+    # The modules that FSDP2 wraps. A `device_map` over several GPUs is not supported: `ClipLayout` stays on one device.
     _no_split_modules = ("DecoderStage",)
     _can_record_outputs = {
         "hidden_states": OutputRecorder(DecoderStage, index=0),
@@ -260,10 +96,10 @@ class PCMANetPreTrainedModel(PreTrainedModel):
     }
 
     def get_input_embeddings(self) -> None:
-        """There are none: frames and sound come in. FSDP2 in Accelerate asks, and takes no error for an answer."""
+        """Return None: the inputs are frames and audio. FSDP2 in Accelerate calls this and expects no error."""
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
-        """Save as transformers does; code that goes along opens the weights as either class, as the package does."""
+        """Save as transformers does; with code, both model classes are registered for the weights."""
         if self.is_remote_code():
             both = (PCMANetModel, PCMANetForAudioVisualSegmentation)
             names = {ours._auto_class: f"modeling_pcmanet.{ours.__name__}" for ours in both if ours._auto_class}
@@ -280,11 +116,11 @@ class PCMANetPreTrainedModel(PreTrainedModel):
 
 
 class PCMANetModel(PCMANetPreTrainedModel):
-    """Backbone, neck, audio encoder and the four decoder stages: frames and sound to the logits of every stage."""
+    """Backbone, neck, audio encoder and four decoder stages: frames and audio to the logits of every stage."""
 
     def __init__(self, config: PCMANetConfig):
         super().__init__(config)
-        config.validate()  # what was assigned after it was built, as `from_pretrained(..., field=value)` does
+        config.validate()  # fields may have been assigned since, as by `from_pretrained(..., field=value)`
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         self._set_backbone_norm_eps()
         self.audio_encoder = VGGishModel(config.audio_config)
@@ -293,13 +129,13 @@ class PCMANetModel(PCMANetPreTrainedModel):
         self.neck = nn.ModuleList(ConvolutionBlock(channels, config.hidden_size) for channels in coarse_to_fine)
         self.stages = nn.ModuleList(DecoderStage(config, index) for index in range(NUM_STAGES))
         self.confidence_masking = ConfidenceInducedMasking(config)
-        # CODEPATH: published networks keep VGGish fixed; whoever has no pretrained VGGish trains it along.
+        # CODEPATH: published networks keep VGGish frozen; without a pretrained VGGish it is trained as well.
         if config.freeze_audio_encoder:
             self.audio_encoder.requires_grad_(False)
         self.post_init()
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; a frozen audio encoder stays in evaluation."""
+        """Set training or evaluation mode; a frozen audio encoder stays in evaluation mode."""
         super().train(mode)
         # CODEPATH: as in __init__.
         if self.config.freeze_audio_encoder:
@@ -307,8 +143,8 @@ class PCMANetModel(PCMANetPreTrainedModel):
         return self
 
     def _set_backbone_norm_eps(self) -> None:
-        """Give a PVT-v2 backbone the epsilon that published weights were trained with (see the config)."""
-        # CODEPATH: PVT-v2 alone has these norms; ResNet and others need nothing.
+        """Set the epsilon with which published PVT-v2 weights were trained (see [`PCMANetConfig`])."""
+        # CODEPATH: only PVT-v2 has these norms.
         if self.config.backbone_config.model_type != "pvt_v2":
             return
         for name, module in self.backbone.named_modules():
@@ -328,28 +164,28 @@ class PCMANetModel(PCMANetPreTrainedModel):
         """Run the network.
 
         Args:
-            pixel_values: (batch, frames, 3, height, width), ImageNet-normalised, height and width from 32 up.
+            pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32.
             input_features: (batch, frames, 1, 96, 64) log-mel patches.
-            audio_embeds: (batch, frames, 128) VGGish embeddings, in place of `input_features`.
+            audio_embeds: (batch, frames, 128) VGGish embeddings, instead of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
-            ValueError: If a shape is wrong, not exactly one of the two forms of sound is given, or the attention has no
-                weights to give.
+            ValueError: If a shape is wrong, not exactly one of the two audio inputs is given, or the attention
+                implementation does not return weights.
             TypeError: If a keyword is unknown.
         """
-        if unknown := kwargs.keys() - CAPTURE_KEYWORDS:
+        if unknown := kwargs.keys() - _CAPTURE_KEYWORDS:
             raise TypeError(
-                f"The model got the unknown keywords {sorted(unknown)}. Pop what `return_metadata=True` put into a batch "
-                "(timestamps, original_sizes, frames); the rest of the processor's batch is what the model takes."
+                f"The model got the unknown keywords {sorted(unknown)}. If they come from a processor call with "
+                "`return_metadata=True`, pop the metadata (timestamps, original_sizes, frames) from the batch first."
             )
         validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config.audio_config)
         attention = self.config._attn_implementation
         if kwargs.get("output_attentions") and attention != "eager":
             raise ValueError(
-                f"{attention} attention has no weights to give for `output_attentions`: load the model with "
-                '`attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
+                f"`output_attentions` needs eager attention, got {attention}, which does not return weights: load the "
+                'model with `attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
             )
         batch, frames = pixel_values.shape[:2]
         excluded = frame_mask is not None and self.config.padded_frames == "excluded"
@@ -359,7 +195,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         maps = self.backbone(layout.to_frames(pixel_values)).feature_maps[::-1]
         maps = [neck(feature_map) for neck, feature_map in zip(self.neck, maps, strict=True)]
         if frame_mask is not None and not excluded:
-            # As published the embeddings are zeroed, so that padded frames still carry the projection's bias.
+            # As published, the embeddings are zeroed before the projection, so that its bias remains in padded frames.
             real = frame_mask.flatten().to(embeddings.dtype)
             embeddings, maps = embeddings * real[:, None], [x * real[:, None, None, None] for x in maps]
         audio = self.audio_projection(embeddings)
@@ -375,8 +211,8 @@ class PCMANetModel(PCMANetPreTrainedModel):
     def _embed_audio(
         self, input_features: torch.Tensor | None, audio_embeds: torch.Tensor | None, layout: ClipLayout
     ) -> torch.Tensor:
-        """Go from either form of sound to embeddings of the computed frames, (computed frames, embedding_size)."""
-        if input_features is None:
+        """Return the audio embeddings of the computed frames, (computed frames, embedding_size)."""
+        if audio_embeds is not None:
             return layout.to_frames(audio_embeds)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_audio_encoder):
             return self.audio_encoder(layout.to_frames(input_features), return_dict=True).audio_embeds
@@ -384,7 +220,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
     def _decode(
         self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Walk the stages coarse to fine; returns the finest fused map, all logits and the three confidence masks."""
+        """Run the stages coarse to fine; return the finest fused map, all logits and the three confidence masks."""
         fused = uncertain = None
         audio_token = audio
         stage_logits, masks = [], []
@@ -407,8 +243,8 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     masks = processor.post_process_semantic_segmentation(outputs)
     ```
 
-    Its attention is sdpa by itself. To name it, or to go back to it, write `attn_implementation={"": "sdpa"}`: a name
-    without a place is meant for the backbone too, and neither PVT-v2 nor ResNet knows sdpa.
+    The default attention is sdpa. To select it explicitly, pass `attn_implementation={"": "sdpa"}`: a plain string also
+    applies to the backbone, and neither PVT-v2 nor ResNet supports sdpa.
     """
 
     def __init__(self, config: PCMANetConfig):
@@ -418,7 +254,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
     @classmethod
     def from_pretrained_backbones(cls, visual: str | PathLike, audio: str | PathLike, **config: Any) -> Self:
-        """Start a new model from published backbone weights; everything else is freshly initialised.
+        """Build a new model from pretrained backbone and audio encoder weights; all other weights are random.
 
         Args:
             visual: Hub id or folder of a backbone that `AutoBackbone` loads, for example `OpenGVLab/pvt_v2_b5`.
@@ -426,17 +262,17 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             **config: Fields of [`PCMANetConfig`], for example `num_labels=71`.
 
         Raises:
-            OSError: If there are no weights under one of the names.
-            ValueError: If one is no backbone or lacks weights.
+            OSError: If weights are not found.
+            ValueError: If `visual` is not a visual backbone, or weights are missing.
         """
         stages = ["stage1", "stage2", "stage3", "stage4"]
         backbone_config = AutoConfig.from_pretrained(visual, out_features=stages)
         if type(backbone_config) not in MODEL_FOR_BACKBONE_MAPPING:
             raise ValueError(
-                f"{visual} is a {backbone_config.model_type}, which is no visual backbone; give the Hub id or folder of one, "
-                "such as OpenGVLab/pvt_v2_b5 or microsoft/resnet-50."
+                f"Expected the Hub id or folder of a visual backbone, such as OpenGVLab/pvt_v2_b5 or microsoft/resnet-50, "
+                f"got {visual}, which is a {backbone_config.model_type}."
             )
-        # Not AutoBackbone.from_pretrained: it asks the Hub whether the name exists, which no local folder does.
+        # Not AutoBackbone.from_pretrained, which looks the name up on the Hub and so rejects local folders.
         backbone = load_strict(MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)], visual, config=backbone_config)
         audio_encoder = load_strict(VGGishModel, audio)
         model = cls(PCMANetConfig(backbone_config=backbone.config, audio_config=audio_encoder.config, **config))
@@ -446,27 +282,29 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
     def for_inference(
         self, dtype: torch.dtype | None = None, audio_dtype: torch.dtype | None = None
-    ) -> PCMANetInferenceModel:
-        """Give a copy of the network that computes the same logits faster and cannot be trained.
+    ) -> OptimizedPCMANet:
+        """Return an optimized copy of the network that computes the same logits faster and cannot be trained.
 
         Args:
-            dtype: Data type of the copy, for example `torch.bfloat16`; that of this model if not given.
-            audio_dtype: Data type of VGGish alone, `dtype` if not given; see docs/inference.md, Sound.
+            dtype: Data type of the copy, for example `torch.bfloat16`; defaults to that of this model.
+            audio_dtype: Data type of the audio encoder only; defaults to `dtype`. See docs/inference.md.
 
         Returns:
-            A module that takes the same frames, sound and `frame_mask` and whose output has the same `logits`.
+            A module that takes the same frames, audio and `frame_mask` and whose output has the same `logits`.
 
         Raises:
-            TypeError: If a data type is no floating-point `torch.dtype`.
+            TypeError: If a data type is not a floating-point `torch.dtype`.
             ValueError: If weights are offloaded.
         """
         dtype = dtype or self.dtype
         for given in (dtype, audio_dtype or dtype):
             if not (isinstance(given, torch.dtype) and given.is_floating_point):
-                raise TypeError(f"`for_inference` takes data types such as torch.bfloat16, got {given!r}.")
+                raise TypeError(f"Expected a floating-point data type such as torch.bfloat16, got {given!r}.")
         if any(weight.is_meta for weight in self.parameters()):
-            raise ValueError("`device_map` offloaded weights, which cannot be copied: load the model without it.")
-        return PCMANetInferenceModel(self.model, dtype, audio_dtype or dtype)
+            raise ValueError(
+                "Weights offloaded by `device_map` cannot be copied: load the model without `device_map`."
+            )
+        return OptimizedPCMANet(self.model, dtype, audio_dtype or dtype)
 
     @can_return_tuple
     def forward(
@@ -479,21 +317,21 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         annotated_frames: torch.BoolTensor | None = None,
         **kwargs: Any,
     ) -> PCMANetOutput:
-        """Segment what sounds.
+        """Segment the sounding objects.
 
         Args:
-            pixel_values: (batch, frames, 3, height, width), ImageNet-normalised, height and width from 32 up.
+            pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32.
             input_features: (batch, frames, 1, 96, 64) log-mel patches.
-            audio_embeds: (batch, frames, 128) VGGish embeddings, in place of `input_features`.
+            audio_embeds: (batch, frames, 128) VGGish embeddings, instead of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
             labels: (batch, frames, height, width), 0/1 or class indexes, `config.ignore_index` (255) = ignore. A
-                `Trainer` whose data has no `annotated_frames` needs `TrainingArguments(label_names=["labels"])`: by itself
-                it takes both for labels, and evaluates without a loss where one is missing.
-            annotated_frames: (batch, frames) bool, which frames are annotated; all real ones if not given.
+                `Trainer` whose data has no `annotated_frames` needs `TrainingArguments(label_names=["labels"])`: by
+                default it expects both as labels, and evaluates without a loss if one is missing.
+            annotated_frames: (batch, frames) bool, which frames are annotated; defaults to all real frames.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
-            ValueError: If a shape or a label is wrong or not exactly one of the two forms of sound is given.
+            ValueError: If a shape or a label is wrong, or not exactly one of the two audio inputs is given.
             TypeError: If a keyword is unknown.
         """
         outputs = self.model(pixel_values, input_features, audio_embeds, frame_mask, return_dict=True, **kwargs)
@@ -535,9 +373,160 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
 
 def _resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize (batch, frames, num_labels, height, width) bilinearly to another height and width."""
+    """Resize (batch, frames, num_labels, height, width) bilinearly to (height, width)."""
     resized = functional.interpolate(logits.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
     return resized.unflatten(0, logits.shape[:2])
+
+
+# Losses.
+
+
+def soft_iou_loss(logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Compute one minus the soft intersection over union of every frame.
+
+    With I the sum of p t and S the sum of p + t over the valid pixels, the loss is `1 - (I + 1) / (S - I + 1)`.
+
+    Args:
+        logits: (frames, height, width), before the sigmoid.
+        labels: (frames, height, width) in {0, 1}, float.
+        valid: (frames, height, width), 1.0 for pixels that count, else 0.0.
+
+    Returns:
+        (frames,), each in [0, 1).
+    """
+    probabilities = logits.sigmoid() * valid
+    targets = labels * valid
+    intersection = (probabilities * targets).sum((1, 2))
+    total = (probabilities + targets).sum((1, 2))
+    return 1 - (intersection + 1) / (total - intersection + 1)
+
+
+def binary_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+    """Compute mean binary cross-entropy plus soft IoU loss of every frame.
+
+    Args:
+        logits: (frames, 1, height, width), before the sigmoid.
+        labels: (frames, height, width), 0 silent, 1 sounding, `ignore_index` ignored.
+        ignore_index: Label of pixels that do not count.
+
+    Returns:
+        (frames,).
+    """
+    logits = logits.squeeze(1).float()
+    valid = (labels != ignore_index).to(logits.dtype)
+    targets = labels.to(logits.dtype) * valid
+    cross_entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none") * valid
+    per_frame = cross_entropy.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+    return per_frame + soft_iou_loss(logits, targets, valid)
+
+
+def semantic_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+    """Compute the per-pixel cross-entropy of every frame, averaged within the frame.
+
+    Args:
+        logits: (frames, num_labels, height, width), before the softmax.
+        labels: (frames, height, width), class indexes, `ignore_index` ignored.
+        ignore_index: Label of pixels that do not count.
+
+    Returns:
+        (frames,).
+    """
+    cross_entropy = functional.cross_entropy(
+        logits.float(), labels.long(), ignore_index=ignore_index, reduction="none"
+    )
+    num_valid = (labels != ignore_index).sum((1, 2)).clamp(min=1)
+    return cross_entropy.sum((1, 2)) / num_valid
+
+
+def _validate_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+    """Check that every label is a class or `ignore_index`; binary cross-entropy accepts any number as its target.
+
+    On a GPU the check does not synchronize: it fails later, as a device-side assert. Compiled graphs have no check.
+
+    Args:
+        labels: Any shape.
+        num_labels: Number of classes, 1 for binary labels.
+        ignore_index: Label of pixels that do not count.
+
+    Raises:
+        ValueError: If a label is neither a class nor `ignore_index`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    highest = max(num_labels, 2) - 1
+    unexpected = (labels != ignore_index) & ((labels < 0) | (labels > highest) | (labels != labels.long()))
+    expected = f"expected 0..{highest} or ignore_index {ignore_index}; convert a 0/255 mask with mask > 127"
+    if labels.is_cuda:
+        torch._assert_async(~unexpected.any(), f"`labels`: {expected}.")
+    elif unexpected.any():
+        raise ValueError(f"`labels` contains {labels[unexpected][0].item()}, {expected}.")
+
+
+def deeply_supervised_loss(
+    stage_logits: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    annotated: torch.Tensor,
+    stage_weights: Sequence[float],
+    ignore_index: int = 255,
+) -> torch.Tensor:
+    """Compute the weighted sum over the four supervised outputs of the loss averaged over the annotated frames.
+
+    Args:
+        stage_logits: Four tensors (batch, frames, num_labels, height, width), coarse to fine.
+        labels: (batch, frames, height, width), binary or class indexes.
+        annotated: (batch, frames) bool, the frames whose labels count. Without annotated frames the loss is 0.
+        stage_weights: Four weights.
+        ignore_index: Label of pixels that do not count.
+
+    Returns:
+        Scalar, float32.
+
+    Raises:
+        ValueError: If a label that counts is neither a class nor `ignore_index`.
+    """
+    num_labels = stage_logits[0].shape[2]
+    frame_loss = binary_loss if num_labels == 1 else semantic_loss
+    num_annotated = annotated.sum().clamp(min=1)
+    labels = labels[annotated]
+    _validate_labels(labels, num_labels, ignore_index)
+    losses = [
+        weight * frame_loss(logits[annotated], labels, ignore_index).sum() / num_annotated
+        for logits, weight in zip(stage_logits, stage_weights, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+# Loading.
+
+
+def load_strict(model_class: type[Model], name: str | PathLike, **settings: Any) -> Model:
+    """Load pretrained weights and raise if some are missing or have another shape.
+
+    `from_pretrained` initializes them randomly with no more than a warning.
+
+    Args:
+        model_class: Class of the model.
+        name: Hub id or folder.
+        **settings: Passed to `from_pretrained`.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        OSError: If the weights are not found.
+        ValueError: If weights are missing or have another shape.
+    """
+    model, loading = model_class.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+    )
+    missing = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
+    if missing:
+        raise ValueError(
+            f"{name} lacks weights of a {model_class.__name__}, such as {missing[0]} ({len(missing)} of "
+            f"{len(model.state_dict())}). Give a folder or Hub id with all weights, as `save_pretrained` and "
+            "`python -m modeling_pcmanet.convert_pcmanet_to_hf` write them."
+        )
+    return model.eval()
 
 
 __all__ = [
@@ -550,5 +539,4 @@ __all__ = [
     "load_strict",
     "semantic_loss",
     "soft_iou_loss",
-    "validate_labels",
 ]

@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The decoder of PCMANet: what a stage does with a feature map, the sound and the stage before.
+"""Decoder of PCMANet, and the inputs, outputs and clip layout that the model and the optimized model have in common.
 
-In reading order: AudioVisualGroupAttention (AVGA), QuerySelectedCrossAttention (QSCA), ConfidenceInducedMasking (CIM),
-GuidedFusion (GF), and the DecoderStage that joins them; the names are those of arXiv 2406.02345.
+Modules, with the names of arXiv 2406.02345: AudioVisualGroupAttention (AVGA), QuerySelectedCrossAttention (QSCA),
+ConfidenceInducedMasking (CIM), GuidedFusion (GF), and the DecoderStage that combines them.
 
-Inside, clips lie behind each other as real frames only, (frames, channels, height, width); `ClipLayout` knows which
-frame belongs to which clip and is asked only where a clip's frames meet: in the cross-attention and at the output.
+All modules process the real frames of all clips as one batch, (frames, channels, height, width). `ClipLayout` maps frames
+to clips where the frames of a clip interact: in the cross-attention and at the output.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,15 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
 
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig, VGGishConfig
 
 
-MINIMUM_IMAGE_SIZE = 32  # the stride of the coarsest backbone map: below it that map would be empty
+_MINIMUM_IMAGE_SIZE = 32  # pixels, the stride of the coarsest feature map, which would be empty for smaller images
+
+
+# Inputs, outputs and the layout of clips.
 
 
 def validate_inputs(
@@ -42,16 +46,29 @@ def validate_inputs(
     frame_mask: torch.Tensor | None,
     audio_config: VGGishConfig,
 ) -> None:
-    """Raise a ValueError that says what came and what was expected."""
+    """Check the inputs of a forward call.
+
+    Args:
+        pixel_values: (batch, frames, 3, height, width).
+        input_features: (batch, frames, 1, mel frames, mel bins), or None.
+        audio_embeds: (batch, frames, embedding size), or None.
+        frame_mask: (batch, frames), or None.
+        audio_config: Configuration of the audio encoder.
+
+    Raises:
+        ValueError: If a shape is wrong or not exactly one of the two audio inputs is given.
+    """
     shape = _shape(pixel_values)
-    if len(shape) != 5 or 0 in shape[:2] or shape[2] != 3 or min(shape[-2:]) < MINIMUM_IMAGE_SIZE:
+    if len(shape) != 5 or 0 in shape[:2] or shape[2] != 3 or min(shape[-2:]) < _MINIMUM_IMAGE_SIZE:
         raise ValueError(
             "`pixel_values` must be (batch, frames, 3, height, width) with at least one clip, one frame, and height "
-            f"and width of at least {MINIMUM_IMAGE_SIZE}, got {shape or type(pixel_values).__name__}."
+            f"and width of at least {_MINIMUM_IMAGE_SIZE}, got {shape or type(pixel_values).__name__}."
         )
     if (input_features is None) == (audio_embeds is None):
         given = "neither" if input_features is None else "both"
-        raise ValueError(f"Give exactly one of `input_features` (log-mel) and `audio_embeds` (VGGish), got {given}.")
+        raise ValueError(
+            f"Expected exactly one of `input_features` (log-mel patches) and `audio_embeds` (VGGish embeddings), got {given}."
+        )
     patch = (1, audio_config.num_mel_frames, audio_config.num_mel_bins)
     expected = {
         "input_features": (input_features, "batch, frames, 1, mel frames, mel bins", patch),
@@ -61,36 +78,66 @@ def validate_inputs(
     for name, (tensor, axes, own) in expected.items():
         if tensor is not None and _shape(tensor) != (*shape[:2], *own):
             raise ValueError(
-                f"`{name}` must be ({axes}) = {(*shape[:2], *own)} to go with these `pixel_values`, got "
+                f"`{name}` must be ({axes}) = {(*shape[:2], *own)} to match `pixel_values`, got "
                 f"{_shape(tensor) or type(tensor).__name__}."
             )
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Give the shape; none for what is no tensor, such as the arrays of a processor that was not asked for tensors."""
+    """Return the shape, or an empty one for other types, such as NumPy arrays of a call without `return_tensors`."""
     return tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else ()
+
+
+@dataclass
+class PCMANetOutput(ModelOutput):
+    """Output of [`PCMANetForAudioVisualSegmentation`] and of the optimized model.
+
+    The optimized model returns `logits`, `confidence_masks` and `stages_used` only.
+
+    Attributes:
+        loss: Scalar, if labels were given.
+        logits: (batch, frames, num_labels, height, width), the finest stage at the input size. Padded frames are 0.
+        stage_logits: The logits of all four stages at the input size, coarse to fine; the last one is `logits`.
+        confidence_masks: Three bool tensors (batch, frames, stage height, stage width) of the three coarser stages, True
+            where the prediction is uncertain and the next stage selects queries. False at stages that a frame did not reach
+            because of an early exit.
+        kept_ratios: See [`PCMANetModelOutput`].
+        hidden_states: See [`PCMANetModelOutput`].
+        attentions: See [`PCMANetModelOutput`].
+        stages_used: (batch, frames) int64, the stage from which each frame has its logits, 1 (coarsest) to 4, or 0 for
+            padding that was not computed. Only with an `early_exit_threshold`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    stage_logits: tuple[torch.FloatTensor, ...] | None = None
+    confidence_masks: tuple[torch.BoolTensor, ...] | None = None
+    kept_ratios: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    stages_used: torch.LongTensor | None = None
 
 
 @dataclass(frozen=True)
 class ClipLayout:
-    """Which clip every computed frame belongs to.
+    """The clip to which each computed frame belongs.
 
     Attributes:
         batch: Number of clips.
         frames: Number of frames per clip, padding included.
-        real: (batch, frames) bool, False for frames that are not computed; None when all are.
+        real: (batch, frames) bool, False for frames that are not computed; None if all frames are computed.
     """
 
     batch: int
     frames: int
-    real: torch.BoolTensor | None
+    real: torch.Tensor | None
 
     def to_frames(self, clips: torch.Tensor) -> torch.Tensor:
-        """Go from (batch, frames, ...) to the computed frames only, (computed frames, ...)."""
+        """Select the computed frames: (batch, frames, ...) to (computed frames, ...)."""
         return clips.flatten(0, 1) if self.real is None else clips[self.real]
 
     def to_clips(self, frames: torch.Tensor) -> torch.Tensor:
-        """Go from (computed frames, ...) to (batch, frames, ...); frames that were not computed become zeros."""
+        """Restore the clips: (computed frames, ...) to (batch, frames, ...), with zeros for frames that were not computed."""
         if self.real is None:
             return frames.unflatten(0, (self.batch, self.frames))
         clips = frames.new_zeros(self.batch, self.frames, *frames.shape[1:])
@@ -98,7 +145,7 @@ class ClipLayout:
         return clips
 
     def key_mask(self, tokens_per_frame: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Additive attention mask (batch, 1, 1, frames * tokens_per_frame) that hides frames that are not computed."""
+        """Return an additive mask (batch, 1, 1, frames * tokens_per_frame) that hides frames that are not computed."""
         if self.real is None:
             return None
         hidden = torch.zeros(self.real.shape, dtype=dtype, device=self.real.device)
@@ -106,8 +153,11 @@ class ClipLayout:
         return hidden.repeat_interleave(tokens_per_frame, dim=1)[:, None, None, :]
 
 
+# Modules.
+
+
 class ConvolutionBlock(nn.Sequential):
-    """Convolution, BatchNorm, ReLU at an unchanged size."""
+    """Convolution, BatchNorm and ReLU that keep the height and width."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, groups: int = 1):
         super().__init__(
@@ -118,14 +168,14 @@ class ConvolutionBlock(nn.Sequential):
 
 
 class AudioVisualGroupAttention(nn.Module):
-    """AVGA: every group of channels is weighted by its cosine similarity to the sound."""
+    """AVGA: weights every group of channels by its cosine similarity to the audio."""
 
     def __init__(self, config: PCMANetConfig):
         super().__init__()
         self.num_groups = config.num_groups
         channels = config.hidden_size
         self.visual_projection = ConvolutionBlock(channels, channels, kernel_size=1, groups=config.num_groups)
-        # Two linear layers with nothing between them, as published.
+        # Two linear layers without an activation between them, as published.
         # trf-ignore: TRF036 a plain chain, called once
         self.audio_projection = nn.Sequential(
             nn.Linear(channels, channels), nn.Linear(channels, channels // config.num_groups), nn.ReLU()
@@ -133,7 +183,7 @@ class AudioVisualGroupAttention(nn.Module):
         self.output_projection = ConvolutionBlock(channels, channels, kernel_size=1)
 
     def forward(self, visual: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
-        """Weight a feature map by the sound.
+        """Weight a feature map by the audio.
 
         Args:
             visual: (frames, channels, height, width).
@@ -143,14 +193,14 @@ class AudioVisualGroupAttention(nn.Module):
             (frames, channels, height, width).
         """
         groups, eps = self.visual_projection(visual).unflatten(1, (self.num_groups, -1)), unit_length_eps(visual.dtype)
-        # One audio vector serves all groups: (frames, 1, channels / groups, 1, 1).
-        sound = functional.normalize(self.audio_projection(audio), dim=-1, eps=eps)[:, None, :, None, None]
-        similarity = (functional.normalize(groups, dim=2, eps=eps) * sound).sum(2, keepdim=True)
+        # One audio vector for all groups: (frames, 1, channels / groups, 1, 1).
+        audio_vector = functional.normalize(self.audio_projection(audio), dim=-1, eps=eps)[:, None, :, None, None]
+        similarity = (functional.normalize(groups, dim=2, eps=eps) * audio_vector).sum(2, keepdim=True)
         return self.output_projection((similarity * groups).flatten(1, 2))
 
 
 def unit_length_eps(dtype: torch.dtype) -> float:
-    """Least length to divide by; the published 1e-12 is zero in float16, where a silent vector became NaN."""
+    """Return the smallest norm to divide by: the published 1e-12 is 0 in float16, which turns zero vectors into NaN."""
     return max(1e-12, torch.finfo(dtype).tiny)
 
 
@@ -162,7 +212,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend in plain operations; query, key and value are (batch, heads, tokens, head size)."""
+    """Compute attention without a fused kernel; query, key and value are (batch, heads, tokens, head size)."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -171,7 +221,7 @@ def eager_attention_forward(
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of the tokens of one modality to those of the other, without its output projection."""
+    """Multi-head attention from the tokens of one modality to those of the other, without an output projection."""
 
     is_causal = False
 
@@ -191,24 +241,24 @@ class CrossAttention(nn.Module):
         Args:
             tokens: (batch, queries, channels).
             context: (batch, keys, channels).
-            key_mask: Additive, (batch, 1, 1, keys), or None.
+            key_mask: Additive mask (batch, 1, 1, keys), or None.
 
         Returns:
-            What the queries gathered, (batch, queries, channels), and the weights where the implementation has them.
+            The attention output (batch, queries, channels), and the attention weights if the implementation returns them.
         """
         query, key, value = (
             layer(states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for layer, states in ((self.query, tokens), (self.key, context), (self.value, context))
         )
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        gathered, weights = attention(self, query, key, value, key_mask, scaling=self.head_size**-0.5)
-        return gathered.flatten(2), weights
+        output, weights = attention(self, query, key, value, key_mask, scaling=self.head_size**-0.5)
+        return output.flatten(2), weights
 
 
 class QuerySelectedCrossAttention(nn.Module):
-    """QSCA: sound and picture exchange what they know, only where the picture is unsure."""
+    """QSCA: cross-attention in both directions, for the visual tokens whose prediction is uncertain."""
 
     def __init__(self, config: PCMANetConfig, token_grid_size: int, is_finest: bool):
         super().__init__()
@@ -219,7 +269,7 @@ class QuerySelectedCrossAttention(nn.Module):
         self.audio_embedding = nn.Linear(config.hidden_size, config.hidden_size)
         self.visual_embedding = nn.Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        # The finest stage's audio token would go nowhere, so the branch that updates it is not built there.
+        # No stage reads the audio token of the finest stage, so the branch that updates it is not built there.
         self.audio_to_visual = None if is_finest else CrossAttention(config)
         self.visual_to_audio = CrossAttention(config)
         self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
@@ -227,13 +277,13 @@ class QuerySelectedCrossAttention(nn.Module):
     def forward(
         self, visual: torch.Tensor, audio: torch.Tensor, uncertain: torch.Tensor | None, layout: ClipLayout
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Exchange between the modalities within each clip.
+        """Update visual tokens and audio token from each other within each clip.
 
         Args:
             visual: (frames, channels, height, width).
-            audio: (frames, channels), the projected sound or the audio token of the stage before.
-            uncertain: (frames, height, width) bool, any size: only these pixels ask; None lets all ask.
-            layout: Which frame belongs to which clip.
+            audio: (frames, channels), the projected audio or the audio token of the previous stage.
+            uncertain: (frames, height, width) bool, any size; only these pixels are queries. None selects all pixels.
+            layout: The clip of each frame.
 
         Returns:
             The guidance (frames, channels, height, width) and the audio token (frames, channels).
@@ -258,7 +308,7 @@ class QuerySelectedCrossAttention(nn.Module):
     def _attend(
         self, visual: torch.Tensor, audio: torch.Tensor, selected: torch.Tensor | None, layout: ClipLayout
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend both ways; visual is (batch, frames, tokens, channels), audio (batch, frames, channels)."""
+        """Attend in both directions; visual is (batch, frames, tokens, channels), audio (batch, frames, channels)."""
         num_tokens = visual.shape[2]
         sequence = visual.flatten(1, 2)
         audio_update = None
@@ -276,23 +326,23 @@ class QuerySelectedCrossAttention(nn.Module):
         selected: torch.Tensor | None,
         key_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Let the selected visual tokens (batch, tokens) of each clip ask the sound; the others gather zeros."""
+        """Attend from the selected visual tokens (batch, tokens) of each clip to the audio; the others get zeros."""
         if selected is None:
             return self.visual_to_audio(sequence, audio, key_mask)[0]
         if not self.gather_queries:
             return self.visual_to_audio(sequence, audio, key_mask)[0] * selected[..., None]
-        # Selected tokens first; as many as the fullest clip of the batch has, so that one tensor holds all clips. One at
-        # least, because no attention takes an empty tensor; where nobody asks, the mask below empties it again.
+        # Selected tokens first, as many as the clip with the most has, so that one tensor holds all clips. At least one,
+        # because attention does not accept an empty tensor; the mask below sets its output to zero again.
         most = max(1, int(selected.sum(1).max()))
-        places = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        queries = sequence.take_along_dim(places[..., None], dim=1)
-        gathered, _ = self.visual_to_audio(queries, audio, key_mask)
-        gathered = gathered * selected.take_along_dim(places, dim=1)[..., None]
-        index = places[..., None].expand_as(gathered)
-        return torch.zeros_like(sequence, dtype=gathered.dtype).scatter(1, index, gathered)
+        positions = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        queries = sequence.take_along_dim(positions[..., None], dim=1)
+        update, _ = self.visual_to_audio(queries, audio, key_mask)
+        update = update * selected.take_along_dim(positions, dim=1)[..., None]
+        index = positions[..., None].expand_as(update)
+        return torch.zeros_like(sequence, dtype=update.dtype).scatter(1, index, update)
 
     def _selected_queries(self, uncertain: torch.Tensor | None, layout: ClipLayout) -> torch.Tensor | None:
-        """Resize the mask to the token grid (nearest) and lay it out as (batch, frames * tokens) bool."""
+        """Resize the mask to the token grid by nearest neighbor, (batch, frames * tokens) bool."""
         if uncertain is None:
             return None
         grid = (self.token_grid_size, self.token_grid_size)
@@ -301,7 +351,7 @@ class QuerySelectedCrossAttention(nn.Module):
         return layout.to_clips(uncertain.flatten(1)).flatten(1)
 
     def _to_map(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Go from tokens (frames, s * s, channels) to a map (frames, channels, s, s)."""
+        """Reshape tokens (frames, s * s, channels) to a feature map (frames, channels, s, s)."""
         if self.token_layout == "scrambled":
             tokens = tokens.reshape(tokens.shape[0], tokens.shape[2], tokens.shape[1])
         else:
@@ -310,12 +360,12 @@ class QuerySelectedCrossAttention(nn.Module):
 
 
 def resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a bool mask (frames, height, width) to another size by nearest neighbour."""
+    """Resize a bool mask (frames, height, width) to another size by nearest neighbor."""
     return functional.interpolate(mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()
 
 
 class ConfidenceInducedMasking(nn.Module):
-    """CIM: marks the pixels that a stage is not yet sure of, within those of the stage before."""
+    """CIM: marks the pixels whose prediction is uncertain, among those of the previous stage."""
 
     def __init__(self, config: PCMANetConfig):
         super().__init__()
@@ -327,7 +377,7 @@ class ConfidenceInducedMasking(nn.Module):
 
         Args:
             logits: (frames, num_labels, height, width).
-            coarser: (frames, coarser height, coarser width) bool, the mask of the stage before, or None.
+            coarser: (frames, coarser height, coarser width) bool, the mask of the previous stage, or None.
 
         Returns:
             (frames, height, width) bool.
@@ -341,12 +391,12 @@ class ConfidenceInducedMasking(nn.Module):
 
 
 class GuidedFusion(nn.Module):
-    """GF: adds the guidance and the coarser fused map to a stage's own map."""
+    """GF: adds the guidance and the coarser fused feature map to the feature map of a stage."""
 
     def __init__(self, config: PCMANetConfig, is_coarsest: bool):
         super().__init__()
         channels = config.hidden_size
-        # CODEPATH: without QSCA (an ablation) there is no guidance to project.
+        # CODEPATH: without QSCA (an ablation) the fusion has no guidance.
         self.guidance_projection = ConvolutionBlock(channels, channels) if config.cross_attention else None
         self.coarser_projection = None if is_coarsest else ConvolutionBlock(channels, channels)
         self.output_projection = ConvolutionBlock(channels, channels)
@@ -354,7 +404,7 @@ class GuidedFusion(nn.Module):
     def forward(
         self, visual: torch.Tensor, guidance: torch.Tensor | None, coarser: torch.Tensor | None
     ) -> torch.Tensor:
-        """Fuse maps.
+        """Fuse feature maps.
 
         Args:
             visual: (frames, channels, height, width).
@@ -374,13 +424,13 @@ class GuidedFusion(nn.Module):
 
 
 class DecoderStage(GradientCheckpointingLayer):
-    """One stage of the decoder: AVGA, QSCA, GF and a segmentation head."""
+    """Decoder stage: AVGA, QSCA, GF and a segmentation head."""
 
     def __init__(self, config: PCMANetConfig, index: int):
         super().__init__()
         self.group_attention = AudioVisualGroupAttention(config)
         self.cross_attention = None
-        # CODEPATH: every published network has QSCA; only the ablation of docs leaves it out.
+        # CODEPATH: every published network has QSCA; only the ablation in docs/ablation.md does not.
         if config.cross_attention:
             self.cross_attention = QuerySelectedCrossAttention(
                 config, token_grid_size=config.token_grid_sizes[index], is_finest=index == NUM_STAGES - 1
@@ -401,15 +451,15 @@ class DecoderStage(GradientCheckpointingLayer):
         uncertain: torch.Tensor | None,
         layout: ClipLayout,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Refine the coarser stage's map at this stage's size.
+        """Refine the fused feature map of the coarser stage at the size of this stage.
 
         Args:
-            visual: (frames, channels, height, width), the neck's map.
-            audio: (frames, channels), the projected sound.
-            audio_token: (frames, channels), the audio token of the stage before, at first the projected sound.
-            coarser: (frames, channels, coarser height, coarser width), the fused map of the stage before, or None.
-            uncertain: (frames, coarser height, coarser width) bool, the mask of the stage before, or None.
-            layout: Which frame belongs to which clip.
+            visual: (frames, channels, height, width), output of the neck.
+            audio: (frames, channels), the projected audio.
+            audio_token: (frames, channels), the audio token of the previous stage; for the first, the projected audio.
+            coarser: (frames, channels, coarser height, coarser width), fused map of the previous stage, or None.
+            uncertain: (frames, coarser height, coarser width) bool, mask of the previous stage, or None.
+            layout: The clip of each frame.
 
         Returns:
             The fused map (frames, channels, height, width), the logits (frames, num_labels, height, width) and the
@@ -431,7 +481,7 @@ __all__ = [
     "CrossAttention",
     "DecoderStage",
     "GuidedFusion",
-    "MINIMUM_IMAGE_SIZE",
+    "PCMANetOutput",
     "QuerySelectedCrossAttention",
     "resize_nearest",
     "unit_length_eps",

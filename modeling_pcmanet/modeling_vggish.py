@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""VGGish, the audio encoder of AVSBench and PCMANet (Hershey et al. 2017), usable alone."""
+"""VGGish, the audio encoder of AVSBench and PCMANet (Hershey et al. 2017), usable on its own."""
 
 from dataclasses import dataclass
 
@@ -30,14 +30,14 @@ class VGGishOutput(ModelOutput):
     """Output of [`VGGishModel`].
 
     Attributes:
-        audio_embeds: (patches, embedding_size), never negative: the last layer ends in a ReLU.
+        audio_embeds: (patches, embedding_size), non-negative because the last layer ends in a ReLU.
     """
 
     audio_embeds: torch.FloatTensor | None = None
 
 
 class VGGishModel(PreTrainedModel):
-    """Turns log-mel patches into embeddings: blocks of 3x3 convolutions, then three fully connected layers."""
+    """VGGish: log-mel patches to embeddings by blocks of 3x3 convolutions and three fully connected layers."""
 
     config: VGGishConfig
     base_model_prefix = "vggish"
@@ -47,7 +47,7 @@ class VGGishModel(PreTrainedModel):
 
     def __init__(self, config: VGGishConfig):
         super().__init__(config)
-        config.validate()  # what was assigned after it was built, as `from_pretrained(..., field=value)` does
+        config.validate()  # fields may have been assigned since, as by `from_pretrained(..., field=value)`
         layers: list[nn.Module] = []
         in_channels = 1
         for block in config.block_channels:
@@ -55,7 +55,7 @@ class VGGishModel(PreTrainedModel):
                 layers += [nn.Conv2d(in_channels, channels, kernel_size=3, padding=1), nn.ReLU()]
                 in_channels = channels
             layers.append(nn.MaxPool2d(kernel_size=2))
-        # trf-ignore: TRF036 published weights are numbered by place in these two chains
+        # trf-ignore: TRF036 published weights are numbered by position in these two chains
         self.features = nn.Sequential(*layers)
         # trf-ignore: TRF036
         self.embeddings = nn.Sequential(
@@ -71,7 +71,7 @@ class VGGishModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # Every layer ends in a ReLU, so He initialisation keeps the variance; BERT's 0.02 would fade it out.
+        # Every layer ends in a ReLU, so He initialization preserves the variance; a standard deviation of 0.02 does not.
         if isinstance(module, nn.Conv2d | nn.Linear):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             init.zeros_(module.bias)
@@ -92,7 +92,7 @@ class VGGishModel(PreTrainedModel):
                 f"`input_features` must be (patches, {', '.join(map(str, expected))}), got {tuple(input_features.shape)}."
             )
         feature_map = self.features(input_features)
-        # Published weights expect the channels last: (patches, frames, bins, channels) flattened.
+        # Published weights expect the flattened order (patches, frames, bins, channels).
         flattened = feature_map.permute(0, 2, 3, 1).flatten(1)
         return VGGishOutput(audio_embeds=self.embeddings(flattened))
 

@@ -1,4 +1,4 @@
-"""The configurations: defaults of the paper, presets, labels, and what they refuse."""
+"""Configurations: defaults of the paper, presets, labels and errors."""
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -37,15 +37,15 @@ def test_presets(preset, widths):
 
 def test_configurations_share_no_state():
     given = {"block_channels": [[24], [48], [96], [96]]}
-    default, tiny, own = PCMANetConfig(), PCMANetConfig.from_preset("tiny"), PCMANetConfig(audio_config=given)
+    default, tiny, custom = PCMANetConfig(), PCMANetConfig.from_preset("tiny"), PCMANetConfig(audio_config=given)
     default.backbone_config.depths[0] = tiny.backbone_config.hidden_sizes[0] = 999
-    tiny.audio_config.block_channels[0][0] = own.audio_config.block_channels[0][0] = 999
+    tiny.audio_config.block_channels[0][0] = custom.audio_config.block_channels[0][0] = 999
     assert PCMANetConfig().backbone_config.depths[0] == 3
     assert PCMANetConfig.from_preset("tiny").backbone_config.hidden_sizes[0] == 24
     assert PCMANetConfig.from_preset("tiny").audio_config.block_channels[0] == given["block_channels"][0] == [24]
 
 
-def test_unknown_preset_names_the_known_ones():
+def test_unknown_preset_raises():
     with pytest.raises(ValueError, match="pvt_v2_b5, resnet50, tiny"):
         PCMANetConfig.from_preset("resnet51")
 
@@ -79,12 +79,12 @@ def test_round_trip_through_json(tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"hidden_sise": 3}, "did you mean `hidden_size`"),
-        ({"frobnicate": 3}, "unknown keyword `frobnicate`; it takes audio_config"),
-        ({"audio_config": {"hidden_sizes": 4}}, "did you mean `hidden_size`"),
+        ({"hidden_sise": 3}, "Did you mean `hidden_size`"),
+        ({"frobnicate": 3}, "unknown keyword `frobnicate`. Accepted keywords are audio_config"),
+        ({"audio_config": {"hidden_sizes": 4}}, "Did you mean `hidden_size`"),
     ],
 )
-def test_a_typing_error_is_refused(keywords, message):
+def test_unknown_keywords_raise(keywords, message):
     with pytest.raises(ValueError, match=message):
         PCMANetConfig(**keywords)
 
@@ -96,18 +96,18 @@ def test_a_typing_error_is_refused(keywords, message):
         ({"num_attention_heads": 3}, "`num_attention_heads` must divide"),
         ({"hidden_size": 0}, "`hidden_size` must be positive, got 0"),
         ({"hidden_size": "wide"}, "expected int, got str"),
-        ({"token_grid_sizes": [7, 14]}, "needs 4 values"),
+        ({"token_grid_sizes": [7, 14]}, "must have 4 non-negative values"),
         ({"token_grid_sizes": [0, 7, 7, 7]}, "must be positive"),
-        ({"stage_loss_weights": [1.0, 1.0, 1.0, -1.0]}, "not negative"),
+        ({"stage_loss_weights": [1.0, 1.0, 1.0, -1.0]}, "non-negative"),
         ({"token_layout": "diagonal"}, "must be one of"),
         ({"padded_frames": "kept"}, "must be one of"),
-        ({"confidence_threshold": 0.5}, r"must lie in \[0, 0.5\)"),
+        ({"confidence_threshold": 0.5}, r"must be in \[0, 0.5\)"),
         ({"backbone_config": {"model_type": "resnet"}}, "must name 4 feature maps"),
         ({"num_labels": 0}, "`num_labels`, the length of `id2label`, must be positive, got 0"),
         ({"num_labels": -1}, "must be positive"),
     ],
 )
-def test_what_cannot_be_built_is_refused(keywords, message):
+def test_invalid_values_raise(keywords, message):
     with pytest.raises(StrictDataclassError, match=message):
         PCMANetConfig(**keywords)
 
@@ -117,9 +117,9 @@ def test_what_cannot_be_built_is_refused(keywords, message):
     [
         ({"hidden_size": -1}, "must be positive"),
         ({"block_channels": [[64], []]}, "non-empty lists"),
-        ({"num_mel_bins": 8}, "halve the patch to nothing"),
+        ({"num_mel_bins": 8}, "must be at least 16"),
     ],
 )
-def test_what_vggish_cannot_be_built_from_is_refused(keywords, message):
+def test_invalid_vggish_values_raise(keywords, message):
     with pytest.raises(StrictDataclassError, match=message):
         VGGishConfig(**keywords)

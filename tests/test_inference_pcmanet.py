@@ -1,4 +1,4 @@
-"""The inference form gives the model's logits, whatever the backbone, the sizes, the masks and the switches."""
+"""The optimized model has the logits of the model for all backbones, sizes, masks and options; early exit; convolutions."""
 
 import io
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from tiny_model import tiny_batch, tiny_model
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
-from modeling_pcmanet.inference_pcmanet import Convolution, PCMANetInferenceModel, UpsampledConvolution
+from modeling_pcmanet.inference_pcmanet import FoldedConvolution, OptimizedPCMANet, UpsampledConvolution
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout, ConvolutionBlock
 
 
@@ -51,8 +51,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 
 
-def randomise_norms(model: torch.nn.Module) -> None:
-    """Give every LayerNorm something to do; the tiny model's BatchNorms already have."""
+def randomize_norms(model: torch.nn.Module) -> None:
+    """Randomize every LayerNorm; the BatchNorms of the tiny model are random already."""
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.weight.data.uniform_(0.5, 1.5)
@@ -61,7 +61,7 @@ def randomise_norms(model: torch.nn.Module) -> None:
 
 def build(**overrides: Any) -> PCMANetForAudioVisualSegmentation:
     model = tiny_model(**overrides)
-    randomise_norms(model)
+    randomize_norms(model)
     return model
 
 
@@ -111,10 +111,10 @@ def test_every_frame_mask(num_labels, padded_frames, mask):
     assert_equal_logits(model, {**tiny_batch(), "frame_mask": torch.tensor(mask, dtype=torch.bool)}, 1e-12)
 
 
-def test_sound_of_padding_is_not_embedded():
-    form, patches = build().for_inference(), []
-    form.audio_encoder.register_forward_pre_hook(lambda _, inputs: patches.append(len(inputs[0])))
-    form(**tiny_batch(), frame_mask=torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.bool))
+def test_audio_of_padding_is_not_embedded():
+    optimized, patches = build().for_inference(), []
+    optimized.audio_encoder.register_forward_pre_hook(lambda _, inputs: patches.append(len(inputs[0])))
+    optimized(**tiny_batch(), frame_mask=torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.bool))
     assert patches == [3]
 
 
@@ -130,24 +130,24 @@ def test_sound_of_padding_is_not_embedded():
     ],
     ids=str,
 )
-def test_every_switch(overrides):
+def test_every_option(overrides):
     assert_equal_logits(build(**overrides).double(), tiny_batch(), 1e-12)
 
 
-def test_a_confident_network():
-    """All masks empty from the second stage on: nobody asks, nothing becomes NaN."""
+def test_confident_network():
+    """All masks are empty from the second stage on: no queries, and no NaN."""
     model, batch = build(sharpness=1000.0), tiny_batch(size=(64, 64))
     with torch.no_grad():
         assert model(**batch).kept_ratios[-1] < 0.05
     assert_equal_logits(model.double(), batch, 1e-12)
 
 
-def test_audio_embeds_in_place_of_input_features():
+def test_audio_embeds_replace_input_features():
     batch = {"pixel_values": tiny_batch()["pixel_values"], "audio_embeds": torch.rand(2, 3, 10)}
     assert_equal_logits(build(), batch, 1e-5)
 
 
-def test_a_model_in_training_mode_is_read_as_in_evaluation():
+def test_for_inference_of_model_in_training_mode():
     model = build().train()
     with torch.no_grad():
         given = model.for_inference()(**tiny_batch()).logits
@@ -157,8 +157,8 @@ def test_a_model_in_training_mode_is_read_as_in_evaluation():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backbone", ["basic ResNet", "PVT-v2"])
-def test_half_precision_stays_near(backbone, dtype):
-    """Frames and sound may stay in float32; the logits come in the form's own data type."""
+def test_half_precision_is_close(backbone, dtype):
+    """Inputs may be float32; the logits have the data type of the optimized model."""
     model = build(**BACKBONES[backbone])
     with torch.no_grad():
         expected = model(**tiny_batch()).logits
@@ -168,65 +168,65 @@ def test_half_precision_stays_near(backbone, dtype):
     assert (given - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
-def test_sound_alone_in_half_precision():
-    """Only the embeddings are rounded; the rest computes, and answers, in its own data type."""
+def test_audio_encoder_in_half_precision():
+    """Only the embeddings are rounded; everything else keeps its data type."""
     model, batch = build(), tiny_batch()
-    form, exact = model.for_inference(audio_dtype=torch.bfloat16), model.for_inference()
-    assert {x.dtype for x in form.audio_encoder.parameters()} == {torch.bfloat16}
-    assert {x.dtype for name, x in form.named_parameters() if "audio_encoder" not in name} == {torch.float32}
-    given, expected = form(**batch).logits, exact(**batch).logits
+    optimized, exact = model.for_inference(audio_dtype=torch.bfloat16), model.for_inference()
+    assert {x.dtype for x in optimized.audio_encoder.parameters()} == {torch.bfloat16}
+    assert {x.dtype for name, x in optimized.named_parameters() if "audio_encoder" not in name} == {torch.float32}
+    given, expected = optimized(**batch).logits, exact(**batch).logits
     assert given.dtype == torch.float32
     assert 0 < (given - expected).abs().max() < 0.05 * expected.abs().max()
     embeddings = torch.rand(2, 3, 10)
-    given, expected = (x(batch["pixel_values"], audio_embeds=embeddings).logits for x in (form, exact))
+    given, expected = (x(batch["pixel_values"], audio_embeds=embeddings).logits for x in (optimized, exact))
     assert torch.equal(given, expected)
 
 
-def test_the_model_is_left_as_it_was():
+def test_for_inference_does_not_modify_the_model():
     model = build()
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    form = model.for_inference(torch.bfloat16)
-    for parameter in form.parameters():
+    optimized = model.for_inference(torch.bfloat16)
+    for parameter in optimized.parameters():
         parameter.zero_()
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert model.dtype == torch.float32
 
 
-def test_it_refuses_to_learn():
-    form = build().for_inference()
+def test_training_raises():
+    optimized = build().for_inference()
     with pytest.raises(RuntimeError, match="cannot be trained.*for_inference"):
-        form.train()
-    assert not form.eval().training
-    assert not any(parameter.requires_grad for parameter in form.parameters())
-    assert not form(**tiny_batch()).logits.requires_grad
+        optimized.train()
+    assert not optimized.eval().training
+    assert not any(parameter.requires_grad for parameter in optimized.parameters())
+    assert not optimized(**tiny_batch()).logits.requires_grad
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["basic ResNet", "PVT-v2"])
 @pytest.mark.parametrize("padding", [False, True])
 def test_one_graph_for_any_number_of_clips_and_frames(backbone, padding):
-    """Without graph breaks, and neither batch nor frames written into an exported program."""
-    form = build(**BACKBONES[backbone]).double().for_inference()
+    """No graph breaks, and neither the number of clips nor of frames is fixed in an exported program."""
+    optimized = build(**BACKBONES[backbone]).double().for_inference()
     batches = [{name: x.double() for name, x in tiny_batch(*clips).items()} for clips in ((2, 3), (3, 5), (1, 4))]
     for batch in batches if padding else ():
         batch["frame_mask"] = torch.ones(batch["pixel_values"].shape[:2], dtype=torch.bool)
         batch["frame_mask"][-1, 2:] = False
     torch.compiler.reset()
-    compiled = torch.compile(form, fullgraph=True, backend="eager", dynamic=True)
+    compiled = torch.compile(optimized, fullgraph=True, backend="eager", dynamic=True)
     dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames")}
-    program = torch.export.export(form, (), batches[0], dynamic_shapes=dict.fromkeys(batches[0], dimensions))
+    program = torch.export.export(optimized, (), batches[0], dynamic_shapes=dict.fromkeys(batches[0], dimensions))
     for batch in batches:
-        expected = form(**batch).logits
+        expected = optimized(**batch).logits
         torch.testing.assert_close(compiled(**batch).logits, expected, atol=1e-10, rtol=0)
         torch.testing.assert_close(program.module()(**batch).logits, expected, atol=1e-10, rtol=0)
 
 
-def test_it_moves_and_pickles():
-    form, batch = build().for_inference(), tiny_batch()
+def test_to_and_pickle():
+    optimized, batch = build().for_inference(), tiny_batch()
     buffer = io.BytesIO()
-    torch.save(form, buffer)
+    torch.save(optimized, buffer)
     loaded = torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
-    assert torch.equal(loaded(**batch).logits, form(**batch).logits)
+    assert torch.equal(loaded(**batch).logits, optimized(**batch).logits)
     assert loaded.to(torch.float64)(**batch).logits.dtype == torch.float64
 
 
@@ -234,20 +234,20 @@ def test_it_moves_and_pickles():
     ("changes", "message"),
     [
         ({"pixel_values": torch.zeros(2, 3, 3, 16, 64)}, "at least 32"),
-        ({"input_features": None}, "neither"),
-        ({"audio_embeds": torch.zeros(2, 3, 10)}, "both"),
+        ({"input_features": None}, "got neither"),
+        ({"audio_embeds": torch.zeros(2, 3, 10)}, "got both"),
         ({"frame_mask": torch.ones(2, 4, dtype=torch.bool)}, r"`frame_mask` must be \(batch, frames\)"),
     ],
 )
-def test_it_refuses_what_the_model_refuses(changes, message):
+def test_invalid_inputs_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         build().for_inference()(**{**tiny_batch(), **changes})
 
 
-def hesitant(
+def uncertain_model(
     batch: dict[str, torch.Tensor], sharpness: float = 8.0, **overrides: Any
 ) -> PCMANetForAudioVisualSegmentation:
-    """A model whose stages are each sure of some frames and unsure of others."""
+    """Build a model whose stages are each certain of some frames and uncertain of others."""
     model = build(sharpness=sharpness, **overrides).double()
     with torch.no_grad():
         for index, stage in enumerate(model.model.stages):
@@ -255,15 +255,15 @@ def hesitant(
     return model
 
 
-def enlarged(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
-def walk_until_sure(
-    model: PCMANetForAudioVisualSegmentation, batch: dict[str, torch.Tensor], real: torch.Tensor, budget: float
+def decode_with_early_exit(
+    model: PCMANetForAudioVisualSegmentation, batch: dict[str, torch.Tensor], real: torch.Tensor, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One clip through the plain network, frame by frame out of it; frames that are not `real` are zeroed."""
+    """Run one clip through the model and remove each frame that stops; frames that are not `real` are zeroed."""
     network, size = model.model, batch["pixel_values"].shape[-2:]
     audio = network.audio_projection(network.audio_encoder(batch["input_features"]).audio_embeds * real[:, None])
     maps = network.backbone(batch["pixel_values"]).feature_maps[::-1]
@@ -272,14 +272,14 @@ def walk_until_sure(
     logits, stages = {}, {}
     for index, stage in enumerate(network.stages):
         layout = ClipLayout(1, len(frames), None)
-        fused, found, token = stage(maps[index][frames], audio[frames], token, fused, uncertain, layout)
-        uncertain = network.confidence_masking(found, uncertain)
-        doubtful = network.confidence_masking(enlarged(found, maps[min(index + 1, 3)].shape[-2:]), None)
-        going = [place for place, mask in enumerate(doubtful) if index < 3 and mask.double().mean() > budget]
-        for place in set(range(len(frames))) - set(going):
-            logits[frames[place]], stages[frames[place]] = enlarged(found[[place]], size)[0], index + 1
-        frames = [frames[place] for place in going]
-        fused, token, uncertain = fused[going], token[going], uncertain[going]
+        fused, stage_logits, token = stage(maps[index][frames], audio[frames], token, fused, uncertain, layout)
+        uncertain = network.confidence_masking(stage_logits, uncertain)
+        masks = network.confidence_masking(resize(stage_logits, maps[min(index + 1, 3)].shape[-2:]), None)
+        active = [place for place, mask in enumerate(masks) if index < 3 and mask.double().mean() > threshold]
+        for place in set(range(len(frames))) - set(active):
+            logits[frames[place]], stages[frames[place]] = resize(stage_logits[[place]], size)[0], index + 1
+        frames = [frames[place] for place in active]
+        fused, token, uncertain = fused[active], token[active], uncertain[active]
         if not frames:
             break
     return torch.stack([logits[key] for key in sorted(logits)]), torch.tensor([stages[key] for key in sorted(stages)])
@@ -288,9 +288,9 @@ def walk_until_sure(
 PADDED = [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]]
 
 
-@pytest.mark.parametrize("walks_clips", [True, False], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize("clip_by_clip", [True, False], ids=["as on a CPU", "as on a GPU"])
 @pytest.mark.parametrize(
-    ("overrides", "budget", "mask"),
+    ("overrides", "threshold", "mask"),
     [
         ({}, 0.2, None),
         ({}, 0.2, PADDED),
@@ -301,43 +301,43 @@ PADDED = [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]]
     ],
     ids=str,
 )
-def test_frames_stop_where_they_are_sure(monkeypatch, walks_clips, overrides, budget, mask):
-    monkeypatch.setattr(PCMANetInferenceModel, "_walks_clips", lambda *_: walks_clips)
+def test_early_exit_equals_decoding_without_the_stopped_frames(monkeypatch, clip_by_clip, overrides, threshold, mask):
+    monkeypatch.setattr(OptimizedPCMANet, "_runs_clip_by_clip", lambda *_: clip_by_clip)
     batch = {name: x.double() for name, x in tiny_batch(3, 4, (64, 80)).items()}
-    model = hesitant(batch, **overrides)
+    model = uncertain_model(batch, **overrides)
     real = torch.ones(3, 4, dtype=torch.bool) if mask is None else torch.tensor(mask, dtype=torch.bool)
     masked = {} if mask is None else {"frame_mask": real}
-    output = model.for_inference()(**batch, **masked, early_exit_threshold=budget)
+    output = model.for_inference()(**batch, **masked, early_exit_threshold=threshold)
     assert len(output.stages_used[real].unique()) >= 2
     for clip in range(3):
-        # Excluded frames are not there; zeroed ones are computed.
+        # Excluded frames are not computed; zeroed ones are.
         computed = real[clip] | (model.config.padded_frames == "zeroed")
         assert not output.logits[clip][~computed].any()
         assert not output.stages_used[clip][~computed].any()
         if computed.any():
             own = {name: x[clip][computed] for name, x in batch.items()}
-            logits, stages = walk_until_sure(model, own, real[clip][computed].double(), budget)
+            logits, stages = decode_with_early_exit(model, own, real[clip][computed].double(), threshold)
             assert output.stages_used[clip][computed].tolist() == stages.tolist()
             torch.testing.assert_close(output.logits[clip][computed], logits, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
-    "masked", [{}, {"frame_mask": torch.tensor(PADDED, dtype=torch.bool)}], ids=["whole", "padded"]
+    "masked", [{}, {"frame_mask": torch.tensor(PADDED, dtype=torch.bool)}], ids=["not padded", "padded"]
 )
-def test_a_budget_that_stops_no_frame_changes_no_bit(masked):
+def test_threshold_that_stops_no_frame_is_bit_identical(masked):
     batch = {name: x.double() for name, x in tiny_batch(3, 4, (64, 80)).items()}
-    form = hesitant(batch).float().for_inference()
-    whole, given = form(**batch, **masked), form(**batch, **masked, early_exit_threshold=0.01)
-    assert whole.stages_used is None
+    optimized = uncertain_model(batch).float().for_inference()
+    expected, given = optimized(**batch, **masked), optimized(**batch, **masked, early_exit_threshold=0.01)
+    assert expected.stages_used is None
     real = masked.get("frame_mask", torch.ones(3, 4, dtype=torch.bool))
     assert torch.equal(given.stages_used, 4 * real)
-    assert torch.equal(given.logits, whole.logits)
-    for mask, whole_mask in zip(given.confidence_masks, whole.confidence_masks, strict=True):
-        assert torch.equal(mask, whole_mask)
+    assert torch.equal(given.logits, expected.logits)
+    for mask, expected_mask in zip(given.confidence_masks, expected.confidence_masks, strict=True):
+        assert torch.equal(mask, expected_mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_full_budget_gives_the_coarsest_logits(dtype):
+def test_threshold_1_gives_the_coarsest_logits(dtype):
     model, batch = build(num_labels=3).double(), tiny_batch()
     batch = {name: x.double() for name, x in batch.items()}
     with torch.no_grad():
@@ -354,31 +354,31 @@ def test_the_full_budget_gives_the_coarsest_logits(dtype):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "budget", "message"),
+    ("overrides", "threshold", "message"),
     [
         ({}, -0.1, "between 0 and 1, got -0.1"),
         ({}, 1.5, "between 0 and 1, got 1.5"),
         ({}, float("nan"), "between 0 and 1, got nan"),
-        ({"confidence_threshold": 0}, 0.1, "`confidence_threshold` 0: it is never sure"),
+        ({"confidence_threshold": 0}, 0.1, "`confidence_threshold` 0 and keeps all of them"),
     ],
 )
-def test_budgets_that_nothing_can_be_done_with(overrides, budget, message):
+def test_invalid_early_exit_thresholds_raise(overrides, threshold, message):
     with pytest.raises(ValueError, match=message):
-        build(**overrides).for_inference()(**tiny_batch(), early_exit_threshold=budget)
+        build(**overrides).for_inference()(**tiny_batch(), early_exit_threshold=threshold)
 
 
-def test_a_budget_is_no_part_of_a_graph():
-    with pytest.raises(ValueError, match="cannot be part of a compiled or exported graph"):
+def test_early_exit_in_an_exported_graph_raises():
+    with pytest.raises(ValueError, match="not supported in a compiled or exported graph"):
         torch.export.export(build().for_inference(), (), {**tiny_batch(), "early_exit_threshold": 0.1}, strict=False)
 
 
 @pytest.fixture
-def chunks_of_a_frame(monkeypatch):
+def chunks_of_one_frame(monkeypatch):
     monkeypatch.setattr("modeling_pcmanet.inference_pcmanet.CHUNK_VALUES", 1)
 
 
 def direct_and_given(block, module, feature_map, *size):
-    """Outputs of the plain block, upsampled first where a size is given, and of its inference form."""
+    """Return the outputs of a block, after upsampling if a size is given, and of its optimized module."""
     with torch.no_grad():
         resized = feature_map
         if size:
@@ -388,17 +388,17 @@ def direct_and_given(block, module, feature_map, *size):
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 9), (7, 7), (12, 3), (14, 13)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-@pytest.mark.usefixtures("chunks_of_a_frame")
+@pytest.mark.usefixtures("chunks_of_one_frame")
 def test_winograd_convolution(size, dtype, tolerance):
     torch.manual_seed(0)
     block = ConvolutionBlock(40, 72).to(dtype).eval()
-    convolution, feature_map = Convolution(block[0], block[1]), torch.randn(3, 40, *size, dtype=dtype)
+    convolution, feature_map = FoldedConvolution(block[0], block[1]), torch.randn(3, 40, *size, dtype=dtype)
     assert convolution._is_worth_transforming(feature_map)
     expected, given = direct_and_given(block, convolution, feature_map)
     torch.testing.assert_close(given, expected, atol=tolerance, rtol=0)
 
 
-def test_convolutions_that_are_computed_as_they_are():
+def test_convolutions_without_winograd():
     for module, feature_map in [
         (torch.nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 56, 56)),
         (torch.nn.Conv2d(64, 64, 3, padding=1, stride=2), torch.randn(1, 64, 7, 7)),
@@ -407,14 +407,14 @@ def test_convolutions_that_are_computed_as_they_are():
         (torch.nn.Conv2d(64, 64, 3, padding=1).bfloat16(), torch.randn(1, 64, 7, 7).bfloat16()),
     ]:
         batch_norm = torch.nn.BatchNorm2d(64).to(feature_map.dtype)
-        assert not Convolution(module, batch_norm)._is_worth_transforming(feature_map)
+        assert not FoldedConvolution(module, batch_norm)._is_worth_transforming(feature_map)
 
 
 @pytest.mark.parametrize("channels", [6, 80])
 @pytest.mark.parametrize("resized", [(8, 10), (7, 13), (9, 6), (4, 5), (3, 4), (28, 5), (31, 17)])
 @pytest.mark.parametrize("low", [(4, 5), (1, 1), (1, 7)])
-@pytest.mark.usefixtures("chunks_of_a_frame")
-def test_convolution_of_an_upsampled_map(low, resized, channels):
+@pytest.mark.usefixtures("chunks_of_one_frame")
+def test_upsampled_convolution(low, resized, channels):
     torch.manual_seed(0)
     block = ConvolutionBlock(channels, 10).double().eval()
     feature_map = torch.randn(3, channels, *low, dtype=torch.float64)
@@ -422,7 +422,7 @@ def test_convolution_of_an_upsampled_map(low, resized, channels):
     torch.testing.assert_close(given, expected, atol=1e-13, rtol=1e-13)
 
 
-def test_maps_enlarged_much_are_convolved_first():
+def test_rule_for_mixing_before_upsampling():
     block = UpsampledConvolution(ConvolutionBlock(80, 10).eval())
     feature_map = torch.randn(1, 80, 4, 5)
     assert block._is_worth_mixing_first(feature_map, (8, 10))

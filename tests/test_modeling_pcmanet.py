@@ -1,4 +1,4 @@
-"""Weights that are all there load; those that are not are refused by name. The losses against their formulas, by hand and by an independent formulation. The network: invariances of clips and frames, confident masking, gradients, precision, saving, refusals."""
+"""PCMANet: invariances of clips and frames, confidence masking, gradients, precision, shapes, saving, losses, loading and errors."""
 
 import math
 
@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tiny_model import tiny_batch, tiny_config, tiny_model
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForUniversalSegmentation
 
-from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetModel, VGGishConfig, VGGishModel
+from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetModel, VGGishModel
 from modeling_pcmanet.modeling_pcmanet import (
     binary_loss,
     deeply_supervised_loss,
@@ -17,139 +17,6 @@ from modeling_pcmanet.modeling_pcmanet import (
     soft_iou_loss,
 )
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout
-
-
-@pytest.fixture
-def encoder() -> VGGishModel:
-    torch.manual_seed(0)
-    return VGGishModel(tiny_config().audio_config)
-
-
-def test_whole_weights_load(encoder, tmp_path):
-    encoder.save_pretrained(tmp_path)
-    loaded = load_strict(VGGishModel, tmp_path)
-    assert all(torch.equal(values, loaded.state_dict()[name]) for name, values in encoder.state_dict().items())
-    assert not loaded.training
-
-
-@pytest.mark.parametrize("fault", ["missing", "reshaped"])
-def test_weights_that_are_not_all_there_are_refused(fault, encoder, tmp_path):
-    weights = encoder.state_dict()
-    name = sorted(weights)[-1]
-    if fault == "missing":
-        del weights[name]
-    else:
-        weights[name] = torch.cat([weights[name]] * 2)
-    encoder.save_pretrained(tmp_path, state_dict=weights)
-    message = f"lacks weights of a VGGishModel, such as {name} \\(1 of {len(encoder.state_dict())}\\). Give a folder"
-    with pytest.raises(ValueError, match=message):
-        load_strict(VGGishModel, tmp_path)
-
-
-def test_there_must_be_weights(tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
-        load_strict(VGGishModel, tmp_path / "nowhere")
-
-
-def test_soft_iou_of_a_2x2_frame_by_hand():
-    # Probabilities 1/2 everywhere, one of four pixels is foreground: I = 1/2, S = 2 + 1 = 3.
-    labels = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
-    loss = soft_iou_loss(torch.zeros(1, 2, 2), labels, torch.ones(1, 2, 2))
-    assert loss.item() == pytest.approx(1 - (0.5 + 1) / (3 - 0.5 + 1))
-
-
-def test_binary_loss_of_a_2x2_frame_by_hand():
-    labels = torch.tensor([[[1, 0], [0, 0]]])
-    loss = binary_loss(torch.zeros(1, 1, 2, 2), labels)
-    assert loss.tolist() == pytest.approx([math.log(2) + 1 - 1.5 / 3.5])
-
-
-def test_ignored_pixels_do_not_count():
-    labels = torch.tensor([[[1, 255], [0, 255]]])
-    logits = torch.randn(1, 1, 2, 2)
-    other = logits.clone()
-    other[..., 1] = 100.0
-    torch.testing.assert_close(binary_loss(logits, labels), binary_loss(other, labels))
-    # Two valid pixels, one of them foreground, at p = 1/2: I = 1/2, S = 2.
-    assert binary_loss(torch.zeros(1, 1, 2, 2), labels).item() == pytest.approx(math.log(2) + 1 - 1.5 / 2.5)
-
-
-def test_semantic_loss_is_the_mean_of_minus_log_probability():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
-    labels[1, :2] = 255
-    probabilities = logits.softmax(1)
-    expected = []
-    for frame in range(2):
-        values = [
-            -probabilities[frame, labels[frame, row, column], row, column].log().item()
-            for row in range(4)
-            for column in range(4)
-            if labels[frame, row, column] != 255
-        ]
-        expected.append(sum(values) / len(values))
-    assert semantic_loss(logits, labels).tolist() == pytest.approx(expected, rel=1e-6)
-
-
-def test_sum_over_stages_of_the_mean_over_annotated_frames():
-    torch.manual_seed(0)
-    stages = [torch.randn(2, 3, 1, 4, 4) for _ in range(4)]
-    labels = torch.randint(0, 2, (2, 3, 4, 4))
-    annotated = torch.tensor([[True, False, False], [True, True, False]])
-    weights = [0.5, 1.0, 1.5, 2.0]
-    frames = [(0, 0), (1, 0), (1, 1)]
-    expected = sum(
-        weight
-        * sum(binary_loss(logits[clip, frame][None], labels[clip, frame][None]).item() for clip, frame in frames)
-        / 3
-        for weight, logits in zip(weights, stages, strict=True)
-    )
-    assert deeply_supervised_loss(stages, labels, annotated, weights).item() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("num_labels", [1, 5])
-def test_nothing_annotated_gives_zero_loss_and_gradient(num_labels):
-    stages = [torch.randn(1, 2, num_labels, 4, 4, requires_grad=True) for _ in range(4)]
-    labels = torch.full((1, 2, 4, 4), 255)
-    loss = deeply_supervised_loss(stages, labels, torch.zeros(1, 2, dtype=torch.bool), [1.0] * 4)
-    loss.backward()
-    assert loss.item() == 0.0
-    assert all(not logits.grad.any() for logits in stages)
-
-
-@pytest.mark.parametrize("num_labels", [1, 5])
-def test_a_frame_of_ignored_pixels_stays_finite(num_labels):
-    stages = [torch.randn(1, 1, num_labels, 4, 4, requires_grad=True) for _ in range(4)]
-    labels = torch.full((1, 1, 4, 4), 255)
-    loss = deeply_supervised_loss(stages, labels, torch.ones(1, 1, dtype=torch.bool), [1.0] * 4)
-    loss.backward()
-    assert math.isfinite(loss.item())
-    assert all(torch.isfinite(logits.grad).all() for logits in stages)
-
-
-def test_half_precision_logits_are_summed_in_float32():
-    logits = torch.zeros(1, 1, 300, 300, dtype=torch.float16)
-    labels = torch.zeros(1, 300, 300, dtype=torch.long)
-    # 90,000 pixels of p = 1/2 sum to 45,000; in float16 the sums would be coarse or overflow at 65,504.
-    assert binary_loss(logits, labels).item() == pytest.approx(math.log(2) + 1 - 1 / 45001, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("num_labels", "wrong", "message"),
-    [
-        (1, 254, r"holds 254, expected 0\.\.1 or ignore_index 255; a 0/255 mask is given as mask > 127"),
-        (1, -1, r"holds -1, expected 0\.\.1"),
-        (1, 0.5, r"holds 0\.5, expected 0\.\.1"),
-        (5, 5, r"holds 5, expected 0\.\.4"),
-    ],
-)
-def test_labels_without_a_class_are_refused_where_they_count(num_labels, wrong, message):
-    stages = [torch.zeros(1, 2, num_labels, 4, 4)] * 4
-    labels = torch.zeros(1, 2, 4, 4, dtype=torch.float if isinstance(wrong, float) else torch.long)
-    labels[0, 1, 2, 3], labels[0, 0, 0, 0] = wrong, 255
-    with pytest.raises(ValueError, match=message):
-        deeply_supervised_loss(stages, labels, torch.tensor([[True, True]]), [1.0] * 4)
-    assert deeply_supervised_loss(stages, labels, torch.tensor([[True, False]]), [1.0] * 4).isfinite()
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +32,7 @@ def logits_of(model: PCMANetForAudioVisualSegmentation, **batch: torch.Tensor) -
 def stack_padded(
     short: dict[str, torch.Tensor], long: dict[str, torch.Tensor], fill: float = 7.0
 ) -> dict[str, torch.Tensor]:
-    """Put two one-clip batches of different lengths into one batch; the padding holds garbage on purpose."""
+    """Combine two one-clip batches of different lengths into one batch; the padding contains arbitrary values."""
     frames = long["pixel_values"].shape[1]
     length = short["pixel_values"].shape[1]
     batch = {}
@@ -178,26 +45,26 @@ def stack_padded(
 
 
 class TestInvariances:
-    def test_confident_masking_acts_in_these_tests(self, model):
+    def test_confidence_masking_is_active_in_these_tests(self, model):
         with torch.no_grad():
             ratios = model(**tiny_batch()).kept_ratios
         assert ((ratios > 0.1) & (ratios < 0.9)).all(), ratios
 
-    def test_a_clip_alone_equals_the_clip_among_others(self, model):
+    def test_clip_does_not_depend_on_other_clips_of_batch(self, model):
         batch = tiny_batch(clips=3)
         together = logits_of(model, **batch)
         for clip in range(3):
             alone = logits_of(model, **{name: values[clip : clip + 1] for name, values in batch.items()})
             torch.testing.assert_close(together[clip : clip + 1], alone, atol=1e-5, rtol=0)
 
-    def test_padding_does_not_reach_real_frames(self, model):
+    def test_padding_does_not_change_real_frames(self, model):
         short, long = tiny_batch(clips=1, frames=3, seed=1), tiny_batch(clips=1, frames=7, seed=2)
         logits = logits_of(model, **stack_padded(short, long))
         torch.testing.assert_close(logits[:1, :3], logits_of(model, **short), atol=1e-5, rtol=0)
         torch.testing.assert_close(logits[1:], logits_of(model, **long), atol=1e-5, rtol=0)
         assert not logits[0, 3:].any()
 
-    def test_padding_does_not_reach_the_batch_norms(self):
+    def test_padding_does_not_change_batch_norm_statistics(self):
         short, long = tiny_batch(clips=1, frames=3, seed=1), tiny_batch(clips=1, frames=7, seed=2)
         statistics = []
         for fill in (0.0, 100.0):
@@ -206,7 +73,7 @@ class TestInvariances:
             statistics.append(model.model.neck[0][1].running_mean.clone())
         assert torch.equal(*statistics)
 
-    def test_an_empty_clip_stays_finite(self, model):
+    def test_clip_of_padding_only_is_finite(self, model):
         batch = tiny_batch(clips=2)
         batch["frame_mask"] = torch.tensor([[True] * 3, [False] * 3])
         logits = logits_of(model, **batch)
@@ -215,20 +82,20 @@ class TestInvariances:
         )
         assert not logits[1].any()
 
-    def test_frame_order_permutes_with_the_output(self, model):
+    def test_output_follows_frame_order(self, model):
         batch, order = tiny_batch(clips=2, frames=4), torch.tensor([2, 0, 3, 1])
         permuted = {name: values[:, order] for name, values in batch.items()}
         torch.testing.assert_close(
             logits_of(model, **permuted), logits_of(model, **batch)[:, order], atol=1e-5, rtol=0
         )
 
-    def test_gathering_selected_queries_equals_masking_them(self, model):
+    def test_gathered_queries_equal_masked_queries(self, model):
         batch = stack_padded(tiny_batch(clips=1, frames=2, seed=1), tiny_batch(clips=1, frames=4, seed=2))
         gathering = tiny_model(gather_queries=True)
         gathering.load_state_dict(model.state_dict())
         torch.testing.assert_close(logits_of(gathering, **batch), logits_of(model, **batch), atol=1e-5, rtol=0)
 
-    def test_audio_embeds_stand_for_input_features(self, model):
+    def test_audio_embeds_replace_input_features(self, model):
         batch = tiny_batch()
         features = batch["input_features"]
         with torch.no_grad():
@@ -236,15 +103,15 @@ class TestInvariances:
         given = logits_of(model, pixel_values=batch["pixel_values"], audio_embeds=embeds)
         torch.testing.assert_close(given, logits_of(model, **batch), atol=1e-5, rtol=0)
 
-    def test_sound_matters(self, model):
+    def test_audio_changes_logits(self, model):
         batch = tiny_batch()
         other = {**batch, "input_features": batch["input_features"].flip(1)}
         assert (logits_of(model, **batch) - logits_of(model, **other)).abs().max() > 0.1
 
 
-class TestConfidentMasking:
+class TestConfidenceMasking:
     @pytest.mark.parametrize("num_labels", [1, 5])
-    def test_masks_follow_the_probabilities(self, num_labels):
+    def test_masks_follow_probabilities(self, num_labels):
         model = tiny_model(num_labels=num_labels, seed=0)
         with torch.no_grad():
             outputs = model.model(**tiny_batch())
@@ -266,7 +133,7 @@ class TestConfidentMasking:
         with torch.no_grad():
             assert model(**tiny_batch()).kept_ratios.tolist() == [1.0, 1.0, 1.0]
 
-    def test_a_full_mask_equals_no_mask(self, model):
+    def test_full_mask_equals_no_mask(self, model):
         attention = model.model.stages[1].cross_attention
         layout_args = self._attention_inputs(model)
         full = torch.ones(6, 2, 2, dtype=torch.bool)
@@ -274,21 +141,21 @@ class TestConfidentMasking:
             unmasked, masked = (attention(*layout_args[:2], mask, layout_args[2])[0] for mask in (None, full))
         torch.testing.assert_close(masked, unmasked, atol=2e-7, rtol=0)
 
-    @pytest.mark.parametrize("asking", [0, 3])
+    @pytest.mark.parametrize("num_selected", [0, 3])
     @pytest.mark.parametrize("gather_queries", [False, True])
-    def test_tokens_that_do_not_ask_keep_residual_and_bias(self, gather_queries, asking):
+    def test_unselected_tokens_keep_residual_and_bias(self, gather_queries, num_selected):
         model = tiny_model(gather_queries=gather_queries)
         attention = model.model.stages[1].cross_attention
         visual, audio, layout = self._attention_inputs(model)
         visual = torch.nn.functional.adaptive_avg_pool2d(visual, 2)
-        asks = torch.zeros(6, 2, 2, dtype=torch.bool)
-        asks[:asking] = True  # the first clip asks or nobody does; the second never
+        selected = torch.zeros(6, 2, 2, dtype=torch.bool)
+        selected[:num_selected] = True  # of the first clip all or none, of the second none
         with torch.no_grad():
-            guidance, _ = attention(visual, audio, asks, layout)
+            guidance, _ = attention(visual, audio, selected, layout)
             tokens = attention.visual_embedding(visual.flatten(2).transpose(1, 2)) + attention.output_projection.bias
         difference = (guidance.flatten(2).transpose(1, 2) - tokens).abs().amax((1, 2))
-        assert (difference[asking:] < 1e-6).all()
-        assert (difference[:asking] > 1e-3).all()
+        assert (difference[num_selected:] < 1e-6).all()
+        assert (difference[:num_selected] > 1e-3).all()
 
     @staticmethod
     def _attention_inputs(model):
@@ -302,7 +169,7 @@ class TestConfidentMasking:
 
     @pytest.mark.parametrize("threshold", [0.0, 0.01, 0.499])
     @pytest.mark.parametrize("frames", [1, 3])
-    def test_any_masking_trains_with_finite_values(self, threshold, frames):
+    def test_training_is_finite_for_any_masking(self, threshold, frames):
         model = tiny_model(confidence_threshold=threshold).train()
         batch = tiny_batch(frames=frames)
         loss = model(**batch, labels=torch.randint(0, 2, (2, frames, 48, 64))).loss
@@ -313,7 +180,7 @@ class TestConfidentMasking:
 
 
 class TestGradients:
-    def test_every_trainable_parameter_learns_with_masks_active(self):
+    def test_every_trainable_parameter_has_a_gradient(self):
         model = tiny_model(freeze_audio_encoder=False)
         outputs = model(**tiny_batch(), labels=torch.randint(0, 2, (2, 3, 48, 64)))
         assert ((outputs.kept_ratios > 0) & (outputs.kept_ratios < 1)).all()
@@ -325,8 +192,8 @@ class TestGradients:
         ]
         assert without == []
 
-    def test_published_gradient_cut(self):
-        """Stages that select their queries learn nothing in their attention, only in embedding and output layers."""
+    def test_masked_query_gradients_off_detaches_attention(self):
+        """Stages that select queries have no gradient in their attention, only in embedding and output layers."""
         model = tiny_model(masked_query_gradients=False)
         model(**tiny_batch(), labels=torch.randint(0, 2, (2, 3, 48, 64))).loss.backward()
         cut = {
@@ -352,7 +219,7 @@ class TestGradients:
         }
         assert cut == stage_1_to_3 | audio_to_visual
 
-    def test_checkpointing_gives_the_same_gradients(self):
+    def test_gradient_checkpointing_gives_equal_gradients(self):
         batch, labels = tiny_batch(), torch.randint(0, 2, (2, 3, 48, 64))
         gradients = []
         for checkpointing in (False, True):
@@ -365,7 +232,7 @@ class TestGradients:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
-    def test_a_frozen_audio_encoder_neither_learns_nor_changes_mode(self):
+    def test_frozen_audio_encoder_has_no_gradient_and_stays_in_evaluation_mode(self):
         model = tiny_model().train()
         encoder = model.model.audio_encoder
         assert model.model.backbone.training
@@ -386,7 +253,7 @@ class TestGradients:
         assert losses[0] == losses[1] == first_only
 
 
-class TestPublishedQuirks:
+class TestPublishedBehavior:
     def test_scrambled_tokens_change_the_guidance(self, model):
         scrambled = tiny_model(token_layout="scrambled")
         scrambled.load_state_dict(model.state_dict())
@@ -417,8 +284,8 @@ class TestPrecision:
         assert (single - double).abs().max() / double.abs().max() < 1e-4
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_autocast_stays_close(self, dtype):
-        # Without masking: a pixel on the edge of the threshold may fall on the other side in half precision.
+    def test_autocast_is_close(self, dtype):
+        # Without masking: in half precision a pixel near the threshold may be masked differently.
         model, batch = tiny_model(confidence_threshold=0.0), tiny_batch()
         full = logits_of(model, **batch)
         with torch.autocast("cpu", dtype):
@@ -448,7 +315,7 @@ class TestShapes:
         assert outputs.stage_logits[-1] is outputs.logits
         assert torch.isfinite(outputs.logits).all()
 
-    def test_a_pvt_backbone(self):
+    def test_pvt_v2_backbone(self):
         backbone = {
             "model_type": "pvt_v2",
             "hidden_sizes": [8, 8, 10, 16],
@@ -466,13 +333,13 @@ class TestShapes:
         assert eps == {"patch_embedding": 1e-5, "attention": 1e-5}
         assert model.model.backbone.encoder.layers[0].layer_norm.eps == 1e-6
 
-    def test_hidden_states_and_attentions_on_request(self):
+    def test_output_hidden_states_and_attentions(self):
         model = tiny_model(attn_implementation="eager")
         with torch.no_grad():
             outputs = model(**tiny_batch(), output_hidden_states=True, output_attentions=True)
         sizes = [tuple(states.shape[-2:]) for states in outputs.hidden_states]
         assert sizes == [(2, 2), (2, 2), (3, 4), (6, 8), (12, 16)]
-        # Both ways in three stages, one way in the finest; 3 frames with 4, 4, 9 and 16 visual tokens each.
+        # Both directions in three stages, one in the finest; 3 frames with 4, 4, 9 and 16 visual tokens each.
         shapes = [tuple(weights.shape[-2:]) for weights in outputs.attentions]
         assert shapes == [(3, 12), (12, 3), (3, 12), (12, 3), (3, 27), (27, 3), (48, 3)]
         for weights in outputs.attentions:
@@ -494,9 +361,9 @@ class TestShapes:
             assert torch.equal(configured(**batch)[0], values[0])
             assert isinstance(configured.model(**batch), tuple)
 
-    def test_attentions_that_sdpa_does_not_have_are_refused(self):
+    def test_output_attentions_raises_with_sdpa(self):
         model = tiny_model()
-        with pytest.raises(ValueError, match="sdpa attention has no weights to give for `output_attentions`: load"):
+        with pytest.raises(ValueError, match="`output_attentions` needs eager attention, got sdpa"):
             model(**tiny_batch(), output_attentions=True)
         model.set_attn_implementation("eager")
         assert len(model(**tiny_batch(), output_attentions=True).attentions) == 7
@@ -505,9 +372,9 @@ class TestShapes:
 
     @pytest.mark.slow
     def test_one_compiled_graph_for_any_number_of_clips_and_frames(self):
-        """Without graph breaks, with the loss; what follows the first batch is not compiled again.
+        """No graph breaks, with the loss, and no recompilation after the first batch.
 
-        No clip has three frames: the compiler takes equal sizes for the same, and there are always three colours.
+        No clip has three frames: the compiler identifies equal sizes, and every frame has three color channels.
         """
         model = tiny_model().double()
         torch.compiler.reset()
@@ -522,7 +389,7 @@ class TestShapes:
 
 
 class TestLoading:
-    def test_save_and_load_bit_for_bit(self, model, tmp_path):
+    def test_save_and_load_is_bit_identical(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         assert (tmp_path / "model.safetensors").is_file()
         loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path)
@@ -549,7 +416,7 @@ class TestLoading:
             for name, weight in theirs.state_dict().items():
                 assert torch.equal(ours.state_dict()[name], weight), name
 
-    def test_what_is_no_backbone_or_no_whole_one_is_refused(self, model, tmp_path):
+    def test_from_pretrained_backbones_raises_for_incomplete_or_other_models(self, model, tmp_path):
         config = tiny_config()
         visual, audio = AutoBackbone.from_config(config.backbone_config), VGGishModel(config.audio_config)
         kept = {name: values for name, values in visual.state_dict().items() if "stages.3" not in name}
@@ -558,11 +425,13 @@ class TestLoading:
         audio.save_pretrained(tmp_path / "audio")
         with pytest.raises(ValueError, match=r"visual lacks weights of a ResNetBackbone, such as encoder\.stages\.3"):
             PCMANetForAudioVisualSegmentation.from_pretrained_backbones(tmp_path / "visual", tmp_path / "audio")
-        model.save_pretrained(tmp_path / "whole")
-        with pytest.raises(ValueError, match="whole is a pcmanet, which is no visual backbone; give the Hub id"):
-            PCMANetForAudioVisualSegmentation.from_pretrained_backbones(tmp_path / "whole", tmp_path / "audio")
+        model.save_pretrained(tmp_path / "complete")
+        with pytest.raises(
+            ValueError, match="Expected the Hub id or folder of a visual backbone.* got .*complete, which is a pcmanet"
+        ):
+            PCMANetForAudioVisualSegmentation.from_pretrained_backbones(tmp_path / "complete", tmp_path / "audio")
 
-    def test_another_number_of_classes_needs_a_word(self, model, tmp_path):
+    def test_another_number_of_classes_needs_ignore_mismatched_sizes(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         labels = {"id2label": {0: "background", 1: "bell"}, "label2id": {"background": 0, "bell": 1}}
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -572,10 +441,10 @@ class TestLoading:
         assert torch.equal(loaded.model.neck[0][0].weight, model.model.neck[0][0].weight)
 
 
-class TestRefusals:
-    def test_what_is_assigned_to_a_configuration_is_validated(self, model, tmp_path):
+class TestErrors:
+    def test_assigned_configuration_fields_are_validated(self, model, tmp_path):
         model.save_pretrained(tmp_path)
-        with pytest.raises(StrictDataclassError, match=r"must lie in \[0, 0.5\), got 0.9"):
+        with pytest.raises(StrictDataclassError, match=r"must be in \[0, 0.5\), got 0.9"):
             PCMANetModel.from_pretrained(tmp_path, confidence_threshold=0.9)
         config = tiny_config()
         config.num_groups = 3
@@ -590,8 +459,8 @@ class TestRefusals:
                 r"must be \(batch, frames, 3, height, width\).*got \(2, 3, 48, 64\)",
             ),
             ({"pixel_values": torch.zeros(2, 3, 3, 31, 64)}, "at least 32"),
-            ({"input_features": None}, "exactly one of .* got neither"),
-            ({"audio_embeds": torch.zeros(2, 3, 10)}, "exactly one of .* got both"),
+            ({"input_features": None}, "Expected exactly one of .* got neither"),
+            ({"audio_embeds": torch.zeros(2, 3, 10)}, "Expected exactly one of .* got both"),
             ({"pixel_values": None}, r"`pixel_values` must be \(batch.* got NoneType"),
             (
                 {"pixel_values": torch.zeros(0, 3, 3, 48, 64)},
@@ -613,32 +482,157 @@ class TestRefusals:
             ({"labels": torch.zeros(2, 3, 24, 32, dtype=torch.long)}, r"`labels` must be .* = \(2, 3, 48, 64\), got"),
         ],
     )
-    def test_wrong_inputs(self, model, change, message):
+    def test_invalid_inputs_raise(self, model, change, message):
         with pytest.raises(ValueError, match=message):
             model(**{**tiny_batch(), **change})
 
     @pytest.mark.parametrize("shape", [(2, 1), (3,), (2, 3, 1)])
-    def test_a_label_mask_is_not_stretched(self, model, shape):
+    def test_annotated_frames_are_not_broadcast(self, model, shape):
         labels = torch.zeros(2, 3, 48, 64, dtype=torch.long)
         with pytest.raises(ValueError, match=r"`annotated_frames` must be \(batch, frames\) = \(2, 3\) like `labels`"):
             model(**tiny_batch(), labels=labels, annotated_frames=torch.ones(shape, dtype=torch.bool))
 
     @pytest.mark.parametrize("types", [("bfloat16",), (torch.int8,), (None, "float16")])
-    def test_an_inference_form_of_what_is_no_data_type(self, model, types):
-        with pytest.raises(TypeError, match=r"takes data types such as torch.bfloat16, got ('b?float16'|torch.int8)"):
+    def test_for_inference_raises_for_other_data_types(self, model, types):
+        with pytest.raises(TypeError, match=r"Expected a floating-point data type .*, got ('b?float16'|torch.int8)"):
             model.for_inference(*types)
 
-    def test_an_inference_form_of_offloaded_weights(self):
+    def test_for_inference_raises_for_offloaded_weights(self):
         with torch.device("meta"):
             offloaded = PCMANetForAudioVisualSegmentation(tiny_config())
-        with pytest.raises(ValueError, match="offloaded weights.* load the model without it"):
+        with pytest.raises(ValueError, match="Weights offloaded .* load the model without"):
             offloaded.for_inference()
 
-    def test_unknown_keyword(self, model):
+    def test_unknown_keywords_raise(self, model):
         with pytest.raises(TypeError, match=r"unknown keywords \['frame_masks'\]"):
             model(**tiny_batch(), frame_masks=torch.ones(2, 3))
-        with pytest.raises(TypeError, match=r"unknown keywords \['timestamps'\]. Pop .* \(timestamps, original_sizes"):
+        with pytest.raises(
+            TypeError, match=r"unknown keywords \['timestamps'\].* pop the metadata \(timestamps, original_sizes"
+        ):
             model(**tiny_batch(), timestamps=[])
 
-    def test_vggish_configuration_stands_alone(self):
-        assert VGGishConfig().model_type == "vggish"
+
+class TestLosses:
+    def test_soft_iou_of_2x2_frame_by_hand(self):
+        # Probabilities 1/2 everywhere, one of four pixels is foreground: I = 1/2, S = 2 + 1 = 3.
+        labels = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+        loss = soft_iou_loss(torch.zeros(1, 2, 2), labels, torch.ones(1, 2, 2))
+        assert loss.item() == pytest.approx(1 - (0.5 + 1) / (3 - 0.5 + 1))
+
+    def test_binary_loss_of_2x2_frame_by_hand(self):
+        labels = torch.tensor([[[1, 0], [0, 0]]])
+        loss = binary_loss(torch.zeros(1, 1, 2, 2), labels)
+        assert loss.tolist() == pytest.approx([math.log(2) + 1 - 1.5 / 3.5])
+
+    def test_ignored_pixels_do_not_count(self):
+        labels = torch.tensor([[[1, 255], [0, 255]]])
+        logits = torch.randn(1, 1, 2, 2)
+        other = logits.clone()
+        other[..., 1] = 100.0
+        torch.testing.assert_close(binary_loss(logits, labels), binary_loss(other, labels))
+        # Two valid pixels, one of them foreground, at p = 1/2: I = 1/2, S = 2.
+        assert binary_loss(torch.zeros(1, 1, 2, 2), labels).item() == pytest.approx(math.log(2) + 1 - 1.5 / 2.5)
+
+    def test_semantic_loss_is_the_mean_of_minus_log_probability(self):
+        torch.manual_seed(0)
+        logits, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+        labels[1, :2] = 255
+        probabilities = logits.softmax(1)
+        expected = []
+        for frame in range(2):
+            values = [
+                -probabilities[frame, labels[frame, row, column], row, column].log().item()
+                for row in range(4)
+                for column in range(4)
+                if labels[frame, row, column] != 255
+            ]
+            expected.append(sum(values) / len(values))
+        assert semantic_loss(logits, labels).tolist() == pytest.approx(expected, rel=1e-6)
+
+    def test_loss_is_sum_over_stages_of_mean_over_annotated_frames(self):
+        torch.manual_seed(0)
+        stages = [torch.randn(2, 3, 1, 4, 4) for _ in range(4)]
+        labels = torch.randint(0, 2, (2, 3, 4, 4))
+        annotated = torch.tensor([[True, False, False], [True, True, False]])
+        weights = [0.5, 1.0, 1.5, 2.0]
+        frames = [(0, 0), (1, 0), (1, 1)]
+        expected = sum(
+            weight
+            * sum(binary_loss(logits[clip, frame][None], labels[clip, frame][None]).item() for clip, frame in frames)
+            / 3
+            for weight, logits in zip(weights, stages, strict=True)
+        )
+        assert deeply_supervised_loss(stages, labels, annotated, weights).item() == pytest.approx(expected, rel=1e-6)
+
+    @pytest.mark.parametrize("num_labels", [1, 5])
+    def test_no_annotated_frames_give_zero_loss_and_gradient(self, num_labels):
+        stages = [torch.randn(1, 2, num_labels, 4, 4, requires_grad=True) for _ in range(4)]
+        labels = torch.full((1, 2, 4, 4), 255)
+        loss = deeply_supervised_loss(stages, labels, torch.zeros(1, 2, dtype=torch.bool), [1.0] * 4)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert all(not logits.grad.any() for logits in stages)
+
+    @pytest.mark.parametrize("num_labels", [1, 5])
+    def test_loss_of_frame_with_only_ignored_pixels_is_finite(self, num_labels):
+        stages = [torch.randn(1, 1, num_labels, 4, 4, requires_grad=True) for _ in range(4)]
+        labels = torch.full((1, 1, 4, 4), 255)
+        loss = deeply_supervised_loss(stages, labels, torch.ones(1, 1, dtype=torch.bool), [1.0] * 4)
+        loss.backward()
+        assert math.isfinite(loss.item())
+        assert all(torch.isfinite(logits.grad).all() for logits in stages)
+
+    def test_half_precision_logits_are_summed_in_float32(self):
+        logits = torch.zeros(1, 1, 300, 300, dtype=torch.float16)
+        labels = torch.zeros(1, 300, 300, dtype=torch.long)
+        # 90,000 pixels of p = 1/2 sum to 45,000; in float16 the sums would be coarse or overflow at 65,504.
+        assert binary_loss(logits, labels).item() == pytest.approx(math.log(2) + 1 - 1 / 45001, rel=1e-5)
+
+    @pytest.mark.parametrize(
+        ("num_labels", "wrong", "message"),
+        [
+            (1, 254, r"contains 254, expected 0\.\.1 or ignore_index 255; convert a 0/255 mask with mask > 127"),
+            (1, -1, r"contains -1, expected 0\.\.1"),
+            (1, 0.5, r"contains 0\.5, expected 0\.\.1"),
+            (5, 5, r"contains 5, expected 0\.\.4"),
+        ],
+    )
+    def test_invalid_labels_raise_only_in_annotated_frames(self, num_labels, wrong, message):
+        stages = [torch.zeros(1, 2, num_labels, 4, 4)] * 4
+        labels = torch.zeros(1, 2, 4, 4, dtype=torch.float if isinstance(wrong, float) else torch.long)
+        labels[0, 1, 2, 3], labels[0, 0, 0, 0] = wrong, 255
+        with pytest.raises(ValueError, match=message):
+            deeply_supervised_loss(stages, labels, torch.tensor([[True, True]]), [1.0] * 4)
+        assert deeply_supervised_loss(stages, labels, torch.tensor([[True, False]]), [1.0] * 4).isfinite()
+
+
+class TestStrictLoading:
+    @pytest.fixture
+    def encoder(self) -> VGGishModel:
+        torch.manual_seed(0)
+        return VGGishModel(tiny_config().audio_config)
+
+    def test_complete_weights_load(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path)
+        loaded = load_strict(VGGishModel, tmp_path)
+        assert all(torch.equal(values, loaded.state_dict()[name]) for name, values in encoder.state_dict().items())
+        assert not loaded.training
+
+    @pytest.mark.parametrize("problem", ["missing", "reshaped"])
+    def test_incomplete_weights_raise(self, problem, encoder, tmp_path):
+        weights = encoder.state_dict()
+        name = sorted(weights)[-1]
+        if problem == "missing":
+            del weights[name]
+        else:
+            weights[name] = torch.cat([weights[name]] * 2)
+        encoder.save_pretrained(tmp_path, state_dict=weights)
+        message = (
+            f"lacks weights of a VGGishModel, such as {name} \\(1 of {len(encoder.state_dict())}\\). Give a folder"
+        )
+        with pytest.raises(ValueError, match=message):
+            load_strict(VGGishModel, tmp_path)
+
+    def test_missing_folder_raises(self, tmp_path):
+        with pytest.raises(OSError, match="missing"):
+            load_strict(VGGishModel, tmp_path / "missing")

@@ -1,4 +1,4 @@
-"""VGGish alone: layout of the flattened features, shapes it refuses, saving."""
+"""VGGish: order of the flattened features, published sizes, errors and saving."""
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ def model() -> VGGishModel:
     return VGGishModel(TINY).eval()
 
 
-def test_equals_the_plain_formulation(model):
-    """Convolutions with ReLU and pools by hand, channels moved last before flattening, ReLU after the last layer."""
+def test_equals_plain_operations(model):
+    """Convolutions with ReLU and max pooling, channels last before flattening, ReLU after the last layer."""
     patches = torch.randn(3, 1, 8, 4)
     weights = model.state_dict()
     states = patches
@@ -45,12 +45,12 @@ def test_published_sizes():
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 4), (2, 1, 4, 8), (2, 3, 8, 4)])
-def test_wrong_patches_are_refused(model, shape):
+def test_invalid_patches_raise(model, shape):
     with pytest.raises(ValueError, match=r"must be \(patches, 1, 8, 4\), got"):
         model(torch.zeros(shape))
 
 
-def test_what_is_assigned_to_a_configuration_is_validated():
+def test_assigned_configuration_fields_are_validated():
     config = VGGishConfig()
     config.hidden_size = 0
     with pytest.raises(StrictDataclassError, match="`hidden_size` must be positive, got 0"):
