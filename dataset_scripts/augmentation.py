@@ -1,7 +1,7 @@
-"""Augmentation of training clips: pictures with their masks, and sounds with what their masks then must be.
+"""Augment training clips: frames with their masks, and audio with the masks that it requires.
 
-One draw holds for all frames of a clip, so that its motion stays. Each kind is a function that changes a clip by given
-numbers; `Augmentation` draws the numbers from the generator that it is handed and from nothing else. Evaluation uses none.
+One draw applies to all frames of a clip, so that its motion is kept. Each transform is a function that changes a clip by
+given numbers; `Augmentation` draws the numbers from the generator that it receives. Evaluation uses no augmentation.
 """
 
 import math
@@ -11,135 +11,147 @@ from typing import Any
 
 import numpy as np
 
-from pcmanet.dataset_scripts.avsbench.layouts import share_nothing
+from pcmanet.dataset_scripts.avsbench.layouts import have_disjoint_objects
 from pcmanet.dataset_scripts.sounding_shapes.sound import render_noise
 
 from .clips import ClipArrays
 
 
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # weights of red, green, blue in grey (ITU-R BT.601)
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # weights of red, green, blue in gray (ITU-R BT.601)
 REPLACEMENTS = ("silence", "noise", "other")
-SHARES = ("flips", "crops", "crop_area", "photometric", "colour_strength", "loudness", "mixing", "replacement")
-RANGES = dict.fromkeys(SHARES, (0, 1)) | {"crop_ratio": (1, math.inf), "decibels": (0, math.inf)}
+FRACTIONS = ("flips", "crops", "crop_area", "photometric", "color_strength", "loudness", "mixing", "replacement")
+RANGES = dict.fromkeys(FRACTIONS, (0, 1)) | {"crop_ratio": (1, math.inf), "decibels": (0, math.inf)}
 CROP_ATTEMPTS = 10
-QUIETEST = 1e-6  # root mean square below which a sound is silence and has no loudness to compare with
+SILENCE = 1e-6  # root mean square below which audio counts as silent and has no loudness to compare with
+
+
+# Transforms of frames
 
 
 def flip(clip: ClipArrays) -> ClipArrays:
-    """Mirror the pictures and masks left to right."""
+    """Mirror frames and masks left to right."""
     return replace(clip, frames=clip.frames[:, :, ::-1], masks=clip.masks[:, :, ::-1])
 
 
 def crop(clip: ClipArrays, top: int, left: int, height: int, width: int) -> ClipArrays:
-    """Cut a window, in pixels, out of all pictures and masks; the processor brings it to the network's size."""
+    """Crop all frames and masks to a window, in pixels; the processor resizes it to the size of the model input."""
     rows, columns = slice(top, top + height), slice(left, left + width)
     return replace(clip, frames=clip.frames[:, rows, columns], masks=clip.masks[:, rows, columns])
 
 
-def recolour(clip: ClipArrays, brightness: float, contrast: float, saturation: float) -> ClipArrays:
-    """Scale brightness, contrast about the mean grey of the clip, and saturation about grey; 1 leaves each as it is."""
-    # All three are linear in the colours, so that one matrix and one offset do them at once.
-    to_grey = np.repeat(LUMA[:, None], 3, axis=1)
-    matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * to_grey
+def adjust_colors(clip: ClipArrays, brightness: float, contrast: float, saturation: float) -> ClipArrays:
+    """Scale brightness, contrast about the mean gray of the clip, and saturation about gray; 1 keeps each unchanged."""
+    # All three are linear in the colors, so one matrix and one offset apply them together.
+    to_gray = np.repeat(LUMA[:, None], 3, axis=1)
+    matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * to_gray
     mean = float(clip.frames.reshape(-1, 3).mean(axis=0) @ LUMA)
     frames = clip.frames.astype(np.float32) @ (np.float32(brightness * contrast) * matrix)
     frames += np.float32(brightness * (1 - contrast) * mean)
     return replace(clip, frames=np.clip(np.rint(frames), 0, 255).astype(np.uint8))
 
 
+# Transforms of audio
+
+
 def amplify(clip: ClipArrays, decibels: float) -> ClipArrays:
-    """Make the sound louder or softer, but no louder than full scale."""
+    """Change the loudness by a gain in decibels, which is reduced where the audio would exceed full scale."""
     peak = float(np.abs(clip.waveform).max())
     gain = 10 ** (decibels / 20)
     gain = min(gain, max(1.0, 1 / peak)) if peak else gain
-    return _with_sound(clip, clip.waveform * np.float32(gain))
+    return _with_audio(clip, clip.waveform * np.float32(gain))
 
 
-def mix(clip: ClipArrays, other: ClipArrays, decibels: float) -> ClipArrays:
-    """Add the sound of another clip as something that sounds outside the picture; the masks stay.
+def mix_audio(clip: ClipArrays, other: ClipArrays, decibels: float) -> ClipArrays:
+    """Add the audio of another clip as an off-screen sound; the masks stay.
 
     Args:
         clip: The clip.
-        other: Another, see `may_lend`.
-        decibels: Loudness of the other sound against the clip's own.
+        other: Another clip, see `has_unrelated_audio`.
+        decibels: Loudness of the other audio relative to the clip's.
 
     Returns:
-        The clip with both sounds; as it is, if one of them is silence.
+        The clip with the mixed audio; unchanged if one of both is silent.
     """
     added = _fit(other, clip)
-    own, theirs = _loudness(clip.waveform), _loudness(added)
-    if min(own, theirs) < QUIETEST:
+    loudness, other_loudness = _loudness(clip.waveform), _loudness(added)
+    if min(loudness, other_loudness) < SILENCE:
         return clip
-    return _with_sound(clip, clip.waveform + added * np.float32(own / theirs * 10 ** (decibels / 20)))
+    return _with_audio(clip, clip.waveform + added * np.float32(loudness / other_loudness * 10 ** (decibels / 20)))
 
 
-def replace_sound(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
-    """Put a sound that belongs to nothing in the picture under a clip: the right mask of every frame is empty.
+def replace_audio(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
+    """Replace the audio of a clip by audio that belongs to no visible object: the masks of all frames become empty.
 
-    Frames that were not annotated stay so, although their masks are known too: losses are means over annotated frames,
-    in which the clip would otherwise weigh more than with its own sound (in S4, five times as much).
+    Frames without annotation stay without annotation, although their masks are now known: losses are means over annotated
+    frames, in which the clip would otherwise have a larger weight than with its original audio (in S4, five times).
 
     Args:
         clip: The clip.
         waveform: float32 (channels, samples), at the clip's rate.
 
     Returns:
-        The clip with that sound and empty masks.
+        The clip with this audio and empty masks.
     """
     masks = np.where(clip.annotated_frames[:, None, None], np.uint8(0), clip.masks)
-    return replace(_with_sound(clip, waveform), masks=masks, objects=None)
+    return replace(_with_audio(clip, waveform), masks=masks, objects=None)
 
 
-def may_lend(other: ClipArrays, clip: ClipArrays) -> bool:
-    """Tell whether another clip has a sound that fits under a clip and belongs to nothing in it, see `share_nothing`."""
+def has_unrelated_audio(other: ClipArrays, clip: ClipArrays) -> bool:
+    """Return whether the audio of another clip has the same rate and belongs to no object of this clip.
+
+    See `have_disjoint_objects`.
+    """
     if other.waveform is None or other.sampling_rate != clip.sampling_rate:
         return False
-    return share_nothing(other.objects, clip.objects)
+    return have_disjoint_objects(other.objects, clip.objects)
 
 
-def _with_sound(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
-    """A clip with another sound, which the features that came with the data are not of."""
+def _with_audio(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
+    """Replace the waveform and remove the features, which belong to the original audio."""
     return replace(clip, waveform=waveform, log_mel=None)
 
 
 def _fit(other: ClipArrays, clip: ClipArrays) -> np.ndarray:
-    """One clip's sound in mono, repeated or cut to another's length: float32 (1, samples)."""
+    """Return the audio of one clip in mono, repeated or cropped to the length of another: float32 (1, samples)."""
     return np.resize(other.waveform.mean(axis=0), (1, clip.waveform.shape[-1]))
 
 
 def _loudness(waveform: np.ndarray) -> float:
-    """Root mean square."""
+    """Return the root mean square."""
     return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
 
 
+# Random augmentation
+
+
 def _is_finite(value: Any) -> bool:
-    """Tell whether a value is a number, neither infinite nor NaN."""
+    """Return whether a value is a number, neither infinite nor NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for training clips, and how often.
+    """Random changes of training clips and their probabilities.
 
     Attributes:
-        flips: Share of clips that are mirrored, in [0, 1].
-        crops: Share of clips that are cropped.
-        crop_area: Least share of the picture that a crop keeps, above 0.
-        crop_ratio: Most by which a crop stretches the picture, from 1 up.
-        photometric: Share of clips whose colours change.
-        colour_strength: Brightness, contrast and saturation are scaled by 1 plus or minus up to this.
-        loudness: Share of clips whose loudness changes.
-        decibels: By plus or minus up to this, from 0 up.
-        mixing: Share of clips to which the sound of another clip of the batch is added.
-        mixing_decibels: Least and most loudness of that against the clip's own.
-        replacement: Share of clips whose sound is replaced by one of `replacements`, with empty masks.
-        replacements: Out of "silence", "noise" and "other", which is another clip's sound.
+        flips: Fraction of clips that are mirrored, in [0, 1].
+        crops: Fraction of clips that are cropped.
+        crop_area: Minimum fraction of the frame area that a crop keeps, above 0.
+        crop_ratio: Maximum change of the aspect ratio by a crop, at least 1.
+        photometric: Fraction of clips whose colors change.
+        color_strength: Maximum change of brightness, contrast and saturation, relative to 1.
+        loudness: Fraction of clips whose loudness changes.
+        decibels: Maximum change of the loudness, at least 0.
+        mixing: Fraction of clips to which the audio of another clip of the batch is added.
+        mixing_decibels: Minimum and maximum loudness of the added audio relative to the clip's.
+        replacement: Fraction of clips whose audio is replaced by one of `replacements`, with empty masks.
+        replacements: Some of "silence", "noise" and "other" (the audio of another clip).
 
-    Another clip is one of the same batch of which the data tell that it shares no object, see `may_lend`; where there is
-    none, nothing is mixed, and "other" becomes silence.
+    Another clip is a clip of the same batch that shares no object according to the data, see `has_unrelated_audio`. Without
+    such a clip, nothing is mixed, and "other" becomes silence.
 
     Raises:
-        ValueError: If a value is of another type or out of its range.
+        ValueError: If a value has another type or is out of its range.
     """
 
     flips: float = 0.5
@@ -147,7 +159,7 @@ class Augmentation:
     crop_area: float = 0.5
     crop_ratio: float = 4 / 3
     photometric: float = 0.8
-    colour_strength: float = 0.3
+    color_strength: float = 0.3
     loudness: float = 0.5
     decibels: float = 6.0
     mixing: float = 0.0
@@ -159,63 +171,63 @@ class Augmentation:
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if not _is_finite(value) or not least <= value <= most:
-                raise ValueError(f"{name} is {value!r}; expected a finite number from {least} to {most}")
+                raise ValueError(f"Expected a finite number from {least} to {most} as {name}, got {value!r}")
         if not self.crop_area:
-            raise ValueError("crop_area is 0; a crop must keep something of the picture")
+            raise ValueError("Expected a number above 0 as crop_area, got 0")
         pair, kinds = self.mixing_decibels, self.replacements
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(_is_finite, pair)) or pair[0] > pair[1]:
-            raise ValueError(f"mixing_decibels is {pair!r}; expected two numbers, the least and the most")
+            raise ValueError(f"Expected minimum and maximum as mixing_decibels, got {pair!r}")
         if not isinstance(kinds, Sequence) or not kinds or any(kind not in REPLACEMENTS for kind in kinds):
-            raise ValueError(f"replacements is {kinds!r}; choose some out of {', '.join(REPLACEMENTS)}")
+            raise ValueError(f"Expected some of {', '.join(REPLACEMENTS)} as replacements, got {kinds!r}")
 
     @property
-    def changes_sound(self) -> bool:
-        """Whether any sound may change."""
+    def changes_audio(self) -> bool:
+        """Whether audio may change."""
         return max(self.loudness, self.mixing, self.replacement) > 0
 
     def __call__(self, clips: Sequence[ClipArrays], generator: np.random.Generator) -> list[ClipArrays]:
         """Change the clips of a batch.
 
         Args:
-            clips: The clips; they are not written to.
-            generator: From which everything is drawn: the same state gives the same clips.
+            clips: The clips; their arrays are not modified.
+            generator: Source of all randomness: the same state gives the same clips.
 
         Returns:
             The changed clips.
 
         Raises:
-            ValueError: If sounds are to change and a clip has none.
+            ValueError: If audio may change and a clip has none.
         """
-        if self.changes_sound and (mute := [clip.name for clip in clips if clip.waveform is None]):
-            raise ValueError(f"clips {mute} have features but no sound: set loudness, mixing and replacement to 0")
-        return [self._sound(self._picture(clip, generator), clip, clips, generator) for clip in clips]
+        if self.changes_audio and (missing := [clip.name for clip in clips if clip.waveform is None]):
+            raise ValueError(f"Clips {missing} have features but no audio. Set loudness, mixing and replacement to 0.")
+        return [self._change_audio(self._change_frames(clip, generator), clip, clips, generator) for clip in clips]
 
-    def _picture(self, clip: ClipArrays, generator: np.random.Generator) -> ClipArrays:
-        """Change what is seen."""
+    def _change_frames(self, clip: ClipArrays, generator: np.random.Generator) -> ClipArrays:
         if generator.uniform() < self.flips:
             clip = flip(clip)
         if generator.uniform() < self.crops:
             clip = crop(clip, *self._draw_window(*clip.frames.shape[1:3], generator))
         if generator.uniform() < self.photometric:
-            clip = recolour(clip, *generator.uniform(1 - self.colour_strength, 1 + self.colour_strength, 3))
+            clip = adjust_colors(clip, *generator.uniform(1 - self.color_strength, 1 + self.color_strength, 3))
         return clip
 
-    def _sound(
+    def _change_audio(
         self, clip: ClipArrays, original: ClipArrays, clips: Sequence[ClipArrays], generator: np.random.Generator
     ) -> ClipArrays:
-        """Change what is heard."""
-        others = [other for other in clips if may_lend(other, original)]
+        others = [other for other in clips if has_unrelated_audio(other, original)]
         other = others[generator.integers(len(others))] if others else None
         if generator.uniform() < self.replacement:
-            return replace_sound(clip, self._draw_sound(clip, other, generator))
+            return replace_audio(clip, self._draw_replacement(clip, other, generator))
         if generator.uniform() < self.mixing and other is not None:
-            clip = mix(clip, other, generator.uniform(*self.mixing_decibels))
+            clip = mix_audio(clip, other, generator.uniform(*self.mixing_decibels))
         if generator.uniform() < self.loudness:
             clip = amplify(clip, generator.uniform(-self.decibels, self.decibels))
         return clip
 
-    def _draw_sound(self, clip: ClipArrays, other: ClipArrays | None, generator: np.random.Generator) -> np.ndarray:
-        """A sound that belongs to nothing in the picture, as long as the clip's own: float32 (1, samples)."""
+    def _draw_replacement(
+        self, clip: ClipArrays, other: ClipArrays | None, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Draw audio that belongs to no visible object, as long as the clip's: float32 (1, samples)."""
         kind = self.replacements[generator.integers(len(self.replacements))]
         if kind == "noise":
             return render_noise(generator, clip.waveform.shape[-1])[None]
@@ -224,7 +236,7 @@ class Augmentation:
         return np.zeros((1, clip.waveform.shape[-1]), dtype=np.float32)
 
     def _draw_window(self, height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a crop; the whole picture if no draw fits into it."""
+        """Draw top, left, height and width of a crop; the complete frame if no draw fits into it."""
         for _ in range(CROP_ATTEMPTS):
             area = generator.uniform(self.crop_area, 1.0)
             stretch = np.exp(generator.uniform(-1, 1) * np.log(self.crop_ratio))

@@ -1,4 +1,4 @@
-"""One clip as arrays, whatever it came from: what augmentation changes and the collator hands to the processor."""
+"""Convert the clips of every data set to arrays, the input of augmentation and collation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import read_audio
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
-from pcmanet.dataset_scripts.sounding_shapes.files import CLASSES, SyntheticClip
+from pcmanet.dataset_scripts.sounding_shapes import CLASSES, SyntheticClip
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,16 +17,15 @@ class ClipArrays:
     """One clip before processing.
 
     Attributes:
-        name: What error messages call it.
+        name: Name of the clip in error messages.
         frames: uint8 (frames, height, width, 3), RGB.
-        masks: uint8 (frames, height, width), class indexes; 255 is ignored, also where a frame is not annotated.
+        masks: uint8 (frames, height, width), class indexes; 255 is ignored and fills frames that are not annotated.
         annotated_frames: bool (frames,), which frames are annotated.
-        waveform: float32 (channels, samples), full scale [-1, 1]; None if there are only features.
+        waveform: float32 (channels, samples), full scale is [-1, 1]; None if the clip has features only.
         sampling_rate: Of the waveform, in hertz.
-        timestamps: float64 (frames,), seconds from the start of the sound.
-        objects: Names of what sounds in the clip (of Sounding Shapes: of all that is seen, silent or not), None if
-            unknown.
-        log_mel: float32 (frames, 1, 96, 64), features that came with the data, else None.
+        timestamps: float64 (frames,), seconds since the start of the audio.
+        objects: Names of the sounding objects (of Sounding Shapes: of all visible objects), None if unknown.
+        log_mel: float32 (frames, 1, 96, 64), features that are part of the data, else None.
     """
 
     name: str
@@ -41,21 +40,21 @@ class ClipArrays:
 
 
 def to_arrays(clip: SyntheticClip | Mapping[str, Any], binary: bool) -> ClipArrays:
-    """Bring a clip to arrays.
+    """Convert a clip to arrays.
 
     Args:
-        clip: A clip of Sounding Shapes, or a row of `load_avsbench` or of its export (pictures as PIL images or arrays).
-        binary: Whether masks become 0 silent and 1 sounding, or stay class indexes.
+        clip: A clip of Sounding Shapes, or a row of `load_avsbench` or of its export (frames as PIL images or arrays).
+        binary: Whether masks become 0 (silent) and 1 (sounding), or stay class indexes.
 
     Returns:
         The clip as arrays.
 
     Raises:
-        ValueError: If a row has neither sound nor features, or its sound cannot be decoded.
+        ValueError: If a row has neither audio nor features, or its audio cannot be decoded.
     """
     if isinstance(clip, SyntheticClip):
         return _from_synthetic(clip, binary)
-    waveform, sampling_rate = _read_sound(clip)
+    waveform, sampling_rate = _decode_audio(clip)
     annotated_frames = np.array(clip["annotated_frames"], dtype=bool)
     frames = np.stack([np.asarray(_to_rgb(frame)) for frame in clip["frames"]])
     masks = np.full(frames.shape[:3], IGNORE_INDEX, dtype=np.uint8)
@@ -76,7 +75,7 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any], binary: bool) -> ClipArra
 
 def _from_synthetic(clip: SyntheticClip, binary: bool) -> ClipArrays:
     masks = clip.binary if binary else clip.masks
-    seen = frozenset(CLASSES[label - 1] for label in clip.object_classes)
+    visible = frozenset(CLASSES[label - 1] for label in clip.object_classes)
     return ClipArrays(
         name="a clip of Sounding Shapes",
         frames=clip.frames,
@@ -85,8 +84,8 @@ def _from_synthetic(clip: SyntheticClip, binary: bool) -> ClipArrays:
         waveform=clip.waveform[None],
         sampling_rate=clip.sampling_rate,
         timestamps=clip.timestamps,
-        # Of a negative clip nobody tells what is heard.
-        objects=None if clip.negative else seen,
+        # The classes in the audio of a negative clip are unknown.
+        objects=None if clip.negative else visible,
     )
 
 
@@ -95,21 +94,21 @@ def _to_rgb(frame: Any) -> Any:
 
 
 def _to_binary(masks: np.ndarray) -> np.ndarray:
-    """Class indexes as 0 background and 1 anything else; 255 stays."""
+    """Convert class indexes to 0 (background) and 1 (any other class); 255 stays."""
     return np.where(masks == IGNORE_INDEX, masks, masks > 0).astype(np.uint8)
 
 
-def _read_sound(row: Mapping[str, Any]) -> tuple[np.ndarray | None, int | None]:
-    """Decode the sound of a row; None if log-mel features stand in for it."""
+def _decode_audio(row: Mapping[str, Any]) -> tuple[np.ndarray | None, int | None]:
+    """Decode the audio of a row; None if log-mel features replace it."""
     audio = row["audio"] or {}
     source = audio.get("bytes") or audio.get("path")
     if source is None and row.get("log_mel") is None:
         raise ValueError(
-            f"clip {row['id']!r} has neither sound nor log-mel features: load it with its wav or log_mel=True"
+            f"Clip {row['id']!r} has neither audio nor log-mel features. Load it with its wav or with log_mel=True."
         )
     if source is None:
         return None, None
     try:
         return read_audio(source)
     except ValueError as error:
-        raise ValueError(f"clip {row['id']!r}: {error}") from error
+        raise ValueError(f"Clip {row['id']!r}: {error}") from error

@@ -1,3 +1,5 @@
+"""Tests of dataset_scripts/augmentation.py."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -5,13 +7,13 @@ import pytest
 
 from pcmanet.dataset_scripts.augmentation import (
     Augmentation,
+    adjust_colors,
     amplify,
     crop,
     flip,
-    may_lend,
-    mix,
-    recolour,
-    replace_sound,
+    has_unrelated_audio,
+    mix_audio,
+    replace_audio,
 )
 from pcmanet.dataset_scripts.clips import ClipArrays
 
@@ -46,18 +48,18 @@ def test_flip_and_crop_keep_masks_on_their_pixels():
     np.testing.assert_array_equal(crop(clip, 3, 5, 10, 12).frames, clip.frames[:, 3:13, 5:17])
 
 
-def test_recolour_scales_what_it_says():
+def test_adjust_colors_scales_brightness_contrast_and_saturation():
     clip = make_clip()
-    np.testing.assert_array_equal(recolour(clip, 1, 1, 1).frames, clip.frames)
-    half = recolour(clip, 0.5, 1, 1).frames.astype(int)
+    np.testing.assert_array_equal(adjust_colors(clip, 1, 1, 1).frames, clip.frames)
+    half = adjust_colors(clip, 0.5, 1, 1).frames.astype(int)
     assert np.abs(half - clip.frames / 2).max() <= 0.5 + 1e-4
-    grey = recolour(clip, 1, 1, 0).frames
-    assert (np.ptp(grey, axis=-1) == 0).all()
-    np.testing.assert_allclose(grey[..., 0], clip.frames @ [0.299, 0.587, 0.114], atol=0.51)
-    flat = recolour(clip, 1, 0, 1).frames
+    gray = adjust_colors(clip, 1, 1, 0).frames
+    assert (np.ptp(gray, axis=-1) == 0).all()
+    np.testing.assert_allclose(gray[..., 0], clip.frames @ [0.299, 0.587, 0.114], atol=0.51)
+    flat = adjust_colors(clip, 1, 0, 1).frames
     assert np.ptp(flat) == 0 and abs(float(flat.mean()) - (clip.frames @ [0.299, 0.587, 0.114]).mean()) < 0.51
-    assert recolour(clip, 3, 1, 1).frames.max() == 255
-    np.testing.assert_array_equal(recolour(clip, 3, 2, 0.5).masks, clip.masks)
+    assert adjust_colors(clip, 3, 1, 1).frames.max() == 255
+    np.testing.assert_array_equal(adjust_colors(clip, 3, 2, 0.5).masks, clip.masks)
 
 
 def test_amplify_scales_by_decibels_up_to_full_scale():
@@ -68,42 +70,46 @@ def test_amplify_scales_by_decibels_up_to_full_scale():
     assert amplify(silent, 20).waveform.max() == 0
 
 
-def test_mix_adds_the_other_sound_at_the_wanted_level():
+def test_mix_audio_adds_the_other_audio_at_the_given_level():
     clip, other = make_clip(), make_clip("cat", 1, seconds=1)
-    added = mix(clip, other, -10).waveform - clip.waveform
+    added = mix_audio(clip, other, -10).waveform - clip.waveform
     assert abs(20 * np.log10(rms(added) / rms(clip.waveform)) + 10) < 0.01
     np.testing.assert_allclose(added[0], added[1], atol=1e-6)
     np.testing.assert_allclose(added[0, :100], added[0, 100:], atol=1e-6)
-    np.testing.assert_array_equal(mix(clip, other, -10).masks, clip.masks)
+    np.testing.assert_array_equal(mix_audio(clip, other, -10).masks, clip.masks)
     silent = replace(other, waveform=np.zeros((1, 100), np.float32))
-    assert mix(clip, silent, -10) is clip and mix(silent, clip, -10) is silent
+    assert mix_audio(clip, silent, -10) is clip and mix_audio(silent, clip, -10) is silent
 
 
-def test_replaced_sound_empties_the_masks_of_annotated_frames_and_annotates_no_others():
+def test_replace_audio_empties_the_masks_of_annotated_frames_only():
     clip = make_clip()
-    changed = replace_sound(clip, np.zeros((1, 200), np.float32))
+    changed = replace_audio(clip, np.zeros((1, 200), np.float32))
     np.testing.assert_array_equal(changed.annotated_frames, clip.annotated_frames)
     assert (changed.masks[0] == 0).all() and (changed.masks[1] == 255).all() and changed.waveform.max() == 0
 
 
-def test_published_features_go_with_the_sound_that_they_are_of():
+def test_changed_audio_removes_the_published_features():
     clip = replace(make_clip(), log_mel=np.ones((2, 1, 96, 64), np.float32))
     other = make_clip("cat", 1)
-    for changed in (amplify(clip, -3), mix(clip, other, -10), replace_sound(clip, other.waveform)):
+    for changed in (amplify(clip, -3), mix_audio(clip, other, -10), replace_audio(clip, other.waveform)):
         assert changed.log_mel is None
     assert flip(clip).log_mel is clip.log_mel
 
 
-def test_another_clip_lends_its_sound_only_if_nothing_in_it_may_belong_to_this_one():
+def test_has_unrelated_audio():
     dog, cat = make_clip("dog"), make_clip("cat")
-    assert may_lend(cat, dog)
-    assert not may_lend(dog, dog) and not may_lend(make_clip("dog", 1), dog)
-    assert not may_lend(replace(cat, objects=None), dog) and not may_lend(cat, replace(dog, objects=None))
-    assert not may_lend(replace(cat, sampling_rate=200), dog) and not may_lend(replace(cat, waveform=None), dog)
-    assert not may_lend(make_clip("off-the-screen"), dog)
+    assert has_unrelated_audio(cat, dog)
+    assert not has_unrelated_audio(dog, dog) and not has_unrelated_audio(make_clip("dog", 1), dog)
+    assert not has_unrelated_audio(replace(cat, objects=None), dog) and not has_unrelated_audio(
+        cat, replace(dog, objects=None)
+    )
+    assert not has_unrelated_audio(replace(cat, sampling_rate=200), dog) and not has_unrelated_audio(
+        replace(cat, waveform=None), dog
+    )
+    assert not has_unrelated_audio(make_clip("off-the-screen"), dog)
 
 
-def test_nothing_happens_when_all_is_off():
+def test_without_transforms_clips_are_unchanged():
     clips = [make_clip("dog"), make_clip("cat", 1)]
     for clip, changed in zip(clips, Augmentation(**OFF)(clips, np.random.default_rng(0)), strict=True):
         assert changed is clip
@@ -122,7 +128,7 @@ def test_nothing_happens_when_all_is_off():
         {"replacement": 1.0, "replacements": ("other",)},
     ],
 )
-def test_each_kind_follows_its_seed_and_leaves_the_clips_alone(settings):
+def test_each_transform_is_reproducible_and_does_not_modify_its_input(settings):
     clips = [make_clip("dog"), make_clip("cat", 1)]
     before = [(clip.frames.copy(), clip.masks.copy(), clip.waveform.copy()) for clip in clips]
     augmentation = Augmentation(**{**OFF, **settings})
@@ -131,20 +137,20 @@ def test_each_kind_follows_its_seed_and_leaves_the_clips_alone(settings):
         for name, original in zip(("frames", "masks", "waveform"), arrays, strict=True):
             np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
             np.testing.assert_array_equal(getattr(clip, name), original)
-        picture = any(settings.get(name) for name in ("flips", "crops", "photometric"))
-        assert np.array_equal(clip.frames, first.frames) != picture
-        assert np.array_equal(clip.waveform, first.waveform) == picture
+        changes_frames = any(settings.get(name) for name in ("flips", "crops", "photometric"))
+        assert np.array_equal(clip.frames, first.frames) != changes_frames
+        assert np.array_equal(clip.waveform, first.waveform) == changes_frames
         assert (first.masks[0].max() == 0) == bool(settings.get("replacement"))
 
 
-def test_draws_differ_and_keep_to_their_shares():
+def test_draws_differ_and_follow_their_fractions():
     clips = [make_clip("dog")] * 400
     changed = Augmentation(**{**OFF, "flips": 0.3})(clips, np.random.default_rng(0))
-    share = np.mean([not np.array_equal(clip.frames, clips[0].frames) for clip in changed])
-    assert 0.2 < share < 0.4
+    fraction = np.mean([not np.array_equal(clip.frames, clips[0].frames) for clip in changed])
+    assert 0.2 < fraction < 0.4
 
 
-def test_windows_keep_their_area_and_lie_inside():
+def test_crop_windows_keep_their_area_and_stay_inside():
     augmentation = Augmentation(crop_area=0.6)
     generator = np.random.default_rng(0)
     windows = np.array([augmentation._draw_window(90, 120, generator) for _ in range(300)])
@@ -153,7 +159,7 @@ def test_windows_keep_their_area_and_lie_inside():
     assert (height * width / (90 * 120)).min() > 0.58 and len(np.unique(windows, axis=0)) > 250
 
 
-def test_other_becomes_silence_where_nobody_can_lend():
+def test_other_becomes_silence_without_another_clip():
     augmentation = Augmentation(**{**OFF, "replacement": 1.0, "replacements": ("other",)})
     (alone,) = augmentation([make_clip("dog")], np.random.default_rng(0))
     assert alone.waveform.max() == 0 and alone.masks[0].max() == 0
@@ -172,10 +178,10 @@ def test_other_becomes_silence_where_nobody_can_lend():
         *[("replacements", value) for value in ((), ("thunder",), "noise", None, [["noise"]])],
     ],
 )
-def test_values_that_cannot_be_used_are_named(name, value):
-    with pytest.raises(ValueError, match=rf"^{name} is .*(expected|choose|must)"):
+def test_invalid_values_are_rejected(name, value):
+    with pytest.raises(ValueError, match=rf"^Expected .* as {name}, got"):
         Augmentation(**{name: value})
 
 
-def test_values_come_as_yaml_has_them():
+def test_values_may_have_the_types_of_yaml():
     Augmentation(flips=1, decibels=0, mixing_decibels=[-5, -5], replacements=["noise"])

@@ -1,4 +1,4 @@
-""" """
+"""Tests of dataset_scripts/collation.py: the log-mel cache and the collator."""
 
 import wave
 from io import BytesIO
@@ -14,14 +14,13 @@ from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCM
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.collation import ClipCollator, LogMelCache
-from pcmanet.dataset_scripts.sounding_shapes import files as files_module
-from pcmanet.dataset_scripts.sounding_shapes.files import SoundingShapes
+from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 
 
 WAVEFORM = np.random.default_rng(0).uniform(-0.5, 0.5, 80000)
 
 
-def files(folder):
+def cached_files(folder):
     return sorted(folder.rglob("*.npy"))
 
 
@@ -31,10 +30,10 @@ def test_features_are_those_of_the_extractor_and_written_once(tmp_path):
     expected = extractor(WAVEFORM, 16000, num_frames=5)["input_features"]
     for _ in range(2):
         np.testing.assert_array_equal(cache(WAVEFORM, 16000, num_frames=5)["input_features"], expected)
-    assert len(files(tmp_path)) == 1
+    assert len(cached_files(tmp_path)) == 1
     other = LogMelCache(PCMANetFeatureExtractor(), tmp_path / "cache")
     assert other(WAVEFORM, 16000, num_frames=5, return_tensors="pt")["input_features"].shape == (5, 1, 96, 64)
-    assert len(files(tmp_path)) == 1 and cache.model_input_names == ["input_features"]
+    assert len(cached_files(tmp_path)) == 1 and cache.model_input_names == ["input_features"]
 
 
 @pytest.mark.parametrize(
@@ -48,25 +47,25 @@ def test_features_are_those_of_the_extractor_and_written_once(tmp_path):
         (WAVEFORM, {}, {"timestamps": np.arange(5) + 0.5, "audio_alignment": "center"}),
     ],
 )
-def test_other_sounds_and_settings_are_other_features(tmp_path, waveform, extractor, options):
+def test_other_audio_and_settings_give_other_features(tmp_path, waveform, extractor, options):
     LogMelCache(PCMANetFeatureExtractor(), tmp_path)(WAVEFORM, 16000, num_frames=5)
     changed = PCMANetFeatureExtractor(**extractor)
     features = LogMelCache(changed, tmp_path)(waveform, 16000, **options)["input_features"]
     np.testing.assert_array_equal(features, changed(waveform, 16000, **options)["input_features"])
-    assert len(files(tmp_path)) == 2
+    assert len(cached_files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00broken", b"\x80\x04K\x01."])
 def test_a_damaged_file_is_written_again(tmp_path, content):
     cache = LogMelCache(PCMANetFeatureExtractor(), tmp_path)
     expected = cache(WAVEFORM, 16000, num_frames=5)["input_features"]
-    (path,) = files(tmp_path)
+    (path,) = cached_files(tmp_path)
     path.write_bytes(content)
     np.testing.assert_array_equal(cache(WAVEFORM, 16000, num_frames=5)["input_features"], expected)
     np.testing.assert_array_equal(np.load(path), expected)
 
 
-PICTURES = Augmentation(loudness=0.0)
+FRAMES_ONLY = Augmentation(loudness=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def processor():
     return PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 48}), PCMANetFeatureExtractor())
 
 
-def test_clips_of_sounding_shapes_are_what_the_processor_makes_of_them(processor):
+def test_clips_of_sounding_shapes_are_collated_by_the_processor(processor):
     dataset = SoundingShapes("s4", "train", length=2, height=40, width=40)
     batch = ClipCollator(processor, binary=True)([dataset[0], dataset[1]])
     expected = processor(
@@ -107,7 +106,7 @@ def test_s4_training_rows_have_labels_in_their_first_frame_only(processor, load)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_rows_are_the_clips_that_the_tree_was_written_from(processor, load, streaming):
+def test_rows_give_the_batch_of_their_source_clips(processor, load, streaming):
     collate = ClipCollator(processor, binary=True)
     (row,) = load("s4", "val", streaming=streaming)
     clip = SoundingShapes("s4", "val", length=1, height=224, width=224)[0]
@@ -138,7 +137,7 @@ def test_a_loader_with_workers_gives_the_same_batches(processor, load):
         torch.testing.assert_close(worked[name], values, rtol=0, atol=0)
 
 
-def test_augmentation_follows_the_seed_and_is_off_without(processor, load):
+def test_augmentation_follows_the_seed(processor, load):
     rows = list(load("s4", "train"))
     augmented = ClipCollator(processor, binary=True, augmentation=Augmentation(replacement=0.3))
 
@@ -154,17 +153,17 @@ def test_augmentation_follows_the_seed_and_is_off_without(processor, load):
     assert torch.equal(first["pixel_values"], plain(rows)["pixel_values"])
 
 
-def test_replaced_sound_replaces_the_published_features_and_empties_the_labels(processor, load):
+def test_replaced_audio_replaces_the_published_features_and_empties_the_labels(processor, load):
     silence = Augmentation(flips=0, crops=0, photometric=0, loudness=0, replacement=1.0, replacements=("silence",))
     rows = [{**row, "log_mel": np.ones((5, 1, 96, 64), np.float32)} for row in load("s4", "train")]
     batch = ClipCollator(processor, binary=True, augmentation=silence)(rows)
-    # A clip with a wrong sound weighs as much in a mean over annotated frames as it did with its own.
+    # A clip with replaced audio has the same weight in a mean over annotated frames as before.
     assert batch["annotated_frames"].tolist() == [[True, False, False, False, False]] * 2
     assert (batch["labels"][:, 0] == 0).all() and (batch["labels"][:, 1:] == 255).all()
     torch.testing.assert_close(batch["input_features"], torch.full_like(batch["input_features"], np.log(0.01)))
 
 
-def test_the_cache_gives_the_same_features_without_computing_them(processor, load, tmp_path, monkeypatch):
+def test_the_cache_gives_the_same_features_without_computing_them_again(processor, load, tmp_path, monkeypatch):
     rows = list(load("avss", "test"))
     expected = ClipCollator(processor, binary=False)(rows)
     cached = ClipCollator(processor, binary=False, augmentation=None, log_mel_cache=tmp_path / "log_mel")
@@ -174,27 +173,27 @@ def test_the_cache_gives_the_same_features_without_computing_them(processor, loa
     assert torch.equal(cached(rows)["input_features"], expected["input_features"])
 
 
-def test_a_cache_and_changing_sounds_are_refused(processor, tmp_path):
-    with pytest.raises(ValueError, match="sounds that stay as they are"):
+def test_a_cache_rejects_an_augmentation_of_audio(processor, tmp_path):
+    with pytest.raises(ValueError, match="without audio changes"):
         ClipCollator(processor, True, augmentation=Augmentation(), log_mel_cache=tmp_path)
-    ClipCollator(processor, True, augmentation=PICTURES, log_mel_cache=tmp_path)
+    ClipCollator(processor, True, augmentation=FRAMES_ONLY, log_mel_cache=tmp_path)
 
 
-def test_published_features_replace_the_sound(processor, load):
+def test_published_features_replace_the_audio(processor, load):
     row = load("s4", "val")[0]
     features = np.random.default_rng(0).normal(size=(5, 1, 96, 64)).astype(np.float32)
     batch = ClipCollator(processor, binary=True)([{**row, "audio": None, "log_mel": features}])
     np.testing.assert_array_equal(batch["input_features"][0], features)
-    with pytest.raises(ValueError, match="neither sound nor log-mel"):
+    with pytest.raises(ValueError, match="neither audio nor log-mel"):
         ClipCollator(processor, binary=True)([{**row, "audio": None}])
-    with pytest.raises(ValueError, match="features but no sound"):
+    with pytest.raises(ValueError, match="features but no audio"):
         ClipCollator(processor, binary=True, augmentation=Augmentation())(
             [{**row, "audio": None, "log_mel": features}]
         )
 
 
 @pytest.mark.parametrize(("seconds", "same"), [(4.0, False), (7.5, True), (30.0, True)])
-def test_sound_that_is_short_or_long_is_taken_as_avsbench_takes_it(processor, load, seconds, same):
+def test_short_and_long_audio_is_treated_as_in_avsbench(processor, load, seconds, same):
     row, collate = load("s4", "val")[0], ClipCollator(processor, binary=True)
     samples = np.frombuffer(row["audio"]["bytes"][44:], "<i2").reshape(-1, 2)
     longer = np.resize(np.concatenate([samples, samples[::-1]]), (round(seconds * 16000), 2))
@@ -216,16 +215,16 @@ def wav(samples):
 
 def test_errors_name_the_clip(processor, load):
     row = load("s4", "val")[0]
-    with pytest.raises(ValueError, match=f"clip '{row['id']}'"):
+    with pytest.raises(ValueError, match=f"Clip '{row['id']}'"):
         ClipCollator(processor, binary=True)([{**row, "audio": {"path": None, "bytes": b"no sound"}}])
-    with pytest.raises(ValueError, match=rf"in the batch of clips \['{row['id']}'\]: clip 0"):
+    with pytest.raises(ValueError, match=rf"In the batch of clips \['{row['id']}'\]: clip 0"):
         ClipCollator(processor, binary=True)([{**row, "timestamps": [0.1, 0.2, 0.3, 0.4, 9.9]}])
 
 
-def test_one_s_own_videos_make_a_batch(processor, tmp_path):
+def test_a_custom_folder_gives_a_batch(processor, tmp_path):
     dataset = SoundingShapes("ms3", "train", length=1, height=64, width=96, num_frames=2)
     (tmp_path / "masks").mkdir()
-    files_module.write_clip(dataset, 0, tmp_path / "clip.mp4", frames_per_second=16)
+    write_clip(dataset, 0, tmp_path / "clip.mp4", frames_per_second=16)
     Image.fromarray(dataset[0].binary[1] * np.uint8(255)).save(tmp_path / "masks" / "1.png")
     (tmp_path / "clips.csv").write_text("video,split,masks\nclip.mp4,train,masks\n")
     rows = list(load_avsbench(tmp_path, "folder", split="train", cache_dir=tmp_path / "cache"))
