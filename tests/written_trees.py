@@ -1,4 +1,4 @@
-"""Trees in AVSBench's layouts for the tests of whatever reads them."""
+"""Write trees in the layouts of AVSBench for tests."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from pcmanet.dataset_scripts.sounding_shapes import files
 
 
 def write_trees(root: Path, **counts: Mapping[str, int]) -> Path:
-    """Write a tree for each task, given its clips per split, but no raw videos: no loader reads them."""
+    """Write a tree for each task with the given clips per split, without raw videos, which no loader reads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_write_raw_video", lambda *_: None)
         for task, splits in counts.items():
