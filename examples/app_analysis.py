@@ -252,7 +252,7 @@ def _describe(result: dict[str, Any], path: Path) -> dict[str, Any]:
         {
             "label": segment["label"],
             "score": round(segment["score"], 4),
-            "area": round(float(np.asarray(segment["mask"]).mean()) / 255, 4),
+            "area_fraction": round(float(np.asarray(segment["mask"]).mean()) / 255, 4),
         }
         for segment in result["segments"]
     ]

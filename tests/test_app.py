@@ -376,12 +376,18 @@ def test_page_fits_the_screen_of_a_phone(server: Server, browser: Browser, tmp_p
 def test_screenshot(page: Page, tmp_path: Path):
     page.click("[data-clip='demo.mp4']")
     wait_for_result(page, "demo.mp4")
-    page.evaluate("() => document.querySelector('#overlay video').pause()")
-    page.locator(".row.axis .track").click(
-        position={"x": page.locator(".row.axis .track").bounding_box()["width"] * 0.48, "y": 5}
+    # Show the frame of the stage maps. Gradio fades content that it updates: wait until that is complete.
+    page.evaluate(
+        """() => { const video = document.querySelector('#overlay video');
+        video.pause(); video.currentTime = document.querySelector('.stages').dataset.timestamp; }"""
     )
-    page.wait_for_function("() => Math.abs(document.querySelector('.stages').dataset.timestamp - 2.4) < 0.2")
     page.wait_for_function("() => !document.querySelector('#overlay video').seeking")
+    page.wait_for_function(
+        """() => { for (let node = document.querySelector('.stages'); node; node = node.parentElement)
+        if (getComputedStyle(node).opacity !== '1') return false;
+        return true; }"""
+    )
+    page.wait_for_function("() => document.querySelectorAll('.row.now').length > 0")
     take_screenshot(page, "app_screenshot.png", tmp_path, part=".main")
 
 
