@@ -226,7 +226,7 @@ def _add_evaluate(commands: Commands) -> None:
     group.add_argument(
         "--threads", type=_positive_integer, default=1, help="CPU threads per process; can change the last digits"
     )
-    group.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    group.add_argument("--seed", type=_non_negative_integer, default=0, help="seed of the noise (default: 0)")
 
 
 def _add_train(commands: Commands) -> None:
@@ -349,7 +349,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         type=_fraction,
         metavar="FRACTION",
         help="faster: skip the last decoder stages for frames with at most this fraction of uncertain pixels (default: never; "
-        "docs/anytime.md)",
+        "docs/early_exit.md)",
     )
 
 
