@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from modeling_pcmanet.media_pcmanet import SOUND_REMEDY
+from modeling_pcmanet.media_pcmanet import AUDIO_REMEDY
 
 
 # Errors of one video; the others are segmented. A full disk is another OSError and stops the run.
@@ -162,9 +162,14 @@ def is_user_error(error: Exception) -> bool:
 
 
 def format_error(error: Exception) -> str:
-    """Format an error as one line, with options of the command in the place of arguments in Python."""
+    """Format an error as one line, with options of the command in the place of arguments in Python.
+
+    An error that lists problems (AVSBenchError) keeps one line per problem.
+    """
+    if hasattr(error, "problems"):
+        return printable(str(error))
     remedy = "Give the file with its audio with --audio."
-    return printable(" ".join(str(error).replace(SOUND_REMEDY, remedy).split())) or type(error).__name__
+    return printable(" ".join(str(error).replace(AUDIO_REMEDY, remedy).split())) or type(error).__name__
 
 
 def printable(text: str) -> str:
