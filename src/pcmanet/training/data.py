@@ -11,7 +11,7 @@ Batches of a step are the same from whichever step a run starts.
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 from .recipe import Recipe
 
 
-Batch = dict[str, torch.Tensor]  # see the table in the processor's module docstring
+Batch: TypeAlias = dict[str, torch.Tensor]  # see the table in the processor's module docstring
+Clips: TypeAlias = Any  # an indexable data set with a length: SoundingShapes, or rows of load_avsbench
 
 
 def class_names(recipe: Recipe) -> list[str]:
@@ -39,7 +40,7 @@ def class_names(recipe: Recipe) -> list[str]:
     return ["background", *CLASSES] if recipe.task == "avss" else ["sounding"]
 
 
-def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[Dataset[Any], Dataset[Any]]:
+def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[Clips, Clips]:
     """Load the training and validation clips; those of Sounding Shapes come from separate random streams.
 
     Args:
@@ -98,7 +99,7 @@ class TrainingData:
     def __init__(
         self,
         recipe: Recipe,
-        datasets: tuple[Dataset[Any], Dataset[Any]],
+        datasets: tuple[Clips, Clips],
         processor: PCMANetProcessor,
         *,
         binary: bool,
@@ -119,7 +120,7 @@ class TrainingData:
             seed=recipe.seed,
         )
         cache = recipe.log_mel_cache
-        transform = None
+        transform: Any = None  # with the interface of an augmentation
         if recipe.center_crop or recipe.augmentation is not None:
             transform = TrainingTransform(recipe.center_crop, recipe.training_augmentation)
         self._collate = ClipCollator(processor, binary, augmentation=transform, log_mel_cache=cache)
@@ -290,7 +291,7 @@ class TrainingClips(Dataset[tuple[Any, Draw]]):
             masks: draw 2i is clip i, draw 2i + 1 the same frames with other audio. Needs Sounding Shapes.
     """
 
-    def __init__(self, clips: Dataset[Any], *, pair_audio: bool) -> None:
+    def __init__(self, clips: Clips, *, pair_audio: bool) -> None:
         self.clips = clips
         self.pair_audio = pair_audio
 

@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def _initialize(recipe: Recipe, settings: dict[str, Any]) -> PCMANetForAudioVisu
             remedy="Set `configuration` to that of the checkpoint, or initialize these weights anew: "
             "--set reinitialize_mismatched=true",
         )
-    if recipe.visual_backbone is not None:
+    if recipe.visual_backbone is not None and recipe.audio_encoder is not None:
         return PCMANetForAudioVisualSegmentation.from_pretrained_backbones(
             recipe.visual_backbone, recipe.audio_encoder, **settings
         )
@@ -118,9 +118,10 @@ def load_checkpoint(
         FileNotFoundError: If the folder does not exist.
         ValueError: If weights outside the heads differ; the message lists their names and shapes.
     """
-    network, loading = PCMANetForAudioVisualSegmentation.from_pretrained(
+    loaded: Any = PCMANetForAudioVisualSegmentation.from_pretrained(
         find_checkpoint(name), ignore_mismatched_sizes=True, output_loading_info=True, **settings
     )
+    network, loading = loaded
     problems = [f"{key} is missing" for key in loading["missing_keys"]]
     problems += [f"{key} is not part of the network" for key in loading["unexpected_keys"]]
     problems += [f"{key} is {tuple(found)}, expected {tuple(own)}" for key, found, own in loading["mismatched_keys"]]
@@ -146,7 +147,7 @@ def pretrain_audio_encoder(
         quiet: Whether to hide the progress bar.
     """
     trainable = [parameter.requires_grad for parameter in audio_encoder.parameters()]
-    audio_encoder.requires_grad_(True).to(device)
+    cast(nn.Module, audio_encoder.requires_grad_(True)).to(device)
     classifier = nn.Linear(audio_encoder.config.embedding_size, len(CLASSES)).to(device)
     parameters = [*audio_encoder.parameters(), *classifier.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -205,7 +206,7 @@ def prepare_for_training(
                 "batch_norm is synchronized, which torch supports on GPUs only. On CPU processes set batch_norm to "
                 "local, or with pretrained backbones to frozen_backbone."
             )
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = cast(PCMANetForAudioVisualSegmentation, nn.SyncBatchNorm.convert_sync_batchnorm(network))
     network.train()
     if "backbone" in recipe.freeze:
         network.model.backbone.eval()

@@ -19,8 +19,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import validate_repo_id
@@ -205,7 +206,8 @@ def _save(
             part.__dict__.pop(name, None)
     if with_code:
         with save_code_with_weights():
-            AudioVisualSegmentationPipeline(model=model, processor=processor, device="cpu").save_pretrained(folder)
+            cpu = torch.device("cpu")
+            AudioVisualSegmentationPipeline(model=model, processor=processor, device=cpu).save_pretrained(folder)
     else:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -429,10 +431,11 @@ def _eval_results(content: CardContent) -> Iterator[EvalResult]:
 def _summary(content: CardContent) -> str:
     """Describe the model in one paragraph."""
     config, (height, width) = content.config, content.frame_size
-    if config.num_labels == 1:
+    id2label = cast(dict[int, str], config.id2label)
+    if len(id2label) == 1:
         task = "binary masks of the sounding objects"
     else:
-        names = [config.id2label[index] for index in range(config.num_labels)]
+        names = [id2label[index] for index in range(len(id2label))]
         listed = ", ".join(names[1:]) if len(names) <= 40 else f"{', '.join(names[1:6])} and so on, see config.json"
         task = f"masks of the sounding objects with their class, one of {len(names) - 1} classes: {listed}"
     return _wrapped(

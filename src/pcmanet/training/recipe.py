@@ -178,13 +178,15 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     kind = get_origin(kinds[0]) or kinds[0]
     if kind is tuple and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return tuple(value)
+    if kind is dict and isinstance(value, dict):
+        return dict(value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
             pass
     elif type(value) is kind:
-        return dict(value) if kind is dict else value
+        return value
     words = {tuple: "a list of strings", dict: "key: value pairs", float: "a number", int: "an integer"}
     expected = words.get(kind, {str: "a string", bool: "true or false"}.get(kind))
     or_null = " or null" if types.NoneType in kinds else ""
@@ -197,7 +199,7 @@ def _check_range(name: str, value: Any, rules: Mapping[str, Any]) -> None:
         for one in value if isinstance(value, tuple) else (value,):
             if one not in choices:
                 raise ValueError(f"{name} is {one!r}, expected one of {', '.join(choices)}.")
-    if value is None:
+    if value is None or isinstance(value, tuple):
         return
     # NaN fails every comparison, so each condition is the valid case.
     if "minimum" in rules and not value >= rules["minimum"]:

@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import TorchDynamoPlugin, broadcast_object_list, set_seed
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin, broadcast_object_list, set_seed
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -75,7 +75,8 @@ def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps
     open_output(output, resume is not None, accelerator)
     set_seed(recipe.seed)
     names, processor = class_names(recipe), build_processor(recipe)
-    network = build_network(recipe, names).to(memory_format=torch.channels_last)
+    network = build_network(recipe, names)
+    cast(torch.nn.Module, network).to(memory_format=torch.channels_last)
     with accelerator.main_process_first():  # it prepares the cache of the data set, if there is one
         datasets = load_datasets(recipe)
     data = TrainingData(recipe, datasets, processor, binary=len(names) == 1, num_processes=accelerator.num_processes)
@@ -119,7 +120,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     logging.disable_progress_bar()  # of transformers, for files that are written in a moment
     precision = "no" if recipe.mixed_precision == "none" else recipe.mixed_precision
     # Inductor fails on sizes that it treats as dynamic. A run has few sizes; each is compiled separately.
-    dynamo = TorchDynamoPlugin(backend="inductor", dynamic=False) if recipe.compile else None
+    dynamo = TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if recipe.compile else None
     accelerator = Accelerator(cpu=uses_cpu(), mixed_precision=precision, dynamo_plugin=dynamo)
     if accelerator.state.deepspeed_plugin is not None:
         # DeepSpeed reads these from a loader that is prepared with the network; this run distributes its clips itself.
@@ -206,7 +207,7 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
     """
     accelerator, optimizer = run.accelerator, run.optimizer
     counts = [batch["annotated_frames"].sum() for batch in batches]
-    total = accelerator.reduce(torch.stack(counts).sum(), "sum").clamp(min=1)
+    total = _sum_over_processes(torch.stack(counts).sum(), accelerator).clamp(min=1)
     sums = torch.zeros(
         NUM_STAGES, device=accelerator.device
     )  # of the loss and the kept ratios of all stages but the last
@@ -217,7 +218,7 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
             # Gradients are averaged over the processes, so the mean over their frames needs their number as a factor.
             accelerator.backward(outputs.loss * (count / total * accelerator.num_processes))
         sums += torch.cat([outputs.loss.detach().float()[None], outputs.kept_ratios.float()]) * (count / total)
-    loss, *kept_ratios = accelerator.reduce(sums, "sum").tolist()
+    loss, *kept_ratios = _sum_over_processes(sums, accelerator).tolist()
     if not math.isfinite(loss):
         remedy = "Lower learning_rate, increase warmup_fraction, or set mixed_precision to none"
         raise FloatingPointError(
@@ -229,6 +230,11 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
     values = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
     values |= {} if norm is None else {"gradient_norm": float(norm)}  # DeepSpeed may not return it
     return values | {f"stage_{stage}/kept_ratio": ratio for stage, ratio in zip(STAGES, kept_ratios, strict=False)}
+
+
+def _sum_over_processes(values: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Sum a tensor over the processes; all of them receive the sum."""
+    return cast(torch.Tensor, accelerator.reduce(values, "sum"))
 
 
 @torch.no_grad()
@@ -254,8 +260,8 @@ def evaluate(
     Raises:
         ValueError: If no frame is annotated.
     """
-    num_labels = network.config.num_labels
-    metrics = [BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels) for _ in STAGES]
+    num_labels = cast(int, network.config.num_labels)
+    metrics: list[ClipMetrics] = [BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels) for _ in STAGES]
     # Sums over frames: loss and number of annotated frames; kept ratios and number of frames.
     sums = torch.zeros(NUM_STAGES + 2, dtype=torch.float64)
     panel = None
@@ -277,14 +283,15 @@ def evaluate(
         if panel is None and accelerator.is_main_process:
             panel = _first_clip(outputs, batch, processor)
     if accelerator.num_processes > 1:
-        sums = accelerator.reduce(sums.to(accelerator.device), "sum")
+        sums = _sum_over_processes(sums.to(accelerator.device), accelerator)
     return _compute(metrics, sums.tolist()), panel
 
 
 def _frame_sums(outputs: PCMANetOutput, batch: Batch) -> torch.Tensor:
     """Return the sums of one batch, from its means."""
     annotated, frames = batch["annotated_frames"].sum(), batch["frame_mask"].sum()
-    parts = [outputs.loss * annotated, annotated, *(outputs.kept_ratios * frames), frames]
+    loss, kept_ratios = cast(torch.Tensor, outputs.loss), cast(torch.Tensor, outputs.kept_ratios)
+    parts = [loss * annotated, annotated, *(kept_ratios * frames), frames]
     return torch.stack([part.double().cpu() for part in parts])
 
 
@@ -442,7 +449,8 @@ class Run:
         better = self.progress.update(metrics, self.recipe.early_stopping_patience)
         self.tracker.log_evaluation(self.progress.step, metrics)
         if panel is not None:
-            self.tracker.log_overlays(self.progress.step, **panel, id2label=self.network.config.id2label)
+            id2label = cast(dict[int, str], self.network.config.id2label)
+            self.tracker.log_overlays(self.progress.step, **panel, id2label=id2label)
         if better:
             self.save_weights(BEST)
 

@@ -25,6 +25,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
 from PIL import Image
 
 from pcmanet.files import synchronize
@@ -65,7 +66,7 @@ class Tracker:
         self.folder = Path(folder)
         self._accelerator = accelerator
         self._recipe = _as_mapping(recipe)
-        self._names = list(names)
+        self._names: list[str | LoggerType | GeneralTracker] = list(names)
         _check_installed(self._names)
         self._started = False
         self._step = 0
@@ -203,11 +204,11 @@ class Tracker:
 
 def _as_mapping(recipe: Any) -> dict[str, Any]:
     """Convert a recipe to plain data, and values that YAML does not support to text."""
-    fields = dataclasses.asdict(recipe) if dataclasses.is_dataclass(recipe) else dict(recipe)
+    fields = dict(recipe) if isinstance(recipe, Mapping) else dataclasses.asdict(recipe)
     return json.loads(json.dumps(fields, default=str))
 
 
-def _check_installed(names: Iterable[str | GeneralTracker]) -> None:
+def _check_installed(names: Iterable[str | LoggerType | GeneralTracker]) -> None:
     """Raise an error for trackers that Accelerate would skip silently."""
     installed = [str(name) for name in get_available_trackers()]
     for name in names:

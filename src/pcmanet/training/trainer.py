@@ -1,7 +1,7 @@
 """Fine-tuning with transformers' Trainer: choice of classes, collation, and a separate learning rate of the backbone."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Trainer
@@ -77,8 +77,8 @@ class SegmentationTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if self.backbone_learning_rate is None:
             return optimizer
-        named = (self.model if model is None else model).named_parameters()
-        backbone = {id(weight) for name, weight in named if "backbone." in name}
+        trained = cast(torch.nn.Module, self.model if model is None else model)
+        backbone = {id(weight) for name, weight in trained.named_parameters() if "backbone." in name}
         for group in list(optimizer.param_groups):
             inside = [weight for weight in group["params"] if id(weight) in backbone]
             group["params"] = [weight for weight in group["params"] if id(weight) not in backbone]
