@@ -1,10 +1,10 @@
-"""What the repairs of the published network are worth: demo-size networks on Sounding Shapes under equal budgets.
+"""Measure the effect of our changes to the published network: demo-size networks on Sounding Shapes with equal budgets.
 
     python benchmarks/ablation.py --output runs/ablation
 
-trains five variants with three seeds each (15 runs of examples/train_pcmanet.py, two at a time) and prints the table of
-docs/ablation.md. All variants see the same clips under the same seed; only the fields named below differ. Runs that have
-finished are kept: started again, the command goes on.
+The script trains five variants with three seeds each (15 runs of `pcmanet train`, two at a time) and prints the table of
+docs/ablation.md. With the same seed all variants see the same clips; only the fields named below differ. Finished runs are
+kept: run the same command again to resume.
 """
 
 import argparse
@@ -26,12 +26,12 @@ DIFFERENCES = {
 
 
 def validation_score(folder: Path) -> dict[str, float]:
-    """Read the mIoU on validation after the last step."""
+    """Return the validation mIoU after the last step."""
     return {"mIoU": json.loads((folder / "last" / "metrics.json").read_text())["validation"]["miou"]}
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Train the missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, clips=3200)
     args = parser.parse_args()
@@ -42,8 +42,8 @@ def main() -> None:
     common = {
         "evaluation_clips": args.test_clips,
         "evaluations": 1,
-        "pair_sounds": "true",
-        # A run is a few hundred steps, of which the demo's average would take in all.
+        "pair_audio": "true",
+        # A run has a few hundred steps, all of which the average of the demo model would cover.
         "average_decay": 0.98,
     }
     print_table(run_variants(args, variants, common, validation_score), DEFAULT)

@@ -1,7 +1,7 @@
-"""Variants of a training on Sounding Shapes, each with the same seeds: what ablation.py and recipes.py share.
+"""Train variants on Sounding Shapes with the same seeds; shared by ablation.py and recipes.py.
 
-A seed decides the clips and the weights at the start, so it changes a result by far more than a variant does; variants are
-therefore compared within each seed. All hear through the frozen audio encoder of the demo model.
+A seed determines the clips and the initial weights, so it changes a result by far more than a variant does. Variants are
+therefore compared for each seed. All of them use the frozen audio encoder of the demo model.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-# From the folder of a finished run to its figures by name.
+# From the folder of a finished run to its results by name.
 Measure = Callable[[Path], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train.
+    """A recipe with some other settings.
 
     Attributes:
-        recipe: Name of a file in examples/recipes, without its ending.
+        recipe: Name of a file in examples/recipes, without its suffix.
         settings: Fields that differ from it.
     """
 
@@ -39,18 +39,22 @@ class Variant:
 
 
 def add_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
-    """Add the options that both comparisons have."""
+    """Add the options of both comparisons."""
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--clips", type=int, default=clips, help="training clips of each run")
     parser.add_argument("--image-size", type=int, default=64, help="side of the square frames, in pixels")
-    parser.add_argument("--test-clips", type=int, default=100, help="held-out clips that measure each run")
+    parser.add_argument("--test-clips", type=int, default=100, help="held-out clips on which each run is evaluated")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
 
 
-def run_command(script: str, words: list[Any], log: Path) -> None:
-    """Run a script of examples/ on one core, its output added to a file, or raise `subprocess.CalledProcessError`."""
-    command = [str(word) for word in (sys.executable, EXAMPLES / script, *words)]
+def run_python(words: list[Any], log: Path) -> None:
+    """Run Python with these arguments on one core and append its output to a file.
+
+    Raises:
+        subprocess.CalledProcessError: If it fails.
+    """
+    command = [str(word) for word in (sys.executable, *words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with log.open("a") as output:
         subprocess.run(command, check=True, stdout=output, stderr=output, env=environment)
@@ -59,16 +63,16 @@ def run_command(script: str, words: list[Any], log: Path) -> None:
 def run_variants(
     args: argparse.Namespace, variants: Mapping[str, Variant], common: Mapping[str, Any], measure: Measure
 ) -> dict[str, list[dict[str, float]]]:
-    """Train and measure every variant under every seed; what is there already is not trained again.
+    """Train and evaluate every variant with every seed; finished runs are not trained again.
 
     Args:
         args: Options of `add_arguments`.
         variants: By name.
-        common: Settings of all runs, before a variant's own.
+        common: Settings of all runs; those of a variant take precedence.
         measure: See `Measure`.
 
     Returns:
-        For each variant its figures, one dictionary per seed.
+        For each variant its results, one dictionary per seed.
     """
     audio_encoder = args.output / "audio_encoder"
     demo = PCMANetForAudioVisualSegmentation.from_pretrained(EXAMPLES / "demo_model")
@@ -81,29 +85,38 @@ def run_variants(
         variant = variants[name]
         if not (folder / "last" / "metrics.json").is_file():
             differences = {**settings, "seed": seed, **variant.settings}
-            words = ["--recipe", EXAMPLES / "recipes" / f"{variant.recipe}.yaml", "--output", folder, "--resume"]
+            words = [
+                "-m",
+                "pcmanet",
+                "train",
+                "--recipe",
+                EXAMPLES / "recipes" / f"{variant.recipe}.yaml",
+                "--output",
+                folder,
+                "--resume",
+            ]
             words += ["--set", *(f"{key}={value}" for key, value in differences.items())]
-            run_command("train_pcmanet.py", words, args.output / f"{folder.name}.log")
+            run_python(words, args.output / f"{folder.name}.log")
         return measure(folder)
 
     jobs = [(seed, name) for seed in range(args.seeds) for name in variants]
     with ThreadPoolExecutor(args.jobs) as pool:
-        figures = list(tqdm(pool.map(run, jobs), total=len(jobs), desc="runs", unit="run"))
+        results = list(tqdm(pool.map(run, jobs), total=len(jobs), desc="runs", unit="run"))
     return {
-        name: [measured for (_, other), measured in zip(jobs, figures, strict=True) if other == name]
+        name: [measured for (_, other), measured in zip(jobs, results, strict=True) if other == name]
         for name in variants
     }
 
 
 def print_table(results: Mapping[str, list[dict[str, float]]], reference: str) -> None:
-    """Print mean and standard deviation over the seeds, and the first figure by seed next to the reference variant's."""
+    """Print mean and standard deviation over the seeds, and the first column by seed with its difference to a reference."""
     columns = list(results[reference][0])
     first = columns[0]
     header = [*columns, f"{first} by seed", f"difference in {first} to {reference}, mean and range"]
     print(f"\nPrinted by: python {' '.join(sys.argv)}\n")
     print(f"| variant | {' | '.join(header)} |\n|---|{'---|' * len(header)}")
     for name, runs in results.items():
-        values = {column: [figures[column] for figures in runs] for column in columns}
+        values = {column: [run[column] for run in runs] for column in columns}
         cells = [mean_and_deviation(values[column]) for column in columns]
         differences = [own - other[first] for own, other in zip(values[first], results[reference], strict=True)]
         cells.append(" ".join(f"{value:.4f}" for value in values[first]))
@@ -112,6 +125,6 @@ def print_table(results: Mapping[str, list[dict[str, float]]], reference: str) -
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    """Mean ± standard deviation."""
+    """Return mean ± standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.4f} ± {deviation:.4f}"

@@ -1,18 +1,17 @@
-"""What does a training step cost, what of it is the backbone, what do the switches save, and does the loader keep up?
+"""Measure the cost of a training step, the part of the backbone, the effect of the options, and data loading.
 
     python benchmarks/training.py
     python benchmarks/training.py --presets pvt_v2_b5 --clips 8 --workers 8 --precision bf16 --steps 20
-    OMP_NUM_THREADS=1 python benchmarks/training.py --cpu-time --workers 0   # on a CPU that others use as well
+    OMP_NUM_THREADS=1 python benchmarks/training.py --cpu-time --workers 0   # on a CPU that is in use by others
 
-Every row is measured in a fresh process on a run that `pcmanet.training` puts together, as examples/train_pcmanet.py does:
-clips of five frames of 224 x 224 in S4's layout, written here, with the audio encoder frozen. The first table keeps one batch
-in memory, so that no data are loaded; the second reads every batch from the disk, decodes it and waits for it. Times are
-medians over the steps after the first (three with compilation). On a GPU each part of a step is waited for. With --cpu-time
-they are what this process computed (time.process_time), which waiting for a busy machine does not change: with one thread
-that is the time of an idle one.
+Every row is measured in a new process on a run that `pcmanet.training` builds, as `pcmanet train` does: clips of five frames
+of 224 x 224 in the layout of S4, written by this script, with the audio encoder frozen. The first table keeps one batch in
+memory, so no data is loaded; the second reads every batch from the disk and decodes it. Times are medians over the steps
+after the first (three with compilation). On a GPU each part of a step is synchronized. With --cpu-time they are the CPU time
+of this process (time.process_time), which does not depend on other processes: with one thread it is the time of an idle CPU.
 
-Memory is what the steps add: on a GPU the most that tensors took (torch.cuda.max_memory_allocated), on a CPU the highest
-resident memory of the process (VmHWM, Linux) less what it had after the imports. Prints Markdown.
+Memory is what the steps add: on a GPU the peak of allocated tensors (torch.cuda.max_memory_allocated), on a CPU the peak
+resident memory of the process (VmHWM, Linux) minus its value after the imports. Prints Markdown.
 """
 
 import argparse
@@ -46,7 +45,7 @@ from pcmanet.training.run import Run, start_run
 PRESETS = ("tiny", "resnet50", "pvt_v2_b5")
 PARTS = ("loading", "forward", "backward", "optimizer")
 WRITTEN_BATCHES = 3
-EPOCHS = 1000  # more than will be used
+EPOCHS = 1000  # more than are needed
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Case:
     Attributes:
         settings: Fields of the recipe that differ from plain float32 training.
         part: "training", "forward" (no gradients) or "backbone" (training of the visual backbone alone).
-        warm_up: Steps that are not counted.
+        warm_up: Steps that are not measured.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -75,12 +74,8 @@ CASES = {
 }
 
 
-class FailedRowError(RuntimeError):
-    """A row whose process failed; the message ends with the error's last line."""
-
-
 class Clock:
-    """Sums the seconds of each part of a step, by the clock on the wall or by the work of this process."""
+    """Sum the seconds of each part of a step, in wall-clock time or CPU time of this process."""
 
     def __init__(self, device: torch.device, cpu_time: bool) -> None:
         self.device = device
@@ -89,7 +84,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Add the time that this block takes, on the device as well, to a part."""
+        """Add the time of this block to a part, including the work of the device."""
         start = self.now()
         yield
         if self.device.type == "cuda":
@@ -98,23 +93,21 @@ class Clock:
 
 
 def parse_args() -> argparse.Namespace:
-    """Command line of the benchmark."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="rows of the first table")
-    parser.add_argument("--clips", type=int, default=2, help="clips per step; an even number")
+    parser.add_argument("--clips", type=int, default=2, help="clips per step, an even number")
     parser.add_argument("--steps", type=int, default=5, help="steps that a row measures")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1], help="rows of the second table")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="measure the work of this process, not the time it took"
-    )
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time instead of wall-clock time")
     parser.add_argument("--precision", choices=("none", "bf16"), default="none", help="of the second table")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # what a fresh process is to do, as JSON
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # what a new process measures, as JSON
     return parser.parse_args()
 
 
 def training_step(run: Run, batches: list[Batch], clock: Clock) -> None:
-    """Do what the loop of examples/train_pcmanet.py does in a step, one part after another."""
+    """Take an optimizer step as `pcmanet.training` does, with the time of each part."""
     for batch in batches:
         with clock("forward"):
             loss = run.wrapped(**batch).loss / len(batches)
@@ -124,7 +117,7 @@ def training_step(run: Run, batches: list[Batch], clock: Clock) -> None:
 
 
 def backbone_step(run: Run, batches: list[Batch], clock: Clock) -> None:
-    """Train the visual backbone alone, for the sum of its maps."""
+    """Train the visual backbone alone, on the sum of its feature maps."""
     for batch in batches:
         with clock("forward"), run.accelerator.autocast():
             maps = run.network.model.backbone(batch["pixel_values"].flatten(0, 1)).feature_maps
@@ -136,14 +129,14 @@ def backbone_step(run: Run, batches: list[Batch], clock: Clock) -> None:
 
 @torch.no_grad()
 def forward_step(run: Run, batches: list[Batch], clock: Clock) -> None:
-    """Compute the loss and nothing else."""
+    """Compute the loss only."""
     for batch in batches:
         with clock("forward"):
             run.wrapped(**batch)
 
 
 def finish_step(run: Run, clock: Clock) -> None:
-    """Clip the gradient, move the weights and their average."""
+    """Clip the gradient, update the weights and their average."""
     with clock("optimizer"):
         run.accelerator.clip_grad_norm_(run.wrapped.parameters(), 1.0)
         run.optimizer.step()
@@ -155,10 +148,10 @@ STEPS = {"training": training_step, "backbone": backbone_step, "forward": forwar
 
 
 def measure(options: dict[str, Any]) -> dict[str, Any]:
-    """Run one row in this process.
+    """Measure one row in this process.
 
     Args:
-        options: `recipe`, `part`, `warm_up`, `steps`, `loading` (whether every step has a new batch), `cpu_time`, `folder`.
+        options: `recipe`, `part`, `warm_up`, `steps`, `loading` (whether every step loads a batch), `cpu_time`, `folder`.
 
     Returns:
         Medians of the parts and of their sum in seconds, and megabytes.
@@ -185,15 +178,15 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def resident_memory(name: str) -> float:
-    """Megabytes of this process: now (VmRSS) or at most (VmHWM)."""
+    """Return the megabytes of this process: now (VmRSS) or at most (VmHWM)."""
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
 
 
 def measure_apart(tree: Path, folder: Path, settings: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """Run one row in a fresh process.
+    """Measure one row in a new process.
 
     Raises:
-        FailedRowError: If it fails; its errors go to the error stream.
+        RuntimeError: If it fails, with the last line of its error; all of it is printed to stderr.
     """
     encoder = folder / f"vggish_{settings['preset']}"
     VGGishModel(PCMANetConfig.from_preset(settings["preset"]).audio_config).save_pretrained(encoder)
@@ -216,12 +209,12 @@ def measure_apart(tree: Path, folder: Path, settings: dict[str, Any], **options:
     if result.returncode:
         print(result.stderr, file=sys.stderr)
         errors = [line for line in result.stderr.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
-        raise FailedRowError(errors[-1] if errors else f"exit code {result.returncode}")
+        raise RuntimeError(errors[-1] if errors else f"exit code {result.returncode}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def describe_machine() -> str:
-    """Processor, GPU and versions."""
+    """Return processor, GPU and versions."""
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     processor = names[0] if names else platform.machine()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
@@ -230,12 +223,12 @@ def describe_machine() -> str:
 
 
 def print_row(cells: list[str]) -> None:
-    """Print one row of Markdown as soon as it is known."""
+    """Print one row of Markdown as soon as it is measured."""
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def milliseconds(seconds: float) -> str:
-    """A time as it stands in a table; nothing for what did not happen."""
+    """Format a time for a table; parts that did not run are empty."""
     return f"{1000 * seconds:.0f}" if seconds else ""
 
 
@@ -254,8 +247,8 @@ def print_steps(args: argparse.Namespace, tree: Path, folder: Path) -> None:
             options = {"part": case.part, "warm_up": case.warm_up, "loading": False}
             try:
                 found = measure_apart(tree, folder, settings, steps=args.steps, cpu_time=args.cpu_time, **options)
-            except FailedRowError as error:
-                # A switch that does not work here is a finding as well.
+            except RuntimeError as error:
+                # An option that does not work on this machine is a result too.
                 print_row([preset, name, str(error), *[""] * 6])
                 continue
             plain = found if name == "training" else plain
@@ -269,7 +262,7 @@ def print_steps(args: argparse.Namespace, tree: Path, folder: Path) -> None:
 def print_loading(args: argparse.Namespace, tree: Path, folder: Path) -> None:
     """Print the second table."""
     print(f"\nWith loading, {args.clips} clips per step, mixed precision {args.precision}; times in ms\n")
-    print_row(["preset", "workers", "clips/s", "step", "of it loading or waiting for it", "share"])
+    print_row(["preset", "workers", "clips/s", "step", "of it loading or waiting for it", "fraction"])
     print_row(["---"] * 6)
     for preset in args.presets:
         for workers in args.workers:
@@ -277,21 +270,21 @@ def print_loading(args: argparse.Namespace, tree: Path, folder: Path) -> None:
             settings["mixed_precision"] = args.precision
             options = {"part": "training", "warm_up": 1, "loading": True}
             found = measure_apart(tree, folder, settings, steps=args.steps, cpu_time=args.cpu_time, **options)
-            share = f"{found['loading'] / found['step']:.1%}"
+            fraction = f"{found['loading'] / found['step']:.1%}"
             times = [milliseconds(found["step"]), milliseconds(found["loading"])]
-            print_row([preset, str(workers), f"{args.clips / found['step']:.2f}", *times, share])
+            print_row([preset, str(workers), f"{args.clips / found['step']:.2f}", *times, fraction])
 
 
 def main() -> None:
-    """Print both tables, or measure one row for them."""
+    """Print both tables, or measure one row."""
     args = parse_args()
     if args.measure:
         print(json.dumps(measure(json.loads(args.measure))))
         return
     if args.clips % 2:
-        sys.exit(f"--clips is {args.clips}; accumulation needs an even number")
+        sys.exit(f"Expected an even number of --clips for accumulation, got {args.clips}.")
     if args.cpu_time and any(args.workers):
-        sys.exit("--cpu-time does not see what workers do; give --workers 0")
+        sys.exit("--cpu-time does not include worker processes. Set --workers 0.")
     print(f"`python {shlex.join(sys.argv)}`\n\n{describe_machine()}{'; CPU time' if args.cpu_time else ''}")
     with tempfile.TemporaryDirectory() as name:
         tree = write_avsbench_tree(Path(name) / "data", "s4", {"train": WRITTEN_BATCHES * args.clips, "val": 1})

@@ -1,6 +1,6 @@
-"""Fine-tunes a PCMANet checkpoint to other clips and classes with transformers' Trainer, so that all its options are there.
+"""Fine-tune a PCMANet checkpoint on other clips and classes with transformers' Trainer, with all of its options.
 
-    python examples/finetune_with_trainer.py --output_dir runs/semantic      # the binary demo model learns twelve classes
+    python examples/finetune_with_trainer.py --output_dir runs/semantic      # twelve classes from the binary demo model
     python examples/finetune_with_trainer.py --output_dir runs/three --classes plain-ring ringed-star speckled-heart
     python examples/finetune_with_trainer.py --output_dir runs/mine --checkpoint me/pcmanet --task folder --data my_clips
     torchrun --nproc_per_node 4 examples/finetune_with_trainer.py --output_dir runs/s4 --task s4 --data AVSBench --bf16
@@ -9,16 +9,17 @@
 
     --bf16 or --fp16 (on a CPU: --use_cpu --bf16)  --gradient_accumulation_steps 4  --gradient_checkpointing
     --backbone_learning_rate 1e-5  --resume_from_checkpoint latest  --report_to tensorboard
-    --load_best_model_at_end  --early_stopping_patience 3 (which keeps the best as well)
+    --load_best_model_at_end  --early_stopping_patience 3 (which also keeps the best weights)
     --push_to_hub --hub_model_id me/mine --hub_strategy every_save  --hub_code
 
-OUTPUT_DIR receives checkpoints, each with its processor, so that the pipeline opens them, and in the end the last or best
-weights; with --push_to_hub these go to the Hub, with a model card, from a folder OUTPUT_DIR-hub.
+OUTPUT_DIR receives checkpoints, each with its processor, so that the pipeline can load them, and at the end the last or best
+weights. With --push_to_hub these are uploaded with a model card, from the folder OUTPUT_DIR-hub.
 """
 
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,50 +29,61 @@ from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.avsbench import NAMES
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics, TrainerMetrics
-from pcmanet.training.network import load_checkpoint
+from pcmanet.training.data import class_names, load_datasets
+from pcmanet.training.network import label_settings, load_checkpoint
 from pcmanet.training.publishing import Publication, publish
+from pcmanet.training.recipe import Recipe
 from pcmanet.training.record import write_record
-from pcmanet.training.trainer import FineTuningData, SegmentationTrainer, TrainerCollator, choose_classes
+from pcmanet.training.trainer import SegmentationTrainer, choose_classes, collate_for_trainer
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
-    """The commands above as they stand, and every default."""
+    """Keep the line breaks of the docstring, and show all defaults."""
 
 
 @dataclass
 class FineTuning:
-    """What is fine-tuned to what; everything else is in the Trainer's own options."""
+    """Checkpoint, data and classes; everything else is in the Trainer's own options."""
 
-    checkpoint: str = field(default="examples/demo_model", metadata={"help": "folder or Hub id, of any classes"})
-    task: str = field(default="avss", metadata={"choices": list(NAMES), "help": "kind of data"})
-    data: str | None = field(default=None, metadata={"help": "AVSBench or own clips; Sounding Shapes without it"})
+    checkpoint: str = field(default="examples/demo_model", metadata={"help": "folder or Hub id, with any classes"})
+    task: str = field(default="avss", metadata={"choices": list(NAMES), "help": "layout of the data"})
+    data: str | None = field(
+        default=None, metadata={"help": "folder of AVSBench or of your own clips (default: generated Sounding Shapes)"}
+    )
     classes: list[str] = field(default_factory=list, metadata={"help": "of the data; others become background"})
-    clips: int = field(default=2000, metadata={"help": "Sounding Shapes: training clips"})
-    evaluation_clips: int = field(default=64, metadata={"help": "Sounding Shapes: validation clips"})
+    clips: int = field(default=2000, metadata={"help": "Sounding Shapes: number of training clips"})
+    evaluation_clips: int = field(default=64, metadata={"help": "Sounding Shapes: number of validation clips"})
     backbone_learning_rate: float | None = field(default=None, metadata={"help": "default: as the rest"})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "evaluations without a better mIoU"})
-    hub_code: bool = field(default=False, metadata={"help": "push our code too, for use without this package"})
+    hub_code: bool = field(default=False, metadata={"help": "also upload the code, for use without this package"})
 
 
 def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> SegmentationTrainer:
-    """Puts model, clips, measures and the Trainer together."""
-    data = FineTuningData(settings.task, settings.data, settings.clips, settings.evaluation_clips, arguments.seed)
-    classes = choose_classes(data.classes, settings.classes)
-    num_labels, patience = len(classes.names), settings.early_stopping_patience
-    set_seed(arguments.seed)  # the Trainer does so as well, but only after new heads are drawn
-    model = load_checkpoint(settings.checkpoint, classes.labels)
-    processor = PCMANetProcessor.from_pretrained(settings.checkpoint)
-    training, validation = data.load(dict(processor.image_processor.size))
-    metrics = TrainerMetrics(
-        BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels), arguments.label_names
+    """Build the Trainer with model, clips and metrics."""
+    recipe = Recipe(
+        task=settings.task,
+        data=settings.data,
+        clips=settings.clips,
+        evaluation_clips=settings.evaluation_clips,
+        seed=arguments.seed,
+        freeze=(),
     )
+    names, table = choose_classes(class_names(recipe), settings.classes)
+    patience = settings.early_stopping_patience
+    set_seed(arguments.seed)  # the Trainer does so too, but only after new heads are initialized
+    model = load_checkpoint(settings.checkpoint, label_settings(names))
+    processor = PCMANetProcessor.from_pretrained(settings.checkpoint)
+    size = processor.image_processor.size
+    training, validation = load_datasets(recipe, size=(size["height"], size["width"]))
+    binary = len(names) == 1
+    metrics = TrainerMetrics(BinaryMetrics() if binary else SemanticMetrics(len(names)), arguments.label_names)
     return SegmentationTrainer(
         model,
         arguments,
-        data_collator=TrainerCollator(ClipCollator(processor, binary=num_labels == 1), classes),
+        data_collator=partial(collate_for_trainer, ClipCollator(processor, binary=binary), table),
         train_dataset=training,
         eval_dataset=validation,
-        # In whatever is a processor the Trainer looks for a tokenizer; all that it has to do is to save this one.
+        # The Trainer expects a tokenizer in every processor; this one only has to be saved.
         processing_class=SimpleNamespace(
             save_pretrained=processor.save_pretrained, model_input_names=["pixel_values"]
         ),
@@ -83,39 +95,39 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
 
 
 def finish(trainer: SegmentationTrainer, settings: FineTuning, minutes: float) -> None:
-    """Saves the weights with their figures and, if asked to, publishes them."""
+    """Save the weights with their metrics and, if requested, upload them."""
     folder = Path(trainer.args.output_dir)
-    # Called from outside it would push too, with a card of its own and without a second attempt.
+    # Without `_internal_call` it would also upload, with another card and without a second attempt.
     trainer.save_model(_internal_call=True)
-    figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if not trainer.is_world_process_zero():
         return
-    write_record(folder, {"validation": figures, "minutes": minutes, "recipe": asdict(settings)})
-    print(f"mIoU {figures['miou']:.4f}, weights: {folder}")
+    write_record(folder, {"validation": metrics, "minutes": minutes, "recipe": asdict(settings)})
+    print(f"mIoU {metrics['miou']:.4f}, weights: {folder}")
     if trainer.args.push_to_hub:
         private = bool(trainer.args.hub_private_repo)
-        print(f"pushed to {publish(Publication(folder, trainer.hub_model_id, settings.hub_code, private))}")
+        print(f"Uploaded to {publish(Publication(folder, trainer.hub_model_id, settings.hub_code, private))}")
 
 
 def parse_args() -> tuple[FineTuning, TrainingArguments]:
-    """Reads the command line.
+    """Parse the command line.
 
     Raises:
-        ValueError: If the Trainer's options do not go with each other.
+        ValueError: If the Trainer's options contradict each other.
     """
     parser = HfArgumentParser((FineTuning, TrainingArguments), description=__doc__, formatter_class=HelpFormatter)
-    # The first three are what clips and measures need.
+    # The first three are required by clips and metrics.
     parser.set_defaults(remove_unused_columns=False, label_names=["labels"], batch_eval_metrics=True)
     parser.set_defaults(metric_for_best_model="miou", learning_rate=5e-4, warmup_steps=0.05)
     parser.set_defaults(eval_strategy="epoch", save_strategy="epoch")  # to keep the best, both must be the same
     if parser.parse_args().early_stopping_patience is not None:
-        # Who stops because it got no better wants the weights from before.
+        # Early stopping is of use only with the weights of the best evaluation.
         parser.set_defaults(load_best_model_at_end=True)
     return parser.parse_args_into_dataclasses()
 
 
 def main() -> None:
-    """Fine-tunes, or goes on with it."""
+    """Fine-tune a checkpoint, or resume an interrupted fine-tuning."""
     try:
         settings, arguments = parse_args()
         resume = arguments.resume_from_checkpoint
