@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image processor of PCMANet: video frames in, `pixel_values` out; masks in, `labels` out."""
+"""Image processor of PCMANet: from video frames to `pixel_values`, and from masks to `labels`."""
 
 from typing import Any
 
@@ -30,11 +30,11 @@ from transformers.image_utils import (
 
 
 class PCMANetImageProcessor(PilBackend):
-    """Squash frames to 224x224 and normalise them as AVSBench does; squash masks without inventing classes.
+    """Resize frames to 224x224 and normalize them as AVSBench does; resize masks without creating new classes.
 
-    It runs on PIL with and without torchvision, because the two disagree: torch's nearest neighbour moves up to 8.8 % of
+    It runs on PIL with and without torchvision, because the two disagree: torch's nearest neighbor moves up to 8.8 % of
     the label pixels. Frames are resized bilinearly with antialiasing, masks to the nearest pixel. The aspect ratio is not
-    kept (AVSBench's test protocol); set `size` for another height and width.
+    kept (AVSBench's test protocol). Set `size` for another height and width.
     """
 
     resample = PILImageResampling.BILINEAR
@@ -55,8 +55,8 @@ class PCMANetImageProcessor(PilBackend):
             images: uint8 arrays or tensors, (height, width, 3) or (3, height, width), PIL images of any mode, a list of
                 these, or a (frames, height, width, 3) array.
             segmentation_maps: One per image: (height, width) arrays of class indices 0..255 (or booleans), or
-                single-channel PIL images; also as one (frames, height, width) array. 255 means "ignore": a mask file that
-                holds 0 and 255 is binary and must be given as `mask > 127`.
+                single-channel PIL images; also one (frames, height, width) array. 255 means "ignore": pass a binary mask
+                that holds 0 and 255 as `mask > 127`.
             **kwargs: Any setting of the class for this call only (`size`, `do_normalize`, ...), and `return_tensors`.
 
         Returns:
@@ -64,8 +64,8 @@ class PCMANetImageProcessor(PilBackend):
             int64.
 
         Raises:
-            ValueError: For images that are not 8-bit, masks that are no class indices, and another number of masks than of
-                images.
+            ValueError: For images that are not 8-bit, masks that do not hold class indices, and a number of masks that
+                differs from the number of images.
         """
         return_tensors = kwargs.pop("return_tensors", None)
         data = dict(super().preprocess(images, **kwargs))
@@ -75,13 +75,13 @@ class PCMANetImageProcessor(PilBackend):
             ]
             if len(maps) != len(data["pixel_values"]):
                 raise ValueError(
-                    f"{len(maps)} segmentation maps for {len(data['pixel_values'])} images: give one each."
+                    f"Got {len(maps)} segmentation maps for {len(data['pixel_values'])} images. Pass one per image."
                 )
             data["labels"] = self._labels(maps, **kwargs)
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _labels(self, maps: list[np.ndarray], **kwargs: Any) -> list[np.ndarray]:
-        """Resize (height, width) class indices by PIL's nearest neighbour and nothing else."""
+        """Resize (height, width) class indices with PIL's nearest neighbor and change nothing else."""
         kwargs |= {
             "resample": PILImageResampling.NEAREST,
             "do_convert_rgb": False,
@@ -93,32 +93,32 @@ class PCMANetImageProcessor(PilBackend):
         return [label[0].astype(np.int64) for label in resized["pixel_values"]]
 
     def process_image(self, image: ImageInput, **kwargs: Any) -> np.ndarray:
-        """Bring one image to (channels, height, width), uint8.
+        """Convert one image to (channels, height, width), uint8.
 
         Raises:
             ValueError: If an array or tensor does not hold 8-bit values.
         """
         if not isinstance(image, Image.Image) and image.dtype not in (np.uint8, torch.uint8):
             raise ValueError(
-                f"an image has dtype {image.dtype}: expected uint8 values 0..255. Floats in [0, 1] become that by "
+                f"Expected images with uint8 values 0..255, got {image.dtype}. Convert floats in [0, 1] with "
                 "(image * 255).round() and a cast to uint8."
             )
         return super().process_image(image, **kwargs)
 
 
 def _class_indices(segmentation_map: Any, index: int) -> np.ndarray:
-    """Bring one mask to (height, width), uint8, or raise ValueError if it holds no class indices."""
+    """Convert one mask to (height, width), uint8, or raise ValueError if it does not hold class indices."""
     array = np.asarray(segmentation_map)
     if array.ndim != 2:
         raise ValueError(
-            f"segmentation map {index} has shape {array.shape}: expected (height, width) with one class index per pixel. "
-            "Colour-coded maps must be decoded to indices first."
+            f"Segmentation map {index}: expected (height, width) with one class index per pixel, got shape {array.shape}. "
+            "Decode color-coded maps to class indices first."
         )
     if array.dtype != np.bool_ and not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"segmentation map {index} has dtype {array.dtype}: expected whole numbers or booleans.")
+        raise ValueError(f"Segmentation map {index}: expected integers or booleans, got {array.dtype}. Convert it.")
     if array.size and (array.min() < 0 or array.max() > 255):
         raise ValueError(
-            f"segmentation map {index} holds values from {array.min()} to {array.max()}: expected 0..255, where 255 means "
-            '"ignore".'
+            f'Segmentation map {index}: expected class indices 0..255, where 255 means "ignore", got values from '
+            f"{array.min()} to {array.max()}."
         )
     return array.astype(np.uint8)
