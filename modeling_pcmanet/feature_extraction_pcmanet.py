@@ -11,14 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Feature extractor of PCMANet: a waveform in, VGGish log-mel patches out, one patch per video frame.
+"""Feature extractor of PCMANet: from a waveform, or from audio that arrives in chunks, to one log-mel patch per video frame.
 
-The numbers are those of AVSBench, which took them from AudioSet's VGGish. Everything is computed in float64 and cast at
-the end: in float32 the rounding of the Fourier transform against the 0.01 floor moves a chirp by 1e-3.
+The values are those of AVSBench, which took them from AudioSet's VGGish. Everything is computed in float64 and cast at
+the end: in float32 the rounding of the Fourier transform next to the 0.01 offset changes a chirp by 1e-3.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,19 +29,29 @@ from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .audio_pcmanet import SAMPLING_RATE, check_sampling_rate, check_timestamps, resample, resampled_rate, to_mono
+from .audio_pcmanet import (
+    SAMPLING_RATE,
+    AudioBuffer,
+    check_sampling_rate,
+    check_timestamps,
+    resample,
+    resampled_rate,
+    to_mono,
+)
 
 
 WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples: 25 ms = 400
 HOP_LENGTH = SAMPLING_RATE * 10 // 1000  # samples: 10 ms = 160
-FFT_LENGTH = 512  # samples: the next power of two above the window, reached by zeros at the end
+FFT_LENGTH = 512  # samples: the next power of two above the window, reached with zeros at the end
 NUM_MEL_BINS = 64
-PATCH_FRAMES = 96  # spectrogram frames: a patch starts 0.96 s after the one before
+PATCH_FRAMES = 96  # spectrogram frames: a patch starts 0.96 s after the previous one
 MIN_FREQUENCY = 125.0  # hertz
 MAX_FREQUENCY = 7500.0  # hertz
 LOG_OFFSET = 0.01  # added to the mel magnitude: silence becomes ln 0.01 = -4.605
 
-PATCHES_AT_ONCE = 64  # bounds the memory that an hour of sound needs to that of a minute
+PATCHES_AT_ONCE = 64  # bounds the memory that an hour of audio needs to that of a minute
+# How patches follow the frames of a video: one after another whatever the frames, each centered on its frame, or each
+# ending at its frame.
 AUDIO_ALIGNMENTS = ("consecutive", "center", "end")
 SHORT_CLIP_RULES = ("repeat_last", "zeros")
 
@@ -52,7 +64,7 @@ def mel_filters(
     max_frequency: float = MAX_FREQUENCY,
     sampling_rate: int = SAMPLING_RATE,
 ) -> torch.Tensor:
-    """Build VGGish's mel filter bank: triangles linear in mel, without area normalisation, nothing at 0 Hz.
+    """Build VGGish's mel filter bank: triangles linear in mel, without area normalization, nothing at 0 Hz.
 
     Args:
         num_mel_bins: Number of triangles.
@@ -85,14 +97,14 @@ def log_mel(
     fft_length: int = FFT_LENGTH,
     log_offset: float = LOG_OFFSET,
 ) -> torch.Tensor:
-    """Compute the log-mel spectrogram of VGGish (AVSBench protocol), without padding and without centring.
+    """Compute the log-mel spectrogram of VGGish (AVSBench protocol), without padding and without centering.
 
     Args:
         waveform: (..., samples), float64, one channel at 16 kHz, in [-1, 1].
         filters: (fft_length // 2 + 1, mel bins), float64; the default is [`mel_filters`] with its defaults.
         window_length: Length of the periodic Hann window, in samples.
-        hop_length: Distance of two windows, in samples.
-        fft_length: Length to which each windowed frame is filled with zeros at its end, in samples.
+        hop_length: Distance between two windows, in samples.
+        fft_length: Length to which each windowed frame is padded with zeros at its end, in samples.
         log_offset: Added to the mel magnitude before the logarithm.
 
     Returns:
@@ -106,43 +118,43 @@ def log_mel(
 
 
 def check_audio_alignment(audio_alignment: Any) -> None:
-    """Raise ValueError for a way of cutting sound that there is none of."""
+    """Raise ValueError for an unknown audio alignment."""
     if audio_alignment not in AUDIO_ALIGNMENTS:
-        raise ValueError(f"audio_alignment is {audio_alignment!r}: expected one of {AUDIO_ALIGNMENTS}.")
+        raise ValueError(f"Expected audio_alignment as one of {AUDIO_ALIGNMENTS}, got {audio_alignment!r}.")
 
 
 class PCMANetFeatureExtractor(FeatureExtractionMixin):
-    """Turn the sound of a clip into one VGGish log-mel patch per video frame (AVSBench protocol).
+    """Compute one VGGish log-mel patch per video frame from the audio of a clip (AVSBench protocol).
 
-    A sound is brought to one channel and 16 kHz and cut into patches of 96 spectrogram frames, 15,600 samples, in one of
-    three ways:
+    The audio is reduced to one channel, resampled to 16 kHz and cut into patches of 96 spectrogram frames, 15,600 samples.
+    The audio alignment is how the patches follow the frames of the video:
 
-    - `"consecutive"`, as published: patch k starts at sample 15,360 k, whatever the video shows. Against one frame per
+    - `"consecutive"`, as published: patch k starts at sample 15,360 k, whatever the times of the frames. With one frame per
       second it falls behind by another 40 ms every second. Surplus patches are dropped; where patches are missing,
-      `short_clip` says what stands in.
-    - `"center"`: each patch is centred on its frame's timestamp, and moved as little as needed to lie inside the sound.
-      The sound counts as silent from its end to the last frame.
-    - `"end"`: the same, but each patch ends at its frame's timestamp. The first of the published patches lie so, for
-      frames at 15/16 of each second; and nothing has to be heard before it sounds, so that live input can be followed.
+      `short_clip` chooses what replaces them.
+    - `"center"`: each patch is centered on its frame's timestamp, and moved as little as needed to stay inside the audio.
+      The audio counts as silent from its end to the last frame.
+    - `"end"`: the same, but each patch ends at its frame's timestamp. The first of the published patches is placed so for
+      frames at 15/16 of each second. No patch needs audio after its frame, so live input can be followed.
 
-    Sound shorter than one patch (0.975 s) is filled with silence to one patch in all of them.
+    Audio shorter than one patch (0.975 s) is padded with silence to one patch in all of them.
 
     Args:
         sampling_rate: Rate at which features are computed, in hertz.
         num_mel_bins: Number of mel bins.
         patch_frames: Spectrogram frames per patch.
         window_length: Length of the Hann window, in samples.
-        hop_length: Distance of two spectrogram frames, in samples.
+        hop_length: Distance between two spectrogram frames, in samples.
         fft_length: Length of the Fourier transform, in samples, at least `window_length`.
         min_frequency: Lower edge of the mel bins, in hertz.
         max_frequency: Upper edge of the mel bins, in hertz, at most half the sampling rate.
         log_offset: Added to the mel magnitude before the logarithm.
-        short_clip: What stands in for missing consecutive patches: `"repeat_last"`, the last patch (S4, MS3), or
-            `"zeros"`, the number 0.0 (AVSS).
-        **kwargs: What transformers writes into a saved file beside the numbers; anything else is refused.
+        short_clip: What replaces missing consecutive patches: `"repeat_last"`, the last patch (S4, MS3), or `"zeros"`,
+            the value 0.0 (AVSS).
+        **kwargs: What transformers adds to a saved file; any other keyword is an error.
 
     Raises:
-        ValueError: For numbers that do not fit together and for unknown keywords.
+        ValueError: For values that contradict each other and for unknown keywords.
     """
 
     model_input_names = ["input_features"]
@@ -163,7 +175,7 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
     ) -> None:
         unknown = [key for key in kwargs if key not in ("feature_extractor_type", "processor_class", "auto_map")]
         if unknown:
-            raise ValueError(f"unknown keywords {unknown} for {type(self).__name__}: correct or remove them.")
+            raise ValueError(f"Got unknown keywords {unknown} for {type(self).__name__}. Correct or remove them.")
         super().__init__(**kwargs)
         self.sampling_rate = sampling_rate
         self.num_mel_bins = num_mel_bins
@@ -178,25 +190,25 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         self._validate()
 
     def _validate(self) -> None:
-        """Raise ValueError for numbers that do not fit together."""
+        """Raise ValueError for values that contradict each other."""
         for name in ("sampling_rate", "num_mel_bins", "patch_frames", "window_length", "hop_length", "fft_length"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1.")
+                raise ValueError(f"Expected {name} as an integer of at least 1, got {value!r}.")
         if self.fft_length < self.window_length:
             raise ValueError(
-                f"fft_length {self.fft_length} is below window_length {self.window_length}: frames are filled with "
-                "zeros to fft_length, so it must not be shorter."
+                f"Expected fft_length of at least window_length = {self.window_length}, because windows are padded with "
+                f"zeros to it, got {self.fft_length}."
             )
         if not 0 <= self.min_frequency < self.max_frequency <= self.sampling_rate / 2:
             raise ValueError(
-                f"min_frequency {self.min_frequency} and max_frequency {self.max_frequency} must satisfy "
-                f"0 <= min < max <= sampling_rate / 2 = {self.sampling_rate / 2}."
+                "Expected 0 <= min_frequency < max_frequency <= sampling_rate / 2 = "
+                f"{self.sampling_rate / 2}, got {self.min_frequency} and {self.max_frequency}."
             )
         if not self.log_offset > 0:
-            raise ValueError(f"log_offset is {self.log_offset}: expected more than 0, silence has no logarithm.")
+            raise ValueError(f"Expected log_offset above 0, because silence has no logarithm, got {self.log_offset}.")
         if self.short_clip not in SHORT_CLIP_RULES:
-            raise ValueError(f"short_clip is {self.short_clip!r}: expected one of {SHORT_CLIP_RULES}.")
+            raise ValueError(f"Expected short_clip as one of {SHORT_CLIP_RULES}, got {self.short_clip!r}.")
 
     @property
     def patch_stride(self) -> int:
@@ -205,11 +217,11 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
 
     @property
     def patch_length(self) -> int:
-        """Samples that one patch hears: 15,600 = 0.975 s."""
+        """Samples in one patch: 15,600 = 0.975 s."""
         return (self.patch_frames - 1) * self.hop_length + self.window_length
 
     def samples_before(self, audio_alignment: str) -> int:
-        """Return how many samples of a patch lie before its frame, `"center"` or `"end"`."""
+        """Return how many samples of a patch precede its frame: half of them for `"center"`, all for `"end"`."""
         return self.patch_length if audio_alignment == "end" else self.patch_length // 2
 
     def __call__(
@@ -229,18 +241,19 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
                 list or tuple of these is a list of clips.
             sampling_rate: Of the audio, in hertz; required.
             num_frames: How many video frames the clip has (a list for a list of clips). Without it (and without
-                `timestamps`) consecutive audio_alignment returns every whole patch.
-            timestamps: (frames,), seconds from the start of the sound, one per video frame (a list of these for a list
-                of clips); required for all but `"consecutive"`.
-            audio_alignment: `"consecutive"`, `"center"` or `"end"`.
+                `timestamps`), consecutive alignment returns every complete patch.
+            timestamps: (frames,), seconds from the start of the audio, one per video frame (a list of these for a list
+                of clips); required for `"center"` and `"end"`.
+            audio_alignment: `"consecutive"`, `"center"` (each patch is centered on its frame) or `"end"` (each patch ends
+                at its frame).
             return_tensors: `"pt"` or `"np"`; clips of a list must then have the same number of frames.
 
         Returns:
             `input_features`: (frames, 1, patch_frames, num_mel_bins), float32; a list of these for a list of clips.
 
         Raises:
-            ValueError: For anything that [`to_mono`] refuses (a list entry is named by its index), a missing or wrong
-                rate, an unknown audio_alignment, missing timestamps, or lists of different lengths.
+            ValueError: For audio that [`to_mono`] refuses (the error gives the index in a list), a missing or wrong
+                sampling rate, an unknown audio alignment, missing timestamps, or lists of different lengths.
         """
         settings = {"sampling_rate": check_sampling_rate(sampling_rate), "audio_alignment": audio_alignment}
         if not isinstance(audio, list | tuple):
@@ -252,7 +265,7 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
             try:
                 patches.append(self._extract_clip(clip, num_frames=frames, timestamps=times, **settings).numpy())
             except ValueError as error:
-                raise ValueError(f"clip {index}: {error}") from error
+                raise ValueError(f"Clip {index}: {error}") from error
         return BatchFeature({"input_features": patches}, tensor_type=return_tensors)
 
     def _extract_clip(
@@ -263,51 +276,38 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         times = None if timestamps is None else check_timestamps(timestamps, num_frames)
         num_frames = num_frames if times is None else len(times)
         if num_frames is not None and num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}: a clip has at least one frame.")
+            raise ValueError(f"Expected num_frames of at least 1, got {num_frames}.")
         waveform = resample(to_mono(audio), sampling_rate, self.sampling_rate)
         if audio_alignment == "consecutive":
             return self._fit(self._patches(*self._consecutive_starts(waveform, num_frames)), num_frames)
         if times is None:
             raise ValueError(
-                f'audio_alignment "{audio_alignment}" needs timestamps=, one per frame, in seconds from the start of sound.'
+                f'audio_alignment="{audio_alignment}" needs timestamps=, the seconds from the start of the audio to each frame.'
             )
-        moments = np.rint(times * resampled_rate(sampling_rate, self.sampling_rate)).astype(np.int64)
-        return self._patches(*self._starts_at(waveform, moments, self.samples_before(audio_alignment)))
+        positions = np.rint(times * resampled_rate(sampling_rate, self.sampling_rate)).astype(np.int64)
+        return self._patches(*self._starts_at(waveform, positions, self.samples_before(audio_alignment)))
 
     def _consecutive_starts(self, waveform: torch.Tensor, num_frames: int | None) -> tuple[torch.Tensor, np.ndarray]:
-        """Place every whole patch side by side: the padded waveform and (patches,) first samples."""
+        """Place every complete patch after the previous one: the padded waveform and (patches,) first samples."""
         waveform = _fill(waveform, self.patch_length)
         count = 1 + (len(waveform) - self.patch_length) // self.patch_stride
         count = count if num_frames is None else min(count, num_frames)
         return waveform, np.arange(count) * self.patch_stride
 
-    def _starts_at(self, waveform: torch.Tensor, moments: np.ndarray, before: int) -> tuple[torch.Tensor, np.ndarray]:
-        """Put a patch around every moment, so many samples before it: the padded waveform and (frames,) first samples."""
-        # The sound counts as silent from its end to the last frame, so that a frame after the end hears silence and not
-        # the last thing that sounded.
-        waveform = _fill(waveform, max(self.patch_length, int(moments.max())))
-        return waveform, np.clip(moments - before, 0, len(waveform) - self.patch_length)
+    def _starts_at(
+        self, waveform: torch.Tensor, positions: np.ndarray, before: int
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """Start a patch `before` samples before every position: the padded waveform and (frames,) first samples."""
+        # The audio counts as silent from its end to the last frame, so that a frame after the end gets silence and not the
+        # last sound.
+        waveform = _fill(waveform, max(self.patch_length, int(positions.max())))
+        return waveform, np.clip(positions - before, 0, len(waveform) - self.patch_length)
 
     def _patches(self, waveform: torch.Tensor, starts: np.ndarray) -> torch.Tensor:
         """Compute the log-mel of the patch at each first sample: (patches, 1, patch_frames, num_mel_bins), float32."""
         candidates = waveform.unfold(0, self.patch_length, 1)
         blocks = torch.from_numpy(starts).split(PATCHES_AT_ONCE)
         return torch.cat([self.log_mel_patches(candidates[block]) for block in blocks])
-
-    def log_mel_patches(self, sound: torch.Tensor) -> torch.Tensor:
-        """Compute the log-mel of sound that is cut into patches already.
-
-        Args:
-            sound: (patches, patch_length), float64, one channel at the rate of the extractor, in [-1, 1].
-
-        Returns:
-            (patches, 1, patch_frames, num_mel_bins), float32.
-        """
-        filters = mel_filters(
-            self.num_mel_bins, self.fft_length, self.min_frequency, self.max_frequency, self.sampling_rate
-        )
-        spectrogram = log_mel(sound, filters, self.window_length, self.hop_length, self.fft_length, self.log_offset)
-        return spectrogram.to(torch.float32).unsqueeze(1)
 
     def _fit(self, patches: torch.Tensor, num_frames: int | None) -> torch.Tensor:
         """Apply the short-clip rule where there are fewer consecutive patches than frames."""
@@ -317,19 +317,98 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         filling = patches[-1:] if self.short_clip == "repeat_last" else torch.zeros_like(patches[-1:])
         return torch.cat([patches, filling.expand(missing, -1, -1, -1)])
 
+    def log_mel_patches(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Compute the log-mel patches of audio that is already cut.
+
+        Args:
+            waveforms: (patches, patch_length), float64, one channel at the rate of the extractor, in [-1, 1].
+
+        Returns:
+            (patches, 1, patch_frames, num_mel_bins), float32.
+        """
+        filters = mel_filters(
+            self.num_mel_bins, self.fft_length, self.min_frequency, self.max_frequency, self.sampling_rate
+        )
+        spectrogram = log_mel(
+            waveforms, filters, self.window_length, self.hop_length, self.fft_length, self.log_offset
+        )
+        return spectrogram.to(torch.float32).unsqueeze(1)
+
+    def audio_patches(
+        self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer, audio_alignment: str
+    ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+        """Add its patch to each frame of a stream: the same patches as from a call with the complete audio.
+
+        Args:
+            frames: Tuples that begin with a timestamp in seconds from the start of the audio, in order of time.
+            audio: Read as far as the frames need it.
+            audio_alignment: `"consecutive"`, `"center"` or `"end"`.
+
+        Returns:
+            An iterator over the frames, each with its log-mel patch (1, patch_frames, num_mel_bins), float32.
+        """
+        if audio_alignment == "consecutive":
+            return self._stream_consecutive(frames, audio)
+        return self._stream_at_timestamps(frames, audio, self.samples_before(audio_alignment))
+
+    def _stream_consecutive(
+        self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer
+    ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+        """Cut patches one after another, whatever the timestamps; past the last complete one, apply the short-clip rule."""
+        patch, start, waiting = None, 0, deque()
+        for frame in chain(frames, [None]):
+            if frame is not None:
+                waiting.append(frame)
+            while waiting:
+                is_reached = audio.reaches(start + self.patch_length)
+                if is_reached or (patch is None and not audio.is_waiting):
+                    patch = self._patch_at(audio, start)
+                elif frame is not None:
+                    break  # audio that is much shorter than the frames may still be filled up with silence
+                elif self.short_clip == "zeros":
+                    patch = torch.zeros_like(patch)
+                yield waiting.popleft(), patch
+                start += self.patch_stride
+
+    def _stream_at_timestamps(
+        self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer, before: int
+    ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+        """Cut a patch for each frame that starts `before` samples before it.
+
+        At the end of the audio a patch depends on the frames that follow: the audio counts as silent up to the last frame,
+        and patches are moved to stay inside it. Frames wait there until the last frame is known.
+        """
+        length, waiting, last = self.patch_length, deque(), 0
+        for frame in chain(frames, [None]):
+            if frame is not None:
+                last = audio.position(frame[0])
+                waiting.append((frame, max(0, last - before)))
+            while waiting:
+                start = waiting[0][1]
+                if not audio.reaches(start + length):
+                    if frame is not None and (audio.is_waiting or last < start + length):
+                        break
+                    start = min(start, max(audio.length, last, length) - length)
+                yield waiting.popleft()[0], self._patch_at(audio, start)
+
+    def _patch_at(self, audio: AudioBuffer, start: int) -> torch.Tensor:
+        """Drop the audio before a sample and compute the patch that starts there."""
+        audio.drop(start)
+        return self.log_mel_patches(audio.cut(start, start + self.patch_length)[None])[0]
+
 
 def _fill(waveform: torch.Tensor, length: int) -> torch.Tensor:
-    """Append silence up to a length in samples; a longer waveform stays as it is."""
+    """Append silence up to a length in samples; a longer waveform is unchanged."""
     return functional.pad(waveform, (0, max(0, length - len(waveform))))
 
 
 def _per_clip(value: Any, count: int) -> Sequence[Any]:
-    """Spread None over the clips of a list; anything else must be a list with one entry per clip."""
+    """Repeat None for the clips of a list; anything else must be a list with one entry per clip."""
     if value is None:
         return [None] * count
     if not isinstance(value, list | tuple) or len(value) != count:
         raise ValueError(
-            f"audio is a list of {count} clips, so num_frames and timestamps must be lists of {count} entries; got "
-            f"{value!r}."
+            f"Expected num_frames and timestamps as lists of {count} entries, because audio is a list of {count} clips, "
+            f"got {value!r}."
         )
     return value

@@ -1,3 +1,5 @@
+"""Compare log-mel patches with an independent implementation, and streamed patches with those of complete audio."""
+
 import json
 import math
 
@@ -8,9 +10,11 @@ from torchaudio.functional import resample as torchaudio_resample
 from transformers import AutoFeatureExtractor
 
 from modeling_pcmanet import PCMANetFeatureExtractor
+from modeling_pcmanet.audio_pcmanet import AudioBuffer
 from modeling_pcmanet.feature_extraction_pcmanet import log_mel, mel_filters
 
 
+RATE = 16_000
 SILENCE = math.log(0.01)
 
 
@@ -23,8 +27,8 @@ def reference_filters() -> np.ndarray:
     edges = np.linspace(mel(125.0), mel(7500.0), 66)
     bins = mel(np.arange(257) * 16000 / 512)
     matrix = np.zeros((257, 64))
-    for column, (lower, centre, upper) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
-        matrix[:, column] = np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)).clip(
+    for column, (lower, center, upper) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
+        matrix[:, column] = np.minimum((bins - lower) / (center - lower), (upper - bins) / (upper - center)).clip(
             min=0
         )
     matrix[0] = 0
@@ -103,7 +107,7 @@ def test_patches_equal_an_independent_implementation(extractor, kind, sampling_r
     ("samples", "patches"),
     [(15600, 1), (30959, 1), (30960, 2), (61680, 4), (77040, 5), (153840, 10), (169199, 10), (169200, 11)],
 )
-def test_number_of_whole_patches(extractor, samples, patches):
+def test_number_of_complete_patches(extractor, samples, patches):
     assert len(extractor(np.zeros(samples), 16000)["input_features"]) == patches
 
 
@@ -112,7 +116,7 @@ def test_silence_is_the_logarithm_of_the_offset(extractor):
     torch.testing.assert_close(patches, torch.full((5, 1, 96, 64), SILENCE), rtol=0, atol=1e-6)
 
 
-def test_many_patches_are_computed_in_blocks_without_seams(extractor):
+def test_patches_computed_in_blocks_have_no_seams(extractor):
     waveform = signal("noise", 15360 * 130 + 240)
     patches = extractor(waveform, 16000)["input_features"]
     assert len(patches) == 130
@@ -122,7 +126,7 @@ def test_many_patches_are_computed_in_blocks_without_seams(extractor):
 
 
 @pytest.mark.parametrize("samples", [1, 399, 8000, 15599])
-def test_sound_below_one_patch_is_filled_with_silence(extractor, samples):
+def test_audio_below_one_patch_is_padded_with_silence(extractor, samples):
     waveform = signal("noise", samples)
     filled = np.pad(waveform, (0, 15600 - samples))
     expected = reference_patches(filled)
@@ -139,16 +143,16 @@ def test_surplus_patches_are_dropped(extractor):
 
 
 @pytest.mark.parametrize("rule", ["repeat_last", "zeros"])
-def test_missing_patches_follow_the_rule_for_short_clips(rule):
+def test_missing_patches_follow_the_short_clip_rule(rule):
     waveform = signal("noise", 61680)
     patches = PCMANetFeatureExtractor(short_clip=rule)(waveform, 16000, num_frames=6)["input_features"]
-    whole = PCMANetFeatureExtractor()(waveform, 16000)["input_features"]
-    np.testing.assert_array_equal(patches[:4], whole)
-    standing_in = whole[3] if rule == "repeat_last" else np.zeros((1, 96, 64))
-    np.testing.assert_array_equal(patches[4:], np.stack([standing_in, standing_in]))
+    complete = PCMANetFeatureExtractor()(waveform, 16000)["input_features"]
+    np.testing.assert_array_equal(patches[:4], complete)
+    replacement = complete[3] if rule == "repeat_last" else np.zeros((1, 96, 64))
+    np.testing.assert_array_equal(patches[4:], np.stack([replacement, replacement]))
 
 
-def test_consecutive_patches_drift_by_40_ms_every_second_and_aligned_ones_do_not(extractor):
+def test_consecutive_patches_drift_by_40_ms_every_second_and_centered_ones_do_not(extractor):
     timestamps = np.arange(10) + 0.25
     waveform = np.zeros(160000)
     waveform[(timestamps * 16000).astype(int)] = 1.0
@@ -159,13 +163,13 @@ def test_consecutive_patches_drift_by_40_ms_every_second_and_aligned_ones_do_not
 
     consecutive = click_positions(num_frames=10)
     assert np.diff(consecutive).tolist() == [4] * 9
-    aligned = click_positions(timestamps=timestamps, audio_alignment="center")
-    # The first patch would start before the sound.
-    assert np.ptp(aligned[1:]) == 0
-    assert abs(int(aligned[1]) - 48) <= 1
+    centered = click_positions(timestamps=timestamps, audio_alignment="center")
+    # The first patch would start before the audio.
+    assert np.ptp(centered[1:]) == 0
+    assert abs(int(centered[1]) - 48) <= 1
 
 
-def test_aligned_patches_are_centred_and_stay_inside_the_sound(extractor):
+def test_centered_patches_stay_inside_the_audio(extractor):
     waveform = signal("noise", 80000)
     timestamps = [0.0, 0.2, 1.25, 2.5, 4.9]
     starts = [0, 0, 20000 - 7800, 40000 - 7800, 80000 - 15600]
@@ -174,7 +178,7 @@ def test_aligned_patches_are_centred_and_stay_inside_the_sound(extractor):
     np.testing.assert_allclose(patches, expected, rtol=0, atol=1e-6)
 
 
-def test_an_aligned_patch_after_the_end_of_the_sound_is_silent(extractor):
+def test_a_centered_patch_after_the_end_of_the_audio_is_silent(extractor):
     waveform = signal("noise", 48000)
     timestamps = np.arange(5) + 15 / 16
     patches = extractor(waveform, 16000, timestamps=timestamps, audio_alignment="center")["input_features"]
@@ -193,23 +197,128 @@ def test_a_list_of_clips_gives_a_list(extractor):
     assert stacked.shape == (2, 3, 1, 96, 64)
 
 
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.5, 0.5, shape)
+
+
+def chunks(waveform: np.ndarray, rate: int, length: int):
+    """Yield pieces of uneven length."""
+    start = 0
+    while start < waveform.shape[-1]:
+        stop = start + 1 + (start * 7919 + length) % (2 * length)
+        yield waveform[..., start:stop], rate
+        start = stop
+
+
+def frames(times: list[float]) -> list[tuple[float]]:
+    return [(time,) for time in times]
+
+
+def streamed(audio: AudioBuffer, times: list[float], audio_alignment: str, **settings) -> torch.Tensor:
+    extractor = PCMANetFeatureExtractor(**settings)
+    pairs = list(extractor.audio_patches(frames(times), audio, audio_alignment))
+    assert [frame[0] for frame, _ in pairs] == times
+    return torch.stack([patch for _, patch in pairs])
+
+
+@pytest.mark.parametrize("audio_alignment", ["center", "end", "consecutive"])
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2), (48_000, 6), (11_025, 1), (15_992, 1)])
+def test_chunks_give_the_patches_of_the_complete_audio(audio_alignment, rate, channels):
+    waveform = noise(channels, 7 * rate + 17)
+    times = [second + 15 / 16 for second in range(7)]
+    complete = PCMANetFeatureExtractor()(
+        waveform, rate, timestamps=times, audio_alignment=audio_alignment, return_tensors="pt"
+    )
+    audio = AudioBuffer(chunks(waveform, rate, 1024), RATE)
+    torch.testing.assert_close(streamed(audio, times, audio_alignment), complete["input_features"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("audio_alignment", ["center", "end"])
+@pytest.mark.parametrize(
+    "times",
+    [[0.1], [0.0, 0.0, 0.2], [2.5, 2.9], [2.5, 2.9, 3.0, 3.4], [0.5, 9.0], [2.9, 3.1, 3.2, 3.3, 20.0, 20.1]],
+)
+def test_the_patches_at_the_ends_are_those_of_the_complete_audio(audio_alignment, times):
+    waveform = noise(3 * RATE)
+    complete = PCMANetFeatureExtractor()(
+        waveform, RATE, timestamps=times, audio_alignment=audio_alignment, return_tensors="pt"
+    )
+    assert torch.equal(
+        streamed(AudioBuffer(chunks(waveform, RATE, 500), RATE), times, audio_alignment), complete["input_features"]
+    )
+
+
+@pytest.mark.parametrize("short_clip", ["repeat_last", "zeros"])
+@pytest.mark.parametrize("samples", [100, 15_600, 40_000])
+def test_missing_consecutive_patches_in_a_stream(short_clip, samples):
+    waveform = noise(samples)
+    extractor = PCMANetFeatureExtractor(short_clip=short_clip)
+    complete = extractor(waveform, RATE, num_frames=4, return_tensors="pt")["input_features"]
+    audio = AudioBuffer(chunks(waveform, RATE, 500), RATE)
+    assert torch.equal(streamed(audio, [0.9, 1.9, 2.9, 3.9], "consecutive", short_clip=short_clip), complete)
+
+
+def test_a_frame_waits_for_no_more_audio_than_it_needs():
+    taken = []
+
+    def watched():
+        for index in range(100):
+            taken.append(index)
+            yield noise(1600), RATE
+
+    def pulled(audio_alignment: str) -> list[int]:
+        taken.clear()
+        return [
+            len(taken)
+            for _ in PCMANetFeatureExtractor().audio_patches(
+                frames([0.9375, 1.9375, 5.0]), AudioBuffer(watched(), RATE), audio_alignment
+            )
+        ]
+
+    assert pulled("end") == [10, 20, 50]
+    assert pulled("center") == [15, 25, 55]
+
+
+def test_little_is_kept_of_long_audio():
+    audio = AudioBuffer(((noise(RATE), RATE) for _ in range(60)), RATE)
+    kept = [
+        len(audio._kept)
+        for _ in PCMANetFeatureExtractor().audio_patches(frames([second + 0.9 for second in range(60)]), audio, "end")
+    ]
+    assert max(kept) < 3 * RATE
+    assert audio.seconds() == pytest.approx(60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [44_100, 15_992])
+def test_a_click_at_the_end_of_ten_minutes_keeps_its_time(rate):
+    click = np.zeros(rate)
+    click[round(0.2 * rate)] = 1.0
+    seconds = ((click if second == 599 else np.zeros(rate), rate) for second in range(600))
+    patches = streamed(AudioBuffer(seconds, RATE), [0.9375, 599.9375], "end")
+    row = patches[1, 0].sum(dim=1).argmax().item()
+    start = 599.9375 - 15_600 / RATE
+    # Row r holds the 25 ms from 10 r ms on.
+    assert start + 0.01 * row + 0.0125 == pytest.approx(599.2, abs=0.0125)
+
+
 @pytest.mark.parametrize(
     ("audio", "settings", "message"),
     [
         (np.zeros(16000), {}, "sampling_rate is missing"),
         (
             np.zeros(16000),
-            {"sampling_rate": 16000, "audio_alignment": "centred"},
-            "audio_alignment is 'centred'.*aligned",
+            {"sampling_rate": 16000, "audio_alignment": "centered"},
+            "audio_alignment.*'center'.*'centered'",
         ),
         (np.zeros(16000), {"sampling_rate": 16000, "audio_alignment": "center"}, "needs timestamps"),
-        (np.zeros(16000), {"sampling_rate": 16000, "num_frames": 0}, "num_frames is 0"),
+        (np.zeros(16000), {"sampling_rate": 16000, "num_frames": 0}, "num_frames.*got 0"),
         (np.zeros(16000), {"sampling_rate": 16000, "num_frames": 2, "timestamps": [0.5]}, "1 timestamps for 2"),
-        ([np.zeros(16000), np.full(9, np.nan)], {"sampling_rate": 16000}, "clip 1: .*NaN"),
-        ([np.zeros(16000)], {"sampling_rate": 16000, "num_frames": 1}, "must be lists of 1"),
+        ([np.zeros(16000), np.full(9, np.nan)], {"sampling_rate": 16000}, "Clip 1: .*NaN"),
+        ([np.zeros(16000)], {"sampling_rate": 16000, "num_frames": 1}, "lists of 1"),
     ],
 )
-def test_bad_calls_are_refused_with_a_remedy(extractor, audio, settings, message):
+def test_wrong_calls_are_refused(extractor, audio, settings, message):
     with pytest.raises(ValueError, match=message):
         extractor(audio, **settings)
 
@@ -217,17 +326,17 @@ def test_bad_calls_are_refused_with_a_remedy(extractor, audio, settings, message
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"fft_length": 256}, "below window_length"),
-        ({"hop_length": 0}, "hop_length is 0"),
-        ({"patch_frames": 96.0}, "patch_frames is 96.0"),
+        ({"fft_length": 256}, "window_length = 400.*got 256"),
+        ({"hop_length": 0}, "hop_length.*got 0"),
+        ({"patch_frames": 96.0}, "patch_frames.*got 96.0"),
         ({"max_frequency": 9000.0}, "sampling_rate / 2"),
-        ({"min_frequency": 7500.0}, "min < max"),
+        ({"min_frequency": 7500.0}, "min_frequency < max_frequency"),
         ({"log_offset": 0.0}, "log_offset"),
-        ({"short_clip": "repeat"}, "short_clip is 'repeat'.*zeros"),
+        ({"short_clip": "repeat"}, "short_clip.*zeros.*'repeat'"),
         ({"hop_lenght": 160}, "unknown keywords.*hop_lenght"),
     ],
 )
-def test_bad_settings_are_refused(setting, message):
+def test_wrong_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         PCMANetFeatureExtractor(**setting)
 
