@@ -18,7 +18,7 @@ from typing import TypeAlias
 import av
 import numpy as np
 from av.audio.stream import AudioStream
-from av.container import Flags, InputContainer, OutputContainer
+from av.container import Flags, OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
@@ -28,12 +28,9 @@ from .media_pcmanet import (
     LONGEST_HOLE_SECONDS,
     LONGEST_OVERLAP_SECONDS,
     MediaError,
-    MediaNotes,
+    MediaReader,
     MediaSource,
-    audio_stream,
-    demux,
     finite_waveform,
-    open_media,
 )
 
 
@@ -238,20 +235,8 @@ def _opened(audio: np.ndarray | MediaSource | AudioPackets | None) -> Iterator[n
     if audio is None or isinstance(audio, np.ndarray | tuple):
         yield audio
         return
-    with open_media(audio) as (container, notes):
-        stream = audio_stream(container, notes)
-        yield stream, _read_packets(container, stream, notes)
-
-
-def _read_packets(container: InputContainer, stream: AudioStream, notes: MediaNotes) -> Iterator[av.Packet]:
-    """Yield the packets of an audio stream. Errors name the source, not the file that is written."""
-    try:
-        yield from demux(container, (stream,), notes)
-    except av.FFmpegError as error:
-        raise MediaError(
-            f"{notes}: its audio track cannot be read to the end: {error.strerror or error}. Check that the source stays "
-            "available, or download it first."
-        ) from error
+    with MediaReader(audio, video=False) as reader:
+        yield reader.audio_stream, reader.audio_packets()
 
 
 def _audio_packets(

@@ -1,9 +1,10 @@
 """Draw the results of a pipeline: masks on frames, a video with its own audio, mask files.
 
     colors = class_colors(model.config.id2label)
-    reader = VideoReader("clip.mp4", "video")
-    frames = ((frame.timestamp, frame.picture) for frame in reader)
-    write_overlay_video("overlay.mp4", frames, results, colors, audio="clip.mp4", audio_origin=lambda: reader.origin)
+    with MediaReader("clip.mp4") as reader:
+        frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
+        audio = (reader.audio_stream, reader.audio_packets())
+        write_overlay_video("overlay.mp4", frames, results, colors, audio=audio, audio_origin=lambda: reader.origin)
 
 `results` is what the `audio-visual-segmentation` pipeline returns for one video. A class has the same color everywhere: in
 the video, the mask files and the contact sheet, whichever other classes appear.
@@ -73,14 +74,14 @@ def write_overlay_video(
     Args:
         path: The file to write, ending in ".mp4". An earlier file is replaced when the new one is complete.
         frames: The time of each frame in seconds, starting at 0, and the frame: uint8 (height, width, 3), RGB.
-            `VideoReader` and `iterate_frames` of `modeling_pcmanet` read them from a file.
+            `MediaReader` and `iterate_frames` of `modeling_pcmanet` read them from a file.
         results: The pipeline's result for this video, or its stream, which is consumed as the frames need it.
         colors: The color of every label, from [`class_colors`].
         frames_per_second: The rate of masks that `results` were made with; `"video"` is one per frame of the video.
         audio: The audio track: the video itself, or the audio that the pipeline was given for it, in any form that
             [`~modeling_pcmanet.media_writing_pcmanet.write_timed_video`] accepts.
         sampling_rate: Samples per second in hertz (Hz), for audio that is a waveform.
-        audio_origin: Returns the time of the first frame in the container of `audio`, in seconds; for a `VideoReader` of
+        audio_origin: Returns the time of the first frame in the container of `audio`, in seconds; for a `MediaReader` of
             the same file `lambda: reader.origin`.
 
     Raises:

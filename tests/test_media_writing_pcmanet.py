@@ -12,7 +12,7 @@ import pytest
 from av.video.reformatter import Colorspace
 from odd_media import Track, begin_late, every, onset, overwrite, write_film, write_sound
 
-from modeling_pcmanet.media_pcmanet import MediaError, VideoReader, iterate_frames, read_audio, read_media
+from modeling_pcmanet.media_pcmanet import MediaError, MediaReader, iterate_frames, read_audio, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_timed_video, write_video
 
 
@@ -205,9 +205,10 @@ def test_audio_continues_where_a_broadcast_was_spliced(tmp_path: Path, codec: st
     parts = [write_film(tmp_path / f"{index}.ts", tracks=[track]) for index, track in enumerate(tracks)]
     film, path = tmp_path / "film.ts", tmp_path / "clip.mp4"
     film.write_bytes(b"".join(part.read_bytes() for part in parts))
-    reader = VideoReader(film, "video")
-    frames = ((frame.timestamp, frame.picture) for frame in reader)
-    write_timed_video(path, frames, film, audio_origin=lambda: reader.origin)
+    with MediaReader(film) as reader:
+        frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
+        audio = (reader.audio_stream, reader.audio_packets())
+        write_timed_video(path, frames, audio, audio_origin=lambda: reader.origin)
     media = read_media(path)
     tenths = np.abs(media.waveform[0, : round(7.5 * media.sampling_rate)].reshape(75, -1)).max(axis=1) > 0.1
     np.testing.assert_allclose(np.flatnonzero(np.diff(tenths.astype(int))) / 10, [1.0, 4.0, 5.0], atol=0.21)
@@ -216,9 +217,11 @@ def test_audio_continues_where_a_broadcast_was_spliced(tmp_path: Path, codec: st
 def test_audio_begins_at_the_first_frame_that_can_be_decoded(tmp_path: Path) -> None:
     """A recording that begins inside a group of frames declares a start without a frame."""
     film = begin_late(write_film(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
-    reader, path = VideoReader(film, "video"), tmp_path / "clip.mp4"
-    frames = ((frame.timestamp, frame.picture) for frame in reader)
-    write_timed_video(path, frames, film, audio_origin=lambda: reader.origin)
+    path = tmp_path / "clip.mp4"
+    with MediaReader(film) as reader:
+        frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
+        audio = (reader.audio_stream, reader.audio_packets())
+        write_timed_video(path, frames, audio, audio_origin=lambda: reader.origin)
     onsets = [onset(media.waveform, media.sampling_rate) for media in (read_media(film), read_media(path))]
     assert onsets == pytest.approx([0.2, 0.2], abs=0.05)
 
@@ -226,9 +229,11 @@ def test_audio_begins_at_the_first_frame_that_can_be_decoded(tmp_path: Path) -> 
 def test_damaged_audio_packets_are_left_out(tmp_path: Path) -> None:
     track = Track(codec="mp2", sampling_rate=48000, layout="stereo", seconds=10)
     film = write_film(tmp_path / "damaged.ts", times=every(seconds=10), tracks=[track])
-    reader, path = VideoReader(overwrite(film, 0.4, 0.5), "video"), tmp_path / "clip.mp4"
-    frames = ((frame.timestamp, frame.picture) for frame in reader)
-    write_timed_video(path, frames, film, audio_origin=lambda: reader.origin)
+    path = tmp_path / "clip.mp4"
+    with MediaReader(overwrite(film, 0.4, 0.5)) as reader:
+        frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
+        audio = (reader.audio_stream, reader.audio_packets())
+        write_timed_video(path, frames, audio, audio_origin=lambda: reader.origin)
     loud = []
     for media in (read_media(film), read_media(path)):
         tenths = media.waveform[0, : int(9.9 * media.sampling_rate)].reshape(99, -1)

@@ -9,7 +9,7 @@ import pytest
 from odd_media import begin_late, onset, write_film
 from PIL import Image
 
-from modeling_pcmanet.media_pcmanet import VideoReader, iterate_frames, read_media
+from modeling_pcmanet.media_pcmanet import MediaReader, iterate_frames, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments, write_masks, write_overlay_video
@@ -124,9 +124,11 @@ class TestWriteOverlayVideo:
     def test_audio_begins_at_the_first_frame_that_can_be_decoded(self, tmp_path: Path):
         """A recording that begins inside a group of frames declares a start without a frame."""
         film = begin_late(write_film(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
-        reader, path = VideoReader(film, "video"), tmp_path / "overlay.mp4"
-        frames = ((frame.timestamp, frame.picture) for frame in reader)
-        write_overlay_video(path, frames, RESULTS, COLORS, audio=film, audio_origin=lambda: reader.origin)
+        path = tmp_path / "overlay.mp4"
+        with MediaReader(film) as reader:
+            frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
+            audio = (reader.audio_stream, reader.audio_packets())
+            write_overlay_video(path, frames, RESULTS, COLORS, audio=audio, audio_origin=lambda: reader.origin)
         onsets = [onset(media.waveform, media.sampling_rate) for media in (read_media(film), read_media(path))]
         assert onsets == pytest.approx([0.2, 0.2], abs=0.05)
 
