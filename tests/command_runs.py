@@ -1,4 +1,4 @@
-"""Runs of the `pcmanet` command in tests: a tiny checkpoint, small real clips, and the command in a process to kill."""
+"""Helpers of tests that run the `pcmanet` command: a tiny checkpoint, small real clips, and processes to kill."""
 
 import os
 import signal
@@ -19,31 +19,31 @@ from modeling_pcmanet.media_writing_pcmanet import write_video
 
 SIZE = (64, 48)
 RATE = 16000
-EAR = {"block_channels": [[4], [6], [6]], "hidden_size": 12, "embedding_size": 10}
+AUDIO_ENCODER = {"block_channels": [[4], [6], [6]], "hidden_size": 12, "embedding_size": 10}
 
 
 def frames(seconds: int, seed: int = 0) -> np.ndarray:
-    """Coarse noise that wanders, ten frames a second."""
+    """Return coarse noise that moves, ten frames per second."""
     still = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     return np.stack([np.roll(still, frame, axis=1) for frame in range(10 * seconds)])
 
 
-def sound(seconds: int, seed: int = 1) -> np.ndarray:
+def audio(seconds: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.1, (1, seconds * RATE)).astype(np.float32)
 
 
 def write_clip(path: Path, seconds: int = 3, seed: int = 0, *, silent: bool = False) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    track = () if silent else (sound(seconds, seed), RATE)
+    track = () if silent else (audio(seconds, seed), RATE)
     write_video(path, frames(seconds, seed), 10, *track)
     return path
 
 
 def save_checkpoint(folder: Path, **settings: object) -> Path:
-    """Save a tiny model that finds about half of the picture sounding, and its processor."""
-    model = tiny_model(sharpness=8.0, audio_config=EAR, **settings)
+    """Save a tiny model that segments about half of the frame, and its processor."""
+    model = tiny_model(sharpness=8.0, audio_config=AUDIO_ENCODER, **settings)
     processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
-    batch = processor(videos=frames(3)[::10], audio=sound(3), sampling_rate=RATE)
+    batch = processor(videos=frames(3)[::10], audio=audio(3), sampling_rate=RATE)
     with torch.no_grad():
         for stage in model.model.stages:
             stage.head[-1].bias -= model(**batch).logits.median()
@@ -53,13 +53,13 @@ def save_checkpoint(folder: Path, **settings: object) -> Path:
 
 
 def start_process(work: Callable[[], object], log: Path) -> int:
-    """Run something in a process of its own that has everything imported already; give its id."""
+    """Run a function in a forked process, which needs no imports, and return its id."""
     process = os.fork()
     if process == 0:
         code = 70
-        # What a shell runs in the background ignores Ctrl-C, and so would what is started from there.
+        # A process that a shell runs in the background ignores Ctrl-C, and so would its children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # The lock of progress bars is shared by forked processes: one that is killed while it draws would stop them all.
+        # Forked processes share the lock of progress bars: one that is killed while it draws would block them all.
         tqdm.set_lock(threading.RLock())
         try:
             sys.stdout = sys.stderr = log.open("a", buffering=1)
@@ -70,17 +70,17 @@ def start_process(work: Callable[[], object], log: Path) -> int:
 
 
 def wait_until(condition: Callable[[], bool], process: int, log: Path) -> None:
-    """Wait for something that a process is to do; it must not end before."""
+    """Wait until a condition is true; the process must not end before."""
     while not condition():
         assert os.waitpid(process, os.WNOHANG) == (0, 0), log.read_text()
         time.sleep(0.002)
 
 
 def finish_process(process: int) -> int:
-    """Wait for a process; give its exit code, or minus the signal that ended it."""
+    """Wait for a process and return its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def end_process(process: int) -> None:
-    """Kill a process so that it can do nothing any more."""
+    """Kill a process with SIGKILL."""
     os.kill(process, signal.SIGKILL)

@@ -26,7 +26,7 @@ def table(capsys: pytest.CaptureFixture) -> dict[str, str]:
     return dict(line.split("  ", 1) for line in lines if "  " in line)
 
 
-def test_what_a_checkpoint_is(checkpoint: Path, capsys: pytest.CaptureFixture):
+def test_semantic_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture):
     (checkpoint / "metrics.json").write_text(json.dumps({"test": {"miou": 0.5, "f_score": 0.25}, "clips": 3}))
     (checkpoint / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A model\n")
     assert main(["info", str(checkpoint)]) == 0
@@ -34,9 +34,9 @@ def test_what_a_checkpoint_is(checkpoint: Path, capsys: pytest.CaptureFixture):
     total = sum(
         values.numel() for values in PCMANetForAudioVisualSegmentation.from_pretrained(checkpoint).parameters()
     )
-    assert lines["task"] == "semantic: what sounds where, 2 classes and the background"
+    assert lines["task"] == "semantic: the class of each sounding object, 2 classes and the background"
     assert lines["classes"] == "dog, cat"
-    assert lines["pictures"].startswith("32x32")
+    assert lines["frames"].startswith("32x32")
     assert lines["backbone"] == "resnet"
     assert lines["parameters"].startswith(f"{total / 1e6:.2f} M (audio encoder ")
     assert lines["token layout"] == "scrambled"
@@ -46,21 +46,21 @@ def test_what_a_checkpoint_is(checkpoint: Path, capsys: pytest.CaptureFixture):
     assert "clips" not in lines
 
 
-def test_what_it_does_not_say(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_binary_checkpoint_without_a_card(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(["info", str(save_checkpoint(tmp_path))]) == 0
     lines = {name.strip(): value.strip() for name, value in table(capsys).items()}
-    assert lines["task"] == "binary: where it sounds"
-    assert lines["license"] == "not stated"
+    assert lines["task"] == "binary: the pixels of sounding objects"
+    assert lines["license"] == "not specified"
 
 
-def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(["info", str(tmp_path / "nowhere")]) == 2
-    assert "error: There is no checkpoint folder" in capsys.readouterr().err
+    assert "error: Checkpoint folder" in capsys.readouterr().err
     assert main(["info", str(tmp_path)]) == 2
     assert "error: " in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_others(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture):
     ResNetConfig().save_pretrained(tmp_path)
     assert main(["info", str(tmp_path)]) == 2
-    assert "is a resnet checkpoint, not one of pcmanet" in capsys.readouterr().err
+    assert "Expected a checkpoint of pcmanet" in capsys.readouterr().err

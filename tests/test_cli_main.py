@@ -1,4 +1,4 @@
-"""Tests of src/pcmanet/cli/main.py: the command as a user runs it, on real files with a tiny model."""
+"""Tests of src/pcmanet/cli/main.py and arguments.py: the command as a user runs it, on real files with a tiny model."""
 
 import errno
 import json
@@ -11,18 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_runs import RATE, SIZE, finish_process, save_checkpoint, sound, start_process, wait_until, write_clip
+from command_runs import RATE, SIZE, audio, finish_process, save_checkpoint, start_process, wait_until, write_clip
 from odd_media import begin_late, onset, write_film
 from PIL import Image
 
+import pcmanet
 from modeling_pcmanet.media_pcmanet import read_media
 from modeling_pcmanet.media_writing_pcmanet import write_audio
+from pcmanet.cli import arguments
 from pcmanet.cli.main import main
 from pcmanet.cli.results import decode_mask
+from pcmanet.dataset_scripts.avsbench.layouts import NAMES
+from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
+from pcmanet.dataset_scripts.evaluation import NEGATIVES
 
 
 RESULTS = ["contact_sheet.png", "masks", "overlay.mp4", "segments.jsonl", "video.json"]
-PICTURES = ("--overlay", "--contact-sheet")
+IMAGES = ("--overlay", "--contact-sheet")
 
 Run = Callable[..., int]
 
@@ -43,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(checkpoint: Path) -> Run:
-    """Runs `pcmanet segment` in this process; gives the exit code."""
+    """Run `pcmanet segment` in this process and return the exit code."""
 
     def segment(*arguments: str, model: str = str(checkpoint)) -> int:
         try:
@@ -60,7 +65,7 @@ def names(folder: Path) -> list[str]:
 
 class TestResults:
     def test_table_and_files(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
-        assert run("clip.mp4", *PICTURES) == 0
+        assert run("clip.mp4", *IMAGES) == 0
         lines = capsys.readouterr().out.splitlines()
         output = folder / "segmented" / "clip"
         assert names(folder) == ["clip.mp4", "segmented", "silent.mp4"]
@@ -69,11 +74,11 @@ class TestResults:
         assert names(output / "masks") == [f"000{number}_at_{number}.900s.png" for number in range(3)]
 
         records = [json.loads(line) for line in (output / "segments.jsonl").read_text().splitlines()]
-        assert lines[0].split() == ["second", "what", "sounds", "score", "share", "of", "the", "picture"]
+        assert lines[0].split() == ["seconds", "label", "score", "area"]
         for number, line in enumerate(lines[1:4]):
-            second, label, score, share = line.split()
+            second, label, score, area = line.split()
             with Image.open(output / "masks" / f"000{number}_at_{number}.900s.png") as mask:
-                assert share == f"{np.asarray(mask).mean() / 255:.1%}"
+                assert area == f"{np.asarray(mask).mean() / 255:.1%}"
                 assert mask.size == SIZE
                 (found,) = records[number]["segments"]
                 assert decode_mask(found["segmentation"]).tobytes() == mask.tobytes()
@@ -87,13 +92,13 @@ class TestResults:
         with Image.open(output / "contact_sheet.png") as sheet:
             assert sheet.width > 1000
 
-    def test_only_what_was_asked_for(self, run: Run, folder: Path):
+    def test_only_the_requested_files(self, run: Run, folder: Path):
         assert run("clip.mp4", "--format", "rle") == 0
         assert names(folder / "segmented" / "clip") == ["segments.jsonl", "video.json"]
 
-    def test_threshold_that_nothing_reaches(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_threshold_above_every_probability(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("clip.mp4", "--output", "deep/er", "--threshold", "1") == 0
-        assert capsys.readouterr().out.count("  nothing\n") == 3
+        assert capsys.readouterr().out.count("  -\n") == 3
         masks = sorted((folder / "deep" / "er" / "clip" / "masks").iterdir())
         assert [Image.open(path).getextrema() for path in masks] == [(0, 0)] * 3
 
@@ -101,16 +106,16 @@ class TestResults:
         assert run("clip.mp4", "--frames-per-second", "2") == 0
         assert len(names(folder / "segmented" / "clip" / "masks")) == 6
 
-    def test_an_uncertainty_budget(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_early_exit(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         options = ("clip.mp4", "--format", "rle", "--output")
         assert run(*options, "whole") == 0
         assert run(*options, "coarse", "--early-exit-threshold", "1") == 0
         whole, coarse = ((folder / name / "clip" / "segments.jsonl").read_text() for name in ("whole", "coarse"))
         assert whole != coarse
         assert run(*options, "coarse") == 2
-        assert "coarse was begun with another uncertainty budget" in capsys.readouterr().err
+        assert "early_exit_threshold is not set, was 1.0" in capsys.readouterr().err
 
-    def test_overlay_at_a_rate_of_its_own(self, run: Run, folder: Path):
+    def test_overlay_at_its_own_rate(self, run: Run, folder: Path):
         assert run("clip.mp4", "--output", "one", "--overlay") == 0
         assert run("clip.mp4", "--output", "fine", "--overlay", "--overlay-frames-per-second", "5") == 0
         assert names(folder / "fine" / "clip") == ["masks", "overlay.mp4", "segments.jsonl", "video.json"]
@@ -122,27 +127,27 @@ class TestResults:
         assert len(coarse) == len(fine) == 30
         assert np.abs(coarse[:10].astype(int) - fine[:10]).max() > 50
 
-    def test_sound_from_another_file(self, run: Run, folder: Path):
-        write_audio("sound.wav", sound(3), RATE)
-        assert run("silent.mp4", *PICTURES, "--audio", "sound.wav") == 0
+    def test_audio_from_another_file(self, run: Run, folder: Path):
+        write_audio("audio.wav", audio(3), RATE)
+        assert run("silent.mp4", *IMAGES, "--audio", "audio.wav") == 0
         overlay = read_media(folder / "segmented" / "silent" / "overlay.mp4")
         assert overlay.waveform.shape[1] >= 3 * RATE
         assert np.abs(overlay.waveform).max() > 0.1
 
-    def test_overlay_of_a_recording_that_begins_under_way(self, run: Run, folder: Path):
+    def test_overlay_of_a_recording_that_begins_with_undecodable_frames(self, run: Run, folder: Path):
         write_film(folder / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"})
         assert run(str(begin_late(folder / "cut.ts", 0.05)), "--overlay") == 0
         overlay = read_media(folder / "segmented" / "cut" / "overlay.mp4")
         assert onset(overlay.waveform, overlay.sampling_rate) == pytest.approx(0.2, abs=0.05)
 
-    def test_one_bad_video_does_not_stop_the_rest(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_failed_video_does_not_stop_the_others(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("silent.mp4", "clip.mp4") == 1
         assert names(folder / "segmented") == ["clip", "pcmanet_settings.json"]
         captured = capsys.readouterr()
-        assert "failed: silent.mp4: silent.mp4 has no sound track. Give the file" in captured.err
+        assert "failed: silent.mp4: silent.mp4 has no " in captured.err
         assert "1 of 2 videos segmented" in captured.out
 
-    def test_done_videos_are_left_alone(self, run: Run, folder: Path):
+    def test_finished_videos_are_skipped(self, run: Run, folder: Path):
         assert run("clip.mp4") == 0
         stamp = (folder / "segmented" / "clip").stat().st_mtime_ns
         write_clip(folder / "more" / "other.mp4", seconds=1)
@@ -151,7 +156,7 @@ class TestResults:
         assert names(folder / "segmented") == ["clip", "other", "pcmanet_settings.json"]
 
     @pytest.mark.parametrize("options", [("--format", "rle"), ("--format", "parquet", "--contact-sheet")])
-    def test_another_video_of_that_name_is_not_done(
+    def test_another_video_of_the_same_name_is_refused(
         self, run: Run, folder: Path, capsys: pytest.CaptureFixture, options: tuple[str, ...]
     ):
         write_clip(folder / "more" / "clip.mp4", seconds=1)
@@ -159,21 +164,23 @@ class TestResults:
         assert run(str(folder / "more" / ".." / "clip.mp4"), *options) == 0
         stamp = (folder / "segmented" / "clip").stat().st_mtime_ns
         assert run("more/clip.mp4", *options) == 2
-        expected = f"holds the results of {folder / 'clip.mp4'}, not of {folder / 'more' / 'clip.mp4'}. Give another"
+        expected = (
+            f"contains the results of {folder / 'clip.mp4'}, not of {folder / 'more' / 'clip.mp4'}. Give another"
+        )
         assert expected in capsys.readouterr().err
         assert (folder / "segmented" / "clip").stat().st_mtime_ns == stamp
         assert run("more/clip.mp4", *options, "--overwrite") == 0
 
-    def test_a_video_with_another_sound_is_not_done(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_video_with_another_audio_is_refused(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         for seed in (1, 2):
-            write_audio(f"sound_{seed}.wav", sound(3, seed), RATE)
-        assert run("silent.mp4", "--audio", "sound_1.wav") == 0
-        assert run("silent.mp4", "--audio", str(folder / "sound_1.wav")) == 0
-        assert run("silent.mp4", "--audio", "sound_2.wav") == 2
-        assert "with the sound of" in capsys.readouterr().err
+            write_audio(f"audio_{seed}.wav", audio(3, seed), RATE)
+        assert run("silent.mp4", "--audio", "audio_1.wav") == 0
+        assert run("silent.mp4", "--audio", str(folder / "audio_1.wav")) == 0
+        assert run("silent.mp4", "--audio", "audio_2.wav") == 2
+        assert "with the audio of" in capsys.readouterr().err
 
-    def test_overwritten_on_demand(self, run: Run, folder: Path):
-        assert run("clip.mp4", *PICTURES, "--frames-per-second", "2") == 0
+    def test_overwrite(self, run: Run, folder: Path):
+        assert run("clip.mp4", *IMAGES, "--frames-per-second", "2") == 0
         assert run("clip.mp4", "--overwrite") == 0
         assert names(folder / "segmented" / "clip") == ["masks", "segments.jsonl", "video.json"]
         assert len(names(folder / "segmented" / "clip" / "masks")) == 3
@@ -191,39 +198,39 @@ class TestErrors:
         assert not (folder / "segmented" / "clip").exists()
         assert not list(folder.rglob(".pcmanet-*"))
 
-    def test_no_such_file(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_missing_file(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("nowhere.mp4", "clip.mp4") == 2
         self.assert_refused(folder, capsys, "nowhere.mp4")
 
     def test_not_a_video(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
-        (folder / "text.mp4").write_text("this is no video")
+        (folder / "text.mp4").write_text("not a video")
         assert run("text.mp4") == 1
         self.assert_refused(folder, capsys, "text.mp4", code="failed: ")
 
-    def test_no_sound(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_no_audio(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("silent.mp4") == 1
-        self.assert_refused(folder, capsys, "silent.mp4", "no sound track", "--audio", code="failed: ")
+        self.assert_refused(folder, capsys, "silent.mp4", "--audio", code="failed: ")
 
-    def test_no_such_sound(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_missing_audio(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("silent.mp4", "--audio", "nowhere.wav") == 2
         self.assert_refused(folder, capsys, "nowhere.wav", "--audio")
 
-    def test_no_such_checkpoint(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_missing_checkpoint(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("clip.mp4", model=str(folder / "no_model")) == 2
         self.assert_refused(folder, capsys, "no_model", "Hub id")
 
-    def test_no_such_device(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_missing_device(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("clip.mp4", "--device", "warp") == 2
-        self.assert_refused(folder, capsys, "--device warp cannot be used")
+        self.assert_refused(folder, capsys, "--device warp is not available")
 
-    def test_two_videos_of_one_name(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
+    def test_two_videos_with_one_folder(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         write_clip(folder / "more" / "clip.mp4", seconds=1)
         assert run("clip.mp4", "more") == 2
-        self.assert_refused(folder, capsys, "clip.mp4 and more/clip.mp4", "the folder clip")
+        self.assert_refused(folder, capsys, "clip.mp4 and more/clip.mp4", "same folder clip")
         assert not (folder / "segmented").exists()
         assert run("clip.mp4", "more", "--format", "parquet") == 0
 
-    def test_failure_while_writing_leaves_nothing(
+    def test_full_disk_leaves_nothing(
         self, run: Run, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
     ):
         def full_disk(*_: object, **__: object) -> None:
@@ -231,27 +238,27 @@ class TestErrors:
 
         monkeypatch.setattr(Image.Image, "save", full_disk)
         assert run("clip.mp4") == 2
-        self.assert_refused(folder, capsys, "no space left for segmented", "start the same again")
+        self.assert_refused(folder, capsys, "No space left on the disk of segmented", "run the same command again")
 
-    @pytest.mark.parametrize("stranger", ["thesis.txt", "clip/portrait.png", "sub/overlay.mp4"])
-    def test_folder_with_other_things_is_left_alone(
-        self, run: Run, folder: Path, capsys: pytest.CaptureFixture, stranger: str
+    @pytest.mark.parametrize("name", ["thesis.txt", "clip/portrait.png", "sub/overlay.mp4"])
+    def test_folder_with_other_files_is_refused(
+        self, run: Run, folder: Path, capsys: pytest.CaptureFixture, name: str
     ):
-        path = folder / "mine" / stranger
+        path = folder / "mine" / name
         path.parent.mkdir(parents=True)
         path.write_text("precious")
         for options in ([], ["--overwrite"]):
             assert run("clip.mp4", "--output", "mine", *options) == 2
-            assert Path(stranger).parts[0] in capsys.readouterr().err
+            assert Path(name).parts[0] in capsys.readouterr().err
         assert path.read_text() == "precious"
 
-    def test_other_things_among_results_are_not_overwritten(
+    def test_other_files_among_results_are_not_overwritten(
         self, run: Run, folder: Path, capsys: pytest.CaptureFixture
     ):
         assert run("clip.mp4") == 0
         (folder / "segmented" / "clip" / "notes.txt").write_text("precious")
         assert run("clip.mp4", "--overwrite") == 2
-        assert "segmented holds clip/notes.txt" in capsys.readouterr().err
+        assert "segmented contains clip/notes.txt" in capsys.readouterr().err
         assert (folder / "segmented" / "clip" / "notes.txt").read_text() == "precious"
 
     def test_output_is_a_file(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
@@ -262,10 +269,10 @@ class TestErrors:
         assert "taken is a file. Give another --output." in capsys.readouterr().err
         assert (folder / "taken").read_text() == "precious"
 
-    def test_a_fault_of_ours_shows_its_traceback(
+    def test_internal_error_shows_its_traceback(
         self, run: Run, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("pcmanet.cli.segment.summarize", lambda *_: 1 / 0)
+        monkeypatch.setattr("pcmanet.cli.segment._summary", lambda *_: 1 / 0)
         assert run("clip.mp4") == 70
         assert "Traceback" in capsys.readouterr().err
         assert names(folder / "segmented") == ["pcmanet_settings.json"]
@@ -273,7 +280,7 @@ class TestErrors:
 
 @pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(checkpoint: Path, folder: Path, wanted: signal.Signals, code: int):
-    """In the middle of a long video: nothing of it is left, the same command goes on."""
+    """Nothing remains of the video that was being segmented, and the message has the command to resume."""
     write_clip(folder / "long.mp4", seconds=40)
     options = ["segment", "clip.mp4", "long.mp4", "--model", str(checkpoint), "--frames-per-second", "10"]
     process = start_process(lambda: main(options), folder / "log")
@@ -282,12 +289,12 @@ def test_interrupted(checkpoint: Path, folder: Path, wanted: signal.Signals, cod
     assert finish_process(process) == code
     assert names(folder / "segmented") == ["clip", "pcmanet_settings.json"]
     log = (folder / "log").read_text()
-    assert "interrupted: what is done is whole and kept. To go on: pcmanet segment clip.mp4 long.mp4" in log
+    assert "To resume: pcmanet segment clip.mp4 long.mp4" in log
     assert "Traceback" not in log
 
 
-def test_nobody_reads_what_is_printed(checkpoint: Path, folder: Path):
-    """As in `pcmanet segment clip.mp4 | true`: the results are there all the same."""
+def test_closed_output(checkpoint: Path, folder: Path):
+    """As in `pcmanet segment clip.mp4 | true`: the results are complete."""
     reader, writer = os.pipe()
     os.close(reader)
 
@@ -303,9 +310,9 @@ def test_nobody_reads_what_is_printed(checkpoint: Path, folder: Path):
 
 
 class TestStart:
-    """What is seen before anything heavy is imported."""
+    """Help and usage errors, before torch is imported."""
 
-    def test_help_names_all_and_imports_nothing_heavy(self):
+    def test_help_does_not_import_torch(self):
         code = (
             "import sys; from pcmanet.cli.main import main\n"
             "try: main(['--help'])\n"
@@ -313,35 +320,49 @@ class TestStart:
             "print(sorted({'torch', 'transformers', 'av', 'numpy', 'PIL', 'pyarrow'} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert all(
-            text in done.stdout for text in ("segment", "demo", "info", "exit codes:", "pcmanet segment clip.mp4")
-        )
+        assert all(text in done.stdout for text in ("segment", "demo", "info", "evaluate", "train", "exit codes:"))
         assert done.stdout.splitlines()[-1] == "[]"
 
     @pytest.mark.parametrize(
-        "arguments, expected",
+        "words, expected",
         [
-            (["segment"], "give videos or a --data-set"),
-            (["segment", ""], "a path was expected, got an empty text"),
-            (["segment", "a.mp4", "--output", ""], "argument --output: a path was expected"),
-            (["segment", "a.mp4", "--data-set", "b"], "give videos or a --data-set"),
+            (["segment"], "give either VIDEO or --data"),
+            (["segment", ""], "expected a path or name, got an empty string"),
+            (["segment", "a.mp4", "--output", ""], "argument --output: expected a path"),
+            (["segment", "a.mp4", "--data", "b"], "give either VIDEO or --data"),
             (["segment", "a.mp4", "b.mp4", "--audio", "c.wav"], "exactly one VIDEO"),
-            (["segment", "a.mp4", "--threshold", "50"], "between 0 and 1 was expected, got 50"),
-            (["segment", "a.mp4", "--frames-per-second", "0"], "above 0 was expected, got 0"),
-            (["segment", "a.mp4", "--frames-per-second", "nan"], "above 0 was expected, got nan"),
-            (["segment", "a.mp4", "--minimum-area", "much"], "a number was expected, got much"),
-            (["segment", "a.mp4", "--early-exit-threshold", "2"], "between 0 and 1 was expected, got 2"),
-            (["segment", "a.mp4", "--shard-minutes", "-1"], "0 or more was expected, got -1"),
-            (["segment", "a.mp4", "--overlay-frames-per-second", "4"], "needs --overlay"),
-            (["segment", "a.mp4", "--retry-failed"], "is for --format parquet"),
-            (["segment", "a.mp4", "--ray-workers", "2"], "needs --ray"),
-            (["segment", "a.mp4", "--ray", "auto", "--ray-workers", "0"], "from 1 up was expected, got 0"),
+            (["segment", "a.mp4", "--threshold", "50"], "expected a number from 0 to 1, got 50"),
+            (["segment", "a.mp4", "--frames-per-second", "0"], "expected a number above 0, got 0"),
+            (["segment", "a.mp4", "--frames-per-second", "nan"], "expected a number above 0, got nan"),
+            (["segment", "a.mp4", "--minimum-area", "much"], "expected a number, got much"),
+            (["segment", "a.mp4", "--early-exit-threshold", "2"], "expected a number from 0 to 1, got 2"),
+            (["segment", "a.mp4", "--shard-minutes", "-1"], "expected 0 or more, got -1"),
+            (["segment", "a.mp4", "--overlay-frames-per-second", "4"], "requires --overlay"),
+            (["segment", "a.mp4", "--retry-failed"], "requires --format parquet"),
+            (["segment", "a.mp4", "--ray-workers", "2"], "requires --ray"),
+            (["segment", "a.mp4", "--ray", "auto", "--ray-workers", "0"], "expected an integer of 1 or more, got 0"),
+            (["segment", "a.mp4", "--over"], "unrecognized arguments: --over"),
+            (["evaluate", "demo", "--data", "a", "--batch-size", "0"], "expected an integer of 1 or more, got 0"),
+            (["evaluate", "demo", "--data", "a", "--worst", "-1"], "expected an integer of 0 or more, got -1"),
+            (["evaluate", "demo"], "required: --data"),
+            (["train"], "one of the arguments --output --list-fields is required"),
             (["paint"], "invalid choice: 'paint'"),
             ([], "COMMAND"),
         ],
     )
-    def test_usage(self, arguments: list[str], expected: str, capsys: pytest.CaptureFixture):
+    def test_usage(self, words: list[str], expected: str, capsys: pytest.CaptureFixture):
         with pytest.raises(SystemExit) as exit_:
-            main(arguments)
+            main(words)
         assert exit_.value.code == 2
         assert expected in capsys.readouterr().err
+
+    def test_version(self, capsys: pytest.CaptureFixture):
+        with pytest.raises(SystemExit) as exit_:
+            main(["--version"])
+        assert exit_.value.code == 0
+        assert capsys.readouterr().out == f"pcmanet {pcmanet.__version__}\n"
+
+    def test_choices_are_those_of_the_library(self):
+        assert arguments.DATA_SETS == NAMES
+        assert arguments.LABEL_NOISE_RULES == LABEL_NOISE_RULES
+        assert arguments.NEGATIVE_AUDIO == tuple(NEGATIVES)

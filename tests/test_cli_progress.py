@@ -2,29 +2,29 @@
 
 import pytest
 
-from pcmanet.cli.progress import LONGEST_NAME, Progress
+from pcmanet.cli.progress import MAXIMUM_NAME_LENGTH, Progress
 
 
 def test_videos_and_time_left(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress("segmenting", 4, 1) as progress:
         progress.finish_video()
-        progress.say("a.mp4: dog 3")
-        progress.say("failed: b.mp4: no sound", failed=True)
+        progress.print("a.mp4: dog 3")
+        progress.print("failed: b.mp4: no audio", failed=True)
     captured = capsys.readouterr()
     assert captured.out == "a.mp4: dog 3\n"
-    assert "failed: b.mp4: no sound\n" in captured.err
+    assert "failed: b.mp4: no audio\n" in captured.err
     assert "segmenting:  50%" in captured.err
     assert "2/4" in captured.err
 
 
-def test_one_video_needs_no_bar_of_videos(capsys: pytest.CaptureFixture):
+def test_single_video_has_no_bar_of_videos(capsys: pytest.CaptureFixture):
     with Progress("segmenting", 1) as progress:
         progress.finish_video()
     assert capsys.readouterr().err == ""
 
 
-def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture):
+def test_log_file_gets_a_line_per_minute(capsys: pytest.CaptureFixture):
     now = [0.0]
     with Progress("segmenting", 10, 2, clock=lambda: now[0]) as progress:
         for _ in range(8):
@@ -44,10 +44,10 @@ def test_stage_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setattr("pcmanet.cli.progress.SECONDS_BEFORE_SHOWN", 0)
     with Progress("segmenting", 1) as progress, progress.stage("x" * 50, 20.0) as advance:
-        for second in (5.0, 4.0, 10.0):  # never back
+        for second in (5.0, 4.0, 10.0):  # never backwards
             advance(second)
     shown = capsys.readouterr().err
-    assert f"...{'x' * (LONGEST_NAME - 3)}: " in shown
+    assert f"...{'x' * (MAXIMUM_NAME_LENGTH - 3)}: " in shown
     assert "of 20 s [" in shown
 
 

@@ -1,4 +1,4 @@
-"""Tests of src/pcmanet/cli/segment.py: the demo in the repository, and from a wheel where no repository is. Tests of src/pcmanet/cli/segment.py: archives in processes that are killed, goes on where they stopped. Tests of src/pcmanet/cli/segment.py: the job on a real Ray cluster of two nodes, and without Ray."""
+"""Tests of src/pcmanet/cli/segment.py: the demo, archives in processes that are killed, and a job on a Ray cluster."""
 
 import json
 import os
@@ -11,21 +11,24 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from command_runs import end_process, finish_process, save_checkpoint, start_process, wait_until, write_clip
 from datasets import load_dataset
 from isolated_python import WITHOUT_EDITABLE_INSTALL
+from PIL import Image
 
+from pcmanet.cli import segment
 from pcmanet.cli.main import main
-from pcmanet.cli.results import SCHEMA, SETTINGS, SHARDS
+from pcmanet.cli.results import SCHEMA, SETTINGS, SHARDS, RecordedResults
 
 
 ROOT = Path(__file__).parents[1]
 FOUND = ["striped-disc", "speckled-heart", "gridded-cross"]
 
 
-def assert_shown(output: Path, printed: str, folder: Path = Path()) -> None:
+def assert_demo_results(output: Path, printed: str, folder: Path = Path()) -> None:
     assert sorted(path.name for path in (folder / output / "demo").iterdir()) == [
         "contact_sheet.png",
         "masks",
@@ -41,12 +44,12 @@ def assert_shown(output: Path, printed: str, folder: Path = Path()) -> None:
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(["demo", "--output", str(tmp_path / "demo_output")]) == 0
-    assert_shown(tmp_path / "demo_output", capsys.readouterr().out)
+    assert_demo_results(tmp_path / "demo_output", capsys.readouterr().out)
 
 
 @pytest.mark.slow
 def test_demo_from_a_wheel(tmp_path: Path):
-    """The wheel unpacked elsewhere, and nothing of the repository within reach."""
+    """The unpacked wheel, without access to the repository."""
     source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
     work.mkdir()
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
@@ -69,28 +72,61 @@ def test_demo_from_a_wheel(tmp_path: Path):
         [sys.executable, "-c", code, str(site)], cwd=work, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert_shown(Path("pcmanet_demo"), done.stdout, work)
+    assert_demo_results(Path("pcmanet_demo"), done.stdout, work)
 
 
-MORE = ("--frames-per-second", "4")  # more work than ten processes do before they are killed
+def recorded(path: Path, *found: tuple[str, ...]) -> RecordedResults:
+    """Write one network frame per argument; every mask covers a quarter of the frame."""
+    mask = Image.fromarray(np.kron([[1, 0], [0, 0]], np.ones((2, 3))).astype(np.uint8) * 255)
+    results = RecordedResults(path / "segments.jsonl")
+    frames = (
+        {"timestamp": float(number), "segments": [{"label": label, "score": 0.5, "mask": mask} for label in labels]}
+        for number, labels in enumerate(found)
+    )
+    results.write(frames, (4, 6))
+    return results
+
+
+def test_summary(tmp_path: Path):
+    results = recorded(tmp_path, ("dog",), (), ("cat", "dog"))
+    assert segment._summary("a.mp4", results) == "a.mp4: dog 2, cat 1 (3 frames)"
+    assert segment._summary("b.mp4", recorded(tmp_path, (), ())) == "b.mp4: no sounding objects (2 frames)"
+
+
+def test_table(tmp_path: Path):
+    assert segment._table(recorded(tmp_path, ("dog", "a very long label"), ())).splitlines() == [
+        " seconds  label              score   area",
+        "    0.00  dog                 0.50  25.0%",
+        "          a very long label   0.50  25.0%",
+        "    1.00  -",
+    ]
+
+
+def test_table_of_a_long_video_is_cut(tmp_path: Path):
+    lines = segment._table(recorded(tmp_path, *[()] * (segment.TABLE_FRAMES + 7))).splitlines()
+    assert len(lines) == segment.TABLE_FRAMES + 2
+    assert lines[-1].strip() == "...  and 7 more frames"
+
+
+MORE = ("--frames-per-second", "4")  # more work than ten runs finish before they are killed
 ORDER = [("video", "ascending"), ("frame", "ascending"), ("label", "ascending")]
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a checkpoint, a folder of clips, two of them bad, and what a run of all gives."""
+    """A working directory with a checkpoint and a folder of clips, two of which cannot be segmented."""
     folder = tmp_path_factory.mktemp("archive")
     save_checkpoint(folder / "model")
     for number in range(6):
         write_clip(folder / "clips" / f"day_{number % 2}" / f"{number}.mp4", seconds=1 + number % 3, seed=number)
     write_clip(folder / "clips" / "silent.mp4", silent=True)
-    (folder / "clips" / "broken.mp4").write_bytes(b"this is no video")
+    (folder / "clips" / "broken.mp4").write_bytes(b"not a video")
     return folder
 
 
 @pytest.fixture
 def here(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory beside the archive."""
+    """An empty working directory with links to the checkpoint and the clips."""
     monkeypatch.chdir(tmp_path)
     for name in ("model", "clips"):
         (tmp_path / name).symlink_to(archive / name)
@@ -102,7 +138,7 @@ def command(*options: str, output: str = "out", videos: str = "clips") -> list[s
 
 
 def rows(folder: Path) -> pyarrow.Table:
-    """All rows of the shards in one order; the folder may hold nothing but them and what goes with them."""
+    """Return all rows of the shards in a fixed order; the folder must contain no temporary files."""
     names = {path.name for path in folder.iterdir()}
     paths = sorted(folder.glob(SHARDS))
     assert names - {path.name for path in paths} == {SETTINGS, "README.md", ".pcmanet.lock"}
@@ -117,7 +153,7 @@ def published(folder: Path) -> int:
 
 
 class TestRows:
-    def test_of_an_archive(self, here: Path, capsys: pytest.CaptureFixture):
+    def test_rows_of_all_videos(self, here: Path, capsys: pytest.CaptureFixture):
         assert main(command()) == 1
         table = rows(here / "out")
         assert table.schema.equals(SCHEMA)
@@ -134,7 +170,7 @@ class TestRows:
         assert "6 of 8 videos segmented" in captured.out
         assert "failed: clips/silent.mp4: " in captured.err
 
-    def test_datasets_reads_them_beside_pictures(self, here: Path):
+    def test_datasets_reads_shards_next_to_images(self, here: Path):
         assert main(command("--overlay", "--contact-sheet", videos="clips/day_0")) == 0
         assert (here / "out" / "2" / "overlay.mp4").is_file()
         found = sorted(path.name for path in (here / "out" / "2").iterdir())
@@ -144,7 +180,7 @@ class TestRows:
         assert set(data["video"]) == {f"clips/day_0/{number}.mp4" for number in (0, 2, 4)}
         assert data[0]["segmentation"]["size"] == [48, 64]
 
-    def test_done_videos_are_left_alone_and_new_ones_added(self, here: Path, capsys: pytest.CaptureFixture):
+    def test_finished_videos_are_skipped_and_new_ones_added(self, here: Path, capsys: pytest.CaptureFixture):
         assert main(command(videos="clips/day_0")) == 0
         (before,) = (here / "out").glob(SHARDS)
         stamp = before.stat().st_mtime_ns
@@ -158,9 +194,9 @@ class TestRows:
         assert "day_1/1.mp4: sounding" in out.out
         assert "day_0/2.mp4: " not in out.out
         assert "2 of 3 videos segmented" in out.out
-        assert "failed: nowhere.mp4: No such media file" in out.err
+        assert "failed: nowhere.mp4: " in out.err
 
-    def test_a_name_that_is_no_text(self, here: Path, capsys: pytest.CaptureFixture):
+    def test_name_that_is_not_utf8(self, here: Path, capsys: pytest.CaptureFixture):
         odd = Path(os.fsdecode(b"odd/caf\xe9"))
         write_clip(here / odd / "clip.mp4", seconds=1)
         write_clip(here / "odd" / "silent \n.mp4", seconds=1, silent=True)
@@ -168,10 +204,10 @@ class TestRows:
             assert main(command(videos="odd")) == 1
             assert "1 of 2 videos segmented" in capsys.readouterr().out
         assert set(rows(here / "out")["video"].to_pylist()) == {"odd/caf\\xe9/clip.mp4", "odd/silent \n.mp4"}
-        assert main(command("--format", "png", output="pictures", videos="odd")) == 1
-        assert (here / "pictures" / "clip" / "masks").is_dir()
+        assert main(command("--format", "png", output="images", videos="odd")) == 1
+        assert (here / "images" / "clip" / "masks").is_dir()
 
-    def test_failed_ones_are_tried_again_on_demand(self, here: Path):
+    def test_retry_failed(self, here: Path):
         (here / "late").mkdir()
         write_clip(here / "late" / "good.mp4", seconds=1)
         (here / "late" / "late.mp4").write_bytes(b"not yet")
@@ -181,7 +217,7 @@ class TestRows:
         assert main(command("--retry-failed", videos="late")) == 0
         assert rows(here / "out")["error"].null_count == rows(here / "out").num_rows
 
-    def test_of_a_data_set(self, here: Path):
+    def test_rows_of_a_data_set(self, here: Path):
         from datasets import Dataset, Features, Value, Video
 
         (here / "data").mkdir()
@@ -192,18 +228,8 @@ class TestRows:
         data.to_parquet(here / "data" / "train.parquet")
         data.cast_column("video", Video(decode=False)).save_to_disk(here / "saved")
         for folder in ("data", "saved"):
-            source = [
-                "segment",
-                "--data-set",
-                folder,
-                "--name-column",
-                "id",
-                "--model",
-                "model",
-                "--format",
-                "parquet",
-            ]
-            assert main([*source, "--output", f"out_{folder}"]) == 0
+            options = ["--name-column", "id", "--model", "model", "--format", "parquet"]
+            assert main(["segment", "--data", folder, *options, "--output", f"out_{folder}"]) == 0
             assert set(rows(here / f"out_{folder}")["video"].to_pylist()) == {"zero", "two"}
         assert main(command("--shard-minutes", "0", output="plain", videos="clips/day_0")) == 0
         wanted = rows(here / "plain").filter(pyarrow.compute.field("video") == "clips/day_0/2.mp4").drop("video")
@@ -215,19 +241,19 @@ class TestRestart:
     def test_other_settings_are_refused(self, here: Path, capsys: pytest.CaptureFixture):
         assert main(command(videos="clips/day_0/0.mp4")) == 0
         assert main(command("--threshold", "0.3", videos="clips/day_0/0.mp4")) == 2
-        assert "out was begun with another threshold" in capsys.readouterr().err
+        assert "threshold is 0.3, was not set" in capsys.readouterr().err
         assert main(command("--threshold", "0.3", "--overwrite", videos="clips/day_1/1.mp4")) == 0
         assert set(rows(here / "out")["video"].to_pylist()) == {"clips/day_1/1.mp4"}
         assert json.loads((here / "out" / SETTINGS).read_text())["settings"]["threshold"] == 0.3
 
-    def test_killed_twice(self, here: Path):
-        """Two kills at moments that a seed chooses; what is there in the end is what one run gives."""
+    def test_two_kills(self, here: Path):
+        """Two kills at random times; the final rows are those of one run."""
         assert main(command(output="whole")) == 1
-        moments = random.Random(7)
+        delays = random.Random(7)
         for kill in (1, 2):
             process = start_process(lambda: main(command("--shard-minutes", "0")), here / "log")
             wait_until(lambda wanted=2 * kill: published(here / "out") >= wanted, process, here / "log")
-            time.sleep(moments.uniform(0, 0.05))
+            time.sleep(delays.uniform(0, 0.05))
             end_process(process)
             assert finish_process(process) == -signal.SIGKILL
         assert finish_process(start_process(lambda: main(command("--shard-minutes", "0")), here / "log")) == 1
@@ -243,14 +269,14 @@ class TestRestart:
         assert "Another pcmanet is writing to out" in capsys.readouterr().err
 
     @pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_interrupted_run_keeps_what_is_whole(self, here: Path, wanted: signal.Signals, code: int):
-        """The rows of whole videos, not yet published, are published then; the message says how to go on."""
+    def test_interrupted_run_keeps_finished_videos(self, here: Path, wanted: signal.Signals, code: int):
+        """Rows of finished videos are published, and the message has the command to resume."""
         log = here / "log"
         process = start_process(lambda: main(command("--shard-minutes", "100")), log)
         wait_until(lambda: log.is_file() and log.read_text().count(" frames)") >= 2, process, log)
         os.kill(process, wanted)
         assert finish_process(process) == code
-        assert "To go on: pcmanet " in log.read_text()
+        assert "To resume: pcmanet " in log.read_text()
         assert "Traceback" not in log.read_text()
         done = rows(here / "out")["video"].to_pylist()
         assert 2 <= len(set(done)) < 8
@@ -260,7 +286,7 @@ class TestRestart:
 
 @pytest.mark.slow
 class TestProcesses:
-    """Processes as torchrun starts them, any of which may be killed."""
+    """Processes of torchrun, any of which can be killed."""
 
     def start(self, processes: int, log: Path) -> subprocess.Popen:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -270,12 +296,12 @@ class TestProcesses:
             return subprocess.Popen([*launcher, *module], stdout=file, stderr=file, env=environment)
 
     def processes(self, launcher: subprocess.Popen) -> list[int]:
-        """The launcher and the processes that it started."""
+        """Return the launcher and the processes that it started."""
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         return [launcher.pid, *map(int, children)]
 
     def wait_for_orphans(self, processes: list[int]) -> None:
-        """What a killed launcher left works on, and no new run may begin; here they are ended too."""
+        """End the processes that a killed launcher left, because no new run can begin while they work."""
         for process in processes:
             if Path(f"/proc/{process}").exists():
                 end_process(process)
@@ -283,18 +309,18 @@ class TestProcesses:
             time.sleep(0.05)
 
     def test_ten_kills(self, here: Path):
-        """Any process, at any moment of the work; the next run has another number of processes."""
+        """Any process at any time; the next run has another number of processes."""
         for copy in range(5):
             shutil.copytree(here / "clips", here / "many" / str(copy))
         assert main([*command(output="whole", videos="many"), *MORE]) == 1
-        moments, log, done = random.Random(11), here / "log", []
+        delays, log, done = random.Random(11), here / "log", []
         for kill in range(10):
             log.write_text("")
             launcher = self.start((2, 1, 3)[kill % 3], log)
             wait_until_started(log, launcher)
-            time.sleep(moments.uniform(0, 1))
+            time.sleep(delays.uniform(0, 1))
             family = self.processes(launcher)
-            end_process(moments.choice(family))
+            end_process(delays.choice(family))
             self.wait_for_orphans(family)
             launcher.wait()
             done.append(published(here / "out"))
@@ -323,63 +349,63 @@ VIDEOS = 9
 
 
 @pytest.fixture
-def here_of_cli_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def ray_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a checkpoint and a folder of clips."""
     monkeypatch.chdir(tmp_path)
     save_checkpoint(tmp_path / "model")
     for number in range(VIDEOS - 1):
         write_clip(tmp_path / "clips" / f"{number}.mp4", seconds=1 + number % 2, seed=number)
-    (tmp_path / "clips" / "broken.mp4").write_bytes(b"this is no video")
+    (tmp_path / "clips" / "broken.mp4").write_bytes(b"not a video")
     return tmp_path
 
 
-def command_of_cli_ray(output: str, *options: str) -> list[str]:
+def ray_command(output: str, *options: str) -> list[str]:
     return ["segment", "clips", "--model", "model", "--output", output, *options]
 
 
-def test_without_ray(here_of_cli_ray: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_without_ray(ray_folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(command_of_cli_ray("out", "--format", "parquet", "--ray", "auto")) == 2
+    assert main(ray_command("out", "--format", "parquet", "--ray", "auto")) == 2
     assert (
-        'error: --ray needs Ray Data, but ray is not installed. Install it with pip install "pcmanet[archive]".'
+        'error: --ray requires Ray Data, but ray is not installed. Install it with pip install "pcmanet[archive]".'
         in (capsys.readouterr().err)
     )
-    assert not (here_of_cli_ray / "out").exists()
+    assert not (ray_folder / "out").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("here_of_cli_ray")
-def test_no_cluster_there(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.usefixtures("ray_folder")
+def test_missing_cluster(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert main(command_of_cli_ray("out", "--format", "parquet", "--ray", "auto")) == 2
-    assert "There is no Ray cluster at auto" in capsys.readouterr().err
+    assert main(ray_command("out", "--format", "parquet", "--ray", "auto")) == 2
+    assert "No Ray cluster found at auto" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_two_nodes(here_of_cli_ray: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    """Two machines of one core each give the rows of one process; after a loss the job goes on; folders work too."""
-    # Read when Ray is imported: its workers are as nice as can be, and would wait for every other test.
+def test_two_nodes(ray_folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Two nodes of one core each give the rows of one process, also after a shard is lost, and folders."""
+    # Ray reads this when it is imported. By default its workers have the lowest priority and wait for every other test.
     monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
-    assert main(command_of_cli_ray("whole", "--format", "parquet")) == 1
+    assert main(ray_command("whole", "--format", "parquet")) == 1
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
         options = ("--format", "parquet", "--ray", cluster.address)
-        assert main(command_of_cli_ray("out", *options)) == 1
-        assert rows(here_of_cli_ray / "out").equals(rows(here_of_cli_ray / "whole"))
-        assert published(here_of_cli_ray / "out") >= 2
+        assert main(ray_command("out", *options)) == 1
+        assert rows(ray_folder / "out").equals(rows(ray_folder / "whole"))
+        assert published(ray_folder / "out") >= 2
         assert "failed: clips/broken.mp4: " in capsys.readouterr().err
 
-        next((here_of_cli_ray / "out").glob(SHARDS)).unlink()
-        assert main(command_of_cli_ray("out", *options)) == 1
-        assert rows(here_of_cli_ray / "out").equals(rows(here_of_cli_ray / "whole"))
+        next((ray_folder / "out").glob(SHARDS)).unlink()
+        assert main(ray_command("out", *options)) == 1
+        assert rows(ray_folder / "out").equals(rows(ray_folder / "whole"))
 
-        assert main(command_of_cli_ray("folders", "--overlay", "--ray", cluster.address, "--ray-workers", "2")) == 1
-        made = sorted(path.name for path in (here_of_cli_ray / "folders").iterdir() if path.is_dir())
+        assert main(ray_command("folders", "--overlay", "--ray", cluster.address, "--ray-workers", "2")) == 1
+        made = sorted(path.name for path in (ray_folder / "folders").iterdir() if path.is_dir())
         assert made == [str(number) for number in range(VIDEOS - 1)]
-        assert (here_of_cli_ray / "folders" / "3" / "overlay.mp4").is_file()
+        assert (ray_folder / "folders" / "3" / "overlay.mp4").is_file()
     finally:
         import ray
 
