@@ -55,10 +55,11 @@ def adjust_colors(clip: ClipArrays, brightness: float, contrast: float, saturati
 
 def amplify(clip: ClipArrays, decibels: float) -> ClipArrays:
     """Change the loudness by a gain in decibels, which is reduced where the audio would exceed full scale."""
-    peak = float(np.abs(clip.waveform).max())
+    waveform = _require_waveform(clip)
+    peak = float(np.abs(waveform).max())
     gain = 10 ** (decibels / 20)
     gain = min(gain, max(1.0, 1 / peak)) if peak else gain
-    return _with_audio(clip, clip.waveform * np.float32(gain))
+    return _with_audio(clip, waveform * np.float32(gain))
 
 
 def mix_audio(clip: ClipArrays, other: ClipArrays, decibels: float) -> ClipArrays:
@@ -72,11 +73,11 @@ def mix_audio(clip: ClipArrays, other: ClipArrays, decibels: float) -> ClipArray
     Returns:
         The clip with the mixed audio; unchanged if one of both is silent.
     """
-    added = _fit(other, clip)
-    loudness, other_loudness = _loudness(clip.waveform), _loudness(added)
+    waveform, added = _require_waveform(clip), _fit(other, clip)
+    loudness, other_loudness = _loudness(waveform), _loudness(added)
     if min(loudness, other_loudness) < SILENCE:
         return clip
-    return _with_audio(clip, clip.waveform + added * np.float32(loudness / other_loudness * 10 ** (decibels / 20)))
+    return _with_audio(clip, waveform + added * np.float32(loudness / other_loudness * 10 ** (decibels / 20)))
 
 
 def replace_audio(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
@@ -106,6 +107,13 @@ def has_unrelated_audio(other: ClipArrays, clip: ClipArrays) -> bool:
     return have_disjoint_objects(other.objects, clip.objects)
 
 
+def _require_waveform(clip: ClipArrays) -> np.ndarray:
+    """Return the waveform; raise ValueError if the clip has none."""
+    if clip.waveform is None:
+        raise ValueError(f"Clip {clip.name!r} has features but no audio. Set loudness, mixing and replacement to 0.")
+    return clip.waveform
+
+
 def _with_audio(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
     """Replace the waveform and remove the features, which belong to the original audio."""
     return replace(clip, waveform=waveform, log_mel=None)
@@ -113,7 +121,7 @@ def _with_audio(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
 
 def _fit(other: ClipArrays, clip: ClipArrays) -> np.ndarray:
     """Return the audio of one clip in mono, repeated or cropped to the length of another: float32 (1, samples)."""
-    return np.resize(other.waveform.mean(axis=0), (1, clip.waveform.shape[-1]))
+    return np.resize(_require_waveform(other).mean(axis=0), (1, _require_waveform(clip).shape[-1]))
 
 
 def _loudness(waveform: np.ndarray) -> float:
@@ -206,7 +214,8 @@ class Augmentation:
         if generator.uniform() < self.flips:
             clip = flip(clip)
         if generator.uniform() < self.crops:
-            clip = crop(clip, *self._draw_window(*clip.frames.shape[1:3], generator))
+            height, width = clip.frames.shape[1:3]
+            clip = crop(clip, *self._draw_window(height, width, generator))
         if generator.uniform() < self.photometric:
             clip = adjust_colors(clip, *generator.uniform(1 - self.color_strength, 1 + self.color_strength, 3))
         return clip
@@ -228,12 +237,13 @@ class Augmentation:
         self, clip: ClipArrays, other: ClipArrays | None, generator: np.random.Generator
     ) -> np.ndarray:
         """Draw audio that belongs to no visible object, as long as the clip's: float32 (1, samples)."""
+        samples = _require_waveform(clip).shape[-1]
         kind = self.replacements[generator.integers(len(self.replacements))]
         if kind == "noise":
-            return render_noise(generator, clip.waveform.shape[-1])[None]
+            return render_noise(generator, samples)[None]
         if kind == "other" and other is not None:
             return _fit(other, clip)
-        return np.zeros((1, clip.waveform.shape[-1]), dtype=np.float32)
+        return np.zeros((1, samples), dtype=np.float32)
 
     def _draw_window(self, height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
         """Draw top, left, height and width of a crop; the complete frame if no draw fits into it."""

@@ -3,14 +3,16 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from modeling_pcmanet.audio_pcmanet import AudioBuffer
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
 from pcmanet.dataset_scripts.sounding_shapes import SAMPLING_RATE, SyntheticClip
@@ -78,8 +80,9 @@ class ClipCollator:
         if self.augmentation is not None:
             arrays = self.augmentation(arrays, np.random.default_rng(int(torch.randint(2**63 - 1, ()))))
         audio = [_crop_audio(clip) for clip in arrays]
+        process = cast(Callable[..., BatchFeature], self.processor)  # of PCMANetProcessor
         try:
-            batch = self.processor(
+            batch = process(
                 videos=[clip.frames for clip in arrays],
                 audio=[waveform for waveform, _ in audio],
                 sampling_rate=[rate for _, rate in audio],
@@ -121,7 +124,7 @@ CACHE_VERSION = 1  # of the computed features; a higher version makes all earlie
 
 
 class LogMelCache:
-    """Feature extractor that computes the features of an audio clip once and reads them afterwards.
+    """Feature extractor that computes the features of a clip once and reads them afterwards.
 
     Several processes may share a folder. A file appears when it is complete; a damaged file is written again.
 
@@ -140,46 +143,53 @@ class LogMelCache:
         """Names of the features."""
         return self.extractor.model_input_names
 
-    def __call__(
-        self, audio: Any, sampling_rate: int | None = None, *, return_tensors: str | None = None, **options: Any
-    ) -> BatchFeature:
-        """Return the features of one audio clip.
+    @property
+    def sampling_rate(self) -> int:
+        """Sampling rate of the features, in hertz."""
+        return self.extractor.sampling_rate
+
+    def audio_patches(
+        self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer, audio_alignment: str
+    ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+        """Add its patch to each frame of a clip, as the extractor does.
 
         Args:
-            audio: One clip, as the extractor accepts it.
-            sampling_rate: Of the audio, in hertz.
-            return_tensors: As for the extractor.
-            **options: Other options of the extractor.
+            frames: Tuples that begin with a timestamp in seconds since the start of the audio. All of them are read first.
+            audio: The audio of the clip.
+            audio_alignment: As for the extractor.
 
-        Returns:
-            `input_features` (frames, 1, 96, 64), float32.
+        Yields:
+            Each frame with its log-mel patch, float32 (1, 96, 64).
 
         Raises:
             ValueError: As the extractor.
         """
-        path = self._path(audio, sampling_rate, options)
+        frames = list(frames)
+        audio.reaches(sys.maxsize)
+        samples = audio.cut(0, audio.length).numpy()
+        path = self._path(samples, [frame[0] for frame in frames], audio_alignment)
         features = _read_features(path)
         if features is None:
-            features = np.asarray(self.extractor(audio, sampling_rate, **options)["input_features"], dtype=np.float32)
+            patches = [patch.numpy() for _, patch in self.extractor.audio_patches(frames, audio, audio_alignment)]
+            features = np.stack(patches)
             path.parent.mkdir(exist_ok=True)
             with atomic_file(path, durable=False) as temporary:
                 np.save(temporary, features, allow_pickle=False)
-        return BatchFeature({"input_features": features}, tensor_type=return_tensors)
+        yield from zip(frames, torch.from_numpy(features), strict=True)
 
-    def _path(self, audio: Any, sampling_rate: int | None, options: dict[str, Any]) -> Path:
-        """Return the file of an audio clip, named after a hash of samples and settings."""
-        samples = np.ascontiguousarray(audio)
+    def _path(self, samples: np.ndarray, timestamps: Sequence[float], audio_alignment: str) -> Path:
+        """Return the file of a clip, named after a hash of samples and settings."""
         settings = {
             "version": CACHE_VERSION,
             "extractor": self.extractor.to_dict(),
-            "sampling_rate": sampling_rate,
             "samples": [samples.dtype.str, samples.shape],
-            "options": options,
+            "timestamps": timestamps,
+            "audio_alignment": audio_alignment,
         }
         digest = hashlib.sha256(
             json.dumps(settings, sort_keys=True, default=lambda value: np.asarray(value).tolist()).encode()
         )
-        digest.update(samples)
+        digest.update(np.ascontiguousarray(samples).data)
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name}.npy"
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet.audio_pcmanet import AudioBuffer
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.collation import ClipCollator, LogMelCache
@@ -18,6 +19,16 @@ from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 
 
 WAVEFORM = np.random.default_rng(0).uniform(-0.5, 0.5, 80000)
+SECONDS = tuple(np.arange(5) + 0.9375)
+
+
+def compute(extractor, waveform=WAVEFORM, timestamps=SECONDS, audio_alignment="consecutive"):
+    """Return the features of a clip, float32 (frames, 1, 96, 64)."""
+    frames = [(timestamp,) for timestamp in timestamps]
+    patches = extractor.audio_patches(
+        frames, AudioBuffer([(waveform, 16000)], extractor.sampling_rate), audio_alignment
+    )
+    return np.stack([patch.numpy() for _, patch in patches])
 
 
 def cached_files(folder):
@@ -25,43 +36,41 @@ def cached_files(folder):
 
 
 def test_features_are_those_of_the_extractor_and_written_once(tmp_path):
-    extractor = PCMANetFeatureExtractor()
-    cache = LogMelCache(extractor, tmp_path / "cache")
-    expected = extractor(WAVEFORM, 16000, num_frames=5)["input_features"]
+    cache = LogMelCache(PCMANetFeatureExtractor(), tmp_path / "cache")
+    expected = PCMANetFeatureExtractor()(WAVEFORM, 16000, num_frames=5)["input_features"]
     for _ in range(2):
-        np.testing.assert_array_equal(cache(WAVEFORM, 16000, num_frames=5)["input_features"], expected)
+        np.testing.assert_array_equal(compute(cache), expected)
     assert len(cached_files(tmp_path)) == 1
-    other = LogMelCache(PCMANetFeatureExtractor(), tmp_path / "cache")
-    assert other(WAVEFORM, 16000, num_frames=5, return_tensors="pt")["input_features"].shape == (5, 1, 96, 64)
+    assert compute(LogMelCache(PCMANetFeatureExtractor(), tmp_path / "cache")).shape == (5, 1, 96, 64)
     assert len(cached_files(tmp_path)) == 1 and cache.model_input_names == ["input_features"]
 
 
 @pytest.mark.parametrize(
-    ("waveform", "extractor", "options"),
+    ("extractor", "clip"),
     [
-        (WAVEFORM * 0.5, {}, {"num_frames": 5}),
-        (WAVEFORM.astype(np.float32), {}, {"num_frames": 5}),
-        (WAVEFORM, {"log_offset": 0.02}, {"num_frames": 5}),
-        (WAVEFORM, {"short_clip": "zeros"}, {"num_frames": 5}),
-        (WAVEFORM, {}, {"num_frames": 4}),
-        (WAVEFORM, {}, {"timestamps": np.arange(5) + 0.5, "audio_alignment": "center"}),
+        ({}, {"waveform": WAVEFORM * 0.5}),
+        ({}, {"waveform": WAVEFORM[:64000]}),
+        ({"log_offset": 0.02}, {}),
+        ({"short_clip": "zeros"}, {}),
+        ({}, {"timestamps": SECONDS[:4]}),
+        ({}, {"timestamps": np.arange(5) + 0.5, "audio_alignment": "center"}),
+        ({}, {"audio_alignment": "end"}),
     ],
 )
-def test_other_audio_and_settings_give_other_features(tmp_path, waveform, extractor, options):
-    LogMelCache(PCMANetFeatureExtractor(), tmp_path)(WAVEFORM, 16000, num_frames=5)
+def test_other_audio_and_settings_give_other_features(tmp_path, extractor, clip):
+    compute(LogMelCache(PCMANetFeatureExtractor(), tmp_path))
     changed = PCMANetFeatureExtractor(**extractor)
-    features = LogMelCache(changed, tmp_path)(waveform, 16000, **options)["input_features"]
-    np.testing.assert_array_equal(features, changed(waveform, 16000, **options)["input_features"])
+    np.testing.assert_array_equal(compute(LogMelCache(changed, tmp_path), **clip), compute(changed, **clip))
     assert len(cached_files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00broken", b"\x80\x04K\x01."])
 def test_a_damaged_file_is_written_again(tmp_path, content):
     cache = LogMelCache(PCMANetFeatureExtractor(), tmp_path)
-    expected = cache(WAVEFORM, 16000, num_frames=5)["input_features"]
+    expected = compute(cache)
     (path,) = cached_files(tmp_path)
     path.write_bytes(content)
-    np.testing.assert_array_equal(cache(WAVEFORM, 16000, num_frames=5)["input_features"], expected)
+    np.testing.assert_array_equal(compute(cache), expected)
     np.testing.assert_array_equal(np.load(path), expected)
 
 
@@ -169,7 +178,7 @@ def test_the_cache_gives_the_same_features_without_computing_them_again(processo
     cached = ClipCollator(processor, binary=False, augmentation=None, log_mel_cache=tmp_path / "log_mel")
     assert torch.equal(cached(rows)["input_features"], expected["input_features"])
     assert len(list((tmp_path / "log_mel").rglob("*.npy"))) == 3
-    monkeypatch.setattr(PCMANetFeatureExtractor, "__call__", None)
+    monkeypatch.setattr(PCMANetFeatureExtractor, "log_mel_patches", None)
     assert torch.equal(cached(rows)["input_features"], expected["input_features"])
 
 

@@ -16,7 +16,7 @@ rows.py documents the columns.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -148,11 +148,11 @@ def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
 def _load(builder: "AVSBench", split: str, streaming: bool, num_proc: int | None) -> Dataset | IterableDataset:
     """Stream a split, or prepare it once and load it."""
     if streaming:
-        return builder.as_streaming_dataset(split=split)
+        return cast(IterableDataset, builder.as_streaming_dataset(split=split))
     builder.download_and_prepare(num_proc=num_proc)
-    if not builder.info.splits[split].num_examples:
+    if not cast(datasets.SplitDict, builder.info.splits)[split].num_examples:
         raise ValueError(f"All clips of split {split!r} have problems. List them with `check`.")
-    return builder.as_dataset(split=split)
+    return cast(Dataset, builder.as_dataset(split=split))
 
 
 @dataclass
@@ -177,6 +177,8 @@ class AVSBenchConfig(datasets.BuilderConfig):
 class AVSBench(datasets.GeneratorBasedBuilder):
     """Builder of one split of one data set; use it through `load_avsbench`."""
 
+    config: AVSBenchConfig
+
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = AVSBenchConfig
     DEFAULT_WRITER_BATCH_SIZE = 8  # a clip is about a megabyte
@@ -191,7 +193,7 @@ class AVSBench(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         config = self.config
-        tree = find_clips(config.data_dir, config.name, config.settings)
+        tree = find_clips(str(config.data_dir), config.name, config.settings)
         clips = [clip for clip in tree.clips if clip.split == config.split]
         if config.on_error == "skip":
             clips = [clip for clip in clips if not inspect_files([clip], config.settings)]

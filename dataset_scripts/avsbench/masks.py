@@ -43,7 +43,8 @@ def voc_palette(count: int = NUM_CLASSES) -> np.ndarray:
     """
     index = np.arange(count)[:, None]
     channel = np.arange(3)
-    return sum(((index >> (3 * k + channel)) & 1) << (7 - k) for k in range(3)).astype(np.uint8)
+    bits = [((index >> (3 * k + channel)) & 1) << (7 - k) for k in range(3)]
+    return np.sum(bits, axis=0).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, read_media
 
-from .layouts import SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles, Problem, ProblemCollector
+from .layouts import SECONDS_OF_SUBSET, AVSBenchError, Clip, ClipFiles, CustomClipFiles, Problem, ProblemCollector
 from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error
 
 
@@ -432,10 +432,12 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
     media = collector.run(partial(read_media, frames_per_second=settings.frames_per_second), clip.audio)
     encoding = ("indexes", clip.num_classes) if clip.num_classes else ("binary",)
     masks = {number: collector.run(_read_mask, path, *encoding) for number, path in clip.mask_files.items()}
-    if media is not None:
-        for number, path in clip.mask_files.items():
-            collector.run(_check_mask, path, int(number), masks[number], media)
+    if media is None:
+        raise AVSBenchError(collector.problems)
+    for number, path in clip.mask_files.items():
+        collector.run(_check_mask, path, int(number), masks[number], media)
     collector.finish()
+    audio = encode_wav(cast(np.ndarray, media.waveform), cast(int, media.sampling_rate))
     return _make_row(
         clip.id,
         "folder",
@@ -444,7 +446,7 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
         ],
         timestamps=media.timestamps,
         masks=[masks.get(str(number)) for number in range(len(media.frames))],
-        audio={"path": f"{Path(clip.audio).stem}.wav", "bytes": encode_wav(media.waveform, media.sampling_rate)},
+        audio={"path": f"{Path(clip.audio).stem}.wav", "bytes": audio},
         objects=clip.objects,
     )
 

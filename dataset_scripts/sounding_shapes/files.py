@@ -198,7 +198,7 @@ def _write_semantic_images(clip: SyntheticClip, folder: Path) -> None:
 
 def _save_image(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
+    Image.fromarray(pixels).save(path, quality=95)  # png ignores the quality
 
 
 def _write_audio(clip: SyntheticClip, path: Path) -> None:

@@ -260,7 +260,7 @@ class Scene:
     objects: tuple[ShapeObject, ...] = ()
 
     @classmethod
-    def draw(cls, generator: np.random.Generator, aspect: float, timestamps: Sequence[float]) -> Self:
+    def draw(cls, generator: np.random.Generator, aspect: float, timestamps: Sequence[float] | np.ndarray) -> Self:
         """Draw 2 to 4 objects of different classes, each of them visible enough at every given time.
 
         Args:

@@ -85,7 +85,8 @@ def _buzz(voice: Voice, time: np.ndarray) -> np.ndarray:
     """Steady reed-like tone of 260 to 340 Hz with seven harmonics."""
     pitch = voice.between(260.0, 340.0, voice.pitch)
     slope = 0.3 + 0.4 * voice.timbre
-    return sum(_sine(k * pitch, time + np.float32(0.37 * k)) * np.float32(k**-slope) for k in range(1, 8))
+    harmonics = (_sine(k * pitch, time + np.float32(0.37 * k)) * np.float32(k**-slope) for k in range(1, 8))
+    return sum(harmonics, np.zeros_like(time))
 
 
 def _knock(voice: Voice, time: np.ndarray) -> np.ndarray:
@@ -219,7 +220,9 @@ def render_source(label: int, voice: Voice, seconds: np.ndarray) -> np.ndarray:
 # Mixtures
 
 
-def render_mixture(generator: np.random.Generator, labels: Sequence[int], sounding: np.ndarray) -> np.ndarray:
+def render_mixture(
+    generator: np.random.Generator, labels: Sequence[int] | np.ndarray, sounding: np.ndarray
+) -> np.ndarray:
     """Render several sources in a room.
 
     Args:
