@@ -300,7 +300,8 @@ class PCMANetConfig(PreTrainedConfig):
     def validate_labels(self) -> None:
         """Raise if the number of labels is not positive."""
         _require(
-            self.num_labels > 0, f"`num_labels`, the length of `id2label`, must be positive, got {self.num_labels}."
+            (self.num_labels or 0) > 0,
+            f"`num_labels`, the length of `id2label`, must be positive, got {self.num_labels}.",
         )
 
     def validate_backbone(self) -> None:

@@ -1,4 +1,4 @@
-"""A finished folder onto the Hugging Face Hub; a failure leaves the folder and names the command that pushes it again."""
+"""Upload finished folders to the Hugging Face Hub; an error names the command that uploads the folder again."""
 
 import shlex
 import time
@@ -16,35 +16,35 @@ Result = TypeVar("Result")
 
 WAITS = (1.0, 4.0, 16.0)  # seconds before the second, third and fourth attempt
 
-# Timeout, two states of "somebody else was writing", too early, too many: all over soon, as are the server's own errors.
-PASSING_STATUSES = frozenset({408, 409, 412, 425, 429})
-# Of these another attempt is sure to fail as well.
-LASTING = (ValueError, FileNotFoundError, PermissionError, LocalTokenNotFoundError, OfflineModeIsEnabled)
-REMEDIES = {
-    401: "the token is missing, wrong or expired; `hf auth login` takes a new one (HF_TOKEN goes before it)",
-    403: "the token may not write there; give one that may write, of an account that owns or shares the repository",
-    404: "there is no such repository for this token; look at the name and at the account of the token",
+# Timeout, two kinds of concurrent writes, too early, too many requests. Server errors are temporary as well.
+_TEMPORARY_STATUSES = frozenset({408, 409, 412, 425, 429})
+# Errors that another attempt cannot fix.
+_PERMANENT_ERRORS = (ValueError, FileNotFoundError, PermissionError, LocalTokenNotFoundError, OfflineModeIsEnabled)
+_REMEDIES = {
+    401: "the token is missing, wrong or expired; log in with `hf auth login` (HF_TOKEN takes precedence)",
+    403: "the token has no write access to the repository; use a token with write access of an account that may write there",
+    404: "the repository was not found with this token; check the name and the account of the token",
 }
 
 
 class HubUploadError(OSError):
-    """What was to be pushed is safe on disk, the Hub did not take it; the message says why and what to do."""
+    """An upload that failed while the files are safe on disk; the message has the reason and the remedy."""
 
 
 def push_command(
     folder: Path, repository: str, *, repo_type: str = "model", private: bool = False, exclude: Sequence[str] = ()
 ) -> str:
-    """Write the command of huggingface_hub that uploads a folder, whatever happened before.
+    """Return the command of huggingface_hub that uploads a folder, also after an interrupted upload.
 
     Args:
-        folder: As for `upload_folder`, like all others.
-        repository: See there.
-        repo_type: See there.
-        private: See there.
-        exclude: See there.
+        folder: See [`upload_folder`].
+        repository: See [`upload_folder`].
+        repo_type: See [`upload_folder`].
+        private: See [`upload_folder`].
+        exclude: See [`upload_folder`].
 
     Returns:
-        A line for the shell.
+        A shell command.
 
     Example:
         >>> push_command(Path("runs/my model"), "me/model", private=True)
@@ -63,26 +63,26 @@ def push_command(
 def create_repository(
     repository: str, *, repo_type: str = "model", private: bool = False, waits: Sequence[float] = WAITS
 ) -> None:
-    """Make a repository if there is none; before a long run, this shows whether name and token are good.
+    """Create a repository unless it exists. Before a long run, this checks the name and the token.
 
     Args:
-        repository: As `"owner/name"`.
+        repository: Repository id, `"owner/name"`.
         repo_type: `"model"`, `"dataset"` or `"space"`.
-        private: Whether a new repository is private; one that exists stays as it is.
+        private: Whether a new repository is private; an existing one is not changed.
         waits: Seconds before each further attempt.
 
     Raises:
-        HubUploadError: The Hub refuses it or cannot be reached.
-        ValueError: The name is none of a repository.
+        HubUploadError: If the Hub refuses the request or cannot be reached.
+        ValueError: If the repository id is not valid.
     """
 
     def create() -> None:
         HfApi().create_repo(repository, repo_type=repo_type, private=private or None, exist_ok=True)
 
     try:
-        _persist(create, repository, waits)
+        _retry(create, repository, waits)
     except HubUploadError as error:
-        raise HubUploadError(f"{repository} on the Hub cannot be made or used: {error}.") from error.__cause__
+        raise HubUploadError(f"Repository {repository} cannot be created or accessed: {error}.") from error.__cause__
 
 
 def upload_folder(
@@ -95,27 +95,26 @@ def upload_folder(
     exclude: Sequence[str] = (),
     waits: Sequence[float] = WAITS,
 ) -> str:
-    """Upload a folder to a repository, which is made if there is none, again and again if that may help.
+    """Upload a folder to a repository, which is created unless it exists, and retry after temporary errors.
 
-    Everything that is to be on the Hub must lie in the folder before. What is there already is not sent twice, so an
-    upload that was interrupted goes on.
+    Files that are on the Hub already are not sent again, so that a second call resumes an interrupted upload.
 
     Args:
-        folder: What to upload; nothing in it is changed.
-        repository: As `"owner/name"`.
+        folder: Folder to upload; it is not modified.
+        repository: Repository id, `"owner/name"`.
         message: Title of the commit.
         repo_type: `"model"`, `"dataset"` or `"space"`.
-        private: Whether a new repository is private; one that exists stays as it is.
-        exclude: Patterns of files that stay here.
+        private: Whether a new repository is private; an existing one is not changed.
+        exclude: Patterns of files that are not uploaded.
         waits: Seconds before each further attempt.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
-        HubUploadError: All attempts failed, or more would not help: a wrong token, a repository of somebody else. The
-            message names the folder and the command that uploads it.
-        ValueError: The name is none of a repository.
+        HubUploadError: If all attempts fail, or the error is permanent, such as a wrong token or a repository without write
+            access. The message names the folder and the command that uploads it.
+        ValueError: If the repository id is not valid.
     """
 
     def upload() -> str:
@@ -131,47 +130,47 @@ def upload_folder(
         return commit.commit_url
 
     try:
-        return _persist(upload, repository, waits)
+        return _retry(upload, repository, waits)
     except HubUploadError as error:
         command = push_command(folder, repository, repo_type=repo_type, private=private, exclude=exclude)
         raise HubUploadError(
-            f"The upload to {repository} failed: {error}.\nNothing is lost: all of it is in {folder}. Push it again with\n\n"
+            f"The upload to {repository} failed: {error}.\nNo files are lost: they are in {folder}. Upload them with\n\n"
             f"    {command}\n"
         ) from error.__cause__
 
 
-def _persist(work: Callable[[], Result], repository: str, waits: Sequence[float]) -> Result:
-    """Do what may fail for a while, with growing waits; raise HubUploadError with the reason when it keeps failing."""
+def _retry(request: Callable[[], Result], repository: str, waits: Sequence[float]) -> Result:
+    """Send a request again after temporary errors, with growing waits; raise HubUploadError if it keeps failing."""
     remaining = iter(waits)
     while True:
         try:
-            return work()
+            return request()
         except HFValidationError:
             raise
-        # Below lie HTTP, TLS, the disk and a second upload protocol (Xet), each with errors of its own; whichever it
-        # is, the user has to hear where the result lies.
+        # HTTP, TLS, the disk and a second upload protocol (Xet) raise different errors. For each of them the message must
+        # name the folder.
         except Exception as error:
             reason, wait = _explain(error), next(remaining, None)
-            if wait is None or not _may_pass(error):
+            if wait is None or not _is_temporary(error):
                 raise HubUploadError(reason) from error
-            logger.warning(f"{repository}: {reason}; trying again in {wait:g} s")
+            logger.warning(f"{repository}: {reason}; retrying in {wait:g} s")
             time.sleep(wait)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Tell whether another attempt may go better."""
+def _is_temporary(error: Exception) -> bool:
+    """Whether another attempt may succeed."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        return status in PASSING_STATUSES or status >= 500
-    return not isinstance(error, LASTING)
+        return status in _TEMPORARY_STATUSES or status >= 500
+    return not isinstance(error, _PERMANENT_ERRORS)
 
 
 def _explain(error: Exception) -> str:
-    """Say on one line what went wrong and, where it is known, what helps."""
+    """Return the reason of an error on one line, with the remedy if it is known."""
     if isinstance(error, LocalTokenNotFoundError):
-        return REMEDIES[401]
+        return _REMEDIES[401]
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if not isinstance(error, HfHubHTTPError):
         return text
     status = error.response.status_code
-    return f"status {status}, {REMEDIES.get(status, text)}"
+    return f"status {status}, {_REMEDIES.get(status, text)}"

@@ -25,7 +25,7 @@ The file goes from the model to its parts: model, decoder stage, visual backbone
 import copy
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
@@ -65,21 +65,22 @@ class OptimizedPCMANet(nn.Module):
     def __init__(self, network: "PCMANetModel", dtype: torch.dtype, audio_dtype: torch.dtype):
         super().__init__()
         self.config = copy.deepcopy(network.config)
-        self.backbone = optimize_backbone(network.backbone)
+        self.backbone = _optimize_backbone(network.backbone)
         self.audio_encoder = copy.deepcopy(network.audio_encoder)
         self.audio_projection = copy.deepcopy(network.audio_projection)
+        blocks: Any = zip(network.neck, network.stages, strict=True)  # nn.ModuleList has no item types
         self.stages = nn.ModuleList(
             OptimizedDecoderStage(neck, stage, is_finest=index == NUM_STAGES - 1)
-            for index, (neck, stage) in enumerate(zip(network.neck, network.stages, strict=True))
+            for index, (neck, stage) in enumerate(blocks)
         )
         self.confidence_masking = copy.deepcopy(network.confidence_masking)
-        self.requires_grad_(False).to(dtype, memory_format=torch.channels_last)
-        self.audio_encoder.to(audio_dtype)
+        self.requires_grad_(False).to(dtype).to(memory_format=torch.channels_last)
+        nn.Module.to(self.audio_encoder, audio_dtype)
         super().train(False)
         for module in self.modules():
             # Winograd weights, four times the size of the weights themselves, are of no use in half precision or on a GPU.
-            if (dtype.itemsize < 4 or self.device.type != "cpu") and hasattr(module, "transformed_weight"):
-                module.transformed_weight = None
+            if (dtype.itemsize < 4 or self.device.type != "cpu") and isinstance(module, FoldedConvolution):
+                module.register_buffer("transformed_weight", None, persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -134,12 +135,13 @@ class OptimizedPCMANet(nn.Module):
             ValueError: If a shape is wrong, not exactly one of the two audio inputs is given, or the early-exit threshold
                 is out of range or not supported here.
         """
-        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config.audio_config)
+        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.audio_encoder.config)
         if early_exit_threshold is not None:
             self._check_early_exit(early_exit_threshold)
         embeddings = self._embed_audio(input_features, audio_embeds, frame_mask)
         segment = self._segment_clip_by_clip if self._runs_clip_by_clip(pixel_values) else self._segment
-        return segment(pixel_values, embeddings, frame_mask, early_exit_threshold)
+        logits, masks, stages_used = segment(pixel_values, embeddings, frame_mask, early_exit_threshold)
+        return PCMANetOutput(logits=logits, confidence_masks=masks, stages_used=stages_used)
 
     def _check_early_exit(self, threshold: float) -> None:
         """Raise a ValueError if frames cannot leave the decoder early."""
@@ -166,8 +168,9 @@ class OptimizedPCMANet(nn.Module):
 
     def _layout(self, clips: torch.Tensor, frame_mask: torch.Tensor | None) -> ClipLayout:
         """Return the layout of the computed frames of (batch, frames, ...)."""
-        excluded = frame_mask is not None and self.config.padded_frames == "excluded"
-        return ClipLayout(*clips.shape[:2], frame_mask.bool() if excluded else None)
+        batch, frames = clips.shape[:2]
+        is_excluding = self.config.padded_frames == "excluded"
+        return ClipLayout(batch, frames, frame_mask.bool() if frame_mask is not None and is_excluding else None)
 
     def _embed_audio(
         self, input_features: torch.Tensor | None, audio_embeds: torch.Tensor | None, frame_mask: torch.Tensor | None
@@ -175,6 +178,7 @@ class OptimizedPCMANet(nn.Module):
         """Return the audio embeddings (batch, frames, embedding_size)."""
         if audio_embeds is not None:
             return audio_embeds.to(self.dtype)
+        input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
         # All frames of all clips at once: for the few of a single clip VGGish would spend its time on reading weights.
         layout = self._layout(input_features, frame_mask)
         patches = layout.to_frames(input_features).to(self.audio_encoder.dtype)
@@ -186,24 +190,25 @@ class OptimizedPCMANet(nn.Module):
         embeddings: torch.Tensor,
         frame_mask: torch.Tensor | None,
         early_exit_threshold: float | None,
-    ) -> PCMANetOutput:
-        """Compute one clip after the other."""
-        logits, masks, stages_used = None, [], []
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """Compute one clip after the other; see `_segment`."""
+        logits = torch.empty(0)
+        masks, stages_used = [], []
         for index in range(len(pixel_values)):
             clip = slice(index, index + 1)
             clip_mask = None if frame_mask is None else frame_mask[clip]
-            output = self._segment(pixel_values[clip], embeddings[clip], clip_mask, early_exit_threshold)
-            if logits is None:
+            clip_logits, clip_masks, clip_stages = self._segment(
+                pixel_values[clip], embeddings[clip], clip_mask, early_exit_threshold
+            )
+            if index == 0:
                 # The largest tensor of all with many classes: filled in place, not concatenated at the end.
-                logits = output.logits.new_empty(len(pixel_values), *output.logits.shape[1:])
-            logits[clip] = output.logits
-            masks.append(output.confidence_masks)
-            stages_used.append(output.stages_used)
-        return PCMANetOutput(
-            logits=logits,
-            confidence_masks=tuple(torch.cat(stage) for stage in zip(*masks, strict=True)),
-            stages_used=None if early_exit_threshold is None else torch.cat(stages_used),
-        )
+                logits = clip_logits.new_empty(len(pixel_values), *clip_logits.shape[1:])
+            logits[clip] = clip_logits
+            masks.append(clip_masks)
+            if clip_stages is not None:
+                stages_used.append(clip_stages)
+        joined = tuple(torch.cat(stage) for stage in zip(*masks, strict=True))
+        return logits, joined, torch.cat(stages_used) if stages_used else None
 
     def _segment(
         self,
@@ -211,8 +216,8 @@ class OptimizedPCMANet(nn.Module):
         embeddings: torch.Tensor,
         frame_mask: torch.Tensor | None,
         early_exit_threshold: float | None,
-    ) -> PCMANetOutput:
-        """Compute all clips at once."""
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """Compute all clips at once; return logits, confidence masks and, with early exit, the stages used."""
         layout = self._layout(pixel_values, frame_mask)
         pixels = layout.to_frames(pixel_values).to(self.dtype).contiguous(memory_format=torch.channels_last)
         embeddings, zeroing = layout.to_frames(embeddings), None
@@ -228,11 +233,8 @@ class OptimizedPCMANet(nn.Module):
             logits, masks, stages_used = self._decode_with_early_exit(
                 maps, audio, layout, zeroing, size, early_exit_threshold
             )
-        return PCMANetOutput(
-            logits=layout.to_clips(logits),
-            confidence_masks=tuple(layout.to_clips(mask) for mask in masks),
-            stages_used=None if stages_used is None else layout.to_clips(stages_used),
-        )
+        clip_masks = tuple(layout.to_clips(mask) for mask in masks)
+        return layout.to_clips(logits), clip_masks, None if stages_used is None else layout.to_clips(stages_used)
 
     def _decode(
         self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout, zeroing: torch.Tensor | None
@@ -240,14 +242,14 @@ class OptimizedPCMANet(nn.Module):
         """Run the stages coarse to fine; return the finest logits and the three confidence masks."""
         logits = fused = uncertain = None
         audio_token = audio
-        masks = []
+        masks: list[torch.Tensor] = []
         for stage in self.stages:
             # Popped from the list, so that each feature map is freed after its stage.
             fused, logits, audio_token = stage(maps.pop(), audio, audio_token, fused, uncertain, layout, zeroing)
             if not stage.is_finest:
                 uncertain = self.confidence_masking(logits, uncertain)
                 masks.append(uncertain)
-        return logits, masks
+        return cast(torch.Tensor, logits), masks
 
     def _decode_with_early_exit(
         self,
@@ -255,7 +257,7 @@ class OptimizedPCMANet(nn.Module):
         audio: torch.Tensor,
         layout: ClipLayout,
         zeroing: torch.Tensor | None,
-        size: tuple[int, int],
+        size: tuple[int, ...],
         threshold: float,
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Run the stages as `_decode` does, each frame only until few enough of its pixels are uncertain.
@@ -266,7 +268,7 @@ class OptimizedPCMANet(nn.Module):
             The logits at the input size, the three confidence masks, and the number of stages of each frame.
         """
         masks = [audio.new_zeros(len(audio), *coarser.shape[-2:], dtype=torch.bool) for coarser in maps[:0:-1]]
-        logits = audio.new_empty(len(audio), self.config.num_labels, *size)
+        logits = audio.new_empty(len(audio), cast(int, self.config.num_labels), *size)
         active = torch.arange(len(audio), device=audio.device)  # indexes of the frames that have not stopped
         stages_used = torch.full_like(active, NUM_STAGES)
         fused = uncertain = None
@@ -360,7 +362,7 @@ class OptimizedDecoderStage(nn.Module):
             The fused map (frames, channels, height, width), None at the finest stage; the logits (frames, num_labels,
             height, width); and the audio token (frames, channels).
         """
-        values = len(self.neck.convolution.bias) * feature_map.shape[2] * feature_map.shape[3]
+        values = self.neck.convolution.out_channels * feature_map.shape[2] * feature_map.shape[3]
         (visual,) = _in_chunks(self._weight_by_audio, values, feature_map, audio, zeroing)
         guidance = None
         if self.cross_attention is not None:
@@ -504,19 +506,20 @@ class OptimizedGuidedFusion(nn.Module):
         """Fuse `visual` (frames, channels, height, width) with feature maps of any smaller size."""
         size = visual.shape[-2:]
         fused = visual
-        if guidance is not None:
+        if guidance is not None and self.guidance_projection is not None:
             fused = self.guidance_projection(guidance, size).add_(fused)
-        if coarser is not None:
+        if coarser is not None and self.coarser_projection is not None:
             fused = self.coarser_projection(coarser, size).add_(fused)
         return self.output_projection(fused)
 
 
 # Visual backbones: the same four feature maps from fewer operations and a better memory layout. ResNet has its BatchNorms
 # folded. In PVT-v2 tokens keep the layout of the convolutions, (frames, height, width, channels), so that nothing is
-# transposed; keys and values come from one matrix product, and the attention is PyTorch's fused one.
+# transposed; keys and values come from one matrix product, and the attention is PyTorch's fused one. Modules of transformers
+# are `Any` here, because their attributes have no types.
 
 
-def optimize_backbone(backbone: nn.Module) -> nn.Module:
+def _optimize_backbone(backbone: Any) -> nn.Module:
     """Copy a backbone, rearranged for speed if it is a ResNet or PVT-v2.
 
     Args:
@@ -550,7 +553,7 @@ class OptimizedBackbone(nn.Module):
         backbone: The backbone that says which of them are outputs.
     """
 
-    def __init__(self, embedder: nn.Module, stages: nn.ModuleList, backbone: nn.Module):
+    def __init__(self, embedder: nn.Module, stages: nn.ModuleList, backbone: Any):
         super().__init__()
         self.embedder = embedder
         self.stages = stages
@@ -570,7 +573,7 @@ class OptimizedBackbone(nn.Module):
 class OptimizedPvtV2Stage(nn.Module):
     """Patch embedding, blocks and LayerNorm of one stage of PVT-v2."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: Any):
         super().__init__()
         self.projection = copy.deepcopy(layer.patch_embedding.proj)
         self.projection_norm = copy.deepcopy(layer.patch_embedding.layer_norm)
@@ -588,7 +591,7 @@ class OptimizedPvtV2Stage(nn.Module):
 class OptimizedPvtV2Block(nn.Module):
     """Attention to the spatially reduced feature map, then a feed-forward network with a depthwise convolution."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: Any):
         super().__init__()
         self.attention_norm = copy.deepcopy(block.layer_norm_1)
         self.attention = OptimizedPvtV2Attention(block.attention)
@@ -611,7 +614,7 @@ class OptimizedPvtV2Block(nn.Module):
 class OptimizedPvtV2Attention(nn.Module):
     """Multi-head attention from every token to a feature map that is smaller by the spatial reduction ratio."""
 
-    def __init__(self, attention: nn.Module):
+    def __init__(self, attention: Any):
         super().__init__()
         self.head_size = attention.attention_head_size
         self.query = copy.deepcopy(attention.query)
@@ -672,12 +675,12 @@ def _in_chunks(
     Args:
         function: Maps tensors (frames, ...) to tensors (frames, ...), each frame independently.
         values_per_frame: Size of the largest tensor that the function creates, per frame.
-        *inputs: Arguments of the function; None is passed on.
+        *inputs: Arguments of the function; None is passed on, but not as the first one.
     """
     # A compiled or exported graph must not depend on the number of frames.
     if torch.compiler.is_compiling():
         return function(*inputs)
-    chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(inputs[0])
+    chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(cast(torch.Tensor, inputs[0]))
     if frames <= chunk:
         return function(*inputs)
     parts = [
@@ -687,7 +690,7 @@ def _in_chunks(
     return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
 
-def _resize(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize(feature_map: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """Resize (frames, channels, height, width) bilinearly."""
     return functional.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
 
@@ -708,7 +711,12 @@ class FoldedConvolution(nn.Module):
         convolution: The convolution; it is not modified.
         batch_norm: The BatchNorm after it.
         activation: The activation after both; defaults to an in-place ReLU.
+
+    Attributes:
+        transformed_weight: Input of Winograd's algorithm, or None if the algorithm does not apply.
     """
+
+    transformed_weight: torch.Tensor
 
     def __init__(self, convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d, activation: nn.Module | None = None):
         super().__init__()
@@ -728,6 +736,11 @@ class FoldedConvolution(nn.Module):
             return self.activation(feature_map)
         return self.activation(self.convolution(feature_map))
 
+    @property
+    def bias(self) -> torch.Tensor:
+        """Bias of the convolution; folding adds one if there was none."""
+        return cast(torch.Tensor, self.convolution.bias)
+
     def _is_worth_transforming(self, feature_map: torch.Tensor) -> bool:
         """Compare the savings, channels times channels, with the transforms, channels times the side of the map."""
         if self.transformed_weight is None or not _multiplications_are_expensive(feature_map):
@@ -738,7 +751,7 @@ class FoldedConvolution(nn.Module):
 
     def _multiply_transformed(self, feature_map: torch.Tensor) -> tuple[torch.Tensor]:
         frames, in_channels, height, width = feature_map.shape
-        bias, out_channels = self.convolution.bias, len(self.convolution.bias)
+        bias, out_channels = self.bias, self.convolution.out_channels
         rows, columns = _num_tiles(height), _num_tiles(width)
         kind = (feature_map.dtype, feature_map.device)
         input_down, output_down = _transform_matrices(height, *kind)
@@ -767,13 +780,14 @@ class FoldedConvolution(nn.Module):
 
 def _fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Fold a BatchNorm in evaluation mode into a copy of the convolution before it; computed in float64."""
-    copies = (copy.deepcopy(module).double().eval() for module in (convolution, batch_norm))
-    return fuse_conv_bn_eval(*copies).to(convolution.weight.dtype)
+    folded = fuse_conv_bn_eval(copy.deepcopy(convolution).double().eval(), copy.deepcopy(batch_norm).double().eval())
+    return folded.to(convolution.weight.dtype)
 
 
 def _fold_block(block: nn.Sequential) -> FoldedConvolution:
     """Copy a chain that starts with convolution, BatchNorm and ReLU as these three, folded."""
-    return FoldedConvolution(block[0], block[1])
+    convolution, batch_norm = cast(nn.Conv2d, block[0]), cast(nn.BatchNorm2d, block[1])
+    return FoldedConvolution(convolution, batch_norm)
 
 
 class UpsampledConvolution(nn.Module):
@@ -788,28 +802,28 @@ class UpsampledConvolution(nn.Module):
         super().__init__()
         self.block = _fold_block(block)
 
-    def forward(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def forward(self, feature_map: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         """Map (frames, channels, height, width) to (frames, out channels, *size)."""
         height, width = feature_map.shape[2:]
         if self._is_worth_mixing_first(feature_map, size):
-            values = 9 * height * width * len(self.block.convolution.bias)
+            values = 9 * height * width * self.block.convolution.out_channels
             (mixed,) = _in_chunks(lambda part: self._mix_then_upsample(part, size), values, feature_map)
             return self.block.activation(mixed)
         if (height, width) != tuple(size):
             feature_map = _resize(feature_map, size)
         return self.block(feature_map)
 
-    def _is_worth_mixing_first(self, feature_map: torch.Tensor, size: tuple[int, int]) -> bool:
+    def _is_worth_mixing_first(self, feature_map: torch.Tensor, size: tuple[int, ...]) -> bool:
         """Compare products per value: of the mixing and both interpolations with those of the convolution."""
         channels, height, width = feature_map.shape[1:]
         shrinking = height * width / (size[0] * size[1])
         instead = 9 * channels * shrinking + 9 * width * height / size[0] + 3 * height
         return 1.4 * instead <= 9 * channels and _multiplications_are_expensive(feature_map)
 
-    def _mix_then_upsample(self, feature_map: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor]:
+    def _mix_then_upsample(self, feature_map: torch.Tensor, size: tuple[int, ...]) -> tuple[torch.Tensor]:
         frames, channels, height, width = feature_map.shape
-        weight, bias = self.block.convolution.weight, self.block.convolution.bias
-        out_channels, kind = len(bias), (feature_map.dtype, feature_map.device)
+        weight, bias = self.block.convolution.weight, self.block.bias
+        out_channels, kind = self.block.convolution.out_channels, (feature_map.dtype, feature_map.device)
         tokens = feature_map.permute(0, 2, 3, 1)
 
         # One product per row of the kernel: (frames, 3 rows, height, width, 3 columns * out channels).
@@ -907,7 +921,7 @@ def _transform_matrices(length: int, dtype: torch.dtype, device: torch.device) -
     Returns:
         The input transform (products * tiles, length) and the output transform (length, products * tiles).
     """
-    options = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     tiles = _num_tiles(length)
     # One zero before the first value, and as many after the last value as the last tile needs.
     padded = functional.pad(torch.eye(length, **options), (1, _TILE * tiles + 1 - length))

@@ -21,7 +21,7 @@ of logits and labels.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
+from .configuration_pcmanet import NUM_STAGES, PCMANetConfig, VGGishConfig
 from .inference_pcmanet import OptimizedPCMANet
 from .modeling_pcmanet_decoder import (
     ClipLayout,
@@ -69,12 +69,12 @@ class PCMANetModelOutput(ModelOutput):
             computation: audio to visual, then visual to audio, stage by stage (stage 1 has only the latter).
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    stage_logits: tuple[torch.FloatTensor, ...] | None = None
-    confidence_masks: tuple[torch.BoolTensor, ...] | None = None
-    kept_ratios: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    stage_logits: tuple[torch.Tensor, ...] | None = None
+    confidence_masks: tuple[torch.Tensor, ...] | None = None
+    kept_ratios: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class PCMANetPreTrainedModel(PreTrainedModel):
@@ -83,13 +83,13 @@ class PCMANetPreTrainedModel(PreTrainedModel):
     config: PCMANetConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("video", "audio")
+    input_modalities = ["video", "audio"]
     supports_gradient_checkpointing = True
     # The loss is a mean over frames, so Trainer must not rescale it by the number of items in a batch.
     accepts_loss_kwargs = False
     _supports_sdpa = True
     # The modules that FSDP2 wraps. A `device_map` over several GPUs is not supported: `ClipLayout` stays on one device.
-    _no_split_modules = ("DecoderStage",)
+    _no_split_modules = ["DecoderStage"]
     _can_record_outputs = {
         "hidden_states": OutputRecorder(DecoderStage, index=0),
         "attentions": OutputRecorder(CrossAttention, index=1),
@@ -98,7 +98,7 @@ class PCMANetPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> None:
         """Return None: the inputs are frames and audio. FSDP2 in Accelerate calls this and expects no error."""
 
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Save as transformers does; with code, both model classes are registered for the weights."""
         if self.is_remote_code():
             both = (PCMANetModel, PCMANetForAudioVisualSegmentation)
@@ -123,8 +123,8 @@ class PCMANetModel(PCMANetPreTrainedModel):
         config.validate()  # fields may have been assigned since, as by `from_pretrained(..., field=value)`
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         self._set_backbone_norm_eps()
-        self.audio_encoder = VGGishModel(config.audio_config)
-        self.audio_projection = nn.Linear(config.audio_config.embedding_size, config.hidden_size)
+        self.audio_encoder = VGGishModel(cast(VGGishConfig, config.audio_config))
+        self.audio_projection = nn.Linear(self.audio_encoder.config.embedding_size, config.hidden_size)
         coarse_to_fine = self.backbone.channels[::-1]
         self.neck = nn.ModuleList(ConvolutionBlock(channels, config.hidden_size) for channels in coarse_to_fine)
         self.stages = nn.ModuleList(DecoderStage(config, index) for index in range(NUM_STAGES))
@@ -145,7 +145,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
     def _set_backbone_norm_eps(self) -> None:
         """Set the epsilon with which published PVT-v2 weights were trained (see [`PCMANetConfig`])."""
         # CODEPATH: only PVT-v2 has these norms.
-        if self.config.backbone_config.model_type != "pvt_v2":
+        if self.backbone.config.model_type != "pvt_v2":
             return
         for name, module in self.backbone.named_modules():
             if name.endswith(("patch_embedding.layer_norm", "attention.layer_norm")):
@@ -155,10 +155,10 @@ class PCMANetModel(PCMANetPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
-        input_features: torch.FloatTensor | None = None,
-        audio_embeds: torch.FloatTensor | None = None,
-        frame_mask: torch.BoolTensor | None = None,
+        pixel_values: torch.Tensor,
+        input_features: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> PCMANetModelOutput:
         """Run the network.
@@ -180,7 +180,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
                 f"The model got the unknown keywords {sorted(unknown)}. If they come from a processor call with "
                 "`return_metadata=True`, pop the metadata (timestamps, original_sizes, frames) from the batch first."
             )
-        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config.audio_config)
+        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.audio_encoder.config)
         attention = self.config._attn_implementation
         if kwargs.get("output_attentions") and attention != "eager":
             raise ValueError(
@@ -188,13 +188,13 @@ class PCMANetModel(PCMANetPreTrainedModel):
                 'model with `attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
             )
         batch, frames = pixel_values.shape[:2]
-        excluded = frame_mask is not None and self.config.padded_frames == "excluded"
-        layout = ClipLayout(batch, frames, frame_mask.bool() if excluded else None)
+        is_excluding = self.config.padded_frames == "excluded"
+        layout = ClipLayout(batch, frames, frame_mask.bool() if frame_mask is not None and is_excluding else None)
 
         embeddings = self._embed_audio(input_features, audio_embeds, layout)
         maps = self.backbone(layout.to_frames(pixel_values)).feature_maps[::-1]
         maps = [neck(feature_map) for neck, feature_map in zip(self.neck, maps, strict=True)]
-        if frame_mask is not None and not excluded:
+        if frame_mask is not None and not is_excluding:
             # As published, the embeddings are zeroed before the projection, so that its bias remains in padded frames.
             real = frame_mask.flatten().to(embeddings.dtype)
             embeddings, maps = embeddings * real[:, None], [x * real[:, None, None, None] for x in maps]
@@ -214,6 +214,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         """Return the audio embeddings of the computed frames, (computed frames, embedding_size)."""
         if audio_embeds is not None:
             return layout.to_frames(audio_embeds)
+        input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_audio_encoder):
             return self.audio_encoder(layout.to_frames(input_features), return_dict=True).audio_embeds
 
@@ -230,7 +231,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
             if index < NUM_STAGES - 1:
                 uncertain = self.confidence_masking(logits, uncertain)
                 masks.append(uncertain)
-        return fused, stage_logits, masks
+        return cast(torch.Tensor, fused), stage_logits, masks
 
 
 class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
@@ -253,7 +254,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained_backbones(cls, visual: str | PathLike, audio: str | PathLike, **config: Any) -> Self:
+    def from_pretrained_backbones(cls, visual: str | PathLike[str], audio: str | PathLike[str], **config: Any) -> Self:
         """Build a new model from pretrained backbone and audio encoder weights; all other weights are random.
 
         Args:
@@ -273,7 +274,8 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
                 f"got {visual}, which is a {backbone_config.model_type}."
             )
         # Not AutoBackbone.from_pretrained, which looks the name up on the Hub and so rejects local folders.
-        backbone = load_strict(MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)], visual, config=backbone_config)
+        backbone_class = cast(type[PreTrainedModel], MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)])
+        backbone = load_strict(backbone_class, visual, config=backbone_config)
         audio_encoder = load_strict(VGGishModel, audio)
         model = cls(PCMANetConfig(backbone_config=backbone.config, audio_config=audio_encoder.config, **config))
         model.model.backbone.load_state_dict(backbone.state_dict())
@@ -309,12 +311,12 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
-        input_features: torch.FloatTensor | None = None,
-        audio_embeds: torch.FloatTensor | None = None,
-        frame_mask: torch.BoolTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        annotated_frames: torch.BoolTensor | None = None,
+        pixel_values: torch.Tensor,
+        input_features: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        annotated_frames: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> PCMANetOutput:
         """Segment the sounding objects.
@@ -372,7 +374,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         return deeply_supervised_loss(stage_logits, labels, annotated, weights, self.config.ignore_index)
 
 
-def _resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize_logits(logits: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """Resize (batch, frames, num_labels, height, width) bilinearly to (height, width)."""
     resized = functional.interpolate(logits.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
     return resized.unflatten(0, logits.shape[:2])
@@ -499,7 +501,7 @@ def deeply_supervised_loss(
 # Loading.
 
 
-def load_strict(model_class: type[Model], name: str | PathLike, **settings: Any) -> Model:
+def load_strict(model_class: type[Model], name: str | PathLike[str], **settings: Any) -> Model:
     """Load pretrained weights and raise if some are missing or have another shape.
 
     `from_pretrained` initializes them randomly with no more than a warning.
@@ -516,9 +518,8 @@ def load_strict(model_class: type[Model], name: str | PathLike, **settings: Any)
         OSError: If the weights are not found.
         ValueError: If weights are missing or have another shape.
     """
-    model, loading = model_class.from_pretrained(
-        name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-    )
+    loaded: Any = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    model, loading = loaded
     missing = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
     if missing:
         raise ValueError(

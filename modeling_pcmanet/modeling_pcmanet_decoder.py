@@ -22,6 +22,7 @@ to clips where the frames of a clip interact: in the cross-attention and at the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -108,14 +109,14 @@ class PCMANetOutput(ModelOutput):
             padding that was not computed. Only with an `early_exit_threshold`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    stage_logits: tuple[torch.FloatTensor, ...] | None = None
-    confidence_masks: tuple[torch.BoolTensor, ...] | None = None
-    kept_ratios: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    stages_used: torch.LongTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    stage_logits: tuple[torch.Tensor, ...] | None = None
+    confidence_masks: tuple[torch.Tensor, ...] | None = None
+    kept_ratios: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    stages_used: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ class CrossAttention(nn.Module):
             for layer, states in ((self.query, tokens), (self.key, context), (self.value, context))
         )
         attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            cast(str, self.config._attn_implementation), eager_attention_forward
         )
         output, weights = attention(self, query, key, value, key_mask, scaling=self.head_size**-0.5)
         return output.flatten(2), weights
@@ -359,7 +360,7 @@ class QuerySelectedCrossAttention(nn.Module):
         return tokens.unflatten(2, (self.token_grid_size, self.token_grid_size))
 
 
-def resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_nearest(mask: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """Resize a bool mask (frames, height, width) to another size by nearest neighbor."""
     return functional.interpolate(mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()
 
@@ -415,9 +416,9 @@ class GuidedFusion(nn.Module):
             (frames, channels, height, width).
         """
         fused = visual
-        if guidance is not None:
+        if guidance is not None and self.guidance_projection is not None:
             fused = fused + self.guidance_projection(guidance)
-        if coarser is not None:
+        if coarser is not None and self.coarser_projection is not None:
             upsampled = functional.interpolate(coarser, size=visual.shape[-2:], mode="bilinear", align_corners=False)
             fused = fused + self.coarser_projection(upsampled)
         return self.output_projection(fused)
@@ -439,7 +440,7 @@ class DecoderStage(GradientCheckpointingLayer):
         # trf-ignore: TRF036 a plain chain, called once
         self.head = nn.Sequential(
             *ConvolutionBlock(config.hidden_size, config.head_channels),
-            nn.Conv2d(config.head_channels, config.num_labels, kernel_size=1),
+            nn.Conv2d(config.head_channels, cast(int, config.num_labels), kernel_size=1),
         )
 
     def forward(

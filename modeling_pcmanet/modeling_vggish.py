@@ -14,6 +14,7 @@
 """VGGish, the audio encoder of AVSBench and PCMANet (Hershey et al. 2017), usable on its own."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class VGGishOutput(ModelOutput):
         audio_embeds: (patches, embedding_size), non-negative because the last layer ends in a ReLU.
     """
 
-    audio_embeds: torch.FloatTensor | None = None
+    audio_embeds: torch.Tensor | None = None
 
 
 class VGGishModel(PreTrainedModel):
@@ -42,8 +43,8 @@ class VGGishModel(PreTrainedModel):
     config: VGGishConfig
     base_model_prefix = "vggish"
     main_input_name = "input_features"
-    input_modalities = ("audio",)
-    _no_split_modules = ()
+    input_modalities = ["audio"]
+    _no_split_modules = []
 
     def __init__(self, config: VGGishConfig):
         super().__init__(config)
@@ -74,10 +75,10 @@ class VGGishModel(PreTrainedModel):
         # Every layer ends in a ReLU, so He initialization preserves the variance; a standard deviation of 0.02 does not.
         if isinstance(module, nn.Conv2d | nn.Linear):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
-            init.zeros_(module.bias)
+            init.zeros_(cast(torch.Tensor, module.bias))
 
     @can_return_tuple
-    def forward(self, input_features: torch.FloatTensor) -> VGGishOutput:
+    def forward(self, input_features: torch.Tensor) -> VGGishOutput:
         """Embed log-mel patches.
 
         Args:

@@ -1,14 +1,14 @@
-"""A Hub on this machine: an HTTP server that speaks of the Hugging Face Hub's interface what its clients use here.
+"""A Hub on this machine: an HTTP server with the part of the Hugging Face Hub API that its clients use here.
 
     with LoopbackHub(folder) as hub:
         subprocess.run(command, env=hub.environment(home))
 
-Repositories of models, data sets and Spaces are made, committed to (small files inside the commit, large ones uploaded
-before it, by the LFS protocol), listed and downloaded, whole or in ranges. Writing needs the token, and so does
-reading what is private. A commit that names another parent than the last one is refused, as there. Bytes lie in
+Repositories of models, data sets and Spaces can be created, committed to (small files inside the commit, large ones uploaded
+before it, by the LFS protocol), listed and downloaded, completely or in ranges. Writing needs the token, and so does reading a
+private repository. A commit whose parent is not the last commit is rejected, as by the Hub. File contents are stored in
 `folder`, the history in memory.
 
-It fails where it is told to: every request is held against `LoopbackHub.failures`.
+`LoopbackHub.failures` makes requests fail.
 """
 
 import base64
@@ -25,18 +25,18 @@ from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
-USER = "someone"  # to whom the token belongs
+USER = "someone"  # owner of the token
 TOKEN = "x"
-LFS_SUFFIXES = (".safetensors", ".parquet", ".arrow", ".bin", ".mp4")  # kept outside of git
-DATE = "2026-01-01T00:00:00.000Z"  # of everything
+LFS_SUFFIXES = (".safetensors", ".parquet", ".arrow", ".bin", ".mp4")  # stored outside of git
+DATE = "2026-01-01T00:00:00.000Z"  # of all commits
 _KIND = r"(?P<kind>models|datasets|spaces)"
-_PREFIX = r"(?:(?P<kind>datasets|spaces)/)?"  # models have none in addresses of files
+_PREFIX = r"(?:(?P<kind>datasets|spaces)/)?"  # URLs of model files have none
 _NAME = r"(?P<name>[^/]+/[^/]+?)"
 _REVISION = r"(?P<revision>[^/]+)"
 
 
 class HubError(Exception):
-    """An answer that is an error, with the code by which clients tell errors of one status apart."""
+    """An error response, with the code by which clients distinguish errors of the same status."""
 
     def __init__(self, status: int, message: str, code: str = ""):
         super().__init__(message)
@@ -46,7 +46,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked: method, path and query as sent, headers, body."""
+    """A request of a client: method, path and query as sent, headers, body."""
 
     method: str
     path: str
@@ -55,13 +55,13 @@ class Request:
     body: bytes
 
     def json(self) -> dict:
-        """Read the body."""
+        """Parse the body."""
         return json.loads(self.body)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a client gets."""
+class Response:
+    """A response to a client."""
 
     body: bytes = b""
     status: int = 200
@@ -70,13 +70,13 @@ class Answer:
 
 @dataclass
 class Failure:
-    """What goes wrong with some requests.
+    """A failure of some requests.
 
     Attributes:
-        pattern: Looked for in `METHOD /path` by `re.search`.
-        error: The answer; without one the connection is cut, in the middle of what the client sends.
-        times: How many of the requests fail.
-        served: Whether the request is carried out before the connection is cut, so that only its answer is lost.
+        pattern: Regular expression, searched in `METHOD /path`.
+        error: The response; None closes the connection in the middle of the request body.
+        times: Number of requests that fail.
+        served: Whether the request is processed before the connection is closed, so that only its response is lost.
     """
 
     pattern: str
@@ -87,7 +87,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a commit: where its bytes lie, and the number under which clients know it."""
+    """A file of a commit: the hash of its content and the object id that clients see."""
 
     sha256: str
     size: int
@@ -96,7 +96,7 @@ class StoredFile:
 
     @property
     def oid(self) -> str:
-        """By which clients see whether they have the file already."""
+        """Object id by which clients detect files that they have already."""
         return self.sha256 if self.is_lfs else self.git_oid
 
 
@@ -119,27 +119,27 @@ class Repository:
     commits: list[Commit] = field(default_factory=list)
 
     def at(self, revision: str) -> Commit:
-        """Find a state by the name of the branch or of a commit."""
+        """Return the commit of a branch name or commit id."""
         known = {commit.oid: commit for commit in self.commits} | {"main": self.commits[-1]}
         if revision not in known:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return known[revision]
 
     def add(self, title: str, files: Mapping[str, StoredFile]) -> Commit:
-        """Put a state on top."""
+        """Add a commit."""
         history = json.dumps([len(self.commits), title, {path: file.sha256 for path, file in files.items()}])
         self.commits.append(Commit(hashlib.sha1(history.encode()).hexdigest(), title, dict(files)))
         return self.commits[-1]
 
 
 class LoopbackHub:
-    """The server; runs between `with` and its end.
+    """The server; runs inside a `with` block.
 
     Attributes:
-        url: Where it listens.
+        url: URL of the server.
         repositories: By kind and name, such as `("datasets", "someone/clips")`.
-        requests: Method and path of all that was asked.
-        failures: What goes wrong with the next requests; the first that fits one is used, until its times are over.
+        requests: Method and path of all requests.
+        failures: Failures of the next requests; for each request the first that matches is used, at most `times` times.
     """
 
     def __init__(self, folder: Path):
@@ -164,22 +164,22 @@ class LoopbackHub:
         self._server.server_close()
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Variables under which a process takes this server for the Hub and keeps its caches in `home`."""
+        """Return environment variables that make a process use this server as the Hub and `home` for its caches."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else evaluate asks another server
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # otherwise evaluate contacts another server
             "HF_HOME": str(home),
             "NO_PROXY": "127.0.0.1",
             "PATH": "/usr/bin:/bin",
             "OMP_NUM_THREADS": "1",
         }
 
-    def answer(self, request: Request) -> Answer:
-        """Answer a request; what raises HubError here reaches the client as an error."""
-        # Uploads of bytes go to an address that is given only to those who may write.
+    def respond(self, request: Request) -> Response:
+        """Process a request; a HubError raised here is sent to the client."""
+        # The URL for uploading file contents is given only to clients with write access.
         allowed = ("", f"Bearer {TOKEN}") if request.method != "POST" else (f"Bearer {TOKEN}",)
         if request.headers.get("Authorization", "") not in allowed:
             raise HubError(401, "Invalid credentials in Authorization header")
@@ -190,7 +190,7 @@ class LoopbackHub:
         raise HubError(404, f"The loopback Hub does not know {request.method} {request.path}")
 
     def next_failure(self, method: str, path: str) -> Failure | None:
-        """Take the failure that a request meets, if there is one."""
+        """Return the failure of a request, or None, and count it."""
         with self._lock:
             for failure in self.failures:
                 if failure.times > 0 and re.search(failure.pattern, f"{method} {path}"):
@@ -198,21 +198,21 @@ class LoopbackHub:
                     return failure
         return None
 
-    # Bytes.
+    # File contents.
 
     def _blob(self, sha256: str) -> Path:
         return self._folder / sha256
 
     def _store(self, content: bytes, is_lfs: bool) -> StoredFile:
-        """Keep bytes, under their name only when they are whole."""
+        """Store content; the file appears when it is complete."""
         sha256 = hashlib.sha256(content).hexdigest()
-        aside = self._folder / f".{sha256}.{threading.get_ident()}"
-        aside.write_bytes(content)
-        aside.replace(self._blob(sha256))
+        temporary = self._folder / f".{sha256}.{threading.get_ident()}"
+        temporary.write_bytes(content)
+        temporary.replace(self._blob(sha256))
         return self._stored(sha256, is_lfs)
 
     def _stored(self, sha256: str, is_lfs: bool) -> StoredFile:
-        """Describe bytes that are here. Git knows a file by its bytes, or by a pointer if they lie outside."""
+        """Describe stored content. The git object id is that of the content, or of a pointer for LFS files."""
         size = self._blob(sha256).stat().st_size
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
         content = pointer if is_lfs else self._blob(sha256).read_bytes()
@@ -226,31 +226,31 @@ class LoopbackHub:
             raise HubError(404 if "Authorization" in request.headers else 401, "Repository not found", "RepoNotFound")
         return repository
 
-    def _whoami(self, _request: Request) -> Answer:
+    def _whoami(self, _request: Request) -> Response:
         return _json({"type": "user", "name": USER, "orgs": [], "auth": {"accessToken": {"role": "write"}}})
 
-    def _validate_card(self, _request: Request) -> Answer:
+    def _validate_card(self, _request: Request) -> Response:
         return _json({"errors": [], "warnings": []})
 
-    def _create(self, request: Request) -> Answer:
-        wanted = request.json()
-        kind, name = wanted.get("type", "model") + "s", f"{wanted['organization'] or USER}/{wanted['name']}"
+    def _create(self, request: Request) -> Response:
+        requested = request.json()
+        kind, name = requested.get("type", "model") + "s", f"{requested['organization'] or USER}/{requested['name']}"
         attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
         with self._lock:
             if known := self.repositories.get((kind, name)):
-                error = {"url": self._address(known), "error": "You already created this repo"}
-                return Answer(json.dumps(error).encode(), 409)
-            repository = Repository(kind, name, wanted.get("visibility") == "private")
+                error = {"url": self._url(known), "error": "You already created this repo"}
+                return Response(json.dumps(error).encode(), 409)
+            repository = Repository(kind, name, requested.get("visibility") == "private")
             repository.add("initial commit", {".gitattributes": self._store(attributes.encode(), is_lfs=False)})
             self.repositories[kind, name] = repository
-        return _json({"url": self._address(repository)})
+        return _json({"url": self._url(repository)})
 
-    def _address(self, repository: Repository) -> str:
-        """Build the address of a repository's page."""
+    def _url(self, repository: Repository) -> str:
+        """Return the URL of a repository."""
         prefix = "" if repository.kind == "models" else f"{repository.kind}/"
         return f"{self.url}/{prefix}{repository.name}"
 
-    def _info(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+    def _info(self, request: Request, kind: str, name: str, revision: str) -> Response:
         repository = self._find(request, kind, name)
         commit = repository.at(revision or "main")
         return _json(
@@ -267,17 +267,17 @@ class LoopbackHub:
 
     # Writing.
 
-    def _preupload(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+    def _preupload(self, request: Request, kind: str, name: str, revision: str) -> Response:
         files = self._find(request, kind, name).at(revision).files
-        answers = []
+        responses = []
         for path in (file["path"] for file in request.json()["files"]):
             mode = "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
             oid = files[path].oid if path in files else None
-            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        return _json({"files": answers})
+            responses.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return _json({"files": responses})
 
-    def _lfs_batch(self, request: Request, kind: str, name: str) -> Answer:
-        """Say where to upload what is not here."""
+    def _lfs_batch(self, request: Request, kind: str, name: str) -> Response:
+        """Return upload URLs for files that are not stored yet."""
         self._find(request, kind, name)
         objects = request.json()["objects"]
         for item in objects:
@@ -285,13 +285,13 @@ class LoopbackHub:
                 item["actions"] = {"upload": {"href": f"{self.url}/lfs/{item['oid']}"}}
         return _json({"transfer": "basic", "objects": objects})
 
-    def _lfs_upload(self, request: Request, oid: str) -> Answer:
+    def _lfs_upload(self, request: Request, oid: str) -> Response:
         if hashlib.sha256(request.body).hexdigest() != oid:
-            raise HubError(400, f"{oid} came with other bytes")
+            raise HubError(400, f"{oid} has another hash")
         self._store(request.body, is_lfs=True)
-        return Answer()
+        return Response()
 
-    def _commit(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+    def _commit(self, request: Request, kind: str, name: str, revision: str) -> Response:
         repository = self._find(request, kind, name)
         header, *operations = (json.loads(line) for line in request.body.splitlines())
         with self._lock:
@@ -302,10 +302,10 @@ class LoopbackHub:
             for operation in operations:
                 self._apply(operation["key"], operation["value"], files)
             commit = repository.add(header["value"]["summary"], files)
-        return _json({"commitOid": commit.oid, "commitUrl": f"{self._address(repository)}/commit/{commit.oid}"})
+        return _json({"commitOid": commit.oid, "commitUrl": f"{self._url(repository)}/commit/{commit.oid}"})
 
     def _apply(self, key: str, value: Mapping[str, str], files: dict[str, StoredFile]) -> None:
-        """Change a list of files as one line of a commit says."""
+        """Apply one operation of a commit to the files."""
         path = value["path"]
         if key == "file":
             files[path] = self._store(base64.b64decode(value["content"]), is_lfs=False)
@@ -314,14 +314,14 @@ class LoopbackHub:
                 raise HubError(400, f"{path} was not uploaded")
             files[path] = self._stored(value["oid"], is_lfs=True)
         elif key in ("deletedFile", "deletedFolder"):
-            for gone in [known for known in files if known == path or known.startswith(path.rstrip("/") + "/")]:
-                del files[gone]
+            for deleted in [name for name in files if name == path or name.startswith(path.rstrip("/") + "/")]:
+                del files[deleted]
         else:
             raise HubError(400, f"The loopback Hub does not know the operation {key}")
 
     # Reading.
 
-    def _tree(self, request: Request, kind: str, name: str, revision: str, path: str) -> Answer:
+    def _tree(self, request: Request, kind: str, name: str, revision: str, path: str) -> Response:
         commit = self._find(request, kind, name).at(revision)
         folder = f"{path}/" if path else ""
         entries = {entry["path"]: entry for entry in _entries(commit) if entry["path"].startswith(folder)}
@@ -330,13 +330,13 @@ class LoopbackHub:
         recursive = parse_qs(request.query).get("recursive", ["false"])[0].lower() in ("1", "true")
         return _json([entries[key] for key in entries if recursive or "/" not in key.removeprefix(folder)])
 
-    def _paths_info(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+    def _paths_info(self, request: Request, kind: str, name: str, revision: str) -> Response:
         commit = self._find(request, kind, name).at(revision)
-        wanted = parse_qs(request.body.decode()).get("paths", [])
-        return _json([entry for entry in _entries(commit) if entry["path"] in wanted])
+        requested = parse_qs(request.body.decode()).get("paths", [])
+        return _json([entry for entry in _entries(commit) if entry["path"] in requested])
 
-    def _resolve(self, request: Request, kind: str, name: str, revision: str, path: str) -> Answer:
-        """Give the bytes of a file, all or the range that was asked for."""
+    def _resolve(self, request: Request, kind: str, name: str, revision: str, path: str) -> Response:
+        """Return the content of a file, or the requested range of it."""
         commit = self._find(request, kind, name).at(revision)
         if path not in commit.files:
             raise HubError(404, f"{path} does not exist on {revision}", "EntryNotFound")
@@ -345,16 +345,16 @@ class LoopbackHub:
         headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
         if match is None:
-            return Answer(content, headers=headers)
+            return Response(content, headers=headers)
         first, last = int(match[1]), min(int(match[2] or file.size), file.size - 1)
         if first > last:
             raise HubError(416, f"{path} has {file.size} bytes")
         headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
-        return Answer(content[first : last + 1], 206, headers)
+        return Response(content[first : last + 1], 206, headers)
 
 
-def _json(answer: object) -> Answer:
-    return Answer(json.dumps(answer).encode(), headers={"Content-Type": "application/json"})
+def _json(response: object) -> Response:
+    return Response(json.dumps(response).encode(), headers={"Content-Type": "application/json"})
 
 
 def _entries(commit: Commit) -> Iterator[dict]:
@@ -367,8 +367,8 @@ def _entries(commit: Commit) -> Iterator[dict]:
         yield {"type": "file", "path": path, "oid": file.git_oid, "size": file.size, "lastCommit": last_commit, **lfs}
 
 
-# Methods, pattern of the path, who answers; the parts that the pattern names become arguments.
-ROUTES: tuple[tuple[tuple[str, ...], str, Callable[..., Answer]], ...] = (
+# Methods, pattern of the path, handler; the named groups of the pattern are the arguments.
+ROUTES: tuple[tuple[tuple[str, ...], str, Callable[..., Response]], ...] = (
     (("GET",), "/api/whoami-v2", LoopbackHub._whoami),
     (("POST",), "/api/validate-yaml", LoopbackHub._validate_card),
     (("POST",), "/api/repos/create", LoopbackHub._create),
@@ -384,13 +384,13 @@ ROUTES: tuple[tuple[tuple[str, ...], str, Callable[..., Answer]], ...] = (
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Turns HTTP into `Request` and `Answer`."""
+    """Translates between HTTP and `Request` and `Response`."""
 
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"  # connections stay open
 
     def respond(self) -> None:
-        """Answer one request, whatever its method, or fail as told."""
+        """Process one request of any method, or fail as requested by `failures`."""
         address = urlsplit(self.path)
         self.hub.requests.append((self.command, unquote(address.path)))
         failure = self.hub.next_failure(*self.hub.requests[-1])
@@ -399,37 +399,37 @@ class _Handler(BaseHTTPRequestHandler):
             self._cut()
             return
         request = Request(self.command, address.path, address.query, self.headers, self._read_body())
-        answer = self._answer(request, failure.error if failure else None)
+        response = self._response(request, failure.error if failure else None)
         if failure and failure.served:
             self._cut()
         else:
-            self._send(answer)
+            self._send(response)
 
-    def _answer(self, request: Request, error: HubError | None) -> Answer:
-        """Let the Hub answer, or answer with an error: the given one or the Hub's."""
+    def _response(self, request: Request, error: HubError | None) -> Response:
+        """Return the response of the Hub, or the given error."""
         try:
             if error:
                 raise error
-            return self.hub.answer(request)
-        except HubError as refusal:
-            headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)}
-            return Answer(json.dumps({"error": str(refusal)}).encode(), refusal.status, headers)
+            return self.hub.respond(request)
+        except HubError as raised:
+            headers = {"X-Error-Code": raised.code, "X-Error-Message": str(raised)}
+            return Response(json.dumps({"error": str(raised)}).encode(), raised.status, headers)
 
-    def _send(self, answer: Answer) -> None:
-        self.send_response(answer.status)
-        for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
+    def _send(self, response: Response) -> None:
+        self.send_response(response.status)
+        for name, value in {**response.headers, "Content-Length": str(len(response.body))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            self.wfile.write(response.body)
 
     def _cut(self) -> None:
-        """End the connection without a word."""
+        """Close the connection without a response."""
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def _read_body(self) -> bytes:
-        """Read the body, which comes with its length or in chunks that do."""
+        """Read the body, sent with its length or in chunks."""
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = b""
@@ -440,4 +440,4 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def log_message(self, *_arguments: object) -> None:
-        """Keep quiet: `LoopbackHub.requests` remembers."""
+        """Log nothing; see `LoopbackHub.requests`."""

@@ -1,6 +1,6 @@
-"""Keys and shapes of published checkpoints, and the recipe of the weights and inputs whose outputs were recorded.
+"""Keys and shapes of published checkpoints, and the seeded weights and inputs whose outputs were recorded.
 
-Everything takes any variant (setting S4, MS3 or AVSS; backbone pvt or resnet), any salt and any number of clips.
+The functions support every variant (setting S4, MS3 or AVSS; backbone pvt or resnet), any salt and any number of clips.
 """
 
 import json
@@ -17,7 +17,7 @@ FRAMES = {"S4": 5, "MS3": 5, "AVSS": 10}
 
 
 def expand_braces(template: str) -> list[str]:
-    """Write out `{0-39}` and `{weight,bias}` in a name, in all combinations."""
+    """Expand `{0-39}` and `{weight,bias}` in a name to all combinations."""
     match = re.search(r"{(?:(\d+)-(\d+)|([^{}]*))}", template)
     if match is None:
         return [template]
@@ -27,7 +27,7 @@ def expand_braces(template: str) -> list[str]:
 
 
 def published_shapes(setting: str, backbone: str) -> dict[str, list[int]]:
-    """Key to shape of a whole published checkpoint."""
+    """Return key to shape of a complete published checkpoint."""
     variant = PUBLISHED_KEYS["variants"][f"{setting}_{backbone}"]
     shapes = section_shapes("decoder") | section_shapes(backbone)
     return {
@@ -37,11 +37,12 @@ def published_shapes(setting: str, backbone: str) -> dict[str, list[int]]:
 
 
 def section_shapes(section: str) -> dict[str, list[int]]:
-    """Key to shape of one part: decoder, pvt, resnet, or pvt_v2_b0, which stands alone."""
+    """Return key to shape of one part: decoder, pvt, resnet, or pvt_v2_b0, a complete file."""
     return {key: shape for template, shape in PUBLISHED_KEYS["keys"][section] for key in expand_braces(template)}
 
 
 def seeded_weight(key: str, shape: list[int], salt: int) -> torch.Tensor:
+    """Draw one weight from a seed that depends on its key."""
     if key.endswith("num_batches_tracked"):
         return torch.tensor(0)
     generator = torch.Generator().manual_seed((zlib.crc32(key.encode()) + salt) % 2**31)
@@ -52,17 +53,18 @@ def seeded_weight(key: str, shape: list[int], salt: int) -> torch.Tensor:
         return 0.1 * normal
     if len(shape) == 1:
         return 1 + 0.1 * normal
-    # Large output weights make confident pixels, so that confidence masking has something to do.
+    # Large output weights give confident pixels, so that confidence masking is active.
     gain = 24 if key.startswith("output_conv") and key.endswith("3.weight") else 1
     return gain * normal / normal[0].numel() ** 0.5
 
 
 def seeded_state_dict(shapes: dict[str, list[int]], salt: int = 0) -> dict[str, torch.Tensor]:
+    """Draw all weights of a checkpoint."""
     return {key: seeded_weight(key, shape, salt) for key, shape in shapes.items()}
 
 
 def seeded_inputs(setting: str, clips: int, salt: int = 0) -> dict[str, torch.Tensor]:
-    """Frames and audio embeddings; for AVSS the first clip has only five real frames."""
+    """Draw frames and audio embeddings; for AVSS the first clip has only five real frames."""
     frames = FRAMES[setting]
     generator = torch.Generator().manual_seed(1000 + salt)
     pixel_values = torch.randn(clips * frames, 3, 224, 224, generator=generator).unflatten(0, (clips, frames))

@@ -1,3 +1,5 @@
+"""Conversion of published weights: every variant and backbone, leftover keys, reading of files, the command line."""
+
 import os
 import re
 import subprocess
@@ -18,21 +20,21 @@ from modeling_pcmanet import (
     VGGishModel,
     convert_pcmanet_to_hf,
 )
-from modeling_pcmanet.convert_pcmanet_to_hf import ConversionError, convert_state_dict, main, read_state_dict
+from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, main, read_state_dict
 
 
 def meta_weights(shapes):
-    """Weights without values, for questions about names and shapes."""
+    """Return weights without values, for tests of names and shapes."""
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 def tagged_weights(shapes):
-    """Every weight is filled with a number of its own, without using memory."""
+    """Fill every weight with a different number, without using memory."""
     return {key: torch.tensor(float(index)).expand(shape) for index, (key, shape) in enumerate(shapes.items())}
 
 
 def backbone_shapes(backbone):
-    """Keys of a published file of the backbone alone, with its classification head."""
+    """Return the keys of a published backbone file with its classification head."""
     prefix = {"pvt": "encoder_backbone.", "resnet": "resnet."}[backbone]
     shapes = {k.removeprefix(prefix): s for k, s in published_shapes("S4", backbone).items() if k.startswith(prefix)}
     shapes = {re.sub(r"^layer([34])_1", r"layer\1", key): shape for key, shape in shapes.items() if "_2." not in key}
@@ -53,7 +55,7 @@ def vggish_shapes():
 
 @pytest.mark.parametrize("backbone", ["pvt", "resnet"])
 @pytest.mark.parametrize("setting", ["S4", "MS3", "AVSS"])
-def test_every_variant_is_recognised_and_every_key_accounted_for(setting, backbone):
+def test_every_variant_is_recognized_and_every_key_accounted_for(setting, backbone):
     shapes = published_shapes(setting, backbone)
     conversion = convert_state_dict(meta_weights(shapes), meta_weights(vggish_shapes()))
 
@@ -71,7 +73,7 @@ def test_every_variant_is_recognised_and_every_key_accounted_for(setting, backbo
     dropped = {key for key in shapes if key.startswith(("gf4.seq2.", "resnet.layer3_2.", "resnet.layer4_2."))}
     dropped |= {f"{attention}v_to_kv.weight", f"{attention}a_to_qkv.weight (slice 1 of 3)"}
     assert set(conversion.dropped) == dropped
-    # What is not dropped is there: the parameters of file and model differ by exactly the dropped ones.
+    # The parameters of file and model differ by exactly the dropped ones.
     lost = {key: shapes[key] for key in dropped if key in shapes and "running_" not in key and "num_" not in key}
     count = sum(
         torch.Size(shape).numel() for key, shape in shapes.items() if "running_" not in key and "num_" not in key
@@ -102,72 +104,72 @@ def test_fused_matrices_are_split_in_published_order():
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_wrapper_prefixes_come_off(prefix):
+def test_wrapper_prefixes_are_removed(prefix):
     shapes = {prefix + key: shape for key, shape in published_shapes("S4", "resnet").items()}
     assert (
         convert_state_dict(meta_weights(shapes), without_audio_encoder=True).title == "PCMANet for S4 with ResNet-50"
     )
 
 
-# Leftovers.
+# Leftover keys.
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"avga3.extra.weight": [3]}, r"1 keys that the map does not know:\n  avga3\.extra\.weight"),
+        ({"avga3.extra.weight": [3]}, r"1 unknown keys:\n  avga3\.extra\.weight"),
         (
             {"resnet.layer2.9.conv1.weight": [128, 512, 1, 1], "gf2.seq3.4.bias": [256]},
-            r"2 keys that ours has no place for:\n(  resnet\.layer2\.9\.conv1\.weight|  gf2\.seq3\.4\.bias|\n)+$",
+            r"2 keys without a weight in the model:\n(  resnet\.layer2\.9\.conv1\.weight|  gf2\.seq3\.4\.bias|\n)+$",
         ),
         (
             {"conv4.0.bias": None, "gf1.seq2.1.running_var": None},
-            r"2 weights of ours that the file lacks:\n  model\.neck\.0\.0\.bias\n"
+            r"2 missing weights:\n  model\.neck\.0\.0\.bias\n"
             r"  model\.stages\.3\.fusion\.guidance_projection\.1\.running_var",
         ),
         (
             {"gf3.seq1.0.weight": [256, 256, 1, 1]},
-            r"1 keys of another shape:\n  gf3\.seq1\.0\.weight \(256, 256, 1, 1\), ours is model\.stages\.1\.fusion",
+            r"1 keys of another shape:\n  gf3\.seq1\.0\.weight \(256, 256, 1, 1\), expected model\.stages\.1\.fusion",
         ),
-        ({"aud_fc.bias": [256]}, r"1 keys whose weight another key has brought:\n  aud_fc\.bias"),
+        ({"aud_fc.bias": [256]}, r"1 keys with the same name in the model as another key:\n  aud_fc\.bias"),
         (
             {"avga4.seq1.0.weight": None},
-            r"1 weights of ours that the file lacks:\n  model\.stages\.0\.group_attention",
+            r"1 missing weights:\n  model\.stages\.0\.group_attention",
         ),
     ],
-    ids=["unknown", "superfluous", "missing", "shape", "twice", "missing-size"],
+    ids=["unknown", "leftover", "missing", "shape", "twice", "missing-size"],
 )
-def test_leftovers_on_either_side_are_listed(change, message):
+def test_leftover_keys_on_either_side_are_listed(change, message):
     shapes = published_shapes("S4", "resnet") | change
     state_dict = meta_weights({key: shape for key, shape in shapes.items() if shape is not None})
-    with pytest.raises(ConversionError, match=message):
+    with pytest.raises(ValueError, match=message):
         convert_state_dict(state_dict, meta_weights(vggish_shapes()))
 
 
-def test_an_unknown_format_and_an_incomplete_backbone_are_refused():
-    with pytest.raises(ConversionError, match="none of PCMANet, VGGish, PVT-v2, ResNet-50; the first ones are a.b"):
+def test_unknown_format_and_incomplete_backbone_raise():
+    with pytest.raises(ValueError, match="one of PCMANet, VGGish, PVT-v2, ResNet-50, got keys such as a.b"):
         convert_state_dict({"a.b": torch.zeros(1)})
     shapes = backbone_shapes("pvt")
     shortened = {key: shape for key, shape in shapes.items() if not key.startswith("block3.39.")}
-    with pytest.raises(ConversionError, match=r"depths \[3, 6, 39, 3\]; is the file complete"):
+    with pytest.raises(ValueError, match=r"depths \[3, 6, 39, 3\]. Check that the file is complete"):
         convert_state_dict(meta_weights(shortened))
 
 
 # The audio encoder.
 
 
-def test_the_audio_encoder_comes_from_exactly_one_place():
+def test_audio_encoder_has_exactly_one_source():
     pcmanet, vggish = meta_weights(published_shapes("S4", "resnet")), meta_weights(vggish_shapes())
     with_audio = pcmanet | {f"audio_backbone.{key}": tensor for key, tensor in vggish.items()}
-    with pytest.raises(ConversionError, match="does not hold VGGish, --audio-checkpoint is not given"):
+    with pytest.raises(ValueError, match="without VGGish, no --audio-checkpoint and no --without"):
         convert_state_dict(pcmanet)
-    with pytest.raises(ConversionError, match="does not hold VGGish, --audio-checkpoint is given, --without"):
+    with pytest.raises(ValueError, match="without VGGish, an --audio-checkpoint and --without"):
         convert_state_dict(pcmanet, vggish, without_audio_encoder=True)
-    with pytest.raises(ConversionError, match="the checkpoint holds VGGish, --audio-checkpoint is given"):
+    with pytest.raises(ValueError, match="with VGGish, an --audio-checkpoint and no --without"):
         convert_state_dict(with_audio, vggish)
-    with pytest.raises(ConversionError, match="must hold VGGish, it holds ResNet-50"):
+    with pytest.raises(ValueError, match="Expected VGGish weights in the audio checkpoint, got ResNet-50"):
         convert_state_dict(pcmanet, meta_weights(backbone_shapes("resnet")))
-    with pytest.raises(ConversionError, match="A VGGish file has no audio encoder to choose"):
+    with pytest.raises(ValueError, match="options are for a PCMANet file, got a VGGish file"):
         convert_state_dict(vggish, vggish)
     assert convert_state_dict(with_audio).has_audio_encoder
 
@@ -193,9 +195,7 @@ def test_published_vggish_gives_equal_embeddings():
     ],
     ids=["resnet-50", "pvt-v2-b0", "pvt-v2-b5"],
 )
-def test_a_published_backbone_file_starts_a_model_with_equal_maps(
-    shapes, published_network, backbone_class, title, tmp_path
-):
+def test_published_backbone_file_gives_equal_feature_maps(shapes, published_network, backbone_class, title, tmp_path):
     weights = seeded_state_dict(shapes)
     conversion = convert_state_dict(weights)
     assert conversion.title == title
@@ -254,7 +254,7 @@ def test_transformers_names_and_old_files_of_resnet_give_the_same_backbone():
     assert_equal_backbones(convert_state_dict(old), conversion)
 
 
-# Opening files.
+# Reading files.
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_transformers_names_and_old_files_of_resnet_give_the_same_backbone():
     ],
     ids=["bare", "named", "nested"],
 )
-def test_a_state_dict_is_found_wherever_it_lies(nest, tmp_path):
+def test_state_dict_is_found_at_any_depth(nest, tmp_path):
     weights = {"a.weight": torch.arange(3.0), "b.bias": torch.ones(2)}
     torch.save(nest(weights), tmp_path / "weights.pth")
     found = read_state_dict(tmp_path / "weights.pth")
@@ -290,22 +290,22 @@ def test_safetensors_files_are_read(tmp_path):
         ([torch.zeros(1)], "found none"),
     ],
 )
-def test_a_file_with_several_state_dicts_or_none_is_refused(content, message, tmp_path):
+def test_file_with_several_state_dicts_or_none_raises(content, message, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(ConversionError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_state_dict(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 cut off"])
-def test_a_damaged_file_is_refused_by_name(name, content, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_damaged_file_raises(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConversionError, match=f"{name} (is damaged or no checkpoint|was refused)"):
+    with pytest.raises(ValueError, match=f"{name} (is damaged or not a checkpoint|was rejected)"):
         read_state_dict(tmp_path / name)
 
 
 class Malicious:
-    """Unpickling it would run a command."""
+    """An object whose unpickling would create a folder."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -314,19 +314,17 @@ class Malicious:
         return os.mkdir, (str(self.marker),)
 
 
-def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
+def test_malicious_pickle_raises_and_is_not_executed(tmp_path):
     torch.save(
         {"state_dict": {"a.b": torch.zeros(1)}, "config": Malicious(tmp_path / "executed")}, tmp_path / "bad.pth"
     )
-    message = (
-        r"bad\.pth was refused and nothing in it was executed: it holds more than tensors \(it asks for posix\.mkdir\)"
-    )
+    message = r"bad\.pth was rejected and nothing in it was executed: it contains other objects than tensors \(posix\.mkdir\)"
     with pytest.raises(SystemExit, match=message):
         main(["--checkpoint", str(tmp_path / "bad.pth"), "--output", str(tmp_path / "output")])
     assert os.listdir(tmp_path) == ["bad.pth"]
 
 
-# The command line, and what it writes.
+# Command line.
 
 
 def run_converter(*arguments):
@@ -336,27 +334,27 @@ def run_converter(*arguments):
 
 @pytest.fixture
 def small_checkpoint(tmp_path):
-    """A PVT-v2-B0 file, as small as published files get."""
+    """Write a PVT-v2-B0 file, the smallest published one."""
     torch.save(seeded_state_dict(section_shapes("pvt_v2_b0")), tmp_path / "pvt_v2_b0.pth")
     return tmp_path / "pvt_v2_b0.pth"
 
 
-def test_the_command_line_converts_a_backbone_file(small_checkpoint, tmp_path):
+def test_command_line_converts_backbone_file(small_checkpoint, tmp_path):
     run = run_converter("--checkpoint", small_checkpoint, "--output", tmp_path / "output")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("Recognised: PVT-v2-B0.\nNote: PVT-v2 expects eps 1e-5")
+    assert run.stdout.startswith("Recognized: PVT-v2-B0.\nNote: PVT-v2 expects eps 1e-5")
     assert PvtV2Backbone.from_pretrained(tmp_path / "output").channels == [32, 64, 160, 256]
 
 
 @pytest.mark.slow
-def test_the_command_line_converts_a_published_checkpoint_bit_for_bit(tmp_path):
+def test_command_line_converts_published_checkpoint_bit_identically(tmp_path):
     weights = seeded_state_dict(published_shapes("AVSS", "resnet"))
     torch.save({f"module.{key}": weight for key, weight in weights.items()}, tmp_path / "AVSS_resnet.pth")
     run = run_converter(
         "--checkpoint", tmp_path / "AVSS_resnet.pth", "--output", tmp_path / "output", "--without-audio-encoder"
     )
     assert run.returncode == 0, run.stderr
-    assert "Recognised: PCMANet for AVSS with ResNet-50." in run.stdout
+    assert "Recognized: PCMANet for AVSS with ResNet-50." in run.stdout
     assert "Dropped 174 (unused copy of a ResNet stage): resnet.layer3_2.0.conv1.weight, " in run.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["AVSS_resnet.pth", "output"]
 
@@ -370,7 +368,7 @@ def test_the_command_line_converts_a_published_checkpoint_bit_for_bit(tmp_path):
     assert isinstance(AutoProcessor.from_pretrained(tmp_path / "output"), PCMANetProcessor)
 
 
-def test_an_empty_folder_is_filled_and_a_full_one_refused(small_checkpoint, tmp_path):
+def test_output_may_be_an_empty_folder_only(small_checkpoint, tmp_path):
     arguments = ["--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "output")]
     (tmp_path / "output").mkdir()
     main(arguments)
@@ -379,13 +377,13 @@ def test_an_empty_folder_is_filled_and_a_full_one_refused(small_checkpoint, tmp_
     assert (card.data.license, card.data.pipeline_tag) == ("other", None)
     assert "# PVT-v2-B0, converted" in card.text
     assert "Note: PVT-v2 expects eps 1e-5" in card.text
-    with pytest.raises(SystemExit, match="output exists and is no empty folder; give another --output"):
+    with pytest.raises(SystemExit, match="output already exists and is not an empty folder"):
         main(arguments)
-    with pytest.raises(SystemExit, match="There is no checkpoint file missing.pth"):
+    with pytest.raises(SystemExit, match="Checkpoint file missing.pth not found"):
         main(["--checkpoint", "missing.pth", "--output", str(tmp_path / "other")])
 
 
-def test_a_failed_save_leaves_no_folder(small_checkpoint, tmp_path, monkeypatch):
+def test_failed_save_leaves_no_folder(small_checkpoint, tmp_path, monkeypatch):
     def fail(_model, folder, **_options):
         (folder / "config.json").write_text("{}")
         raise OSError("disk full")
@@ -396,7 +394,7 @@ def test_a_failed_save_leaves_no_folder(small_checkpoint, tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["pvt_v2_b0.pth"]
 
 
-def test_push_to_hub_uploads_the_written_folder(small_checkpoint, tmp_path, monkeypatch, capsys):
+def test_push_to_hub_uploads_the_output(small_checkpoint, tmp_path, monkeypatch, capsys):
     def record(folder, repository, *, message):
         return f"{repository}: {message}: {' '.join(sorted(os.listdir(folder)))}"
 
@@ -407,7 +405,7 @@ def test_push_to_hub_uploads_the_written_folder(small_checkpoint, tmp_path, monk
     assert capsys.readouterr().out.endswith(f"Written to {output}\nPushed to {uploaded}\n")
 
 
-def test_a_wrong_name_for_the_hub_is_refused_before_the_work(small_checkpoint, tmp_path):
+def test_invalid_repository_id_raises_before_the_conversion(small_checkpoint, tmp_path):
     command = ["--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "output")]
     with pytest.raises(SystemExit, match="error: Repo id must .*'me/my model'"):
         main([*command, "--push-to-hub", "me/my model"])

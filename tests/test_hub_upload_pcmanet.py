@@ -1,4 +1,4 @@
-"""Uploads to a Hub that fails: what passes is tried again, what does not is explained, and the named command works."""
+"""Uploads to a Hub with errors: temporary ones are retried, permanent ones are explained, and the named command works."""
 
 import doctest
 import hashlib
@@ -16,7 +16,7 @@ from modeling_pcmanet import hub_upload_pcmanet
 
 
 NAME = "someone/result"
-# The module alone, which knows no other of ours: a process that imports the network takes seconds to start.
+# The module on its own, because a process that imports the complete package takes seconds to start.
 CALL = f"""
 import runpy, sys
 from pathlib import Path
@@ -47,18 +47,18 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small file, a large one and one that stays here; the name wants quoting."""
+    """Write a small file, a large one and an excluded one; the name of the folder needs quoting."""
     path = tmp_path / "the result"
     path.mkdir()
     (path / "config.json").write_text("{}")
     (path / "model.safetensors").write_bytes(bytes(range(256)) * 4000)
-    (path / ".state").write_text("mine")
+    (path / ".state").write_text("local")
     return path
 
 
 @pytest.fixture
 def push(hub: LoopbackHub, folder: Path, tmp_path: Path) -> Push:
-    """Upload in a process of its own, as users do."""
+    """Upload in a separate process, as users do."""
 
     def run(
         name: str = NAME,
@@ -85,14 +85,14 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in visible}
 
 
-PASSING = {
-    "cut in the middle of the large file": [Failure(r"PUT /lfs/")],
-    "cut in the middle of the commit": [Failure(r"POST .*/commit/")],
-    "answer of the commit lost": [Failure(r"POST .*/commit/", served=True)],
-    "three errors of the server": [Failure(r"POST .*/commit/", HubError(500, "Internal Error"), times=3)],
-    "somebody else commits": [Failure(r"POST .*/commit/", HubError(412, "A commit has happened since."))],
-    "somebody else makes repositories": [Failure(r"POST /api/repos/create", HubError(503, "Busy"))],
-    "everything once": [
+TEMPORARY = {
+    "connection lost during the large file": [Failure(r"PUT /lfs/")],
+    "connection lost during the commit": [Failure(r"POST .*/commit/")],
+    "response of the commit lost": [Failure(r"POST .*/commit/", served=True)],
+    "three server errors": [Failure(r"POST .*/commit/", HubError(500, "Internal Error"), times=3)],
+    "concurrent commit": [Failure(r"POST .*/commit/", HubError(412, "A commit has happened since."))],
+    "server busy": [Failure(r"POST /api/repos/create", HubError(503, "Busy"))],
+    "every error once": [
         Failure(r"POST /api/repos/create"),
         Failure(r"POST .*/preupload/", HubError(502, "Bad Gateway")),
         Failure(r"POST .*/commit/", HubError(409, "Conflict")),
@@ -100,40 +100,40 @@ PASSING = {
 }
 
 
-# Every case is a process that has to start; these three meet all the ways of failing.
-QUICK = {"cut in the middle of the large file", "answer of the commit lost", "everything once"}
+# Every case starts a process; these three cover all kinds of failures.
+QUICK = {"connection lost during the large file", "response of the commit lost", "every error once"}
 
 
 @pytest.mark.parametrize(
     "failures",
     [
         pytest.param(failures, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, failures in PASSING.items()
+        for name, failures in TEMPORARY.items()
     ],
 )
-def test_what_passes_is_tried_again(hub: LoopbackHub, folder: Path, push: Push, failures: list[Failure]):
+def test_temporary_errors_are_retried(hub: LoopbackHub, folder: Path, push: Push, failures: list[Failure]):
     hub.failures = failures
     done = push()
     assert done.returncode == 0, done.stderr
     assert all(failure.times == 0 for failure in failures)
     assert stored(hub) == hashes(folder)
     commits = hub.repositories["models", NAME].commits
-    assert len(commits) == 2  # also where the first attempt came through unheard
+    assert len(commits) == 2  # also if the first attempt succeeded and only its response was lost
     assert done.stdout.strip().endswith(f"/{NAME}/commit/{commits[-1].oid}")
 
 
-LASTING = {
-    401: "status 401, the token is missing, wrong or expired; `hf auth login` takes a new one (HF_TOKEN goes before it)",
-    403: "status 403, the token may not write there",
+PERMANENT = {
+    401: "status 401, the token is missing, wrong or expired; log in with `hf auth login` (HF_TOKEN takes precedence)",
+    403: "status 403, the token has no write access",
     500: "status 500, .*out of order",
     None: "disconnected",
 }
 
 
 @pytest.mark.parametrize(
-    "status", [pytest.param(status, marks=[] if status == 401 else pytest.mark.slow) for status in LASTING]
+    "status", [pytest.param(status, marks=[] if status == 401 else pytest.mark.slow) for status in PERMANENT]
 )
-def test_what_lasts_is_explained_and_the_named_command_uploads_all(
+def test_permanent_errors_are_explained_and_the_named_command_uploads_all(
     hub: LoopbackHub, folder: Path, push: Push, tmp_path: Path, status: int | None
 ):
     error = None if status is None else HubError(status, "It is out of order.")
@@ -141,10 +141,10 @@ def test_what_lasts_is_explained_and_the_named_command_uploads_all(
     done = push(private="private")
     assert done.returncode == 1
     message = " ".join(done.stderr.splitlines())
-    pattern = LASTING[status] if status in (500, None) else re.escape(LASTING[status])
+    pattern = PERMANENT[status] if status in (500, None) else re.escape(PERMANENT[status])
     assert re.search(rf"HubUploadError: The upload to {NAME} failed: .*{pattern}", message), done.stderr
-    assert f"Nothing is lost: all of it is in {folder}." in message
-    # A wrong token does not get better by waiting.
+    assert f"No files are lost: they are in {folder}." in message
+    # Another attempt does not fix a wrong token.
     assert 100 - hub.failures[0].times == (1 if status in (401, 403) else 4)
     assert len(hub.repositories["models", NAME].commits) == 1
 
@@ -156,17 +156,17 @@ def test_what_lasts_is_explained_and_the_named_command_uploads_all(
     assert hub.repositories["models", NAME].private
 
 
-def test_an_expired_token_is_found_before_the_work(hub: LoopbackHub, push: Push):
+def test_create_repository_finds_an_expired_token(hub: LoopbackHub, push: Push):
     done = push(action="create", HF_TOKEN="expired")
     assert done.returncode == 1
-    assert f"{NAME} on the Hub cannot be made or used: status 401, the token is missing" in done.stderr
+    assert f"Repository {NAME} cannot be created or accessed: status 401, the token is missing" in done.stderr
     assert hub.repositories == {}
     done = push(action="create", private="private")
     assert done.returncode == 0, done.stderr
     assert hub.repositories["models", NAME].private
 
 
-def test_data_go_to_a_repository_of_data(hub: LoopbackHub, folder: Path, push: Push):
+def test_upload_to_a_dataset_repository(hub: LoopbackHub, folder: Path, push: Push):
     done = push(repo_type="dataset", private="private")
     assert done.returncode == 0, done.stderr
     assert stored(hub, "datasets") == hashes(folder)
@@ -175,7 +175,7 @@ def test_data_go_to_a_repository_of_data(hub: LoopbackHub, folder: Path, push: P
     assert f"hf upload {NAME} '{folder}' . --repo-type dataset --private --exclude '.*'" in done.stderr
 
 
-def test_two_uploads_at_once_both_arrive(hub: LoopbackHub, tmp_path: Path):
+def test_concurrent_uploads_both_succeed(hub: LoopbackHub, tmp_path: Path):
     commands = []
     for number in range(2):
         part = tmp_path / f"part{number}"
@@ -196,12 +196,12 @@ def test_two_uploads_at_once_both_arrive(hub: LoopbackHub, tmp_path: Path):
         ({}, "so me/result", "HFValidationError: .*so me/result"),
     ],
 )
-def test_what_is_wrong_on_this_side_is_said(push: Push, variables: dict[str, str], name: str, message: str):
+def test_local_errors_are_explained(push: Push, variables: dict[str, str], name: str, message: str):
     done = push(name, **variables)
     assert done.returncode == 1
     assert re.search(message, " ".join(done.stderr.splitlines())), done.stderr
 
 
-def test_the_example_in_the_docstring_holds():
+def test_docstring_example():
     result = doctest.testmod(hub_upload_pcmanet)
     assert (result.attempted, result.failed) == (1, 0)

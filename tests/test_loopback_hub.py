@@ -1,4 +1,4 @@
-"""What users push to the Hub and load from it, by real processes against a Hub on this machine."""
+"""Pushing to the Hub and loading from it, in separate processes with a Hub on this machine."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ Client = Callable[..., str]
 TESTS = Path(__file__).parent
 MODULE = Path(evaluate_module.__file__).parent / "evaluate_modules" / "avs_binary"
 
-# What model and pipeline say about a clip, as values that JSON keeps to the last bit.
+# Outputs of model and pipeline for a clip, as values that JSON preserves exactly.
 DESCRIBE = """
 import hashlib, json, sys
 import torch
@@ -65,7 +65,7 @@ pipe = pipeline("audio-visual-segmentation", model="someone/tiny", device="cpu")
 print(json.dumps(describe(model, processor, pipe, sys.argv[1])))
 """
 
-PULL_AS_STRANGER = f"""{WITHOUT_OUR_PACKAGE}{DESCRIBE}
+PULL_WITHOUT_OUR_PACKAGE = f"""{WITHOUT_OUR_PACKAGE}{DESCRIBE}
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor, PvtV2Backbone, pipeline
 
 name = "someone/tiny-with-code"
@@ -102,13 +102,13 @@ def plain(value):
 
 try:
     load_dataset("someone/clips", token=False)
-    sys.exit("a stranger reads the private data set")
+    sys.exit("the private data set was read without a token")
 except DatasetNotFoundError:
     pass
-whole = load_dataset("someone/clips")
+loaded = load_dataset("someone/clips")
 stream = load_dataset("someone/clips", streaming=True)
 written = load_dataset(sys.argv[1], "s4")
-print(json.dumps([{split: plain(list(part)) for split, part in data.items()} for data in (whole, stream, written)]))
+print(json.dumps([{split: plain(list(part)) for split, part in data.items()} for data in (loaded, stream, written)]))
 """
 
 SCORE = """
@@ -122,7 +122,7 @@ print(json.dumps(module.compute(protocol="official")))
 """
 
 
-# The server itself, as the Hub's own client sees it.
+# The server itself, used by the client library of the Hub.
 HISTORY = """
 import json
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
@@ -176,7 +176,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
 
 @pytest.fixture(scope="module")
 def client(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Client:
-    """Run a command as a user whose caches are empty, and give what it printed."""
+    """Run a command as a user with empty caches, and return its output."""
 
     def run(*command: object, folder: Path | None = None, **environment: str) -> str:
         home = tmp_path_factory.mktemp("home")
@@ -200,7 +200,7 @@ def last_json(output: str) -> dict:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seconds of noise for eyes and ears."""
+    """Write three seconds of video and audio noise."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (30, 48, 64, 3), dtype=np.uint8)
@@ -210,11 +210,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pushed(client: Client, clip: Path) -> dict:
-    """A model, its processor and, in a second repository, their pipeline with code; what they say about the clip."""
+    """Push a model, its processor and, to a second repository, their pipeline with code; return their outputs."""
     return last_json(client(sys.executable, "-c", PUSH, clip, PYTHONPATH=str(TESTS)))
 
 
-def test_a_pushed_model_gives_the_same_logits_elsewhere(hub: LoopbackHub, client: Client, clip: Path, pushed: dict):
+def test_pushed_model_gives_equal_logits_after_loading(hub: LoopbackHub, client: Client, clip: Path, pushed: dict):
     assert pushed["shape"] == [1, 3, 1, 48, 64] and pushed["spread"] > 0.1
     assert [len(scores) for scores in pushed["scores"]] == [1, 1, 1]
     # Public repositories need no token.
@@ -236,7 +236,7 @@ def test_a_pushed_model_gives_the_same_logits_elsewhere(hub: LoopbackHub, client
 
 
 @pytest.mark.slow
-def test_a_converted_backbone_and_pushed_code_work_for_a_stranger(
+def test_converted_backbone_and_pushed_code_work_without_this_package(
     hub: LoopbackHub, client: Client, clip: Path, pushed: dict, tmp_path: Path
 ):
     published = seeded_state_dict(section_shapes("pvt_v2_b0"))
@@ -246,17 +246,17 @@ def test_a_converted_backbone_and_pushed_code_work_for_a_stranger(
     repository = hub.repositories["models", "someone/backbone"]
     assert sorted(repository.at("main").files) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
 
-    answer = last_json(client(sys.executable, "-c", PULL_AS_STRANGER, clip))
-    assert answer["modules"] == ["transformers_modules"] * 3
-    assert answer["clip"] == pushed
+    output = last_json(client(sys.executable, "-c", PULL_WITHOUT_OUR_PACKAGE, clip))
+    assert output["modules"] == ["transformers_modules"] * 3
+    assert output["clip"] == pushed
     weights = hashlib.sha256()
     for key, weight in sorted(convert_state_dict(published).model.state_dict().items()):
         weights.update(key.encode() + weight.numpy().tobytes())
-    assert answer["backbone"] == weights.hexdigest()
+    assert output["backbone"] == weights.hexdigest()
 
 
 @pytest.mark.slow
-def test_an_exported_data_set_is_loaded_and_streamed(hub: LoopbackHub, client: Client, tmp_path: Path):
+def test_exported_data_set_is_loaded_and_streamed(hub: LoopbackHub, client: Client, tmp_path: Path):
     write_trees(tmp_path / "root", s4={"train": 2, "test": 1})
     command = [sys.executable, "-m", "pcmanet.dataset_scripts.avsbench", "export", tmp_path / "root", tmp_path / "out"]
     printed = client(*command, "--clips-per-shard", "1", "--push-to-hub", "someone/clips")
@@ -271,19 +271,19 @@ def test_an_exported_data_set_is_loaded_and_streamed(hub: LoopbackHub, client: C
         "s4/train-00001-of-00002.parquet",
     ]
 
-    whole, stream, written = last_json(client(sys.executable, "-c", ROWS, tmp_path / "out"))
-    assert {split: len(rows) for split, rows in whole.items()} == {"train": 2, "test": 1}
-    assert len({json.dumps(row["frames"]) for rows in whole.values() for row in rows}) == 3
-    assert whole == stream == written
+    loaded, stream, written = last_json(client(sys.executable, "-c", ROWS, tmp_path / "out"))
+    assert {split: len(rows) for split, rows in loaded.items()} == {"train": 2, "test": 1}
+    assert len({json.dumps(row["frames"]) for rows in loaded.values() for row in rows}) == 3
+    assert loaded == stream == written
 
 
 @pytest.mark.slow
-def test_a_measure_is_loaded_from_a_space(hub: LoopbackHub, client: Client, tmp_path: Path):
+def test_metric_is_loaded_from_a_space(hub: LoopbackHub, client: Client, tmp_path: Path):
     generator = np.random.default_rng(0)
     clips = {name: generator.integers(0, 2, (2, 3, 8, 6), dtype=np.uint8) for name in ("predictions", "references")}
     for name, array in clips.items():
         np.save(tmp_path / f"{name}.npy", array)
-    # As the README of the module says.
+    # As in the README of the module.
     hf = Path(sys.executable).with_name("hf")
     client(hf, "upload", "someone/avs_binary", MODULE, ".", "--repo-type", "space")
     scores = last_json(client(sys.executable, "-c", SCORE, folder=tmp_path))
@@ -296,10 +296,10 @@ def test_a_measure_is_loaded_from_a_space(hub: LoopbackHub, client: Client, tmp_
     assert scores == metrics.compute()
 
 
-def test_the_server_keeps_a_history_and_refuses_as_the_hub_does(client: Client):
-    answer = last_json(client(sys.executable, "-c", HISTORY))
-    assert answer["user"] == "someone"
-    assert answer["statuses"] == {
+def test_server_keeps_a_history_and_raises_the_errors_of_the_hub(client: Client):
+    output = last_json(client(sys.executable, "-c", HISTORY))
+    assert output["user"] == "someone"
+    assert output["statuses"] == {
         "missing": ["RepositoryNotFoundError", 404],
         "exists": ["HfHubHTTPError", 409],
         "race": ["HfHubHTTPError", 412],
@@ -307,10 +307,10 @@ def test_the_server_keeps_a_history_and_refuses_as_the_hub_does(client: Client):
         "revision": ["RevisionNotFoundError", 404],
         "expired": ["HfHubHTTPError", 401],
     }
-    assert answer["contents"] == [{"a.txt": "first", "weights/model.bin": "large"}, {"a.txt": "second"}]
-    assert answer["trees"] == [
+    assert output["contents"] == [{"a.txt": "first", "weights/model.bin": "large"}, {"a.txt": "second"}]
+    assert output["trees"] == [
         ["weights", ".gitattributes", "a.txt"],
         ["weights", ".gitattributes", "a.txt", "weights/model.bin"],
     ]
-    assert answer["info"] == [5, hashlib.sha256(b"large").hexdigest()]
-    assert answer["range"] == "eco"
+    assert output["info"] == [5, hashlib.sha256(b"large").hexdigest()]
+    assert output["range"] == "eco"

@@ -1,7 +1,7 @@
-"""Equality with the published network.
+"""Parity with the published network.
 
-`fixtures/parity_recorded.json` holds what the published code computed in eval mode and float32 on the weights and inputs
-that `published_weights` draws again.
+`fixtures/parity_recorded.json` contains the outputs of the published code in evaluation mode and float32 for the weights and
+inputs that `published_weights` draws.
 """
 
 import json
@@ -27,7 +27,7 @@ RECORDED_CASES = [
 
 
 def summary(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What was recorded of one stage's logits (frames, num_labels, height, width), in float64."""
+    """Return the recorded statistics of the logits (frames, num_labels, height, width) of one stage, in float64."""
     logits = logits.double()
     return {
         "mean": logits.mean(),
@@ -39,7 +39,7 @@ def summary(logits: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("recorded", RECORDED_CASES)
-def test_outputs_equal_the_published_ones(recorded):
+def test_outputs_equal_published_outputs(recorded):
     setting, salt = recorded["setting"], recorded["salt"]
     shapes = published_shapes(setting, recorded["backbone"])
     assert len(shapes) == recorded["num_keys"]
@@ -61,13 +61,13 @@ def test_outputs_equal_the_published_ones(recorded):
 
 
 @pytest.mark.parametrize("token_layout", ["spatial", "scrambled"])
-def test_token_layout_decides_where_a_token_lands(token_layout):
+def test_token_layout_determines_the_position_of_tokens(token_layout):
     config = tiny_config(token_layout=token_layout)
     attention = QuerySelectedCrossAttention(config, token_grid_size=4, is_finest=True)
     width = config.hidden_size
     visual = torch.randn(2, width, 4, 4)
     with torch.no_grad():
-        # The tokens pass unchanged, so the guidance is the map itself or what the layout makes of it.
+        # The tokens are not changed, so the guidance is the feature map itself in the order of the layout.
         attention.visual_embedding.weight.copy_(torch.eye(width))
         for parameter in (attention.visual_embedding.bias, *attention.output_projection.parameters()):
             parameter.zero_()

@@ -1,4 +1,4 @@
-"""The baseline of benchmarks/inference.py is the same network: its outputs equal those of a model set as published."""
+"""The baseline of benchmarks/inference.py: its outputs equal those of a model with the published behavior."""
 
 import importlib.util
 from pathlib import Path
@@ -16,10 +16,10 @@ specification.loader.exec_module(plain_pcmanet)
 
 @pytest.mark.parametrize(("num_labels", "sharpness"), [(1, 2.0), (5, 8.0)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_outputs_equal_the_models(num_labels, sharpness, masked):
+def test_outputs_equal_those_of_the_model(num_labels, sharpness, masked):
     # Token grids as in the paper at 224 x 224: the maps' own sizes and half of them.
-    switches = {"token_layout": "scrambled", "padded_frames": "zeroed", "token_grid_sizes": [2, 2, 4, 8]}
-    model = tiny_model(sharpness=sharpness, num_labels=num_labels, **switches).double()
+    published = {"token_layout": "scrambled", "padded_frames": "zeroed", "token_grid_sizes": [2, 2, 4, 8]}
+    model = tiny_model(sharpness=sharpness, num_labels=num_labels, **published).double()
     batch = {name: x.double() for name, x in tiny_batch(clips=3, size=(64, 64)).items()}
     if masked:
         batch["frame_mask"] = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]], dtype=torch.bool)

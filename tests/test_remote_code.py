@@ -1,4 +1,4 @@
-"""A checkpoint with its code works in a process that does not have our package."""
+"""A checkpoint with its code works in a process without this package."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from modeling_pcmanet import (
 from modeling_pcmanet.media_writing_pcmanet import write_video
 
 
-SEGMENT_AS_STRANGER = f"""
+SEGMENT_WITHOUT_OUR_PACKAGE = f"""
 import sys
 sys.path = [path for path in sys.path if path not in ("", sys.argv[3])]
 {WITHOUT_OUR_PACKAGE}
@@ -54,7 +54,7 @@ def checkpoint_with_code(tmp_path):
     return tmp_path / "checkpoint", model, processor
 
 
-def test_code_is_saved_on_request_only(checkpoint_with_code, tmp_path):
+def test_code_is_saved_only_if_requested(checkpoint_with_code, tmp_path):
     folder, model, processor = checkpoint_with_code
     assert {"modeling_pcmanet.py", "modeling_vggish.py", "processing_pcmanet.py"} <= set(os.listdir(folder))
     assert json.loads((folder / "config.json").read_text())["auto_map"] == {
@@ -62,13 +62,13 @@ def test_code_is_saved_on_request_only(checkpoint_with_code, tmp_path):
         "AutoModel": "modeling_pcmanet.PCMANetModel",
         "AutoModelForUniversalSegmentation": "modeling_pcmanet.PCMANetForAudioVisualSegmentation",
     }
-    # The switch is off again.
+    # Code is no longer saved after the `with` block.
     PCMANetForAudioVisualSegmentation(model.config).save_pretrained(tmp_path / "later")
     processor.save_pretrained(tmp_path / "later")
     assert sorted(os.listdir(tmp_path / "later")) == ["config.json", "model.safetensors", "processor_config.json"]
 
 
-def test_an_error_turns_the_switch_off():
+def test_error_in_the_block_restores_the_classes():
     with pytest.raises(OSError, match="disk full"), save_code_with_weights():
         assert PCMANetConfig._auto_class == "AutoConfig"
         raise OSError("disk full")
@@ -77,7 +77,7 @@ def test_an_error_turns_the_switch_off():
         assert all(cls._auto_class is None for cls, *_ in AUTO_CLASSES)
 
 
-def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
+def test_logits_are_equal_without_this_package(checkpoint_with_code, tmp_path):
     folder, model, processor = checkpoint_with_code
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
@@ -86,7 +86,7 @@ def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
         model.model.save_pretrained(tmp_path / "base")
     arguments = (folder, tmp_path / "clip.mp4", folder.parent.parent, tmp_path / "base")
     result = subprocess.run(
-        [sys.executable, "-c", SEGMENT_AS_STRANGER, *map(str, arguments)],
+        [sys.executable, "-c", SEGMENT_WITHOUT_OUR_PACKAGE, *map(str, arguments)],
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -94,11 +94,11 @@ def test_stranger_gets_the_same_logits(checkpoint_with_code, tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    answer = json.loads(result.stdout.splitlines()[-1])
-    assert answer["module"].startswith("transformers_modules.")
-    assert answer["bases"] == ["PCMANetModel", "PCMANetModel"]
-    assert answer["same_weights"]
+    output = json.loads(result.stdout.splitlines()[-1])
+    assert output["module"].startswith("transformers_modules.")
+    assert output["bases"] == ["PCMANetModel", "PCMANetModel"]
+    assert output["same_weights"]
     with torch.no_grad():
         logits = model(**processor(videos=tmp_path / "clip.mp4")).logits
-    assert answer["shape"] == list(logits.shape) == [1, 2, 1, 48, 64]
-    assert answer["sum"] == pytest.approx(logits.double().sum().item(), rel=1e-5)
+    assert output["shape"] == list(logits.shape) == [1, 2, 1, 48, 64]
+    assert output["sum"] == pytest.approx(logits.double().sum().item(), rel=1e-5)

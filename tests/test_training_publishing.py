@@ -1,4 +1,4 @@
-"""The card of a trained model: metadata that the Hub understands, figures under their protocols, and nothing invented. A training's way to the Hub: the folder that is complete before, the failed upload, and a stranger who reads the card."""
+"""Publishing: the model card with its metadata, the prepared folder, failed uploads, and use of a published model."""
 
 import hashlib
 import inspect
@@ -20,28 +20,28 @@ from loopback_hub import Failure, HubError, LoopbackHub
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_config, tiny_model
 
-from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet import PCMANetConfig, PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.training import publishing
 from pcmanet.training.publishing import (
     CardContent,
-    Evaluation,
     Publication,
     main,
     prepare,
     publish,
     read_evaluation,
+    read_record,
     write_card,
 )
-from pcmanet.training.record import describe_environment, read_record, write_record
+from pcmanet.training.record import describe_environment, write_record
 
 
-FIGURES = {
+METRICS = {
     protocol: {"miou": miou, "f_score": 0.75, "frames": 20.0, "groups": 4.0}
     for protocol, miou in (("official", 0.5), ("batch", 0.25), ("dataset", 0.125))
 }
-RESULTS = {"checkpoint": "best", "name": "s4", "split": "test", "clips": 4, "frames": 20, "metrics": FIGURES}
+RESULTS = {"checkpoint": "best", "name": "s4", "split": "test", "clips": 4, "frames": 20, "metrics": METRICS}
 RECORD = {
     "validation": {
         "miou": 0.625,
@@ -53,23 +53,30 @@ RECORD = {
     },
     "clips": 16000,
     "minutes": 21.5,
-    "command": "python examples/train_pcmanet.py --output runs/first",
+    "command": "pcmanet train --output runs/first",
     "environment": {"torch": "2.14.1", "device": "CPU, 1 process"},
     "recipe": {"task": "s4", "data": "/data/AVSBench", "seed": 3},
 }
 
 
-def card(**changes: Any) -> ModelCard:
-    values = {"config": tiny_config(), "parameters": 1_250_000, "frame_size": (48, 64), "record": RECORD}
-    return ModelCard(write_card(CardContent(repository="me/shapes", **{**values, **changes})))
+def card(
+    record: dict = RECORD, evaluations: tuple[dict, ...] = (), config: PCMANetConfig | None = None, **options: Any
+) -> ModelCard:
+    publication = Publication(Path("best"), "me/shapes", **options)
+    content = CardContent(publication, config or tiny_config(), 1_250_000, (48, 64), record, evaluations)
+    return ModelCard(write_card(content))
+
+
+def evaluation(command: str, metrics: dict | None = None) -> dict[str, Any]:
+    return {**RESULTS, "command": command, "metrics": metrics or METRICS}
 
 
 def section(model_card: ModelCard, title: str) -> str:
     return model_card.text.partition(f"\n## {title}\n")[2].partition("\n## ")[0].strip()
 
 
-def test_the_hub_reads_what_was_measured_and_how():
-    data = card(evaluations=(Evaluation("python evaluate", RESULTS),), datasets=("me/avsbench",)).data
+def test_metadata_has_the_metrics_with_their_protocols():
+    data = card(evaluations=(evaluation("pcmanet evaluate"),), datasets=("me/avsbench",)).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-segmentation", "other")
     assert data.tags == ["audio-visual-segmentation", "pcmanet"]
     assert (data.datasets, data.metrics, data.model_name) == (["me/avsbench"], ["mean_iou", "f_score"], "shapes")
@@ -81,104 +88,103 @@ def test_the_hub_reads_what_was_measured_and_how():
         ("AVSBench, s4", "val", "mean_iou", "mIoU (official protocol)"): 0.625,
         ("AVSBench, s4", "val", "f_score", "F (official protocol)"): 0.875,
         **{
-            ("s4", "test", kind, f"{name} ({protocol} protocol)"): FIGURES[protocol][measure]
-            for protocol in FIGURES
+            ("s4", "test", kind, f"{name} ({protocol} protocol)"): METRICS[protocol][measure]
+            for protocol in METRICS
             for kind, name, measure in (("mean_iou", "mIoU", "miou"), ("f_score", "F", "f_score"))
         },
     }
 
 
-def test_figures_stand_under_their_protocols_with_their_commands():
-    text = section(card(evaluations=(Evaluation("python examples/evaluate_pcmanet.py best s4", RESULTS),)), "Figures")
+def test_results_are_listed_by_protocol_with_their_commands():
+    text = section(card(evaluations=(evaluation("pcmanet evaluate best --data s4"),)), "Results")
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "| | official |" in lines
     assert "| mIoU, no background | 0.5000 |" in lines
     assert "### s4, test split: 4 clips, 20 frames" in lines
     assert "| | official | batch | dataset |" in lines
     assert "| mIoU | 0.5000 | 0.2500 | 0.1250 |" in lines
-    assert "python examples/evaluate_pcmanet.py best s4" in lines
+    assert "pcmanet evaluate best --data s4" in lines
     assert "loss" not in text and "stage_4" not in text and "frames |" not in text
 
 
-def test_training_and_environment_are_those_of_the_record():
+def test_training_and_environment_are_those_of_metrics_json():
     text = card()
     training = section(text, "Training")
-    assert "```bash\npython examples/train_pcmanet.py --output runs/first\n```" in training
+    assert "```bash\npcmanet train --output runs/first\n```" in training
     assert "16,000 clips and 21.5 minutes" in training
     assert "```yaml\ntask: s4\ndata: /data/AVSBench\nseed: 3\n```" in training
     assert "| torch  |         2.14.1 |" in section(text, "Environment")
-    assert "given out on request" in section(text, "Data")
-    assert "48x64 pixels" in section(text, "Limits")
+    assert "available on request" in section(text, "Data")
+    assert "48x64 pixels" in section(text, "Limitations")
 
 
 @pytest.mark.parametrize(
     ("settings", "license", "words"),
     [
-        ({"task": "ms3", "data": None}, "apache-2.0", "The real world does not occur in it."),
+        ({"task": "ms3", "data": None}, "apache-2.0", "It contains no real-world data."),
         (
             {"task": "folder", "data": "/home/me/my_clips"},
             "other",
-            "Clips of the author's own, in the folder `my_clips`",
+            "Clips of the author, in the folder `my_clips`",
         ),
         ({"task": "avss", "data": "AVSBench"}, "other", "its semantic clips"),
         ({}, "other", "was not recorded"),
     ],
 )
-def test_data_and_licence_follow_from_the_settings(settings: dict, license: str, words: str):
+def test_data_and_license_follow_from_the_settings(settings: dict, license: str, words: str):
     text = card(record={"arguments": settings})
     assert text.data.license == license
     assert words in section(text, "Data").replace("\n", " ")
     assert card(record={"arguments": settings}, license="mit").data.license == "mit"
 
 
-def test_nothing_is_invented():
+def test_missing_values_are_not_recorded():
     text = card(record={})
-    assert section(text, "Figures").startswith("None were recorded.")
-    assert section(text, "Training") == "How it was trained was not recorded."
-    assert section(text, "Environment") == "It was not recorded."
+    assert section(text, "Results").startswith("Not recorded.")
+    assert section(text, "Training") == "Not recorded."
+    assert section(text, "Environment") == "Not recorded."
     assert text.data.eval_results is None and text.data.metrics is None
 
 
-def test_wrong_sounds_count_as_measured_only_if_they_were():
+def test_false_positive_rate_is_a_limitation_unless_it_was_measured():
     words = "has not been measured here"
-    assert words in section(card(), "Limits").replace("\n  ", " ")
-    figures = {protocol: {**values, "false_positive_rate": 0.01} for protocol, values in FIGURES.items()}
-    heard = Evaluation("python evaluate --negative-audio noise", {**RESULTS, "metrics": figures})
-    text = card(evaluations=(heard,))
-    assert words not in section(text, "Limits").replace("\n  ", " ")
-    assert "| false positives under wrong sounds |" in text.text
+    assert words in section(card(), "Limitations").replace("\n  ", " ")
+    metrics = {protocol: {**values, "false_positive_rate": 0.01} for protocol, values in METRICS.items()}
+    text = card(evaluations=(evaluation("pcmanet evaluate --negative-audio noise", metrics),))
+    assert words not in section(text, "Limitations").replace("\n  ", " ")
+    assert "| false-positive rate, negative audio |" in text.text
 
 
-def test_classes_are_named_as_long_as_they_are_few():
+def test_classes_are_listed_if_they_are_few():
     few = tiny_config(id2label={0: "background", 1: "dog", 2: "cat"}, label2id={"background": 0, "dog": 1, "cat": 2})
-    assert "of which of 2 classes it is: dog, cat." in card(config=few).text.replace("\n", " ")
+    assert "one of 2 classes: dog, cat." in card(config=few).text.replace("\n", " ")
     names = ["background", *(f"kind{index}" for index in range(70))]
     many = tiny_config(id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)})
     text = card(config=many).text.replace("\n", " ")
-    assert "of which of 70 classes it is: kind0, kind1, kind2, kind3, kind4 and so on, see config.json." in text
+    assert "one of 70 classes: kind0, kind1, kind2, kind3, kind4 and so on, see config.json." in text
 
 
-def test_the_snippet_trusts_code_only_where_it_lies_in_the_repository():
+def test_snippet_trusts_remote_code_only_if_it_is_in_the_repository():
     assert "trust_remote_code=True" in section(card(with_code=True), "Use")
     without = section(card(), "Use")
     assert "trust_remote_code" not in without and "import pcmanet.pipelines" in without
 
 
-def test_an_evaluation_is_read_with_its_command_and_classes(tmp_path: Path):
-    classes = {"dog": {protocol: {"miou": 0.5, "f_score": 0.5} for protocol in FIGURES}}
+def test_evaluation_is_read_with_its_command_and_classes(tmp_path: Path):
+    classes = {"dog": {protocol: {"miou": 0.5, "f_score": 0.5} for protocol in METRICS}}
     (tmp_path / "results.json").write_text(json.dumps({**RESULTS, "classes": classes}))
     (tmp_path / "results.md").write_text(
         "# best on s4 test\n\n    python evaluate.py best 'my data'\n\n| | official |\n"
     )
-    evaluation = read_evaluation(tmp_path)
-    assert evaluation.command == "python evaluate.py best 'my data'"
-    assert "| dog   |" in card(evaluations=(evaluation,)).text
+    found = read_evaluation(tmp_path)
+    assert found["command"] == "python evaluate.py best 'my data'"
+    assert "| dog   |" in card(evaluations=(found,)).text
     (tmp_path / "results.md").write_text("no command")
-    with pytest.raises(ValueError, match="is no finished output"):
+    with pytest.raises(ValueError, match="is not the output of a finished"):
         read_evaluation(tmp_path)
 
 
-def test_a_record_says_how_and_in_what_it_came_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_metrics_json_has_command_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--output", "my runs"])
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -189,15 +195,15 @@ def test_a_record_says_how_and_in_what_it_came_about(tmp_path: Path, monkeypatch
     assert record["environment"]["device"].endswith(", 2 processes")
     assert record["validation"] == {"miou": 0.5}
     assert read_record(tmp_path / "nowhere") == {}
-    # Of two machines this one cannot tell how the other was started.
+    # With two machines a process does not know the options of the other.
     monkeypatch.setenv("WORLD_SIZE", "4")
     write_record(tmp_path, {})
-    words = "train.py --output 'my runs'  # by a launcher whose options were not recorded"
+    words = "train.py --output 'my runs'  # the options of the launcher are not known"
     assert read_record(tmp_path)["command"] == words
 
 
 def describe(segmenter: Callable) -> list:
-    """Label, score and mask of all that is found in the clip, as JSON keeps it."""
+    """Return label, score and mask of all segments of the clip, as JSON can hold them."""
     return [
         [
             [found["label"], found["score"], hashlib.sha256(found["mask"].tobytes()).hexdigest()]
@@ -207,7 +213,7 @@ def describe(segmenter: Callable) -> list:
     ]
 
 
-USE_AS_STRANGER = f"""{WITHOUT_OUR_PACKAGE}import hashlib, json
+USE_WITHOUT_OUR_PACKAGE = f"""{WITHOUT_OUR_PACKAGE}import hashlib, json
 from collections.abc import Callable
 from pathlib import Path
 exec(Path("snippet.py").read_text())
@@ -217,7 +223,7 @@ print(json.dumps(describe(segmenter)))
 
 
 def save_result(folder: Path) -> None:
-    """Leave what a training leaves: weights, processor, record."""
+    """Write what a training writes: weights, processor, metrics.json."""
     audio_config = {**tiny_config().audio_config.to_dict(), "num_mel_frames": 96, "num_mel_bins": 64}
     tiny_model(audio_config=audio_config).save_pretrained(folder)
     images = PCMANetImageProcessor(size={"height": 48, "width": 64})
@@ -242,7 +248,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_the_prepared_folder_is_complete_and_the_result_untouched(result: Path):
+def test_prepared_folder_is_complete_and_the_trained_model_unchanged(result: Path):
     before = contents(result)
     folder = prepare(Publication(result, "me/shapes"))
     assert folder == result.parent / "best-hub"
@@ -254,7 +260,7 @@ def test_the_prepared_folder_is_complete_and_the_result_untouched(result: Path):
     assert 'model="me/shapes")' in (folder / "README.md").read_text()
 
 
-def test_code_and_the_entry_of_the_pipeline_come_and_go_together(result: Path):
+def test_code_and_pipeline_entry_are_published_together(result: Path):
     folder = prepare(Publication(result, "me/shapes", with_code=True))
     config = json.loads((folder / "config.json").read_text())
     assert config["custom_pipelines"] == {
@@ -266,7 +272,7 @@ def test_code_and_the_entry_of_the_pipeline_come_and_go_together(result: Path):
     }
     assert config["auto_map"]["AutoConfig"] == "configuration_pcmanet.PCMANetConfig"
     assert {"modeling_pcmanet.py", "processing_pcmanet.py", "audio_visual_segmentation.py"} <= set(os.listdir(folder))
-    # What came with code is published without it: no entry may point to code that is not there.
+    # A model with code is published without it: no entry may point to missing code.
     folder.rename(result.parent / "other")
     plain = prepare(Publication(result.parent / "other", "me/shapes"))
     assert not [name for name in os.listdir(plain) if name.endswith(".py")]
@@ -274,7 +280,7 @@ def test_code_and_the_entry_of_the_pipeline_come_and_go_together(result: Path):
     assert "auto_map" not in (plain / "processor_config.json").read_text()
 
 
-def test_an_earlier_folder_is_replaced_whole(result: Path):
+def test_earlier_folder_is_replaced_completely(result: Path):
     folder = prepare(Publication(result, "me/shapes", with_code=True))
     (folder / "rest.txt").write_text("of an earlier time")
     prepare(Publication(result, "me/other"))
@@ -282,17 +288,19 @@ def test_an_earlier_folder_is_replaced_whole(result: Path):
     assert sorted(os.listdir(result.parent)) == ["best", "best-hub"]
 
 
-def test_what_cannot_be_published_is_refused_before_anything_is_written(result: Path, tmp_path: Path):
+def test_invalid_input_is_refused_before_anything_is_written(result: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="Repo id must"):
         prepare(Publication(result, "me/my shapes"))
-    with pytest.raises(FileNotFoundError, match=re.escape(f"run has no config.json: give one of {result}.")):
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"config.json not found in {result.parent}. Give one of {result}.")
+    ):
         prepare(Publication(result.parent, "me/shapes"))
-    with pytest.raises(FileNotFoundError, match=r"nowhere has no config\.json: give the folder of a model"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json not found in .*nowhere. Give the folder of a model"):
         prepare(Publication(tmp_path / "nowhere", "me/shapes"))
-    with pytest.raises(ValueError, match="is no finished output of examples/evaluate_pcmanet.py"):
+    with pytest.raises(ValueError, match="is not the output of a finished `pcmanet evaluate`"):
         prepare(Publication(result, "me/shapes", evaluations=(tmp_path,)))
     record = (result / "metrics.json").read_text()
-    for text, message in (("{", r"metrics\.json is no JSON"), ("[]", r"metrics\.json holds list")):
+    for text, message in (("{", r"metrics\.json is not valid JSON"), ("[]", r"metrics\.json contains list")):
         (result / "metrics.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             prepare(Publication(result, "me/shapes"))
@@ -318,20 +326,20 @@ def test_publish_uploads_the_prepared_folder(result: Path, monkeypatch: pytest.M
     assert calls == [((result.parent / "best-hub", "me/shapes"), options)]
 
 
-def test_the_command_line_prepares_or_says_what_is_wrong(result: Path, capsys: pytest.CaptureFixture):
+def test_command_line_prepares_or_prints_an_error(result: Path, capsys: pytest.CaptureFixture):
     main(
         [str(result), "--to", "me/shapes", "--only-prepare", "--private", "--license", "mit", "--dataset", "me/clips"]
     )
     folder = result.parent / "best-hub"
     command = f"hf upload me/shapes {folder} . --private"
-    assert capsys.readouterr().out == f"Prepared {folder}; push it with: {command}\n"
+    assert capsys.readouterr().out == f"Prepared {folder}. Upload it with: {command}\n"
     assert "license: mit\n" in (folder / "README.md").read_text()
-    with pytest.raises(SystemExit, match="error: .*has no config.json"):
+    with pytest.raises(SystemExit, match="error: config.json not found"):
         main([str(result.parent.parent), "--to", "me/shapes"])
 
 
 @pytest.mark.slow
-def test_a_stranger_reads_the_card_and_gets_the_same_masks(
+def test_snippet_of_the_card_gives_the_same_masks_without_this_package(
     result: Path, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     generator = np.random.default_rng(0)
@@ -341,7 +349,7 @@ def test_a_stranger_reads_the_card_and_gets_the_same_masks(
     environment = hub.environment(tmp_path / "home")
     command = [sys.executable, "-m", "pcmanet.training.publishing", str(result), "--to", "someone/shapes", "--code"]
 
-    # The first time the token has been taken back: nothing is lost, and the command in the message does the rest.
+    # The first upload fails because the token was revoked. The command in the message uploads the prepared folder.
     hub.failures = [Failure(r"POST .*/commit/", HubError(401, "Invalid credentials"), times=100)]
     failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
@@ -353,24 +361,24 @@ def test_a_stranger_reads_the_card_and_gets_the_same_masks(
     files = hub.repositories["models", "someone/shapes"].at("main").files
     stored = {path: file.sha256 for path, file in files.items() if path != ".gitattributes"}
     assert stored == contents(result.parent / "best-hub")
-    # Published once more, everything is there already.
+    # A second upload has nothing to add.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("Pushed to http")
+    assert done.stdout.startswith("Uploaded to http")
     assert len(hub.repositories["models", "someone/shapes"].commits) == 2
 
     card = (result.parent / "best-hub" / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     (tmp_path / "snippet.py").write_text(snippet)
-    stranger = subprocess.run(
-        [sys.executable, "-c", USE_AS_STRANGER],
+    isolated = subprocess.run(
+        [sys.executable, "-c", USE_WITHOUT_OUR_PACKAGE],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert stranger.returncode == 0, stranger.stderr[-3000:]
-    *printed, masks = stranger.stdout.splitlines()
+    assert isolated.returncode == 0, isolated.stderr[-3000:]
+    *printed, masks = isolated.stdout.splitlines()
     model, processor = publishing.load_result(result)
     here = AudioVisualSegmentationPipeline(model=model, processor=processor, device="cpu")
     monkeypatch.chdir(tmp_path)
@@ -381,14 +389,10 @@ def test_a_stranger_reads_the_card_and_gets_the_same_masks(
 
 
 @pytest.mark.slow
-def test_a_training_of_two_processes_is_pushed_once_with_its_figures(hub: LoopbackHub, tmp_path: Path):
+def test_training_of_two_processes_is_uploaded_once_with_its_metrics(hub: LoopbackHub, tmp_path: Path):
     root = Path(__file__).parent.parent
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = [
-        str(root / "examples" / "train_pcmanet.py"),
-        "--recipe",
-        str(root / "examples" / "recipes" / "smoke.yaml"),
-    ]
+    script = ["-m", "pcmanet", "train", "--recipe", str(root / "examples" / "recipes" / "smoke.yaml")]
     options = ["--output", str(tmp_path / "run"), "--push-to-hub", "someone/smoke", "--hub-private"]
     small = ["--set", "clips=8", "evaluation_clips=2", "evaluations=1", "image_size=32", "num_workers=0"]
     environment = hub.environment(tmp_path / "home") | {"ACCELERATE_USE_CPU": "true"}
@@ -398,7 +402,7 @@ def test_a_training_of_two_processes_is_pushed_once_with_its_figures(hub: Loopba
         command, env=environment | {"HF_TOKEN": "expired"}, capture_output=True, text=True, check=False
     )
     assert wrong.returncode != 0
-    assert "error: someone/smoke on the Hub cannot be made or used: status 401" in wrong.stderr
+    assert "error: Repository someone/smoke cannot be created or accessed: status 401" in wrong.stderr
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A network small enough for any test, whose confident masking really acts, and inputs for it."""
+"""A network small enough for any test, with active confidence masking, and inputs for it."""
 
 from typing import Any
 
@@ -36,18 +36,18 @@ TINY_NETWORK: dict[str, Any] = {
 
 
 def tiny_config(**overrides: Any) -> PCMANetConfig:
-    """Configure `TINY_NETWORK`, with some fields changed."""
+    """Return the configuration of `TINY_NETWORK`, with some fields changed."""
     return PCMANetConfig(**{**TINY_NETWORK, **overrides})
 
 
 def tiny_model(seed: int = 2, sharpness: float = 2.0, **overrides: Any) -> PCMANetForAudioVisualSegmentation:
-    """Build the network in eval mode; `sharpness` scales the heads, so that some pixels are confident and some not."""
+    """Build the network in evaluation mode; `sharpness` scales the heads, so that some pixels are confident and some not."""
     torch.manual_seed(seed)
     model = PCMANetForAudioVisualSegmentation(tiny_config(**overrides)).eval()
     with torch.no_grad():
         for stage in model.model.stages:
             stage.head[-1].weight.mul_(sharpness)
-        # Fresh norms pass everything on; real ones differ from channel to channel.
+        # Initial BatchNorms are the identity; trained ones differ between channels.
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
@@ -58,7 +58,7 @@ def tiny_model(seed: int = 2, sharpness: float = 2.0, **overrides: Any) -> PCMAN
 def tiny_batch(
     clips: int = 2, frames: int = 3, size: tuple[int, int] = (48, 64), seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Make random frames and log-mel patches."""
+    """Draw random frames and log-mel patches."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "pixel_values": torch.randn(clips, frames, 3, *size, generator=generator),
