@@ -1,11 +1,11 @@
-"""What does each part of PCMANet cost, how does that compare with the published code, and what does selecting queries save?
+"""What does each part of PCMANet cost, compared with the published code, and what does selecting queries save?
 
     python benchmarks/model_cost.py
     python benchmarks/model_cost.py --frames 10 --size 384
 
 Counts parameters and multiply-accumulates (torch.utils.flop_counter: convolutions and matrix products, one
 multiply-accumulate is two FLOPs) per frame, of one clip. Nothing is timed and no weights are needed, so the numbers are
-the same on any machine. Prints three Markdown tables: parameters, GMACs, and QSCA by the share of queries it keeps.
+the same on any machine. Prints three Markdown tables: parameters, GMACs, and QSCA by the fraction of selected queries.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout
 
 
-# Column of the tables to the modules that it sums over; `*` stands for every decoder stage.
+# Column of the tables to its modules; `*` stands for every decoder stage.
 PARTS = {
     "backbone": "model.backbone",
     "neck": "model.neck.*",
@@ -42,11 +42,11 @@ class Network:
     """One row of the tables.
 
     Attributes:
-        name: What it is called.
+        name: Name in the tables.
         preset: Preset of the configuration.
-        overrides: What it changes.
-        published_parameters: Of the published code, VGGish and ResNet-50's 22.06 M unused parameters left out.
-        published_gmacs: Of the published code, per frame.
+        overrides: Changed fields of the preset.
+        published_parameters: Parameters of the published code, without VGGish and the 22.06 M unused ones of ResNet-50.
+        published_gmacs: GMACs per frame of the published code.
     """
 
     name: str
@@ -56,9 +56,9 @@ class Network:
     published_gmacs: float | None = None
 
 
-# Published figures: counted on the published code at 224 x 224, five frames per clip. Its ResNet-50 carries copies of
-# its stages 3 and 4 that are never run, 22,063,104 parameters. What we do not build of the rest, because its output
-# goes nowhere, is GF's coarser projection of stage 4 (590,592) and three matrices of stage 1's QSCA (196,608).
+# Published values: counted on the published code at 224 x 224, five frames per clip. Its ResNet-50 contains copies of its
+# stages 3 and 4 that are never run, 22,063,104 parameters. Ours has two further parts less, because nothing reads their
+# output: GF's coarser projection of stage 4 (590,592) and three matrices of stage 1's QSCA (196,608).
 UNUSED = 22_063_104
 NETWORKS = (
     Network("PVT-v2-B5, S4 and MS3", "pvt_v2_b5", {}, 95_068_740, 21.85),
@@ -71,7 +71,7 @@ NETWORKS = (
 
 
 def parse_args() -> argparse.Namespace:
-    """Command line of the benchmark."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=5, help="frames of the clip")
     parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
@@ -79,18 +79,18 @@ def parse_args() -> argparse.Namespace:
 
 
 def build(network: Network, **switches: Any) -> PCMANetForAudioVisualSegmentation:
-    """Build a network; eager attention, because the counter does not know every fused one."""
+    """Build a network with eager attention, because the counter does not support every fused one."""
     config = PCMANetConfig.from_preset(network.preset, **network.overrides, **switches)
     return AutoModelForUniversalSegmentation.from_config(config, attn_implementation="eager").eval()
 
 
 def module_names(pattern: str) -> list[str]:
-    """Write out the stages of a name."""
+    """Expand `*` in a name to all stages."""
     return [pattern.replace("*", str(index)) for index in range(NUM_STAGES)] if "*" in pattern else [pattern]
 
 
 def count_parameters(model: PCMANetForAudioVisualSegmentation) -> dict[str, int]:
-    """Parameters by part."""
+    """Count parameters by part."""
     parts = PARTS | {"audio encoder": AUDIO_ENCODER}
     return {
         part: sum(
@@ -101,7 +101,7 @@ def count_parameters(model: PCMANetForAudioVisualSegmentation) -> dict[str, int]
 
 
 def count_gmacs(model: PCMANetForAudioVisualSegmentation, frames: int, size: int) -> dict[str, float]:
-    """GMACs per frame by part; a model on the meta device is counted without computing anything."""
+    """Count GMACs per frame by part; the model is on the meta device, so that nothing is computed."""
     patches = (model.config.audio_config.num_mel_frames, model.config.audio_config.num_mel_bins)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         model(torch.empty(1, frames, 3, size, size), input_features=torch.empty(1, frames, 1, *patches))
@@ -115,12 +115,14 @@ def count_gmacs(model: PCMANetForAudioVisualSegmentation, frames: int, size: int
     parts = {part: gmacs(pattern) for part, pattern in (PARTS | {"audio encoder": AUDIO_ENCODER}).items()}
     uncounted = counter.get_total_flops() / 2e9 / frames - sum(parts.values())
     if abs(uncounted) > 1e-6:
-        raise RuntimeError(f"{uncounted:.6f} GMACs per frame lie in no part of the table.")
+        raise RuntimeError(
+            f"Expected every operation to belong to a part of the table, got {uncounted:.6f} other GMACs per frame."
+        )
     return parts
 
 
 def count_cross_attention(model: PCMANetForAudioVisualSegmentation, frames: int, size: int, kept: float) -> float:
-    """GMACs per frame of all QSCA when a share of the queries is kept, the masks being forced."""
+    """Count GMACs per frame of all QSCA for a fraction of selected queries, with constructed masks."""
     layout = ClipLayout(batch=1, frames=frames, real=None)
     flops, audio = 0, torch.zeros(frames, model.config.hidden_size)
     for index, stage in enumerate(model.model.stages):
@@ -136,14 +138,14 @@ def count_cross_attention(model: PCMANetForAudioVisualSegmentation, frames: int,
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print Markdown."""
+    """Print a Markdown table."""
     print(f"\n{title}\n")
     for cells in (header, ["---"] * len(header), *rows):
         print(f"| {' | '.join(cells)} |")
 
 
 def parameter_row(network: Network, parts: dict[str, int]) -> list[str]:
-    """Parameters in millions; the published count next to ours without VGGish, which it leaves out as well."""
+    """Return the parameters in millions; like the published count, ours excludes VGGish."""
     ours = sum(parts.values()) - parts["audio encoder"]
     published = network.published_parameters
     compared = ["", ""] if published is None else [f"{published:,}", f"{ours - published:+,}"]
@@ -151,23 +153,27 @@ def parameter_row(network: Network, parts: dict[str, int]) -> list[str]:
 
 
 def gmacs_row(network: Network, parts: dict[str, float], as_published: bool) -> list[str]:
-    """GMACs per frame with shares of the whole without VGGish; the published count only for what it was counted on."""
+    """Return GMACs per frame with fractions of the total without VGGish; the published count only for its own setting."""
     total = sum(parts.values()) - parts["audio encoder"]
     published = f"{network.published_gmacs:.2f}" if as_published and network.published_gmacs else ""
-    shares = [f"{gmacs:.2f} ({gmacs / total:.1%})" for part, gmacs in parts.items() if part != "audio encoder"]
-    return [network.name, f"{total:.2f}", published, *shares, f"{parts['audio encoder']:.2f}"]
+    cells = [f"{gmacs:.2f} ({gmacs / total:.1%})" for part, gmacs in parts.items() if part != "audio encoder"]
+    return [network.name, f"{total:.2f}", published, *cells, f"{parts['audio encoder']:.2f}"]
 
 
 def print_selection_table(totals: dict[str, float], frames: int, size: int) -> None:
-    """Print what QSCA costs by the share of queries; it is the same behind both backbones of the paper."""
+    """Print the cost of QSCA by fraction of queries; it is the same for both backbones of the paper."""
     model = build(NETWORKS[0], gather_queries=True)
     costs = [count_cross_attention(model, frames, size, kept) for kept in KEPT_RATIOS]
-    wholes = {"QSCA": costs[0]} | {name: totals[name] for name in ("PVT-v2-B5, S4 and MS3", "ResNet-50, S4")}
+    references = {"QSCA": costs[0]} | {name: totals[name] for name in ("PVT-v2-B5, S4 and MS3", "ResNet-50, S4")}
     print_table(
-        "QSCA with gathered queries, by the share of queries that stages 3, 2 and 1 keep",
-        ["kept", "QSCA, GMACs per frame", *(f"saved of {name}" for name in wholes)],
+        "QSCA with gathered queries, by the fraction of queries that stages 3, 2 and 1 select",
+        ["selected", "QSCA, GMACs per frame", *(f"saved of {name}" for name in references)],
         [
-            [f"{kept:.0%}", f"{cost:.4f}", *(f"{(costs[0] - cost) / whole:.2%}" for whole in wholes.values())]
+            [
+                f"{kept:.0%}",
+                f"{cost:.4f}",
+                *(f"{(costs[0] - cost) / reference:.2%}" for reference in references.values()),
+            ]
             for kept, cost in zip(KEPT_RATIOS, costs, strict=True)
         ],
     )
@@ -188,12 +194,12 @@ def main() -> None:
         gmacs.append(gmacs_row(network, parts, as_published))
     columns = [*PARTS, "audio encoder"]
     print_table(
-        "Parameters; parts in millions, the audio encoder (VGGish) outside the sums",
+        "Parameters; parts in millions, totals without the audio encoder (VGGish)",
         ["network", "parameters", "published", "difference", *columns],
         parameters,
     )
     print_table(
-        f"GMACs per frame, {options.frames} frames of {options.size} x {options.size}; shares without the audio encoder",
+        f"GMACs per frame, {options.frames} frames of {options.size} x {options.size}; fractions without the audio encoder",
         ["network", "GMACs", "published", *columns],
         gmacs,
     )

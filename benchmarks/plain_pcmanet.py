@@ -1,14 +1,14 @@
-"""PCMANet written the plain way, module by module as the paper's network is published: what benchmarks compare against.
+"""Plain formulation of PCMANet, module by module as published: the baseline of the benchmarks.
 
-Nothing is folded, regrouped or left out because it is zero: every group of AVGA is a tensor of its own, all clips of a batch
-share one score matrix whose foreign entries are minus infinity, all four outputs are brought to the input size, and frames
-of padding are computed like real ones and zeroed behind the neck. Tokens go back to the map in the published order.
-It holds the very weights of one of our models and gives its logits, if that model's configuration asks for the published
-behaviour: `token_layout="scrambled"` and `padded_frames="zeroed"` (tests/test_plain_pcmanet.py shows it).
+Nothing is folded, regrouped or skipped because it is zero: every group of AVGA is a separate tensor, all clips of a batch
+share one score matrix whose entries between clips are minus infinity, all four outputs are resized to the input size, and
+padded frames are computed like real ones and set to zero after the neck. Tokens are reshaped to the feature map in the
+published order. It shares the weights of one of our models and has its logits, if the configuration of that model selects the
+published behavior: `token_layout="scrambled"` and `padded_frames="zeroed"` (see tests/test_plain_pcmanet.py).
 
-Three things that the published code carries but whose results go nowhere are not in our checkpoints and so not here: the
-audio-to-visual branch of the finest stage, a convolution of the coarsest fusion and copies of two ResNet stages. The
-baseline is that little bit faster than the published code.
+Three parts of the published code whose results are not used are not in our checkpoints, and so not here: the audio-to-visual
+branch of the finest stage, a convolution of the coarsest fusion and copies of two ResNet stages. The baseline is slightly
+faster than the published code for that reason.
 """
 
 import torch
@@ -33,16 +33,16 @@ class PlainGroupAttention(nn.Module):
 
     def forward(self, visual: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
         """Weight (frames, channels, height, width) by (frames, channels)."""
-        sound = functional.normalize(self.audio_projection(audio), dim=1, eps=UNIT_LENGTH_EPS)[:, :, None, None]
+        audio_vector = functional.normalize(self.audio_projection(audio), dim=1, eps=UNIT_LENGTH_EPS)[:, :, None, None]
         weighted = []
         for group in self.visual_projection(visual).chunk(self.num_groups, dim=1):
-            picture = functional.normalize(group, dim=1, eps=UNIT_LENGTH_EPS)
-            weighted.append((picture * sound).sum(dim=1, keepdim=True) * group)
+            visual_vector = functional.normalize(group, dim=1, eps=UNIT_LENGTH_EPS)
+            weighted.append((visual_vector * audio_vector).sum(dim=1, keepdim=True) * group)
         return self.output_projection(torch.cat(weighted, dim=1))
 
 
 class PlainCrossAttention(nn.Module):
-    """QSCA: every frame's sequence is its audio token and its visual tokens; scores are taken between all clips."""
+    """QSCA: the sequence of a frame is its audio token and its visual tokens; scores are computed between all clips."""
 
     def __init__(self, attention: nn.Module):
         super().__init__()
@@ -57,12 +57,12 @@ class PlainCrossAttention(nn.Module):
     def forward(
         self, visual: torch.Tensor, audio: torch.Tensor, mask: torch.Tensor | None, clips: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the guidance, the size of `visual`, and the next audio token."""
+        """Return the guidance, in the size of `visual`, and the next audio token."""
         pooled = functional.adaptive_avg_pool2d(visual, self.grid).flatten(2).transpose(1, 2)
         sequence = torch.cat([self.audio_embedding(audio)[:, None], self.visual_embedding(pooled)], dim=1)
         audio_states, visual_states = self.layer_norm(sequence).split([1, self.grid**2], dim=1)
 
-        # Row and column of the score matrix run over the tokens of all clips.
+        # Rows and columns of the score matrix are the tokens of all clips.
         frames = len(audio) // clips
         audio_clip = torch.arange(clips, device=audio.device).repeat_interleave(frames)
         visual_clip = audio_clip.repeat_interleave(self.grid**2)
@@ -72,11 +72,11 @@ class PlainCrossAttention(nn.Module):
         if self.audio_to_visual is not None:
             update[:, 0] = attend(self.audio_to_visual, audio_states, visual_states, audio_clip, visual_clip)
         selected = torch.ones_like(visual_clip, dtype=torch.bool) if mask is None else mask.flatten()
-        gathered = torch.zeros_like(visual_states)
-        gathered[selected] = attend(
+        visual_update = torch.zeros_like(visual_states)
+        visual_update[selected] = attend(
             self.visual_to_audio, visual_states[selected], audio_states, visual_clip[selected], audio_clip
         )
-        update[:, 1:] = gathered.view(len(audio), -1, gathered.shape[-1])
+        update[:, 1:] = visual_update.view(len(audio), -1, visual_update.shape[-1])
         sequence = sequence + self.output_projection(update)
 
         # The published order: tokens (frames, grid * grid, channels) are read as (frames, channels, grid, grid).
@@ -87,7 +87,7 @@ class PlainCrossAttention(nn.Module):
 def attend(
     attention: nn.Module, queries: torch.Tensor, keys: torch.Tensor, query_clip: torch.Tensor, key_clip: torch.Tensor
 ) -> torch.Tensor:
-    """Attend from (queries, channels) to (keys, channels) with one score matrix, foreign clips at minus infinity."""
+    """Attend from (queries, channels) to (keys, channels) with one score matrix, minus infinity between clips."""
     query, key, value = (
         layer(states).unflatten(1, (-1, attention.head_size)).transpose(0, 1)
         for layer, states in ((attention.query, queries), (attention.key, keys), (attention.value, keys))
@@ -103,7 +103,7 @@ def resize(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 class PlainFusion(nn.Module):
-    """GF: every map is projected at the size of the stage, whatever size it came from."""
+    """GF: every feature map is projected at the size of the stage."""
 
     def __init__(self, fusion: nn.Module):
         super().__init__()
@@ -112,7 +112,7 @@ class PlainFusion(nn.Module):
         self.output_projection = fusion.output_projection
 
     def forward(self, visual: torch.Tensor, guidance: torch.Tensor, coarser: torch.Tensor | None) -> torch.Tensor:
-        """Fuse three maps into one of the size of `visual`."""
+        """Fuse three feature maps into one of the size of `visual`."""
         fused = visual + self.guidance_projection(guidance)
         if coarser is not None:
             fused = fused + self.coarser_projection(resize(coarser, visual.shape[-2:]))
@@ -120,7 +120,7 @@ class PlainFusion(nn.Module):
 
 
 class PlainPCMANet(nn.Module):
-    """The whole network over one batch of clips.
+    """The complete network for one batch of clips.
 
     Args:
         model: One of our models; the weights are shared, not copied.
@@ -146,7 +146,7 @@ class PlainPCMANet(nn.Module):
         audio_embeds: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Segment; takes what our model takes and gives its four outputs at the input size, coarse to fine."""
+        """Return the four outputs at the input size, coarse to fine; the inputs are those of our model."""
         clips, frames = pixel_values.shape[:2]
         if audio_embeds is None:
             embeddings = self.audio_encoder(input_features.flatten(0, 1)).audio_embeds
@@ -161,7 +161,7 @@ class PlainPCMANet(nn.Module):
         return tuple(resize(x, pixel_values.shape[-2:]).unflatten(0, (clips, frames)) for x in outputs)
 
     def decode(self, maps: list[torch.Tensor], audio: torch.Tensor, clips: int) -> list[torch.Tensor]:
-        """Walk the four stages coarse to fine; returns their logits at their own size."""
+        """Run the four stages coarse to fine; return their logits at their own size."""
         outputs: list[torch.Tensor] = []
         token, fused, mask = audio, None, None
         for index, visual in enumerate(maps):
@@ -175,12 +175,12 @@ class PlainPCMANet(nn.Module):
         return outputs
 
     def uncertain(self, logits: torch.Tensor, coarser: torch.Tensor | None) -> torch.Tensor:
-        """CIM: mark the pixels (frames, height, width) that are neither surely on nor surely off."""
+        """CIM: mark the pixels (frames, height, width) whose prediction is uncertain."""
         confidence = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(dim=1).amax(dim=1)
         uncertain = (confidence >= self.threshold) & (confidence <= 1 - self.threshold)
         return uncertain if coarser is None else uncertain & resize_mask(coarser, uncertain.shape[-2:])
 
 
 def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a bool mask (frames, height, width) by nearest neighbour."""
+    """Resize a bool mask (frames, height, width) by nearest neighbor."""
     return functional.interpolate(mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()

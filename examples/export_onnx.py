@@ -1,20 +1,20 @@
-"""Writes a checkpoint as one file that onnxruntime runs, checks it against the checkpoint, and says how fast it is.
+"""Export a checkpoint as one file for onnxruntime, compare it with the checkpoint and measure its speed.
 
     python examples/export_onnx.py                                     # the demo model, to model.onnx
-    python examples/export_onnx.py OWNER/NAME --output network.onnx    # a model of the Hub, or the folder of one
-    python examples/export_onnx.py OWNER/NAME --size 256 448           # for pictures of another size
-    python examples/export_onnx.py OWNER/NAME --sound audio_embeds     # without VGGish: you give its embeddings
-    python examples/export_onnx.py OWNER/NAME --output network.pt2     # for torch.export.load, in place of ONNX
+    python examples/export_onnx.py OWNER/NAME --output network.onnx    # Hub id or folder of a model
+    python examples/export_onnx.py OWNER/NAME --size 256 448           # for frames of another size
+    python examples/export_onnx.py OWNER/NAME --audio audio_embeds     # without VGGish: the input is its embeddings
+    python examples/export_onnx.py OWNER/NAME --output network.pt2     # for torch.export.load, instead of ONNX
 
-Needs `pip install 'pcmanet[onnx]'`, but for a .pt2 file. What is written is the form for inference, in float32. The file
-takes what the processor gives, `pixel_values`, `input_features` and `frame_mask`, for any number of clips and frames at one
-size of picture, and gives `logits`. To run it:
+Needs `pip install 'pcmanet[onnx]'`, except for a .pt2 file. The file contains the optimized model in float32. Its inputs are
+those of the processor, `pixel_values`, `input_features` and `frame_mask`, for any number of clips and frames at one frame size,
+and its output is `logits`. To run it:
 
     session = onnxruntime.InferenceSession("model.onnx")
     batch = processor(videos="clip.mp4", return_tensors="np")
     (logits,) = session.run(["logits"], dict(batch))
 
-Weights lie in the file itself; from 1.5 GB on in a second one beside it, `model.onnx.data`, that has to move along.
+Weights are inside the file; from 1.5 GB on, in a second file next to it, `model.onnx.data`, which must be moved with it.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, P
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 EXPORTED_MASK = ((True, True, False), (True, True, True))
-# Other numbers of clips and frames than those of the export, without and with padding.
+# Other numbers of clips and frames than in the export, without and with padding.
 CHECKED_MASKS = (((True,) * 5,), ((True, False), (True, True), (False, True)))
 TOLERANCE = 1e-4  # of the largest logit
 ROUNDS = 7
@@ -42,16 +42,16 @@ Batch = dict[str, torch.Tensor]
 Run = Callable[[Batch], torch.Tensor]
 
 
-class TensorsInTensorOut(nn.Module):
-    """The form for inference with its logits as they are: a file has no output classes.
+class LogitsOnly(nn.Module):
+    """The optimized model with its logits as the only output, because a file has no output classes.
 
     Args:
-        form: What `model.for_inference()` gives.
+        optimized: The result of `model.for_inference()`.
     """
 
-    def __init__(self, form: nn.Module):
+    def __init__(self, optimized: nn.Module):
         super().__init__()
-        self.form = form
+        self.optimized = optimized
 
     def forward(
         self,
@@ -60,46 +60,44 @@ class TensorsInTensorOut(nn.Module):
         audio_embeds: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits (batch, frames, num_labels, height, width) of a batch as the model takes it."""
-        return self.form(pixel_values, input_features, audio_embeds, frame_mask).logits
+        """Return the logits (batch, frames, num_labels, height, width)."""
+        return self.optimized(pixel_values, input_features, audio_embeds, frame_mask).logits
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=str(DEMO_MODEL), help="Hub id or folder (default: the demo model)")
     parser.add_argument("--output", type=Path, default=Path("model.onnx"), help="file to write, *.onnx or *.pt2")
     parser.add_argument(
-        "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="of pictures (default: the processor's)"
+        "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="frame size (default: that of the processor)"
     )
     parser.add_argument(
-        "--sound",
+        "--audio",
         choices=("input_features", "audio_embeds"),
         default="input_features",
-        help="log-mel patches, as the processor gives them, or VGGish embeddings (default: %(default)s)",
+        help="audio input: log-mel patches from the processor, or VGGish embeddings (default: %(default)s)",
     )
     args = parser.parse_args()
     if args.output.suffix not in (".onnx", ".pt2"):
-        parser.error(f"--output is {str(args.output)!r}: expected a name that ends in .onnx or .pt2")
+        parser.error(f"Expected --output to end in .onnx or .pt2, got {str(args.output)!r}")
     if not args.output.parent.is_dir():
-        parser.error(
-            f"--output is {str(args.output)!r}, but there is no folder {str(args.output.parent)!r}: make it first"
-        )
+        parser.error(f"Folder {str(args.output.parent)!r} of --output {str(args.output)!r} not found: create it first")
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if args.output.suffix == ".onnx" and missing:
-        parser.error(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'pcmanet[onnx]'")
+        parser.error(f"ONNX needs {', '.join(missing)}, which are not installed: pip install 'pcmanet[onnx]'")
     return args
 
 
 def make_batch(
-    config: PCMANetConfig, sound: str, size: tuple[int, int], frame_mask: tuple[tuple[bool, ...], ...]
+    config: PCMANetConfig, audio_input: str, size: tuple[int, int], frame_mask: tuple[tuple[bool, ...], ...]
 ) -> Batch:
-    """Random pictures and sound; what is computed does not depend on what they show.
+    """Draw random frames and audio.
 
     Args:
-        config: Of the network.
-        sound: `"input_features"` or `"audio_embeds"`.
-        size: (height, width) of the pictures.
+        config: Configuration of the model.
+        audio_input: `"input_features"` or `"audio_embeds"`.
+        size: (height, width) of the frames.
         frame_mask: (batch, frames), False for padding.
     """
     audio, mask = config.audio_config, torch.tensor(frame_mask)
@@ -109,37 +107,37 @@ def make_batch(
         "input_features": (1, audio.num_mel_frames, audio.num_mel_bins),
         "audio_embeds": (audio.embedding_size,),
     }
-    names = ("pixel_values", sound)
+    names = ("pixel_values", audio_input)
     batch = {name: torch.randn(*mask.shape, *shapes[name], generator=generator) for name in names}
     return {**batch, "frame_mask": mask}
 
 
-def export(form: nn.Module, batch: Batch, path: Path) -> None:
-    """Writes the form for any number of clips and frames.
+def export(optimized: nn.Module, batch: Batch, path: Path) -> None:
+    """Export the optimized model for any number of clips and frames.
 
     Args:
-        form: What `model.for_inference()` gives.
-        batch: What its inputs look like; at least two clips and frames, or the file would be for one.
-        path: File to write; its suffix says how.
+        optimized: The result of `model.for_inference()`.
+        batch: Example inputs, with at least two clips and frames: torch.export fixes a size of one.
+        path: File to write; the suffix selects the format.
     """
     dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames")}
     shapes = dict.fromkeys(batch, dimensions)
-    program = torch.export.export(TensorsInTensorOut(form), (), batch, dynamic_shapes=shapes)
+    program = torch.export.export(LogitsOnly(optimized), (), batch, dynamic_shapes=shapes)
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         return
-    # The names again, which torch.export replaces by symbols of its own; all inputs share those of the first.
+    # Names again, because torch.export replaces them by symbols; all inputs share those of the first.
     named = {**dict.fromkeys(batch, {}), "pixel_values": {0: "batch", 1: "frames"}}
     options = {"output_names": ["logits"], "dynamic_shapes": named, "dynamo": True, "verbose": False}
     torch.onnx.export(program, **options).save(path)
 
 
 def load(path: Path) -> Run:
-    """Loads a file that `export` wrote, to run on as many CPU threads as PyTorch."""
+    """Load an exported file, to run on as many CPU threads as PyTorch."""
     if path.suffix == ".pt2":
         module = torch.export.load(path).module()
         return lambda batch: module(**batch)
-    # Here, because a .pt2 file needs none of it.
+    # Imported here, because a .pt2 file does not need it.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -149,7 +147,7 @@ def load(path: Path) -> Run:
 
 
 def median_milliseconds(runs: dict[str, Run], batch: Batch) -> dict[str, float]:
-    """Times the runs in turn, so that what else the machine does meets all of them; the first round is not counted."""
+    """Time the runs alternately, so that other load affects all of them; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS + 1):
         for name, run in runs.items():
@@ -160,17 +158,22 @@ def median_milliseconds(runs: dict[str, Run], batch: Batch) -> dict[str, float]:
 
 
 def compare(runs: dict[str, Run], batches: list[Batch]) -> float:
-    """Prints times and differences of the model, its form and the file.
+    """Print times and differences of the model, the optimized model and the file.
 
     Args:
         runs: These three, in this order.
-        batches: What to run them on.
+        batches: Their inputs.
 
     Returns:
-        Largest difference between the logits of model and file, relative to the largest logit of its batch.
+        The largest difference between the logits of model and file, relative to the largest logit of its batch.
     """
-    model, form, file = runs
-    cells = ["clips x frames", *(f"{name}, ms" for name in runs), f"{file}, times as fast as {form}", "difference"]
+    model, optimized, file = runs
+    cells = [
+        "clips x frames",
+        *(f"{name}, ms" for name in runs),
+        f"{file}, speed relative to {optimized}",
+        "difference",
+    ]
     print(f"| {' | '.join(cells)} |\n|{' --- |' * len(cells)}")
     differences = []
     for batch in batches:
@@ -179,33 +182,33 @@ def compare(runs: dict[str, Run], batches: list[Batch]) -> float:
         times = median_milliseconds(runs, batch)
         clips, frames = batch["frame_mask"].shape
         cells = [f"{clips} x {frames}", *(f"{value:.1f}" for value in times.values())]
-        print(f"| {' | '.join(cells)} | {times[form] / times[file]:.2f} | {differences[-1]:.1e} |")
+        print(f"| {' | '.join(cells)} | {times[optimized] / times[file]:.2f} | {differences[-1]:.1e} |")
     return torch.tensor(differences).max().item()  # NaN among them stays NaN
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Writes the file, loads it again and holds it against the model."""
+    """Export the file, load it and compare it with the model."""
     args = parse_args()
     model = PCMANetForAudioVisualSegmentation.from_pretrained(args.model, dtype=torch.float32).eval()
     size = args.size
     if size is None:
         square = PCMANetProcessor.from_pretrained(args.model).image_processor.size
         size = (square["height"], square["width"])
-    form = model.for_inference()
-    export(form, make_batch(model.config, args.sound, size, EXPORTED_MASK), args.output)
+    optimized = model.for_inference()
+    export(optimized, make_batch(model.config, args.audio, size, EXPORTED_MASK), args.output)
     megabytes = args.output.stat().st_size / 1e6
     print(
-        f"{args.output}: {megabytes:.0f} MB, for pictures of {size[0]} x {size[1]} and any number of clips and frames\n"
+        f"{args.output}: {megabytes:.0f} MB, for frames of {size[0]} x {size[1]} and any number of clips and frames\n"
     )
 
-    runs = {"model": lambda batch: model(**batch).logits, "form": lambda batch: form(**batch).logits}
+    runs = {"model": lambda batch: model(**batch).logits, "optimized": lambda batch: optimized(**batch).logits}
     runs[args.output.name] = load(args.output)
-    difference = compare(runs, [make_batch(model.config, args.sound, size, mask) for mask in CHECKED_MASKS])
+    difference = compare(runs, [make_batch(model.config, args.audio, size, mask) for mask in CHECKED_MASKS])
     if not difference <= TOLERANCE:
         raise SystemExit(
-            f"{args.output} gives logits that differ from the model's by {difference:.1e} of the largest, expected at "
-            f"most {TOLERANCE}: do not use it. Another version of torch or onnxruntime may be right."
+            f"The logits of {args.output} differ from those of the model by {difference:.1e} of the largest logit, expected at "
+            f"most {TOLERANCE}. Do not use the file; try another version of torch or onnxruntime."
         )
 
 

@@ -22,7 +22,7 @@ from pcmanet.dataset_scripts.metrics import BinaryMetrics, evaluate_module
 
 Client = Callable[..., str]
 TESTS = Path(__file__).parent
-MODULE = Path(evaluate_module.__file__).parent / "evaluate_modules" / "avs_binary"
+MODULE = Path(evaluate_module.__file__).parents[1] / "evaluate_modules" / "avs_binary"
 
 # Outputs of model and pipeline for a clip, as values that JSON preserves exactly.
 DESCRIBE = """
