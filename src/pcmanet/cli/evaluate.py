@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
-from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
 from modeling_pcmanet.inference_pcmanet import OptimizedPCMANet
 from modeling_pcmanet.modeling_pcmanet_decoder import PCMANetOutput
 from pcmanet.checkpoints import digest, load_model, start_processes
@@ -74,11 +74,11 @@ def run(arguments: Namespace) -> bool:
     data = _find_data(arguments)
     model, processor = load_model(arguments.model)
     _check_compatibility(arguments, model.config, data)
-    model.to(state.device)
+    cast(torch.nn.Module, model).to(state.device)
     reader = _create_reader(arguments, data, processor)
     output = arguments.output or Path(f"{Path(arguments.model).resolve().name}_on_{data.name}_{data.split}")
     progress = output / "progress"
-    settings = _describe(arguments, reader, model)
+    settings = {"checkpoint": digest(model, processor), **_describe(arguments, reader, model.device)}
     with state.main_process_first():
         progress.mkdir(parents=True, exist_ok=True)
         keep_settings(progress / "settings.json", settings, "Give another --output, or remove that folder.")
@@ -145,12 +145,9 @@ def _create_reader(arguments: Namespace, data: EvaluationClips, processor: PCMAN
     return EvaluationReader(data, ClipCollator(processor, data.binary), off_screen, arguments.seed, frames)
 
 
-def _describe(
-    arguments: Namespace, reader: EvaluationReader, model: PCMANetForAudioVisualSegmentation
-) -> dict[str, Any]:
-    """Return everything on which the counts of a batch depend, except for the files of the clips."""
+def _describe(arguments: Namespace, reader: EvaluationReader, device: torch.device) -> dict[str, Any]:
+    """Return everything on which the counts of a batch depend, except for the checkpoint and the files of the clips."""
     return {
-        "checkpoint": digest(model, reader.collate.processor),
         "table": str(reader.data.table.resolve()),
         "name": reader.data.name,
         "split": reader.data.split,
@@ -158,7 +155,7 @@ def _describe(
         "batch_size": arguments.batch_size,
         "score_padding": arguments.score_padding,
         "seed": arguments.seed,
-        "device": model.device.type,
+        "device": device.type,
         "threads": arguments.threads,
         "torch": torch.__version__,
     }
