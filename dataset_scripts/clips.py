@@ -9,7 +9,8 @@ from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import read_audio
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
-from pcmanet.dataset_scripts.sounding_shapes import CLASSES, SyntheticClip
+from pcmanet.dataset_scripts.sounding_shapes.clips import SyntheticClip
+from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ from transformers import BatchFeature, ProcessorMixin
 from modeling_pcmanet.audio_pcmanet import AudioBuffer
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
-from pcmanet.dataset_scripts.sounding_shapes import SAMPLING_RATE, SyntheticClip
+from pcmanet.dataset_scripts.sounding_shapes.clips import SyntheticClip
+from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE
 from pcmanet.files import atomic_file
 
 from .augmentation import Augmentation
