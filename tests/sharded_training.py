@@ -1,9 +1,9 @@
-"""Trains a tiny network split over the processes as FSDP2 does it, and once more whole in each of them, and compares.
+"""Train a tiny network sharded over the processes as FSDP2 does, and once more complete in each of them, and compare.
 
     torchrun --standalone --nproc_per_node 2 tests/sharded_training.py FOLDER
 
-Accelerate switches FSDP off on a CPU, so this calls what it would call on GPUs, on a mesh of processes that talk over gloo.
-The checkpoint goes to FOLDER/checkpoint, and what was found to FOLDER/found.json.
+Accelerate disables FSDP on a CPU, so this script calls the functions that it would call on GPUs, on a mesh of processes that
+communicate over gloo. The checkpoint is written to FOLDER/checkpoint, the differences to FOLDER/found.json.
 """
 
 import json
@@ -27,7 +27,7 @@ STEPS = 3
 
 
 def batch_of(step: int) -> dict[str, torch.Tensor]:
-    """This process' share of the batch of a step."""
+    """Return the batch of this process for a step."""
     batch = tiny_batch(seed=10 * step + dist.get_rank())
     generator = torch.Generator().manual_seed(100 * step + dist.get_rank())
     shape = (*batch["pixel_values"].shape[:2], *batch["pixel_values"].shape[3:])
@@ -35,10 +35,10 @@ def batch_of(step: int) -> dict[str, torch.Tensor]:
 
 
 def train(model: torch.nn.Module, *, average: bool) -> list[float]:
-    """Take a few steps and return losses and gradient norms; `average` averages gradients over the processes by hand."""
+    """Take a few steps and return losses and gradient norms; `average` averages the gradients over the processes."""
     model.train()
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
-    figures = []
+    results = []
     for step in range(STEPS):
         loss = model(**batch_of(step)).loss
         loss.backward()
@@ -49,11 +49,11 @@ def train(model: torch.nn.Module, *, average: bool) -> list[float]:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)
         optimizer.step()
         optimizer.zero_grad()
-        figures += [loss.item(), float(norm)]
-    return figures
+        results += [loss.item(), float(norm)]
+    return results
 
 
-def split(model: torch.nn.Module) -> torch.nn.Module:
+def shard(model: torch.nn.Module) -> torch.nn.Module:
     """Shard a network as `accelerate launch` does with our fsdp2.yaml."""
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -61,15 +61,15 @@ def split(model: torch.nn.Module) -> torch.nn.Module:
         reshard_after_forward=True,
         state_dict_type="FULL_STATE_DICT",
     )
-    # On gloo there is no precision to choose and one mesh over everybody.
+    # With gloo there is no precision to choose, and one mesh of all processes.
     state = SimpleNamespace(fsdp_plugin=plugin)
     return fsdp2_prepare_model(SimpleNamespace(state=state, mixed_precision="no", is_main_process=True), model)
 
 
 def main(folder: Path) -> None:
-    """Train both ways and write down how they differ."""
+    """Train both networks and write their differences."""
     dist.init_process_group("gloo")
-    whole, sharded = tiny_model(freeze_audio_encoder=True), split(tiny_model(freeze_audio_encoder=True))
+    complete, sharded = tiny_model(freeze_audio_encoder=True), shard(tiny_model(freeze_audio_encoder=True))
     found = {
         "wrapped": sorted(
             {
@@ -78,24 +78,24 @@ def main(folder: Path) -> None:
                 if isinstance(module, FSDPModule)
             }
         ),
-        "whole_parameters": sum(weight.numel() for weight in whole.parameters()),
+        "complete_parameters": sum(weight.numel() for weight in complete.parameters()),
         "local_parameters": sum(
             weight.to_local().numel() for weight in sharded.parameters() if isinstance(weight, DTensor)
         ),
     }
-    figures = train(whole, average=True), train(sharded, average=False)
-    found["largest_relative_difference"] = max(abs(1 - first / second) for first, second in zip(*figures, strict=True))
+    results = train(complete, average=True), train(sharded, average=False)
+    found["largest_relative_difference"] = max(abs(1 - first / second) for first, second in zip(*results, strict=True))
 
     gathered = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:
-        expected = whole.state_dict()
+        expected = complete.state_dict()
         found["same_names"] = expected.keys() == gathered.keys()
         found["weight_difference"] = max(
             (expected[name].double() - gathered[name].double()).abs().max().item() for name in expected
         )
         start = dict(tiny_model(freeze_audio_encoder=True).named_parameters())
-        found["largest_move"] = max((weight - gathered[name]).abs().max().item() for name, weight in start.items())
-        # A copy, because save_pretrained empties what it is given.
+        found["largest_change"] = max((weight - gathered[name]).abs().max().item() for name, weight in start.items())
+        # A copy, because save_pretrained empties the dict that it receives.
         sharded.save_pretrained(folder / "checkpoint", state_dict=dict(gathered))
         loaded = PCMANetForAudioVisualSegmentation.from_pretrained(folder / "checkpoint").state_dict()
         found["saved_difference"] = max((loaded[name] - gathered[name]).abs().max().item() for name in gathered)

@@ -1,4 +1,4 @@
-"""The launch configs: Accelerate reads each as what its name says, the CPU's starts two processes, FSDP2's way is exact."""
+"""The launch configs: Accelerate reads each as its name says, cpu_processes starts two processes, FSDP2 trains exactly."""
 
 import json
 import os
@@ -16,11 +16,12 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from tiny_model import tiny_model
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
+from pcmanet.cli.arguments import parse_arguments
 
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "examples" / "accelerate_configs"
-# Name to the kind that Accelerate makes of it, its machines and its processes.
+# Name to distributed type, number of machines and number of processes.
 KINDS = {
     "one_gpu": ("NO", 1, 1),
     "ddp": ("MULTI_GPU", 1, 8),
@@ -32,7 +33,7 @@ KINDS = {
 
 
 def commands(name: str) -> list[list[str]]:
-    """The `accelerate launch` commands in the comment of a config, as words."""
+    """Return the `accelerate launch` commands in the comment of a config, as words."""
     comment = re.sub(r" *\\\n# *", " ", (FOLDER / f"{name}.yaml").read_text())
     lines = re.findall(r"^# .*?accelerate launch (.*)$", comment, flags=re.MULTILINE)
     return [line.split() for line in lines if "--config_file" in line]
@@ -43,31 +44,31 @@ def test_every_config_is_tested():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_accelerate_reads_each_as_what_it_is(name):
+def test_accelerate_reads_each_config_as_its_name_says(name):
     config = ClusterConfig.from_yaml_file(str(FOLDER / f"{name}.yaml"))
     kind, machines, processes = KINDS[name]
     assert (config.distributed_type.value, config.num_machines, config.num_processes) == (kind, machines, processes)
     assert config.use_cpu is (name == "cpu_processes")
-    # What the weights depend on is in the recipe alone.
+    # What determines the weights is in the recipe alone.
     assert not config.mixed_precision and not config.dynamo_config
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_command_in_its_comment_starts_the_script_with_it(name):
+def test_command_in_its_comment_starts_pcmanet_train_with_it(name):
     ranks = commands(name)
     assert len(ranks) == (2 if name == "several_machines" else 1)
     for rank, words in enumerate(ranks):
         options = launch_command_parser().parse_args(words)
         assert options.config_file == f"examples/accelerate_configs/{name}.yaml"
-        assert options.training_script == "examples/train_pcmanet.py"
+        assert options.module and options.training_script == "pcmanet"
         assert options.machine_rank == (rank if len(ranks) == 2 else None)
-        script = options.training_script_args
-        assert (ROOT / script[script.index("--recipe") + 1]).is_file()
+        parsed = parse_arguments(options.training_script_args)
+        assert parsed.command == "train" and (ROOT / parsed.recipe).is_file()
 
 
 @pytest.fixture
 def workers_environment(monkeypatch):
-    """What the launcher hands to its workers, for a config."""
+    """The environment that the launcher passes to its workers, for a config."""
 
     def prepare(name: str, launcher: Callable) -> dict[str, str]:
         monkeypatch.chdir(ROOT)
@@ -79,7 +80,7 @@ def workers_environment(monkeypatch):
     return prepare
 
 
-def test_fsdp2_splits_what_the_model_names(workers_environment, monkeypatch):
+def test_fsdp2_wraps_what_the_model_lists(workers_environment, monkeypatch):
     environment = workers_environment("fsdp2", prepare_multi_gpu_env)
     assert environment["ACCELERATE_USE_FSDP"] == "true"
     for name, value in environment.items():
@@ -91,23 +92,23 @@ def test_fsdp2_splits_what_the_model_names(workers_environment, monkeypatch):
     model = tiny_model()
     plugin.set_auto_wrap_policy(model)
     assert {kind.__name__ for kind in plugin.auto_wrap_policy.keywords["transformer_layer_cls"]} >= {"DecoderStage"}
-    # Accelerate asks for these without expecting an error.
+    # Accelerate calls these without expecting an error.
     assert model.get_input_embeddings() is None and model.get_output_embeddings() is None
 
 
-def test_deepspeed_splits_gradients_and_optimizer(workers_environment):
+def test_deepspeed_shards_gradients_and_optimizer_state(workers_environment):
     environment = workers_environment("deepspeed_zero2", prepare_deepspeed_cmd_env)
-    wanted = {
+    expected = {
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
         "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
     }
-    assert {name: environment[name] for name in wanted} == wanted
+    assert {name: environment[name] for name in expected} == expected
 
 
 @pytest.mark.slow
-def test_the_cpu_config_starts_two_processes(tmp_path):
+def test_cpu_config_starts_two_processes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from accelerate import Accelerator\nfrom accelerate.utils import gather_object\nwith_rank = Accelerator()\n"
@@ -123,7 +124,7 @@ def test_the_cpu_config_starts_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_that_split_the_network_train_it_as_one_that_has_it_whole(tmp_path):
+def test_sharded_training_equals_training_of_the_complete_network(tmp_path):
     script = Path(__file__).parent / "sharded_training.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"PYTHONPATH": str(script.parent), "OMP_NUM_THREADS": "1"}
@@ -133,10 +134,10 @@ def test_two_processes_that_split_the_network_train_it_as_one_that_has_it_whole(
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
     assert {"DecoderStage", "PCMANetForAudioVisualSegmentation"} <= set(found["wrapped"])
-    # Half of the network lies in each process, but for weights with an odd number of rows.
-    assert 0.49 < found["local_parameters"] / found["whole_parameters"] < 0.52
+    # Each process has half of the network, except for weights with an odd number of rows.
+    assert 0.49 < found["local_parameters"] / found["complete_parameters"] < 0.52
     # Only the order of sums differs: float32 sums of a few hundred terms, and steps of about 1e-3.
-    assert found["largest_move"] > 1e-3
+    assert found["largest_change"] > 1e-3
     assert found["largest_relative_difference"] < 1e-6
     assert found["weight_difference"] < 1e-7
     assert found["same_names"] and found["saved_difference"] == 0

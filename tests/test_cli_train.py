@@ -1,4 +1,4 @@
-"""The training script: every recipe to its end, what it leaves, what a step computes, and what is refused."""
+"""`pcmanet train`: every recipe to its end, the files of a run, the loss of a step, and refused settings."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from training_runs import (
     TINY_RUN,
     TRAINED_NETWORK,
     assert_same_weights,
-    load_script,
     steps_logged,
     train,
     weights,
@@ -31,17 +30,17 @@ from modeling_pcmanet import (
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.training.recipe import Recipe
-from pcmanet.training.run import start_run
+from pcmanet.training.run import start_run, take_step
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    train(folder, listening_sounds=16)
+    train(folder, audio_pretraining_clips=16)
     return folder
 
 
-def refusal(capsys, output: Path, *words: str, **settings) -> str:
+def error_of(capsys, output: Path, *words: str, **settings) -> str:
     with pytest.raises(SystemExit) as caught:
         train(output, *words, **settings)
     assert caught.value.code == 2
@@ -49,7 +48,7 @@ def refusal(capsys, output: Path, *words: str, **settings) -> str:
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
-def test_leaves_a_checkpoint_with_its_processor_and_figures(name, trained):
+def test_run_saves_checkpoints_with_processor_and_metrics(name, trained):
     model, loading = PCMANetForAudioVisualSegmentation.from_pretrained(trained / name, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     assert model.config.id2label == {0: "sounding"}
@@ -63,7 +62,7 @@ def test_leaves_a_checkpoint_with_its_processor_and_figures(name, trained):
     assert record["step"] == 6 or name == "best"
 
 
-def test_writes_down_how_it_went(trained):
+def test_run_writes_log_recipe_and_overlays(trained):
     records = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert steps_logged(trained) == [1, 2, 3, 4, 5, 6]
     step = records[0]["training"]
@@ -73,13 +72,12 @@ def test_writes_down_how_it_went(trained):
     assert [record["step"] for record in evaluations] == [3, 6]
     assert {f"stage_{number}/miou" for number in (4, 3, 2, 1)} <= evaluations[0]["evaluation"].keys()
     assert {"miou", "f_score", "loss"} <= evaluations[0]["evaluation"].keys()
-    assert Recipe(**yaml.safe_load((trained / "recipe.yaml").read_text())).listening_sounds == 16
+    assert Recipe(**yaml.safe_load((trained / "recipe.yaml").read_text())).audio_pretraining_clips == 16
     with Image.open(trained / "overlays" / "step_00000006.png") as panel:
         assert panel.width > 3 * 224
 
 
-def test_figures_are_those_of_the_saved_weights(trained):
-    """The evaluation in the loop and an evaluation of what it saved find the same."""
+def test_metrics_are_those_of_the_saved_weights(trained):
     from pcmanet.dataset_scripts.collation import ClipCollator
     from pcmanet.dataset_scripts.metrics import BinaryMetrics
 
@@ -94,47 +92,53 @@ def test_figures_are_those_of_the_saved_weights(trained):
     assert {name: record[name] for name in metrics.compute()} == pytest.approx(metrics.compute(), abs=1e-6)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(trained, tmp_path):
-    train(tmp_path / "again", listening_sounds=16)
+def test_weights_depend_on_the_seed_alone(trained, tmp_path):
+    train(tmp_path / "again", audio_pretraining_clips=16)
     assert_same_weights(trained, tmp_path / "again")
     train(tmp_path / "other", "--max-steps", "1", seed=1)
     other = weights(tmp_path / "other")
     assert any(not torch.equal(values, other[name]) for name, values in weights(trained).items())
 
 
-def test_the_semantic_task_starts_from_the_binary_checkpoint(trained, tmp_path):
+def test_semantic_run_is_initialized_from_a_binary_checkpoint(trained, tmp_path):
     train(tmp_path / "run", task="avss", initialize_from=str(trained / "best"), configuration={})
     model = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path / "run" / "best")
     assert model.config.num_labels == 13
     assert (model.config.id2label[0], model.config.id2label[12]) == ("background", "halved-capsule")
-    # The frozen audio encoder is the one of the binary checkpoint, to the last bit.
+    # The frozen audio encoder is bit-identical to that of the binary checkpoint.
     first, second = weights(trained, "best"), weights(tmp_path / "run", "best")
-    listening = [name for name in first if ".audio_encoder." in name]
-    assert len(listening) == 12
-    assert all(torch.equal(first[name], second[name]) for name in listening)
+    audio_encoder = [name for name in first if ".audio_encoder." in name]
+    assert len(audio_encoder) == 12
+    assert all(torch.equal(first[name], second[name]) for name in audio_encoder)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, str]:
-    """A tree of AVSBench for each task, and a folder of one's own clips; a seventh training clip makes a step uneven."""
+    """A tree of AVSBench for each task, and a folder of custom clips."""
     root = tmp_path_factory.mktemp("data")
     os.environ["HF_DATASETS_CACHE"] = str(root / "cache")
     write_trees(root, s4={"train": 5, "val": 2}, ms3={"train": 5, "val": 2}, avss={"train": 6, "val": 3})
-    mine = root / "mine"
-    (mine / "videos").mkdir(parents=True)
+    custom = root / "custom"
+    (custom / "videos").mkdir(parents=True)
     clips = SoundingShapes("ms3", "train", length=4, height=64, width=48, num_frames=2)
     lines = ["video,split,masks"]
     for index, clip in enumerate(clips):
         write_video(
-            mine / "videos" / f"{index}.mp4", clips.render_video_frames(index, 8), 8, clip.waveform[None], 16000
+            custom / "videos" / f"{index}.mp4", clips.render_video_frames(index, 8), 8, clip.waveform[None], 16000
         )
-        (mine / "masks" / str(index)).mkdir(parents=True)
+        (custom / "masks" / str(index)).mkdir(parents=True)
         for second, mask in enumerate(clip.binary):
-            Image.fromarray(mask * 255).save(mine / "masks" / str(index) / f"{second}.png")
+            Image.fromarray(mask * 255).save(custom / "masks" / str(index) / f"{second}.png")
         lines.append(f"videos/{index}.mp4,{'train' if index < 3 else 'val'},masks/{index}")
-    (mine / "clips.csv").write_text("\n".join(lines) + "\n")
+    (custom / "clips.csv").write_text("\n".join(lines) + "\n")
     VGGishModel(VGGishConfig(**TRAINED_NETWORK["audio_config"])).save_pretrained(root / "vggish")
-    return {"vggish": str(root / "vggish"), "s4": str(root), "ms3": str(root), "avss": str(root), "folder": str(mine)}
+    return {
+        "vggish": str(root / "vggish"),
+        "s4": str(root),
+        "ms3": str(root),
+        "avss": str(root),
+        "folder": str(custom),
+    }
 
 
 SMALL = {"configuration": TRAINED_NETWORK, "preset": "tiny", "image_size": 32, "num_workers": 0, "trackers": []}
@@ -149,18 +153,18 @@ SHAPES = {"clips": 8, "evaluation_clips": 2, "evaluations": 2}
         pytest.param("avss", {"epochs": 4, "evaluations": 2}, 8, marks=pytest.mark.slow),
         pytest.param("own_folder", {"epochs": 2, "evaluations": 2}, 2, marks=pytest.mark.slow),
         ("ours", SHAPES, None),
-        pytest.param("sounding_shapes", {**SHAPES, "listening_sounds": 16}, None, marks=pytest.mark.slow),
+        pytest.param("sounding_shapes", {**SHAPES, "audio_pretraining_clips": 16}, None, marks=pytest.mark.slow),
         pytest.param("smoke", {"clips": 8}, None, marks=pytest.mark.slow),
     ],
 )
-def test_every_recipe_runs_to_its_end(name, settings, steps, data, tmp_path, monkeypatch):
+def test_every_recipe_trains_to_its_end(name, settings, steps, data, tmp_path, monkeypatch):
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     on_disk = name in ("s4", "ms3", "avss", "own_folder")
     settings = {**recipe, **SMALL, **settings}
     if on_disk:
         inner = {name: value for name, value in TRAINED_NETWORK.items() if name != "audio_config"}
         settings |= {"data": data[recipe["task"]], "audio_encoder": data["vggish"], "configuration": inner}
-    # `train` starts from a tiny run's settings; this one is the recipe's alone.
+    # By default, `train` uses the settings of a tiny run; here only those of the recipe count.
     monkeypatch.setattr("training_runs.TINY_RUN", {})
     train(tmp_path / "run", recipe=RECIPES / f"{name}.yaml", **settings)
     record = json.loads((tmp_path / "run" / "last" / "metrics.json").read_text())
@@ -173,7 +177,7 @@ def test_every_recipe_runs_to_its_end(name, settings, steps, data, tmp_path, mon
 
 
 @pytest.mark.parametrize("task", ["s4"])
-def test_avsbench_from_pretrained_backbones(task, data, tmp_path):
+def test_avsbench_with_frozen_pretrained_backbones(task, data, tmp_path):
     config = PCMANetConfig.from_preset("tiny", **TRAINED_NETWORK)
     torch.manual_seed(3)
     backbone = AutoBackbone.from_config(config.backbone_config)
@@ -184,7 +188,7 @@ def test_avsbench_from_pretrained_backbones(task, data, tmp_path):
     settings = {"task": task, "data": data[task], "negative_fraction": 0.0, "freeze": ["audio_encoder", "backbone"]}
     train(tmp_path / "run", **settings, **folders, configuration=inner)
     model = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path / "run" / "last")
-    # The pretrained weights are there, and frozen to the last bit, running statistics included.
+    # The pretrained weights and running statistics are loaded and unchanged.
     for name, values in backbone.state_dict().items():
         assert torch.equal(model.model.backbone.state_dict()[name], values), name
 
@@ -193,67 +197,63 @@ def test_avsbench_from_pretrained_backbones(task, data, tmp_path):
 @pytest.mark.parametrize(
     "settings", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}, {"compile": True}]
 )
-def test_what_makes_training_cheaper_trains_as_well(settings, trained, tmp_path):
-    train(tmp_path / "run", listening_sounds=16, **settings)
+def test_cheaper_training_has_the_same_loss_and_resumes(settings, trained, tmp_path):
+    train(tmp_path / "run", audio_pretraining_clips=16, **settings)
     loss, expected = (
         json.loads((folder / "log.jsonl").read_text().splitlines()[0])["training"]["loss"]
         for folder in (tmp_path / "run", trained)
     )
     assert loss == pytest.approx(expected, rel=2e-2)
-    train(tmp_path / "run", "--resume", listening_sounds=16, **settings)
+    train(tmp_path / "run", "--resume", audio_pretraining_clips=16, **settings)
 
 
-def test_a_step_is_the_mean_over_its_annotated_frames_however_it_is_cut(tmp_path):
-    script = load_script()
+def test_loss_of_a_step_is_the_mean_over_its_annotated_frames_for_any_accumulation(tmp_path):
     recipe = Recipe(**{**TINY_RUN, "batch_size": 4, "batch_norm": "frozen", "average_decay": None})
-    figures, gradients = [], []
+    values = []
     for cuts in ([(0, 4)], [(0, 1), (1, 4)], [(0, 2), (2, 3), (3, 4)]):
-        train_state = start_run(recipe, tmp_path / str(len(cuts)))
-        batch = next(iter(train_state.steps()))[0]
+        run = start_run(recipe, tmp_path / str(len(cuts)))
+        batch = next(iter(run.steps()))[0]
         batch["annotated_frames"][1, 1:] = False  # four frames fewer than the others
-        batch["annotated_frames"][3] = False  # a clip that only fills up
-        batches = [{name: values[first:last] for name, values in batch.items()} for first, last in cuts]
-        before = {name: values.clone() for name, values in train_state.network.named_parameters()}
-        figures.append(script.take_step(train_state, batches))
-        change = [values.detach() - before[name] for name, values in train_state.network.named_parameters()]
-        gradients.append(torch.cat([values.flatten() for values in change]))
-        expected = train_state.average.network(**batch).loss.item()
-        assert figures[-1]["loss"] == pytest.approx(expected, rel=1e-5)
+        batch["annotated_frames"][3] = False  # a repeated clip
+        batches = [{name: tensor[first:last] for name, tensor in batch.items()} for first, last in cuts]
+        values.append(take_step(run, batches))
+        # The average is not updated yet, so it holds the weights before the step.
+        assert values[-1]["loss"] == pytest.approx(run.average.network(**batch).loss.item(), rel=1e-5)
     for other in (1, 2):
-        assert figures[other] == pytest.approx(figures[0], rel=1e-5)
+        assert values[other] == pytest.approx(values[0], rel=1e-5)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(tmp_path, capsys):
+def test_loss_that_is_not_finite_ends_the_run_before_the_weights_change(tmp_path, capsys):
     settings = {"learning_rate": 1e30, "gradient_clipping": None, "warmup_fraction": 0.0, "checkpoint_steps": 1}
-    error = refusal(capsys, tmp_path / "run", **settings)
-    assert "error: the loss of step 2 is nan. Lower learning_rate" in error
-    assert f"The last good one is {tmp_path / 'run' / 'checkpoints' / 'step-00000001'}" in error
+    error = error_of(capsys, tmp_path / "run", **settings)
+    assert "error: Expected a finite loss, got nan in step 2. Lower learning_rate" in error
+    assert f"The last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000001'}" in error
 
 
-def test_stops_early_and_stays_stopped(tmp_path, capsys):
-    # So slow that no later evaluation is better than the first.
-    settings = {"learning_rate": 1e-30, "batch_norm": "frozen", "evaluations": 6, "early_stopping": 2}
+def test_early_stopping_also_holds_on_resume(tmp_path, capsys):
+    # A learning rate so small that no later evaluation is better than the first.
+    settings = {"learning_rate": 1e-30, "batch_norm": "frozen", "evaluations": 6, "early_stopping_patience": 2}
     train(tmp_path / "run", **settings)
-    assert "stopped early after step 3 of 6: 2 evaluations without a better mIoU" in capsys.readouterr().out
+    assert "Stopped early after step 3 of 6: 2 evaluations without a better mIoU" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
     train(tmp_path / "run", "--resume", **settings)
-    assert "stopped early after step 3 of 6" in capsys.readouterr().out
+    assert "Stopped early after step 3 of 6" in capsys.readouterr().out
     assert steps_logged(tmp_path / "run") == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "folder"}, "task is folder, but data is null"),
+        ({"task": "folder"}, "task is folder, but data is not set"),
         ({"configuration": {"hidden_sise": 3}}, "did you mean `hidden_size`"),
         (
             {"initialize_from": "nowhere"},
-            "There is no checkpoint folder nowhere. Give a folder, or a Hub id as owner/name.",
+            "Checkpoint folder nowhere not found. Give a folder, or a Hub id as owner/name.",
         ),
         ({"data": "nowhere", "negative_fraction": 0.0, "freeze": []}, "nowhere"),
         ({"trackers": ["crystal_ball"]}, "'crystal_ball'"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(settings, message, tmp_path, capsys):
-    assert message in refusal(capsys, tmp_path / "run", **settings)
+def test_invalid_settings_are_refused(settings, message, tmp_path, capsys):
+    assert message in error_of(capsys, tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The training script in two real processes: the same run as in one, however uneven; dead workers; a resume bit for bit."""
+"""`pcmanet train` in two real processes: the steps of one, uneven batches, killed workers, and exact resume."""
 
 import json
 import os
@@ -19,22 +19,22 @@ from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor, VGGishModel
 from pcmanet.dataset_scripts.avsbench import load_avsbench
-from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.training.evaluation import Evaluator
+from pcmanet.training.data import TrainingData
+from pcmanet.training.recipe import read_recipe
+from pcmanet.training.run import evaluate
 
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "train_pcmanet.py"
-WITNESS = Path(__file__).parent / "file_witness.py"
+RECORD_WRITTEN_FILES = Path(__file__).parent / "record_written_files.py"
 TRAINING_CLIPS = (
-    7  # no multiple of the batch: the last step of an epoch has 3 clips, 2 for one process and 1 for the other
+    7  # not a multiple of the batch size: the last step of an epoch has 3 clips, 2 for one process and 1 for the other
 )
 VALIDATION_CLIPS = 3
 STEPS = 4
-TIMEOUT = 900  # seconds; whoever takes longer hangs, however busy the machine
+TIMEOUT = 900  # seconds; a process that takes longer hangs, even on a busy machine
 
-# Large steps, so that a difference would show; norms are frozen, because each process has statistics of its own.
+# Large steps, so that a difference would show. BatchNorm is frozen, because each process has its own statistics.
 RECIPE = {
     "task": "ms3",
     "image_size": 32,
@@ -59,20 +59,21 @@ def tree(tmp_path_factory) -> Path:
     return write_trees(root, ms3={"train": TRAINING_CLIPS, "val": VALIDATION_CLIPS})
 
 
-def start(tree: Path, output: Path, processes: int, *arguments: str, script: Path = SCRIPT, **fields: Any):
-    """Start the script, or another one in its place, on the recipe with other fields."""
+def start(tree: Path, output: Path, processes: int, *arguments: str, script: Path | None = None, **fields: Any):
+    """Start the command, or a script in its place, on the recipe with other fields."""
     recipe = output.with_suffix(".yaml")
-    recipe.write_text(json.dumps(RECIPE | {"data": str(tree), "audio_encoder": str(tree / "vggish")} | fields))
+    recipe.write_text(json.dumps(RECIPE | {"audio_encoder": str(tree / "vggish")} | fields))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
-    command += ["--recipe", str(recipe), "--output", str(output), *arguments]
+    program = ["-m", "pcmanet"] if script is None else [str(script)]
+    command = [sys.executable, *(launcher if processes > 1 else []), *program, "train"]
+    command += ["--recipe", str(recipe), "--data", str(tree), "--output", str(output), *arguments]
     environment = {"HF_HOME": str(tree / "cache"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=os.environ | environment, **pipes)
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str]:
-    """Wait for its end; what it printed, and its errors."""
+    """Wait for the end of a process and return its output and its errors."""
     try:
         return process.communicate(timeout=TIMEOUT)
     finally:
@@ -90,18 +91,18 @@ def run(tree: Path, output: Path, processes: int, *arguments: str, **fields: Any
 
 
 def records(output: Path, kind: str) -> list[dict[str, float]]:
-    """What the log has of a kind, step by step."""
+    """Return the records of a kind in the log, step by step."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     return [{"step": line["step"]} | line[kind] for line in lines if kind in line]
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights at the end."""
+    """Load the averaged weights at the end."""
     return load_file(output / "last" / "model.safetensors")
 
 
 def trained(output: Path, step: int) -> dict[str, torch.Tensor]:
-    """The weights after a step, as they are trained on."""
+    """Load the trained weights after a step, without average."""
     return load_file(output / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
 
 
@@ -114,58 +115,61 @@ def one(tree, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tree, tmp_path_factory) -> Path:
-    """The run in two processes, each of which writes down beside it which files it writes."""
+    """A run in two processes, each of which records the files that it writes."""
     output = tmp_path_factory.mktemp("two") / "run"
-    run(tree, output, 2, script=WITNESS)
+    run(tree, output, 2, script=RECORD_WRITTEN_FILES)
     return output
 
 
 @pytest.fixture(scope="module")
-def two_in_parts(tree, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("parts") / "run"
+def two_with_accumulation(tree, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("accumulation") / "run"
     run(tree, output, 2, gradient_accumulation=2)
     return output
 
 
-@pytest.mark.parametrize("name", ["two", "two_in_parts"])
-def test_two_processes_do_the_steps_of_one(name, one, request):
+@pytest.mark.parametrize("name", ["two", "two_with_accumulation"])
+def test_two_processes_take_the_steps_of_one(name, one, request):
     other = request.getfixturevalue(name)
     steps = records(one, "training")
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     assert len({step["loss"] for step in steps}) == STEPS
-    # Only the order of float32 sums differs, which Adam carries on: 1e-6 relative in the first step, 1e-4 in the fourth.
+    # Only the order of float32 sums differs, which Adam amplifies: 1e-6 relative in the first step, 1e-4 in the fourth.
     for first, second in zip(steps, records(other, "training"), strict=True):
         tolerance = 1e-6 if first["step"] == 1 else 1e-4
         assert second == pytest.approx(first, rel=tolerance)
-    moved = [trained(one, STEPS)[key] - weight for key, weight in trained(one, STEPS - 1).items()]
-    assert max(difference.abs().max().item() for difference in moved) > 5e-4
+    changes = [trained(one, STEPS)[key] - weight for key, weight in trained(one, STEPS - 1).items()]
+    assert max(difference.abs().max().item() for difference in changes) > 5e-4
     first, second = trained(one, STEPS), trained(other, STEPS)
     for key in first:
         assert torch.allclose(first[key], second[key], rtol=1e-3, atol=1e-4), key
 
 
-def test_two_processes_measure_as_one_does(tree, one, two):
+def test_two_processes_compute_the_metrics_of_one(tree, one, two):
     for first, second in zip(records(one, "evaluation"), records(two, "evaluation"), strict=True):
         assert second == pytest.approx(first, abs=1e-3)  # of slightly different weights
         assert first["frames"] == second["frames"] == VALIDATION_CLIPS * 5
-    # The very same weights, measured in this process alone: nothing is lost or counted twice.
+    # The same weights, evaluated in this process alone: no clip is lost or counted twice.
     network = PCMANetForAudioVisualSegmentation.from_pretrained(two / "last").eval()
-    collate = ClipCollator(PCMANetProcessor.from_pretrained(two / "last"), binary=True)
-    evaluator = Evaluator(load_avsbench(tree, "ms3", split="val"), collate, 2, 0, Accelerator(cpu=True))
+    processor = PCMANetProcessor.from_pretrained(two / "last")
+    validation = load_avsbench(tree, "ms3", split="val")
+    recipe = read_recipe(two / "recipe.yaml")
+    data = TrainingData(recipe, (validation, validation), processor, binary=True, num_processes=1)
     expected = json.loads((two / "last" / "metrics.json").read_text())
     assert expected["validation_step"] == STEPS and expected["processes"] == 2
-    assert evaluator(network).figures == pytest.approx(expected["validation"], rel=1e-6)
+    metrics, _ = evaluate(network, data, processor, Accelerator(cpu=True))
+    assert metrics == pytest.approx(expected["validation"], rel=1e-6)
 
 
 def test_every_file_has_one_writer(two):
     written = {rank: set((two.parent / f"written_by_{rank}.txt").read_text().split()) for rank in (0, 1)}
     inside = {rank: {path for path in paths if path.startswith(str(two) + "/")} for rank, paths in written.items()}
-    # Its own random numbers are all that the second process has to say.
+    # The second process writes the state of its random number generators only.
     assert {Path(path).name for path in inside[1]} == {"random_states_1.pkl"}
     assert not inside[0] & inside[1]
-    # The witnesses have seen all there is: nobody wrote anything behind their backs.
-    seen = {Path(path).name for path in inside[0] | inside[1]}
-    assert {path.name for path in two.rglob("*") if path.is_file()} <= seen
+    # The lists contain all files, so none was written in a way that is not recorded.
+    recorded = {Path(path).name for path in inside[0] | inside[1]}
+    assert {path.name for path in two.rglob("*") if path.is_file()} <= recorded
 
 
 def test_every_step_is_logged_once(two):
@@ -191,9 +195,9 @@ def worker(process: subprocess.Popen, rank: int) -> psutil.Process:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker_ends_the_job_which_resumes_bit_for_bit(rank, tree, tmp_path):
+def test_killed_worker_ends_the_job_which_resumes_exactly(rank, tree, tmp_path):
     fields = {"epochs": 6, "evaluations": 3, "batch_norm": "local", "average_decay": 0.9}
-    run(tree, tmp_path / "whole", 2, **fields)
+    run(tree, tmp_path / "complete", 2, **fields)
 
     output = tmp_path / "killed"
     process = start(tree, output, 2, **fields)
@@ -204,38 +208,38 @@ def test_a_killed_worker_ends_the_job_which_resumes_bit_for_bit(rank, tree, tmp_
     assert "SIGKILL" in errors
     assert not (output / "last").exists()
 
-    assert "finished after 12 steps" in run(tree, output, 2, "--resume", **fields)
-    assert (output / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
-    first, second = weights(tmp_path / "whole"), weights(output)
+    assert "Finished after 12 steps" in run(tree, output, 2, "--resume", **fields)
+    assert (output / "log.jsonl").read_bytes() == (tmp_path / "complete" / "log.jsonl").read_bytes()
+    first, second = weights(tmp_path / "complete"), weights(output)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_an_error_in_one_process_ends_the_job_with_it(tree, tmp_path):
+def test_error_in_one_process_ends_the_job(tree, tmp_path):
     output = tmp_path / "run"
     failing = tmp_path / "failing.py"
-    # The second process cannot do its third step.
+    # The third step of the second process fails.
     failing.write_text(
-        "import os, runpy, sys\n"
+        "import os, sys\n"
+        "from pcmanet.cli.main import main\n"
         "from pcmanet.training.network import WeightAverage\n"
         "update = WeightAverage.update\n"
         "def fail(self, network):\n"
         "    if os.environ['RANK'] == '1' and self.steps == 2:\n"
-        "        raise RuntimeError('the second process fell over a stone')\n"
+        "        raise RuntimeError('the second process failed')\n"
         "    update(self, network)\n"
         "WeightAverage.update = fail\n"
-        f"sys.argv[0] = {str(SCRIPT)!r}\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "sys.exit(main())\n"
     )
     process = start(tree, output, 2, script=failing)
     _, errors = finish(process)
     assert process.returncode != 0
-    assert "the second process fell over a stone" in errors
+    assert "the second process failed" in errors
     assert [step["step"] for step in records(output, "training")][:2] == [1, 2]
     assert not (output / "last").exists()
 
 
-def test_another_number_of_processes_does_not_resume(tree, tmp_path):
+def test_another_number_of_processes_is_refused_on_resume(tree, tmp_path):
     output = tmp_path / "run"
     run(tree, output, 2, "--max-steps", "1")
     process = start(tree, output, 1, "--resume")
@@ -244,8 +248,8 @@ def test_another_number_of_processes_does_not_resume(tree, tmp_path):
     assert "processes is 1, was 2" in errors
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tree, tmp_path):
+def test_batch_that_cannot_be_shared_is_refused(tree, tmp_path):
     process = start(tree, tmp_path / "run", 2, batch_size=3)
     _, errors = finish(process)
     assert process.returncode != 0
-    assert "batch_size is 3 clips, which 2 processes times 1 gradient_accumulation cannot share evenly" in errors
+    assert "batch_size is 3, which 2 processes times 1 gradient_accumulation cannot share evenly" in errors

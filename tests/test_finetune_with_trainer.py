@@ -1,4 +1,4 @@
-"""Fine-tuning with the Trainer: each of its options that users switch on, by the numbers that it must give."""
+"""Fine-tuning with the Trainer: the effect of its options, measured by numbers."""
 
 import importlib.util
 import json
@@ -53,7 +53,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def build(script, checkpoint: Path, tmp_path: Path):
-    """Build a Trainer as the script does, with two steps of four clips unless told otherwise."""
+    """Build a Trainer as the script does, by default with two steps of four clips."""
 
     def build_trainer(folder: str = "run", settings: dict[str, Any] | None = None, **arguments: Any):
         tuning = {"checkpoint": str(checkpoint), "classes": CLASSES, "clips": 8, "evaluation_clips": 3}
@@ -92,14 +92,14 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 
 def keep_statistics(trainer) -> None:
-    """Fix the norms, whose statistics otherwise depend on who shares a batch."""
+    """Freeze the statistics of BatchNorm, which otherwise depend on how clips are divided into batches."""
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
             module.train = lambda *_mode, module=module: module
 
 
-def test_accumulation_leaves_loss_and_step_as_they_are(build):
+def test_accumulation_does_not_change_loss_and_step(build):
     runs = []
     for size, parts in ((4, 1), (2, 2)):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "max_grad_norm": 0.0}
@@ -108,28 +108,28 @@ def test_accumulation_leaves_loss_and_step_as_they_are(build):
         trainer.train()
         assert trainer.state.global_step == 2
         runs.append((losses(trainer), weights(trainer)))
-    (whole_losses, whole), (parted_losses, parted) = runs
-    assert parted_losses == pytest.approx(whole_losses, rel=1e-5)
-    assert all(torch.allclose(whole[name], parted[name], rtol=1e-3, atol=2e-4) for name in whole)
+    (plain_losses, plain), (accumulated_losses, accumulated) = runs
+    assert accumulated_losses == pytest.approx(plain_losses, rel=1e-5)
+    assert all(torch.allclose(plain[name], accumulated[name], rtol=1e-3, atol=2e-4) for name in plain)
 
 
-def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(build):
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(build):
     options = {"num_train_epochs": 2, "save_steps": 3, "max_grad_norm": 1.0, "warmup_steps": 0.25}
-    whole = build("whole", settings={"backbone_learning_rate": 1e-3}, **options)
-    whole.train()
-    assert whole.state.global_step == 4
-    stopped = build("whole", settings={"backbone_learning_rate": 1e-3}, **options)
-    stopped.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-3"))
+    complete = build("complete", settings={"backbone_learning_rate": 1e-3}, **options)
+    complete.train()
+    assert complete.state.global_step == 4
+    stopped = build("complete", settings={"backbone_learning_rate": 1e-3}, **options)
+    stopped.train(resume_from_checkpoint=str(Path(complete.args.output_dir) / "checkpoint-3"))
     assert stopped.state.global_step == 4
-    assert losses(stopped) == losses(whole)
-    assert_equal(weights(stopped), weights(whole))
+    assert losses(stopped) == losses(complete)
+    assert_equal(weights(stopped), weights(complete))
 
 
-def test_measures_are_those_of_the_accumulator(build):
+def test_metrics_are_those_of_the_accumulator(build):
     trainer = build()
-    figures = trainer.evaluate()
+    found = trainer.evaluate()
     metrics, model = SemanticMetrics(4), trainer.model.eval()
-    processor = trainer.data_collator.collate.processor
+    processor = trainer.data_collator.args[0].processor
     shapes = SoundingShapes("avss", "val", length=3, seed=trainer.args.seed, height=32, width=32)
     names = ["background", *CLASSES]
     table = torch.tensor([names.index(name) if name in names else 0 for name in ["background", *ALL_CLASSES]])
@@ -141,10 +141,10 @@ def test_measures_are_those_of_the_accumulator(build):
             logits = model(**batch).logits
         metrics.update(logits, table[torch.from_numpy(shapes[index].masks).long()][None])
     expected = metrics.compute()
-    assert {name: figures[f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert {name: found[f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_best_model_is_loaded_and_the_pipeline_opens_every_checkpoint(build):
+def test_best_model_is_loaded_and_the_pipeline_loads_every_checkpoint(build):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
     trainer = build(learning_rate=0.3, num_train_epochs=2, **options)
     trainer.train()
@@ -162,7 +162,7 @@ def test_the_best_model_is_loaded_and_the_pipeline_opens_every_checkpoint(build)
 
 
 @pytest.mark.slow
-def test_training_stops_when_nothing_gets_better(build):
+def test_early_stopping(build):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no", "learning_rate": 0.0}
     trainer = build(settings={"early_stopping_patience": 2}, num_train_epochs=10, **options)
     keep_statistics(trainer)
@@ -171,7 +171,7 @@ def test_training_stops_when_nothing_gets_better(build):
 
 
 @pytest.mark.slow
-def test_checkpointing_changes_nothing_and_bf16_little(build):
+def test_gradient_checkpointing_changes_no_weight_and_bf16_changes_little(build):
     runs = {}
     for name, options in {
         "plain": {},
@@ -182,7 +182,7 @@ def test_checkpointing_changes_nothing_and_bf16_little(build):
         trainer.train()
         runs[name] = losses(trainer), weights(trainer)
     assert runs["checkpointing"][0] == runs["plain"][0]
-    # The norms of what is computed twice take in the statistics of a batch twice; all that learns is the same.
+    # BatchNorm layers that are computed twice count the statistics of a batch twice; all trained weights are the same.
     learned = {name for name, _ in trainer.model.named_parameters()}
     plain, checkpointing = ({name: runs[key][1][name] for name in learned} for key in ("plain", "checkpointing"))
     assert_equal(checkpointing, plain)
@@ -191,7 +191,7 @@ def test_checkpointing_changes_nothing_and_bf16_little(build):
 
 
 @pytest.mark.slow
-def test_tensorboard_shows_what_was_logged(build):
+def test_tensorboard_has_the_logged_values(build):
     trainer = build(report_to=["tensorboard"], eval_strategy="epoch")
     trainer.train()
     (folder,) = {path.parent for path in Path(trainer.args.output_dir).rglob("events.out.tfevents.*")}
@@ -206,7 +206,7 @@ def parse(script, monkeypatch, *words: str):
     return script.parse_args()
 
 
-def test_the_best_weights_can_be_kept_without_more_options(script, monkeypatch, capsys):
+def test_options_that_keep_the_best_weights(script, monkeypatch, capsys):
     assert not parse(script, monkeypatch)[1].load_best_model_at_end
     for words in (["--load_best_model_at_end"], ["--early_stopping_patience", "3"]):
         arguments = parse(script, monkeypatch, *words)[1]
@@ -220,21 +220,21 @@ def test_the_best_weights_can_be_kept_without_more_options(script, monkeypatch, 
     assert "\n    python examples/finetune_with_trainer.py --output_dir runs/semantic " in capsys.readouterr().out
 
 
-def test_the_seed_draws_the_new_heads(build):
+def test_seed_determines_the_new_heads(build):
     heads = [build(seed=seed).model.model.stages[0].head[-1].weight for seed in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused(build, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"\['unicorn'\] are not in the data"):
+def test_invalid_classes_and_checkpoints_are_refused(build, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"\['unicorn'\] not found in the data"):
         build(settings={"classes": ["unicorn"]})
     with pytest.raises(OSError, match="nowhere"):
         build(settings={"checkpoint": str(tmp_path / "nowhere")})
 
 
 @pytest.mark.slow
-def test_the_command_pushes_every_save_and_in_the_end_a_card(checkpoint: Path, tmp_path: Path):
+def test_script_uploads_every_save_and_finally_a_model_card(checkpoint: Path, tmp_path: Path):
     with LoopbackHub(tmp_path / "server") as hub:
         command = [sys.executable, str(SCRIPT), "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "run")]
         command += [
@@ -250,12 +250,12 @@ def test_the_command_pushes_every_save_and_in_the_end_a_card(checkpoint: Path, t
         ]
         command += ["--num_train_epochs", "2", "--save_strategy", "epoch", "--load_best_model_at_end", "--push_to_hub"]
         command += ["--hub_model_id", "someone/tuned", "--hub_strategy", "every_save", "--hub_always_push"]
-        # The Trainer's own uploads fail unheard; the last one is tried again.
+        # The uploads of the Trainer fail silently; the last one is repeated.
         hub.failures = [Failure(r"POST .*/commit/", HubError(500, "Internal Error"), times=3)]
         environment = hub.environment(tmp_path / "home")
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "pushed to http" in done.stdout
+        assert "Uploaded to http" in done.stdout
         repository = hub.repositories["models", "someone/tuned"]
         files = repository.at("main").files
         prepared = tmp_path / "run-hub"

@@ -1,4 +1,4 @@
-"""Which clips are in which step, whoever shares it and wherever a run starts. Clips on their way to the network: pairs of sounds, seeded collation, loaders that start at any step."""
+"""The clips of every step, for any number of processes and any first step; paired audio, seeded collation, loaders."""
 
 import numpy as np
 import pytest
@@ -6,64 +6,62 @@ import torch
 from training_runs import TINY_RUN
 from written_trees import write_trees
 
+from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.clips import to_arrays
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.training.data import (
+    Batch,
     BatchPlan,
     Draw,
-    PairedSounds,
+    TrainingClips,
+    TrainingData,
     TrainingTransform,
-    build_collators,
-    build_datasets,
     class_names,
-    cut_to_square,
-    describe_clips,
-    scored_frames,
-    training_batches,
-    validation_batches,
+    crop_to_square,
+    load_datasets,
 )
 from pcmanet.training.network import build_processor
 from pcmanet.training.recipe import Recipe
 
 
 def plan(**changes) -> BatchPlan:
-    settings = {"num_clips": 11, "batch_size": 4, "rounds": 1, "processes": 1, "epochs": 2, "shuffle": True, "seed": 3}
+    settings = {"num_clips": 11, "batch_size": 4, "parts": 1, "processes": 1, "epochs": 2, "shuffle": True, "seed": 3}
     return BatchPlan(**{**settings, **changes})
 
 
 def clips_of(shares) -> list[int]:
-    return sorted(draw.clip for rounds in shares for draws in rounds for draw in draws if draw.counts)
+    return sorted(draw.clip for batches in shares for draws in batches for draw in draws if draw.counts)
 
 
-def test_every_epoch_has_every_clip_once_in_its_own_order():
+def test_every_epoch_has_every_clip_once_in_another_order():
     one = plan()
     assert (one.steps_per_epoch, one.steps) == (3, 6)
     epochs = [[draw for step in range(first, first + 3) for draw in one.share(step, 0)[0]] for first in (0, 3)]
     orders = [[draw.clip for draw in epoch] for epoch in epochs]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(11))
     assert orders[0] != orders[1]
-    assert [draw.place for draw in epochs[1]] == list(range(11, 22))
+    assert [draw.position for draw in epochs[1]] == list(range(11, 22))
     assert [one.clips_before(step) for step in (0, 1, 2, 3, 4, 6)] == [0, 4, 8, 11, 15, 22]
 
 
-def test_the_order_follows_the_seed_or_the_data():
+def test_order_depends_on_the_seed_or_the_data():
     assert plan().share(0, 0) == plan().share(0, 0) != plan(seed=4).share(0, 0)
     assert [draw.clip for draw in plan(shuffle=False).share(4, 0)[0]] == [4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("processes, rounds", [(1, 2), (2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize("processes, parts", [(1, 2), (2, 1), (2, 2), (4, 1)])
 @pytest.mark.parametrize("step", range(6))
-def test_a_step_has_the_same_clips_however_it_is_shared(processes, rounds, step):
-    shared = plan(processes=processes, rounds=rounds)
+def test_step_has_the_same_clips_for_any_number_of_processes_and_parts(processes, parts, step):
+    shared = plan(processes=processes, parts=parts)
     shares = [shared.share(step, process) for process in range(processes)]
     assert clips_of(shares) == clips_of([plan().share(step, 0)])
-    # All processes join in every exchange of gradients, and none gets more than one clip more than another.
-    assert len({len(rounds) for rounds in shares}) == 1
-    for parts in zip(*shares, strict=True):
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    # All processes take part in every exchange of gradients, and their numbers of clips differ by one at most.
+    assert len({len(batches) for batches in shares}) == 1
+    for batches in zip(*shares, strict=True):
+        assert max(map(len, batches)) - min(map(len, batches)) <= 1
 
 
-def test_who_has_no_clip_left_repeats_one_that_does_not_count():
+def test_process_without_a_clip_repeats_one_that_does_not_count():
     # The third step has three clips for four processes.
     alone = plan(processes=4).share(2, 3)
     assert len(alone) == 1 and len(alone[0]) == 1
@@ -71,11 +69,11 @@ def test_who_has_no_clip_left_repeats_one_that_does_not_count():
     assert alone[0][0].clip == plan(processes=4).share(2, 0)[0][0].clip
 
 
-def test_a_start_in_the_middle_gives_the_rest():
-    shared = plan(processes=2, rounds=2)
-    whole = list(shared.micro_batches(0, 6, 1))
+def test_later_first_step_gives_the_remaining_batches():
+    shared = plan(processes=2, parts=2)
+    complete = list(shared.micro_batches(0, 6, 1))
     before = list(shared.micro_batches(0, 4, 1))
-    assert before + list(shared.micro_batches(4, 6, 1)) == whole
+    assert before + list(shared.micro_batches(4, 6, 1)) == complete
 
 
 @pytest.mark.parametrize(
@@ -83,43 +81,28 @@ def test_a_start_in_the_middle_gives_the_rest():
     [
         (
             {"processes": 3},
-            "batch_size is 4 clips, which 3 processes times 1 gradient_accumulation cannot share evenly",
+            "batch_size is 4, which 3 processes times 1 gradient_accumulation cannot share evenly",
         ),
-        ({"num_clips": 0}, "there are no training clips"),
+        ({"num_clips": 0}, "Expected training clips, got none"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(changes, message):
+def test_step_that_cannot_be_shared_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         plan(**changes)
 
 
 CPU = torch.device("cpu")
+AUGMENTED = {"augmentation": {"flips": 0.5}}
 
 
-def test_clips_are_described_by_what_must_not_change(tmp_path):
-    write_trees(tmp_path, ms3={"train": 1, "val": 1, "test": 1})
-    recipe = Recipe(task="ms3", data=str(tmp_path), freeze=[])
-    before = describe_clips(recipe, 1)
-    assert describe_clips(recipe, 1) == before
-    for split, changes in (("test", False), ("val", True), ("train", True)):
-        mask = next(tmp_path.rglob(f"gt_masks/{split}/*/*.png"))
-        mask.write_bytes(mask.read_bytes() + b" ")
-        after = describe_clips(recipe, 1)
-        assert (after != before) is changes
-        before = after
-    assert after.keys() == {"clips", "the state of the clips' files"}
-    # What Sounding Shapes are stands in the recipe.
-    assert describe_clips(Recipe(**TINY_RUN), 12) == {"clips": 12}
+def tiny_data(clips, validation=(), *, processes: int = 1, **settings) -> TrainingData:
+    recipe = Recipe(**{**TINY_RUN, **settings})
+    processor: PCMANetProcessor = build_processor(recipe)
+    return TrainingData(recipe, (clips, validation), processor, binary=True, num_processes=processes)
 
 
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return Recipe(**TINY_RUN, augmentation={"flips": 0.5})
-
-
-@pytest.fixture(scope="module")
-def collate(recipe):
-    return build_collators(recipe, build_processor(recipe), binary=True)[0]
+def first_batch(data: TrainingData) -> Batch:
+    return next(data.training_batches(0, data.plan.steps, 0, CPU))[0]
 
 
 @pytest.fixture(scope="module")
@@ -127,91 +110,136 @@ def clips() -> SoundingShapes:
     return SoundingShapes("ms3", "train", length=5, height=32, width=32, num_frames=2)
 
 
-def same(one, other) -> bool:
+def same(one: Batch, other: Batch) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_paired_sounds_show_every_picture_under_two_sounds(clips):
-    pairs = PairedSounds(clips)
+def test_identity_of_the_data_changes_with_the_files_of_training_and_validation(tmp_path):
+    write_trees(tmp_path, ms3={"train": 1, "val": 1, "test": 1})
+
+    def identity() -> dict:
+        return tiny_data([None], task="ms3", data=str(tmp_path), freeze=[], negative_fraction=0.0).identity()
+
+    before = identity()
+    assert identity() == before
+    for split, changes in (("test", False), ("val", True), ("train", True)):
+        mask = next(tmp_path.rglob(f"gt_masks/{split}/*/*.png"))
+        mask.write_bytes(mask.read_bytes() + b" ")
+        after = identity()
+        assert (after != before) is changes
+        before = after
+    assert after.keys() == {"clips", "the state of the clips' files"}
+
+
+def test_identity_of_sounding_shapes_is_their_number(clips):
+    assert tiny_data(clips).identity() == {"clips": 5}
+
+
+@pytest.mark.parametrize("data, shuffled", [(None, False), ("AVSBench", True)])
+def test_only_data_on_disk_is_shuffled(data, shuffled):
+    settings = {"negative_fraction": 0.0, "data": data, "freeze": []}
+    plan = tiny_data(range(40), processes=2, **settings).plan
+    order = [draw.clip for step in range(20) for draw in sorted(plan.share(step, 0)[0] + plan.share(step, 1)[0])]
+    assert sorted(order) == list(range(40))
+    assert (order == list(range(40))) is not shuffled
+
+
+def test_paired_audio_repeats_the_frames_of_every_clip(clips):
+    pairs = TrainingClips(clips, pair_audio=True)
     assert len(pairs) == 10
-    assert np.array_equal(pairs[6].frames, pairs[7].frames)
-    assert not np.array_equal(pairs[6].sounding, pairs[7].sounding)
-    assert np.array_equal(pairs[6].waveform, clips[3].waveform)
+    (first, draw), (second, _) = pairs[Draw(6, 0)], pairs[Draw(7, 1)]
+    assert draw == Draw(6, 0)
+    assert np.array_equal(first.frames, second.frames)
+    assert not np.array_equal(first.sounding, second.sounding)
+    assert np.array_equal(first.waveform, clips[3].waveform)
 
 
-def test_what_is_drawn_depends_on_the_place_alone(collate, clips):
-    drawn = [(clips[0], Draw(0, 7)), (clips[1], Draw(1, 8))]
+def test_augmentation_depends_on_seed_and_position_alone(clips):
     torch.manual_seed(1)
-    first = collate(drawn)
+    first = first_batch(tiny_data(clips, **AUGMENTED))
     torch.manual_seed(2)
-    assert same(first, collate(drawn))
-    # Somewhere in twenty places a clip is mirrored, and somewhere not.
-    pictures = {collate([(clips[0], Draw(0, place))])["pixel_values"].sum().item() for place in range(20)}
-    assert len(pictures) > 5
+    assert same(first, first_batch(tiny_data(clips, **AUGMENTED)))
+    assert not same(first, first_batch(tiny_data(clips, **AUGMENTED, seed=1)))
+    # Somewhere in twenty positions the same clip is flipped, and somewhere not.
+    data = tiny_data([clips[0]] * 20, **AUGMENTED, batch_size=1)
+    sums = {batch["pixel_values"].sum().item() for (batch,) in data.training_batches(0, 20, 0, CPU)}
+    assert len(sums) > 1
 
 
-def test_collation_leaves_the_generators_alone(collate, clips):
+def test_batches_leave_the_global_generators_alone(clips):
     torch.manual_seed(1)
     np.random.seed(1)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    collate([(clips[0], Draw(0, 0))])
+    data = tiny_data(clips, clips, **AUGMENTED)
+    first_batch(data)
+    list(data.validation_batches(data.validation_indices(0), CPU))
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
 
 
-def test_a_clip_that_does_not_count_has_no_annotated_frame(collate, clips):
-    batch = collate([(clips[0], Draw(0, 0)), (clips[0], Draw(0, 0, counts=False))])
-    assert scored_frames(batch).tolist() == [[True, True], [False, False]]
+def test_repeated_clip_has_no_annotated_frame(clips):
+    data = tiny_data(clips, processes=2, batch_size=2)
+    # The third step has one clip for two processes.
+    (first,), (second,) = (next(data.training_batches(2, 3, process, CPU)) for process in (0, 1))
+    assert first["annotated_frames"].tolist() == [[True, True]]
+    assert second["annotated_frames"].tolist() == [[False, False]]
+    assert torch.equal(first["pixel_values"], second["pixel_values"])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_start_in_the_middle_gives_the_same_batches(num_workers, collate, clips):
-    plan = BatchPlan(num_clips=5, batch_size=2, rounds=1, processes=1, epochs=2, shuffle=True, seed=0)
-    whole = list(training_batches(clips, plan, (0, 6), 0, collate, 0, CPU))
+def test_later_first_step_gives_the_same_batches(num_workers, clips):
+    settings = {**AUGMENTED, "epochs": 2}
+    complete = list(tiny_data(clips, **settings).training_batches(0, 6, 0, CPU))
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    rest = list(training_batches(clips, plan, (3, 6), 0, collate, num_workers, CPU))
+    rest = list(tiny_data(clips, **settings, num_workers=num_workers).training_batches(3, 6, 0, CPU))
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(whole) == 6 and len(rest) == 3
-    for expected, found in zip(whole[3:], rest, strict=True):
+    assert len(complete) == 6 and len(rest) == 3
+    for expected, found in zip(complete[3:], rest, strict=True):
         assert all(same(*pair) for pair in zip(expected, found, strict=True))
 
 
-def test_validation_batches_do_not_depend_on_the_processes():
-    alone = validation_batches(7, 3, 0, 1)
-    assert alone == [[0, 1, 2], [3, 4, 5], [6]]
-    shares = [validation_batches(7, 3, process, 2) for process in (0, 1)]
-    assert shares == [[[0, 1, 2], [6]], [[3, 4, 5]]]
-    assert validation_batches(2, 3, 1, 2) == []
+def test_validation_batches_do_not_depend_on_the_number_of_processes():
+    def indices(clips: int, process: int, processes: int) -> list[list[int]]:
+        data = tiny_data(range(4), range(clips), processes=processes, batch_size=4, evaluation_batch_size=3)
+        return data.validation_indices(process)
+
+    assert indices(7, 0, 1) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [indices(7, process, 2) for process in (0, 1)] == [[[0, 1, 2], [6]], [[3, 4, 5]]]
+    assert indices(2, 1, 2) == []
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48), (47, 32)])
-def test_a_crop_keeps_the_middle_square(shape):
+def test_center_crop_keeps_the_central_square(shape):
     clip = to_arrays(SoundingShapes("ms3", "train", length=1, height=shape[0], width=shape[1])[0], binary=True)
-    square = cut_to_square(clip)
+    square = crop_to_square(clip)
     side, top, left = min(shape), (shape[0] - min(shape)) // 2, (shape[1] - min(shape)) // 2
     assert square.frames.shape[1:] == (side, side, 3)
     assert np.array_equal(square.frames, clip.frames[:, top : top + side, left : left + side])
     assert np.array_equal(square.masks, clip.masks[:, top : top + side, left : left + side])
-    transform = TrainingTransform(centre_crop=True, augmentation=None)
-    assert not transform.changes_sound
+    transform = TrainingTransform(center_crop=True, augmentation=None)
+    assert not transform.changes_audio
     assert np.array_equal(transform([clip], np.random.default_rng(0))[0].frames, square.frames)
 
 
-def test_training_clips_are_changed_and_validation_clips_are_not(clips):
-    recipe = Recipe(**TINY_RUN, augmentation={"photometric": 1.0})
-    training, validation = build_collators(recipe, build_processor(recipe), binary=True)
-    plain, _ = build_collators(Recipe(**TINY_RUN), build_processor(recipe), binary=True)
-    drawn = [(clips[0], Draw(0, 0))]
-    assert torch.equal(plain(drawn)["pixel_values"], validation([clips[0]])["pixel_values"])
-    assert not torch.equal(training(drawn)["pixel_values"], validation([clips[0]])["pixel_values"])
+def test_training_clips_are_augmented_and_validation_clips_are_not(clips):
+    plain, changed = (
+        tiny_data(clips, clips, batch_size=1, augmentation=augmentation)
+        for augmentation in (None, {"photometric": 1.0})
+    )
+    validation = next(changed.validation_batches([[0]], CPU))
+    assert torch.equal(first_batch(plain)["pixel_values"], validation["pixel_values"])
+    assert not torch.equal(first_batch(changed)["pixel_values"], validation["pixel_values"])
 
 
-def test_data_of_a_recipe():
-    settings = {**TINY_RUN, "pair_sounds": True, "clips": 8, "negative_fraction": 0.5}
-    training, validation = build_datasets(Recipe(**settings))
-    assert (len(training), len(validation)) == (8, 3)
+def test_sounding_shapes_of_a_recipe():
+    recipe = Recipe(**{**TINY_RUN, "pair_audio": True, "clips": 8, "negative_fraction": 0.5})
+    training, validation = load_datasets(recipe)
+    pairs = TrainingClips(training, pair_audio=True)
+    assert (len(pairs), len(validation)) == (8, 3)
     # Half of all clips are negative, so every first clip of a pair is.
-    assert [training[index].negative is not None for index in range(8)] == [True, False] * 4
+    assert [pairs[Draw(index, 0)][0].negative is not None for index in range(8)] == [True, False] * 4
     assert class_names(Recipe(**TINY_RUN)) == ["sounding"]
     assert len(class_names(Recipe(**{**TINY_RUN, "task": "avss"}))) == 13
+    training, _ = load_datasets(Recipe(**TINY_RUN), size=(48, 64))
+    assert training[0].frames.shape[1:3] == (48, 64)

@@ -1,4 +1,4 @@
-"""Clips, classes and learning rates of fine-tuning."""
+"""Fine-tuning with the Trainer: chosen classes, collation, and learning rates."""
 
 import doctest
 from pathlib import Path
@@ -10,77 +10,63 @@ from transformers import TrainingArguments
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.sounding_shapes.files import write_avsbench_tree
+from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 from pcmanet.training import trainer as trainer_module
-from pcmanet.training.trainer import FineTuningData, SegmentationTrainer, TrainerCollator, choose_classes
+from pcmanet.training.trainer import SegmentationTrainer, choose_classes, collate_for_trainer
 
 
 SIZE = {"height": 48, "width": 64}
 
 
-def test_the_example_in_the_docstring_holds():
+def test_docstring_example():
     result = doctest.testmod(trainer_module)
-    assert (result.attempted, result.failed) == (1, 0)
+    assert (result.attempted, result.failed) == (2, 0)
 
 
 def test_chosen_classes_are_numbered_in_their_order_and_others_become_background():
     known = ["background", *CLASSES]
-    chosen = choose_classes(known, ["plain-ring", "striped-disc"])
-    assert chosen.labels == {
-        "id2label": {0: "background", 1: "plain-ring", 2: "striped-disc"},
-        "label2id": {"background": 0, "plain-ring": 1, "striped-disc": 2},
-    }
+    names, table = choose_classes(known, ["plain-ring", "striped-disc"])
+    assert names == ["background", "plain-ring", "striped-disc"]
     expected = [{"plain-ring": 1, "striped-disc": 2}.get(name, 0) for name in known]
-    assert chosen.table[: len(known)].tolist() == expected
-    assert chosen.table[255] == 255
-    whole = choose_classes(known)
-    assert (whole.names, whole.table.tolist()) == (known, list(range(256)))
+    assert table[: len(known)].tolist() == expected
+    assert table[255] == 255
+    names, table = choose_classes(known)
+    assert (names, table.tolist()) == (known, list(range(256)))
 
 
 @pytest.mark.parametrize(
     ("known", "wanted", "message"),
     [
-        (["background", "dog"], ["cat"], r"\['cat'\] are not in the data; theirs are: dog"),
-        (["background", "dog"], ["background"], "are not in the data"),
-        (["sounding"], ["dog"], "theirs are: none, their masks are binary"),
-        (["background", "dog"], ["dog", "dog"], "are not all different"),
+        (["background", "dog"], ["cat"], r"\['cat'\] not found in the data. Its classes are: dog"),
+        (["background", "dog"], ["background"], "not found in the data"),
+        (["sounding"], ["dog"], "Its classes are: none, the masks are binary"),
+        (["background", "dog"], ["dog", "dog"], "Expected different classes"),
     ],
 )
-def test_classes_that_cannot_be_had_are_refused(known: list[str], wanted: list[str], message: str):
+def test_invalid_classes_are_refused(known: list[str], wanted: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         choose_classes(known, wanted)
 
 
-def test_batches_hold_the_chosen_classes_and_say_by_labels_alone_what_is_scored():
-    data = FineTuningData("avss", clips=2, evaluation_clips=1)
-    training, validation = data.load(SIZE)
-    assert (len(training), len(validation)) == (2, 1)
-    chosen = choose_classes(data.classes, [CLASSES[(training[0].masks[training[0].masks > 0] - 1)[0]]])
+def test_labels_have_the_chosen_classes_and_mark_ignored_frames():
+    clips = SoundingShapes("avss", "train", length=2, **SIZE)
+    known = ["background", *CLASSES]
+    names, table = choose_classes(known, [known[clips[0].masks[clips[0].masks > 0][0]]])
     processor = PCMANetProcessor(PCMANetImageProcessor(size=SIZE), PCMANetFeatureExtractor())
-    plain = ClipCollator(processor, binary=False)
-    batch = TrainerCollator(plain, chosen)([training[0], training[1]])
-    expected = torch.stack([torch.from_numpy(training[index].masks) for index in range(2)])
-    kept = data.classes.index(chosen.names[1])
-    assert torch.equal(batch["labels"], (expected == kept).long())
+    collate = ClipCollator(processor, binary=False)
+    batch = collate_for_trainer(collate, table, [clips[0], clips[1]])
+    expected = torch.stack([torch.from_numpy(clips[index].masks) for index in range(2)])
+    assert torch.equal(batch["labels"], (expected == known.index(names[1])).long())
     assert batch["labels"].any()
     # A clip whose second and third seconds are not annotated.
-    unmasked = plain([training[0]]) | {"annotated_frames": torch.tensor([[True, False, False, True, True]])}
-    labels = TrainerCollator(lambda _clips: unmasked, chosen)([training[0]])["labels"][0]
+    partly = collate([clips[0]]) | {"annotated_frames": torch.tensor([[True, False, False, True, True]])}
+    labels = collate_for_trainer(lambda _clips: partly, table, [clips[0]])["labels"][0]
     assert [bool((frame == 255).all()) for frame in labels] == [False, True, True, False, False]
 
 
-def test_classes_and_clips_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    root = write_avsbench_tree(tmp_path / "tree", "s4", {"train": 2, "val": 1})
-    data = FineTuningData("s4", str(root))
-    assert len(data.classes) == 1
-    training, validation = data.load(SIZE)
-    assert (len(training), len(validation)) == (2, 1)
-
-
 @pytest.mark.parametrize("rate", [None, 1e-5])
-def test_the_backbone_has_a_learning_rate_of_its_own(tmp_path: Path, rate: float | None):
+def test_backbone_learning_rate(tmp_path: Path, rate: float | None):
     model = tiny_model()
     arguments = TrainingArguments(str(tmp_path), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to=[])
     trainer = SegmentationTrainer(model, arguments, backbone_learning_rate=rate)

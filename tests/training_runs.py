@@ -1,7 +1,6 @@
-"""Runs of examples/train_pcmanet.py on a network and clips small enough for any test, in this process or in one to kill."""
+"""Runs of `pcmanet train` with a tiny network and few clips, in this process or in one that can be killed."""
 
 import contextlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -9,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,16 +15,17 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from tiny_model import TINY_NETWORK
 
+from pcmanet.cli.main import main
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "train_pcmanet.py"
-RECIPES = SCRIPT.parent / "recipes"
+
+RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 
 TRAINED_NETWORK: dict[str, Any] = {
     **TINY_NETWORK,
     "audio_config": {"block_channels": [[4], [4], [4]], "hidden_size": 8, "embedding_size": 10},
     "token_grid_sizes": [1, 2, 2, 4],
 }
-# Two evaluations, a checkpoint after every second step, and no step like another.
+# Two evaluations, a checkpoint after every second step, and different clips in every step.
 TINY_RUN: dict[str, Any] = {
     "preset": "tiny",
     "configuration": TRAINED_NETWORK,
@@ -44,33 +43,26 @@ TINY_RUN: dict[str, Any] = {
 }
 
 
-def load_script() -> ModuleType:
-    """The training script as a module."""
-    spec = importlib.util.spec_from_file_location("train_pcmanet", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def assignments(**settings: Any) -> list[str]:
-    """`--set` with a tiny run's settings and those given."""
+    """Return `--set` with the settings of a tiny run and those given."""
     return ["--set", *(f"{key}={json.dumps(value)}" for key, value in {**TINY_RUN, **settings}.items())]
 
 
 def train(output: Path, *words: str, recipe: Path | None = None, **settings: Any) -> None:
-    """Run the script in this process to its end; raises SystemExit where the script exits."""
+    """Run the command in this process; raise SystemExit if it fails."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     torch.set_num_threads(1)
-    command = [str(SCRIPT), "--output", str(output), *words, *assignments(**settings)]
+    command = ["pcmanet", "train", "--output", str(output), *words, *assignments(**settings)]
     command += [] if recipe is None else ["--recipe", str(recipe)]
     with replaced_argv(command):
-        load_script().main()
+        if code := main():
+            raise SystemExit(code)
 
 
 @contextlib.contextmanager
 def replaced_argv(words: list[str]) -> Iterator[None]:
-    """Run under another command line."""
+    """Replace the command line."""
     before, sys.argv = sys.argv, words
     try:
         yield
@@ -79,7 +71,7 @@ def replaced_argv(words: list[str]) -> Iterator[None]:
 
 
 def die_at_call(owner: Any, name: str, number: int) -> None:
-    """Make a function kill its process, as `kill -9` does, when it is called for the nth time."""
+    """Make a function kill its process, as `kill -9` does, at its nth call."""
     function, calls = getattr(owner, name), []
 
     def dying(*args: Any, **kwargs: Any) -> Any:
@@ -103,7 +95,7 @@ def _work(log: str, prepare: Callable[..., None] | None, arguments: tuple, outpu
 def train_in_process(
     output: Path, *words: str, prepare: Callable[..., None] | None = None, arguments: tuple = (), **settings: Any
 ) -> tuple[int, str]:
-    """Run the script in a process of its own and return its exit code (-9: killed) and what it printed.
+    """Run the command in a separate process and return its exit code (-9: killed) and its output.
 
     `prepare(*arguments)` is called in that process first. All libraries are imported once for all such processes.
     """
@@ -117,12 +109,12 @@ def train_in_process(
 
 
 def weights(output: Path, folder: str = "last") -> dict[str, torch.Tensor]:
-    """The weights that a run left."""
+    """Load the weights that a run saved."""
     return load_file(output / folder / "model.safetensors")
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
-    """Hold the last weights, the best weights and the logs of two runs against each other, bit for bit."""
+    """Check that the last weights, the best weights and the logs of two runs are bit-identical."""
     for folder in ("last", "best"):
         first, second = weights(one, folder), weights(other, folder)
         assert first.keys() == second.keys()
@@ -131,6 +123,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def steps_logged(output: Path) -> list[int]:
-    """The steps in a run's log."""
+    """Return the steps in the log of a run."""
     records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     return [record["step"] for record in records if "training" in record]
