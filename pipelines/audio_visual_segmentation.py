@@ -372,8 +372,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     ) -> Generator[dict[str, Any], None, None]:
         """Run the model on the window that ends with each frame, or with the newest of the waiting frames."""
         held: deque[dict[str, Any]] = deque(maxlen=frames_per_window)
-        with closing(ReadAhead(frames, LIVE_FRAMES_AHEAD) if drop_late else frames) as source:
-            take = source.take_waiting if isinstance(source, ReadAhead) else lambda: list(islice(source, 1))
+        with closing(_ReadAhead(frames, LIVE_FRAMES_AHEAD) if drop_late else frames) as source:
+            take = source.take_waiting if isinstance(source, _ReadAhead) else lambda: list(islice(source, 1))
             while newest := take():
                 held.extend(newest)
                 logits = self._logits([tuple(held)], forward)[0, len(held) - 1]
@@ -657,7 +657,7 @@ def _return_freed_memory() -> None:
 _END = object()
 
 
-class ReadAhead(Iterator[Item]):
+class _ReadAhead(Iterator[Item]):
     """Run a generator in a thread, a few items ahead of the consumer.
 
     An error in the generator is raised in place of its item. [`close`] ends the thread and the generator at any point,
@@ -740,7 +740,7 @@ def _read_ahead(
     clips, running = iter(clips), deque()
     try:
         while True:
-            running.extend(ReadAhead(clip, capacity) for clip in islice(clips, at_once - len(running)))
+            running.extend(_ReadAhead(clip, capacity) for clip in islice(clips, at_once - len(running)))
             if not running:
                 return
             yield from running[0]

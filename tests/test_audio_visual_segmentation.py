@@ -35,7 +35,6 @@ from modeling_pcmanet.media_pcmanet import read_audio, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import (
-    ReadAhead,
     Window,
     _blend_windows,
     _clip_arguments,
@@ -45,6 +44,7 @@ from pcmanet.pipelines.audio_visual_segmentation import (
     _list_or_generator,
     _next_clip,
     _read_ahead,
+    _ReadAhead,
     _return_freed_memory,
     _split_windows,
     collate_windows,
@@ -280,7 +280,7 @@ def test_shorter_windows_are_padded():
 
 class TestReadAhead:
     def test_yields_all_items_in_order(self):
-        assert list(ReadAhead((number for number in range(50)), 3)) == list(range(50))
+        assert list(_ReadAhead((number for number in range(50)), 3)) == list(range(50))
 
     def test_reads_ahead_up_to_its_capacity(self):
         made = []
@@ -290,7 +290,7 @@ class TestReadAhead:
                 made.append(number)
                 yield number
 
-        reader = ReadAhead(items(), 3)
+        reader = _ReadAhead(items(), 3)
         assert next(reader) == 0
         time.sleep(0.3)
         assert len(made) <= 5
@@ -301,7 +301,7 @@ class TestReadAhead:
             yield 1
             raise OSError("the disk failed")
 
-        reader = ReadAhead(items(), 3)
+        reader = _ReadAhead(items(), 3)
         assert next(reader) == 1
         with pytest.raises(OSError, match="disk failed"):
             next(reader)
@@ -317,7 +317,7 @@ class TestReadAhead:
             finally:
                 ended.set()
 
-        reader = ReadAhead(items(), 1)
+        reader = _ReadAhead(items(), 1)
         next(reader)
         reader.close()
         reader.close()
@@ -325,7 +325,7 @@ class TestReadAhead:
         assert list(reader) == []
 
     def test_take_waiting_returns_all_waiting_items(self):
-        reader = ReadAhead((number for number in range(5)), 10)
+        reader = _ReadAhead((number for number in range(5)), 10)
         reader._thread.join()
         assert reader.take_waiting() == [0, 1, 2, 3, 4]
         assert reader.take_waiting() == []
@@ -681,7 +681,7 @@ class TestStream:
             binary.stream(clips[0], frames_per_window=4, window_overlap=4)
         with pytest.raises(TypeError, match="treshold"):
             binary.stream(clips[0], treshold=0.5)
-        with pytest.raises(ValueError, match="audio_alignment is 'foo': expected one of"):
+        with pytest.raises(ValueError, match="audio_alignment.*'foo'"):
             binary.stream(clips[0], audio_alignment="foo")
         with pytest.raises(ValueError, match="frames_per_second is 0"):
             binary.stream(clips[0], frames_per_second=0)
