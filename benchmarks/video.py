@@ -32,7 +32,7 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
-from modeling_pcmanet.media_pcmanet import VideoReader, iterate_audio, iterate_frames
+from modeling_pcmanet.media_pcmanet import MediaReader, iterate_frames
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import collate_windows
@@ -80,11 +80,11 @@ def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def decode(video: Path) -> None:
     """Reads all frames for the network and all sound, and does nothing with them."""
-    reader = VideoReader(video)
-    for _ in reader:
-        continue
-    for _ in iterate_audio(video, reader):
-        continue
+    with MediaReader(video) as reader:
+        for _ in reader.frames():
+            continue
+        for _ in reader.audio():
+            continue
 
 
 def measure(segmenter: Pipeline, video: Path, folder: Path) -> tuple[dict[str, float], float]:

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from modeling_pcmanet.media_pcmanet import EVERY_FRAME, SOUND_REMEDY, VideoReader, iterate_frames, read_media
+from modeling_pcmanet.media_pcmanet import AUDIO_REMEDY, EVERY_FRAME, MediaReader, iterate_frames, read_media
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import MaskLogits, Window, iterate_mask_logits
 from pcmanet.pipelines.colors import class_colors
@@ -149,16 +149,16 @@ class Analysis:
         progress(0.0, "Drawing")
         results = self.segment(threshold)
         overlay = Path(self._folder.name) / "overlay.mp4"
-        reader = VideoReader(self.video, EVERY_FRAME)
-        write_overlay_video(
-            overlay,
-            self._overlay_frames(reader, progress),
-            results,
-            self.colors,
-            frames_per_second=self.rate,
-            audio=str(self.video),
-            audio_origin=lambda: reader.origin,
-        )
+        with MediaReader(self.video) as reader:
+            write_overlay_video(
+                overlay,
+                self._overlay_frames(reader, progress),
+                results,
+                self.colors,
+                frames_per_second=self.rate,
+                audio=(reader.audio_stream, reader.audio_packets()),
+                audio_origin=lambda: reader.origin,
+            )
         counts = [len(result["segments"]) for result in results]
         return Drawing(
             overlay=overlay,
@@ -204,13 +204,13 @@ class Analysis:
         """The file of the logits."""
         return Path(self._folder.name) / "logits.safetensors"
 
-    def _overlay_frames(self, reader: VideoReader, progress: ProgressCallback) -> Iterator[tuple[float, np.ndarray]]:
+    def _overlay_frames(self, reader: MediaReader, progress: ProgressCallback) -> Iterator[tuple[float, np.ndarray]]:
         """Yield timestamp and frame of the video at the size of the overlay."""
-        for count, frame in enumerate(reader):
+        for count, (timestamp, frame, _) in enumerate(reader.frames(EVERY_FRAME)):
             progress(min(1.0, count / self.info.frames), "Drawing the masks")
-            height = len(frame.picture)
+            height = len(frame)
             scale = min(max(height, OVERLAY_HEIGHTS[0]), OVERLAY_HEIGHTS[1]) / height
-            yield frame.timestamp, frame.picture if scale == 1 else np.asarray(_resize(frame.picture, scale))
+            yield timestamp, frame if scale == 1 else np.asarray(_resize(frame, scale))
 
     def _frame_at(self, timestamp: float) -> Image.Image:
         """Return the frame on screen at a time, at the size of the stage maps."""
@@ -243,7 +243,7 @@ class Analysis:
 
     def _refusal(self, error: Exception) -> RefusedVideoError:
         """Convert an error for the user: the name of the file replaces its path, and advice for programmers is removed."""
-        return RefusedVideoError(str(error).replace(str(self.video), self.name).replace(SOUND_REMEDY, "").strip())
+        return RefusedVideoError(str(error).replace(str(self.video), self.name).replace(AUDIO_REMEDY, "").strip())
 
 
 def _describe(result: dict[str, Any], path: Path) -> dict[str, Any]:

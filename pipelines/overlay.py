@@ -194,7 +194,7 @@ def _draw_frames(
         raise ValueError("Expected one result per network frame, got no results. Pass what the pipeline returned.")
     shown, layer, box = 0, None, None
     for number, (seconds, frame) in enumerate(frames):
-        wanted = number if frames_per_second == "video" else int(seconds * frames_per_second + TIME_TOLERANCE)
+        wanted = number if frames_per_second == "video" else int(seconds * float(frames_per_second) + TIME_TOLERANCE)
         for following in itertools.islice(results, max(0, wanted - shown)):
             shown, result, layer = shown + 1, following, None
         if layer is None:

@@ -46,7 +46,10 @@ class Videos:
     def __init__(self, names: Iterable[str], audio: str | None = None) -> None:
         self.names = list(dict.fromkeys(names))
         self._audio = audio
-        self._rows: Any = None  # of a data set
+        self._rows: Any = None  # of a data set, see [`from_data_set`]
+        self._numbers: dict[str, int] = {}
+        self._data = self._split = self._column = ""
+        self._audio_column: str | None = None
 
     @classmethod
     def from_data_set(
@@ -246,7 +249,7 @@ def _select_columns(data: str, split: str, columns: list[str]) -> Any:
     rows: Any = load_from_disk(data) if saved else load_dataset(data, split=split)
     if isinstance(rows, DatasetDict):
         if split not in rows:
-            raise ValueError(f"{data} has no split {split}, only {', '.join(rows)}. Choose with --split.")
+            raise ValueError(f"{data} has no split {split}, only {', '.join(map(str, rows))}. Choose with --split.")
         rows = rows[split]
     if missing := [name for name in columns if name not in rows.column_names]:
         found = ", ".join(rows.column_names)

@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import Pipeline
 
+from modeling_pcmanet.media_pcmanet import MediaReader
 from pcmanet.checkpoints import demo_file, digest, find_checkpoint, load_segmenter, start_processes
 from pcmanet.files import temporary_folder
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 from .arguments import STOPPED, parse_arguments
 from .inputs import VIDEO_ERRORS, Videos, find_videos, format_error, name_folders, printable
 from .progress import Progress
-from .render import draw, open_video, record
+from .render import draw, record
 from .results import RECORDS, OutputFolder, RecordedResults, ShardWriter, read_archive, rows_of_video
 
 
@@ -116,7 +117,7 @@ def _has_folders(arguments: Namespace) -> bool:
     return arguments.format != "parquet" or arguments.overlay or arguments.contact_sheet
 
 
-def _begin(output: OutputFolder, arguments: Namespace, segmenter: Pipeline) -> None:
+def _begin(output: OutputFolder, arguments: Namespace, segmenter: AudioVisualSegmentationPipeline) -> None:
     """Begin a run in the output folder."""
     settings = {"checkpoint": digest(segmenter.model, segmenter.processor)}
     output.begin(
@@ -152,7 +153,9 @@ class Worker:
         output: The folder of results, begun or joined.
     """
 
-    def __init__(self, arguments: Namespace, videos: Videos, segmenter: Pipeline, output: OutputFolder) -> None:
+    def __init__(
+        self, arguments: Namespace, videos: Videos, segmenter: AudioVisualSegmentationPipeline, output: OutputFolder
+    ) -> None:
         self.arguments = arguments
         self.videos = videos
         self.segmenter = segmenter
@@ -188,11 +191,23 @@ class Worker:
             results = RecordedResults((temporary if self.shards is not None else folder) / RECORDS)
             try:
                 source, audio = self.videos.read(name)
-                video = open_video(name, source, audio)
-                with progress.stage(shown, video.seconds) as advance:
-                    record(self.segmenter, video, self.arguments, results, advance)
-                with progress.stage(f"drawing {shown}", video.seconds) as advance:
-                    draw(self.segmenter, video, self.arguments, folder, results, advance)
+                with (
+                    MediaReader(source, audio=audio is None) as reader,
+                    progress.stage(shown, reader.duration) as advance,
+                ):
+                    record(self.segmenter, reader, audio, self.arguments, results, advance)
+                with progress.stage(f"drawing {shown}", reader.duration) as advance:
+                    draw(
+                        self.segmenter,
+                        source,
+                        audio,
+                        self.arguments,
+                        folder,
+                        results,
+                        size=reader.size,
+                        title=Path(name).name,
+                        progress=advance,
+                    )
             except VIDEO_ERRORS as error:
                 return self._add_error(shown, format_error(error)), True
 
@@ -258,7 +273,9 @@ def _run_in_processes(arguments: Namespace) -> bool:
         state.destroy_process_group()
 
 
-def _prepare_together(arguments: Namespace, output: OutputFolder, state: PartialState) -> tuple[Videos, Pipeline]:
+def _prepare_together(
+    arguments: Namespace, output: OutputFolder, state: PartialState
+) -> tuple[Videos, AudioVisualSegmentationPipeline]:
     """Prepare the first process, then the others, which receive the names of the videos.
 
     An error is printed once: the first process raises it, and the others exit.
@@ -279,7 +296,9 @@ def _prepare_together(arguments: Namespace, output: OutputFolder, state: Partial
     return videos, segmenter
 
 
-def _prepare(arguments: Namespace, output: OutputFolder, state: PartialState) -> tuple[Videos, Pipeline]:
+def _prepare(
+    arguments: Namespace, output: OutputFolder, state: PartialState
+) -> tuple[Videos, AudioVisualSegmentationPipeline]:
     """Find the videos, load the checkpoint, and begin the run or join that of the first process."""
     first = state.is_main_process
     videos = _find_and_check_videos(arguments, output) if first else find_videos(arguments, list_files=False)
@@ -312,7 +331,11 @@ def _choose_device(device: str | None, state: PartialState) -> torch.device:
 
 
 def _segment_assigned(
-    arguments: Namespace, videos: Videos, segmenter: Pipeline, output: OutputFolder, state: PartialState
+    arguments: Namespace,
+    videos: Videos,
+    segmenter: AudioVisualSegmentationPipeline,
+    output: OutputFolder,
+    state: PartialState,
 ) -> None:
     """Segment the videos of this process that have no results yet."""
     assigned = videos.names[state.process_index :: state.num_processes]
