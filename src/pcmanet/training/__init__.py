@@ -1,1 +1,1 @@
-"""Training that can be trusted: recipes, an exact resume, trackers, and the way to the Hub."""
+"""Training: recipes, exact resume, logging, and publishing on the Hub."""
