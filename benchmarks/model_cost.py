@@ -22,7 +22,7 @@ from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout
 
 
-# Column of the tables to its modules; `*` stands for every decoder stage.
+# Column of the tables to its modules; `*` matches every decoder stage.
 PARTS = {
     "backbone": "model.backbone",
     "neck": "model.neck.*",

@@ -75,7 +75,7 @@ def save_code_with_weights(enabled: bool = True) -> Iterator[None]:
     """Make `save_pretrained` and `push_to_hub` also write our modules, until the end of the `with` block.
 
     Checkpoints saved this way load with `trust_remote_code=True` where this package is not installed. transformers keeps
-    this choice per class for the whole process, so it is undone afterwards: otherwise every training checkpoint would
+    this choice per class for the complete process, so it is undone afterwards: otherwise every training checkpoint would
     contain the code.
 
     Args:

@@ -181,7 +181,7 @@ class PCMANetConfig(PreTrainedConfig):
         num_attention_heads: Heads of the query-selected cross-attention (QSCA).
         token_grid_sizes: Side s of the s x s grid of visual tokens of QSCA, coarse to fine.
         head_channels: Width between the two convolutions of a segmentation head.
-        confidence_threshold: Confidence-induced masking (CIM) keeps a pixel as uncertain where its probability lies in
+        confidence_threshold: Confidence-induced masking (CIM) keeps a pixel as uncertain where its probability is in
             `[threshold, 1 - threshold]`; 0 keeps every pixel, so that nothing is masked.
         cross_attention: Whether the stages have a QSCA; without it the fusion has no guidance (for ablations).
         stage_loss_weights: Weight of each supervised output in the loss, coarse to fine.

@@ -332,7 +332,7 @@ class QuerySelectedCrossAttention(nn.Module):
             return self.visual_to_audio(sequence, audio, key_mask)[0]
         if not self.gather_queries:
             return self.visual_to_audio(sequence, audio, key_mask)[0] * selected[..., None]
-        # Selected tokens first, as many as the clip with the most has, so that one tensor holds all clips. At least one,
+        # Selected tokens first, as many as the clip with the most has, so that one tensor contains all clips. At least one,
         # because attention does not accept an empty tensor; the mask below sets its output to zero again.
         most = max(1, int(selected.sum(1).max()))
         positions = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
