@@ -1,1 +1,1 @@
-"""Data sets and measures for audio-visual segmentation."""
+"""Data sets, collation, augmentation, metrics and evaluation for audio-visual segmentation."""
