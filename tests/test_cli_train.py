@@ -13,6 +13,7 @@ from training_runs import (
     TINY_RUN,
     TRAINED_NETWORK,
     assert_same_weights,
+    reset_accelerate,
     steps_logged,
     train,
     weights,
@@ -210,6 +211,7 @@ def test_cheaper_training_has_the_same_loss_and_resumes(settings, trained, tmp_p
 def test_loss_of_a_step_is_the_mean_over_its_annotated_frames_for_any_accumulation(tmp_path):
     recipe = Recipe(**{**TINY_RUN, "batch_size": 4, "batch_norm": "frozen", "average_decay": None})
     values = []
+    reset_accelerate()
     for cuts in ([(0, 4)], [(0, 1), (1, 4)], [(0, 2), (2, 3), (3, 4)]):
         run = start_run(recipe, tmp_path / str(len(cuts)))
         batch = next(iter(run.steps()))[0]

@@ -48,10 +48,15 @@ def assignments(**settings: Any) -> list[str]:
     return ["--set", *(f"{key}={json.dumps(value)}" for key, value in {**TINY_RUN, **settings}.items())]
 
 
-def train(output: Path, *words: str, recipe: Path | None = None, **settings: Any) -> None:
-    """Run the command in this process; raise SystemExit if it fails."""
+def reset_accelerate() -> None:
+    """Forget the precision and compilation of an earlier run in this process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def train(output: Path, *words: str, recipe: Path | None = None, **settings: Any) -> None:
+    """Run the command in this process; raise SystemExit if it fails."""
+    reset_accelerate()
     torch.set_num_threads(1)
     command = ["pcmanet", "train", "--output", str(output), *words, *assignments(**settings)]
     command += [] if recipe is None else ["--recipe", str(recipe)]
