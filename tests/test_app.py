@@ -310,7 +310,7 @@ def test_invalid_uploads_show_the_reason_and_a_valid_one_still_works(page: Page,
     upload(page, tmp_path / "cut.mp4")
     wait_for_result(page, "cut.mp4")
     expect(page.locator(".message")).to_have_count(0)
-    expect(page.locator(".notes")).to_contain_text("its picture ends at")
+    expect(page.locator(".notes")).to_contain_text("its video ends at")
     assert 1 < float(page.locator(".timeline").get_attribute("data-seconds")) < 4
     assert server.process.poll() is None
 

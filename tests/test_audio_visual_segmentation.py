@@ -886,7 +886,7 @@ class TestInputs:
         assert_same(binary({"video": silent, "audio": {"path": str(clips[0]), "bytes": None}}), expected)
 
     def test_silent_file_alone(self, binary: Pipeline, silent: Path):
-        with pytest.raises(ValueError, match=r"silent\.mp4 has no sound track.*audio="):
+        with pytest.raises(ValueError, match=r"silent\.mp4 has no audio track.*audio="):
             binary(silent)
 
     def test_missing_file(self, binary: Pipeline):
