@@ -1,11 +1,12 @@
-"""What an archive costs: videos per second by processes, bytes by format, memory by length, seconds to go on.
+"""Measure archives: videos per second by processes, bytes by format, memory by length, seconds to resume.
 
     python benchmarks/archive.py                                   # the semantic demo model on 24 clips of 10 s
     python benchmarks/archive.py --model owner/name --clips 100 --processes 1 2 4 8
     ACCELERATE_USE_CPU=true python benchmarks/archive.py           # several processes on a machine without a GPU
 
-Clips are the demo clip, over and over, at 256x256 and 10 frames per second. Each run is the command as a user starts it, in processes of its own; the seconds of
-its start, which a run with nothing to do shows, are taken off the rates. Memory is the largest resident set of one process.
+Clips repeat the demo clip, at 256x256 and 10 frames per second. Each run is the command as a user starts it. The time of its
+start, measured by a run in which all videos are done, is subtracted from the rates. Memory is the peak resident set of one
+process.
 """
 
 import argparse
@@ -36,18 +37,18 @@ FORMATS = {
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="checkpoint (default: the semantic demo model)")
     parser.add_argument("--clips", type=int, default=24, help="clips of the archive (default: 24)")
     parser.add_argument("--seconds", type=int, default=10, help="seconds of each clip (default: 10)")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="how many to compare (default: 1 2)")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="lengths to compare (default: 1 10)")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes (default: 1 2)")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="lengths of a video (default: 1 10)")
     return parser.parse_args()
 
 
 def write_clip(path: Path, seconds: float) -> None:
-    """Writes the demo clip over and over until it lasts so many seconds."""
+    """Write the demo clip, repeated to a duration in seconds."""
     media = read_media(demo_file("demo.mp4"), frames_per_second=FRAMES_PER_SECOND)
     repeated = itertools.islice(itertools.cycle(media.frames), round(seconds * FRAMES_PER_SECOND))
     samples = np.arange(round(seconds * media.sampling_rate)) % media.waveform.shape[1]
@@ -55,12 +56,12 @@ def write_clip(path: Path, seconds: float) -> None:
 
 
 def run(model: str, videos: Path, output: Path, *options: str, processes: int = 1) -> tuple[float, float]:
-    """Runs the command; gives its seconds and the largest memory of a process in megabytes."""
+    """Run the command and return its seconds and the peak memory of a process in megabytes."""
     launcher = (
         ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
     )
     command = [sys.executable, *launcher, "-m", "pcmanet", "segment", str(videos), "--model", model]
-    # One thread each, as torchrun has it: processes compare with processes, not with threads.
+    # One thread per process, as torchrun sets it, so that numbers of processes are compared and not threads.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -68,13 +69,13 @@ def run(model: str, videos: Path, output: Path, *options: str, processes: int = 
     )
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
-        sys.exit(f"{' '.join(command)} failed: its message stands above.")
+        sys.exit(f"{' '.join(command)} failed, see its message above.")
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
 def compare_processes(args: argparse.Namespace, videos: Path, folder: Path) -> None:
-    """Prints how fast an archive is done, and how fast a run sees that nothing is left to do."""
-    print("\n| processes | videos per second | seconds of video per second | seconds to start and find all done |")
+    """Print the rate of an archive, and the time of a run in which all videos are done."""
+    print("\n| processes | videos per second | seconds of video per second | seconds to start when all is done |")
     print("|---|---|---|---|")
     for processes in args.processes:
         output = folder / f"of_{processes}"
@@ -85,7 +86,7 @@ def compare_processes(args: argparse.Namespace, videos: Path, folder: Path) -> N
 
 
 def compare_formats(args: argparse.Namespace, videos: Path, folder: Path) -> None:
-    """Prints how large the results are."""
+    """Print the size of the results."""
     print("\n| format | bytes per network frame |\n|---|---|")
     for number, (name, options) in enumerate(FORMATS.items()):
         output = folder / f"format_{number}"
@@ -95,22 +96,20 @@ def compare_formats(args: argparse.Namespace, videos: Path, folder: Path) -> Non
 
 
 def compare_lengths(args: argparse.Namespace, folder: Path) -> None:
-    """Prints how much memory a long video takes, with everything that can be written."""
-    print(
-        "\n| minutes of video | largest memory, MB, parquet | the same with overlay and contact sheet |\n|---|---|---|"
-    )
+    """Print the peak memory for a long video, without and with images."""
+    print("\n| minutes of video | peak memory in MB, parquet | with overlay and contact sheet |\n|---|---|---|")
     for minutes in args.minutes:
         video = folder / f"{minutes:g}_minutes.mp4"
         write_clip(video, 60 * minutes)
-        rows, pictures = (
+        rows, images = (
             run(args.model, video, folder / f"{minutes:g}_{number}", *FORMATS["parquet"], *options)[1]
             for number, options in enumerate(((), ("--overlay", "--contact-sheet")))
         )
-        print(f"| {minutes:g} | {rows:.0f} | {pictures:.0f} |")
+        print(f"| {minutes:g} | {rows:.0f} | {images:.0f} |")
 
 
 def main() -> None:
-    """Prints three tables."""
+    """Print three tables."""
     args = parse_args()
     print(f"    python {shlex.join(sys.argv)}")
     with tempfile.TemporaryDirectory() as temporary:

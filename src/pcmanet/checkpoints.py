@@ -1,7 +1,6 @@
 """Find and load checkpoints, always with the installed code, and identify their weights.
 
 A checkpoint is a folder, a Hub id (owner/name), or "demo" for the semantic demo model that is installed with the package.
-The command line reads the name of the demo model from here, so torch and transformers are imported on first use.
 """
 
 import hashlib
@@ -9,15 +8,17 @@ import re
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from transformers import pipeline
+from transformers.utils import logging
 
-if TYPE_CHECKING:
-    import torch
-    from accelerate import PartialState
-    from transformers import Pipeline
-
-    from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet.modeling_pcmanet import load_strict
+from pcmanet.pipelines.audio_visual_segmentation import AudioVisualSegmentationPipeline
 
 
 DEMO_MODEL = "demo"
@@ -44,7 +45,7 @@ def find_checkpoint(name: str) -> str:
     return name
 
 
-def load_model(name: str) -> "tuple[PCMANetForAudioVisualSegmentation, PCMANetProcessor]":
+def load_model(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMANetProcessor]:
     """Load a checkpoint with its processor.
 
     Args:
@@ -57,16 +58,13 @@ def load_model(name: str) -> "tuple[PCMANetForAudioVisualSegmentation, PCMANetPr
         OSError: If the checkpoint is not found.
         ValueError: If it has another architecture, or weights are missing.
     """
-    from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-    from modeling_pcmanet.modeling_pcmanet import load_strict
-
     checkpoint = find_checkpoint(name)
     silence_transformers()
     model = load_strict(PCMANetForAudioVisualSegmentation, checkpoint)
     return model, PCMANetProcessor.from_pretrained(checkpoint)
 
 
-def load_segmenter(name: str, device: "torch.device | str | None" = None) -> "Pipeline":
+def load_segmenter(name: str, device: torch.device | str | None = None) -> AudioVisualSegmentationPipeline:
     """Load a checkpoint as a pipeline.
 
     Args:
@@ -77,13 +75,10 @@ def load_segmenter(name: str, device: "torch.device | str | None" = None) -> "Pi
         OSError: If the checkpoint is not found.
         ValueError: If it has another architecture, or weights are missing.
     """
-    from transformers import pipeline
-
-    from pcmanet.pipelines import AudioVisualSegmentationPipeline
-
     checkpoint = find_checkpoint(name)
     silence_transformers()
-    return pipeline(
+    create: Any = pipeline  # its types list the tasks of transformers only
+    return create(
         "audio-visual-segmentation",
         model=checkpoint,
         pipeline_class=AudioVisualSegmentationPipeline,
@@ -93,16 +88,12 @@ def load_segmenter(name: str, device: "torch.device | str | None" = None) -> "Pi
 
 def silence_transformers() -> None:
     """Hide the messages and progress bars of transformers, which would break the output of a command."""
-    from transformers.utils import logging
-
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
-def digest(model: "PCMANetForAudioVisualSegmentation", processor: "PCMANetProcessor") -> str:
+def digest(model: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor) -> str:
     """Return 32 hexadecimal digits that identify the weights and the settings of a checkpoint."""
-    import torch
-
     checksum = hashlib.sha256((model.config.to_json_string() + processor.to_json_string()).encode())
     for values in model.state_dict().values():
         checksum.update(values.cpu().flatten().view(torch.uint8).numpy())
@@ -114,19 +105,14 @@ def uses_cpu() -> bool:
 
     Accelerate must be told. By default it takes the CPU processes of torchrun for independent ones.
     """
-    import torch
-    from accelerate.utils import parse_flag_from_env
-
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
-def start_processes(*, cpu: bool = False) -> "PartialState":
+def start_processes(*, cpu: bool = False) -> PartialState:
     """Connect this process to the others that torchrun or `accelerate launch` started.
 
     Args:
         cpu: Whether to run on the CPU in any case, see [`uses_cpu`].
     """
-    from accelerate import PartialState
-
     # Processes wait for the slowest one, whose videos may take days longer.
     return PartialState(cpu=cpu or uses_cpu(), timeout=timedelta(days=365))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pcmanet import __version__
-from pcmanet.checkpoints import DEMO_MODEL
 
 
 FORMATS = ("png", "rle", "parquet")
@@ -95,10 +94,14 @@ the background; --score-padding and --published-no-background reproduce the publ
 
 TRAIN_EXAMPLES = f"""examples:
   pcmanet train --recipe examples/recipes/smoke.yaml --output runs/smoke      # a minute on a CPU
-  pcmanet train --recipe examples/recipes/s4.yaml --data AVSBench --output runs/s4 --set learning_rate=1e-4
-  pcmanet train --recipe examples/recipes/s4.yaml --data AVSBench --output runs/s4 --resume
+  pcmanet train --recipe examples/recipes/s4.yaml --data AVSBench --output runs/s4 \\
+      --set visual_backbone=OpenGVLab/pvt_v2_b5 audio_encoder=vggish
+  pcmanet train --recipe examples/recipes/smoke.yaml --output runs/smoke --resume
   pcmanet train --list-fields                                                 # everything that a recipe can set
-  accelerate launch --num_processes 8 -m pcmanet train --recipe examples/recipes/avss.yaml --data AVSBench --output runs/avss
+  accelerate launch --num_processes 8 -m pcmanet train --recipe examples/recipes/ours.yaml --output runs/ours \\
+      --set batch_size=8
+
+vggish is the folder that `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes from the published weights of VGGish.
 
 OUTPUT receives best/ and last/ (checkpoints for `from_pretrained`, with their processor and metrics.json), checkpoints/ (to
 resume from), recipe.yaml, log.jsonl, overlays/ and tensorboard/.
@@ -320,8 +323,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         type=_text,
-        default=DEMO_MODEL,
-        help=f"Hub id or folder of a checkpoint (default: {DEMO_MODEL}, which was trained on procedural shapes only)",
+        default="demo",
+        help="Hub id or folder of a checkpoint (default: demo, the bundled model, which was trained on procedural shapes only)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if one is available)")
     group.add_argument(

@@ -57,7 +57,8 @@ def _task(config: PCMANetConfig) -> Iterator[tuple[str, str]]:
     if config.num_labels == 1:
         yield "task", "binary: the pixels of sounding objects"
         return
-    labels = [label for number, label in sorted(config.id2label.items()) if number > 0]
+    names: Any = config.id2label
+    labels = [label for number, label in sorted(names.items()) if number > 0]
     more = f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
     yield "task", f"semantic: the class of each sounding object, {len(labels)} classes and the background"
     yield "classes", ", ".join(labels[:SHOWN_LABELS]) + more
@@ -65,9 +66,9 @@ def _task(config: PCMANetConfig) -> Iterator[tuple[str, str]]:
 
 def _sizes(model: str, config: PCMANetConfig) -> Iterator[tuple[str, str]]:
     """Yield the size of the frames and of the network."""
-    size = PCMANetProcessor.from_pretrained(model).image_processor.size
+    size, backbone = PCMANetProcessor.from_pretrained(model).image_processor.size, config.backbone_config
     yield "frames", f"{size['height']}x{size['width']}, resized from any size without keeping the aspect ratio"
-    yield "backbone", config.backbone_config.model_type
+    yield "backbone", getattr(backbone, "model_type", "unknown")
     yield "widths", f"{config.hidden_size} channels, {config.num_groups} groups, {config.num_attention_heads} heads"
 
 
@@ -91,7 +92,8 @@ def _text(value: Any) -> str:
 def _license(model: str) -> str:
     """Read the license from the model card."""
     card = _optional_file(model, "README.md")
-    return (ModelCard.load(card).data.license if card is not None else None) or "not specified"
+    metadata = {} if card is None else ModelCard.load(card).data.to_dict()
+    return metadata.get("license") or "not specified"
 
 
 def _metrics(model: str) -> Iterator[tuple[str, str]]:

@@ -55,7 +55,7 @@ class Progress:
         self._bar.close()
 
     @contextmanager
-    def stage(self, name: str, seconds: float | None) -> Iterator[Callable[[float], None]]:
+    def stage(self, name: str, seconds: float | None) -> Iterator[Callable[[float], object]]:
         """Show one stage of a video, on a terminal and if it takes longer than two seconds.
 
         Args:

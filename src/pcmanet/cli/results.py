@@ -290,7 +290,7 @@ def encode_mask(mask: Image.Image) -> dict[str, Any]:
     Returns:
         `{"size": [height, width], "counts": str}`.
     """
-    code = coco.encode(np.asfortranarray(np.asarray(mask) > 0, dtype=np.uint8))
+    code: dict[str, Any] = coco.encode(np.asfortranarray(np.asarray(mask) > 0, dtype=np.uint8))
     return {"size": [int(length) for length in code["size"]], "counts": code["counts"].decode("ascii")}
 
 
