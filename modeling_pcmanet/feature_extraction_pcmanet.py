@@ -269,17 +269,17 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         return BatchFeature({"input_features": patches}, tensor_type=return_tensors)
 
     def _extract_clip(
-        self, audio: Any, sampling_rate: int, num_frames: int | None, timestamps: Any, audio_alignment: str
+        self, audio: Any, sampling_rate: int, num_frames: Any, timestamps: Any, audio_alignment: str
     ) -> torch.Tensor:
         """Compute one clip's patches: (frames, 1, patch_frames, num_mel_bins), float32."""
         check_audio_alignment(audio_alignment)
         times = None if timestamps is None else check_timestamps(timestamps, num_frames)
-        num_frames = num_frames if times is None else len(times)
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(f"Expected num_frames of at least 1, got {num_frames}.")
+        count: int | None = num_frames if times is None else len(times)
+        if count is not None and (not isinstance(count, int | np.integer) or count < 1):
+            raise ValueError(f"Expected num_frames as an integer of at least 1, got {count!r}.")
         waveform = resample(to_mono(audio), sampling_rate, self.sampling_rate)
         if audio_alignment == "consecutive":
-            return self._fit(self._patches(*self._consecutive_starts(waveform, num_frames)), num_frames)
+            return self._fit(self._patches(*self._consecutive_starts(waveform, count)), count)
         if times is None:
             raise ValueError(
                 f'audio_alignment="{audio_alignment}" needs timestamps=, the seconds from the start of the audio to each frame.'
@@ -355,13 +355,13 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer
     ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
         """Cut patches one after another, whatever the timestamps; past the last complete one, apply the short-clip rule."""
-        patch, start, waiting = None, 0, deque()
+        patch, start, waiting = torch.zeros(0), 0, deque()
         for frame in chain(frames, [None]):
             if frame is not None:
                 waiting.append(frame)
             while waiting:
                 is_reached = audio.reaches(start + self.patch_length)
-                if is_reached or (patch is None and not audio.is_waiting):
+                if is_reached or (start == 0 and not audio.is_waiting):
                     patch = self._patch_at(audio, start)
                 elif frame is not None:
                     break  # audio that is much shorter than the frames may still be filled up with silence

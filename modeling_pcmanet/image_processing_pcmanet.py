@@ -92,7 +92,7 @@ class PCMANetImageProcessor(PilBackend):
         resized = super().preprocess([segmentation_map[None] for segmentation_map in maps], **kwargs)
         return [label[0].astype(np.int64) for label in resized["pixel_values"]]
 
-    def process_image(self, image: ImageInput, **kwargs: Any) -> np.ndarray:
+    def process_image(self, image: Any, **kwargs: Any) -> np.ndarray:
         """Convert one image to (channels, height, width), uint8.
 
         Raises:

@@ -139,7 +139,7 @@ def write_timed_video(
         if audio is not None:
             packets.append(_audio_packets(output, audio, sampling_rate, audio_origin))
         # In order of time, so that a player finds frames and audio of the same time close to each other.
-        for packet in heapq.merge(*packets, key=lambda packet: packet.dts * packet.time_base):
+        for packet in heapq.merge(*packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
             output.mux(packet)
 
 
@@ -248,7 +248,7 @@ def _audio_packets(
     """Add an audio stream to the output and return an iterator over its packets, on the clock of the frames."""
     if isinstance(audio, np.ndarray):
         track = _add_aac(output, sampling_rate, len(audio))
-        return _encoded(track, _frames_of_waveform(audio, sampling_rate))
+        return _encoded(track, _frames_of_waveform(audio, track.rate))
     stream, packets = audio
     origin = Fraction(_declared_origin(stream) if audio_origin is None else audio_origin())
     packets = _on_clock(stream, packets, origin)
@@ -262,7 +262,7 @@ def _audio_packets(
 def _declared_origin(stream: AudioStream) -> Fraction:
     """Return the time at which the file of an audio stream declares that its video, or else its audio, begins, in seconds."""
     declaring = stream.container.streams.best("video") or stream
-    return (declaring.start_time or 0) * declaring.time_base
+    return Fraction(declaring.start_time or 0) * (declaring.time_base or 1)
 
 
 def _fits_mp4(stream: AudioStream) -> bool:
@@ -273,14 +273,15 @@ def _fits_mp4(stream: AudioStream) -> bool:
 
 def _on_clock(stream: AudioStream, packets: Iterable[av.Packet], origin: Fraction) -> Iterator[av.Packet]:
     """Yield packets with the times of the output: 0 at `origin` seconds, continued where the times of the source jump."""
-    offset, last, following = round(origin / stream.time_base), None, None
+    time_base = stream.time_base or Fraction(1)
+    offset, last, following = round(origin / time_base), None, None
     for packet in packets:
         if packet.dts is not None:  # the last packet is empty and marks the end
             jump = 0 if following is None else packet.dts - offset - following
-            if not -LONGEST_OVERLAP_SECONDS <= jump * stream.time_base <= LONGEST_HOLE_SECONDS:
+            if not -LONGEST_OVERLAP_SECONDS <= jump * time_base <= LONGEST_HOLE_SECONDS:
                 offset += jump
+            packet.pts = (packet.dts if packet.pts is None else packet.pts) - offset
             packet.dts -= offset
-            packet.pts -= offset
             if last is not None and packet.dts <= last:
                 continue
             last, following = packet.dts, packet.dts + (packet.duration or 0)
@@ -300,9 +301,10 @@ def _decoded(packets: Iterable[av.Packet], track: AudioStream) -> Iterator[av.Au
     following, kind, resampler = 0, None, None
     for frame in chain.from_iterable(map(_decode, packets)):
         frame.pts = following if frame.pts is None else frame.pts
-        following = frame.pts + round(frame.samples / (frame.sample_rate * frame.time_base))
+        following = frame.pts + round(frame.samples / (frame.sample_rate * (frame.time_base or 1)))
         # A resampler takes one kind of frame; a broadcast may change, for example, from mono to 5.1.
-        if kind != (kind := (frame.format.name, frame.layout.name, frame.sample_rate)):
+        previous, kind = kind, (frame.format.name, frame.layout.name, frame.sample_rate)
+        if resampler is None or kind != previous:
             resampler = av.AudioResampler(format="fltp", layout=track.layout.name, rate=track.rate)
         yield from resampler.resample(frame)
 
@@ -315,7 +317,7 @@ def _decode(packet: av.Packet) -> list[av.AudioFrame]:
         return []
 
 
-def _add_aac(output: OutputContainer, sampling_rate: int, channels: int) -> AudioStream:
+def _add_aac(output: OutputContainer, sampling_rate: int | None, channels: int) -> AudioStream:
     """Add an AAC stream."""
     stream = output.add_stream("aac", rate=sampling_rate, layout=CHANNEL_LAYOUTS.get(channels, FALLBACK_LAYOUT))
     stream.bit_rate = AAC_BITS_PER_SECOND_AND_CHANNEL * stream.layout.nb_channels

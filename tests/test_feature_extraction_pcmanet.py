@@ -313,6 +313,7 @@ def test_a_click_at_the_end_of_ten_minutes_keeps_its_time(rate):
         ),
         (np.zeros(16000), {"sampling_rate": 16000, "audio_alignment": "center"}, "needs timestamps"),
         (np.zeros(16000), {"sampling_rate": 16000, "num_frames": 0}, "num_frames.*got 0"),
+        (np.zeros(16000), {"sampling_rate": 16000, "num_frames": [1]}, "num_frames.*got \\[1\\]"),
         (np.zeros(16000), {"sampling_rate": 16000, "num_frames": 2, "timestamps": [0.5]}, "1 timestamps for 2"),
         ([np.zeros(16000), np.full(9, np.nan)], {"sampling_rate": 16000}, "Clip 1: .*NaN"),
         ([np.zeros(16000)], {"sampling_rate": 16000, "num_frames": 1}, "lists of 1"),
