@@ -40,11 +40,12 @@ class ClipArrays:
     log_mel: np.ndarray | None = None
 
 
-def to_arrays(clip: SyntheticClip | Mapping[str, Any], binary: bool) -> ClipArrays:
+def to_arrays(clip: SyntheticClip | Mapping[str, Any] | ClipArrays, binary: bool) -> ClipArrays:
     """Convert a clip to arrays.
 
     Args:
         clip: A clip of Sounding Shapes, or a row of `load_avsbench` or of its export (frames as PIL images or arrays).
+            Arrays are returned as they are.
         binary: Whether masks become 0 (silent) and 1 (sounding), or stay class indexes.
 
     Returns:
@@ -53,6 +54,8 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any], binary: bool) -> ClipArra
     Raises:
         ValueError: If a row has neither audio nor features, or its audio cannot be decoded.
     """
+    if isinstance(clip, ClipArrays):
+        return clip
     if isinstance(clip, SyntheticClip):
         return _from_synthetic(clip, binary)
     waveform, sampling_rate = _decode_audio(clip)

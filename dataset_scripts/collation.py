@@ -65,7 +65,7 @@ class ClipCollator:
         self.binary = binary
         self.augmentation = augmentation
 
-    def __call__(self, clips: Sequence[SyntheticClip | Mapping[str, Any]]) -> BatchFeature:
+    def __call__(self, clips: Sequence[SyntheticClip | Mapping[str, Any] | ClipArrays]) -> BatchFeature:
         """Build one batch; `annotated_frames` marks the annotated frames.
 
         Args:

@@ -15,7 +15,6 @@ from pcmanet.training.data import (
     Draw,
     TrainingClips,
     TrainingData,
-    TrainingTransform,
     class_names,
     crop_to_square,
     load_datasets,
@@ -217,9 +216,6 @@ def test_center_crop_keeps_the_central_square(shape):
     assert square.frames.shape[1:] == (side, side, 3)
     assert np.array_equal(square.frames, clip.frames[:, top : top + side, left : left + side])
     assert np.array_equal(square.masks, clip.masks[:, top : top + side, left : left + side])
-    transform = TrainingTransform(center_crop=True, augmentation=None)
-    assert not transform.changes_audio
-    assert np.array_equal(transform([clip], np.random.default_rng(0))[0].frames, square.frames)
 
 
 def test_training_clips_are_augmented_and_validation_clips_are_not(clips):

@@ -18,10 +18,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from modeling_pcmanet import PCMANetProcessor
-from pcmanet.dataset_scripts.augmentation import Augmentation, crop
+from pcmanet.dataset_scripts.augmentation import crop
 from pcmanet.dataset_scripts.avsbench import find_clips, label_names, load_avsbench
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings, fingerprint
-from pcmanet.dataset_scripts.clips import ClipArrays
+from pcmanet.dataset_scripts.clips import ClipArrays, to_arrays
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
@@ -120,10 +120,8 @@ class TrainingData:
             seed=recipe.seed,
         )
         cache = recipe.log_mel_cache
-        transform: Any = None  # with the interface of an augmentation
-        if recipe.center_crop or recipe.augmentation is not None:
-            transform = TrainingTransform(recipe.center_crop, recipe.training_augmentation)
-        self._collate = ClipCollator(processor, binary, augmentation=transform, log_mel_cache=cache)
+        augmentation = recipe.training_augmentation
+        self._collate = ClipCollator(processor, binary, augmentation=augmentation, log_mel_cache=cache)
         self._collate_validation = ClipCollator(processor, binary, log_mel_cache=cache)
 
     def identity(self) -> dict[str, Any]:
@@ -152,7 +150,7 @@ class TrainingData:
             self._training_clips,
             batch_sampler=self.plan.micro_batches(first, last, process),
             # Not a closure: a worker that is not forked receives it pickled.
-            collate_fn=functools.partial(collate_seeded, self._collate, self._recipe.seed),
+            collate_fn=functools.partial(_collate_training, self._collate, self._recipe),
             num_workers=self._recipe.num_workers,
             pin_memory=device.type == "cuda",
             # By default a loader draws from the generator that also serves dropout, once per start.
@@ -307,19 +305,22 @@ class TrainingClips(Dataset[tuple[Any, Draw]]):
         return (self.clips.swap_audio(index) if second else self.clips[index]), draw
 
 
-def collate_seeded(collate: ClipCollator, seed: int, drawn: Sequence[tuple[Any, Draw]]) -> Batch:
+def _collate_training(collate: ClipCollator, recipe: Recipe, drawn: Sequence[tuple[Any, Draw]]) -> Batch:
     """Make a training batch whose augmentation depends on the seed and the positions of its clips alone.
 
     Args:
         collate: Makes a batch of clips.
-        seed: Of the run.
+        recipe: The seed, and whether to crop.
         drawn: Clips and their draws.
     """
+    clips = [clip for clip, _ in drawn]
+    if recipe.center_crop:
+        clips = [crop_to_square(to_arrays(clip, collate.binary)) for clip in clips]
     draws = [draw for _, draw in drawn]
-    state = np.random.SeedSequence((seed, draws[0].position)).generate_state(1, np.uint64)
+    state = np.random.SeedSequence((recipe.seed, draws[0].position)).generate_state(1, np.uint64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(state[0] >> np.uint64(1)))
-        batch = dict(collate([clip for clip, _ in drawn]))
+        batch = dict(collate(clips))
     batch["annotated_frames"] = _scored_frames(batch) & torch.tensor([draw.counts for draw in draws])[:, None]
     return batch
 
@@ -328,30 +329,6 @@ def _scored_frames(batch: Batch) -> torch.Tensor:
     """Return which frames are annotated and not padded: bool (batch, frames)."""
     annotated_frames = batch.get("annotated_frames")
     return batch["frame_mask"] if annotated_frames is None else batch["frame_mask"] & annotated_frames
-
-
-@dataclass(frozen=True)
-class TrainingTransform:
-    """Changes training clips before the processor: the crop of AVSS, then an augmentation, whose interface it has.
-
-    Attributes:
-        center_crop: Whether frames and masks are cropped to their central square.
-        augmentation: What follows, or None.
-    """
-
-    center_crop: bool
-    augmentation: Augmentation | None
-
-    @property
-    def changes_audio(self) -> bool:
-        """Whether the audio of a clip may change."""
-        return self.augmentation is not None and self.augmentation.changes_audio
-
-    def __call__(self, clips: Sequence[ClipArrays], generator: np.random.Generator) -> list[ClipArrays]:
-        """Return the changed clips of a batch; all randomness comes from the generator."""
-        if self.center_crop:
-            clips = [crop_to_square(clip) for clip in clips]
-        return list(clips) if self.augmentation is None else self.augmentation(clips, generator)
 
 
 def crop_to_square(clip: ClipArrays) -> ClipArrays:
