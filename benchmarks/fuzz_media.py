@@ -1,15 +1,16 @@
-"""Damages real media files by the thousand and reads them: what comes must be use or a clear error, nothing else.
+"""Damage media files by the thousand and read them: each must be used or refused with a clear error.
 
     python benchmarks/fuzz_media.py --mutants 5000 --seed 0 --keep failures
     python benchmarks/fuzz_media.py --replay failures/mp4-1234.bin
 
-Films in seven containers are written, damaged (bits turned, bytes overwritten, cut out, put in, blocks swapped, the
-numbers of headers made extreme, the file cut off) and read by worker processes as a user would: the frames and the sound,
-and every frame one at a time. A mutant has so many seconds, a worker so much memory. The printed table counts what came:
+Films in seven containers are written, damaged (bits flipped, bytes overwritten, removed, inserted, blocks swapped, the
+numbers of headers made extreme, the file truncated) and read by worker processes as a user would: the frames and the audio,
+and every frame one at a time. The time of a mutant and the memory of a worker are limited. The printed table counts the
+outcomes:
 
-- used: read, with nothing to say; used with a note: read, and it was said what is missing;
+- used: read without a note; used with a note: read, and a note says what is missing;
 - clear error: a `MediaError`;
-- anything else: another exception, a crash, a hang, too much memory. Such a mutant is kept with its number.
+- anything else: another exception, a crash, a hang, too much memory. Such a mutant is saved with its number.
 
 Mutant `n` of a container is the same for the same seed, on every machine with the same FFmpeg.
 """
@@ -43,24 +44,24 @@ GOOD_OUTCOMES = OUTCOMES[:3]
 
 PROGRESS_EVERY = 500
 
-# Not one frame a second: short clips are then counted as AVSBench does, and every frame of them is decoded.
+# Not one frame per second: of short clips every frame would be decoded, because AVSBench counts them.
 READING_RATE = 2.0
 
-# A process that sleeps for so many times its limit waits for something that never comes.
+# A process that sleeps for this multiple of its limit waits for something that never happens.
 PATIENCE = 3
 
-# One process holds a copy of the libraries, from which every worker starts.
+# One process imports the libraries, and every worker is forked from it.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["modeling_pcmanet.media_pcmanet"])
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one mutant may use.
+    """Limits of one mutant.
 
     Attributes:
-        seconds: Time of the processor; asleep, PATIENCE times as much.
-        memory_bytes: More than the worker held before.
+        seconds: CPU time; while asleep, PATIENCE times as much.
+        memory_bytes: In addition to what the worker held before.
     """
 
     seconds: float = 20.0
@@ -69,14 +70,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one mutant.
+    """The outcome of one mutant.
 
     Attributes:
         container: Suffix of the film that was damaged.
-        number: Of the mutant.
+        number: Number of the mutant.
         outcome: One of OUTCOMES.
         detail: The message of an error, the name of a signal.
-        seconds: How long it took.
+        seconds: CPU time, in seconds.
     """
 
     container: str
@@ -86,35 +87,35 @@ class Result:
     seconds: float
 
 
-class _Listener(logging.Handler):
-    """Keeps what is logged."""
+class _LogRecorder(logging.Handler):
+    """Record the log messages."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps one message."""
-        self.heard.append(record.getMessage())
+        """Record one message."""
+        self.messages.append(record.getMessage())
 
 
 def read_as_a_user(data: bytes, container: str) -> tuple[str, str]:
-    """Reads a mutant in every way that there is.
+    """Read a mutant in every way.
 
     Args:
         data: The mutant.
-        container: Suffix of the film that it was made from; of a wav only the sound is read.
+        container: Suffix of the film that it was made from; of a wav file only the audio is read.
 
     Returns:
-        The outcome, and what was said.
+        The outcome, and the message or the notes.
 
     Raises:
-        Exception: Whatever is no MediaError: that is what the search is for.
+        Exception: Anything but a MediaError, which is what this script searches for.
     """
-    logger, listener = logging.getLogger("modeling_pcmanet"), _Listener()
+    logger, recorder = logging.getLogger("modeling_pcmanet"), _LogRecorder()
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logger.handlers[:] = [listener]
+    logger.handlers[:] = [recorder]
     try:
         if container == "wav":
             waveform, _ = read_audio(data)
@@ -123,23 +124,23 @@ def read_as_a_user(data: bytes, container: str) -> tuple[str, str]:
     except MediaError as error:
         return "clear error", str(error)
     if not waveform.size or not np.isfinite(waveform).all():
-        raise RuntimeError(f"The sound {waveform.shape} is empty or holds what is no number.")
-    return ("used with a note" if listener.heard else "used"), "; ".join(listener.heard)
+        raise RuntimeError(f"The waveform {waveform.shape} is empty or not finite.")
+    return ("used with a note" if recorder.messages else "used"), "; ".join(recorder.messages)
 
 
 def _read_video(data: bytes) -> np.ndarray:
-    """Reads a video whole and frame by frame, and returns its sound (channels, samples)."""
+    """Read a video at once and frame by frame, and return its waveform (channels, samples)."""
     media = read_media(data, frames_per_second=READING_RATE)
     every = [seconds for seconds, _ in iterate_frames(data)]
     if len(media.frames) != len(media.timestamps) or not every:
         raise RuntimeError(f"{len(media.frames)} frames have {len(media.timestamps)} times, {len(every)} in all.")
     if (np.diff(media.timestamps) < 0).any() or (np.diff(every) <= 0).any():
-        raise RuntimeError(f"Time goes back: {media.timestamps}, {every}.")
+        raise RuntimeError(f"Timestamps decrease: {media.timestamps}, {every}.")
     return media.waveform
 
 
 def work(connection: Connection, films: dict[str, bytes], seed: int, limits: Limits) -> None:
-    """Reads the mutants that are asked for, one after another, until the connection closes."""
+    """Read the requested mutants, one after another, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
@@ -162,7 +163,7 @@ def work(connection: Connection, films: dict[str, bytes], seed: int, limits: Lim
 
 
 def _peak_bytes(reset: bool = False) -> int:
-    """Returns the most memory that this process held, since the last reset."""
+    """Return the peak memory of this process since the last reset."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -170,12 +171,12 @@ def _peak_bytes(reset: bool = False) -> int:
 
 
 class Reader:
-    """A worker process, started again after each crash and hang.
+    """A worker process, which is restarted after each crash and hang.
 
     Args:
         films: The films by suffix.
-        seed: Of the mutants.
-        limits: What a mutant may use.
+        seed: Seed of the mutants.
+        limits: Limits of a mutant.
     """
 
     def __init__(self, films: dict[str, bytes], seed: int, limits: Limits) -> None:
@@ -185,7 +186,7 @@ class Reader:
         self._connection: Connection | None = None
 
     def read(self, container: str, number: int) -> Result:
-        """Has one mutant read."""
+        """Read one mutant."""
         if self._process is None:
             self._start()
         start, cpu = time.monotonic(), _cpu_seconds(self._process.pid)
@@ -196,7 +197,7 @@ class Reader:
         )
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         if self._process is not None:
             self._connection.close()
             self._process.kill()
@@ -204,16 +205,16 @@ class Reader:
             self._process = None
 
     def _start(self) -> None:
-        """Starts the process."""
+        """Start the process."""
         self._connection, other = CONTEXT.Pipe()
         self._process = CONTEXT.Process(target=work, args=(other, *self._arguments), daemon=True)
         self._process.start()
         other.close()
 
     def _wait(self, start: float, cpu: float) -> tuple[str, str]:
-        """Waits for the outcome; a hang is too much time of the processor, or of the clock with nothing to do.
+        """Wait for the outcome; a hang is too much CPU time, or too much elapsed time while asleep.
 
-        On a busy machine a process can wait long for its turn: that is no hang.
+        A process that waits for a busy processor does not hang.
         """
         while not self._connection.poll(0.5):
             used = _cpu_seconds(self._process.pid) - cpu
@@ -221,7 +222,7 @@ class Reader:
             is_stuck = waited > PATIENCE * self._limits.seconds and not _wants_to_run(self._process.pid)
             if used > self._limits.seconds or is_stuck:
                 self.close()
-                return "hang", f"{used:.0f} s of the processor, {waited:.0f} s of the clock"
+                return "hang", f"{used:.0f} s of CPU time, {waited:.0f} s elapsed"
         try:
             return self._connection.recv()
         except EOFError:
@@ -232,7 +233,7 @@ class Reader:
 
 
 def _cpu_seconds(process: int) -> float:
-    """Returns the processor time that a process has used, 0 if it is gone."""
+    """Return the CPU time of a process in seconds, 0 if it has ended."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -241,7 +242,7 @@ def _cpu_seconds(process: int) -> float:
 
 
 def _wants_to_run(process: int) -> bool:
-    """Tells whether any thread of a process runs or waits for its turn."""
+    """Return whether any thread of a process runs or is ready to run."""
     states = (path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{process}/task").glob("*/stat"))
     return any(state in "RD" for state in states)
 
@@ -249,17 +250,17 @@ def _wants_to_run(process: int) -> bool:
 def fuzz(
     mutants: int, seed: int, workers: int, limits: Limits, containers: Sequence[str] = tuple(FILMS)
 ) -> list[Result]:
-    """Reads mutants 0 .. `mutants` - 1, the containers in turn.
+    """Read mutants 0 .. `mutants` - 1 of the containers in turn.
 
     Args:
-        mutants: How many.
-        seed: Chooses the damage.
-        workers: Processes.
-        limits: What a mutant may use.
-        containers: Of the films to damage.
+        mutants: Number of mutants.
+        seed: Seed of the damage.
+        workers: Number of processes.
+        limits: Limits of a mutant.
+        containers: Containers of the films to damage.
 
     Returns:
-        What came of each, in order.
+        The outcomes, in order.
     """
     with tempfile.TemporaryDirectory() as folder:
         films = write_films(Path(folder))
@@ -286,7 +287,7 @@ def fuzz(
 
 
 def table(results: Sequence[Result]) -> str:
-    """Returns the outcomes per container as a table in Markdown."""
+    """Return the outcomes per container as a table in Markdown."""
     counts = Counter((result.container, result.outcome) for result in results)
     rows = [f"| film | mutants | {' | '.join(OUTCOMES)} |", "|---|" + "---:|" * (1 + len(OUTCOMES))]
     for container in [*dict.fromkeys(result.container for result in results), "all"]:
@@ -299,7 +300,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def keep(results: Sequence[Result], seed: int, folder: Path) -> None:
-    """Writes the mutants of bad outcomes to a folder, with what came of each."""
+    """Write the mutants with bad outcomes to a folder, with the outcome of each."""
     with tempfile.TemporaryDirectory() as films_folder:
         films = write_films(Path(films_folder))
     folder.mkdir(parents=True, exist_ok=True)
@@ -310,27 +311,29 @@ def keep(results: Sequence[Result], seed: int, folder: Path) -> None:
 
 
 def replay(path: Path) -> None:
-    """Reads one kept mutant in this process and prints what comes of it."""
+    """Read one saved mutant in this process and print its outcome."""
     print(*read_as_a_user(path.read_bytes(), path.name.split("-")[0]), sep=": ")
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--mutants", type=int, default=5000, help="how many to read")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the damage")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument("--seconds", type=float, default=20.0, help="processor time for a mutant")
-    parser.add_argument("--memory", type=float, default=1024.0, help="MiB for a mutant")
-    parser.add_argument("--keep", type=Path, default=Path("fuzz_failures"), help="folder for mutants of bad outcomes")
-    parser.add_argument("--replay", type=Path, help="read this kept mutant instead, in this process")
+    parser.add_argument("--mutants", type=int, default=5000, help="number of mutants")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damage")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
+    parser.add_argument("--seconds", type=float, default=20.0, help="CPU time of a mutant")
+    parser.add_argument("--memory", type=float, default=1024.0, help="memory of a mutant in MiB")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("fuzz_failures"), help="folder for mutants with bad outcomes"
+    )
+    parser.add_argument("--replay", type=Path, help="read this saved mutant instead, in this process")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Runs the search, prints its table, and exits with 1 if there was anything else than use or a clear error."""
+    """Run the search, print its table, and exit with 1 if a mutant was neither used nor refused with a clear error."""
     arguments = parse_args()
     if arguments.replay:
         replay(arguments.replay)
@@ -346,7 +349,7 @@ def main() -> None:
     )
     if bad:
         keep(bad, arguments.seed, arguments.keep)
-        sys.exit(f"{len(bad)} mutants were neither used nor refused: see {arguments.keep}/*.txt")
+        sys.exit(f"{len(bad)} mutants were neither used nor refused. See {arguments.keep}/*.txt")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small films in seven containers, and ways to damage them: what `fuzz_media.py` reads."""
+"""Small films in seven containers, and functions that damage them, for `fuzz_media.py`."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -8,7 +8,7 @@ import av
 import numpy as np
 
 
-# Container: encoder of the picture, its pixel format, encoder of the sound, its rate in hertz (Hz).
+# Container: encoder of the video, its pixel format, encoder of the audio, its sampling rate in hertz (Hz).
 FILMS = {
     "mp4": ("libx264", "yuv420p", "aac", 16000),
     "mov": ("mjpeg", "yuvj420p", "pcm_s16le", 16000),
@@ -22,38 +22,38 @@ SECONDS = 3
 FRAMES_PER_SECOND = 10
 WIDTH, HEIGHT = 96, 64
 
-# Most numbers that matter stand in the first bytes, or, in an mp4, at its end.
+# Most numbers that matter are in the first bytes, or, in an mp4 file, at its end.
 HEADER_BYTES = 2048
 EXTREME_NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 
 Damage = Callable[[bytearray, np.random.Generator], bytearray]
 
 
-def turn_bits(data: bytearray, random: np.random.Generator) -> bytearray:
-    """Turns one to a hundred bits anywhere."""
+def flip_bits(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Flip one to a hundred bits anywhere."""
     for position in random.integers(0, len(data), int(10 ** random.uniform(0, 2))):
         data[position] ^= 1 << int(random.integers(8))
     return data
 
 
 def overwrite_block(data: bytearray, random: np.random.Generator) -> bytearray:
-    """Fills a stretch with random bytes, or with one byte."""
-    start, stop = _stretch(data, random)
+    """Fill a range with random bytes, or with one byte."""
+    start, stop = _range(data, random)
     filler = random.bytes(stop - start) if random.random() < 0.5 else bytes([random.integers(256)]) * (stop - start)
     data[start:stop] = filler
     return data
 
 
-def cut_out(data: bytearray, random: np.random.Generator) -> bytearray:
-    """Takes a stretch out."""
-    start, stop = _stretch(data, random)
+def remove_range(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Remove a range."""
+    start, stop = _range(data, random)
     del data[start:stop]
     return data
 
 
-def put_in(data: bytearray, random: np.random.Generator) -> bytearray:
-    """Puts random bytes, or a stretch of the file itself, in between."""
-    start, stop = _stretch(data, random)
+def insert_bytes(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Insert random bytes, or a range of the file itself."""
+    start, stop = _range(data, random)
     piece = data[start:stop] if random.random() < 0.5 else random.bytes(stop - start)
     place = int(random.integers(len(data)))
     data[place:place] = piece
@@ -61,7 +61,7 @@ def put_in(data: bytearray, random: np.random.Generator) -> bytearray:
 
 
 def swap_blocks(data: bytearray, random: np.random.Generator) -> bytearray:
-    """Swaps two stretches of one length."""
+    """Swap two ranges of one length."""
     length = int(random.integers(1, max(2, len(data) // 4)))
     first, second = sorted(random.integers(0, len(data) - length, 2).tolist())
     if first + length <= second:
@@ -72,14 +72,14 @@ def swap_blocks(data: bytearray, random: np.random.Generator) -> bytearray:
     return data
 
 
-def cut_off(data: bytearray, random: np.random.Generator) -> bytearray:
-    """Leaves the beginning, or seldom the end."""
+def truncate(data: bytearray, random: np.random.Generator) -> bytearray:
+    """Keep the beginning, or rarely the end."""
     place = int(random.integers(1, len(data)))
     return data[:place] if random.random() < 0.8 else data[place:]
 
 
 def change_header_numbers(data: bytearray, random: np.random.Generator) -> bytearray:
-    """Makes one to eight numbers near the beginning or the end extreme: sizes, counts, rates, durations, positions."""
+    """Set one to eight numbers near the beginning or the end to extremes: sizes, counts, rates, durations, positions."""
     for _ in range(int(random.integers(1, 9))):
         width = int(random.choice([1, 2, 4, 8]))
         place = int(random.integers(0, min(HEADER_BYTES, len(data) - width)))
@@ -90,7 +90,7 @@ def change_header_numbers(data: bytearray, random: np.random.Generator) -> bytea
 
 
 def change_box_sizes(data: bytearray, random: np.random.Generator) -> bytearray:
-    """Changes the number before a four-letter name, which is the size of a box in mp4 and after it in wav and avi."""
+    """Change the number next to a four-letter name: before it the size of an mp4 box, after it that of a wav or avi chunk."""
     names = [place for place in range(4, len(data) - 8) if all(97 <= byte <= 122 for byte in data[place : place + 4])]
     for place in random.choice(names, min(len(names), int(random.integers(1, 5))), replace=False) if names else ():
         at = int(place) + (-4 if random.random() < 0.7 else 4)
@@ -99,26 +99,26 @@ def change_box_sizes(data: bytearray, random: np.random.Generator) -> bytearray:
 
 
 DAMAGES: tuple[Damage, ...] = (
-    turn_bits,
+    flip_bits,
     overwrite_block,
-    cut_out,
-    put_in,
+    remove_range,
+    insert_bytes,
     swap_blocks,
-    cut_off,
+    truncate,
     change_header_numbers,
     change_header_numbers,
     change_box_sizes,
 )
 
 
-def _stretch(data: bytearray, random: np.random.Generator) -> tuple[int, int]:
-    """Chooses a stretch, short ones as often as long ones."""
+def _range(data: bytearray, random: np.random.Generator) -> tuple[int, int]:
+    """Return a random range, short ones as often as long ones."""
     start = int(random.integers(len(data)))
     return start, min(len(data), start + int(10 ** random.uniform(0, np.log10(max(10, len(data) // 2)))))
 
 
 def damaged(film: bytes, container: str, number: int, seed: int) -> bytes:
-    """Returns mutant `number` of a film."""
+    """Return mutant `number` of a film."""
     random = np.random.default_rng([seed, number, *container.encode()])
     data = bytearray(film)
     for damage in random.choice(len(DAMAGES), 1 + int(random.integers(3) == 0)):
@@ -127,32 +127,32 @@ def damaged(film: bytes, container: str, number: int, seed: int) -> bytes:
 
 
 def write_films(folder: Path) -> dict[str, bytes]:
-    """Writes the films that are damaged: moving noise, and a tone."""
+    """Write the films to damage: moving noise, and a tone."""
     films = {}
-    for container, (picture_codec, pixel_format, sound_codec, rate) in FILMS.items():
+    for container, (video_codec, pixel_format, audio_codec, rate) in FILMS.items():
         path = folder / f"film.{container}"
         with av.open(str(path), "w") as file:
             video = None
-            if picture_codec:
-                video = file.add_stream(picture_codec, rate=FRAMES_PER_SECOND, options={"g": "10", "threads": "1"})
+            if video_codec:
+                video = file.add_stream(video_codec, rate=FRAMES_PER_SECOND, options={"g": "10", "threads": "1"})
                 video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, pixel_format
-            sound = file.add_stream(sound_codec, rate=rate, layout="mono")
-            for frame in _pictures(pixel_format) if video else ():
+            audio = file.add_stream(audio_codec, rate=rate, layout="mono")
+            for frame in _frames(pixel_format) if video else ():
                 file.mux(video.encode(frame))
             tone = (0.5 * np.sin(np.arange(SECONDS * rate) / 5)).astype(np.float32)[None]
             samples = av.AudioFrame.from_ndarray(tone, format="flt", layout="mono")
             samples.sample_rate, samples.pts, samples.time_base = rate, 0, Fraction(1, rate)
-            file.mux([*(video.encode() if video else []), *sound.encode(samples), *sound.encode()])
+            file.mux([*(video.encode() if video else []), *audio.encode(samples), *audio.encode()])
         films[container] = path.read_bytes()
     return films
 
 
-def _pictures(pixel_format: str) -> Iterator[av.VideoFrame]:
-    """Yields a pattern that moves."""
+def _frames(pixel_format: str) -> Iterator[av.VideoFrame]:
+    """Yield a moving pattern."""
     pattern = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)
     pattern = pattern.repeat(8, axis=0).repeat(8, axis=1)
     for index in range(SECONDS * FRAMES_PER_SECOND):
-        picture = np.ascontiguousarray(np.roll(pattern, 2 * index, axis=1))
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixel_format, threads=1)
+        shifted = np.ascontiguousarray(np.roll(pattern, 2 * index, axis=1))
+        frame = av.VideoFrame.from_ndarray(shifted, format="rgb24").reformat(format=pixel_format, threads=1)
         frame.pts, frame.time_base = index, Fraction(1, FRAMES_PER_SECOND)
         yield frame

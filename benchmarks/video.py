@@ -4,11 +4,11 @@
     python benchmarks/video.py --seconds 60 --height 1080 --width 1920 --networks pvt_v2_b5
     python benchmarks/video.py --clip my_video.mp4
 
-Takes the path of `segmenter.stream` apart: decode (pictures and sound), processor (resizing, resampling, log-mel), network
-(in overlapping windows), post-process (blending, masks at the video's size) and write (a PNG per mask). The full presets
-have random weights, which take the same time. Counts CPU seconds of one thread, so that what else runs on the machine
-matters little; in the stream itself the first two run beside the others. Drawing the overlay, which is done for every frame
-of the video and not only for those of the network, stands beside the sum.
+Measures the parts of `segmenter.stream`: decode (frames and audio), processor (resizing, resampling, log-mel), network (in
+overlapping windows), post-process (blending, masks at the size of the video) and write (a PNG per mask). The full presets
+have random weights, which take the same time. Counts CPU seconds of one thread, so that other processes on the machine
+matter little; in the stream itself the first two parts run in parallel with the others. Drawing the overlay, which is done
+for every frame of the video and not only for those of the network, is listed separately.
 """
 
 import argparse
@@ -47,18 +47,18 @@ NETWORKS = ("demo_model", "demo_model_semantic", "resnet50", "pvt_v2_b5", "pvt_v
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=18, help="length of the video; 18 are two windows")
     parser.add_argument("--height", type=int, default=720, help="of the video, pixels")
     parser.add_argument("--width", type=int, default=1280, help="of the video, pixels")
-    parser.add_argument("--clip", type=Path, help="a video of your own, in place of Sounding Shapes")
+    parser.add_argument("--clip", type=Path, help="your own video in place of Sounding Shapes")
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="which rows to print")
     return parser.parse_args()
 
 
 def build(network: str) -> Pipeline:
-    """Makes the pipeline of a row: a demo model, or a preset with random weights."""
+    """Return the pipeline of a row: a demo model, or a preset with random weights."""
     if network.startswith("demo_model"):
         model = PCMANetForAudioVisualSegmentation.from_pretrained(EXAMPLES / network)
         processor = AutoProcessor.from_pretrained(EXAMPLES / network)
@@ -72,14 +72,14 @@ def build(network: str) -> Pipeline:
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Returns the CPU seconds of some work, and its result."""
+    """Return the CPU seconds of a function, and its result."""
     start = time.process_time()
     result = work()
     return time.process_time() - start, result
 
 
 def decode(video: Path) -> None:
-    """Reads all frames for the network and all sound, and does nothing with them."""
+    """Read all frames for the network and all audio, without using them."""
     with MediaReader(video) as reader:
         for _ in reader.frames():
             continue
@@ -88,7 +88,7 @@ def decode(video: Path) -> None:
 
 
 def measure(segmenter: Pipeline, video: Path, folder: Path) -> tuple[dict[str, float], float]:
-    """Returns CPU seconds by part, and of drawing the overlay."""
+    """Return CPU seconds by part, and of drawing the overlay."""
     segmenter.preprocess(video)
     decoding, _ = cpu_seconds(lambda: decode(video))
     reading, windows = cpu_seconds(lambda: list(segmenter.preprocess(video)))
@@ -112,7 +112,7 @@ def measure(segmenter: Pipeline, video: Path, folder: Path) -> tuple[dict[str, f
 
 
 def row(network: str, video: Path, seconds: float, folder: Path) -> str:
-    """Returns one row of the table."""
+    """Return one row of the table."""
     parts, drawing = measure(build(network), video, folder)
     total = sum(parts.values())
     cells = [f"{1000 * part / seconds:.1f}" for part in parts.values()]
@@ -123,7 +123,7 @@ def row(network: str, video: Path, seconds: float, folder: Path) -> str:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     arguments = parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,8 +132,8 @@ def main() -> None:
             video = Path(folder) / "video.mp4"
             sizes = {"height": arguments.height, "width": arguments.width, "num_frames": arguments.seconds}
             write_clip(SoundingShapes("avss", length=1, **sizes), 0, video)
-        moments = [seconds for seconds, _ in iterate_frames(video)]
-        seconds = moments[-1] + float(np.median(np.diff(moments)))
+        times = [seconds for seconds, _ in iterate_frames(video)]
+        seconds = times[-1] + float(np.median(np.diff(times)))
         print(f"`python {shlex.join(sys.argv)}`\n\nCPU milliseconds per second of video, one thread\n")
         print(f"| network | video seconds per second | {' | '.join(PARTS)} | all but the network | overlay |")
         print(f"|---|{'---|' * (len(PARTS) + 3)}")

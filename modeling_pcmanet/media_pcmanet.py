@@ -458,21 +458,28 @@ class MediaReader:
                     ("its audio goes on after a hole that reaches past the video; this is left out", logging.WARNING)
                 )
                 return False
-            if _end_sample(self.end, rate) - start > _margin(rate):
-                yield from timeline.silence(min(start + hole, _end_sample(self.end, rate)))
-            yield None, rate
+            yield from self._known_silence(timeline, start)
         if abs(hole) / rate >= NOTED_SILENCE_SECONDS:
             self._audio_notes.append(_note_of_hole(hole / rate, is_at_start=start == 0))
         yield from timeline.silence(start + hole)
         return True
 
+    def _known_silence(self, timeline: "AudioTimeline", start: int) -> Iterator[AudioPiece]:
+        """Yield the silence after sample `start` as far as the video was read; None if it is not known to be silence.
+
+        Less than a second without audio at the end of the video is not filled, so only a longer one is known to be.
+        """
+        stop, rate = _end_sample(self.end, timeline.sampling_rate), timeline.sampling_rate
+        if stop - start > _margin(rate) and stop > timeline.position:
+            yield from timeline.silence(stop)
+        else:
+            yield None, rate
+
     def _fill_end(self, timeline: "AudioTimeline", end: int) -> Iterator[AudioPiece]:
         """Yield silence up to the end of the video if the audio ends at sample `end`, more than a second before."""
         rate = timeline.sampling_rate
         while not self.has_ended:
-            if _end_sample(self.end, rate) - end > _margin(rate):
-                yield from timeline.silence(_end_sample(self.end, rate))
-            yield None, rate
+            yield from self._known_silence(timeline, end)
         surplus = end - _end_sample(self.end, rate)
         if surplus > _margin(rate):
             text = f"its audio goes on for {surplus / rate:.2f} s after its video; this is left out"
@@ -496,9 +503,10 @@ def _joined(pieces: Iterator[AudioPiece]) -> Iterator[AudioPiece]:
             held.append(samples)
             length += samples.shape[1]
         if held and (samples is None or length >= JOINED_SECONDS * rate):
+            # In place of None: by the next piece more frames may have been read.
             yield np.concatenate(held, axis=1), rate
             held, length = [], 0
-        if samples is None:
+        elif samples is None:
             yield None, rate
     if held:
         yield np.concatenate(held, axis=1), rate

@@ -184,10 +184,10 @@ def photograph(path: Path) -> Path:
 
 
 LOSSES = r"damaged or missing packets of data left out: \d+"
-HOLES = r"holes in its sound filled with silence: \d+"
-ENDS_EARLY = r"its picture ends at .* s, but it declares .* s; what is there is used"
-SILENT_END = r"its sound ends .* s before its picture; silence is filled in"
-LONG_SOUND = r"its sound goes on for .* s after its picture; this is left out"
+HOLES = r"holes in its audio filled with silence: \d+"
+ENDS_EARLY = r"its video ends at .* s, but it declares .* s; the available part is used"
+SILENT_END = r"its audio ends .* s before its video; silence is filled in"
+LONG_SOUND = r"its audio goes on for .* s after its video; this is left out"
 
 FILMS = {
     "plain": Film(".mp4", film()),
@@ -210,7 +210,7 @@ FILMS = {
         lambda path: patch_box(
             write_film(path, configure=setting(sample_aspect_ratio=Fraction(16, 15))), b"pasp", 0, big_endian(1, 200)
         ),
-        notes=(r"1:200 cannot be meant",),
+        notes=(r"1:200 is invalid",),
     ),
     "turned and wide pixels": Film(
         ".mp4",
@@ -252,7 +252,7 @@ FILMS = {
     ),
     "opaque with alpha": Film(".mkv", film(codec="ffv1", pixel_format="bgra")),
     "interlaced": Film(
-        ".ts", film(codec="mpeg2video", configure=setting(flags=INTERLACED)), notes=("picture is interlaced",)
+        ".ts", film(codec="mpeg2video", configure=setting(flags=INTERLACED)), notes=("video is interlaced",)
     ),
     "hevc": Film(".mp4", film(codec="libx265", options=QUIET_X265)),
     "vp8": Film(".webm", film(codec="libvpx", tracks=[Track("libopus", 48000)])),
@@ -281,7 +281,7 @@ FILMS = {
         notes=(r"of its 2 audio tracks number 1 \(ger\) is taken",),
     ),
     "late sound": Film(
-        ".mkv", film(tracks=[Track(start=2.0, seconds=2.0)]), start=2.0, notes=("its sound starts 2.0. s after",)
+        ".mkv", film(tracks=[Track(start=2.0, seconds=2.0)]), start=2.0, notes=("its audio starts 2.0. s after",)
     ),
     "early end": Film(".mp4", film(tracks=[Track(seconds=2.0)]), notes=(SILENT_END,)),
     "no sound at the end of a second": Film(".mp4", film(tracks=[Track(seconds=3.5)])),
@@ -292,7 +292,7 @@ FILMS = {
         film(times=every(start=1.0, seconds=3.0)),
         colours="GBW",
         start=0.0,
-        notes=("its sound starts before its picture",),
+        notes=("its audio starts before its video",),
     ),
     # --- the clock ---
     "negative timestamps": Film(
@@ -347,30 +347,30 @@ FILMS = {
 }
 
 REFUSED = {
-    "no frames": Refused(".mkv", film(times=[0.0], tracks=()), "has no sound track"),
-    "no sound": Refused(".mp4", film(tracks=()), r"has no sound track\. Pass the sound as `audio=`"),
+    "no frames": Refused(".mkv", film(times=[0.0], tracks=()), "has no audio track"),
+    "no sound": Refused(".mp4", film(tracks=()), r"has no audio track\. Pass the audio as `audio=`"),
     "sound alone": Refused(".m4a", lambda path: write_sound(path, Track()), "has no video stream"),
-    "index missing": Refused(".mp4", lambda path: cut(write_film(path), 0.9), "whole media file"),
+    "index missing": Refused(".mp4", lambda path: cut(write_film(path), 0.9), "complete media file"),
     "nothing": Refused(".mp4", lambda path: clip_of(path, b""), r"is empty \(0 bytes\)"),
-    "one byte": Refused(".mp4", lambda path: clip_of(path, b"x"), "whole media file"),
-    "a text": Refused(".mp4", lambda path: clip_of(path, b"Dear diary, nothing happened.\n" * 99), "whole media file"),
+    "one byte": Refused(".mp4", lambda path: clip_of(path, b"x"), "complete media file"),
+    "a text": Refused(".mp4", lambda path: clip_of(path, b"Dear diary, nothing happened.\n" * 99), "complete media file"),
     "a page": Refused(
-        ".mp4", lambda path: clip_of(path, b"<!DOCTYPE html><html><body>404</body></html>"), "whole media file"
+        ".mp4", lambda path: clip_of(path, b"<!DOCTYPE html><html><body>404</body></html>"), "complete media file"
     ),
     "subtitles": Refused(
-        ".mp4", lambda path: clip_of(path, b"1\n00:00:00,000 --> 00:00:04,000\nHello\n\n" * 20), "whole media file"
+        ".mp4", lambda path: clip_of(path, b"1\n00:00:00,000 --> 00:00:04,000\nHello\n\n" * 20), "complete media file"
     ),
-    "an archive": Refused(".mp4", lambda path: clip_of(path, b"PK\3\4" + bytes(4000)), "whole media file"),
-    "zeros": Refused(".mp4", lambda path: clip_of(path, bytes(2**20)), "whole media file"),
+    "an archive": Refused(".mp4", lambda path: clip_of(path, b"PK\3\4" + bytes(4000)), "complete media file"),
+    "zeros": Refused(".mp4", lambda path: clip_of(path, bytes(2**20)), "complete media file"),
     "noise": Refused(
-        ".mp4", lambda path: clip_of(path, np.random.default_rng(0).bytes(2**20)), "whole media file|has no"
+        ".mp4", lambda path: clip_of(path, np.random.default_rng(0).bytes(2**20)), "complete media file|has no"
     ),
     "a giant picture": Refused(".mov", giant, r"no more than 67 million pixels"),
     "encrypted": Refused(".mp4", film(container_options=CENC), r"is encrypted \(DRM\)"),
     "unknown codec": Refused(
         ".mkv",
         lambda path: replaced(path, b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"),
-        r"its video is in a codec that is not known here\. Convert it",
+        r"its video has a codec that is not supported\. Convert it",
     ),
     "sound at two billion hertz": Refused(
         ".mkv",

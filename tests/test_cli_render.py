@@ -72,9 +72,7 @@ def test_the_contact_sheet_shows_the_network_frames(tmp_path: Path, monkeypatch:
     """With an overlay every frame is read, without one only the network frames: the thumbnails are the same."""
     clip = write_clip(tmp_path / "clip.mp4", seconds=3)
     media, shown = read_media(clip), {}
-    monkeypatch.setattr(
-        "pcmanet.cli.render.draw_contact_sheet", lambda thumbnails, *_, **rest: shown.update(thumbnails)
-    )
+    monkeypatch.setattr("pcmanet.cli.render.draw_contact_sheet", lambda thumbnails, *_, **__: shown.update(thumbnails))
     results = RecordedResults(tmp_path / "records")
     results.write([{"timestamp": timestamp, "segments": []} for timestamp in media.timestamps], (48, 64))
     arguments = Namespace(

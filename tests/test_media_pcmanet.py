@@ -1,22 +1,24 @@
-"""Notes: each said once, to the log and to whoever reads them. Opening: every way to name a video, and the errors of bad ones. Frames that nobody looks at are not decoded, and nothing else changes by it. Pictures as a player shows them: upright, every pixel format, square pixels, one size. Reading: which frames are taken and when they are, where the sound lies, what odd and broken files give. Two doors into one file, moments of masks, and memory that does not grow."""
+"""Reading of media: notes, opening, frames and timestamps, audio, damaged files, and both streams in one pass."""
 
+import gc
 import http.server
 import io
 import logging
 import math
-import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-from odd_media import HEIGHT, WIDTH, big_endian, every, overwrite, patch_box, write_film
+from odd_films import noisy
+from odd_media import HEIGHT, WIDTH, Track, big_endian, every, overwrite, patch_box, write_film
 from PIL import Image
 
 from modeling_pcmanet import media_pcmanet
@@ -26,12 +28,11 @@ from modeling_pcmanet.media_pcmanet import (
     FrameSkipper,
     MediaError,
     MediaNotes,
+    MediaReader,
+    StreamedFrame,
     VideoClock,
-    VideoReader,
-    iterate_audio,
     iterate_frames,
-    join_moments,
-    open_twice,
+    join_timestamps,
     read_audio,
     read_media,
     shown_size,
@@ -306,10 +307,16 @@ def film(path: Path, name: str) -> Path:
     )
 
 
+def read_frames(path: Path, *rates: float | str) -> list[StreamedFrame]:
+    """Reads the frames of a video."""
+    with MediaReader(path, audio=False) as reader:
+        return list(reader.frames(*rates))
+
+
 def read(path: Path, *rates: float) -> list[tuple[Any, ...]]:
     """Reads a film both ways, to its end."""
-    reader = VideoReader(path, *rates)
-    frames = [(frame.timestamp, frame.mask_timestamps, frame.picture.tobytes()) for frame in reader]
+    with MediaReader(path, audio=False) as reader:
+        frames = [(timestamp, masks, frame.tobytes()) for timestamp, frame, masks in reader.frames(*rates)]
     media = read_media(path, frames_per_second=rates[0], audio=False)
     return [*frames, (reader.origin, reader.end), (media.timestamps.tolist(), media.frames.tobytes(), media.notes)]
 
@@ -340,13 +347,13 @@ def test_what_is_skipped_is_not_missed(tmp_path: Path, name: str, decoded: list[
     for rates in ((1.0,), (0.3,), (2.5,), (1.0, 4.0)):
         assert read(path, *rates) == whole(path, *rates)
     decoded.clear()
-    list(VideoReader(path))
+    read_frames(path)
     assert len(decoded) <= FILMS[name][-1] * len(FILMS[name][3])
 
 
 def test_every_frame_is_decoded_where_every_frame_is_wanted(tmp_path: Path, decoded: list[float]) -> None:
     path = film(tmp_path / "film", "mp4")
-    assert len(list(VideoReader(path, 1.0, "video"))) == SECONDS
+    assert len(read_frames(path, 1.0, "video")) == SECONDS
     assert decoded == pytest.approx(STEADY)
 
 
@@ -367,7 +374,7 @@ def test_a_splice_is_read_frame_by_frame(tmp_path: Path, start: float, decoded: 
     spliced.write_bytes(first.read_bytes() + second.read_bytes())
     assert read(spliced, 1.0) == whole(spliced, 1.0)
     decoded.clear()
-    list(VideoReader(spliced))
+    read_frames(spliced)
     assert len([moment for moment in decoded if moment < SECONDS]) < 0.8 * SECONDS * 10
     assert len([moment for moment in decoded if moment > SECONDS]) > 0.9 * SECONDS * 10
 
@@ -377,8 +384,8 @@ def test_a_frame_stays_where_the_next_one_is_cut_off(tmp_path: Path, millisecond
     """An editor may write down that only a part is shown: the rest is decoded and thrown away."""
     path = patch_box(film(tmp_path / "film", "mp4"), b"elst", 8, big_endian(milliseconds))
     assert read(path, 1.0) == whole(path, 1.0)
-    reader = VideoReader(path)
-    assert len(list(reader)) == 11
+    with MediaReader(path, audio=False) as reader:
+        assert len(list(reader.frames())) == 11
     assert reader.end == pytest.approx(milliseconds / 1000)
 
 
@@ -389,7 +396,7 @@ def test_after_damage_every_frame_is_decoded(tmp_path: Path, decoded: list[float
     assert frames[:6] == expected[:6]
     assert frames[9:SECONDS] == expected[9:SECONDS]
     decoded.clear()
-    list(VideoReader(path))
+    read_frames(path)
     assert len([moment for moment in decoded if moment < 6]) < 0.8 * 60
     assert len([moment for moment in decoded if moment > 8]) == pytest.approx(60, abs=1)
 
@@ -407,8 +414,8 @@ def test_after_damage_every_frame_is_decoded(tmp_path: Path, decoded: list[float
     ],
 )
 def test_a_sampler_tells_when_it_looks(rate: float, start: float, end: float, looks: bool) -> None:
-    assert FrameSampler(rate, 25.0).looks_between(start, end) is looks
-    assert FrameSampler(1.0, 25.0, counts=True).looks_between(start, end)
+    assert FrameSampler(rate, 25.0).samples_between(start, end) is looks
+    assert FrameSampler(1.0, 25.0, counts=True).samples_between(start, end)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -485,10 +492,10 @@ def test_photographs_stand_upright(orientation: int, turns: int) -> None:
     assert (inside < 12).mean() > 0.95
 
 
-def film_of_media_picture(
+def open_frames_of_sizes(
     path: Path, sizes: list[tuple[int, int]]
 ) -> tuple[list[av.VideoFrame], av.video.stream.VideoStream]:
-    """Opens a film_of_media_picture of one frame, and makes grey frames of the sizes (width, height)."""
+    """Opens a video of one frame, and makes grey frames of the sizes (width, height)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.width, stream.height, stream.pix_fmt = *sizes[0], "gray"
@@ -501,27 +508,27 @@ def film_of_media_picture(
 
 
 def test_the_first_frame_gives_the_size_of_all(tmp_path: Path) -> None:
-    frames, video = film_of_media_picture(tmp_path / "film_of_media_picture.mkv", [(64, 48), (32, 24), (32, 24)])
-    notes = MediaNotes("a film_of_media_picture")
-    maker = FrameConverter(video, notes)
-    pictures = [maker.make(frame) for frame in frames]
+    frames, video = open_frames_of_sizes(tmp_path / "film.mkv", [(64, 48), (32, 24), (32, 24)])
+    notes = MediaNotes("film.mkv")
+    converter = FrameConverter(video, notes)
+    pictures = [converter.convert(frame) for frame in frames]
     assert [picture.shape for picture in pictures] == [(48, 64, 3)] * 3
     assert [int(picture.mean()) for picture in pictures] == [50, 100, 150]
-    assert notes.texts == ["its picture is 64x48 at first and 32x24 later; it keeps the first size"]
+    assert notes.texts == ["its video is 64x48 at first and 32x24 later; it keeps the first size"]
 
 
 def test_the_same_frame_twice_is_converted_once(tmp_path: Path) -> None:
-    frames, video = film_of_media_picture(tmp_path / "film_of_media_picture.mkv", [(64, 48), (64, 48)])
-    maker = FrameConverter(video, MediaNotes("a film_of_media_picture"))
-    first = maker.make(frames[0])
-    assert maker.make(frames[0]) is first
-    assert maker.make(frames[1]) is not first
+    frames, video = open_frames_of_sizes(tmp_path / "film.mkv", [(64, 48), (64, 48)])
+    converter = FrameConverter(video, MediaNotes("film.mkv"))
+    first = converter.convert(frames[0])
+    assert converter.convert(frames[0]) is first
+    assert converter.convert(frames[1]) is not first
 
 
 def test_a_frame_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -> None:
-    frames, video = film_of_media_picture(tmp_path / "film_of_media_picture.mkv", [(64, 48), (9000, 9000)])
-    with pytest.raises(MediaError, match=r"a film_of_media_picture: its picture is 9000x9000, 81 million pixels"):
-        FrameConverter(video, MediaNotes("a film_of_media_picture")).make(frames[1])
+    frames, video = open_frames_of_sizes(tmp_path / "film.mkv", [(64, 48), (9000, 9000)])
+    with pytest.raises(MediaError, match=r"film\.mkv: its frames are 9000x9000, 81 million pixels"):
+        FrameConverter(video, MediaNotes("film.mkv")).convert(frames[1])
 
 
 NTSC = 30000 / 1001
@@ -813,9 +820,9 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> 
 
 def test_a_silent_film_says_how_to_give_the_sound(tmp_path: Path) -> None:
     write_video(tmp_path / "silent.mp4", number_pictures(25), 25)
-    with pytest.raises(MediaError, match=r"silent\.mp4 has no sound track\. .*`audio=`.*`sampling_rate=`"):
+    with pytest.raises(MediaError, match=r"silent\.mp4 has no audio track\. .*`audio=`.*`sampling_rate=`"):
         read_media(tmp_path / "silent.mp4")
-    with pytest.raises(MediaError, match="no sound track"):
+    with pytest.raises(MediaError, match="no audio track"):
         read_audio(tmp_path / "silent.mp4")
 
 
@@ -828,7 +835,7 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
 
 def test_a_sound_track_that_only_comes_before_the_picture_is_none(tmp_path: Path) -> None:
     path = write_streams(tmp_path / "early.mkv", spaced(0.04, 25, start=1.0), [(0.0, tone(0.5))])
-    with pytest.raises(MediaError, match=r"early\.mkv: its sound track holds no sound\. .*`audio=`"):
+    with pytest.raises(MediaError, match=r"early\.mkv: its audio track has no samples\. .*`audio=`"):
         read_media(path)
 
 
@@ -851,7 +858,7 @@ def test_of_a_truncated_file_the_beginning_is_used(tmp_path: Path, suffix: str) 
 def test_an_mp4_without_its_index_is_refused(tmp_path: Path) -> None:
     path = write_streams(tmp_path / "cut.mp4", spaced(0.04, 50), codecs=("libx264", "aac"))
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(MediaError, match=r"cut\.mp4 cannot be read .*whole media file"):
+    with pytest.raises(MediaError, match=r"cut\.mp4 cannot be read .*complete media file"):
         read_media(path)
 
 
@@ -897,108 +904,150 @@ def test_a_broadcast_may_change_its_size_and_its_channels(tmp_path: Path) -> Non
     assert media.waveform.shape[1] == pytest.approx(4 * 48000, abs=4096)
 
 
+# --- Both streams in one pass ---
+
 RATE = 16_000
-PICTURE = np.zeros((4, 6, 3), np.uint8)
-
-
-def tone_of_media_stream(seconds: float) -> np.ndarray:
-    return 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * RATE)) / RATE)[None].astype(np.float32)
+FRAME = np.zeros((4, 6, 3), np.uint8)
 
 
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
     path = tmp_path / "clip.mp4"
-    write_video(
-        path,
-        np.broadcast_to(np.arange(50, dtype=np.uint8)[:, None, None, None] * 5, (50, 32, 48, 3)),
-        10,
-        tone_of_media_stream(5),
-        RATE,
-    )
+    frames = np.broadcast_to(np.arange(50, dtype=np.uint8)[:, None, None, None] * 5, (50, 32, 48, 3))
+    write_video(path, frames, 10, tone(5, RATE), RATE)
     return path
 
 
-def test_frames_and_sound_are_those_of_a_whole_read(video: Path):
+def test_a_reader_gives_what_read_media_collects(video: Path) -> None:
     media = read_media(video, frames_per_second=4)
-    reader = VideoReader(video, 4)
-    frames = list(reader)
-    np.testing.assert_array_equal(np.stack([frame.picture for frame in frames]), media.frames)
-    assert [frame.timestamp for frame in frames] == media.timestamps.tolist()
-    assert reader.end == pytest.approx(5.0)
-    pieces, rates = zip(*iterate_audio(video, reader), strict=True)
-    waveform = np.concatenate(pieces, axis=1)
-    np.testing.assert_array_equal(waveform[:, : 5 * RATE], media.waveform[:, : 5 * RATE])
+    with MediaReader(video) as reader:
+        assert reader.size == (32, 48)
+        frames = list(reader.frames(4))
+        pieces, rates = zip(*reader.audio(), strict=True)
+    np.testing.assert_array_equal(np.stack([frame for _, frame, _ in frames]), media.frames)
+    assert [timestamp for timestamp, _, _ in frames] == media.timestamps.tolist()
+    assert reader.end == pytest.approx(5.0) == reader.duration
+    assert reader.has_ended
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), media.waveform)
     assert set(rates) == {RATE}
 
 
-def test_a_sound_file_starts_where_it_starts(tmp_path: Path):
-    write_audio(tmp_path / "sound.wav", tone_of_media_stream(2), RATE)
-    waveform = np.concatenate([piece for piece, _ in iterate_audio(tmp_path / "sound.wav")], axis=1)
-    np.testing.assert_array_equal(waveform, read_audio(tmp_path / "sound.wav")[0])
+def test_neither_stream_runs_ahead(tmp_path: Path) -> None:
+    """Audio and frames of the same time are read in turn: few packets wait."""
+    write_video(tmp_path / "clip.mp4", number_pictures(500), 25, tone(20, RATE), RATE)
+    with MediaReader(tmp_path / "clip.mp4") as reader:
+        seconds, waiting = 0.0, []
+        for timestamp, _, _ in reader.frames(1.0):
+            while seconds < timestamp:
+                samples, rate = next(reader.audio())
+                seconds += samples.shape[1] / rate
+            waiting.append(max(len(queue) for queue in reader._packets._waiting.values()))
+    assert max(waiting) <= 50
 
 
-def test_what_has_no_picture_or_no_sound_is_refused(tmp_path: Path):
-    write_audio(tmp_path / "sound.wav", tone_of_media_stream(1), RATE)
-    with pytest.raises(MediaError, match=r"sound\.wav has no video"):
-        list(VideoReader(tmp_path / "sound.wav"))
-    silent = tmp_path / "silent.mp4"
-    write_video(silent, np.zeros((5, 32, 48, 3), np.uint8), 10)
-    with pytest.raises(MediaError, match=r"silent\.mp4 has no sound track"):
-        list(iterate_audio(silent))
+@pytest.mark.parametrize("kind", ["path", "bytes", "file object", "pipe"])
+@pytest.mark.parametrize("audio_first", [True, False])
+def test_a_badly_interleaved_file_is_read_through_a_second_handle(
+    tmp_path: Path, kind: str, audio_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_film(tmp_path / "film.mkv", tracks=[Track("pcm_s16le")], paint=noisy, sound_first=audio_first)
+    expected = read_media(path)
+    monkeypatch.setattr(media_pcmanet, "LARGEST_QUEUE_BYTES", 2**14)
+    opened, open_container = [], av.open
+    monkeypatch.setattr(
+        av, "open", lambda *given, **options: opened.append(given) or open_container(*given, **options)
+    )
+    data = path.read_bytes()
+    source = {"path": path, "bytes": data, "file object": io.BytesIO(data), "pipe": Pipe(data)}[kind]
+    media = read_media(source)
+    assert len(opened) == 2
+    np.testing.assert_array_equal(media.frames, expected.frames)
+    np.testing.assert_array_equal(media.waveform, expected.waveform)
+    assert media.notes == expected.notes
 
 
-def test_the_last_frame_brings_the_moments_after_it():
-    events = [(0.1, None), (0.2, None), (0.2, PICTURE), (0.3, None), (0.4, PICTURE), (0.5, None), (0.6, None)]
-    frames = list(join_moments(events, holds=True))
-    assert [(frame.timestamp, frame.mask_timestamps) for frame in frames] == [
-        (0.2, (0.1, 0.2)),
-        (0.4, (0.3, 0.5, 0.6)),
-    ]
+def test_audio_after_a_hole_is_given_when_it_is_known_where_the_video_ends(tmp_path: Path) -> None:
+    chunks = [(0.0, tone(1.0)), (4.0, tone(1.0))]
+    with MediaReader(write_streams(tmp_path / "clip.mkv", spaced(0.04, 125), chunks)) as reader:
+        frames = reader.frames(1.0)
+        next(frames)
+        assert [None if samples is None else samples.shape[1] for samples, _ in islice(reader.audio(), 2)] == [
+            48000,
+            None,
+        ]
+        next(frames), next(frames)
+        silence, _ = next(reader.audio())
+        assert not silence.any()
+        list(frames)
+        rest = np.concatenate([samples for samples, _ in reader.audio()], axis=1)
+    assert 48000 + silence.shape[1] + rest.shape[1] == 5 * 48000
+    np.testing.assert_array_equal(rest[0, -48000:], tone(1.0))
 
 
-def test_without_moments_no_frame_waits():
-    given = []
-
-    def events():
-        for second in range(3):
-            given.append(second)
-            yield float(second), PICTURE
-
-    assert [(frame.timestamp, len(given)) for frame in join_moments(events(), holds=False)] == [(0, 1), (1, 2), (2, 3)]
-
-
-def test_moments_of_frames_in_memory():
-    frames = list(stream_array(np.stack([PICTURE] * 2), np.array([0.9375, 1.9375]), 2.0, 2))
-    assert [frame.mask_timestamps for frame in frames] == [(0.46875,), (0.96875, 1.46875, 1.96875)]
+def test_packets_of_the_audio_can_be_copied_and_decoded_in_one_pass(video: Path) -> None:
+    heard = []
+    with MediaReader(video) as reader:
+        reader.listener = lambda start, samples, rate: heard.append((start, samples, rate))
+        list(reader.frames())
+        packets = list(reader.audio_packets())
+    assert packets[-1].size == 0
+    waveform = np.concatenate([samples for _, samples, _ in heard], axis=1)
+    assert [start for start, _, _ in heard] == list(
+        accumulate([samples.shape[1] for _, samples, _ in heard], initial=0)
+    )[:-1]
+    np.testing.assert_array_equal(waveform, read_media(video).waveform)
 
 
-@pytest.mark.parametrize("seekable", [True, False])
-def test_two_doors_are_two_places_in_one_file(seekable: bool):
-    class File(io.BytesIO):
-        name = "somewhere.mp4"
-
-        def seekable(self) -> bool:
-            return seekable
-
-    file = File(bytes(range(100)))
-    with open_twice(file) as (one, other):
-        assert one.read(10) == bytes(range(10))
-        assert other.read(3) == bytes(range(3))
-        assert one.read(2) == bytes([10, 11])
-        assert other.seek(-5, os.SEEK_END) == 95
-        assert other.read() == bytes(range(95, 100))
-        assert one.seek(3, os.SEEK_CUR) == one.tell() == 15
-        assert one.name == "somewhere.mp4"
-        assert one.readable() and one.seekable()
-    assert not file.closed
+def test_an_audio_file_begins_at_its_first_sample(tmp_path: Path) -> None:
+    write_audio(tmp_path / "audio.wav", tone(2, RATE), RATE)
+    with MediaReader(tmp_path / "audio.wav", video=False) as reader:
+        waveform = np.concatenate([samples for samples, _ in reader.audio()], axis=1)
+    np.testing.assert_array_equal(waveform, read_audio(tmp_path / "audio.wav")[0])
 
 
-def test_a_file_that_was_opened_as_text_is_refused(video: Path):
-    with video.open(encoding="latin-1") as file, pytest.raises(MediaError, match="opened with 'rb'"), open_twice(file):
+def test_a_file_without_the_stream_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    write_audio(tmp_path / "audio.wav", tone(1, RATE), RATE)
+    with pytest.raises(MediaError, match=r"audio\.wav has no video"), MediaReader(tmp_path / "audio.wav"):
+        pass
+    write_video(tmp_path / "silent.mp4", np.zeros((5, 32, 48, 3), np.uint8), 10)
+    with pytest.raises(MediaError, match=r"silent\.mp4 has no audio track"), MediaReader(tmp_path / "silent.mp4"):
         pass
 
 
-def test_paths_and_bytes_are_opened_twice(video: Path):
-    for source in (video, str(video), b"bytes"):
-        with open_twice(source) as doors:
-            assert doors == (source, source)
+def test_decoders_are_freed_with_the_reader(video: Path) -> None:
+    gc.disable()
+    try:
+        with MediaReader(video) as reader:
+            next(reader.frames())
+        released = weakref.ref(reader)
+        del reader
+        assert released() is None
+    finally:
+        gc.enable()
+
+
+def test_the_last_frame_has_the_masks_after_it() -> None:
+    events = [(0.1, None), (0.2, None), (0.2, FRAME), (0.3, None), (0.4, FRAME), (0.5, None), (0.6, None)]
+    frames = list(join_timestamps(events, holds=True))
+    assert [(timestamp, masks) for timestamp, _, masks in frames] == [(0.2, (0.1, 0.2)), (0.4, (0.3, 0.5, 0.6))]
+
+
+def test_without_masks_no_frame_waits() -> None:
+    given = []
+
+    def events() -> Iterator[tuple[float, np.ndarray]]:
+        for second in range(3):
+            given.append(second)
+            yield float(second), FRAME
+
+    assert [(frame[0], len(given)) for frame in join_timestamps(events(), holds=False)] == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_masks_of_frames_in_memory() -> None:
+    frames = list(stream_array(np.stack([FRAME] * 2), np.array([0.9375, 1.9375]), 2.0, 2))
+    assert [masks for _, _, masks in frames] == [(0.46875,), (0.96875, 1.46875, 1.96875)]
+
+
+def test_a_file_that_was_opened_as_text_is_refused(video: Path) -> None:
+    with video.open(encoding="latin-1") as file, pytest.raises(MediaError, match="opened with 'rb'"):
+        MediaReader(file)

@@ -37,7 +37,6 @@ from modeling_pcmanet import (
     PCMANetProcessor,
     media_pcmanet,
 )
-from modeling_pcmanet import media_pcmanet as media_pcmanet_module
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio, read_media
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
@@ -167,7 +166,7 @@ def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path: Pa
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")
     before = int(re.search(r"VmRSS:\s*(\d+)", status.read_text())[1])
-    with pytest.raises(MediaError, match=r"its picture is 8208x8208, 67 million pixels, more than the 67 million"):
+    with pytest.raises(MediaError, match=r"its frames are 8208x8208, 67 million pixels, more than the 67 million"):
         read_media(path)
     assert int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) - before < 100_000
 
@@ -242,7 +241,7 @@ def test_names_that_no_file_can_have() -> None:
 def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path / "pipe.mp4", Path("/dev/zero"), Path("/dev/null")):
-        with pytest.raises(MediaError, match=rf"{path} is a pipe or a device, no file"):
+        with pytest.raises(MediaError, match=rf"{path} is a pipe or a device, not a file"):
             read_media(path)
 
 
@@ -275,7 +274,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media_pcmanet_module, "LARGEST_PIPED_BYTES", 2**24)
+    monkeypatch.setattr(media_pcmanet, "LARGEST_PIPED_BYTES", 2**24)
     with (
         Path("/dev/zero").open("rb") as file,
         pytest.raises(MediaError, match="/dev/zero gave more than .* does not end"),
@@ -313,8 +312,8 @@ def test_a_file_that_grows_is_read_as_far_as_it_is(tmp_path: Path) -> None:
 
 def test_sound_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_film(tmp_path / "film.mkv", tracks=[Track("pcm_s16le")])
-    monkeypatch.setattr(media_pcmanet, "LARGEST_SOUND_BYTES", 2**17)
-    with pytest.raises(MediaError, match=r"film\.mkv gives more than 0\.000122 GiB of sound"):
+    monkeypatch.setattr(media_pcmanet, "LARGEST_AUDIO_BYTES", 2**17)
+    with pytest.raises(MediaError, match=r"film\.mkv gives more than 0\.000122 GiB of audio"):
         read_media(path)
 
 
@@ -344,7 +343,7 @@ def test_an_address_gives_a_film_or_an_error_in_bounded_time(
     server: str, page: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert shown_colours(read_media(f"{server}/whole.mp4").frames) == "RGBW"
-    monkeypatch.setattr(media_pcmanet_module, "NETWORK_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(media_pcmanet, "NETWORK_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(media_pcmanet, "LARGEST_FRAMES_BYTES", 2**19)
     with pytest.raises(MediaError, match=rf"{page} .*(?:{message})"):
         read_media(f"{server}/{page}")

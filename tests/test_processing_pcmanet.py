@@ -432,13 +432,13 @@ def test_live_chunks_that_cannot_be_used_are_refused(processor, chunk, message):
 
 
 GENERATOR = np.random.default_rng(0)
-FRAMES_PROCESSING = GENERATOR.integers(0, 256, (5, 60, 80, 3), dtype=np.uint8)
-SOUND_PROCESSING = GENERATOR.uniform(-0.5, 0.5, (2, 5 * 16000))
+RANDOM_FRAMES = GENERATOR.integers(0, 256, (5, 60, 80, 3), dtype=np.uint8)
+RANDOM_AUDIO = GENERATOR.uniform(-0.5, 0.5, (2, 5 * 16000))
 MASKS = GENERATOR.integers(0, 71, (5, 60, 80), dtype=np.uint8)
 
 
 @pytest.fixture
-def processor_of_processing() -> PCMANetProcessor:
+def default_processor() -> PCMANetProcessor:
     return PCMANetProcessor(PCMANetImageProcessor(size=SIZE), PCMANetFeatureExtractor())
 
 
@@ -451,28 +451,26 @@ def write_clip(path: Path, seconds: int, sound: bool = True) -> Path:
 
 
 @pytest.fixture(scope="module")
-def video_of_processing(tmp_path_factory) -> Path:
+def audio_video(tmp_path_factory) -> Path:
     return write_clip(tmp_path_factory.mktemp("media") / "clip.mp4", 5)
 
 
-def expected_pixels(processor_of_processing: PCMANetProcessor, frames: np.ndarray) -> torch.Tensor:
-    return processor_of_processing.image_processor(frames, return_tensors="pt")["pixel_values"]
+def expected_pixels(default_processor: PCMANetProcessor, frames: np.ndarray) -> torch.Tensor:
+    return default_processor.image_processor(frames, return_tensors="pt")["pixel_values"]
 
 
-def expected_features(processor_of_processing: PCMANetProcessor, *arguments, **settings) -> torch.Tensor:
-    return processor_of_processing.feature_extractor(*arguments, **settings, return_tensors="pt")["input_features"]
+def expected_features(default_processor: PCMANetProcessor, *arguments, **settings) -> torch.Tensor:
+    return default_processor.feature_extractor(*arguments, **settings, return_tensors="pt")["input_features"]
 
 
 def logits_of(tensor: torch.Tensor) -> SimpleNamespace:
     return SimpleNamespace(logits=tensor)
 
 
-def test_the_batch_is_what_its_table_says(processor_of_processing):
+def test_the_batch_is_what_its_table_says(default_processor):
     rows = [line.split("|")[1:4] for line in processing_pcmanet.__doc__.splitlines() if line.startswith("| `")]
     table = {name.strip(" `"): (shape.strip(" ()").split(", "), kind.split()[0]) for name, shape, kind in rows}
-    batch = processor_of_processing(
-        [FRAMES_PROCESSING], [SOUND_PROCESSING], sampling_rate=16000, segmentation_maps=[MASKS]
-    )
+    batch = default_processor([RANDOM_FRAMES], [RANDOM_AUDIO], sampling_rate=16000, segmentation_maps=[MASKS])
     assert set(table) - set(batch) == {"audio_embeds", "logits"}
     known = {"batch": 1, "frames": 5, **SIZE}
     dtypes = {"float,": torch.float32, "bool,": torch.bool, "binary:": torch.int64}
@@ -482,26 +480,26 @@ def test_the_batch_is_what_its_table_says(processor_of_processing):
         assert tensor.dtype == dtypes[kind]
 
 
-def test_one_clip_of_frames(processor_of_processing):
-    batch = processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000, segmentation_maps=MASKS)
-    assert torch.equal(batch["pixel_values"][0], expected_pixels(processor_of_processing, FRAMES_PROCESSING))
-    assert torch.equal(batch["input_features"][0], expected_features(processor_of_processing, SOUND_PROCESSING, 16000))
+def test_one_clip_of_frames(default_processor):
+    batch = default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000, segmentation_maps=MASKS)
+    assert torch.equal(batch["pixel_values"][0], expected_pixels(default_processor, RANDOM_FRAMES))
+    assert torch.equal(batch["input_features"][0], expected_features(default_processor, RANDOM_AUDIO, 16000))
     labels = [Image.fromarray(mask).resize((48, 32), Image.Resampling.NEAREST) for mask in MASKS]
     np.testing.assert_array_equal(batch["labels"][0], np.stack(labels))
     assert batch["frame_mask"].tolist() == [[True] * 5]
     assert batch["annotated_frames"].tolist() == [[True] * 5]
 
 
-def test_clips_of_different_length_and_size_are_padded(processor_of_processing):
-    small = FRAMES_PROCESSING[:3, :40, :30]
-    batch = processor_of_processing(
-        [FRAMES_PROCESSING, small],
-        [SOUND_PROCESSING, SOUND_PROCESSING[0, :48000]],
+def test_clips_of_different_length_and_size_are_padded(default_processor):
+    small = RANDOM_FRAMES[:3, :40, :30]
+    batch = default_processor(
+        [RANDOM_FRAMES, small],
+        [RANDOM_AUDIO, RANDOM_AUDIO[0, :48000]],
         sampling_rate=16000,
         segmentation_maps=[[Image.fromarray(MASKS[0]), None, None, None, None], MASKS[:3, :40, :30]],
     )
-    alone = processor_of_processing(
-        small, SOUND_PROCESSING[0, :48000], sampling_rate=16000, segmentation_maps=MASKS[:3, :40, :30]
+    alone = default_processor(
+        small, RANDOM_AUDIO[0, :48000], sampling_rate=16000, segmentation_maps=MASKS[:3, :40, :30]
     )
     for name in ("pixel_values", "input_features", "labels"):
         assert torch.equal(batch[name][1, :3], alone[name][0])
@@ -514,66 +512,64 @@ def test_clips_of_different_length_and_size_are_padded(processor_of_processing):
     assert batch["annotated_frames"].tolist() == [[True] + [False] * 4, [True] * 3 + [False] * 2]
 
 
-def test_a_clip_without_masks_beside_one_with_masks(processor_of_processing):
-    batch = processor_of_processing(
-        [FRAMES_PROCESSING] * 2, [SOUND_PROCESSING] * 2, sampling_rate=16000, segmentation_maps=[None, MASKS]
+def test_a_clip_without_masks_beside_one_with_masks(default_processor):
+    batch = default_processor(
+        [RANDOM_FRAMES] * 2, [RANDOM_AUDIO] * 2, sampling_rate=16000, segmentation_maps=[None, MASKS]
     )
     assert (batch["labels"][0] == 255).all()
     assert batch["annotated_frames"].tolist() == [[False] * 5, [True] * 5]
-    assert "labels" not in processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000)
+    assert "labels" not in default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000)
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "bytes", "file object"])
-def test_a_video_with_its_own_sound(processor_of_processing, video_of_processing, kind):
+def test_a_video_with_its_own_sound(default_processor, audio_video, kind):
     source = {
-        "path": video_of_processing,
-        "string": str(video_of_processing),
-        "bytes": video_of_processing.read_bytes(),
-        "file object": io.BytesIO(video_of_processing.read_bytes()),
+        "path": audio_video,
+        "string": str(audio_video),
+        "bytes": audio_video.read_bytes(),
+        "file object": io.BytesIO(audio_video.read_bytes()),
     }[kind]
-    media = read_media(video_of_processing)
-    batch = processor_of_processing(source)
-    assert torch.equal(batch["pixel_values"][0], expected_pixels(processor_of_processing, media.frames))
-    expected = expected_features(processor_of_processing, media.waveform, media.sampling_rate, num_frames=5)
+    media = read_media(audio_video)
+    batch = default_processor(source)
+    assert torch.equal(batch["pixel_values"][0], expected_pixels(default_processor, media.frames))
+    expected = expected_features(default_processor, media.waveform, media.sampling_rate, num_frames=5)
     assert torch.equal(batch["input_features"][0], expected)
 
 
-def test_videos_frames_and_separate_sound_mix_in_one_batch(processor_of_processing, video_of_processing, tmp_path):
-    write_audio(tmp_path / "sound.wav", SOUND_PROCESSING, 16000)
-    batch = processor_of_processing(
-        [video_of_processing, FRAMES_PROCESSING, video_of_processing],
-        [None, tmp_path / "sound.wav", SOUND_PROCESSING[:, :40000]],
+def test_videos_frames_and_separate_sound_mix_in_one_batch(default_processor, audio_video, tmp_path):
+    write_audio(tmp_path / "sound.wav", RANDOM_AUDIO, 16000)
+    batch = default_processor(
+        [audio_video, RANDOM_FRAMES, audio_video],
+        [None, tmp_path / "sound.wav", RANDOM_AUDIO[:, :40000]],
         sampling_rate=[None, None, 8000],
     )
-    assert torch.equal(batch["input_features"][0], processor_of_processing(video_of_processing)["input_features"][0])
-    expected = expected_features(processor_of_processing, SOUND_PROCESSING, 16000)
+    assert torch.equal(batch["input_features"][0], default_processor(audio_video)["input_features"][0])
+    expected = expected_features(default_processor, RANDOM_AUDIO, 16000)
     torch.testing.assert_close(batch["input_features"][1], expected, rtol=0, atol=1e-2)
     assert torch.equal(
         batch["input_features"][2],
-        expected_features(processor_of_processing, SOUND_PROCESSING[:, :40000], 8000, num_frames=5),
+        expected_features(default_processor, RANDOM_AUDIO[:, :40000], 8000, num_frames=5),
     )
 
 
-def test_a_long_video_is_heard_at_its_frames(processor_of_processing, tmp_path):
+def test_a_long_video_is_heard_at_its_frames(default_processor, tmp_path):
     path = write_clip(tmp_path / "long.mp4", 11)
     media = read_media(path)
     arguments = (media.waveform, media.sampling_rate)
-    trailing = expected_features(
-        processor_of_processing, *arguments, timestamps=media.timestamps, audio_alignment="end"
-    )
-    assert torch.equal(processor_of_processing(path)["input_features"][0], trailing)
-    consecutive = expected_features(processor_of_processing, *arguments, num_frames=11)
-    assert torch.equal(processor_of_processing(path, audio_alignment="consecutive")["input_features"][0], consecutive)
+    trailing = expected_features(default_processor, *arguments, timestamps=media.timestamps, audio_alignment="end")
+    assert torch.equal(default_processor(path)["input_features"][0], trailing)
+    consecutive = expected_features(default_processor, *arguments, num_frames=11)
+    assert torch.equal(default_processor(path, audio_alignment="consecutive")["input_features"][0], consecutive)
     assert not torch.equal(trailing, consecutive)
 
 
-def test_another_frame_rate_follows_its_frames(processor_of_processing, video_of_processing):
-    batch = processor_of_processing(video_of_processing, frames_per_second=3, return_metadata=True)
+def test_another_frame_rate_follows_its_frames(default_processor, audio_video):
+    batch = default_processor(audio_video, frames_per_second=3, return_metadata=True)
     assert batch["frame_mask"].shape == (1, 15)
-    media = read_media(video_of_processing, frames_per_second=3)
+    media = read_media(audio_video, frames_per_second=3)
     assert batch["timestamps"][0].tolist() == media.timestamps.tolist()
     expected = expected_features(
-        processor_of_processing,
+        default_processor,
         media.waveform,
         media.sampling_rate,
         timestamps=media.timestamps,
@@ -581,7 +577,7 @@ def test_another_frame_rate_follows_its_frames(processor_of_processing, video_of
     )
     assert torch.equal(batch["input_features"][0], expected)
     with pytest.raises(ValueError, match=r"clip 0 \(.*clip\.mp4\): .*frames_per_second is 3.*end"):
-        processor_of_processing(video_of_processing, frames_per_second=3, audio_alignment="consecutive")
+        default_processor(audio_video, frames_per_second=3, audio_alignment="consecutive")
 
 
 @pytest.mark.parametrize(
@@ -601,29 +597,27 @@ def test_sound_is_cut_as_published_only_where_that_fits(timestamps, frames_per_s
     assert choose_audio_alignment(timestamps, "center", frames_per_second) == "center"
 
 
-def test_timestamps_place_frames_in_a_long_sound(processor_of_processing):
+def test_timestamps_place_frames_in_a_long_sound(default_processor):
     sound = np.random.default_rng(2).uniform(-1, 1, 60 * 16000)
     times = [3.0, 10.5, 20.0, 40.0, 59.9]
-    batch = processor_of_processing(
-        FRAMES_PROCESSING, sound, sampling_rate=16000, timestamps=times, return_metadata=True
-    )
-    expected = expected_features(processor_of_processing, sound, 16000, timestamps=times, audio_alignment="end")
+    batch = default_processor(RANDOM_FRAMES, sound, sampling_rate=16000, timestamps=times, return_metadata=True)
+    expected = expected_features(default_processor, sound, 16000, timestamps=times, audio_alignment="end")
     assert torch.equal(batch["input_features"][0], expected)
     assert batch["timestamps"][0].tolist() == times
 
 
-def test_metadata_come_only_when_asked_for(processor_of_processing, video_of_processing):
-    batch = processor_of_processing(
-        [FRAMES_PROCESSING, video_of_processing], [SOUND_PROCESSING, None], sampling_rate=16000, return_metadata=True
+def test_metadata_come_only_when_asked_for(default_processor, audio_video):
+    batch = default_processor(
+        [RANDOM_FRAMES, audio_video], [RANDOM_AUDIO, None], sampling_rate=16000, return_metadata=True
     )
     assert batch["original_sizes"] == [(60, 80), (48, 64)]
     assert [times.tolist() for times in batch["timestamps"]] == [
         [0.9375, 1.9375, 2.9375, 3.9375, 4.9375],
         pytest.approx([0.9, 1.9, 2.9, 3.9, 4.9]),
     ]
-    np.testing.assert_array_equal(batch["frames"][0], FRAMES_PROCESSING)
+    np.testing.assert_array_equal(batch["frames"][0], RANDOM_FRAMES)
     assert batch["frames"][1].shape == (5, 48, 64, 3)
-    assert set(processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000)) == {
+    assert set(default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000)) == {
         "pixel_values",
         "input_features",
         "frame_mask",
@@ -631,10 +625,8 @@ def test_metadata_come_only_when_asked_for(processor_of_processing, video_of_pro
 
 
 @pytest.mark.parametrize("return_tensors", ["np", None])
-def test_numpy_batches(processor_of_processing, return_tensors):
-    batch = processor_of_processing(
-        FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000, return_tensors=return_tensors
-    )
+def test_numpy_batches(default_processor, return_tensors):
+    batch = default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000, return_tensors=return_tensors)
     assert {type(array) for array in batch.values()} == {np.ndarray}
     assert batch["pixel_values"].shape == (1, 5, 3, 32, 48)
 
@@ -644,39 +636,39 @@ def test_numpy_batches(processor_of_processing, return_tensors):
     [
         ({}, "no videos.*videos="),
         ({"videos": []}, "empty list"),
-        ({"videos": FRAMES_PROCESSING, "frames_per_second": 0}, "frames_per_second is 0"),
+        ({"videos": RANDOM_FRAMES, "frames_per_second": 0}, "frames_per_second is 0"),
         (
-            {"videos": FRAMES_PROCESSING, "frames_per_second": "video_of_processing"},
-            "frames_per_second is 'video_of_processing'",
+            {"videos": RANDOM_FRAMES, "frames_per_second": "audio_video"},
+            "frames_per_second is 'audio_video'",
         ),
-        ({"videos": FRAMES_PROCESSING}, "clip 0: .*no audio track.*audio="),
+        ({"videos": RANDOM_FRAMES}, "clip 0: .*no audio track.*audio="),
         (
-            {"videos": [FRAMES_PROCESSING] * 2, "audio": SOUND_PROCESSING},
+            {"videos": [RANDOM_FRAMES] * 2, "audio": RANDOM_AUDIO},
             "audio must be a list of 2 entries; got a ndarray",
         ),
-        ({"videos": [FRAMES_PROCESSING] * 2, "audio": [SOUND_PROCESSING]}, "audio must be a list of 2 entries; got 1"),
+        ({"videos": [RANDOM_FRAMES] * 2, "audio": [RANDOM_AUDIO]}, "audio must be a list of 2 entries; got 1"),
         (
             {
-                "videos": [FRAMES_PROCESSING] * 2,
-                "audio": [SOUND_PROCESSING, SOUND_PROCESSING[:, :9]],
+                "videos": [RANDOM_FRAMES] * 2,
+                "audio": [RANDOM_AUDIO, RANDOM_AUDIO[:, :9]],
                 "sampling_rate": 16000,
             },
             "clip 1: .*5 frames.*lasts",
         ),
-        ({"videos": FRAMES_PROCESSING, "audio": SOUND_PROCESSING * np.nan, "sampling_rate": 16000}, "clip 0: .*NaN"),
+        ({"videos": RANDOM_FRAMES, "audio": RANDOM_AUDIO * np.nan, "sampling_rate": 16000}, "clip 0: .*NaN"),
         (
             {
-                "videos": FRAMES_PROCESSING,
-                "audio": SOUND_PROCESSING,
+                "videos": RANDOM_FRAMES,
+                "audio": RANDOM_AUDIO,
                 "sampling_rate": 16000,
                 "audio_alignment": "centred",
             },
-            "clip 0: .*centred",
+            "audio_alignment.*centred",
         ),
         (
             {
-                "videos": FRAMES_PROCESSING,
-                "audio": SOUND_PROCESSING,
+                "videos": RANDOM_FRAMES,
+                "audio": RANDOM_AUDIO,
                 "sampling_rate": 16000,
                 "segmentation_maps": MASKS[:4],
             },
@@ -684,8 +676,8 @@ def test_numpy_batches(processor_of_processing, return_tensors):
         ),
         (
             {
-                "videos": FRAMES_PROCESSING,
-                "audio": SOUND_PROCESSING,
+                "videos": RANDOM_FRAMES,
+                "audio": RANDOM_AUDIO,
                 "sampling_rate": 16000,
                 "segmentation_maps": MASKS / 2,
             },
@@ -693,55 +685,51 @@ def test_numpy_batches(processor_of_processing, return_tensors):
         ),
     ],
 )
-def test_bad_calls_are_refused_with_clip_and_remedy(processor_of_processing, arguments, message):
+def test_bad_calls_are_refused_with_clip_and_remedy(default_processor, arguments, message):
     with pytest.raises(ValueError, match=message):
-        processor_of_processing(**arguments)
+        default_processor(**arguments)
 
 
-def test_bad_files_are_named(processor_of_processing, tmp_path):
+def test_bad_files_are_named(default_processor, tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.mp4"):
-        processor_of_processing(tmp_path / "missing.mp4")
-    (tmp_path / "text.mp4").write_text("no video_of_processing")
+        default_processor(tmp_path / "missing.mp4")
+    (tmp_path / "text.mp4").write_text("no audio_video")
     with pytest.raises(MediaError, match="text.mp4"):
-        processor_of_processing(tmp_path / "text.mp4")
+        default_processor(tmp_path / "text.mp4")
     silent = write_clip(tmp_path / "silent.mp4", 2, sound=False)
     with pytest.raises(MediaError, match=r"silent\.mp4.*audio="):
-        processor_of_processing(silent)
+        default_processor(silent)
 
 
-def test_sizes_that_cannot_be_stacked_are_refused(processor_of_processing):
-    processor_of_processing.image_processor.do_resize = False
-    assert processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING, sampling_rate=16000)["pixel_values"].shape[
-        -2:
-    ] == (60, 80)
+def test_sizes_that_cannot_be_stacked_are_refused(default_processor):
+    default_processor.image_processor.do_resize = False
+    assert default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000)["pixel_values"].shape[-2:] == (60, 80)
     with pytest.raises(ValueError, match="different sizes.*do_resize"):
-        processor_of_processing(
-            [FRAMES_PROCESSING, FRAMES_PROCESSING[:, :40]], [SOUND_PROCESSING, SOUND_PROCESSING], sampling_rate=16000
-        )
+        default_processor([RANDOM_FRAMES, RANDOM_FRAMES[:, :40]], [RANDOM_AUDIO, RANDOM_AUDIO], sampling_rate=16000)
 
 
-def test_saving_and_loading_keeps_the_batch(processor_of_processing, tmp_path):
-    processor_of_processing.feature_extractor.short_clip = "zeros"
-    processor_of_processing.save_pretrained(tmp_path)
+def test_saving_and_loading_keeps_the_batch(default_processor, tmp_path):
+    default_processor.feature_extractor.short_clip = "zeros"
+    default_processor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "processor_config.json").read_text())
     assert saved["image_processor"]["size"] == SIZE
     assert saved["feature_extractor"]["short_clip"] == "zeros"
-    expected = processor_of_processing(FRAMES_PROCESSING, SOUND_PROCESSING[:, :61680], sampling_rate=16000)
+    expected = default_processor(RANDOM_FRAMES, RANDOM_AUDIO[:, :61680], sampling_rate=16000)
     for factory in (PCMANetProcessor, AutoProcessor):
         loaded = factory.from_pretrained(tmp_path)
         assert type(loaded) is PCMANetProcessor
-        batch = loaded(FRAMES_PROCESSING, SOUND_PROCESSING[:, :61680], sampling_rate=16000)
+        batch = loaded(RANDOM_FRAMES, RANDOM_AUDIO[:, :61680], sampling_rate=16000)
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
     assert not batch["input_features"][0, 4].any()
 
 
-def test_names_of_the_model_s_inputs(processor_of_processing):
-    assert processor_of_processing.model_input_names == ["pixel_values", "input_features", "frame_mask"]
+def test_names_of_the_model_s_inputs(default_processor):
+    assert default_processor.model_input_names == ["pixel_values", "input_features", "frame_mask"]
 
 
-def test_binary_masks_are_decided_after_resizing(processor_of_processing):
+def test_binary_masks_are_decided_after_resizing(default_processor):
     logits = torch.randn(2, 3, 1, 8, 12, generator=torch.Generator().manual_seed(0))
-    maps = processor_of_processing.post_process_semantic_segmentation(
+    maps = default_processor.post_process_semantic_segmentation(
         logits_of(logits), target_sizes=[(20, 30), (5, 7)], threshold=0.3
     )
     for clip, size, ours in zip(logits, [(20, 30), (5, 7)], maps, strict=True):
@@ -751,26 +739,26 @@ def test_binary_masks_are_decided_after_resizing(processor_of_processing):
         assert ours.shape == (3, *size)
 
 
-def test_a_probability_at_the_threshold_is_silent(processor_of_processing):
-    maps = processor_of_processing.post_process_semantic_segmentation(
+def test_a_probability_at_the_threshold_is_silent(default_processor):
+    maps = default_processor.post_process_semantic_segmentation(
         logits_of(torch.tensor([-1e-4, 0.0, 1e-4]).view(1, 1, 1, 1, 3))
     )
     assert maps[0].tolist() == [[[0, 0, 1]]]
 
 
-def test_semantic_maps_take_the_first_of_the_highest(processor_of_processing):
+def test_semantic_maps_take_the_first_of_the_highest(default_processor):
     logits = torch.randn(1, 2, 71, 8, 8, generator=torch.Generator().manual_seed(1))
     logits[0, 0, [5, 9], 0, 0] = 50.0
-    maps = processor_of_processing.post_process_semantic_segmentation(logits_of(logits), target_sizes=(16, 8))
+    maps = default_processor.post_process_semantic_segmentation(logits_of(logits), target_sizes=(16, 8))
     resized = functional.interpolate(logits[0], size=(16, 8), mode="bilinear", align_corners=False)
     assert torch.equal(maps[0], resized.argmax(dim=1))
-    assert processor_of_processing.post_process_semantic_segmentation(logits_of(logits))[0][0, 0, 0] == 5
+    assert default_processor.post_process_semantic_segmentation(logits_of(logits))[0][0, 0, 0] == 5
 
 
-def test_padded_frames_are_cut(processor_of_processing):
+def test_padded_frames_are_cut(default_processor):
     logits = torch.randn(2, 4, 1, 6, 6).bfloat16()
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    maps = processor_of_processing.post_process_semantic_segmentation(logits_of(logits), frame_mask=mask)
+    maps = default_processor.post_process_semantic_segmentation(logits_of(logits), frame_mask=mask)
     assert [len(ours) for ours in maps] == [4, 2]
     assert torch.equal(maps[1], (logits[1, :2, 0] > 0).long())
 
@@ -787,6 +775,6 @@ def test_padded_frames_are_cut(processor_of_processing):
         ({"frame_mask": torch.zeros(2, 4)}, "real frame in each clip"),
     ],
 )
-def test_post_processing_refuses_what_does_not_fit(processor_of_processing, arguments, message):
+def test_post_processing_refuses_what_does_not_fit(default_processor, arguments, message):
     with pytest.raises(ValueError, match=message):
-        processor_of_processing.post_process_semantic_segmentation(logits_of(torch.zeros(2, 4, 1, 6, 6)), **arguments)
+        default_processor.post_process_semantic_segmentation(logits_of(torch.zeros(2, 4, 1, 6, 6)), **arguments)
