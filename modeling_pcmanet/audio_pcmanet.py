@@ -319,7 +319,8 @@ class AudioBuffer:
         if start < first:
             raise IndexError(f"Sample {start} was dropped. Samples from {first} on are kept.")
         samples = self._kept[start - first : stop - first]
-        return torch.cat([samples, samples.new_zeros(stop - start - len(samples))])
+        missing = stop - start - len(samples)
+        return torch.cat([samples, samples.new_zeros(missing)]) if missing else samples
 
     def drop(self, start: int) -> None:
         """Drop the samples before `start`."""

@@ -638,8 +638,8 @@ def test_numpy_batches(default_processor, return_tensors):
         ({"videos": []}, "empty list"),
         ({"videos": RANDOM_FRAMES, "frames_per_second": 0}, "frames_per_second is 0"),
         (
-            {"videos": RANDOM_FRAMES, "frames_per_second": "audio_video"},
-            "frames_per_second is 'audio_video'",
+            {"videos": RANDOM_FRAMES, "frames_per_second": "video"},
+            "frames_per_second is 'video'",
         ),
         ({"videos": RANDOM_FRAMES}, "clip 0: .*no audio track.*audio="),
         (
@@ -693,7 +693,7 @@ def test_bad_calls_are_refused_with_clip_and_remedy(default_processor, arguments
 def test_bad_files_are_named(default_processor, tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.mp4"):
         default_processor(tmp_path / "missing.mp4")
-    (tmp_path / "text.mp4").write_text("no audio_video")
+    (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(MediaError, match="text.mp4"):
         default_processor(tmp_path / "text.mp4")
     silent = write_clip(tmp_path / "silent.mp4", 2, sound=False)
