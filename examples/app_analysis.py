@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from modeling_pcmanet.media_pcmanet import AUDIO_REMEDY, EVERY_FRAME, MediaReader, iterate_frames, read_media
+from modeling_pcmanet.media_pcmanet import EVERY_FRAME, MediaError, MediaReader, iterate_frames, read_media
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import MaskLogits, Window, iterate_mask_logits
 from pcmanet.pipelines.colors import class_colors
@@ -243,7 +243,8 @@ class Analysis:
 
     def _refusal(self, error: Exception) -> RefusedVideoError:
         """Convert an error for the user: the name of the file replaces its path, and advice for programmers is removed."""
-        return RefusedVideoError(str(error).replace(str(self.video), self.name).replace(AUDIO_REMEDY, "").strip())
+        message = error.problem if isinstance(error, MediaError) else str(error)
+        return RefusedVideoError(message.replace(str(self.video), self.name))
 
 
 def _describe(result: dict[str, Any], path: Path) -> dict[str, Any]:

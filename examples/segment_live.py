@@ -31,7 +31,7 @@ from PIL import Image
 from transformers import pipeline
 from transformers.utils import logging
 
-from modeling_pcmanet.media_pcmanet import AUDIO_REMEDY, iterate_frames, read_audio
+from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.colors import class_colors
@@ -269,7 +269,9 @@ def main() -> None:
         with closing(Devices(camera, (arguments.microphone_format, arguments.microphone))) as devices:
             run(arguments, devices.chunks(), devices.sampling_rate)
     except (OSError, ValueError, av.FFmpegError) as error:
-        message = str(error).replace(AUDIO_REMEDY, "Pass a file with audio to --input.")
+        message = str(error)
+        if isinstance(error, MediaError) and error.needs_audio:
+            message = f"{error.problem} Pass a file with audio to --input."
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 

@@ -59,11 +59,25 @@ AudioPiece = tuple[np.ndarray | None, int]
 
 DAMAGED = "damaged or missing packets of data left out"
 
-AUDIO_REMEDY = "Pass the audio as `audio=` (a waveform) with its `sampling_rate=`."
+_AUDIO_REMEDY = "Pass the audio as `audio=` (a waveform) with its `sampling_rate=`."
 
 
 class MediaError(ValueError):
-    """Media that cannot be used. The message names the source, the problem and the remedy."""
+    """Media that cannot be used. The message names the source, the problem and the remedy.
+
+    Args:
+        problem: The message. If `needs_audio` is set, the remedy for callers in Python is appended.
+        needs_audio: Whether the source lacks usable audio, which can be given separately.
+
+    Attributes:
+        problem: The message without that remedy, for programs whose users give audio in another way.
+        needs_audio: As given.
+    """
+
+    def __init__(self, problem: str, *, needs_audio: bool = False) -> None:
+        super().__init__(f"{problem} {_AUDIO_REMEDY}" if needs_audio else problem)
+        self.problem = problem
+        self.needs_audio = needs_audio
 
 
 class MediaNotes:
@@ -432,7 +446,7 @@ class MediaReader:
         self._audio_seconds = timeline.decoded / max(1, timeline.sampling_rate)
         if end == 0:
             self._add_notes()
-            raise MediaError(f"{self.notes}: its audio track has no samples. {AUDIO_REMEDY}")
+            raise MediaError(f"{self.notes}: its audio track has no samples.", needs_audio=True)
         if self._reads["video"]:
             yield from self._fill_end(timeline, end)
 
@@ -812,12 +826,13 @@ def video_stream(container: InputContainer, notes: MediaNotes) -> VideoStream:
 def audio_stream(container: InputContainer, notes: MediaNotes) -> AudioStream:
     """Return the audio stream that a player would play, or raise MediaError."""
     if not container.streams.audio:
-        raise MediaError(f"{notes} has no audio track. {AUDIO_REMEDY}")
+        raise MediaError(f"{notes} has no audio track.", needs_audio=True)
     audio = _best_stream(container, container.streams.audio, "audio", notes)
     if not LOWEST_SAMPLING_RATE <= audio.codec_context.sample_rate <= HIGHEST_SAMPLING_RATE:
         raise MediaError(
             f"{notes}: its audio declares {audio.codec_context.sample_rate} samples per second, expected "
-            f"{LOWEST_SAMPLING_RATE} to {HIGHEST_SAMPLING_RATE}. {AUDIO_REMEDY}"
+            f"{LOWEST_SAMPLING_RATE} to {HIGHEST_SAMPLING_RATE}.",
+            needs_audio=True,
         )
     return audio
 

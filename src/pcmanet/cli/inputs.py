@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from modeling_pcmanet.media_pcmanet import AUDIO_REMEDY
+from modeling_pcmanet.media_pcmanet import MediaError
 
 
 # Errors of one video; the others are segmented. A full disk is another OSError and stops the run.
@@ -171,8 +171,10 @@ def format_error(error: Exception) -> str:
     """
     if hasattr(error, "problems"):
         return printable(str(error))
-    remedy = "Give the file with its audio with --audio."
-    return printable(" ".join(str(error).replace(AUDIO_REMEDY, remedy).split())) or type(error).__name__
+    message = str(error)
+    if isinstance(error, MediaError) and error.needs_audio:
+        message = f"{error.problem} Give the file with its audio with --audio."
+    return printable(" ".join(message.split())) or type(error).__name__
 
 
 def printable(text: str) -> str:
