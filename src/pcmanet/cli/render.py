@@ -29,7 +29,7 @@ ENVELOPE_PARTS = 20_000  # of the audio, the loudest sample of each: more than a
 LARGEST_THUMBNAIL = (840, 680)  # twice the size on a contact sheet
 
 # Receives the current position in the video, in seconds.
-ProgressCallback = Callable[[float], None]
+ProgressCallback = Callable[[float], object]
 
 
 def record(

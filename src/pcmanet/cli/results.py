@@ -290,7 +290,7 @@ def encode_mask(mask: Image.Image) -> dict[str, Any]:
     Returns:
         `{"size": [height, width], "counts": str}`.
     """
-    code: dict[str, Any] = coco.encode(np.asfortranarray(np.asarray(mask) > 0, dtype=np.uint8))
+    code: Any = coco.encode(np.asfortranarray(np.asarray(mask) > 0, dtype=np.uint8))
     return {"size": [int(length) for length in code["size"]], "counts": code["counts"].decode("ascii")}
 
 
@@ -303,7 +303,8 @@ def decode_mask(segmentation: Mapping[str, Any]) -> Image.Image:
     Returns:
         Image of mode "L": 255 inside, 0 outside.
     """
-    return Image.fromarray(coco.decode(dict(segmentation)) * np.uint8(255))
+    code: Any = dict(segmentation)
+    return Image.fromarray(coco.decode(code) * np.uint8(255))
 
 
 # The archive of many videos.

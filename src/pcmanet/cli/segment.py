@@ -316,8 +316,9 @@ def _choose_device(device: str | None, state: PartialState) -> torch.device:
     Raises:
         ValueError: If the device is not available, or one device is given for several processes.
     """
+    default = torch.device(state.device or "cpu")
     if device is None:
-        return state.device
+        return default
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
@@ -327,7 +328,7 @@ def _choose_device(device: str | None, state: PartialState) -> torch.device:
         raise ValueError(
             f"--device {device} is a single device, but there are {state.num_processes} processes. Leave it out."
         )
-    return wanted if state.num_processes == 1 else state.device
+    return wanted if state.num_processes == 1 else default
 
 
 def _segment_assigned(
