@@ -1,17 +1,17 @@
-"""What does an hour of video cost, and is its sound still in step at the end?
+"""Memory, quality and audio timing of streaming an hour of video.
 
     python benchmarks/long_video.py                                    # an hour; writes docs/streaming.png
     python benchmarks/long_video.py --minutes 5 --picture /tmp/streaming.png
 
-Makes a video of Sounding Shapes (25 frames a second, AAC sound at 44.1 kHz), in which what sounds changes every second,
-and one of its first minute, and streams both through the demo model, each in a process of its own (Linux, which tells how
-much memory that process holds). Three things are looked at, for each second of video:
+Makes a video of Sounding Shapes (25 frames per second, AAC audio at 44.1 kHz), in which the sounding objects change every
+second, and one of its first minute, and streams both through the demo model, each in its own process (Linux, which reports
+the memory of a process). Three values are measured for each second of video:
 
-- the memory of the process, beside that of the minute;
-- the masks (IoU): sound that falls behind the picture would be that of other objects;
-- the sound that the network hears: by how many milliseconds it would have to be moved to fit what was put into the video.
+- the memory of the process, compared with that of the minute;
+- the masks (IoU): audio that falls behind the video would be that of other objects;
+- the audio that the network receives: by how many milliseconds it would have to be moved to match that of the video.
 
-The published way of cutting sound, which falls behind by 40 ms a second, is drawn beside it for the first minutes.
+The published audio alignment, which falls behind by 40 ms per second, is drawn for comparison for the first minutes.
 """
 
 import argparse
@@ -35,8 +35,7 @@ from transformers import AutoProcessor, pipeline
 from modeling_pcmanet.audio_pcmanet import SAMPLING_RATE, resample
 from modeling_pcmanet.feature_extraction_pcmanet import log_mel
 from modeling_pcmanet.media_writing_pcmanet import write_video
-from pcmanet.dataset_scripts.sounding_shapes.clips import SyntheticClip
-from pcmanet.dataset_scripts.sounding_shapes.files import SoundingShapes
+from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, SyntheticClip
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 
@@ -44,16 +43,16 @@ ROOT = Path(__file__).parent.parent
 CLIP_SECONDS = 5
 DIFFERENT_CLIPS = 24  # the video repeats them
 FRAME_RATE = 25
-SOUND_RATE = 44_100  # hertz, of the video's sound
+AUDIO_RATE = 44_100  # hertz, of the audio of the video
 PATCH_LENGTH = 15_600  # samples at 16 kHz
-MOVES = np.arange(-300, 301, 5)  # milliseconds by which the sound is tried
+MOVES = np.arange(-300, 301, 5)  # milliseconds by which the audio is moved
 SECONDS_BETWEEN_MOVES = 30
-PUBLISHED_MINUTES = 10  # enough to see that it is lost
+PUBLISHED_MINUTES = 10  # sufficient to show the effect
 COLORS = {"stream": "#0b6bcb", "published": "#d1495b"}
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=int, default=60, help="length of the video")
     parser.add_argument("--size", type=int, default=112, help="height and width of the video in pixels")
@@ -62,12 +61,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "pcmanet_long_video")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "streaming.png", help="the picture to write")
-    parser.add_argument("--measure", nargs=2, metavar=("VIDEO", "PATCHING"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, metavar=("VIDEO", "ALIGNMENT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def shapes(size: int) -> SoundingShapes:
-    """Returns the data set that the clips are of."""
+    """Return the data set of the clips."""
     return SoundingShapes(
         "ms3", "test", length=DIFFERENT_CLIPS, seed=7, height=size, width=size, num_frames=CLIP_SECONDS
     )
@@ -75,39 +74,39 @@ def shapes(size: int) -> SoundingShapes:
 
 @cache
 def clip_of(number: int, size: int) -> SyntheticClip:
-    """Makes one of the different clips."""
+    """Return one of the different clips."""
     return shapes(size)[number]
 
 
 @cache
 def video_frames_of(number: int, size: int) -> np.ndarray:
-    """Makes the video of one of the clips, (frames, height, width, 3)."""
+    """Return the video of one of the clips, (frames, height, width, 3)."""
     return np.stack(list(shapes(size).render_video_frames(number, FRAME_RATE)))
 
 
 def make_video(path: Path, seconds: int, size: int) -> None:
-    """Writes the video, unless it is there."""
+    """Write the video, unless it exists."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = [index % DIFFERENT_CLIPS for index in range(seconds // CLIP_SECONDS)]
     heard = {number: torch.from_numpy(clip_of(number, size).waveform).double() for number in set(numbers)}
     sound = {
-        number: resample(waveform, SAMPLING_RATE, SOUND_RATE).float().numpy() for number, waveform in heard.items()
+        number: resample(waveform, SAMPLING_RATE, AUDIO_RATE).float().numpy() for number, waveform in heard.items()
     }
     frames = (frame for number in numbers for frame in video_frames_of(number, size))
     waveform = np.concatenate([sound[number] for number in numbers])[None]
-    write_video(path, frames, FRAME_RATE, waveform, SOUND_RATE)
+    write_video(path, frames, FRAME_RATE, waveform, AUDIO_RATE)
 
 
 def resident_bytes() -> int:
-    """Returns the memory that this process holds."""
+    """Return the memory of this process."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
 
 
 def segment(video: Path, size: int, model: str, audio_alignment: str) -> Iterator[dict[str, float]]:
-    """Streams a video; gives the memory and the IoU at each second."""
+    """Stream a video; yield the memory and the IoU at each second."""
     segmenter = pipeline(
         "audio-visual-segmentation", model=model, pipeline_class=AudioVisualSegmentationPipeline, device="cpu"
     )
@@ -124,7 +123,7 @@ def segment(video: Path, size: int, model: str, audio_alignment: str) -> Iterato
 
 
 def moves(video: Path, size: int, model: str) -> Iterator[tuple[float, float]]:
-    """Gives, every few seconds, by how many milliseconds the sound that the network hears is late for the picture."""
+    """Yield, every few seconds, by how many milliseconds the audio of the network is behind the video."""
     processor = AutoProcessor.from_pretrained(model)
     before = processor.feature_extractor.samples_before("end")
     with closing(processor.stream(str(video), audio_alignment="end")) as stream:
@@ -141,10 +140,10 @@ def moves(video: Path, size: int, model: str) -> Iterator[tuple[float, float]]:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Prints what streaming one video costs and gives, as JSON, from a process of its own."""
+    """Print the measurements of streaming one video as JSON, in its own process."""
     video, audio_alignment = Path(arguments.measure[0]), arguments.measure[1]
     for number in range(DIFFERENT_CLIPS):
-        clip_of(number, arguments.size)  # what is compared with must not be taken for what streaming costs
+        clip_of(number, arguments.size)  # made first, so that it is not counted as memory of streaming
     start = time.perf_counter()
     longest = 60 * PUBLISHED_MINUTES if audio_alignment == "consecutive" else None
     seconds = list(islice(segment(video, arguments.size, arguments.model, audio_alignment), longest))
@@ -154,7 +153,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def measured(arguments: argparse.Namespace, video: Path, audio_alignment: str) -> dict[str, Any]:
-    """Runs `measure` in a process of its own."""
+    """Run `measure` in its own process."""
     command = [sys.executable, __file__, "--size", str(arguments.size), "--model", arguments.model]
     answer = subprocess.run(
         [*command, "--measure", str(video), audio_alignment], check=True, stdout=subprocess.PIPE, text=True
@@ -163,14 +162,14 @@ def measured(arguments: argparse.Namespace, video: Path, audio_alignment: str) -
 
 
 def per_minute(seconds: list[dict[str, float]], name: str) -> np.ndarray:
-    """Returns means over the minutes."""
+    """Return means over the minutes."""
     values = np.array([second[name] for second in seconds])
     return values[: len(values) // 60 * 60].reshape(-1, 60).mean(axis=1)
 
 
 def draw(path: Path, minute: dict[str, Any], whole: dict[str, Any], published: dict[str, Any]) -> None:
-    """Draws memory, masks and sound over the time of the video."""
-    # Not before, so that the processes that are measured do not hold it.
+    """Draw memory, masks and audio over the time of the video."""
+    # Imported here, so that the measured processes do not hold it.
     from matplotlib import pyplot
 
     figure, (memory, masks, sound) = pyplot.subplots(3, 1, figsize=(9, 8.4), sharex=True, layout="constrained")
@@ -179,7 +178,7 @@ def draw(path: Path, minute: dict[str, Any], whole: dict[str, Any], published: d
     memory.plot(
         times, [second["bytes"] / 2**20 for second in whole["seconds"]], color=COLORS["stream"], label="stream"
     )
-    memory.axhline(peak, color="#555", linestyle=":", label="most that one minute needs")
+    memory.axhline(peak, color="#555", linestyle=":", label="peak of one minute")
     memory.axhline(peak * 1.05, color="#bbb", linestyle="--", label="5 % more")
     memory.set(ylabel="memory of the process, MiB", ylim=(0, peak * 1.25))
 
@@ -191,8 +190,8 @@ def draw(path: Path, minute: dict[str, Any], whole: dict[str, Any], published: d
     late = np.array(whole["moves"])
     sound.axhspan(-1000 / FRAME_RATE, 1000 / FRAME_RATE, color="#eee", label="one frame of the video")
     sound.plot(late[:, 0] / 60, late[:, 1], ".", color=COLORS["stream"], label="stream")
-    sound.plot(times, times * 60 * 40, color=COLORS["published"], label="published patches (40 ms a second)")
-    sound.set(ylabel="sound is late by, ms", ylim=(-100, 300), xlabel="minutes of video")
+    sound.plot(times, times * 60 * 40, color=COLORS["published"], label="published patches (40 ms per second)")
+    sound.set(ylabel="audio is behind by, ms", ylim=(-100, 300), xlabel="minutes of video")
     for axes, place in ((memory, "lower right"), (masks, "center right"), (sound, "upper right")):
         axes.legend(loc=place, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -200,7 +199,7 @@ def draw(path: Path, minute: dict[str, Any], whole: dict[str, Any], published: d
 
 
 def main() -> None:
-    """Makes the videos, streams them, prints the figures and draws the picture."""
+    """Make the videos, stream them, print the results and draw the plot."""
     arguments = parse_args()
     if arguments.measure:
         measure(arguments)
@@ -217,7 +216,7 @@ def main() -> None:
         f"memory: {peaks[0]:.1f} MiB for a minute, {peaks[1]:.1f} MiB for {arguments.minutes} ({peaks[1] / peaks[0] - 1:+.1%})"
     )
     late = np.array(whole["moves"])
-    print(f"sound: {np.abs(late[:, 1]).max():.0f} ms from the picture at most, last looked at at {late[-1, 0]:.2f} s")
+    print(f"audio: at most {np.abs(late[:, 1]).max():.0f} ms from the video, last measured at {late[-1, 0]:.2f} s")
     for name, run in (("stream", whole), ("published patches", published)):
         iou = per_minute(run["seconds"], "iou")
         print(f"IoU, {name}: {iou[0]:.3f} in the first minute, {iou[-1]:.3f} in minute {len(iou)}")
