@@ -289,7 +289,7 @@ def fuzz(
 def table(results: Sequence[Result]) -> str:
     """Return the outcomes per container as a table in Markdown."""
     counts = Counter((result.container, result.outcome) for result in results)
-    rows = [f"| film | mutants | {' | '.join(OUTCOMES)} |", "|---|" + "---:|" * (1 + len(OUTCOMES))]
+    rows = [f"| container | mutants | {' | '.join(OUTCOMES)} |", "|---|" + "---:|" * (1 + len(OUTCOMES))]
     for container in [*dict.fromkeys(result.container for result in results), "all"]:
         numbers = [
             sum(count for (name, outcome), count in counts.items() if outcome == wanted and container in (name, "all"))

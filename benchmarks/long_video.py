@@ -1,7 +1,7 @@
 """Memory, quality and audio timing of streaming an hour of video.
 
     python benchmarks/long_video.py                                    # an hour; writes docs/streaming.png
-    python benchmarks/long_video.py --minutes 5 --picture /tmp/streaming.png
+    python benchmarks/long_video.py --minutes 5 --plot /tmp/streaming.png
 
 Makes a video of Sounding Shapes (25 frames per second, AAC audio at 44.1 kHz), in which the sounding objects change every
 second, and one of its first minute, and streams both through the demo model, each in its own process (Linux, which reports
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
         "--model", default=str(ROOT / "examples" / "demo_model"), help="checkpoint, of the binary task"
     )
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "pcmanet_long_video")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "streaming.png", help="the picture to write")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "streaming.png", help="image file to write")
     parser.add_argument("--measure", nargs=2, metavar=("VIDEO", "ALIGNMENT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -221,7 +221,7 @@ def main() -> None:
         iou = per_minute(run["seconds"], "iou")
         print(f"IoU, {name}: {iou[0]:.3f} in the first minute, {iou[-1]:.3f} in minute {len(iou)}")
     print(f"{len(whole['seconds']) / whole['passed']:.0f} seconds of video per second")
-    draw(arguments.picture, minute, whole, published)
+    draw(arguments.plot, minute, whole, published)
 
 
 if __name__ == "__main__":
