@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ import pcmanet
 from modeling_pcmanet.media_pcmanet import read_media
 from modeling_pcmanet.media_writing_pcmanet import write_audio
 from pcmanet.cli import arguments
-from pcmanet.cli.main import main
+from pcmanet.cli.main import COMMANDS, main
 from pcmanet.cli.results import decode_mask
 from pcmanet.dataset_scripts.avsbench.layouts import NAMES
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
@@ -293,6 +295,29 @@ def test_interrupted(checkpoint: Path, folder: Path, wanted: signal.Signals, cod
     assert "Traceback" not in log
 
 
+@pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_in_a_finalizer_is_not_lost(folder: Path, wanted: signal.Signals, code: int):
+    """Python ignores exceptions that `__del__` raises; progress bars have such a method."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), wanted)
+            time.sleep(0.01)
+
+    def command(_: object) -> bool:
+        Finalized()
+        time.sleep(30)
+        return False
+
+    def work() -> int:
+        sys.modules["finalizing_command"] = SimpleNamespace(run=command)
+        COMMANDS["info"] = "finalizing_command"
+        return main(["info", "model"])
+
+    assert finish_process(start_process(work, folder / "log")) == code
+    assert "To resume: pcmanet info model" in (folder / "log").read_text()
+
+
 def test_closed_output(checkpoint: Path, folder: Path):
     """As in `pcmanet segment clip.mp4 | true`: the results are complete."""
     reader, writer = os.pipe()
@@ -314,7 +339,7 @@ class TestStart:
 
     def test_help_does_not_import_torch(self):
         code = (
-            "import sys; from pcmanet.cli.main import main\n"
+            "import sys; from pcmanet.cli.main import COMMANDS, main\n"
             "try: main(['--help'])\n"
             "except SystemExit as end: assert end.code == 0\n"
             "print(sorted({'torch', 'transformers', 'av', 'numpy', 'PIL', 'pyarrow'} & set(sys.modules)))"
@@ -365,4 +390,4 @@ class TestStart:
     def test_choices_are_those_of_the_library(self):
         assert arguments.DATA_SETS == NAMES
         assert arguments.LABEL_NOISE_RULES == LABEL_NOISE_RULES
-        assert arguments.NEGATIVE_AUDIO == tuple(NEGATIVES)
+        assert tuple(NEGATIVES) == arguments.NEGATIVE_AUDIO

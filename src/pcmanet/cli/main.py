@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
 from types import FrameType
 
@@ -36,6 +37,9 @@ COMMANDS = {
 }
 
 
+SECONDS_UNTIL_RETRY = 0.05  # of a signal that arrived in a finalizer
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -46,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code, see `pcmanet --help`.
     """
     parsed = parse_arguments(arguments)
-    earlier = signal.signal(signal.SIGTERM, _interrupt)
+    earlier = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the caller ignores or handles Ctrl-C
+        earlier[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         failed = importlib.import_module(COMMANDS[parsed.command]).run(parsed)
         sys.stdout.flush()  # so that a closed output raises here
@@ -67,11 +73,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {format_error(error)}", file=sys.stderr)
         return STOPPED
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
-def _interrupt(signal_number: int, _frame: FrameType | None) -> None:
-    """Stop as after Ctrl-C: a batch system sends SIGTERM before it takes the machine back."""
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """Stop on Ctrl-C, and on SIGTERM, which a batch system sends before it takes the machine back."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            # Python ignores what a finalizer raises, and the signal would be lost: it is sent again.
+            threading.Timer(SECONDS_UNTIL_RETRY, os.kill, (os.getpid(), signal_number)).start()
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt(signal_number)
 
 
