@@ -35,11 +35,13 @@ test: $(STAMP) browser  ## all tests but the slow ones
 test-slow: $(STAMP) browser  ## all tests
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
-check: $(STAMP)  ## lint and formatting, changing nothing
+check: $(STAMP)  ## lint, formatting, types and the layout of the library; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/lint_models.py modeling_pcmanet
+	$(BIN)/python .ci/check_types.py
+	$(BIN)/python .ci/architecture.py
 
-style: $(STAMP)  ## mend what check finds, where a tool can
+style: $(STAMP)  ## fix what check finds, where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -25,15 +25,21 @@ from transformers import (
     AutoProcessor,
 )
 
+from .configuration_audio_mobilenet import AudioMobileNetConfig
 from .configuration_pcmanet import PCMANetConfig, VGGishConfig
+from .feature_extraction_audio_mobilenet import AudioMobileNetFeatureExtractor
 from .feature_extraction_pcmanet import PCMANetFeatureExtractor
 from .image_processing_pcmanet import PCMANetImageProcessor
+from .modeling_audio_mobilenet import AudioMobileNetModel
 from .modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetModel
 from .modeling_vggish import VGGishModel
 from .processing_pcmanet import PCMANetProcessor
 
 
 __all__ = [
+    "AudioMobileNetConfig",
+    "AudioMobileNetFeatureExtractor",
+    "AudioMobileNetModel",
     "PCMANetConfig",
     "PCMANetFeatureExtractor",
     "PCMANetForAudioVisualSegmentation",
@@ -50,11 +56,14 @@ __all__ = [
 AUTO_CLASSES = (
     (PCMANetConfig, AutoConfig, PCMANetConfig),
     (VGGishConfig, AutoConfig, VGGishConfig),
+    (AudioMobileNetConfig, AutoConfig, AudioMobileNetConfig),
     (PCMANetModel, AutoModel, PCMANetConfig),
     (PCMANetForAudioVisualSegmentation, AutoModelForUniversalSegmentation, PCMANetConfig),
     (VGGishModel, AutoModel, VGGishConfig),
+    (AudioMobileNetModel, AutoModel, AudioMobileNetConfig),
     (PCMANetImageProcessor, AutoImageProcessor, PCMANetConfig),
     (PCMANetFeatureExtractor, AutoFeatureExtractor, PCMANetConfig),
+    (AudioMobileNetFeatureExtractor, AutoFeatureExtractor, AudioMobileNetConfig),
     (PCMANetProcessor, AutoProcessor, PCMANetConfig),
 )
 

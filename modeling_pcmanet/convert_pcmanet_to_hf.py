@@ -11,6 +11,7 @@ The file goes from the converter to its parts: conversion, reading of files, map
 """
 
 import argparse
+import csv
 import pickle
 import re
 import sys
@@ -30,10 +31,13 @@ from transformers.modeling_utils import PreTrainedModel
 from modeling_pcmanet import save_code_with_weights
 from pcmanet.files import atomic_folder
 
+from .configuration_audio_mobilenet import AudioMobileNetConfig
 from .configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS, PCMANetConfig, VGGishConfig
+from .feature_extraction_audio_mobilenet import AudioMobileNetFeatureExtractor
 from .feature_extraction_pcmanet import PCMANetFeatureExtractor
 from .hub_upload_pcmanet import upload_folder
 from .image_processing_pcmanet import PCMANetImageProcessor
+from .modeling_audio_mobilenet import AudioMobileNetModel
 from .modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from .modeling_vggish import VGGishModel
 from .processing_pcmanet import PCMANetProcessor
@@ -90,7 +94,7 @@ class Conversion:
     has_audio_encoder: bool = True
 
     def save(self, output: Path) -> None:
-        """Write the model, its card and, for a PCMANet, the processor to a folder that is complete or absent.
+        """Write the model, its card and its processor or feature extractor to a folder that is complete or absent.
 
         Raises:
             FileExistsError: If `output` exists and is not an empty folder.
@@ -102,6 +106,8 @@ class Conversion:
             self.model.save_pretrained(folder, state_dict=weights)
             if isinstance(self.model.config, PCMANetConfig):
                 PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(folder)
+            elif isinstance(self.model.config, AudioMobileNetConfig):
+                AudioMobileNetFeatureExtractor().save_pretrained(folder)
             (folder / "README.md").write_text(self.card(), encoding="utf-8")
 
     def describe(self) -> str:
@@ -122,15 +128,21 @@ class Conversion:
 
 
 def convert_state_dict(
-    published: StateDict, audio: StateDict | None = None, *, without_audio_encoder: bool = False
+    published: StateDict,
+    audio: StateDict | None = None,
+    *,
+    without_audio_encoder: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> Conversion:
     """Convert published weights, without copying those that are float32 already.
 
     Args:
-        published: State dict of a PCMANet, VGGish, PVT-v2 (names of its authors, timm or transformers) or ResNet-50
-            (names of torchvision, timm or transformers); all keys may have the prefix `module.` or `_orig_mod.`.
+        published: State dict of a PCMANet, VGGish, AudioMobileNet ("mn" of EfficientAT), PVT-v2 (names of its authors,
+            timm or transformers) or ResNet-50 (names of torchvision, timm or transformers); all keys may have the prefix
+            `module.` or `_orig_mod.`.
         audio: State dict of a VGGish, for a PCMANet that does not contain one; published ones do not.
         without_audio_encoder: Convert a PCMANet without VGGish, which then accepts only `audio_embeds`.
+        labels: Class names of an AudioMobileNet, in order, see [`read_audioset_labels`].
 
     Returns:
         The model in evaluation mode, with its title, dropped keys and notes.
@@ -142,6 +154,8 @@ def convert_state_dict(
     published = _strip_prefixes(published)
     name = _recognize(published)
     weights, origins, dropped = _rename_keys(published, name)
+    if labels is not None and name != _AUDIO_MOBILENET:
+        raise ValueError(f"Class names are for an AudioMobileNet file, got a {name} file: leave them out.")
     if name == _PCMANET:
         config = _pcmanet_config(weights)
         dropped |= _add_audio_encoder(weights, audio, without_audio_encoder)
@@ -152,7 +166,7 @@ def convert_state_dict(
         raise ValueError(f"The audio encoder options are for a PCMANet file, got a {name} file: leave them out.")
     else:
         with torch.device("meta"):
-            title, model = _build_backbone(name, weights)
+            title, model = _build_backbone(name, weights, labels)
         notes = (_PVT_V2_NOTE,) if name == _PVT_V2 else ()
     _load_weights(model, weights, origins)
     return Conversion(title, model, dropped, notes, has_audio_encoder=not without_audio_encoder)
@@ -164,10 +178,13 @@ _PVT_V2_NOTE = (
 )
 
 
-def _build_backbone(name: str, weights: StateDict) -> tuple[str, PreTrainedModel]:
-    """Build the network of a VGGish, ResNet-50 or PVT-v2 file; return its title and the network."""
+def _build_backbone(name: str, weights: StateDict, labels: Sequence[str] | None) -> tuple[str, PreTrainedModel]:
+    """Build the network of a VGGish, AudioMobileNet, ResNet-50 or PVT-v2 file; return its title and the network."""
     if name == _VGGISH:
         return name, VGGishModel(VGGishConfig())
+    if name == _AUDIO_MOBILENET:
+        config = _audio_mobilenet_config(weights, labels)
+        return f"{name} mn{round(10 * config.width_multiplier):02}", AudioMobileNetModel(config)
     if name == _RESNET_50:
         return name, AutoBackbone.from_config(ResNetConfig(**_BACKBONE_OUTPUTS))
     size, config = _pvt_v2_config(weights)
@@ -195,6 +212,25 @@ def _pvt_v2_config(weights: StateDict) -> tuple[str, PvtV2Config]:
     raise ValueError(
         f"Expected the widths and depths of a published PVT-v2, got widths {widths} and depths {depths}. Check that the "
         "file is complete."
+    )
+
+
+def _audio_mobilenet_config(weights: StateDict, labels: Sequence[str] | None) -> AudioMobileNetConfig:
+    """Find the published width of an AudioMobileNet, and name its classes."""
+    embedding_size = _shape(weights, "classifier_dense.weight")[1]
+    num_labels = _shape(weights, "classifier.weight")[0]
+    if labels is not None and len(labels) != num_labels:
+        raise ValueError(f"Expected {num_labels} class names, one per output of the file, got {len(labels)}.")
+    names: dict[str, Any] = {"num_labels": num_labels}
+    if labels is not None:
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    for width in _AUDIO_MOBILENET_WIDTHS:
+        config = AudioMobileNetConfig(width_multiplier=width, **names)
+        if config.embedding_size == embedding_size:
+            return config
+    raise ValueError(
+        f"Expected the embedding size of a published width ({', '.join(map(str, _AUDIO_MOBILENET_WIDTHS))}), got "
+        f"{embedding_size}. Check that the file is complete."
     )
 
 
@@ -369,6 +405,30 @@ def _strip_prefixes(state_dict: StateDict) -> dict[str, torch.Tensor]:
     return dict(state_dict)
 
 
+def read_audioset_labels(path: str | Path) -> list[str]:
+    """Read the class names of AudioSet from its `class_labels_indices.csv`.
+
+    Args:
+        path: A CSV file with the columns `index` and `display_name`.
+
+    Returns:
+        The names, in order of their index.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If a column is missing or the indices do not count from 0.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"index", "display_name"} <= rows[0].keys():
+        raise ValueError(
+            f"Expected the columns index and display_name in {path}, got {list(rows[0]) if rows else 'no rows'}."
+        )
+    if [row["index"] for row in rows] != [str(number) for number in range(len(rows))]:
+        raise ValueError(f"Expected the indices 0 to {len(rows) - 1} in order in {path}.")
+    return [row["display_name"] for row in rows]
+
+
 # Map of names. A row is `(pattern, replacement)`: a regular expression for the start of a published key, and the start of our
 # name; the rest (`0.weight`, `running_mean`) is kept. The first row that matches is used. If one published matrix contains
 # several of ours, the replacement is a tuple with one name per equal slice of rows, None for a slice that is not used.
@@ -400,7 +460,8 @@ def _rename_keys(state_dict: StateDict, name: str) -> tuple[dict[str, torch.Tens
     unknown, repeated = [], []
     for key, tensor in state_dict.items():
         names = _our_names(key, _FORMATS[name][1])
-        if (reason := _reason_to_drop(key)) is not None:
+        # AudioMobileNet keeps its classifier, which gives class scores on request.
+        if name != _AUDIO_MOBILENET and (reason := _reason_to_drop(key)) is not None:
             dropped[key] = reason
         elif not names:
             unknown.append(key)
@@ -554,6 +615,32 @@ _RESNET_ROWS: tuple[Row, ...] = (
 
 _VGGISH_ROWS: tuple[Row, ...] = ((r"features\.", "features."), (r"embeddings\.", "embeddings."))
 
+# Every published width has the same modules.
+_AUDIO_MOBILENET_WIDTHS = (0.1, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0)
+
+
+def _audio_mobilenet_block_rows() -> Iterator[Row]:
+    """Yield the rows of the inverted-residual blocks, whose published modules are numbered without those that are absent."""
+    for number, block in enumerate(AudioMobileNetConfig().blocks):
+        modules = ["expansion."] if block.expanded_channels != block.in_channels else []
+        modules += ["depthwise.", *(["squeeze_excitation."] if block.squeeze_excitation else []), "projection."]
+        for position, module in enumerate(modules):
+            published, ours = rf"features\.{number + 1}\.block\.{position}\.", f"blocks.{number}.{module}"
+            if module == "squeeze_excitation.":
+                yield rf"{published}conc_se_layers\.0\.fc1\.", f"{ours}reduce."
+                yield rf"{published}conc_se_layers\.0\.fc2\.", f"{ours}expand."
+            else:
+                yield published, ours
+
+
+_AUDIO_MOBILENET_ROWS: tuple[Row, ...] = (
+    (r"features\.0\.", "stem."),
+    *_audio_mobilenet_block_rows(),
+    (r"features\.16\.", "head."),
+    (r"classifier\.2\.", "classifier_dense."),
+    (r"classifier\.5\.", "classifier."),
+)
+
 _PCMANET_ROWS: tuple[Row, ...] = (
     *_below(_DECODER_ROWS, "", "model."),
     *_below(_PVT_ROWS, r"encoder_backbone\.", "model.backbone."),
@@ -576,11 +663,13 @@ _DROPPED_KEYS: tuple[tuple[str, str], ...] = (
 )
 
 _PCMANET, _VGGISH, _PVT_V2, _RESNET_50 = "PCMANet", "VGGish", "PVT-v2", "ResNet-50"
+_AUDIO_MOBILENET = "AudioMobileNet"
 
 # Name of each format to a regular expression for the start of a key that only this format has, and to its map.
 _FORMATS: dict[str, tuple[str, tuple[Row, ...]]] = {
     _PCMANET: (r"avga4\.", _PCMANET_ROWS),
     _VGGISH: (r"embeddings\.0\.", _VGGISH_ROWS),
+    _AUDIO_MOBILENET: (r"features\.\d+\.block\.", _AUDIO_MOBILENET_ROWS),
     _PVT_V2: (r"patch_embed1?\.proj\.|(?:pvt_v2\.)?encoder\.layers\.0\.patch_embedding\.", _PVT_ROWS),
     _RESNET_50: (r"layer1\.0\.|(?:resnet\.)?encoder\.stages\.0\.", _RESNET_ROWS),
 }
@@ -601,6 +690,12 @@ def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="convert a PCMANet that will only get audio_embeds (VGGish embeddings computed elsewhere)",
     )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="class names of an AudioMobileNet: AudioSet's class_labels_indices.csv",
+    )
     parser.add_argument("--push-to-hub", metavar="ID", help="also upload to this model repository, with our code")
     return parser.parse_args(arguments)
 
@@ -613,7 +708,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             validate_repo_id(options.push_to_hub)
         audio = None if options.audio_checkpoint is None else read_state_dict(options.audio_checkpoint)
         conversion = convert_state_dict(
-            read_state_dict(options.checkpoint), audio, without_audio_encoder=options.without_audio_encoder
+            read_state_dict(options.checkpoint),
+            audio,
+            without_audio_encoder=options.without_audio_encoder,
+            labels=None if options.labels is None else read_audioset_labels(options.labels),
         )
         with save_code_with_weights(options.push_to_hub is not None):
             conversion.save(options.output)
@@ -629,4 +727,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["Conversion", "StateDict", "convert_state_dict", "main", "read_state_dict"]
+__all__ = ["Conversion", "StateDict", "convert_state_dict", "main", "read_audioset_labels", "read_state_dict"]

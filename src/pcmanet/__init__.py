@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modeling_pcmanet import (
+        AudioMobileNetConfig,
+        AudioMobileNetFeatureExtractor,
+        AudioMobileNetModel,
         PCMANetConfig,
         PCMANetFeatureExtractor,
         PCMANetForAudioVisualSegmentation,
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AudioMobileNetConfig",
+    "AudioMobileNetFeatureExtractor",
+    "AudioMobileNetModel",
     "AudioVisualSegmentationPipeline",
     "BinaryMetrics",
     "FalsePositiveMetrics",
