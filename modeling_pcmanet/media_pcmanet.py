@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeGuard, TypeVar, cast
 
 import av
+import av.error
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -39,6 +40,7 @@ from av.video.stream import VideoStream
 logger = logging.getLogger(__name__)
 
 MediaSource = str | Path | bytes | BinaryIO
+Stream = TypeVar("Stream", VideoStream, AudioStream)
 
 # In place of a rate: every frame of the video, at its own time.
 EVERY_FRAME = "video"
@@ -267,7 +269,6 @@ class MediaReader:
     Attributes:
         name: Name of the source in error messages.
         notes: What was done to use the source, complete after [`finish`].
-        audio_stream: The audio stream of the container; `None` if it is not read.
         duration: Duration that the file declares, in seconds; `None` if it declares none.
         origin: Time of the first frame in the container, in seconds; known after the first frame was read.
         end: When the last frame read leaves the screen, in seconds since the first frame.
@@ -279,7 +280,7 @@ class MediaReader:
     def __init__(self, source: MediaSource, *, video: bool = True, audio: bool = True) -> None:
         self.name = source_name(source)
         self.notes = MediaNotes(self.name)
-        self.audio_stream: AudioStream | None = None
+        self._audio: AudioStream | None = None
         self.duration: float | None = None
         self.origin = self.end = 0.0
         self.has_ended = False
@@ -294,7 +295,8 @@ class MediaReader:
 
     def __enter__(self) -> "MediaReader":
         with ExitStack() as stack:
-            self._source = stack.enter_context(_seekable(self._source))
+            if _is_file_object(self._source):
+                self._source = stack.enter_context(_seekable(self._source))
             container, self.notes = stack.enter_context(open_media(self._source, self.name))
             self.duration = container.duration / av.time_base if container.duration else None
             streams = []
@@ -302,8 +304,8 @@ class MediaReader:
                 self._video = video_stream(container, self.notes)
                 streams.append(self._video)
             if self._reads["audio"]:
-                self.audio_stream = audio_stream(container, self.notes)
-                streams.append(self.audio_stream)
+                self._audio = audio_stream(container, self.notes)
+                streams.append(self._audio)
             self._packets = PacketQueues(container, streams, self.notes, self._reopen)
             if self._reads["video"]:
                 self._clock, self._converter = VideoClock(self._video), FrameConverter(self._video, self.notes)
@@ -317,8 +319,16 @@ class MediaReader:
     def __exit__(self, *error: Any) -> bool | None:
         # Generators of this object refer to it: without this, the decoders would be freed by the garbage collector only.
         self._decoded = self._pieces = iter(())
-        self._packets, self._skips = None, None
+        del self._packets
+        self._skips = lambda _: False
         return self._stack.__exit__(*error)
+
+    @property
+    def audio_stream(self) -> AudioStream:
+        """The audio stream of the container; ValueError if the reader was made without audio."""
+        if self._audio is None:
+            raise ValueError(f"{self.name} was opened with audio=False. Open it with audio=True to read its audio.")
+        return self._audio
 
     @property
     def size(self) -> tuple[int, int]:
@@ -341,8 +351,9 @@ class MediaReader:
         Yields:
             See `StreamedFrame`. The last frame also has the timestamps of the masks after it.
         """
-        holds = masks_per_second is not None
-        return join_timestamps(self._events([frames_per_second, *[masks_per_second][:holds]]), holds)
+        if masks_per_second is None:
+            return join_timestamps(self._events([frames_per_second]), holds=False)
+        return join_timestamps(self._events([frames_per_second, masks_per_second]), holds=True)
 
     def audio(self) -> Iterator[AudioPiece]:
         """Yield, once, the audio in pieces that follow each other without holes; read the first frame before.
@@ -371,7 +382,7 @@ class MediaReader:
 
     def finish(self) -> None:
         """Read the rest of the audio after all frames were read, and add the notes on the complete file."""
-        if self.audio_stream is not None:
+        if self._audio is not None:
             deque(self._pieces, maxlen=0)
         self._add_notes()
 
@@ -388,7 +399,8 @@ class MediaReader:
         """Open the source a second time and return the packets of one stream."""
         source = self._stack.enter_context(_second_source(self._source))
         container, _ = self._stack.enter_context(open_media(source, self.name))
-        return demux(container, (container.streams[stream.index],), MediaNotes(self.name))
+        reopened = cast("VideoStream | AudioStream", container.streams[stream.index])
+        return demux(container, (reopened,), MediaNotes(self.name))
 
     def _packets_of(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
         """Yield the packets of one stream; errors of FFmpeg name the source."""
@@ -530,7 +542,7 @@ def _collect_audio(reader: MediaReader) -> tuple[np.ndarray, int]:
     """Return the waveform (channels, samples) of a reader of which all frames were read, and its sampling rate."""
     pieces, held, sampling_rate = [], 0, 0
     for samples, rate in reader.audio():
-        sampling_rate = rate
+        samples, sampling_rate = cast(np.ndarray, samples), rate  # no piece is None, because all frames were read
         held += samples.nbytes
         if held > LARGEST_AUDIO_BYTES:
             raise MediaError(
@@ -601,7 +613,7 @@ def stream_array(
         masks_per_second: Masks per second; `None` or `"video"` is one per frame.
     """
     timed = zip(timestamps.tolist(), frames, strict=True)
-    if masks_per_second in (None, EVERY_FRAME):
+    if masks_per_second is None or isinstance(masks_per_second, str):
         return join_timestamps(timed, holds=False)
     number = number_of_frames(seconds, masks_per_second)
     masks = (((index + SAMPLING_OFFSET) / masks_per_second, None) for index in range(number))
@@ -711,7 +723,7 @@ def source_name(source: MediaSource) -> str:
     )
 
 
-def _is_url(source: MediaSource) -> bool:
+def _is_url(source: MediaSource) -> TypeGuard[str]:
     """Return whether a source is an http(s) URL."""
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
@@ -777,32 +789,37 @@ def _open_path(path: Path) -> BinaryIO:
         raise MediaError(f"{path} cannot be opened: {error.strerror}. Check its permissions.") from error
 
 
+def _is_file_object(source: MediaSource) -> TypeGuard[BinaryIO]:
+    """Return whether a source is a file object."""
+    return hasattr(source, "read")
+
+
 @contextmanager
-def _seekable(source: MediaSource) -> Iterator[MediaSource]:
-    """Yield a source, or, of a file object that is not seekable, a copy in a temporary file."""
-    if not hasattr(source, "read") or (hasattr(source, "seekable") and source.seekable()):
+def _seekable(source: BinaryIO) -> Iterator[BinaryIO]:
+    """Yield a file object, or, if it is not seekable, a copy in a temporary file."""
+    if hasattr(source, "seekable") and source.seekable():
         yield source
         return
     with tempfile.TemporaryFile() as file:
         copy_pipe(source, file)
-        yield file
+        yield cast(BinaryIO, file)
 
 
 @contextmanager
 def _second_source(source: MediaSource) -> Iterator[MediaSource]:
     """Yield a source that can be read independently of `source`: itself, or of a file object a copy in a temporary file."""
-    if not hasattr(source, "read"):
+    if _is_file_object(source):
+        position = source.tell()
+        with tempfile.TemporaryFile() as file:
+            source.seek(0)
+            copy_pipe(source, file)
+            source.seek(position)
+            yield cast(BinaryIO, file)
+    else:
         yield source
-        return
-    position = source.tell()
-    with tempfile.TemporaryFile() as file:
-        source.seek(0)
-        copy_pipe(source, file)
-        source.seek(position)
-        yield file
 
 
-def copy_pipe(source: BinaryIO, file: BinaryIO) -> None:
+def copy_pipe(source: BinaryIO, file: IO[bytes]) -> None:
     """Copy the data of a pipe to a file, or raise MediaError if it does not end."""
     while data := source.read(PIPED_READ_BYTES):
         file.write(data)
@@ -837,15 +854,13 @@ def audio_stream(container: InputContainer, notes: MediaNotes) -> AudioStream:
     return audio
 
 
-def _best_stream(
-    container: InputContainer, streams: Sequence[VideoStream | AudioStream], kind: str, notes: MediaNotes
-) -> VideoStream | AudioStream:
+def _best_stream(container: InputContainer, streams: Sequence[Stream], kind: Any, notes: MediaNotes) -> Stream:
     """Return the stream that a player takes, of those that can be decoded, and note the choice if there are several."""
     known = [stream for stream in streams if stream.codec_context is not None]
     if not known:
         raise MediaError(f"{notes}: its {kind} has a codec that is not supported. Convert it to H.264 and AAC first.")
     best = container.streams.best(kind)
-    chosen = best if best in known else known[0]
+    chosen = next((stream for stream in known if stream == best), known[0])
     if len(streams) > 1:
         language = chosen.language if chosen.language not in (None, "und") else "no language given"
         notes.add(f"of its {len(streams)} {kind} tracks number {streams.index(chosen) + 1} ({language}) is taken")
@@ -895,9 +910,10 @@ class PacketQueues:
         self._seen: Counter[int] = Counter()
         self._reopened: dict[int, Iterator[av.Packet]] = {}
         for stream in streams:
-            stream.thread_type = "AUTO"
+            codec: Any = stream.codec_context  # PyAV's stubs know its settings for video only
+            codec.thread_type = "AUTO"
             if isinstance(stream, VideoStream):
-                stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}
+                codec.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}
 
     def of(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
         """Yield the packets of a stream; the last one is empty and drains the decoder.
@@ -981,9 +997,7 @@ def decode_video(
             yield frame
 
 
-def _decoded(
-    stream: VideoStream | AudioStream, packet: av.Packet, notes: MediaNotes
-) -> list[av.VideoFrame] | list[av.AudioFrame]:
+def _decoded(stream: VideoStream | AudioStream, packet: av.Packet, notes: MediaNotes) -> list[Any]:
     """Return the frames of a packet, none of a damaged one, which is counted in the notes."""
     try:
         return stream.decode(packet)
@@ -1037,11 +1051,16 @@ def declared_seconds(video: VideoStream) -> tuple[float, float]:
 
     Broadcasts declare nothing, and only mp4 and related formats declare the duration of each stream.
     """
-    container = video.container
+    container = cast(InputContainer, video.container)
     if container.format.name in ("mpegts", "mpeg"):
         return 0.0, 0.0
-    is_declared = "mp4" in container.format.name and video.duration
-    return float(video.duration * video.time_base) if is_declared else 0.0, (container.duration or 0) / av.time_base
+    seconds = _stream_seconds(video) if "mp4" in container.format.name else None
+    return seconds or 0.0, (container.duration or 0) / av.time_base
+
+
+def _stream_seconds(video: VideoStream) -> float | None:
+    """Return the duration that a stream declares, in seconds."""
+    return float(video.duration * video.time_base) if video.duration and video.time_base else None
 
 
 class VideoClock:
@@ -1104,7 +1123,8 @@ class FrameSampler:
     """
 
     def __init__(self, frames_per_second: float | str, rate: float, counts: bool = False) -> None:
-        self.frames_per_second = frames_per_second
+        self._takes_every_frame = isinstance(frames_per_second, str)
+        self._frames_per_second = math.inf if isinstance(frames_per_second, str) else frames_per_second
         self.rate = rate
         self.taken = 0
         self._counts = counts and frames_per_second == 1 and round(rate) >= 1
@@ -1115,9 +1135,9 @@ class FrameSampler:
     @classmethod
     def of(cls, video: VideoStream, frames_per_second: float | str) -> "FrameSampler":
         """Return the sampler of a video stream."""
-        seconds = float(video.duration * video.time_base) if video.duration else None
+        seconds = _stream_seconds(video)
         if seconds is None:
-            seconds = (video.container.duration or math.inf) / av.time_base
+            seconds = (cast(InputContainer, video.container).duration or math.inf) / av.time_base
         is_published = seconds < PUBLISHED_CLIP_SECONDS + 0.5
         return cls(frames_per_second, float(frame_rate(video)), counts=is_published)
 
@@ -1127,7 +1147,7 @@ class FrameSampler:
         Returns:
             Timestamp and frame for every sampling time at which the frame before was on screen.
         """
-        if self.frames_per_second == EVERY_FRAME:
+        if self._takes_every_frame:
             return [(seconds, frame)]
         clock, chosen = self._published_clock(seconds), []
         while self._held is not None and clock > self._sampling_time() + TIMESTAMP_TOLERANCE_SECONDS:
@@ -1140,19 +1160,19 @@ class FrameSampler:
         """Return timestamp and frame for the remaining sampling times of a video that lasted `end` seconds."""
         if self._held is None:
             return []
-        return [self._take(end) for _ in range(number_of_frames(end, self.frames_per_second) - self.taken)]
+        return [self._take(end) for _ in range(number_of_frames(end, self._frames_per_second) - self.taken)]
 
     def samples_between(self, start: float, end: float) -> bool:
         """Return whether a frame that is on screen from `start` to `end` seconds may be chosen."""
-        if self._counts or self.frames_per_second == EVERY_FRAME:
+        if self._counts or self._takes_every_frame:
             return True
         # The first sampling time that has not passed at the start, with tolerance for rounding on both sides.
-        number = math.ceil((start - 2 * TIMESTAMP_TOLERANCE_SECONDS) * self.frames_per_second - SAMPLING_OFFSET)
-        return (number + SAMPLING_OFFSET) / self.frames_per_second <= end + 2 * TIMESTAMP_TOLERANCE_SECONDS
+        number = math.ceil((start - 2 * TIMESTAMP_TOLERANCE_SECONDS) * self._frames_per_second - SAMPLING_OFFSET)
+        return (number + SAMPLING_OFFSET) / self._frames_per_second <= end + 2 * TIMESTAMP_TOLERANCE_SECONDS
 
     def _sampling_time(self) -> float:
         """Return the next time at which a frame is taken, in seconds."""
-        return (self.taken + SAMPLING_OFFSET) / self.frames_per_second
+        return (self.taken + SAMPLING_OFFSET) / self._frames_per_second
 
     def _published_clock(self, seconds: float) -> float:
         """Return the time of the next frame by AVSBench's count of frames."""
@@ -1254,7 +1274,7 @@ class FrameConverter:
         self.measure(frame)
         if frame is not self._frame:
             self._frame, self._converted = frame, self._convert(frame)
-        return self._converted
+        return cast(np.ndarray, self._converted)
 
     def _convert(self, frame: av.VideoFrame) -> np.ndarray:
         """Convert a frame."""
@@ -1400,7 +1420,7 @@ class AudioTimeline:
         # A converter takes one kind of frame; a broadcast may change, for example, from mono to 5.1. It makes packed
         # samples, because PyAV (18.1) reads past the end of planar frames of 8 channels.
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if kind != self._converts:
+        if self._converter is None or kind != self._converts:
             self._converts = kind
             self._converter = av.AudioResampler(format="flt", layout=self._layout, rate=self.sampling_rate)
         return self._converter.resample(frame)

@@ -135,7 +135,7 @@ def open_clip(
             yield frames, AudioBuffer(chunks, target_rate)
             return
         if timestamps is not None:
-            raise ValueError("timestamps are for clips given as frames, a video has its own: leave them out.")
+            raise ValueError("timestamps apply to clips given as frames; a video has its own. Leave them out.")
         reader = _open_reader(stack, video, audio=audio is None)
         frames = reader.frames(frames_per_second, masks_per_second)
         if audio is None:
@@ -168,7 +168,7 @@ def _open_array(
     masks_per_second: float | str | None,
 ) -> tuple[Iterator[StreamedFrame], Iterator[tuple[torch.Tensor, int]]]:
     """Open frames that are in memory."""
-    if frames_per_second == EVERY_FRAME:
+    if isinstance(frames_per_second, str):
         raise ValueError(
             f'frames_per_second="{EVERY_FRAME}" is for video files. All frames of an array are used: pass the rate at which '
             "they were sampled."
@@ -178,7 +178,7 @@ def _open_array(
     times = sampled if timestamps is None else check_timestamps(timestamps, len(frames))
     if audio is None:
         raise ValueError(
-            "frames have no audio track: give audio= and sampling_rate=. For a silent clip give zeros; with cached "
+            "Frames have no audio track: pass audio= and sampling_rate=. For a silent clip pass zeros; with cached "
             "audio_embeds use the image_processor alone."
         )
     if is_media(audio):
@@ -189,11 +189,11 @@ def _open_array(
         _check_duration(len(frames), frames_per_second, seconds)
     elif times.max() > seconds + LENGTH_TOLERANCE:
         raise ValueError(
-            f"the last frame is at {times.max():.3f} s, but the audio ends at {seconds:.3f} s: correct timestamps or "
+            f"The last frame is at {times.max():.3f} s, but the audio ends at {seconds:.3f} s: correct timestamps or "
             "sampling_rate, or fill the audio with zeros."
         )
     if (np.diff(times) < 0).any():
-        raise ValueError("timestamps are not ascending: give the frames in order of time.")
+        raise ValueError("timestamps must be ascending: pass the frames in order of time.")
     duration = max(len(frames) / frames_per_second, float(times[-1]))
     return stream_array(frames, times, duration, masks_per_second), in_pieces(waveform, sampling_rate)
 
@@ -215,10 +215,12 @@ def stack_frames(frames: Any) -> np.ndarray:
         frames = [np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame) for frame in frames]
         shapes = {frame.shape for frame in frames}
         if len(shapes) != 1:
-            raise ValueError(f"frames of one clip have different shapes {sorted(shapes)}: give them at one size.")
+            raise ValueError(
+                f"Expected frames of one size per clip, got the shapes {sorted(shapes)}. Resize them first."
+            )
     elif not isinstance(frames, np.ndarray | torch.Tensor):
         raise ValueError(
-            "expected a path, URL, bytes, a binary file object, an array (frames, height, width, 3), or a list of frames "
+            "Expected a path, URL, bytes, a binary file object, an array (frames, height, width, 3), or a list of frames "
             f"(one frame is a list of one), got {type(frames).__name__}."
         )
     array = np.asarray(frames)
@@ -226,12 +228,12 @@ def stack_frames(frames: Any) -> np.ndarray:
         array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(
-            f"frames have shape {array.shape}: expected (frames, height, width, 3) or (frames, 3, height, width) with at "
+            f"Frames have shape {array.shape}: expected (frames, height, width, 3) or (frames, 3, height, width) with at "
             "least one frame. Gray frames are repeated three times, one frame is a list of one."
         )
     if array.dtype != np.uint8:
         raise ValueError(
-            f"frames have dtype {array.dtype}: expected uint8 values 0..255. Floats in [0, 1] become that by "
+            f"Frames have dtype {array.dtype}: expected uint8 values 0..255. Floats in [0, 1] become that by "
             "(frames * 255).round() and a cast to uint8."
         )
     return array
@@ -243,7 +245,7 @@ def _check_duration(count: int, frames_per_second: float, seconds: float) -> Non
     if abs(seconds - duration) > 1 / frames_per_second + LENGTH_TOLERANCE:
         raise ValueError(
             f"{count} frames at {frames_per_second:g} per second last {duration:.3f} s, but the audio lasts "
-            f"{seconds:.3f} s. Cut the longer one, correct frames_per_second or sampling_rate, or give the time of each "
+            f"{seconds:.3f} s. Cut the longer one, correct frames_per_second or sampling_rate, or pass the time of each "
             "frame as timestamps=."
         )
 
@@ -255,7 +257,7 @@ def _with_checked_audio(
     count, previous, last, period = 0, 0.0, 0.0, 0.0
     for frame in frames:
         count, previous, last = count + 1, last, frame[0]
-        period = last - previous if frames_per_second == EVERY_FRAME else 1 / frames_per_second
+        period = last - previous if isinstance(frames_per_second, str) else 1 / frames_per_second
         if not sound.reaches(sound.position(last - 2 * period - LENGTH_TOLERANCE)):
             break
         yield frame
@@ -329,12 +331,12 @@ def fill_maps(maps: Any, shape: tuple[int, int, int]) -> list[np.ndarray]:
         ValueError: If the number of masks is not that of the frames, or a mask does not have the size of its frame.
     """
     if len(maps) != shape[0]:
-        raise ValueError(f"{len(maps)} segmentation maps for {shape[0]} frames: give one per frame, None for no mask.")
+        raise ValueError(f"{len(maps)} segmentation maps for {shape[0]} frames: pass one per frame, None for no mask.")
     filled = [np.full(shape[1:], IGNORED_LABEL, np.uint8) if mask is None else np.asarray(mask) for mask in maps]
     for index, mask in enumerate(filled):
         if mask.shape[:2] != shape[1:]:
             raise ValueError(
-                f"segmentation map {index} has shape {mask.shape}, but its frame is {shape[1:]}: give masks at the size of "
+                f"Segmentation map {index} has shape {mask.shape}, but its frame is {shape[1:]}: pass masks at the size of "
                 "the frames, (height, width)."
             )
     return filled
@@ -369,7 +371,7 @@ def check_rate(name: str, rate: Any, word: str | None = None) -> float | str:
     """Return a rate in hertz as float, or the word that may replace it; raise ValueError for anything else."""
     if isinstance(rate, str) and rate == word:
         return rate
-    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < rate < math.inf:
+    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < float(rate) < math.inf:
         other = "" if word is None else f', or "{word}" for every frame'
         raise ValueError(f"{name} is {rate!r}: expected a number above 0{other}.")
     return float(rate)
@@ -411,7 +413,7 @@ class LiveClip:
             if not isinstance(chunk, list | tuple) or len(chunk) != 3:
                 got = f"{len(chunk)} items" if isinstance(chunk, list | tuple) else f"a {type(chunk).__name__}"
                 raise ValueError(
-                    f"a chunk is frames, their timestamps and audio (None where there is none), got {got}."
+                    f"Expected chunks of frames, their timestamps and audio (None for no audio), got {got}."
                 )
             frames, timestamps, samples = chunk
             if frames is not None and len(frames):
@@ -508,10 +510,10 @@ class PCMANetProcessor(ProcessorMixin):
         """
         if videos is None:
             raise ValueError(
-                f"{type(self).__name__} got no videos: give videos=, and for frames also audio= and sampling_rate=. "
+                f"{type(self).__name__} got no videos: pass videos=, and for frames also audio= and sampling_rate=. "
                 "Features of audio alone come from its feature_extractor."
             )
-        frames_per_second = check_rate("frames_per_second", frames_per_second)
+        frames_per_second = float(check_rate("frames_per_second", frames_per_second))
         check_settings(audio_alignment=audio_alignment)
         settings = {"frames_per_second": frames_per_second, "audio_alignment": audio_alignment}
         given = _split(
@@ -664,7 +666,7 @@ class PCMANetProcessor(ProcessorMixin):
         Raises:
             ValueError: For chunks that cannot be used, and for consecutive audio_alignment, which drifts.
         """
-        frames_per_second = check_rate("frames_per_second", frames_per_second)
+        frames_per_second = float(check_rate("frames_per_second", frames_per_second))
         if audio_alignment not in ("end", "center"):
             raise ValueError(f'audio_alignment is {audio_alignment!r}: expected "end" or "center" for live input.')
         clip = LiveClip(chunks, sampling_rate, frames_per_second, self.feature_extractor.sampling_rate)
@@ -725,7 +727,7 @@ def _split(videos: Any, **arguments: Any) -> list[dict[str, Any]]:
     if is_clip(videos):
         return [{"video": videos, **arguments}]
     if not len(videos):
-        raise ValueError("videos is an empty list: give at least one clip.")
+        raise ValueError("videos is an empty list. Pass at least one clip.")
     lists = {name: _spread(name, value, len(videos)) for name, value in arguments.items()}
     return [
         {"video": video, **{name: values[index] for name, values in lists.items()}}
@@ -761,7 +763,7 @@ def _collate(clips: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     sizes = {clip["pixel_values"].shape[1:] for clip in clips}
     if len(sizes) > 1:
         raise ValueError(
-            f"clips have different sizes {sorted(sizes)} after processing, so they cannot be stacked: give the image processor "
+            f"Clips have different sizes {sorted(sizes)} after processing and cannot be stacked: set in the image processor "
             "do_resize=True and a size with height and width, or pass one clip at a time."
         )
     lengths = np.array([len(clip["pixel_values"]) for clip in clips])
@@ -790,12 +792,12 @@ def _stack(arrays: list[np.ndarray], frames: int, fill: float) -> np.ndarray:
 def _check_target_sizes(target_sizes: Any, logits: torch.Tensor) -> list[tuple[int, int]]:
     """Return (height, width) per clip, or raise ValueError if the sizes do not fit the batch."""
     if target_sizes is None:
-        return [tuple(logits.shape[-2:])] * len(logits)
+        return [(logits.shape[-2], logits.shape[-1])] * len(logits)
     array = np.asarray(target_sizes)
     sizes = np.broadcast_to(array, (len(logits), 2)) if array.shape == (2,) else array
     if sizes.shape != (len(logits), 2) or sizes.min() < 1:
         raise ValueError(
-            f"target_sizes is {target_sizes!r} for {len(logits)} clips: give one (height, width) per clip, or one for all."
+            f"target_sizes is {target_sizes!r} for {len(logits)} clips: pass one (height, width) per clip, or one for all."
         )
     return [(int(height), int(width)) for height, width in sizes]
 

@@ -1,7 +1,7 @@
 """The results of one video: the results of the pipeline are written as they come, and everything else is made from them.
 
-A video is opened twice: once to segment it, and once to draw the overlay and the contact sheet. Memory does not grow with
-its length: records are written and read one network frame at a time, the overlay is drawn while the video is read, and the
+A video is opened twice: once to segment it, and once to draw the overlay and the contact sheet. Only an overlay at a rate of
+its own needs a third pass, because the network runs again at that rate. Memory does not grow with the length of a video: records are written and read one network frame at a time, the overlay is drawn while the video is read, and the
 contact sheet keeps only the frames that it shows.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
-from transformers import Pipeline
 
 from modeling_pcmanet.media_pcmanet import EVERY_FRAME, MediaReader, MediaSource, StreamedFrame
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet, shown_frames
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video
@@ -33,7 +33,7 @@ ProgressCallback = Callable[[float], object]
 
 
 def record(
-    segmenter: Pipeline,
+    segmenter: AudioVisualSegmentationPipeline,
     reader: MediaReader,
     audio: MediaSource | None,
     arguments: Namespace,
@@ -56,7 +56,7 @@ def record(
         ValueError: If the video cannot be segmented, for example because it is damaged.
     """
     stream = segmenter.stream(
-        reader,
+        cast(Any, reader),  # the processor takes an open reader too; the pipeline passes it on unseen
         audio=audio,
         frames_per_second=rate or arguments.frames_per_second,
         threshold=arguments.threshold,
@@ -74,7 +74,7 @@ def record(
 
 
 def draw(
-    segmenter: Pipeline,
+    segmenter: AudioVisualSegmentationPipeline,
     source: MediaSource,
     audio: MediaSource | None,
     arguments: Namespace,
@@ -98,8 +98,9 @@ def draw(
         title: Title of the contact sheet.
         progress: Called with the seconds of video that are drawn.
     """
+    names = cast(dict[int, str], segmenter.model.config.id2label)
     if arguments.format == "png":
-        write_masks(folder / MASKS, results, segmenter.model.config.id2label, size=size[::-1])
+        write_masks(folder / MASKS, results, names, size=(size[1], size[0]))
     if not (arguments.overlay or arguments.contact_sheet):
         return
     overlay_results, rate = results, arguments.overlay_frames_per_second if arguments.overlay else None
@@ -108,7 +109,7 @@ def draw(
         overlay_results = RecordedResults(folder / f"at_rate_{RECORDS}")
         with MediaReader(source, audio=audio is None) as reader:
             record(segmenter, reader, audio, arguments, overlay_results, progress, rate)
-    colors = class_colors(segmenter.model.config.id2label)
+    colors = class_colors(names)
     thumbnails, peaks = {}, []
     envelope_rate = max(1, round(ENVELOPE_PARTS * arguments.frames_per_second / len(results)))
     with ExitStack() as stack:
@@ -166,7 +167,8 @@ def _with_thumbnails(
             thumbnails[numbers.popleft()] = _thumbnail(held)
         held = streamed[1]
         yield streamed
-    thumbnails.update((number, _thumbnail(held)) for number in numbers)
+    if held is not None:
+        thumbnails.update((number, _thumbnail(held)) for number in numbers)
 
 
 def _thumbnail(frame: np.ndarray) -> np.ndarray:
