@@ -5,7 +5,7 @@
 
 Counted are the installed packages without `examples/`. A public definition is a function or class at module level whose
 name has no leading underscore. It counts as imported by one neighbor if exactly one other file of the repository uses
-it (tests do not count), and that file lies in the same package and is not its `__init__.py`: such a definition is a
+it (tests do not count), and that file is in the same package and is not its `__init__.py`: such a definition is a
 candidate to move into that file. Use through an imported module, as in `counts.f_score`, counts like an import; imports
 inside functions count too; imports for type checkers alone do not.
 """

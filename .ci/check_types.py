@@ -3,7 +3,7 @@
     python .ci/check_types.py            # all files; what `make check` runs
     python .ci/check_types.py pipelines  # only errors below a folder or in a file
 
-The packages lie in several folders of the repository and are joined under one name when they are installed (setup.cfg,
+The packages are in several folders of the repository and are joined under one name when they are installed (setup.cfg,
 `package_dir`). Type checkers do not follow the import hooks of an editable installation, so the packages are copied
 into one temporary folder first. Reported paths are those of the repository.
 """
@@ -32,7 +32,7 @@ CONFIGURATION = {
 
 
 def package_folders() -> dict[str, Path]:
-    """Read where each installed package lies in the repository, parents first."""
+    """Read where each installed package is in the repository, parents first."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = setup["options"]["package_dir"].strip().splitlines()

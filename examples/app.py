@@ -28,10 +28,10 @@ import gradio as gr
 from app_analysis import Analysis, LogitsPipeline
 from app_probe import Limits, RefusedVideoError
 from PIL import Image
-from transformers import pipeline
 from transformers.utils import logging
 
 from modeling_pcmanet.media_pcmanet import read_media
+from pcmanet.checkpoints import load_segmenter
 from pcmanet.pipelines.colors import class_colors
 
 
@@ -283,17 +283,6 @@ def _thumbnail(clip: Path) -> Image.Image:
     return image
 
 
-def load_segmenter(model: str, device: str | None) -> LogitsPipeline:
-    """Load a checkpoint with the installed code."""
-    if model.count("/") != 1 and not Path(model).is_dir():
-        raise FileNotFoundError(f"Checkpoint folder {model} not found. Pass a folder, or a Hub id as owner/name.")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    segmenter = pipeline("audio-visual-segmentation", model=model, device=device, pipeline_class=LogitsPipeline)
-    logging.enable_progress_bar()
-    return segmenter
-
-
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Serve a web page that segments the sounding objects in a video.")
@@ -327,9 +316,10 @@ def main() -> None:
     args = parse_args()
     signal.signal(signal.SIGTERM, stop)
     try:
-        segmenter = load_segmenter(args.model, args.device)
+        segmenter = load_segmenter(args.model, args.device, LogitsPipeline)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    logging.enable_progress_bar()
     is_demo = Path(args.model).resolve() in DEMO_MODELS
     limits = Limits(megabytes=args.max_megabytes, seconds=args.max_seconds)
     with tempfile.TemporaryDirectory(prefix="pcmanet_page_") as folder:

@@ -27,10 +27,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet import PCMANetConfig
+from pcmanet.checkpoints import demo_file, load_model
 
 
-DEMO_MODEL = Path(__file__).parent / "demo_model"
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 EXPORTED_MASK = ((True, True, False), (True, True, True))
 # Other numbers of clips and frames than in the export, without and with padding.
@@ -67,7 +67,9 @@ class LogitsOnly(nn.Module):
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=str(DEMO_MODEL), help="Hub id or folder (default: the demo model)")
+    parser.add_argument(
+        "model", nargs="?", default=str(demo_file("demo_model")), help="Hub id or folder (default: the demo model)"
+    )
     parser.add_argument("--output", type=Path, default=Path("model.onnx"), help="file to write, *.onnx or *.pt2")
     parser.add_argument(
         "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="frame size (default: that of the processor)"
@@ -190,11 +192,10 @@ def compare(runs: dict[str, Run], batches: list[Batch]) -> float:
 def main() -> None:
     """Export the file, load it and compare it with the model."""
     args = parse_args()
-    model = PCMANetForAudioVisualSegmentation.from_pretrained(args.model, dtype=torch.float32).eval()
-    size = args.size
-    if size is None:
-        square = PCMANetProcessor.from_pretrained(args.model).image_processor.size
-        size = (square["height"], square["width"])
+    model, processor = load_model(args.model)
+    model.float()
+    square = processor.image_processor.size
+    size = args.size or (square["height"], square["width"])
     optimized = model.for_inference()
     export(optimized, make_batch(model.config, args.audio, size, EXPORTED_MASK), args.output)
     megabytes = args.output.stat().st_size / 1e6

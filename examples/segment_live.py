@@ -28,17 +28,13 @@ import numpy as np
 from av.container import InputContainer
 from av.stream import Stream
 from PIL import Image
-from transformers import pipeline
-from transformers.utils import logging
 
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_video
-from pcmanet.pipelines import AudioVisualSegmentationPipeline
+from pcmanet.checkpoints import DEMO_MODEL, load_segmenter
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments
 
-
-DEMO_MODEL = Path(__file__).parent / "demo_model_semantic"
 
 # FFmpeg format and name of the default devices: camera, microphone.
 DEVICES = {
@@ -60,7 +56,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, help="video file to play as live input")
     parser.add_argument("--output", type=Path, help="mp4 file to write, with masks, at --frames-per-second")
-    parser.add_argument("--model", default=str(DEMO_MODEL), help="Hub id or folder (default: the semantic demo model)")
+    parser.add_argument("--model", default=DEMO_MODEL, help="Hub id or folder (default: the semantic demo model)")
     parser.add_argument("--frames-per-second", type=float, default=2.0, help="network frames per second (default: 2)")
     parser.add_argument("--frames-per-window", type=int, default=5, help="network frames per window (default: 5)")
     parser.add_argument("--threshold", type=float, help="probability that a pixel must exceed")
@@ -234,10 +230,7 @@ def draw(
 
 def run(arguments: argparse.Namespace, chunks: Iterator[Chunk], sampling_rate: int) -> None:
     """Segment live input until it ends."""
-    logging.set_verbosity_error()
-    segmenter = pipeline(
-        "audio-visual-segmentation", model=arguments.model, pipeline_class=AudioVisualSegmentationPipeline
-    )
+    segmenter = load_segmenter(arguments.model)
     recorder = Recorder(chunks, arguments.seconds)
     results = segmenter.live(
         recorder.chunks(),

@@ -104,7 +104,7 @@ def _check_values(array: np.ndarray) -> None:
     if bad:
         raise ValueError(
             f"Audio has {bad} of {array.size} values that are NaN or infinite. Repair the source, or replace them with "
-            "numpy.nan_to_num if they stand for silence."
+            "numpy.nan_to_num if they represent silence."
         )
     peak = max(float(array.max()), -float(array.min()))
     if peak > MAX_FLOAT_AMPLITUDE:

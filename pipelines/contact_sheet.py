@@ -1,4 +1,4 @@
-"""Draw a contact sheet: one image that shows what sounds in a video and when, with frames, masks and waveform.
+"""Draw a contact sheet: one image that shows what is sounding in a video and when, with frames, masks and waveform.
 
     sheet = draw_contact_sheet(media.frames, results, colors, waveform=media.waveform, sampling_rate=media.sampling_rate)
     sheet.save("contact_sheet.png")

@@ -4,6 +4,7 @@ for label, spans in sounding_spans(results, frames_per_second=4).items():
     print(label, [f"{start:.2f}-{end:.2f} s" for start, end, score in spans])
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -29,7 +30,14 @@ def sounding_spans(
 
     Returns:
         The spans of each label found, in order of time; labels in order of their first span.
+
+    Raises:
+        ValueError: If `frames_per_second` or `duration` is not a positive number.
     """
+    for name, value in (("frames_per_second", frames_per_second), ("duration", duration)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
+
     # The scores of a label by frame number; of several segments, the most probable counts.
     scores: dict[str, dict[int, float]] = {}
     for number, result in enumerate(results):

@@ -78,7 +78,7 @@ def sized(width: int, height: int) -> Callable[[float], np.ndarray]:
 
 
 def setting(**attributes: object) -> Callable[[VideoStream], None]:
-    """Sets attributes of the encoder."""
+    """Set attributes of the encoder."""
 
     def configure(stream: VideoStream) -> None:
         for name, value in attributes.items():
@@ -353,7 +353,9 @@ REFUSED = {
     "index missing": Refused(".mp4", lambda path: cut(write_film(path), 0.9), "complete media file"),
     "nothing": Refused(".mp4", lambda path: clip_of(path, b""), r"is empty \(0 bytes\)"),
     "one byte": Refused(".mp4", lambda path: clip_of(path, b"x"), "complete media file"),
-    "a text": Refused(".mp4", lambda path: clip_of(path, b"Dear diary, nothing happened.\n" * 99), "complete media file"),
+    "a text": Refused(
+        ".mp4", lambda path: clip_of(path, b"Dear diary, nothing happened.\n" * 99), "complete media file"
+    ),
     "a page": Refused(
         ".mp4", lambda path: clip_of(path, b"<!DOCTYPE html><html><body>404</body></html>"), "complete media file"
     ),

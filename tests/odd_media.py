@@ -52,24 +52,24 @@ class Track:
     language: str | None = None
 
     def samples(self) -> np.ndarray:
-        """Returns the sound of one channel, float32 (samples,)."""
+        """Return the sound of one channel, float32 (samples,)."""
         times = self.start + np.arange(round(self.seconds * self.sampling_rate)) / self.sampling_rate
         tone = 0.5 * np.sin(2 * np.pi * self.pitch * times)
         return np.where(times >= ONSET_SECONDS, tone, 0.0).astype(np.float32)
 
 
 def colour_at(seconds: float) -> str:
-    """Returns the letter of the colour that is on screen."""
+    """Return the letter of the colour that is on screen."""
     return "".join(COLOURS)[int(seconds + 1e-6) % len(COLOURS)]
 
 
 def flat_picture(seconds: float) -> np.ndarray:
-    """Returns a picture (HEIGHT, WIDTH, 3) of the second's colour."""
+    """Return a picture (HEIGHT, WIDTH, 3) of the second's colour."""
     return np.full((HEIGHT, WIDTH, 3), COLOURS[colour_at(seconds)], np.uint8)
 
 
 def every(period: float = 1 / FRAMES_PER_SECOND, seconds: float = SECONDS, start: float = 0.0) -> list[float]:
-    """Returns evenly spaced moments."""
+    """Return evenly spaced moments."""
     return [start + period * index for index in range(round(seconds / period))]
 
 
@@ -87,7 +87,7 @@ def write_film(
     sound_first: bool = False,
     container_options: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes a film; the suffix of the path is its container.
+    """Write a film; the suffix of the path is its container.
 
     Args:
         path: The file.
@@ -124,14 +124,14 @@ TIMED_CODECS = {"libx264", "libx265", "libvpx-vp9", "libvpx", "ffv1", "prores_ks
 
 
 def write_sound(path: Path, track: Track) -> Path:
-    """Writes a sound file."""
+    """Write a sound file."""
     with av.open(str(path), "w") as container:
         _write_sound(container, _add_track(container, track), track)
     return path
 
 
 def _add_track(container: av.container.OutputContainer, track: Track) -> av.audio.stream.AudioStream:
-    """Adds a sound track."""
+    """Add a sound track."""
     stream = container.add_stream(track.codec, rate=track.sampling_rate, layout=track.layout)
     if track.language:
         stream.metadata["language"] = track.language
@@ -146,7 +146,7 @@ def _write_pictures(
     pixel_format: str,
     colours: tuple[Colorspace, int, ColorRange],
 ) -> None:
-    """Encodes the pictures."""
+    """Encode the pictures."""
     for seconds in times:
         picture = paint(seconds)
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24" if picture.shape[2] == 3 else "rgba")
@@ -158,7 +158,7 @@ def _write_pictures(
 
 
 def _write_sound(container: av.container.OutputContainer, stream: av.audio.stream.AudioStream, track: Track) -> None:
-    """Encodes a sound track, the same in each channel."""
+    """Encode a sound track, the same in each channel."""
     samples = np.repeat(track.samples()[:, None], stream.codec_context.channels, axis=1)
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.reshape(1, -1)), format="flt", layout=track.layout)
     frame.sample_rate, frame.time_base = track.sampling_rate, Fraction(1, track.sampling_rate)
@@ -167,7 +167,7 @@ def _write_sound(container: av.container.OutputContainer, stream: av.audio.strea
 
 
 def shown_colours(frames: np.ndarray, *, grey: bool = False) -> str:
-    """Reads back one letter per frame (frames, height, width, 3); `?` where the middle has none of the colours."""
+    """Read back one letter per frame (frames, height, width, 3); `?` where the middle has none of the colours."""
     height, width = frames.shape[1:3]
     middles = frames[:, height // 3 : -height // 3, width // 3 : -width // 3].reshape(len(frames), -1, 3).mean(axis=1)
     palette = np.array(list(COLOURS.values()), float)
@@ -179,20 +179,20 @@ def shown_colours(frames: np.ndarray, *, grey: bool = False) -> str:
 
 
 def onset(waveform: np.ndarray, sampling_rate: int) -> float:
-    """Returns when every channel of a waveform (channels, samples) sounds for the first time, seconds."""
+    """Return when every channel of a waveform (channels, samples) sounds for the first time, seconds."""
     firsts = {round(int((np.abs(channel) > 0.1).argmax()) / sampling_rate, 2) for channel in waveform}
     assert max(firsts) - min(firsts) <= 0.02, firsts
     return max(firsts)
 
 
 def pitch(waveform: np.ndarray, sampling_rate: int) -> float:
-    """Returns the strongest frequency of the first channel, hertz (Hz)."""
+    """Return the strongest frequency of the first channel, hertz (Hz)."""
     spectrum = np.abs(np.fft.rfft(waveform[0]))
     return float(spectrum.argmax() * sampling_rate / waveform.shape[1])
 
 
 def overwrite(path: Path, start: float, stop: float, seed: int = 0) -> Path:
-    """Fills a share of a file, from `start` to `stop` in [0, 1], with random bytes."""
+    """Fill a share of a file, from `start` to `stop` in [0, 1], with random bytes."""
     data = bytearray(path.read_bytes())
     first, last = int(start * len(data)), int(stop * len(data))
     data[first:last] = np.random.default_rng(seed).bytes(last - first)
@@ -201,14 +201,14 @@ def overwrite(path: Path, start: float, stop: float, seed: int = 0) -> Path:
 
 
 def cut(path: Path, share: float) -> Path:
-    """Leaves the first part of a file."""
+    """Leave the first part of a file."""
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     return path
 
 
 def begin_late(path: Path, share: float) -> Path:
-    """Leaves out the first part of a broadcast after its tables, as where a recorder was switched on under way."""
+    """Leave out the first part of a broadcast after its tables, as where a recorder was switched on under way."""
     packets, tables = 188, 3
     data = path.read_bytes()
     start = packets * (tables + int(share * len(data)) // packets)
@@ -217,7 +217,7 @@ def begin_late(path: Path, share: float) -> Path:
 
 
 def patch_box(path: Path, box: bytes, offset: int, values: bytes, count: int = -1) -> Path:
-    """Overwrites bytes of every mp4 box of a kind, `offset` bytes after its name."""
+    """Overwrite bytes of every mp4 box of a kind, `offset` bytes after its name."""
     data = bytearray(path.read_bytes())
     position = data.find(box)
     assert position > 0, f"{path} has no {box!r}"
@@ -230,5 +230,5 @@ def patch_box(path: Path, box: bytes, offset: int, values: bytes, count: int = -
 
 
 def big_endian(*numbers: int) -> bytes:
-    """Returns 32-bit numbers as mp4 writes them."""
+    """Return 32-bit numbers as mp4 writes them."""
     return struct.pack(f">{len(numbers)}I", *numbers)

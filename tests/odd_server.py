@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def odd_server(film: bytes, broadcast: bytes) -> Iterator[str]:
-    """Serves a film in many bad ways.
+    """Serve a film in many bad ways.
 
     Args:
         film: Bytes of a file with an end.
@@ -32,14 +32,14 @@ def odd_server(film: bytes, broadcast: bytes) -> Iterator[str]:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answers with the method that the page is called after."""
+    """Answer with the method that the page is called after."""
 
     def do_GET(self) -> None:
         with contextlib.suppress(ConnectionError):
             getattr(self, Path(self.path).stem)()
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Say nothing."""
 
     def answer(self, length: int | None = None) -> None:
         self.send_response(200)

@@ -472,4 +472,4 @@ def test_missing_model_ends_with_an_error():
         [sys.executable, EXAMPLES / "app.py", "--model", "nowhere"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
-    assert result.stderr.endswith("Checkpoint folder nowhere not found. Pass a folder, or a Hub id as owner/name.\n")
+    assert result.stderr.endswith("Checkpoint folder nowhere not found. Give a folder, or a Hub id as owner/name.\n")

@@ -24,7 +24,7 @@ from pcmanet.files import (
 
 
 class Killed(BaseException):
-    """Stands for a kill at a time that a test chooses."""
+    """A kill at a time that a test chooses."""
 
 
 def names(folder):

@@ -90,7 +90,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(clip: Path) -> Iterator[str]:
-    """A web server beside the clip; /forward sends its visitor to a file of the server's machine."""
+    """A web server for the clip; /forward redirects to a file of the server's machine."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: object) -> None:
@@ -262,8 +262,8 @@ def test_the_cover_of_a_song_is_no_video(tmp_path: Path) -> None:
         cover.disposition = av.stream.Disposition.attached_pic
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.float32), format="flt", layout="mono")
         sound.sample_rate = 48000
-        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
-        container.mux([*cover.encode(picture), *cover.encode(), *audio.encode(sound), *audio.encode()])
+        image = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        container.mux([*cover.encode(image), *cover.encode(), *audio.encode(sound), *audio.encode()])
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 1
     with pytest.raises(MediaError, match=r"song\.mp3 has no video stream"):
@@ -276,7 +276,7 @@ STEADY = every(seconds=SECONDS)
 UNSTEADY = list(accumulate([0.0, *np.random.default_rng(0).choice([0.02, 0.04, 0.1, 0.1, 0.5, 2.5], 60)]))
 X265 = {"x265-params": "bframes=4:log-level=none"}
 
-# Suffix, encoder, its options, times of the frames, and the largest share of them that may be decoded.
+# Suffix, encoder, its options, times of the frames, and the largest fraction of them that may be decoded.
 FILMS = {
     "mp4": (".mp4", "libx264", {"bf": "3"}, STEADY, 0.7),
     "many B-frames": (".mp4", "libx264", {"bf": "8", "x264-params": "b-pyramid=none"}, STEADY, 0.7),
@@ -295,7 +295,7 @@ FILMS = {
 
 
 def own_picture(seconds: float) -> np.ndarray:
-    """Returns a picture that no other moment has."""
+    """Return a frame that is unique to its time."""
     coarse = np.random.default_rng(round(1000 * seconds)).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)
     return coarse.repeat(8, axis=0).repeat(8, axis=1)
 
@@ -308,13 +308,13 @@ def film(path: Path, name: str) -> Path:
 
 
 def read_frames(path: Path, *rates: float | str) -> list[StreamedFrame]:
-    """Reads the frames of a video."""
+    """Read the frames of a video."""
     with MediaReader(path, audio=False) as reader:
         return list(reader.frames(*rates))
 
 
 def read(path: Path, *rates: float) -> list[tuple[Any, ...]]:
-    """Reads a film both ways, to its end."""
+    """Read a film both ways, to its end."""
     with MediaReader(path, audio=False) as reader:
         frames = [(timestamp, masks, frame.tobytes()) for timestamp, frame, masks in reader.frames(*rates)]
     media = read_media(path, frames_per_second=rates[0], audio=False)
@@ -331,7 +331,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...]]]:
-    """Reads a film like [`read`], but decodes every frame."""
+    """Read a film like [`read`], but decodes every frame."""
 
     def read_whole(path: Path, *rates: float) -> list[tuple[Any, ...]]:
         with monkeypatch.context() as patch:
@@ -421,7 +421,7 @@ def test_a_sampler_tells_when_it_looks(rate: float, start: float, end: float, lo
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
 def test_pictures_stand_as_a_player_shows_them(tmp_path: Path, degrees: int, mirrored: bool) -> None:
-    # Four grey quarters, so that every turn and mirror image looks different.
+    # Four gray quarters, so that every rotation and mirror image is different.
     quarters = np.kron(np.array([[20, 90], [160, 230]], np.uint8), np.ones((24, 32), np.uint8))
     path = tmp_path / "turned.mp4"
     with av.open(str(path), "w") as container:
@@ -439,8 +439,8 @@ def test_pictures_stand_as_a_player_shows_them(tmp_path: Path, degrees: int, mir
     frame = read_media(path, audio=False).frames[0]
     height, width = (48, 64) if degrees in (0, 180) else (64, 48)
     assert frame.shape == (height, width, 3)
-    centres = frame[height // 4 :: height // 2, width // 4 :: width // 2].mean(axis=2)
-    np.testing.assert_allclose(centres, shown, atol=4)
+    centers = frame[height // 4 :: height // 2, width // 4 :: width // 2].mean(axis=2)
+    np.testing.assert_allclose(centers, shown, atol=4)
     np.testing.assert_array_equal(next(iterate_frames(path))[1], frame)
 
 
@@ -495,15 +495,15 @@ def test_photographs_stand_upright(orientation: int, turns: int) -> None:
 def open_frames_of_sizes(
     path: Path, sizes: list[tuple[int, int]]
 ) -> tuple[list[av.VideoFrame], av.video.stream.VideoStream]:
-    """Opens a video of one frame, and makes grey frames of the sizes (width, height)."""
+    """Open a video of one frame, and make gray frames of the sizes (width, height)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.width, stream.height, stream.pix_fmt = *sizes[0], "gray"
         container.mux([*stream.encode(av.VideoFrame(*sizes[0], "gray")), *stream.encode()])
     frames = []
     for index, (width, height) in enumerate(sizes):
-        grey = np.full((height, width), 50 * (index + 1), np.uint8)
-        frames.append(av.VideoFrame.from_ndarray(grey, format="gray"))
+        gray = np.full((height, width), 50 * (index + 1), np.uint8)
+        frames.append(av.VideoFrame.from_ndarray(gray, format="gray"))
     return frames, av.open(str(path)).streams.video[0]
 
 
@@ -511,9 +511,9 @@ def test_the_first_frame_gives_the_size_of_all(tmp_path: Path) -> None:
     frames, video = open_frames_of_sizes(tmp_path / "film.mkv", [(64, 48), (32, 24), (32, 24)])
     notes = MediaNotes("film.mkv")
     converter = FrameConverter(video, notes)
-    pictures = [converter.convert(frame) for frame in frames]
-    assert [picture.shape for picture in pictures] == [(48, 64, 3)] * 3
-    assert [int(picture.mean()) for picture in pictures] == [50, 100, 150]
+    converted_frames = [converter.convert(frame) for frame in frames]
+    assert [frame.shape for frame in converted_frames] == [(48, 64, 3)] * 3
+    assert [int(frame.mean()) for frame in converted_frames] == [50, 100, 150]
     assert notes.texts == ["its video is 64x48 at first and 32x24 later; it keeps the first size"]
 
 
@@ -546,7 +546,7 @@ def number_pictures(count: int) -> Iterator[np.ndarray]:
 
 
 def numbers(frames: np.ndarray) -> list[int]:
-    """Reads the numbers back from frames (frames, height, width, 3)."""
+    """Read the numbers back from frames (frames, height, width, 3)."""
     bars = frames.reshape(len(frames), frames.shape[1], BARS, -1).mean(axis=(1, 3)) > 127
     return (bars << np.arange(BARS)).sum(axis=1).tolist()
 
@@ -566,7 +566,7 @@ def write_streams(
     size: tuple[int, int] = (72, 32),
     declared: Fraction = Fraction(25),
 ) -> Path:
-    """Writes numbered frames at any times, and chunks of sound (samples,) or (channels, samples) at any times."""
+    """Write numbered frames at any times, and chunks of sound (samples,) or (channels, samples) at any times."""
     with av.open(str(path), "w") as container:
         video = container.add_stream(codecs[0], rate=declared, options={"bf": "0"})
         video.width, video.height, video.pix_fmt = *size, "yuv420p"
@@ -685,7 +685,7 @@ def test_one_frame_is_a_video(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_variable_rate_goes_by_timestamps(tmp_path: Path, suffix: str) -> None:
-    # A burst, then a picture that stands still from 0.5 s to 3.6 s, then a burst.
+    # A burst, then a frame that stays on screen from 0.5 s to 3.6 s, then a burst.
     times = [*spaced(0.05, 11), *spaced(0.05, 8, start=3.6)]
     media = read_media(write_streams(tmp_path / f"screen{suffix}", times), audio=False)
     assert numbers(media.frames) == [10, 10, 10, 17]
@@ -708,7 +708,7 @@ def test_iterate_frames_yields_every_frame_with_its_time(tmp_path: Path) -> None
     np.testing.assert_allclose(timestamps, np.arange(40) / NTSC, atol=1e-4)
 
 
-# --- Where the sound lies ---
+# --- Position of the audio ---
 
 
 @pytest.mark.parametrize(

@@ -216,8 +216,8 @@ RATE = 44_100
 SIZE = {"height": 32, "width": 48}
 
 
-def pictures(number: int) -> np.ndarray:
-    """Frames that tell their number by their grey."""
+def numbered_frames(number: int) -> np.ndarray:
+    """Frames whose gray value is their number."""
     return np.broadcast_to(np.arange(number, dtype=np.uint8)[:, None, None, None] * 2, (number, 48, 64, 3))
 
 
@@ -233,10 +233,10 @@ def processor() -> PCMANetProcessor:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("media")
-    write_video(folder / "short.mp4", pictures(50), 10, noise(5), RATE)
-    write_video(folder / "long.mp4", pictures(120), 10, noise(12, channels=2), RATE)
-    write_video(folder / "sound_ends.mp4", pictures(120), 10, noise(3), RATE)
-    write_video(folder / "silent.mp4", pictures(40), 10)
+    write_video(folder / "short.mp4", numbered_frames(50), 10, noise(5), RATE)
+    write_video(folder / "long.mp4", numbered_frames(120), 10, noise(12, channels=2), RATE)
+    write_video(folder / "sound_ends.mp4", numbered_frames(120), 10, noise(3), RATE)
+    write_video(folder / "silent.mp4", numbered_frames(40), 10)
     write_audio(folder / "sound.wav", noise(4, 16_000), 16_000)
     return folder
 
@@ -279,9 +279,11 @@ def test_sound_from_elsewhere(processor, folder):
 
 
 def test_frames_in_memory(processor):
-    assert_streams_as_called(processor, pictures(4), noise(4), sampling_rate=RATE)
-    assert_streams_as_called(processor, pictures(4), noise(60), sampling_rate=RATE, timestamps=[3.0, 10.5, 20, 59.9])
-    assert_streams_as_called(processor, pictures(30), noise(15), sampling_rate=RATE, frames_per_second=2)
+    assert_streams_as_called(processor, numbered_frames(4), noise(4), sampling_rate=RATE)
+    assert_streams_as_called(
+        processor, numbered_frames(4), noise(60), sampling_rate=RATE, timestamps=[3.0, 10.5, 20, 59.9]
+    )
+    assert_streams_as_called(processor, numbered_frames(30), noise(15), sampling_rate=RATE, frames_per_second=2)
 
 
 def test_every_frame_of_a_file(processor, folder):
@@ -306,7 +308,7 @@ def test_moments_of_masks(processor, folder, rate, number):
 
 
 def test_moments_of_masks_for_frames_in_memory(processor):
-    arguments = (pictures(4), noise(4))
+    arguments = (numbered_frames(4), noise(4))
     frames = list(processor.stream(*arguments, sampling_rate=RATE, masks_per_second=2))
     moments = [moment for frame in frames for moment in frame["mask_timestamps"]]
     assert moments == pytest.approx((np.arange(8) + 15 / 16) / 2)
@@ -344,11 +346,11 @@ def test_every_kind_of_number_is_a_rate(processor, folder, rate):
 
 def test_frames_in_memory_that_cannot_be_used_are_refused(processor):
     with pytest.raises(ValueError, match="must be ascending"):
-        list(processor.stream(pictures(2), noise(4), sampling_rate=RATE, timestamps=[2.0, 1.0]))
+        list(processor.stream(numbered_frames(2), noise(4), sampling_rate=RATE, timestamps=[2.0, 1.0]))
     with pytest.raises(ValueError, match='"video" is for video files'):
-        list(processor.stream(pictures(2), noise(2), sampling_rate=RATE, frames_per_second="video"))
+        list(processor.stream(numbered_frames(2), noise(2), sampling_rate=RATE, frames_per_second="video"))
     with pytest.raises(ValueError, match="no audio track"):
-        list(processor.stream(pictures(2)))
+        list(processor.stream(numbered_frames(2)))
 
 
 def test_files_that_are_none(processor, folder, tmp_path):
@@ -377,7 +379,11 @@ def live_chunks(seconds: int, camera_rate: int = 20):
     sound = noise(seconds, 16_000)[0]
     for tenth in range(10 * seconds):
         times = [(tenth * camera_rate / 10 + frame) / camera_rate for frame in range(camera_rate // 10)]
-        yield list(pictures(256)[:: 256 // len(times)][: len(times)]), times, sound[1600 * tenth : 1600 * (tenth + 1)]
+        yield (
+            list(numbered_frames(256)[:: 256 // len(times)][: len(times)]),
+            times,
+            sound[1600 * tenth : 1600 * (tenth + 1)],
+        )
 
 
 @pytest.mark.parametrize("rate", [1, 4])
@@ -398,7 +404,7 @@ def test_live_input_is_heard_as_a_file(processor, rate, audio_alignment):
 
 
 def test_live_input_without_pictures_or_sound_for_a_while():
-    chunks = [([], [], np.zeros(4000)), (pictures(1), [0.1], None), (None, None, np.zeros((2, 4000)))]
+    chunks = [([], [], np.zeros(4000)), (numbered_frames(1), [0.1], None), (None, None, np.zeros((2, 4000)))]
     clip = LiveClip(chunks, 16_000, 1.0, 16_000)
     assert [timestamp for timestamp, _, _ in clip.frames] == [0.1]
     assert not clip.audio.reaches(10_000)
@@ -409,7 +415,7 @@ def test_live_input_that_cannot_be_used_is_refused(processor):
     with pytest.raises(ValueError, match='"end" or "center" for live'):
         list(processor.stream_live(live_chunks(1), sampling_rate=16_000, audio_alignment="consecutive"))
     with pytest.raises(ValueError, match="2 timestamps for 1 frames"):
-        list(processor.stream_live([(pictures(1), [0.0, 1.0], None)], sampling_rate=16_000))
+        list(processor.stream_live([(numbered_frames(1), [0.0, 1.0], None)], sampling_rate=16_000))
     with pytest.raises(ValueError, match="sampling_rate is missing"):
         list(processor.stream_live(live_chunks(1), sampling_rate=None))
     with pytest.raises(ValueError, match="frames_per_second is 'video': expected a number above 0\\."):
@@ -419,11 +425,11 @@ def test_live_input_that_cannot_be_used_is_refused(processor):
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [
-        ((pictures(1), [0.0]), "frames, their timestamps and audio .*got 2 items"),
+        ((numbered_frames(1), [0.0]), "frames, their timestamps and audio .*got 2 items"),
         (noise(1), "frames, their timestamps and audio .*got a ndarray"),
-        ((pictures(1), [0.0], None), "without audio"),
-        ((pictures(1), [0.0], [0.0, 0.1]), "numpy array.*got list"),
-        ((pictures(1), [0.0], []), "without audio"),
+        ((numbered_frames(1), [0.0], None), "without audio"),
+        ((numbered_frames(1), [0.0], [0.0, 0.1]), "numpy array.*got list"),
+        ((numbered_frames(1), [0.0], []), "without audio"),
     ],
 )
 def test_live_chunks_that_cannot_be_used_are_refused(processor, chunk, message):
@@ -556,11 +562,11 @@ def test_a_long_video_is_heard_at_its_frames(default_processor, tmp_path):
     path = write_clip(tmp_path / "long.mp4", 11)
     media = read_media(path)
     arguments = (media.waveform, media.sampling_rate)
-    trailing = expected_features(default_processor, *arguments, timestamps=media.timestamps, audio_alignment="end")
-    assert torch.equal(default_processor(path)["input_features"][0], trailing)
+    at_end = expected_features(default_processor, *arguments, timestamps=media.timestamps, audio_alignment="end")
+    assert torch.equal(default_processor(path)["input_features"][0], at_end)
     consecutive = expected_features(default_processor, *arguments, num_frames=11)
     assert torch.equal(default_processor(path, audio_alignment="consecutive")["input_features"][0], consecutive)
-    assert not torch.equal(trailing, consecutive)
+    assert not torch.equal(at_end, consecutive)
 
 
 def test_another_frame_rate_follows_its_frames(default_processor, audio_video):

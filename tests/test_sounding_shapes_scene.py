@@ -46,7 +46,7 @@ def test_a_shape_is_a_distance_near_its_outline(label):
 
 
 def test_no_shape_is_a_rotation_of_another():
-    # A fingerprint that is invariant to rotation: the fraction of each circle around the center that lies inside.
+    # A fingerprint that is invariant to rotation: the fraction of each circle around the center that is inside.
     angles = np.linspace(0.0, 2.0 * np.pi, 720, endpoint=False)
     radii = np.linspace(0.05, 1.25, 25)[:, None]
     prints = [(shape(radii * np.cos(angles), radii * np.sin(angles)) < 0.0).mean(axis=1) for shape in SHAPES]

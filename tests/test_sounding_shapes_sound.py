@@ -60,7 +60,7 @@ def test_a_family_pulses_at_its_rate(label):
         waveform = render_source(label, voice, np.ones(8, dtype=bool))
         envelope = np.square(waveform).reshape(-1, 160).sum(axis=1)
         spectrum = np.square(np.abs(np.fft.rfft((envelope - envelope.mean()) * np.hanning(len(envelope)))))
-        # Most of the envelope's energy lies on multiples of the rate; the bins are an eighth of a hertz wide.
+        # Most of the envelope's energy is at multiples of the rate; the bins are an eighth of a hertz wide.
         multiple = np.arange(len(spectrum)) / 8.0 / rate
         on_rate = (np.abs(multiple - np.rint(multiple)) * rate <= 0.25) & (multiple > 0.5)
         assert spectrum[on_rate].sum() > 0.6 * spectrum[multiple > 0.5].sum()

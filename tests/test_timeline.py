@@ -36,6 +36,12 @@ class TestSpans:
         assert sounding_spans(results({}, {})) == {}
         assert sounding_spans([]) == {}
 
+    @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+    @pytest.mark.parametrize("name", ["frames_per_second", "duration"])
+    def test_invalid_rates_and_durations_are_refused(self, name, value):
+        with pytest.raises(ValueError, match=f"`{name}` must be a positive number, got"):
+            sounding_spans(results({"bell": 1.0}), **{name: value})
+
 
 class TestLoudness:
     def test_peaks_of_all_channels_relative_to_the_loudest(self):

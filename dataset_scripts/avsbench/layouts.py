@@ -188,7 +188,7 @@ class Tree:
 def have_disjoint_objects(other: Collection[str] | None, objects: Collection[str] | None) -> bool:
     """Return whether the audio of one clip certainly belongs to no sounding object of another clip.
 
-    AVSBench's `objects` list what sounds, not what is visible: no table lists a silent dog in the frame.
+    AVSBench's `objects` list what is sounding, not what is visible: no table lists a silent dog in the frame.
 
     Args:
         other: Objects of the clip that provides the audio.
@@ -196,7 +196,7 @@ def have_disjoint_objects(other: Collection[str] | None, objects: Collection[str
 
     Returns:
         True if the clips share no object. False where either list is unknown (MS3), and where `other` contains
-        "background" or "off-the-screen", because those may stand for any class.
+        "background" or "off-the-screen", because those may be any class.
     """
     if not other or not objects or set(other) & set(NO_CLASS):
         return False

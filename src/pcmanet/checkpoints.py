@@ -8,7 +8,7 @@ import re
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -22,6 +22,8 @@ from pcmanet.pipelines.audio_visual_segmentation import AudioVisualSegmentationP
 
 
 DEMO_MODEL = "demo"
+
+Segmenter = TypeVar("Segmenter", bound=AudioVisualSegmentationPipeline)
 
 
 def demo_file(name: str) -> Path:
@@ -64,12 +66,17 @@ def load_model(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMANetPro
     return model, PCMANetProcessor.from_pretrained(checkpoint)
 
 
-def load_segmenter(name: str, device: torch.device | str | None = None) -> AudioVisualSegmentationPipeline:
+def load_segmenter(
+    name: str,
+    device: torch.device | str | None = None,
+    pipeline_class: type[Segmenter] = AudioVisualSegmentationPipeline,
+) -> Segmenter:
     """Load a checkpoint as a pipeline.
 
     Args:
         name: A folder, a Hub id or "demo".
         device: The device of the model.
+        pipeline_class: The class of the pipeline.
 
     Raises:
         OSError: If the checkpoint is not found.
@@ -81,7 +88,7 @@ def load_segmenter(name: str, device: torch.device | str | None = None) -> Audio
     return create(
         "audio-visual-segmentation",
         model=checkpoint,
-        pipeline_class=AudioVisualSegmentationPipeline,
+        pipeline_class=pipeline_class,
         device=device,
     )
 

@@ -367,7 +367,7 @@ def row_of_error(video: str, error: str) -> pyarrow.RecordBatch:
 
 
 class ShardWriter:
-    """Writes the rows of videos to one shard after another. A shard appears when it is complete.
+    """Write the rows of videos to one shard after another. A shard appears when it is complete.
 
     Args:
         folder: The folder of the shards.
