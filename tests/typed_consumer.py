@@ -36,7 +36,7 @@ if outputs.logits is not None:
 def segment(pipe: AudioVisualSegmentationPipeline, processor: PCMANetProcessor, path: str) -> list[torch.Tensor]:
     """Use the pipeline and the processor as README does."""
     for frame in pipe.stream(path):  # dictionaries, whose values depend on the keys
-        print(frame["timestamp"])
+        assert frame["timestamp"] >= 0
     return processor.post_process_semantic_segmentation(outputs, target_sizes=(224, 224))
 
 
