@@ -34,7 +34,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from media_damage import FILMS, damaged, write_films
+from media_damage import VIDEOS, damaged, write_films
 
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio, read_media
 
@@ -248,7 +248,7 @@ def _wants_to_run(process: int) -> bool:
 
 
 def fuzz(
-    mutants: int, seed: int, workers: int, limits: Limits, containers: Sequence[str] = tuple(FILMS)
+    mutants: int, seed: int, workers: int, limits: Limits, containers: Sequence[str] = tuple(VIDEOS)
 ) -> list[Result]:
     """Read mutants 0 .. `mutants` - 1 of the containers in turn.
 

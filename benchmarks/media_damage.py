@@ -9,7 +9,7 @@ import numpy as np
 
 
 # Container: encoder of the video, its pixel format, encoder of the audio, its sampling rate in hertz (Hz).
-FILMS = {
+VIDEOS = {
     "mp4": ("libx264", "yuv420p", "aac", 16000),
     "mov": ("mjpeg", "yuvj420p", "pcm_s16le", 16000),
     "mkv": ("mpeg4", "yuv420p", "flac", 16000),
@@ -129,7 +129,7 @@ def damaged(film: bytes, container: str, number: int, seed: int) -> bytes:
 def write_films(folder: Path) -> dict[str, bytes]:
     """Write the films to damage: moving noise, and a tone."""
     films = {}
-    for container, (video_codec, pixel_format, audio_codec, rate) in FILMS.items():
+    for container, (video_codec, pixel_format, audio_codec, rate) in VIDEOS.items():
         path = folder / f"film.{container}"
         with av.open(str(path), "w") as file:
             video = None

@@ -196,7 +196,7 @@ def _resampling_kernel(down: int, up: int) -> torch.Tensor:
 
 
 class Resampler:
-    """Resamples a waveform that arrives in chunks with the filter of AVSBench's tools, without seams.
+    """Resample a waveform that arrives in chunks with the filter of AVSBench's tools, without seams.
 
     It is `torchaudio.functional.resample` with AVSBench's arguments, equal to 1e-6 (torchaudio rounds beta to float32).
     It is written as a product of matrices, because torchaudio's float64 convolution takes longer than all other steps

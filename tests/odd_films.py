@@ -1,4 +1,4 @@
-"""The odd films, each kind with what must come of it: used, with a note, or refused with a reason."""
+"""Unusual videos, each with its expected outcome: used, used with a note, or refused with a reason."""
 
 import struct
 from collections.abc import Callable
@@ -11,19 +11,19 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from odd_media import (
-    COLOURS,
+    COLORS,
     HEIGHT,
     WIDTH,
     Track,
     big_endian,
-    colour_at,
+    color_at,
     cut,
     every,
-    flat_picture,
+    flat_frame,
     overwrite,
     patch_box,
-    write_film,
-    write_sound,
+    write_odd_audio,
+    write_odd_video,
 )
 from PIL import Image
 
@@ -38,31 +38,31 @@ CENC = {
 
 
 @dataclass(frozen=True)
-class Film:
-    """A file that can be used, and what must come of it.
+class UsableVideo:
+    """A file that can be used, and its expected outcome.
 
     Attributes:
         suffix: Of its name, which chooses the container.
         make: Writes it.
-        colours: One letter per second.
+        colors: One letter per second.
         size: (width, height) of the frames.
-        start: When the tone sets in, seconds; None for a film without sound.
-        notes: Patterns of what is said, in order and nothing else.
-        grey: Whether the colours are lost.
+        start: When the tone starts, in seconds; None for a video without audio.
+        notes: Patterns of all notes, in order.
+        gray: Whether the colors are lost.
     """
 
     suffix: str
     make: Callable[[Path], Path]
-    colours: str = "RGBW"
+    colors: str = "RGBW"
     size: tuple[int, int] = (WIDTH, HEIGHT)
     start: float | None = 1.0
     notes: tuple[str, ...] = ()
-    grey: bool = False
+    gray: bool = False
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A file that cannot be used, and what the error says."""
+    """A file that cannot be used, and a pattern of its error."""
 
     suffix: str
     make: Callable[[Path], Path]
@@ -70,11 +70,11 @@ class Refused:
 
 
 def film(**arguments: object) -> Callable[[Path], Path]:
-    return lambda path: write_film(path, **arguments)
+    return lambda path: write_odd_video(path, **arguments)
 
 
 def sized(width: int, height: int) -> Callable[[float], np.ndarray]:
-    return lambda seconds: np.full((height, width, 3), COLOURS[colour_at(seconds)], np.uint8)
+    return lambda seconds: np.full((height, width, 3), COLORS[color_at(seconds)], np.uint8)
 
 
 def setting(**attributes: object) -> Callable[[VideoStream], None]:
@@ -88,9 +88,9 @@ def setting(**attributes: object) -> Callable[[VideoStream], None]:
 
 
 def half_transparent(seconds: float) -> np.ndarray:
-    """The second's colour in the middle, and around it yellow that cannot be seen."""
+    """The second's color in the middle, and around it transparent yellow."""
     picture = np.full((HEIGHT, WIDTH, 4), (255, 255, 0, 0), np.uint8)
-    picture[8:-8, 8:-8] = (*COLOURS[colour_at(seconds)], 255)
+    picture[8:-8, 8:-8] = (*COLORS[color_at(seconds)], 255)
     return picture
 
 
@@ -100,25 +100,25 @@ def clip_of(path: Path, first: bytes) -> Path:
 
 
 def truncated(**arguments: object) -> Callable[[Path], Path]:
-    return lambda path: cut(write_film(path, **arguments), 0.6)
+    return lambda path: cut(write_odd_video(path, **arguments), 0.6)
 
 
 def noisy(seconds: float) -> np.ndarray:
-    """The second's colour, and around it noise that makes the file long."""
+    """The second's color, and around it noise that makes the file long."""
     picture = np.random.default_rng(round(seconds * 1000)).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    picture[16:-16, 16:-16] = COLOURS[colour_at(seconds)]
+    picture[16:-16, 16:-16] = COLORS[color_at(seconds)]
     return picture
 
 
-def two_films(path: Path) -> Path:
-    """A second video track, smaller, in other colours."""
+def two_videos(path: Path) -> Path:
+    """A second video track, smaller, in other colors."""
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("libx264", rate=10) for _ in range(2)]
         for stream, height in zip(streams, (HEIGHT, HEIGHT // 2), strict=True):
             stream.width, stream.height, stream.pix_fmt = WIDTH, height, "yuv420p"
         for stream, shift in zip(streams, (0.0, 2.0), strict=True):
             for seconds in every():
-                picture = flat_picture(seconds + shift)[: stream.height]
+                picture = flat_frame(seconds + shift)[: stream.height]
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", threads=1)
                 frame.time_base, frame.pts = Fraction(1, 10), round(seconds * 10)
                 container.mux(stream.encode(frame))
@@ -132,10 +132,10 @@ def joined(path: Path) -> Path:
     data = b""
     for start, shift in parts:
         part = path.with_name("part.ts")
-        write_film(
+        write_odd_video(
             part,
             times=every(seconds=1.0, start=start),
-            paint=lambda seconds, start=start, shift=shift: flat_picture(seconds - start + shift),
+            paint=lambda seconds, start=start, shift=shift: flat_frame(seconds - start + shift),
             tracks=(),
             options={"bf": "0"},
         )
@@ -144,15 +144,15 @@ def joined(path: Path) -> Path:
 
 
 def claims_to_last(path: Path) -> Path:
-    """An mp4 that declares 49 days."""
-    write_film(path)
+    """An mp4 that declares a duration of 49 days."""
+    write_odd_video(path)
     for box in (b"mvhd", b"mdhd"):
         patch_box(path, box, 16, big_endian(2**32 - 2))
     return patch_box(path, b"tkhd", 20, big_endian(2**32 - 2))
 
 
 def giant(path: Path) -> Path:
-    """One picture of 16000x16000, of one bit per pixel."""
+    """One image of 16000x16000 with one bit per pixel."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("png", rate=10)
         stream.width = stream.height = 16000
@@ -169,13 +169,13 @@ def giant(path: Path) -> Path:
 
 
 def replaced(path: Path, old: bytes, new: bytes, **arguments: object) -> Path:
-    data = write_film(path, **arguments).read_bytes()
+    data = write_odd_video(path, **arguments).read_bytes()
     assert old in data
     return clip_of(path, data.replace(old, new))
 
 
 def photograph(path: Path) -> Path:
-    """A picture as telephones make it, to be turned by its EXIF data."""
+    """A photograph of a phone, which its EXIF data rotates."""
     image = Image.fromarray(sized(HEIGHT, WIDTH)(0.0))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -187,32 +187,35 @@ LOSSES = r"damaged or missing packets of data left out: \d+"
 HOLES = r"holes in its audio filled with silence: \d+"
 ENDS_EARLY = r"its video ends at .* s, but it declares .* s; the available part is used"
 SILENT_END = r"its audio ends .* s before its video; silence is filled in"
-LONG_SOUND = r"its audio goes on for .* s after its video; this is left out"
+LONG_AUDIO = r"its audio goes on for .* s after its video; this is left out"
 
-FILMS = {
-    "plain": Film(".mp4", film()),
-    # --- the picture ---
-    "variable rate, mp4": Film(".mp4", film(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])),
-    "variable rate, mkv": Film(".mkv", film(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])),
-    "odd size": Film(".mkv", film(codec="ffv1", paint=sized(51, 37)), size=(51, 37)),
-    "odd size, h264": Film(".mp4", film(pixel_format="yuv444p", paint=sized(51, 37)), size=(51, 37)),
-    "wide pixels": Film(
+VIDEOS = {
+    "plain": UsableVideo(".mp4", film()),
+    # --- Video ---
+    "variable rate, mp4": UsableVideo(".mp4", film(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])),
+    "variable rate, mkv": UsableVideo(".mkv", film(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])),
+    "odd size": UsableVideo(".mkv", film(codec="ffv1", paint=sized(51, 37)), size=(51, 37)),
+    "odd size, h264": UsableVideo(".mp4", film(pixel_format="yuv444p", paint=sized(51, 37)), size=(51, 37)),
+    "wide pixels": UsableVideo(
         ".mp4",
         film(configure=setting(sample_aspect_ratio=Fraction(16, 15))),
         size=(68, 48),
         notes=("pixels are 16:15",),
     ),
-    "narrow pixels": Film(
+    "narrow pixels": UsableVideo(
         ".mkv", film(configure=setting(sample_aspect_ratio=Fraction(8, 9))), size=(64, 54), notes=("pixels are 8:9",)
     ),
-    "impossible pixels": Film(
+    "impossible pixels": UsableVideo(
         ".mp4",
         lambda path: patch_box(
-            write_film(path, configure=setting(sample_aspect_ratio=Fraction(16, 15))), b"pasp", 0, big_endian(1, 200)
+            write_odd_video(path, configure=setting(sample_aspect_ratio=Fraction(16, 15))),
+            b"pasp",
+            0,
+            big_endian(1, 200),
         ),
         notes=(r"1:200 is invalid",),
     ),
-    "turned and wide pixels": Film(
+    "turned and wide pixels": UsableVideo(
         ".mp4",
         film(
             configure=lambda stream: (
@@ -223,134 +226,142 @@ FILMS = {
         size=(48, 128),
         notes=("pixels are 2:1",),
     ),
-    "10 bits, hevc": Film(".mp4", film(codec="libx265", pixel_format="yuv420p10le", options=QUIET_X265)),
-    "10 bits, h264": Film(".mp4", film(pixel_format="yuv420p10le")),
-    "10 bits, prores": Film(
+    "10 bits, hevc": UsableVideo(".mp4", film(codec="libx265", pixel_format="yuv420p10le", options=QUIET_X265)),
+    "10 bits, h264": UsableVideo(".mp4", film(pixel_format="yuv420p10le")),
+    "10 bits, prores": UsableVideo(
         ".mov", film(codec="prores_ks", pixel_format="yuv422p10le", tracks=[Track("pcm_s24le", 48000)])
     ),
-    "10 bits, bt2020": Film(
+    "10 bits, bt2020": UsableVideo(
         ".mp4",
         film(
             codec="libx265",
             pixel_format="yuv420p10le",
             options=QUIET_X265,
-            colours=(Colorspace.BT2020, 9, ColorRange.MPEG),
+            colors=(Colorspace.BT2020, 9, ColorRange.MPEG),
         ),
     ),
-    "bt709": Film(".mp4", film(colours=(Colorspace.ITU709, 1, ColorRange.MPEG))),
-    "bt709, full range": Film(".mp4", film(colours=(Colorspace.ITU709, 1, ColorRange.JPEG))),
-    "grey": Film(".mkv", film(codec="ffv1", pixel_format="gray"), grey=True),
-    "grey, 10 bits": Film(".mkv", film(codec="ffv1", pixel_format="gray10le"), grey=True),
-    "grey, 16 bits": Film(".mkv", film(codec="ffv1", pixel_format="gray16le"), grey=True),
-    "transparent, prores": Film(
+    "bt709": UsableVideo(".mp4", film(colors=(Colorspace.ITU709, 1, ColorRange.MPEG))),
+    "bt709, full range": UsableVideo(".mp4", film(colors=(Colorspace.ITU709, 1, ColorRange.JPEG))),
+    "gray": UsableVideo(".mkv", film(codec="ffv1", pixel_format="gray"), gray=True),
+    "gray, 10 bits": UsableVideo(".mkv", film(codec="ffv1", pixel_format="gray10le"), gray=True),
+    "gray, 16 bits": UsableVideo(".mkv", film(codec="ffv1", pixel_format="gray16le"), gray=True),
+    "transparent, prores": UsableVideo(
         ".mov",
         film(codec="prores_ks", pixel_format="yuva444p10le", paint=half_transparent),
         notes=("transparent in parts",),
     ),
-    "transparent, qtrle": Film(
+    "transparent, qtrle": UsableVideo(
         ".mov", film(codec="qtrle", pixel_format="argb", paint=half_transparent), notes=("transparent in parts",)
     ),
-    "opaque with alpha": Film(".mkv", film(codec="ffv1", pixel_format="bgra")),
-    "interlaced": Film(
+    "opaque with alpha": UsableVideo(".mkv", film(codec="ffv1", pixel_format="bgra")),
+    "interlaced": UsableVideo(
         ".ts", film(codec="mpeg2video", configure=setting(flags=INTERLACED)), notes=("video is interlaced",)
     ),
-    "hevc": Film(".mp4", film(codec="libx265", options=QUIET_X265)),
-    "vp8": Film(".webm", film(codec="libvpx", tracks=[Track("libopus", 48000)])),
-    "vp9": Film(".webm", film(codec="libvpx-vp9", options={"cpu-used": "8"}, tracks=[Track("libopus", 48000)])),
-    "av1": Film(
+    "hevc": UsableVideo(".mp4", film(codec="libx265", options=QUIET_X265)),
+    "vp8": UsableVideo(".webm", film(codec="libvpx", tracks=[Track("libopus", 48000)])),
+    "vp9": UsableVideo(".webm", film(codec="libvpx-vp9", options={"cpu-used": "8"}, tracks=[Track("libopus", 48000)])),
+    "av1": UsableVideo(
         ".mp4",
         film(codec="libsvtav1", options={"preset": "12", "svtav1-params": "lp=1"}, paint=sized(160, 120)),
         size=(160, 120),
     ),
-    "motion jpeg": Film(".avi", film(codec="mjpeg", pixel_format="yuvj420p", tracks=[Track("pcm_s16le")])),
-    "mpeg 2": Film(".mpg", film(codec="mpeg2video", tracks=[Track("mp2", 44100)])),
-    "mpeg 4": Film(".avi", film(codec="mpeg4", tracks=[Track("libmp3lame")]), start=1.07),
-    "flash": Film(".flv", film(codec="flv", tracks=[Track("libmp3lame", 44100)])),
-    "raw": Film(".avi", film(codec="rawvideo", pixel_format="bgr24", tracks=[Track("pcm_s16le")])),
-    "animated gif": Film(".gif", film(codec="gif", pixel_format="rgb8", tracks=()), start=None),
-    "animated png": Film(".apng", film(codec="apng", pixel_format="rgba", tracks=()), start=None),
-    "photograph": Film(".jpg", photograph, colours="R", start=None),
-    "one frame": Film(".mp4", film(times=[0.0]), colours="R", start=1.0, notes=(LONG_SOUND,)),
-    "two video tracks": Film(
-        ".mp4", two_films, start=None, notes=(r"of its 2 video tracks number 1 \(.*\) is taken",)
+    "motion jpeg": UsableVideo(".avi", film(codec="mjpeg", pixel_format="yuvj420p", tracks=[Track("pcm_s16le")])),
+    "mpeg 2": UsableVideo(".mpg", film(codec="mpeg2video", tracks=[Track("mp2", 44100)])),
+    "mpeg 4": UsableVideo(".avi", film(codec="mpeg4", tracks=[Track("libmp3lame")]), start=1.07),
+    "flash": UsableVideo(".flv", film(codec="flv", tracks=[Track("libmp3lame", 44100)])),
+    "raw": UsableVideo(".avi", film(codec="rawvideo", pixel_format="bgr24", tracks=[Track("pcm_s16le")])),
+    "animated gif": UsableVideo(".gif", film(codec="gif", pixel_format="rgb8", tracks=()), start=None),
+    "animated png": UsableVideo(".apng", film(codec="apng", pixel_format="rgba", tracks=()), start=None),
+    "photograph": UsableVideo(".jpg", photograph, colors="R", start=None),
+    "one frame": UsableVideo(".mp4", film(times=[0.0]), colors="R", start=1.0, notes=(LONG_AUDIO,)),
+    "two video tracks": UsableVideo(
+        ".mp4", two_videos, start=None, notes=(r"of its 2 video tracks number 1 \(.*\) is taken",)
     ),
-    # --- the sound ---
-    "two sound tracks": Film(
+    # --- Audio ---
+    "two sound tracks": UsableVideo(
         ".mkv",
         film(tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0)]),
         notes=(r"of its 2 audio tracks number 1 \(ger\) is taken",),
     ),
-    "late sound": Film(
+    "late sound": UsableVideo(
         ".mkv", film(tracks=[Track(start=2.0, seconds=2.0)]), start=2.0, notes=("its audio starts 2.0. s after",)
     ),
-    "early end": Film(".mp4", film(tracks=[Track(seconds=2.0)]), notes=(SILENT_END,)),
-    "no sound at the end of a second": Film(".mp4", film(tracks=[Track(seconds=3.5)])),
-    "ten minutes of sound": Film(".mkv", film(tracks=[Track("pcm_s16le", 8000, seconds=600.0)]), notes=(LONG_SOUND,)),
-    "sound first in the file": Film(".mkv", film(tracks=[Track("pcm_s16le")], sound_first=True)),
-    "picture later than sound": Film(
+    "early end": UsableVideo(".mp4", film(tracks=[Track(seconds=2.0)]), notes=(SILENT_END,)),
+    "no sound at the end of a second": UsableVideo(".mp4", film(tracks=[Track(seconds=3.5)])),
+    "ten minutes of sound": UsableVideo(
+        ".mkv", film(tracks=[Track("pcm_s16le", 8000, seconds=600.0)]), notes=(LONG_AUDIO,)
+    ),
+    "sound first in the file": UsableVideo(".mkv", film(tracks=[Track("pcm_s16le")], audio_first=True)),
+    "picture later than sound": UsableVideo(
         ".mkv",
         film(times=every(start=1.0, seconds=3.0)),
-        colours="GBW",
+        colors="GBW",
         start=0.0,
         notes=("its audio starts before its video",),
     ),
-    # --- the clock ---
-    "negative timestamps": Film(
+    # --- Timestamps ---
+    "negative timestamps": UsableVideo(
         ".mp4",
         film(
             times=every(start=-1.0, seconds=5.0),
-            paint=lambda seconds: flat_picture(max(0.0, seconds)),
+            paint=lambda seconds: flat_frame(max(0.0, seconds)),
             container_options={"avoid_negative_ts": "disabled"},
             options={"bf": "0"},
         ),
     ),
-    "timestamps that jump": Film(".ts", joined, start=None),
-    "claims 49 days": Film(".mp4", claims_to_last),
-    # --- damage ---
-    "tail missing, index in front": Film(
+    "timestamps that jump": UsableVideo(".ts", joined, start=None),
+    "claims 49 days": UsableVideo(".mp4", claims_to_last),
+    # --- Damage ---
+    "tail missing, index in front": UsableVideo(
         ".mp4",
         truncated(paint=noisy, container_options={"movflags": "+faststart"}),
-        colours="RG",
+        colors="RG",
         size=(128, 96),
         notes=(ENDS_EARLY,),
     ),
-    "tail missing, fragmented": Film(
+    "tail missing, fragmented": UsableVideo(
         ".mp4",
         truncated(paint=noisy, container_options={"movflags": "+frag_keyframe+empty_moov"}, options={"g": "5"}),
-        colours="RGB",
+        colors="RGB",
         size=(128, 96),
         notes=(LOSSES,),
     ),
-    "tail missing, mkv": Film(".mkv", truncated(paint=noisy), colours="RGB", size=(128, 96), notes=(ENDS_EARLY,)),
-    "tail missing, ts": Film(".ts", truncated(paint=noisy), colours="RGB", size=(128, 96)),
-    "middle damaged, mp4": Film(
+    "tail missing, mkv": UsableVideo(
+        ".mkv", truncated(paint=noisy), colors="RGB", size=(128, 96), notes=(ENDS_EARLY,)
+    ),
+    "tail missing, ts": UsableVideo(".ts", truncated(paint=noisy), colors="RGB", size=(128, 96)),
+    "middle damaged, mp4": UsableVideo(
         ".mp4",
         lambda path: overwrite(
-            write_film(path, paint=noisy, options={"g": "5"}, container_options={"movflags": "+faststart"}), 0.3, 0.4
+            write_odd_video(path, paint=noisy, options={"g": "5"}, container_options={"movflags": "+faststart"}),
+            0.3,
+            0.4,
         ),
         size=(128, 96),
         notes=(LOSSES, HOLES),
     ),
-    "middle damaged, mkv": Film(
+    "middle damaged, mkv": UsableVideo(
         ".mkv",
-        lambda path: overwrite(write_film(path, paint=noisy, options={"g": "5"}), 0.3, 0.4),
+        lambda path: overwrite(write_odd_video(path, paint=noisy, options={"g": "5"}), 0.3, 0.4),
         size=(128, 96),
         notes=(LOSSES, HOLES),
     ),
-    "middle damaged, ts": Film(
+    "middle damaged, ts": UsableVideo(
         ".ts",
-        lambda path: overwrite(write_film(path, paint=noisy, options={"g": "5"}), 0.3, 0.4),
+        lambda path: overwrite(write_odd_video(path, paint=noisy, options={"g": "5"}), 0.3, 0.4),
         size=(128, 96),
         notes=(LOSSES, HOLES),
     ),
-    "wrong suffix": Film(".txt", lambda path: clip_of(path, write_film(path.with_suffix(".mkv")).read_bytes())),
+    "wrong suffix": UsableVideo(
+        ".txt", lambda path: clip_of(path, write_odd_video(path.with_suffix(".mkv")).read_bytes())
+    ),
 }
 
 REFUSED = {
     "no frames": Refused(".mkv", film(times=[0.0], tracks=()), "has no audio track"),
     "no sound": Refused(".mp4", film(tracks=()), r"has no audio track\. Pass the audio as `audio=`"),
-    "sound alone": Refused(".m4a", lambda path: write_sound(path, Track()), "has no video stream"),
-    "index missing": Refused(".mp4", lambda path: cut(write_film(path), 0.9), "complete media file"),
+    "sound alone": Refused(".m4a", lambda path: write_odd_audio(path, Track()), "has no video stream"),
+    "index missing": Refused(".mp4", lambda path: cut(write_odd_video(path), 0.9), "complete media file"),
     "nothing": Refused(".mp4", lambda path: clip_of(path, b""), r"is empty \(0 bytes\)"),
     "one byte": Refused(".mp4", lambda path: clip_of(path, b"x"), "complete media file"),
     "a text": Refused(

@@ -1,4 +1,4 @@
-"""A web server on this machine that does to its visitors what servers do: the page is called what it does."""
+"""A web server on this machine with faulty pages; the name of a page says what it does."""
 
 import contextlib
 import http.server
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def odd_server(film: bytes, broadcast: bytes) -> Iterator[str]:
-    """Serve a film in many bad ways.
+    """Serve a video in many faulty ways.
 
     Args:
         film: Bytes of a file with an end.
@@ -32,14 +32,14 @@ def odd_server(film: bytes, broadcast: bytes) -> Iterator[str]:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answer with the method that the page is called after."""
+    """Answer with the method that has the name of the page."""
 
     def do_GET(self) -> None:
         with contextlib.suppress(ConnectionError):
             getattr(self, Path(self.path).stem)()
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def answer(self, length: int | None = None) -> None:
         self.send_response(200)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from command_runs import RATE, SIZE, audio, finish_process, save_checkpoint, start_process, wait_until, write_clip
-from odd_media import begin_late, onset, write_film
+from odd_media import begin_late, onset, write_odd_video
 from PIL import Image
 
 import pcmanet
@@ -137,7 +137,7 @@ class TestResults:
         assert np.abs(overlay.waveform).max() > 0.1
 
     def test_overlay_of_a_recording_that_begins_with_undecodable_frames(self, run: Run, folder: Path):
-        write_film(folder / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"})
+        write_odd_video(folder / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"})
         assert run(str(begin_late(folder / "cut.ts", 0.05)), "--overlay") == 0
         overlay = read_media(folder / "segmented" / "cut" / "overlay.mp4")
         assert onset(overlay.waveform, overlay.sampling_rate) == pytest.approx(0.2, abs=0.05)

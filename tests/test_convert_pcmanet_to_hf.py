@@ -147,7 +147,9 @@ def test_leftover_keys_on_either_side_are_listed(change, message):
 
 
 def test_unknown_format_and_incomplete_backbone_raise():
-    with pytest.raises(ValueError, match="one of PCMANet, VGGish, PVT-v2, ResNet-50, got keys such as a.b"):
+    with pytest.raises(
+        ValueError, match="one of PCMANet, VGGish, AudioMobileNet, PVT-v2, ResNet-50, got keys such as a.b"
+    ):
         convert_state_dict({"a.b": torch.zeros(1)})
     shapes = backbone_shapes("pvt")
     shortened = {key: shape for key, shape in shapes.items() if not key.startswith("block3.39.")}

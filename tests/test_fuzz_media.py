@@ -1,4 +1,4 @@
-"""benchmarks/fuzz_media.py: damage is the same each time, every outcome is told apart, and a few hundred mutants do no harm."""
+"""Tests of benchmarks/fuzz_media.py: damage is reproducible, outcomes are classified, and a few hundred mutants have good outcomes."""
 
 import importlib.util
 import mmap

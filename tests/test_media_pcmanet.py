@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 from odd_films import noisy
-from odd_media import HEIGHT, WIDTH, Track, big_endian, every, overwrite, patch_box, write_film
+from odd_media import HEIGHT, WIDTH, Track, big_endian, every, overwrite, patch_box, write_odd_video
 from PIL import Image
 
 from modeling_pcmanet import media_pcmanet
@@ -277,7 +277,7 @@ UNSTEADY = list(accumulate([0.0, *np.random.default_rng(0).choice([0.02, 0.04, 0
 X265 = {"x265-params": "bframes=4:log-level=none"}
 
 # Suffix, encoder, its options, times of the frames, and the largest fraction of them that may be decoded.
-FILMS = {
+VIDEOS = {
     "mp4": (".mp4", "libx264", {"bf": "3"}, STEADY, 0.7),
     "many B-frames": (".mp4", "libx264", {"bf": "8", "x264-params": "b-pyramid=none"}, STEADY, 0.7),
     "open groups of pictures": (".mp4", "libx264", {"x264-params": "open-gop=1:keyint=30"}, STEADY, 0.75),
@@ -301,8 +301,8 @@ def own_picture(seconds: float) -> np.ndarray:
 
 
 def film(path: Path, name: str) -> Path:
-    suffix, codec, options, times, _ = FILMS[name]
-    return write_film(
+    suffix, codec, options, times, _ = VIDEOS[name]
+    return write_odd_video(
         path.with_suffix(suffix), times=times, codec=codec, options=options, paint=own_picture, tracks=()
     )
 
@@ -341,14 +341,14 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...]
     return read_whole
 
 
-@pytest.mark.parametrize("name", FILMS)
+@pytest.mark.parametrize("name", VIDEOS)
 def test_what_is_skipped_is_not_missed(tmp_path: Path, name: str, decoded: list[float], whole: Callable) -> None:
     path = film(tmp_path / "film", name)
     for rates in ((1.0,), (0.3,), (2.5,), (1.0, 4.0)):
         assert read(path, *rates) == whole(path, *rates)
     decoded.clear()
     read_frames(path)
-    assert len(decoded) <= FILMS[name][-1] * len(FILMS[name][3])
+    assert len(decoded) <= VIDEOS[name][-1] * len(VIDEOS[name][3])
 
 
 def test_every_frame_is_decoded_where_every_frame_is_wanted(tmp_path: Path, decoded: list[float]) -> None:
@@ -358,7 +358,7 @@ def test_every_frame_is_decoded_where_every_frame_is_wanted(tmp_path: Path, deco
 
 
 def test_every_frame_is_decoded_where_frames_are_counted(tmp_path: Path, decoded: list[float]) -> None:
-    path = write_film(tmp_path / "clip.mp4", times=every(seconds=5), paint=own_picture)
+    path = write_odd_video(tmp_path / "clip.mp4", times=every(seconds=5), paint=own_picture)
     read_media(path)
     assert decoded == pytest.approx(every(seconds=5))
 
@@ -367,7 +367,7 @@ def test_every_frame_is_decoded_where_frames_are_counted(tmp_path: Path, decoded
 def test_a_splice_is_read_frame_by_frame(tmp_path: Path, start: float, decoded: list[float], whole: Callable) -> None:
     first = film(tmp_path / "first", "MPEG-2")
     times = every(seconds=SECONDS, start=start)
-    second = write_film(
+    second = write_odd_video(
         tmp_path / "second.mpg", times=times, codec="mpeg2video", options={"bf": "2"}, paint=own_picture, tracks=()
     )
     spliced = tmp_path / "spliced.mpg"
@@ -950,7 +950,7 @@ def test_neither_stream_runs_ahead(tmp_path: Path) -> None:
 def test_a_badly_interleaved_file_is_read_through_a_second_handle(
     tmp_path: Path, kind: str, audio_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_film(tmp_path / "film.mkv", tracks=[Track("pcm_s16le")], paint=noisy, sound_first=audio_first)
+    path = write_odd_video(tmp_path / "film.mkv", tracks=[Track("pcm_s16le")], paint=noisy, audio_first=audio_first)
     expected = read_media(path)
     monkeypatch.setattr(media_pcmanet, "LARGEST_QUEUE_BYTES", 2**14)
     opened, open_container = [], av.open

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import Colorspace
-from odd_media import Track, begin_late, every, onset, overwrite, write_film, write_sound
+from odd_media import Track, begin_late, every, onset, overwrite, write_odd_audio, write_odd_video
 
 from modeling_pcmanet.media_pcmanet import MediaError, MediaReader, iterate_frames, read_audio, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_timed_video, write_video
@@ -187,7 +187,7 @@ def test_frames_and_audio_can_come_from_one_open_container(tmp_path: Path, clip:
 def test_audio_that_an_mp4_cannot_hold_is_encoded(
     tmp_path: Path, suffix: str, track: Track, sampling_rate: int, channels: int
 ) -> None:
-    source = write_sound(tmp_path / f"audio.{suffix}", track)
+    source = write_odd_audio(tmp_path / f"audio.{suffix}", track)
     frames = zip(np.arange(40) / 10, smooth_frames(40), strict=True)
     write_timed_video(tmp_path / "clip.mp4", frames, source)
     with av.open(str(tmp_path / "clip.mp4")) as container:
@@ -202,7 +202,7 @@ def test_audio_that_an_mp4_cannot_hold_is_encoded(
 def test_audio_continues_where_a_broadcast_was_spliced(tmp_path: Path, codec: str, layouts: tuple[str, str]) -> None:
     """The times of the source go back at the splice, and its layout may change."""
     tracks = [Track(codec, 48000, layout) for layout in layouts]
-    parts = [write_film(tmp_path / f"{index}.ts", tracks=[track]) for index, track in enumerate(tracks)]
+    parts = [write_odd_video(tmp_path / f"{index}.ts", tracks=[track]) for index, track in enumerate(tracks)]
     film, path = tmp_path / "film.ts", tmp_path / "clip.mp4"
     film.write_bytes(b"".join(part.read_bytes() for part in parts))
     with MediaReader(film) as reader:
@@ -216,7 +216,7 @@ def test_audio_continues_where_a_broadcast_was_spliced(tmp_path: Path, codec: st
 
 def test_audio_begins_at_the_first_frame_that_can_be_decoded(tmp_path: Path) -> None:
     """A recording that begins inside a group of frames declares a start without a frame."""
-    film = begin_late(write_film(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
+    film = begin_late(write_odd_video(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
     path = tmp_path / "clip.mp4"
     with MediaReader(film) as reader:
         frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
@@ -228,7 +228,7 @@ def test_audio_begins_at_the_first_frame_that_can_be_decoded(tmp_path: Path) -> 
 
 def test_damaged_audio_packets_are_left_out(tmp_path: Path) -> None:
     track = Track(codec="mp2", sampling_rate=48000, layout="stereo", seconds=10)
-    film = write_film(tmp_path / "damaged.ts", times=every(seconds=10), tracks=[track])
+    film = write_odd_video(tmp_path / "damaged.ts", times=every(seconds=10), tracks=[track])
     path = tmp_path / "clip.mp4"
     with MediaReader(overwrite(film, 0.4, 0.5)) as reader:
         frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))

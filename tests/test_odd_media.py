@@ -1,4 +1,4 @@
-"""Odd input, each kind as a real file: what can be used is used and says what was done, the rest is a clear error."""
+"""Unusual input, each kind as a real file: it is used, with a note where something was done, or refused with a clear error."""
 
 import io
 import os
@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 from av.video.stream import VideoStream
-from odd_films import FILMS, INTERLACED, REFUSED, noisy, setting, sized
+from odd_films import INTERLACED, REFUSED, VIDEOS, noisy, setting, sized
 from odd_media import (
-    COLOURS,
+    COLORS,
     HEIGHT,
     WIDTH,
     Track,
     onset,
     pitch,
-    shown_colours,
-    write_film,
-    write_sound,
+    shown_colors,
+    write_odd_audio,
+    write_odd_video,
 )
 from odd_server import odd_server
 from playwright.sync_api import sync_playwright
@@ -41,19 +41,19 @@ from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audi
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 
-@pytest.mark.parametrize("name", FILMS)
+@pytest.mark.parametrize("name", VIDEOS)
 def test_what_can_be_used_is_used_and_says_what_was_done(tmp_path: Path, name: str) -> None:
-    case = FILMS[name]
+    case = VIDEOS[name]
     path = case.make(tmp_path / f"film{case.suffix}")
     media = read_media(path, audio=case.start is not None)
-    assert shown_colours(media.frames, grey=case.grey) == case.colours
+    assert shown_colors(media.frames, gray=case.gray) == case.colors
     assert media.frames.shape[1:] == (case.size[1], case.size[0], 3)
     assert len(media.notes) == len(case.notes), media.notes
     assert all(re.search(pattern, note) for pattern, note in zip(case.notes, media.notes, strict=True)), media.notes
     if case.start is not None:
         assert onset(media.waveform, media.sampling_rate) == pytest.approx(case.start, abs=0.04)
 
-    # Every frame, one at a time, is the same film.
+    # Reading frame by frame gives the same video.
     timestamps, frames = zip(*iterate_frames(path), strict=True)
     assert {frame.shape for frame in frames} == {media.frames.shape[1:]}
     assert (np.diff(timestamps) > 0).all()
@@ -76,7 +76,7 @@ def test_what_moves_in_an_interlaced_film_has_no_combs(tmp_path: Path, top_first
         picture[top_first::2, 32:48] = 255
         return picture
 
-    path = write_film(
+    path = write_odd_video(
         tmp_path / "film.mkv",
         paint=paint,
         codec="mpeg2video",
@@ -94,17 +94,17 @@ def test_what_moves_in_an_interlaced_film_has_no_combs(tmp_path: Path, top_first
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_a_turned_film_stands_upright(tmp_path: Path, degrees: int) -> None:
     def paint(_seconds: float) -> np.ndarray:
-        picture = np.full((HEIGHT, WIDTH, 3), COLOURS["B"], np.uint8)
-        picture[: HEIGHT // 2, : WIDTH // 2] = COLOURS["R"]
+        picture = np.full((HEIGHT, WIDTH, 3), COLORS["B"], np.uint8)
+        picture[: HEIGHT // 2, : WIDTH // 2] = COLORS["R"]
         return picture
 
-    path = write_film(
+    path = write_odd_video(
         tmp_path / "film.mp4", paint=paint, configure=lambda stream: stream.set_display_rotation(degrees)
     )
     media = read_media(path)
     assert media.frames.shape[1:3] == ((HEIGHT, WIDTH) if degrees == 180 else (WIDTH, HEIGHT))
     assert media.notes == ()
-    stored = next(iterate_frames(write_film(tmp_path / "stored.mp4", paint=paint)))[1]
+    stored = next(iterate_frames(write_odd_video(tmp_path / "stored.mp4", paint=paint)))[1]
     difference = media.frames[0].astype(int) - np.rot90(stored, degrees // 90)
     assert np.abs(difference).max() <= 2
 
@@ -137,11 +137,11 @@ def test_a_turned_film_stands_upright(tmp_path: Path, degrees: int) -> None:
 def test_every_kind_of_sound_sets_in_when_it_should(
     tmp_path: Path, suffix: str, codec: str, rate: int, layout: str
 ) -> None:
-    path = write_sound(tmp_path / f"sound{suffix}", Track(codec, rate, layout))
+    path = write_odd_audio(tmp_path / f"sound{suffix}", Track(codec, rate, layout))
     waveform, sampling_rate = read_audio(path)
     assert sampling_rate == rate
     assert len(waveform) == av.AudioLayout(layout).nb_channels
-    # The low-frequency channel of a coded 5.1 sound passes 440 Hz not at all.
+    # The low-frequency channel of a coded 5.1 audio does not pass 440 Hz.
     full = [channel for channel in waveform if np.abs(channel).max() > 0.1]
     assert len(full) >= len(waveform) - 1
     assert onset(np.stack(full), sampling_rate) == pytest.approx(1.0, abs=0.06)
@@ -149,7 +149,7 @@ def test_every_kind_of_sound_sets_in_when_it_should(
 
 
 def test_the_track_that_is_taken_is_the_one_that_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write_film(
+    path = write_odd_video(
         tmp_path / "film.mkv", tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0, layout="stereo")]
     )
     media = read_media(path)
@@ -161,8 +161,10 @@ def test_the_track_that_is_taken_is_the_one_that_is_named(tmp_path: Path, caplog
 
 @pytest.mark.slow
 def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    # Eight times the picture in RGB would be 1.6 GB; the sizes of H.264 are known without decoding.
-    path = write_film(tmp_path / "film.mp4", times=[0.0], paint=sized(8208, 8208), options={"preset": "ultrafast"})
+    # Eight frames in RGB would be 1.6 GB; the sizes of H.264 are known without decoding.
+    path = write_odd_video(
+        tmp_path / "film.mp4", times=[0.0], paint=sized(8208, 8208), options={"preset": "ultrafast"}
+    )
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")
     before = int(re.search(r"VmRSS:\s*(\d+)", status.read_text())[1])
@@ -180,17 +182,17 @@ BROWSER_LOOKS = """async () => {
     [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
     const context = canvas.getContext("2d");
     context.drawImage(video, 0, 0);
-    const colours = [[1, 1], [3, 1], [1, 3], [3, 3]].map(([x, y]) =>
+    const colors = [[1, 1], [3, 1], [1, 3], [3, 3]].map(([x, y]) =>
         Array.from(context.getImageData((x * canvas.width) / 4, (y * canvas.height) / 4, 1, 1).data.slice(0, 3)));
-    return [canvas.width, canvas.height, colours];
+    return [canvas.width, canvas.height, colors];
 }"""
 
 
 @pytest.mark.slow
 def test_a_browser_shows_the_same(tmp_path: Path) -> None:
     def paint(_seconds: float) -> np.ndarray:
-        picture = np.full((HEIGHT, WIDTH, 3), COLOURS["B"], np.uint8)
-        picture[: HEIGHT // 2, : WIDTH // 2] = COLOURS["R"]
+        picture = np.full((HEIGHT, WIDTH, 3), COLORS["B"], np.uint8)
+        picture[: HEIGHT // 2, : WIDTH // 2] = COLORS["R"]
         return picture
 
     def configured(degrees: int, aspect: Fraction) -> Callable[[VideoStream], None]:
@@ -206,27 +208,27 @@ def test_a_browser_shows_the_same(tmp_path: Path) -> None:
         page = browser.new_page()
         for degrees in (0, 90, 180, 270):
             for aspect in (Fraction(1), Fraction(16, 15), Fraction(8, 9), Fraction(2)):
-                path = write_film(tmp_path / "film.mp4", paint=paint, configure=configured(degrees, aspect))
+                path = write_odd_video(tmp_path / "film.mp4", paint=paint, configure=configured(degrees, aspect))
                 (tmp_path / "page.html").write_text('<video src="film.mp4" muted></video>')
                 page.goto(f"file://{tmp_path}/page.html")
-                width, height, colours = page.evaluate(BROWSER_LOOKS)
+                width, height, colors = page.evaluate(BROWSER_LOOKS)
                 frame = read_media(path).frames[0]
                 assert (width, height) == (frame.shape[1], frame.shape[0]), (degrees, aspect)
                 ours = frame[height // 4 :: height // 2, width // 4 :: width // 2][:2, :2].reshape(4, 3)
-                np.testing.assert_allclose(colours, ours, atol=12)
+                np.testing.assert_allclose(colors, ours, atol=12)
         browser.close()
 
 
-# --- Sources that are no files, or no ordinary ones ---
+# --- Sources that are not regular files ---
 
 
 @pytest.mark.parametrize(
     "name", ["ünï 视频.mp4", 'it\'s "quoted".mp4', "-leading dash.mp4", "new\nline.mp4", "%20.mp4", "*.mp4", "#?&.mp4"]
 )
 def test_any_name_that_a_file_can_have(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_film(tmp_path / "film.mp4").rename(tmp_path / name)
+    write_odd_video(tmp_path / "film.mp4").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert shown_colours(read_media(name).frames) == "RGBW"
+    assert shown_colors(read_media(name).frames) == "RGBW"
 
 
 def test_names_that_no_file_can_have() -> None:
@@ -246,9 +248,9 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_links_lead_to_films_or_to_errors(tmp_path: Path) -> None:
-    film_path = write_film(tmp_path / "film.mp4")
+    film_path = write_odd_video(tmp_path / "film.mp4")
     (tmp_path / "link.mp4").symlink_to(film_path)
-    assert shown_colours(read_media(tmp_path / "link.mp4").frames) == "RGBW"
+    assert shown_colors(read_media(tmp_path / "link.mp4").frames) == "RGBW"
     (tmp_path / "broken.mp4").symlink_to(tmp_path / "nowhere.mp4")
     with pytest.raises(FileNotFoundError, match=r"broken\.mp4"):
         read_media(tmp_path / "broken.mp4")
@@ -258,9 +260,9 @@ def test_links_lead_to_films_or_to_errors(tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    path = write_film(tmp_path / "secret.mp4")
+    path = write_odd_video(tmp_path / "secret.mp4")
     path.chmod(0)
-    # The one who runs the tests may be allowed everything; "nobody" is not.
+    # The user who runs the tests may have all permissions; the user "nobody" does not.
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -283,7 +285,7 @@ def test_a_pipe_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 
 
 class Forwards(io.RawIOBase):
-    """A stream that can only be read forwards."""
+    """A stream that is not seekable."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -297,7 +299,7 @@ class Forwards(io.RawIOBase):
 
 
 def test_a_file_that_grows_is_read_as_far_as_it_is(tmp_path: Path) -> None:
-    whole = write_film(tmp_path / "whole.ts", paint=noisy).read_bytes()
+    whole = write_odd_video(tmp_path / "whole.ts", paint=noisy).read_bytes()
     path = tmp_path / "growing.ts"
     path.write_bytes(whole[: len(whole) // 2])
     frames = iterate_frames(path)
@@ -307,11 +309,11 @@ def test_a_file_that_grows_is_read_as_far_as_it_is(tmp_path: Path) -> None:
     seconds += [moment for moment, _ in frames]
     assert 15 <= len(seconds) <= 40
     np.testing.assert_allclose(np.diff(seconds), 0.1, atol=1e-6)
-    assert shown_colours(read_media(path).frames) == "RGBW"
+    assert shown_colors(read_media(path).frames) == "RGBW"
 
 
 def test_sound_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_film(tmp_path / "film.mkv", tracks=[Track("pcm_s16le")])
+    path = write_odd_video(tmp_path / "film.mkv", tracks=[Track("pcm_s16le")])
     monkeypatch.setattr(media_pcmanet, "LARGEST_AUDIO_BYTES", 2**17)
     with pytest.raises(MediaError, match=r"film\.mkv gives more than 0\.000122 GiB of audio"):
         read_media(path)
@@ -320,8 +322,10 @@ def test_sound_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatc
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served")
-    whole = write_film(folder / "film.mp4", paint=noisy, container_options={"movflags": "+faststart"}).read_bytes()
-    broadcast = write_film(folder / "film.ts", paint=noisy).read_bytes()
+    whole = write_odd_video(
+        folder / "film.mp4", paint=noisy, container_options={"movflags": "+faststart"}
+    ).read_bytes()
+    broadcast = write_odd_video(folder / "film.ts", paint=noisy).read_bytes()
     with odd_server(whole, broadcast) as address:
         yield address
 
@@ -342,14 +346,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_an_address_gives_a_film_or_an_error_in_bounded_time(
     server: str, page: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert shown_colours(read_media(f"{server}/whole.mp4").frames) == "RGBW"
+    assert shown_colors(read_media(f"{server}/whole.mp4").frames) == "RGBW"
     monkeypatch.setattr(media_pcmanet, "NETWORK_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(media_pcmanet, "LARGEST_FRAMES_BYTES", 2**19)
     with pytest.raises(MediaError, match=rf"{page} .*(?:{message})"):
         read_media(f"{server}/{page}")
 
 
-# --- The same through the pipeline ---
+# --- The same files through the pipeline ---
 
 
 @pytest.fixture(scope="module")
@@ -380,12 +384,12 @@ QUICK = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FILMS]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in VIDEOS]
 )
 def test_the_pipeline_uses_what_the_reader_uses(
     tmp_path: Path, segmenter: AudioVisualSegmentationPipeline, name: str
 ) -> None:
-    case = FILMS[name]
+    case = VIDEOS[name]
     path = case.make(tmp_path / f"film{case.suffix}")
     media = read_media(path, audio=False)
     count = len(media.frames)

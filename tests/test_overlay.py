@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from odd_media import begin_late, onset, write_film
+from odd_media import begin_late, onset, write_odd_video
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import MediaReader, iterate_frames, read_media
@@ -123,7 +123,7 @@ class TestWriteOverlayVideo:
 
     def test_audio_begins_at_the_first_frame_that_can_be_decoded(self, tmp_path: Path):
         """A recording that begins inside a group of frames declares a start without a frame."""
-        film = begin_late(write_film(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
+        film = begin_late(write_odd_video(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
         path = tmp_path / "overlay.mp4"
         with MediaReader(film) as reader:
             frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))

@@ -89,6 +89,7 @@ def die_at_call(owner: Any, name: str, number: int) -> None:
 
 
 def _work(log: str, prepare: Callable[..., None] | None, arguments: tuple, output: Path, words: tuple, settings: dict):
+    os.setpgid(0, 0)  # so that the parent can end what a killed run leaves
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -110,6 +111,10 @@ def train_in_process(
     process = context.Process(target=_work, args=(str(log), prepare, arguments, output, words, settings))
     process.start()
     process.join()
+    if process.exitcode < 0:
+        # A fork server of the killed run and its loader workers, each of half a gigabyte, would stay.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     return process.exitcode, log.read_text()
 
 

@@ -101,7 +101,7 @@ def __dir__() -> list[str]:
 
 
 class _RegisterAfterTransformers(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Registers our classes right after the first import of transformers.
+    """Register our classes right after the first import of transformers.
 
     Registration needs the classes themselves, and with them torch and transformers, which take seconds to import.
     """

@@ -142,7 +142,7 @@ def _find_results(arguments: Namespace, videos: Videos, output: OutputFolder) ->
 
 
 class Worker:
-    """Segments videos.
+    """Segment videos, one after another.
 
     On exit of its context, also after Ctrl-C, it publishes the rows of the finished videos.
 
