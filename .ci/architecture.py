@@ -112,7 +112,7 @@ def _imports(module: Module) -> Iterator[tuple[str, str, str]]:
     for_type_checkers = {
         id(node)
         for block in ast.walk(module.tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
         for node in ast.walk(block)
     }
     for node in ast.walk(module.tree):
