@@ -15,10 +15,11 @@ import torch
 from transformers import BatchFeature
 
 from modeling_pcmanet.media_pcmanet import read_audio
+from modeling_pcmanet.media_writing_pcmanet import encode_wav
 
 from .avsbench import find_clips
 from .avsbench.layouts import AVSBenchError, Clip, have_disjoint_objects, label_names
-from .avsbench.rows import RowSettings, encode_wav, inspect_files, read_row, row_features
+from .avsbench.rows import RowSettings, inspect_files, read_row, row_features
 from .collation import ClipCollator
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics
 

@@ -5,6 +5,7 @@ machine. No file that is saved with a model imports this one.
 """
 
 import heapq
+import io
 import math
 import wave
 from collections.abc import Callable, Iterable, Iterator
@@ -156,12 +157,28 @@ def write_audio(path: str | Path, waveform: np.ndarray, sampling_rate: int) -> N
         MediaError: If the waveform is not as described.
     """
     waveform = _checked_waveform(waveform, sampling_rate)
-    steps = np.round(waveform.T * PCM16_FULL_SCALE).clip(-PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1)
-    with _atomic_media_file(Path(path), ".wav") as temporary, wave.open(str(temporary), "wb") as file:
+    with _atomic_media_file(Path(path), ".wav") as temporary:
+        temporary.write_bytes(encode_wav(waveform, sampling_rate))
+
+
+def encode_wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
+    """Encode audio as a 16-bit PCM wav file.
+
+    Args:
+        waveform: Floating (channels, samples) with full scale [-1, 1]; values beyond it are clipped.
+        sampling_rate: Samples per second in hertz (Hz).
+
+    Returns:
+        The bytes of the file.
+    """
+    steps = np.rint(waveform.T * PCM16_FULL_SCALE).clip(-PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1)
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
         file.setnchannels(waveform.shape[0])
         file.setsampwidth(2)
         file.setframerate(sampling_rate)
         file.writeframes(steps.astype("<i2").tobytes())
+    return buffer.getvalue()
 
 
 @contextmanager

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import read_audio
+from modeling_pcmanet.media_writing_pcmanet import encode_wav
 from pcmanet.dataset_scripts.avsbench.rows import (
     MAX_FILE_BYTES,
     RowSettings,
-    encode_wav,
     fingerprint,
     image_problem,
     read_image,

@@ -20,7 +20,6 @@ import math
 import os
 import pickle
 import struct
-import wave
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, read_media
+from modeling_pcmanet.media_writing_pcmanet import encode_wav
 
 from .layouts import SECONDS_OF_SUBSET, AVSBenchError, Clip, ClipFiles, CustomClipFiles, Problem, ProblemCollector
 from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error
@@ -459,26 +459,6 @@ def _check_mask(_: str, number: int, mask: np.ndarray | None, media: Media) -> N
         )
     if mask is not None and mask.shape != media.frames.shape[1:3]:
         raise ValueError(f"Expected a mask of the video's (height, width) {media.frames.shape[1:3]}, got {mask.shape}")
-
-
-def encode_wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
-    """Encode audio as a 16-bit wav.
-
-    Args:
-        waveform: float (channels, samples), full scale is [-1, 1]; values outside are clipped.
-        sampling_rate: In hertz.
-
-    Returns:
-        The bytes of the file.
-    """
-    samples = np.clip(np.rint(waveform * PCM16_FULL_SCALE), -PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1).astype("<i2")
-    file = BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(len(samples))
-        writer.setsampwidth(2)
-        writer.setframerate(sampling_rate)
-        writer.writeframes(samples.T.tobytes())
-    return file.getvalue()
 
 
 # The published log-mel features: pickles, read without executing any of their code
