@@ -423,9 +423,6 @@ def _encode_png(image: np.ndarray, compress_level: int) -> bytes:
 # Rows of custom folders
 
 
-PCM16_FULL_SCALE = 32768
-
-
 def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, Any]:
     """Decode a video and its masks as one row."""
     collector = ProblemCollector(clip.id)
