@@ -352,8 +352,22 @@ class MediaReader:
             See `StreamedFrame`. The last frame also has the timestamps of the masks after it.
         """
         if masks_per_second is None:
-            return join_timestamps(self._events([frames_per_second]), holds=False)
-        return join_timestamps(self._events([frames_per_second, masks_per_second]), holds=True)
+            return (frame for _, frame in self.frames_at([frames_per_second]))
+        taken = self._taken([masks_per_second, frames_per_second])
+        events = ((time, self._converter.convert(frame) if index else None) for index, time, frame in taken)
+        return join_timestamps(events)
+
+    def frames_at(self, rates: Sequence[float | str]) -> Iterator[tuple[int, StreamedFrame]]:
+        """Yield, once and in place of [`frames`], the frames for the network at several rates.
+
+        Args:
+            rates: Frames to take per second of video, each a number or `"video"` for every frame.
+
+        Yields:
+            Index of the rate, and a frame with one mask. Those of one rate are in order of time.
+        """
+        for index, time, frame in self._taken(rates):
+            yield index, (time, self._converter.convert(frame), (time,))
 
     def audio(self) -> Iterator[AudioPiece]:
         """Yield, once, the audio in pieces that follow each other without holes; read the first frame before.
@@ -422,21 +436,15 @@ class MediaReader:
             raise no_frames(self.name)
         self.has_ended = True
 
-    def _events(self, rates: Sequence[float | str]) -> Iterator[Event]:
-        """Yield frames for the network, and before each the timestamps of masks up to it."""
+    def _taken(self, rates: Sequence[float | str]) -> Iterator[tuple[int, float, av.VideoFrame]]:
+        """Yield the frames that are taken at each rate: index of the rate, timestamp, frame."""
         samplers = [FrameSampler.of(self._video, rate) for rate in rates]
         self._skips = FrameSkipper(self._clock, samplers).skips
         for seconds, frame in self._decoded:
-            yield from self._chosen(*(sampler.add(frame, seconds) for sampler in samplers))
-        yield from self._chosen(*(sampler.finish(self.end) for sampler in samplers))
-
-    def _chosen(
-        self, frames: list[tuple[float, av.VideoFrame]], masks: Sequence[tuple[float, av.VideoFrame]] = ()
-    ) -> Iterator[Event]:
-        """Yield the timestamps of masks and the frames that samplers chose."""
-        yield from ((timestamp, None) for timestamp, _ in masks)
-        for timestamp, frame in frames:
-            yield timestamp, self._converter.convert(frame)
+            for index, sampler in enumerate(samplers):
+                yield from ((index, *taken) for taken in sampler.add(frame, seconds))
+        for index, sampler in enumerate(samplers):
+            yield from ((index, *taken) for taken in sampler.finish(self.end))
 
     def _origin(self, first_second: float) -> float:
         """Return the time of sample 0 in the container, in seconds."""
@@ -578,20 +586,16 @@ def check_held_frames(count: int, frame: np.ndarray, name: str) -> None:
         )
 
 
-def join_timestamps(events: Iterable[Event], holds: bool) -> Iterator[StreamedFrame]:
+def join_timestamps(events: Iterable[Event]) -> Iterator[StreamedFrame]:
     """Yield the frames of a stream, each with the timestamps of masks since the one before.
 
     Args:
-        events: Frames, and timestamps of masks, in order of time.
-        holds: Whether there are timestamps of masks: the last frame then waits for those after it. Otherwise every frame
-            has one mask at its own timestamp.
+        events: Timestamps of masks, and frames, in order of time. The last frame waits for the masks after it.
     """
     held, waiting = None, []
     for timestamp, frame in events:
         if frame is None:
             waiting.append(timestamp)
-        elif not holds:
-            yield timestamp, frame, (timestamp,)
         else:
             if held is not None:
                 yield held
@@ -614,10 +618,35 @@ def stream_array(
     """
     timed = zip(timestamps.tolist(), frames, strict=True)
     if masks_per_second is None or isinstance(masks_per_second, str):
-        return join_timestamps(timed, holds=False)
+        return ((time, frame, (time,)) for time, frame in timed)
     number = number_of_frames(seconds, masks_per_second)
     masks = (((index + SAMPLING_OFFSET) / masks_per_second, None) for index in range(number))
-    return join_timestamps(heapq.merge(masks, timed, key=lambda event: event[0]), holds=True)
+    return join_timestamps(heapq.merge(masks, timed, key=lambda event: event[0]))
+
+
+def share_audio(pieces: Iterator[AudioPiece], number: int) -> list[Iterator[AudioPiece]]:
+    """Return iterators that each yield all of the audio, at their own pace.
+
+    Args:
+        pieces: The audio, which only these iterators may read.
+        number: Number of iterators.
+    """
+    queues: list[deque[AudioPiece]] = [deque() for _ in range(number)]
+
+    def read(queue: deque[AudioPiece]) -> Iterator[AudioPiece]:
+        while True:
+            while queue:
+                yield queue.popleft()
+            piece = next(pieces, None)
+            if piece is None:
+                return
+            if piece[0] is None:
+                yield piece  # not for the others: when they get there, more frames were read
+            else:
+                for each in queues:
+                    each.append(piece)
+
+    return [read(queue) for queue in queues]
 
 
 def note_missing_end(video: VideoStream, end: float, notes: MediaNotes, audio_end: float | None = None) -> None:

@@ -32,11 +32,12 @@ There is one implementation of reading a clip, which streams it: `stream` yields
 frames. Sections: clips, live input, the processor, batches, post-processing.
 """
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain, islice
+from itertools import chain, islice, tee
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ from .media_pcmanet import (
     MediaReader,
     StreamedFrame,
     check_held_frames,
-    join_timestamps,
     read_audio,
+    share_audio,
     source_name,
     stack_and_release,
     stream_array,
@@ -141,9 +142,7 @@ def open_clip(
         if audio is None:
             yield frames, AudioBuffer(reader.audio(), target_rate)
         else:
-            audio_reader = _open_reader(stack, audio, video=False) if is_media(audio) else None
-            chunks = audio_reader.audio() if audio_reader else _array_chunks(audio, sampling_rate)
-            sound = AudioBuffer(chunks, target_rate)
+            sound = AudioBuffer(_open_audio(stack, audio, sampling_rate), target_rate)
             yield _with_checked_audio(frames, sound, frames_per_second), sound
         if reader.has_ended:
             reader.finish()
@@ -154,8 +153,10 @@ def _open_reader(stack: ExitStack, source: Any, **streams: bool) -> MediaReader:
     return source if isinstance(source, MediaReader) else stack.enter_context(MediaReader(source, **streams))
 
 
-def _array_chunks(audio: Any, sampling_rate: int | None) -> Iterator[tuple[torch.Tensor, int]]:
-    """Return the audio of an array in chunks of one channel."""
+def _open_audio(stack: ExitStack, audio: Any, sampling_rate: int | None) -> Iterator[tuple[Any, int]]:
+    """Return audio that is not the video's own in chunks, each with its rate."""
+    if is_media(audio):
+        return _open_reader(stack, audio, video=False).audio()
     return in_pieces(to_mono(audio), check_sampling_rate(sampling_rate))
 
 
@@ -251,8 +252,8 @@ def _check_duration(count: int, frames_per_second: float, seconds: float) -> Non
 
 
 def _with_checked_audio(
-    frames: Iterable[StreamedFrame], sound: AudioBuffer, frames_per_second: float | str
-) -> Iterator[StreamedFrame]:
+    frames: Iterable[tuple[Any, ...]], sound: AudioBuffer, frames_per_second: float | str
+) -> Iterator[tuple[Any, ...]]:
     """Yield the frames of a file, and raise ValueError as soon as separate audio proves too short, or too long."""
     count, previous, last, period = 0, 0.0, 0.0, 0.0
     for frame in frames:
@@ -306,7 +307,7 @@ def _is_in_its_second(index: int, timestamp: float) -> bool:
     return abs(timestamp - (index + 0.5)) <= 0.5 + TIME_TOLERANCE
 
 
-def _one_in_each_second(frames: Iterable[StreamedFrame]) -> Iterator[StreamedFrame]:
+def _one_in_each_second(frames: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     """Yield frames, and raise ValueError for the first one that consecutive patches cannot follow."""
     for index, frame in enumerate(frames):
         if not _is_in_its_second(index, frame[0]):
@@ -404,7 +405,7 @@ class LiveClip:
         self._frames: deque[tuple[float, np.ndarray]] = deque()
         self._pieces: deque[torch.Tensor] = deque()
         self._sampler = FrameSampler(frames_per_second, CAMERA_RATE)
-        self.frames = join_timestamps(self._sampled(), holds=False)
+        self.frames = ((timestamp, frame, (timestamp,)) for timestamp, frame in self._sampled())
         self.audio = AudioBuffer(self._audio_chunks(), target_rate)
 
     def _read(self) -> bool:
@@ -568,20 +569,28 @@ class PCMANetProcessor(ProcessorMixin):
     def _read(
         self, video: Any, audio: Any, *, frames_per_second: float | str, audio_alignment: str | None, **settings: Any
     ) -> Iterator[tuple[StreamedFrame, torch.Tensor]]:
-        """Yield the frames of one clip, each with its patch (1, patch_frames, num_mel_bins)."""
-        extractor = self.feature_extractor
-        clip = open_clip(
-            video, audio, frames_per_second=frames_per_second, target_rate=extractor.sampling_rate, **settings
-        )
+        """Yield the frames of one clip, each with the features of its audio."""
+        rate = self.feature_extractor.sampling_rate
+        clip = open_clip(video, audio, frames_per_second=frames_per_second, target_rate=rate, **settings)
         with clip as (frames, sound):
-            # How a clip is cut is decided when it is known to be longer than a published one, or to have ended.
-            first = list(islice(frames, PUBLISHED_CLIP_FRAMES + 1))
-            timestamps = np.array([timestamp for timestamp, _, _ in first])
-            alignment = choose_audio_alignment(timestamps, audio_alignment, frames_per_second)
-            frames = chain(first, frames)
-            if alignment == "consecutive":
-                frames = _one_in_each_second(frames)
-            yield from extractor.audio_patches(frames, sound, alignment)
+            yield from self._with_features(frames, sound, frames_per_second, audio_alignment)
+
+    def _with_features(
+        self,
+        frames: Iterator[tuple[Any, ...]],
+        sound: AudioBuffer,
+        frames_per_second: float | str,
+        audio_alignment: str | None,
+    ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+        """Yield tuples that begin with a timestamp, each with the features of its audio."""
+        # How a clip is cut is decided when it is known to be longer than a published one, or to have ended.
+        first = list(islice(frames, PUBLISHED_CLIP_FRAMES + 1))
+        timestamps = np.array([frame[0] for frame in first])
+        alignment = choose_audio_alignment(timestamps, audio_alignment, frames_per_second)
+        frames = chain(first, frames)
+        if alignment == "consecutive":
+            frames = _one_in_each_second(frames)
+        yield from self.feature_extractor.audio_patches(frames, sound, alignment)
 
     def _process(self, frames: list[np.ndarray], patches: list[np.ndarray], maps: Any) -> dict[str, np.ndarray]:
         """Make the arrays of one clip, frames first."""
@@ -627,7 +636,7 @@ class PCMANetProcessor(ProcessorMixin):
             FileNotFoundError: If a path does not exist.
         """
         frames_per_second, masks_per_second = self.check_settings(frames_per_second, masks_per_second, audio_alignment)
-        try:
+        with _errors_name(video):
             for frame, patch in self._read(
                 video,
                 audio,
@@ -637,11 +646,51 @@ class PCMANetProcessor(ProcessorMixin):
                 masks_per_second=masks_per_second,
                 audio_alignment=audio_alignment,
             ):
-                yield self._process_frame(frame, patch)
-        except MediaError:
-            raise  # it names its source
-        except ValueError as error:
-            raise ValueError(f"{video}: {error}" if isinstance(video, str | Path) else str(error)) from error
+                yield {**self._process_frame(frame), "input_features": patch}
+
+    def stream_rates(
+        self,
+        video: Any,
+        audio: Any = None,
+        *,
+        frames_per_second: Sequence[float | str],
+        sampling_rate: int | None = None,
+        audio_alignment: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Turn one video of any length into the inputs of the network at several rates, in one pass and in constant memory.
+
+        Args:
+            video: A video file as in a call, or an open [`MediaReader`], of which the frames were not read yet.
+            audio: Its audio, if it is not the video's own.
+            frames_per_second: The sampling rates of frames, each in hertz, or `"video"`.
+            sampling_rate: Of an array in `audio`, in hertz.
+            audio_alignment: As in a call.
+
+        Yields:
+            The dictionaries of `stream` at each rate, together in order of time, each with the index of its rate as `rate`.
+
+        Raises:
+            ValueError: For anything that cannot be used.
+            FileNotFoundError: If a path does not exist.
+        """
+        rates = [self.check_settings(rate, audio_alignment=audio_alignment)[0] for rate in frames_per_second]
+        with _errors_name(video), ExitStack() as stack:
+            reader = _open_reader(stack, video, audio=audio is None)
+            chunks = reader.audio() if audio is None else _open_audio(stack, audio, sampling_rate)
+            # Frames of one rate wait for those of another: at the size of the network, not of the video.
+            events = ((index, frame[0], self._process_frame(frame)) for index, frame in reader.frames_at(rates))
+            branches = zip(tee(events, len(rates)), share_audio(chunks, len(rates)), strict=True)
+            streams = []
+            for index, (branch, pieces) in enumerate(branches):
+                sound = AudioBuffer(pieces, self.feature_extractor.sampling_rate)
+                frames = _of_rate(index, branch)
+                if audio is not None:
+                    frames = _with_checked_audio(frames, sound, rates[index])
+                streams.append(self._with_features(frames, sound, rates[index], audio_alignment))
+            for (_, index, frame), patch in heapq.merge(*streams, key=lambda item: item[0][0]):
+                yield {**frame, "input_features": patch, "rate": index}
+            if reader.has_ended:
+                reader.finish()
 
     def stream_live(
         self,
@@ -671,16 +720,15 @@ class PCMANetProcessor(ProcessorMixin):
             raise ValueError(f'audio_alignment is {audio_alignment!r}: expected "end" or "center" for live input.')
         clip = LiveClip(chunks, sampling_rate, frames_per_second, self.feature_extractor.sampling_rate)
         for frame, patch in self.feature_extractor.audio_patches(clip.frames, clip.audio, audio_alignment):
-            yield self._process_frame(frame, patch)
+            yield {**self._process_frame(frame), "input_features": patch}
 
-    def _process_frame(self, streamed: StreamedFrame, patch: torch.Tensor) -> dict[str, Any]:
-        """Make the inputs of the network of one frame and its patch."""
+    def _process_frame(self, streamed: StreamedFrame) -> dict[str, Any]:
+        """Make the inputs of the network of one frame, without its audio."""
         timestamp, frame, mask_timestamps = streamed
         pixels = self.image_processor(frame, input_data_format="channels_last", return_tensors="pt")
         return {
             "timestamp": timestamp,
             "pixel_values": pixels["pixel_values"][0],
-            "input_features": patch,
             "original_size": frame.shape[:2],
             "mask_timestamps": mask_timestamps,
         }
@@ -720,6 +768,24 @@ class PCMANetProcessor(ProcessorMixin):
             torch.stack([_decide(frame, size, threshold) for frame in clip[mask]])
             for clip, size, mask in zip(logits, sizes, masks, strict=True)
         ]
+
+
+def _of_rate(
+    index: int, events: Iterable[tuple[int, float, dict[str, Any]]]
+) -> Iterator[tuple[float, int, dict[str, Any]]]:
+    """Yield the frames of one of several rates, each as timestamp, index of the rate, and frame."""
+    return ((timestamp, index, frame) for number, timestamp, frame in events if number == index)
+
+
+@contextmanager
+def _errors_name(video: Any) -> Iterator[None]:
+    """Add the name of a file to errors that do not have it."""
+    try:
+        yield
+    except MediaError:
+        raise  # it names its source
+    except ValueError as error:
+        raise ValueError(f"{video}: {error}" if isinstance(video, str | Path) else str(error)) from error
 
 
 def _split(videos: Any, **arguments: Any) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import os
 import queue
 import sys
 import threading
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
@@ -70,6 +70,11 @@ class Window:
     new_frames: int
     overlap: int
     is_last: bool
+
+    @property
+    def rate(self) -> int:
+        """Index of the rate of the frames, if the clip is read at several rates."""
+        return self.frames[0].get("rate", 0)
 
 
 class AudioVisualSegmentationPipeline(ChunkPipeline):
@@ -176,6 +181,38 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """
         preprocess, forward, postprocess = self._all_parameters(kwargs)
         return self._stream([video], self._batching(batch_size)[0], preprocess, forward, postprocess)
+
+    def stream_rates(
+        self,
+        video: VideoSource | Mapping[str, Any],
+        frames_per_second: Sequence[float | str],
+        *,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Generator[tuple[int, dict[str, Any]], None, None]:
+        """Segment one video at several rates of network frames, in one pass over the file and in constant memory.
+
+        Args:
+            video: One video file, as in a call.
+            frames_per_second: The rates, each in hertz (Hz) or `"video"`.
+            batch_size: Windows per batch, which may have different rates.
+            **kwargs: As in a call, except `masks_per_second`.
+
+        Returns:
+            A generator of the index of a rate and an entry that [`stream`] yields at that rate. The entries of each rate are
+            in order of time.
+
+        Raises:
+            ValueError: As in a call: immediately for an argument, during iteration for the video.
+            FileNotFoundError: If a file does not exist.
+        """
+        for rate in frames_per_second:
+            self.processor.check_settings(rate)
+        preprocess, forward, postprocess = self._all_parameters(kwargs)
+        if "masks_per_second" in preprocess:
+            raise ValueError("`masks_per_second` applies to one rate of network frames. Remove it, or use `stream`.")
+        preprocess["frames_per_second"] = tuple(frames_per_second)
+        return self._stream_rates([video], self._batching(batch_size)[0], preprocess, forward, postprocess)
 
     def live(
         self,
@@ -305,8 +342,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         window_overlap: int | None = None,
         **kwargs: Any,
     ) -> Generator[Window, None, None]:
-        """Read one clip window by window."""
-        with closing(self.processor.stream(**_clip_arguments(inputs, **kwargs))) as frames:
+        """Read one clip window by window, at several rates if `frames_per_second` is a tuple."""
+        has_rates = isinstance(kwargs.get("frames_per_second"), tuple)
+        read = self.processor.stream_rates if has_rates else self.processor.stream
+        with closing(read(**_clip_arguments(inputs, **kwargs))) as frames:
             yield from _split_windows(frames, frames_per_window, window_overlap)
 
     def _forward(
@@ -361,6 +400,19 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Yield the entries of one clip."""
         with closing(self._outputs(inputs, 1, batch_size, preprocess_params, forward_params)) as outputs:
             yield from self._entries(outputs, **postprocess_params)
+
+    def _stream_rates(
+        self,
+        inputs: list[VideoSource | Mapping[str, Any]],
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Generator[tuple[int, dict[str, Any]], None, None]:
+        """Yield the entries of one clip at several rates."""
+        with closing(self._outputs(inputs, 1, batch_size, preprocess_params, forward_params)) as outputs:
+            for rate, mask_logits in _mask_logits_of_rates(outputs):
+                yield rate, self._entry(mask_logits, **postprocess_params)
 
     def _live(
         self,
@@ -525,7 +577,7 @@ def _split_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int |
     """Split a clip into windows of `length` frames that share `overlap` frames with the window before.
 
     The last window is as long as the others and shares more, so that no frame is processed with too few others. A clip
-    that is shorter than a window is one window.
+    that is shorter than a window is one window. Frames of several rates are split independently.
 
     Args:
         frames: Frames in order of time.
@@ -533,17 +585,19 @@ def _split_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int |
         overlap: Frames that a window shares with the one before, less than `length`; by default a fifth of a window.
     """
     overlap = int(length * DEFAULT_OVERLAP) if overlap is None else overlap
-    held: deque[dict[str, Any]] = deque(maxlen=length)
-    new_frames = 0
+    held_frames: defaultdict[int, deque[dict[str, Any]]] = defaultdict(lambda: deque(maxlen=length))
+    new_frames: Counter[int] = Counter()
     for frame in frames:
+        rate = frame.get("rate", 0)
+        held, new = held_frames[rate], new_frames[rate]
         # A window is yielded when the frame after it arrives, because the last one must be marked as such.
-        if new_frames == length or (new_frames == length - overlap and len(held) == length):
-            yield Window(tuple(held), new_frames, overlap, is_last=False)
-            new_frames = 0
+        if new == length or (new == length - overlap and len(held) == length):
+            yield Window(tuple(held), new, overlap, is_last=False)
+            new_frames[rate] = 0
         held.append(frame)
-        new_frames += 1
-    if new_frames:
-        yield Window(tuple(held), new_frames, overlap, is_last=True)
+        new_frames[rate] += 1
+    for rate, held in held_frames.items():
+        yield Window(tuple(held), new_frames[rate], overlap, is_last=True)
 
 
 def collate_windows(windows: Sequence[Sequence[dict[str, Any]]], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -583,24 +637,32 @@ def iterate_mask_logits(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Itera
     Args:
         outputs: The windows in order of time, each with its logits (frames, num_labels, height, width).
 
-    Yields:
-        Timestamp in seconds, logits (num_labels, height, width), and (height, width) of the video, in order of time.
+    Returns:
+        An iterator over timestamp in seconds, logits (num_labels, height, width), and (height, width) of the video, in order
+        of time.
     """
-    before: tuple[float, torch.Tensor] | None = None
+    return (mask_logits for _, mask_logits in _mask_logits_of_rates(outputs))
+
+
+def _mask_logits_of_rates(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple[int, MaskLogits]]:
+    """Yield what [`iterate_mask_logits`] does of each rate of a clip, with the index of the rate."""
+    before: dict[int, tuple[float, torch.Tensor]] = {}
     for frame, logits in _blend_windows(outputs):
-        after = frame["timestamp"], logits
+        rate, after = frame.get("rate", 0), (frame["timestamp"], logits)
         for timestamp in frame["mask_timestamps"]:
-            yield timestamp, _interpolate(before, after, timestamp), frame["original_size"]
-        before = after
+            yield rate, (timestamp, _interpolate(before.get(rate), after, timestamp), frame["original_size"])
+        before[rate] = after
 
 
 def _blend_windows(
     outputs: Iterable[tuple[Window, torch.Tensor]],
 ) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
     """Yield each frame with the weighted mean of its logits, as soon as no later window contains it."""
-    waiting: deque[tuple[dict[str, Any], torch.Tensor, float]] = deque()  # frame, weighted sum of logits, total weight
+    # Of each rate: frame, weighted sum of logits, total weight.
+    waiting_frames: defaultdict[int, deque[tuple[dict[str, Any], torch.Tensor, float]]] = defaultdict(deque)
     for window, logits in outputs:
         _return_freed_memory()
+        waiting = waiting_frames[window.rate]
         shared = len(window.frames) - window.new_frames
         while len(waiting) > shared:
             yield _weighted_mean(*waiting.popleft())

@@ -42,6 +42,7 @@ from pcmanet.pipelines.audio_visual_segmentation import (
     _fraction,
     _integer,
     _list_or_generator,
+    _mask_logits_of_rates,
     _next_clip,
     _read_ahead,
     _ReadAhead,
@@ -222,6 +223,24 @@ def test_windows_share_a_fifth_by_default():
 
 def test_no_frames_give_no_windows():
     assert list(_split_windows(iter([]), 10, 2)) == []
+
+
+def test_frames_of_several_rates_are_split_and_blended_independently():
+    both = [
+        {**frame, "rate": rate} for frame in frames(23) for rate in range(2) if rate or frame["timestamp"] % 2 == 0
+    ]
+    outputs = [
+        (
+            window,
+            torch.tensor([frame["timestamp"] + 100 * window.rate for frame in window.frames])[:, None, None, None],
+        )
+        for window in _split_windows(iter(both), 4, 2)
+    ]
+    assert [sum(w.is_last for w, _ in outputs if w.rate == rate) for rate in range(2)] == [1, 1]
+    found = list(_mask_logits_of_rates(outputs))
+    for rate, number in enumerate((12, 23)):
+        levels = [logits.item() for index, (_, logits, _) in found if index == rate]
+        assert levels == pytest.approx([100 * rate + (2 - rate) * index for index in range(number)])
 
 
 @pytest.mark.parametrize("number", [1, 3, 4, 5, 8, 9, 23])
@@ -635,6 +654,20 @@ class TestStream:
     def test_yields_what_a_call_returns(self, semantic: Pipeline, clips: list[Path], settings: dict):
         stream = semantic.stream(clips[1], **settings)
         assert_same(list(stream), semantic(clips[1], **settings))
+
+    @pytest.mark.parametrize("rates", [(1, 4), (5, 1, "video")])
+    def test_several_rates_in_one_pass(self, semantic: Pipeline, clips: list[Path], rates: tuple[float | str, ...]):
+        settings = {"frames_per_window": 6, "minimum_area": 0.1}
+        found = list(semantic.stream_rates(clips[1], rates, **settings))
+        for index, rate in enumerate(rates):
+            expected = list(semantic.stream(clips[1], frames_per_second=rate, **settings))
+            assert [entry for number, entry in found if number == index] == expected
+
+    def test_masks_per_second_with_several_rates_are_refused(self, semantic: Pipeline, clips: list[Path]):
+        with pytest.raises(ValueError, match="`masks_per_second` applies to one rate"):
+            semantic.stream_rates(clips[1], (1, 4), masks_per_second=8)
+        with pytest.raises(ValueError, match="frames_per_second is 0"):
+            semantic.stream_rates(clips[1], (1, 0))
 
     def test_every_frame_of_the_video(self, binary: Pipeline, clips: list[Path]):
         computed = binary(clips[0], frames_per_second="video")

@@ -43,8 +43,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["--overlay"], 2),
         (["--contact-sheet"], 2),
         (["--overlay", "--contact-sheet"], 2),
-        # The network runs a second time, at another rate.
-        (["--overlay", "--overlay-frames-per-second", "4", "--contact-sheet"], 3),
+        # The network runs at two rates.
+        (["--overlay", "--overlay-frames-per-second", "4", "--contact-sheet"], 2),
     ],
 )
 def test_a_video_is_opened_once_per_pass(
@@ -57,13 +57,16 @@ def test_a_video_is_opened_once_per_pass(
     assert opened == ["clip.mp4"] * times
 
 
-def test_separate_audio_is_opened_once_per_pass(checkpoint: Path, tmp_path: Path, opened: list[str]):
+@pytest.mark.parametrize("options", [[], ["--overlay-frames-per-second", "4"]])
+def test_separate_audio_is_opened_once_per_pass(
+    checkpoint: Path, tmp_path: Path, opened: list[str], options: list[str]
+):
     write_clip(tmp_path / "clip.mp4", seconds=2, silent=True)
     write_audio(tmp_path / "audio.wav", np.random.default_rng(0).normal(0, 0.1, (1, 2 * RATE)), RATE)
     opened.clear()
     command = ["segment", str(tmp_path / "clip.mp4"), "--audio", str(tmp_path / "audio.wav"), "--device", "cpu"]
     output = ["--model", str(checkpoint), "--output", str(tmp_path / "out"), "--overlay", "--contact-sheet"]
-    assert main([*command, *output]) == 0
+    assert main([*command, *output, *options]) == 0
     assert sorted(opened) == ["audio.wav"] * 2 + ["clip.mp4"] * 2
 
 
@@ -74,13 +77,25 @@ def test_the_contact_sheet_shows_the_network_frames(tmp_path: Path, monkeypatch:
     media, shown = read_media(clip), {}
     monkeypatch.setattr("pcmanet.cli.render.draw_contact_sheet", lambda thumbnails, *_, **__: shown.update(thumbnails))
     results = RecordedResults(tmp_path / "records")
-    results.write([{"timestamp": timestamp, "segments": []} for timestamp in media.timestamps], (48, 64))
+    for timestamp in media.timestamps:
+        results.add({"timestamp": timestamp, "segments": []}, (48, 64))
     arguments = Namespace(
         format="json", overlay=overlay, overlay_frames_per_second=None, contact_sheet=True, frames_per_second=1.0
     )
     segmenter = Namespace(model=Namespace(config=Namespace(id2label={0: "sounding object"})))
     with pytest.raises(AttributeError, match="save"):  # of what is drawn here
-        draw(segmenter, clip, None, arguments, tmp_path, results, size=(48, 64), title="clip", progress=lambda _: None)
+        draw(
+            segmenter,
+            clip,
+            None,
+            arguments,
+            tmp_path,
+            results,
+            results,
+            size=(48, 64),
+            title="clip",
+            progress=lambda _: None,
+        )
     assert sorted(shown) == [0, 1, 2]
     for number, frame in enumerate(media.frames):
         np.testing.assert_array_equal(shown[number], frame)

@@ -250,7 +250,8 @@ def test_results_are_read_one_by_one(tmp_path):
         {"timestamp": 2.92, "segments": [{"score": 0.5, "label": label, "mask": mask(2)} for label in ("a", "b")]},
     ]
     recorded = RecordedResults(tmp_path / "segments.jsonl")
-    recorded.write(iter(results), (5, 7))
+    for result in results:
+        recorded.add(result, (5, 7))
     assert len(recorded) == 3
     for number in (2, 0, 1, -1):
         read, original = recorded[number], results[number]
@@ -265,7 +266,7 @@ def test_results_are_read_one_by_one(tmp_path):
 
 def test_lines_are_json(tmp_path):
     recorded = RecordedResults(tmp_path / "segments.jsonl")
-    recorded.write([{"timestamp": 0.5, "segments": [{"score": 1.0, "label": "dog", "mask": mask(3)}]}], (5, 7))
+    recorded.add({"timestamp": 0.5, "segments": [{"score": 1.0, "label": "dog", "mask": mask(3)}]}, (5, 7))
     (line,) = (tmp_path / "segments.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert record == next(recorded.records())

@@ -79,11 +79,9 @@ def recorded(path: Path, *found: tuple[str, ...]) -> RecordedResults:
     """Write one network frame per argument; every mask covers a quarter of the frame."""
     mask = Image.fromarray(np.kron([[1, 0], [0, 0]], np.ones((2, 3))).astype(np.uint8) * 255)
     results = RecordedResults(path / "segments.jsonl")
-    frames = (
-        {"timestamp": float(number), "segments": [{"label": label, "score": 0.5, "mask": mask} for label in labels]}
-        for number, labels in enumerate(found)
-    )
-    results.write(frames, (4, 6))
+    for number, labels in enumerate(found):
+        segments = [{"label": label, "score": 0.5, "mask": mask} for label in labels]
+        results.add({"timestamp": float(number), "segments": segments}, (4, 6))
     return results
 
 

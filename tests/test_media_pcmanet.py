@@ -35,6 +35,7 @@ from modeling_pcmanet.media_pcmanet import (
     join_timestamps,
     read_audio,
     read_media,
+    share_audio,
     shown_size,
     stream_array,
 )
@@ -1028,19 +1029,38 @@ def test_decoders_are_freed_with_the_reader(video: Path) -> None:
 
 def test_the_last_frame_has_the_masks_after_it() -> None:
     events = [(0.1, None), (0.2, None), (0.2, FRAME), (0.3, None), (0.4, FRAME), (0.5, None), (0.6, None)]
-    frames = list(join_timestamps(events, holds=True))
+    frames = list(join_timestamps(events))
     assert [(timestamp, masks) for timestamp, _, masks in frames] == [(0.2, (0.1, 0.2)), (0.4, (0.3, 0.5, 0.6))]
 
 
-def test_without_masks_no_frame_waits() -> None:
-    given = []
+def test_frames_at_several_rates_are_those_of_each_rate(video: Path) -> None:
+    rates = (1.0, 3.0, "video")
+    with MediaReader(video) as reader:
+        found = list(reader.frames_at(rates))
+    for index, rate in enumerate(rates):
+        with MediaReader(video) as reader:
+            expected = list(reader.frames(rate))
+        frames = [frame for number, frame in found if number == index]
+        assert [frame[0::2] for frame in frames] == [frame[0::2] for frame in expected]
+        assert all(np.array_equal(one[1], other[1]) for one, other in zip(frames, expected, strict=True))
 
-    def events() -> Iterator[tuple[float, np.ndarray]]:
-        for second in range(3):
-            given.append(second)
-            yield float(second), FRAME
 
-    assert [(frame[0], len(given)) for frame in join_timestamps(events(), holds=False)] == [(0, 1), (1, 2), (2, 3)]
+def test_shared_audio_is_read_at_each_pace() -> None:
+    chunks = [np.full((1, 2), float(number)) for number in range(3)]
+    pieces = [(chunks[0], 8), (None, 8), (chunks[1], 8), (None, 8), (chunks[2], 8)]
+    first, second = share_audio(iter(pieces), 2)
+    assert [samples for samples, _ in first] == [chunks[0], None, chunks[1], None, chunks[2]]
+    # What was unknown to the first one is known when the second one gets there.
+    assert [samples for samples, _ in second] == chunks
+
+
+def test_shared_audio_that_is_not_known_yet_is_requested_again() -> None:
+    pieces = iter([(None, 8), (np.zeros((1, 2)), 8)])
+    first, second = share_audio(pieces, 2)
+    assert next(first)[0] is None
+    assert next(second)[0] is not None
+    assert next(first)[0] is not None
+    assert list(first) == list(second) == []
 
 
 def test_masks_of_frames_in_memory() -> None:

@@ -286,6 +286,35 @@ def test_frames_in_memory(processor):
     assert_streams_as_called(processor, numbered_frames(30), noise(15), sampling_rate=RATE, frames_per_second=2)
 
 
+@pytest.mark.parametrize("name", ["short.mp4", "long.mp4", "sound_ends.mp4"])
+@pytest.mark.parametrize("rates", [(1.0, 4.0), (4, 1, 0.5), (1, "video"), (2,)])
+def test_several_rates_in_one_pass_give_the_streams_of_each_rate(processor, folder, name, rates):
+    found = list(processor.stream_rates(folder / name, frames_per_second=rates))
+    assert [frame["timestamp"] for frame in found] == sorted(frame["timestamp"] for frame in found)
+    for index, rate in enumerate(rates):
+        assert_same_frames([frame for frame in found if frame["rate"] == index], processor, folder / name, rate)
+
+
+def assert_same_frames(found: list[dict], processor: PCMANetProcessor, video: Path, rate, audio=None) -> None:
+    expected = list(processor.stream(video, audio, frames_per_second=rate))
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+        assert torch.equal(one["input_features"], other["input_features"])
+        assert [one[name] for name in ("timestamp", "original_size", "mask_timestamps")] == [
+            other[name] for name in ("timestamp", "original_size", "mask_timestamps")
+        ]
+
+
+def test_several_rates_with_separate_audio(processor, folder):
+    video, audio = folder / "silent.mp4", folder / "sound.wav"
+    found = list(processor.stream_rates(video, audio, frames_per_second=(1, 5)))
+    for index, rate in enumerate((1, 5)):
+        assert_same_frames([frame for frame in found if frame["rate"] == index], processor, video, rate, audio)
+    with pytest.raises(ValueError, match=r"silent\.mp4.*audio lasts 1\.000 s"):
+        list(processor.stream_rates(video, noise(1), sampling_rate=RATE, frames_per_second=(1, 5)))
+
+
 def test_every_frame_of_a_file(processor, folder):
     frames = list(processor.stream(folder / "short.mp4", frames_per_second="video"))
     assert [frame["timestamp"] for frame in frames] == pytest.approx(np.arange(50) / 10)

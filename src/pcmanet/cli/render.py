@@ -1,13 +1,13 @@
 """The results of one video: the results of the pipeline are written as they come, and everything else is made from them.
 
-A video is opened twice: once to segment it, and once to draw the overlay and the contact sheet. Only an overlay at a rate of
-its own needs a third pass, because the network runs again at that rate. Memory does not grow with the length of a video: records are written and read one network frame at a time, the overlay is drawn while the video is read, and the
-contact sheet keeps only the frames that it shows.
+A video is opened twice: once to segment it, also for an overlay with more masks per second, and once to draw the overlay and
+the contact sheet. Memory does not grow with the length of a video: records are written and read one network frame at a time,
+the overlay is drawn while the video is read, and the contact sheet keeps only the frames that it shows.
 """
 
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet, shown_frames
 from pcmanet.pipelines.overlay import write_masks, write_overlay_video
 
-from .results import CONTACT_SHEET, MASKS, OVERLAY, RECORDS, RecordedResults
+from .results import CONTACT_SHEET, MASKS, OVERLAY, RecordedResults
 
 
 ENVELOPE_PARTS = 20_000  # of the audio, the loudest sample of each: more than a contact sheet has pixels
@@ -38,8 +38,8 @@ def record(
     audio: MediaSource | None,
     arguments: Namespace,
     results: RecordedResults,
+    overlay_results: RecordedResults,
     progress: ProgressCallback,
-    rate: float | None = None,
 ) -> None:
     """Segment a video and write the results.
 
@@ -49,28 +49,26 @@ def record(
         audio: Its audio, if it is not the video's own.
         arguments: Of `pcmanet segment`.
         results: Where to write the results.
+        overlay_results: Where to write those for the overlay, if it has a rate of its own.
         progress: Called after each network frame.
-        rate: Network frames per second, if not those of the arguments.
 
     Raises:
         ValueError: If the video cannot be segmented, for example because it is damaged.
     """
-    stream = segmenter.stream(
+    recorded = [results, overlay_results] if arguments.overlay_frames_per_second else [results]
+    stream = segmenter.stream_rates(
         cast(Any, reader),  # the processor takes an open reader too; the pipeline passes it on unseen
+        [arguments.frames_per_second, arguments.overlay_frames_per_second][: len(recorded)],
         audio=audio,
-        frames_per_second=rate or arguments.frames_per_second,
         threshold=arguments.threshold,
         minimum_area=arguments.minimum_area,
         early_exit_threshold=arguments.early_exit_threshold,
     )
-
-    def with_progress() -> Iterator[Mapping[str, Any]]:
-        for result in stream:
-            progress(result["timestamp"])
-            yield result
-
+    size = reader.size
     with closing(stream):
-        results.write(with_progress(), reader.size)
+        for rate, result in stream:
+            progress(result["timestamp"])
+            recorded[rate].add(result, size)
 
 
 def draw(
@@ -80,6 +78,7 @@ def draw(
     arguments: Namespace,
     folder: Path,
     results: RecordedResults,
+    overlay_results: RecordedResults,
     *,
     size: tuple[int, int],
     title: str,
@@ -88,12 +87,13 @@ def draw(
     """Write what the arguments request to the folder with the records: masks, overlay, contact sheet.
 
     Args:
-        segmenter: The pipeline, for an overlay at its own rate.
+        segmenter: The pipeline, for the names of its classes.
         source: Path, URL or the bytes of the video.
         audio: Its audio, if it is not the video's own.
         arguments: Of `pcmanet segment`.
         folder: Where to write.
         results: The results of the video.
+        overlay_results: Those for the overlay, if it has a rate of its own.
         size: (height, width) of the video.
         title: Title of the contact sheet.
         progress: Called with the seconds of video that are drawn.
@@ -103,12 +103,7 @@ def draw(
         write_masks(folder / MASKS, results, names, size=(size[1], size[0]))
     if not (arguments.overlay or arguments.contact_sheet):
         return
-    overlay_results, rate = results, arguments.overlay_frames_per_second if arguments.overlay else None
-    if rate is not None:
-        # A pass of its own, because the network runs at another rate, in windows of other frames.
-        overlay_results = RecordedResults(folder / f"at_rate_{RECORDS}")
-        with MediaReader(source, audio=audio is None) as reader:
-            record(segmenter, reader, audio, arguments, overlay_results, progress, rate)
+    rate = arguments.overlay_frames_per_second
     colors = class_colors(names)
     thumbnails, peaks = {}, []
     envelope_rate = max(1, round(ENVELOPE_PARTS * arguments.frames_per_second / len(results)))
@@ -125,7 +120,7 @@ def draw(
             write_overlay_video(
                 folder / OVERLAY,
                 frames,
-                overlay_results,
+                overlay_results if rate else results,
                 colors,
                 frames_per_second=rate or arguments.frames_per_second,
                 audio=(audio_reader.audio_stream, packets),
@@ -134,8 +129,6 @@ def draw(
         # Whatever the overlay did not need.
         deque(frames, maxlen=0)
         deque(packets, maxlen=0)
-    if rate is not None:
-        overlay_results.path.unlink()
     if arguments.contact_sheet:
         draw_contact_sheet(
             thumbnails,

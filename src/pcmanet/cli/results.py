@@ -234,33 +234,28 @@ class RecordedResults(Sequence[dict[str, Any]]):
     """The results of a pipeline for one video, in a file that is read one network frame at a time.
 
     Args:
-        path: The file, which [`write`] creates.
+        path: The file, which [`add`] creates.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._starts = array("Q")  # where each line begins: 8 bytes per network frame are all that is held
 
-    def write(self, results: Iterable[Mapping[str, Any]], size: tuple[int, int]) -> None:
-        """Write results as they arrive.
+    def add(self, result: Mapping[str, Any], size: tuple[int, int]) -> None:
+        """Write the next result.
 
         Args:
-            results: `{"timestamp", "segments"}` dictionaries of a pipeline, in order of time.
+            result: `{"timestamp", "segments"}` dictionary of a pipeline.
             size: (height, width) of the video in pixels.
         """
-        with self.path.open("wb") as file:
-            for number, result in enumerate(results):
-                record = {"frame": number, "timestamp": result["timestamp"], "height": size[0], "width": size[1]}
-                record["segments"] = [
-                    {
-                        "label": segment["label"],
-                        "score": segment["score"],
-                        "segmentation": encode_mask(segment["mask"]),
-                    }
-                    for segment in result["segments"]
-                ]
-                self._starts.append(file.tell())
-                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        record = {"frame": len(self), "timestamp": result["timestamp"], "height": size[0], "width": size[1]}
+        record["segments"] = [
+            {"label": segment["label"], "score": segment["score"], "segmentation": encode_mask(segment["mask"])}
+            for segment in result["segments"]
+        ]
+        with self.path.open("ab") as file:
+            self._starts.append(file.tell())
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of the file, with encoded masks."""

@@ -23,8 +23,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from modeling_pcmanet.media_pcmanet import MediaReader
-from pcmanet.checkpoints import demo_file, digest, find_checkpoint, load_segmenter, start_processes
-from pcmanet.files import temporary_folder
+from pcmanet.checkpoints import digest, load_segmenter, start_processes
+from pcmanet.files import demo_file, find_checkpoint, temporary_folder
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 from .arguments import STOPPED, parse_arguments
@@ -44,6 +44,7 @@ SETTINGS = (
     "overlay_frames_per_second",
     "contact_sheet",
 )  # options on which the results depend
+OVERLAY_RECORDS = "overlay.jsonl"  # temporary: the results that only an overlay at a rate of its own shows
 TABLE_FRAMES = 60  # network frames in the printed table of one video
 
 DEMO_OVERLAY_RATE = "4"  # masks per second of the overlay, because the shapes of the clip move
@@ -189,13 +190,14 @@ class Worker:
             folder = temporary / "complete"
             folder.mkdir()
             results = RecordedResults((temporary if self.shards is not None else folder) / RECORDS)
+            overlay_results = RecordedResults(temporary / OVERLAY_RECORDS)
             try:
                 source, audio = self.videos.read(name)
                 with (
                     MediaReader(source, audio=audio is None) as reader,
                     progress.stage(shown, reader.duration) as advance,
                 ):
-                    record(self.segmenter, reader, audio, self.arguments, results, advance)
+                    record(self.segmenter, reader, audio, self.arguments, results, overlay_results, advance)
                 with progress.stage(f"drawing {shown}", reader.duration) as advance:
                     draw(
                         self.segmenter,
@@ -204,6 +206,7 @@ class Worker:
                         self.arguments,
                         folder,
                         results,
+                        overlay_results,
                         size=reader.size,
                         title=Path(name).name,
                         progress=advance,
