@@ -1,0 +1,398 @@
+"""Generate clips from photos and recordings: the frames of `pictures`, and sounds of which each second has one to three.
+
+Seconds are counted as in AVSBench: the mask of second l shows the visible objects that sound from l to l + 1, and the frame
+of second l is taken at l + 15/16. An object sounds in a second if its recording does, not where the recording pauses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
+from pcmanet.dataset_scripts.avsbench.layouts import SPLITS
+from pcmanet.dataset_scripts.clips import ClipArrays
+from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
+
+from .library import BACKGROUND, UNKNOWN, Library
+from .pictures import draw_picture, visible_areas
+from .settings import ClipSettings
+
+
+TASKS = ("s4", "ms3", "avss")
+WINDOW = 0.1  # seconds over which the level of a recording is measured
+ACTIVE = 10 ** (
+    -25 / 20
+)  # level of a window, relative to the loudest, from which a recording counts as sounding there
+AUDIBLE = 10 ** (
+    -20 / 20
+)  # level of a window, relative to that of the sound, from which its second counts as sounding
+PAUSE = (0.05, 0.5)  # seconds between two recordings of one sound
+FADE = 0.01  # seconds of fading at both ends of a sound
+FAINT_NOISE = (-75.0, -55.0)  # dBFS of the noise in half of the silent clips
+
+# The random streams of one picture and of one clip; each is independent of all others.
+PICTURE, KINDS, AUDIO = range(3)
+
+
+@dataclass(frozen=True)
+class SoundEvent:
+    """A sound of a clip.
+
+    Attributes:
+        label: Name of its class, or a label of the recording if it belongs to no class.
+        index: Class index, 0 if it belongs to no class.
+        file: The recording; a sound that lasts longer goes on with others of the same group.
+        start: Seconds since the start of the audio.
+        stop: Seconds since the start of the audio.
+        decibels: Level of its parts that are not silent, relative to full scale.
+        stand_in: Name of the class that the recording really belongs to, if it stands in for one without recordings.
+    """
+
+    label: str
+    index: int
+    file: str
+    start: float
+    stop: float
+    decibels: float
+    stand_in: str | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairedClip(ClipArrays):
+    """A clip, and what it was made of. Its masks follow the rules of the task.
+
+    Attributes:
+        visible: uint8 (frames, height, width), class index of every visible object, sounding or silent; 255 is void.
+        sounding: bool (frames, classes + 1), which class sounds in which second, visible or not.
+        events: The sounds.
+        picture: "single", "mosaic" or "paste".
+        sound: "matching", "absent", "unknown", "background" or "silence".
+    """
+
+    visible: np.ndarray
+    sounding: np.ndarray
+    events: tuple[SoundEvent, ...]
+    picture: str
+    sound: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A sound before it is rendered: its role, level in dBFS, start and stop in seconds, and what it stands in for."""
+
+    role: int | str
+    decibels: float
+    start: float
+    stop: float
+    stand_in: bool = False
+
+
+class PairedClips(Dataset[PairedClip]):
+    """Clips generated on the fly.
+
+    An index always gives the same clip: it depends on the settings, the files, `(task, split, seed, index)` and on nothing
+    else. Consecutive `clips_per_picture` clips have the same frames with other sounds.
+
+    Args:
+        library: The photos and recordings.
+        task: The rule of the masks: "s4" (one sound throughout, binary masks, in train only the first frame is annotated),
+            "ms3" (binary masks of every frame) or "avss" (class indexes).
+        split: "train", "val" or "test".
+        length: Number of clips.
+        seed: From 0 up.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the split has no photo of any class.
+    """
+
+    def __init__(
+        self, library: Library, task: str = "avss", split: str = "train", *, length: int = 1000, seed: int = 0
+    ) -> None:
+        if task not in TASKS or split not in SPLITS:
+            raise ValueError(f"Expected one of {TASKS} as task and one of {SPLITS} as split, got {task!r}, {split!r}")
+        if length < 0 or seed < 0:
+            raise ValueError(f"Expected length and seed of at least 0, got {length} and {seed}")
+        self.library, self.task, self.split, self.length, self.seed = library, task, split, length, seed
+        self.settings: ClipSettings = library.settings.clips
+        self.photos = self._photos_by_class()
+        self.recordings: dict[int | str, list[int]] = {}
+        for number, role in enumerate(library.roles):
+            if library.recording_splits[number] == split:
+                self.recordings.setdefault(role, []).append(number)
+        if not self.photos:
+            raise ValueError(f"No photos with an object of any class in split {split!r} of {library.settings.path}.")
+
+    @property
+    def binary(self) -> bool:
+        """Whether masks hold 0 and 1 instead of class indexes."""
+        return self.task != "avss"
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return self.length
+
+    def __getitem__(self, index: int) -> PairedClip:
+        """Return the clip at an index; raise IndexError if it is not in [0, length)."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"Expected an index from 0 to {self.length - 1}, got {index}")
+        group, variant = divmod(index, self.settings.clips_per_picture)
+        picture = draw_picture(self._generator(group, PICTURE), self.library, self.photos, self.settings)
+        areas = visible_areas(picture.visible)
+        kind, main = self._choose(self._generator(group, KINDS), areas, variant)
+        generator = self._generator(index, AUDIO)
+        waveform, sounding, events = self._render_audio(generator, self._plan(generator, kind, main, areas), kind)
+        masks = np.stack([_mask_sounding(*pair) for pair in zip(picture.visible, sounding, strict=True)])
+        annotated_frames = np.ones(self.settings.seconds, dtype=bool)
+        annotated_frames[1:] = not (self.task == "s4" and self.split == "train")
+        masks[~annotated_frames] = IGNORE_INDEX
+        names = self.library.settings.class_names
+        return PairedClip(
+            name=f"{self.split} {index} of {self.library.settings.path.name}",
+            frames=picture.frames,
+            masks=np.where(masks == IGNORE_INDEX, masks, masks > 0).astype(np.uint8) if self.binary else masks,
+            annotated_frames=annotated_frames,
+            waveform=waveform[None],
+            sampling_rate=self.settings.sampling_rate,
+            timestamps=self.settings.context_seconds + np.arange(self.settings.seconds) + SAMPLING_OFFSET,
+            # Audio that another clip may get must belong to no object that is visible or sounds here.
+            objects=frozenset([*(names[k] for k in areas), *(event.label for event in events)]),
+            visible=picture.visible,
+            sounding=sounding,
+            events=events,
+            picture=picture.kind,
+            sound=kind,
+        )
+
+    def _photos_by_class(self) -> dict[int, list[int]]:
+        """Return the photos of the split by the class index of each object that is large enough."""
+        photos: dict[int, list[int]] = {}
+        for number, (areas, split) in enumerate(zip(self.library.areas, self.library.photo_splits, strict=True)):
+            for index, area in areas.items():
+                if split == self.split and area >= self.settings.minimum_area:
+                    photos.setdefault(index, []).append(number)
+        return dict(sorted(photos.items()))
+
+    def _generator(self, number: int, stream: int) -> np.random.Generator:
+        key = (SPLITS.index(self.split), TASKS.index(self.task), int(number), stream)
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+    # What sounds
+
+    def _choose(self, generator: np.random.Generator, areas: dict[int, float], variant: int) -> tuple[str, int]:
+        """Choose the kind of sound of a clip, and the class index of its first matching sound (0: none).
+
+        The kinds of the clips of one picture differ as much as their weights allow.
+        """
+        large = [index for index, area in areas.items() if area >= self.settings.minimum_area]
+        classes = generator.permutation([index for index in sorted(large) if self._can_sound(index)])
+        kinds = {kind: weight for kind, weight in self.settings.sounds.items() if self._is_possible(kind, areas)}
+        count = self.settings.clips_per_picture
+        contrast = len(classes) > 1 and generator.uniform() < self.settings.contrast
+        shift, order = generator.uniform(), generator.permutation(count)
+        if len(classes) and (contrast or not kinds):
+            return "matching", int(classes[variant % len(classes)])
+        if not len(classes):
+            kinds.pop("matching", None)
+        limits = np.cumsum(list(kinds.values()))
+        place = (shift + order[variant] / count) % 1.0
+        kind = list(kinds)[int(np.searchsorted(limits / limits[-1], place, side="right"))] if kinds else "silence"
+        return kind, int(classes[variant % len(classes)]) if kind == "matching" else 0
+
+    def _can_sound(self, index: int) -> bool:
+        return index in self.recordings or bool(self.settings.stand_ins and self._stand_ins(index))
+
+    def _stand_ins(self, index: int) -> list[int]:
+        """Return the recordings of other classes than a given one."""
+        return [
+            number
+            for role, numbers in self.recordings.items()
+            if isinstance(role, int) and role != index
+            for number in numbers
+        ]
+
+    def _is_possible(self, kind: str, areas: dict[int, float]) -> bool:
+        """Return whether the split has recordings for a kind of sound."""
+        if kind == "absent":
+            return bool(self._absent(areas))
+        needed = {"unknown": UNKNOWN, "background": BACKGROUND}.get(kind)
+        return needed is None or needed in self.recordings
+
+    def _absent(self, areas: dict[int, float]) -> list[int | str]:
+        return [role for role in self.recordings if isinstance(role, int) and role not in areas]
+
+    def _plan(self, generator: np.random.Generator, kind: str, main: int, areas: dict[int, float]) -> list[_Plan]:
+        """Draw the sounds of a clip, the first one first."""
+        settings, is_stand_in = self.settings, bool(main) and main not in self.recordings
+        roles = [main] if is_stand_in else self._draw_all_roles(generator, kind, main, areas)
+        level = generator.uniform(*settings.level_decibels)
+        plans = []
+        for number, role in enumerate(roles):
+            relative = generator.uniform(*settings.balance_decibels) if number else 0.0
+            plans.append(_Plan(role, level + relative, *self._draw_span(generator, role), is_stand_in))
+        with_background = bool(roles) and kind != BACKGROUND and BACKGROUND in self.recordings
+        if generator.uniform() < settings.background and with_background:
+            relative = generator.uniform(*settings.background_decibels)
+            plans.append(_Plan(BACKGROUND, level + relative, 0.0, self._duration))
+        return plans
+
+    def _draw_all_roles(
+        self, generator: np.random.Generator, kind: str, main: int, areas: dict[int, float]
+    ) -> list[int | str]:
+        """Draw what sounds in a clip, apart from an added background: at most three roles."""
+        absent = self._absent(areas)
+        if kind == "absent":
+            first = self._draw_roles(generator, absent, 1)
+            return first + self._draw_more(generator, [role for role in absent if role not in first])[:1]
+        if kind != "matching":
+            return [] if kind == "silence" else [kind]
+        roles = [main, *self._draw_more(generator, [index for index in areas if index != main])]
+        if generator.uniform() < self.settings.distractor and self.task != "s4":
+            roles += self._draw_roles(generator, [*absent, UNKNOWN], 1)
+        return roles[:3]
+
+    def _draw_more(self, generator: np.random.Generator, classes: Sequence[int | str]) -> list[int | str]:
+        """Draw up to two further classes that sound too; none in s4."""
+        if self.task == "s4" or generator.uniform() >= self.settings.second_sound:
+            return []
+        return self._draw_roles(generator, classes, 2 if generator.uniform() < self.settings.third_sound else 1)
+
+    def _draw_roles(self, generator: np.random.Generator, roles: Sequence[int | str], count: int) -> list[int | str]:
+        """Draw different roles that have recordings."""
+        usable = [role for role in roles if role in self.recordings]
+        return [usable[place] for place in generator.permutation(len(usable))[:count]]
+
+    @property
+    def _duration(self) -> float:
+        """Seconds of audio."""
+        return self.settings.seconds + 2 * self.settings.context_seconds
+
+    def _draw_span(self, generator: np.random.Generator, role: int | str) -> tuple[float, float]:
+        """Draw when a sound starts and stops; it fills at least half of each second of a frame that it touches."""
+        context, seconds = self.settings.context_seconds, int(np.ceil(self._duration))
+        steady = generator.uniform() < self.settings.steady or self.task == "s4" or role == BACKGROUND
+        kind = int(generator.integers(3))
+        first, last = sorted(int(value) for value in generator.integers(0, seconds, 2))
+        early, late = generator.uniform(0, 0.5, 2)
+        # The seconds of the frames are offset by the fraction of the context.
+        offset = context % 1.0
+        start = 0.0 if steady or kind == 0 else min(first + early + offset, self._duration - 0.5)
+        stop = self._duration if steady or kind == 1 else min(last + 1 - late + offset, self._duration)
+        return float(start), float(max(stop, start + 0.5))
+
+    # Audio
+
+    def _render_audio(
+        self, generator: np.random.Generator, plans: Sequence[_Plan], kind: str
+    ) -> tuple[np.ndarray, np.ndarray, tuple[SoundEvent, ...]]:
+        """Mix the sounds: float32 (samples,), bool (frames, classes + 1), and the sounds with their final level."""
+        rate, names = self.settings.sampling_rate, self.library.settings.class_names
+        mixture = np.zeros(round(self._duration * rate), dtype=np.float32)
+        sounding = np.zeros((self.settings.seconds, len(names)), dtype=bool)
+        events = []
+        for plan in plans:
+            pool = self._stand_ins(int(plan.role)) if plan.stand_in else self.recordings[plan.role]
+            number = int(generator.choice(pool))
+            start, stop = round(plan.start * rate), min(round(plan.stop * rate), len(mixture))
+            sound = np.zeros_like(mixture)
+            sound[start:stop] = self._fill(generator, number, stop - start)
+            mixture += sound * np.float32(10 ** (plan.decibels / 20))
+            role, file = self.library.roles[number], self.library.recordings[number]
+            label, index = (names[plan.role], plan.role) if isinstance(plan.role, int) else (file.labels[0], 0)
+            sounding[:, index] |= self._is_heard(sound)
+            stand_in = names[role] if plan.stand_in and isinstance(role, int) else None
+            events.append(SoundEvent(label, index, file.file, plan.start, stop / rate, plan.decibels, stand_in))
+        sounding[:, 0] = False
+        if kind == "silence" and generator.uniform() < 0.5:
+            level = np.float32(10 ** (generator.uniform(*FAINT_NOISE) / 20))
+            mixture += level * generator.standard_normal(len(mixture), dtype=np.float32)
+        return (*_limit(mixture, sounding, events),)
+
+    def _fill(self, generator: np.random.Generator, number: int, samples: int) -> np.ndarray:
+        """Return a sound of a given length at level 1, float32 (samples,), from a recording and others of its group."""
+        rate, library = self.settings.sampling_rate, self.library
+        group, role = library.recordings[number].group, library.roles[number]
+        siblings = [k for k in self.recordings[role] if library.recordings[k].group == group]
+        filled, position = np.zeros(samples, dtype=np.float32), 0
+        while position < samples:
+            recording = library.recording(number)
+            level, active = measure(recording, rate)
+            first = generator.choice(active) if position == 0 else active[0]
+            part = recording[round(first * WINDOW * rate) :][: samples - position].astype(np.float32)
+            filled[position : position + len(part)] = _fade(part / np.float32(level), rate)
+            position += len(part) + round(generator.uniform(*PAUSE) * rate)
+            number = int(generator.choice(siblings))
+        return filled
+
+    def _is_heard(self, sound: np.ndarray) -> np.ndarray:
+        """Return in which seconds of the frames a sound at level 1 is heard, bool (frames,)."""
+        rate, context = self.settings.sampling_rate, self.settings.context_seconds
+        starts = [round((context + second) * rate) for second in range(self.settings.seconds)]
+        return np.array([(_window_levels(sound[start : start + rate], rate) > AUDIBLE).any() for start in starts])
+
+
+def _mask_sounding(visible: np.ndarray, sounding: np.ndarray) -> np.ndarray:
+    """Keep the visible objects that sound.
+
+    Args:
+        visible: uint8 (height, width), class indexes.
+        sounding: bool (classes + 1,).
+
+    Returns:
+        uint8 (height, width). Void pixels are ignored if any class sounds, because they may belong to it.
+    """
+    table = np.zeros(256, dtype=np.uint8)
+    indexes = np.flatnonzero(sounding)
+    table[indexes] = indexes
+    table[IGNORE_INDEX] = IGNORE_INDEX if len(indexes) else 0
+    return table[visible]
+
+
+def measure(recording: np.ndarray, sampling_rate: int) -> tuple[float, np.ndarray]:
+    """Measure the level of a recording where it is not silent.
+
+    Args:
+        recording: int16 (samples,), not all zero.
+        sampling_rate: In hertz.
+
+    Returns:
+        Root mean square of the windows that sound, in steps of the int16 values, and the numbers of these windows.
+    """
+    levels = _window_levels(recording, sampling_rate)
+    active = np.flatnonzero(levels >= levels.max() * ACTIVE)
+    return float(np.sqrt(np.mean(np.square(levels[active])))), active
+
+
+def _window_levels(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Return the root mean square of each window, the last one padded with zeros."""
+    size = round(WINDOW * sampling_rate)
+    padded = np.zeros(-(-len(samples) // size) * size, dtype=np.float32)
+    padded[: len(samples)] = samples
+    windows = padded.reshape(-1, size)
+    return np.sqrt(np.einsum("ij,ij->i", windows, windows, dtype=np.float32) / size)
+
+
+def _fade(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Fade in and out, so that a cut makes no click; changes the samples in place."""
+    count = min(round(FADE * sampling_rate), len(samples) // 2)
+    ramp = np.linspace(0, 1, count, dtype=np.float32)
+    samples[:count] *= ramp
+    samples[len(samples) - count :] *= ramp[::-1]
+    return samples
+
+
+def _limit(
+    mixture: np.ndarray, sounding: np.ndarray, events: Sequence[SoundEvent]
+) -> tuple[np.ndarray, np.ndarray, tuple[SoundEvent, ...]]:
+    """Attenuate a mixture that exceeds full scale, and the levels of its sounds with it."""
+    peak = float(np.abs(mixture).max(initial=0.0))
+    if peak <= 1:
+        return mixture, sounding, tuple(events)
+    lowered = [
+        SoundEvent(
+            *(one.label, one.index, one.file, one.start, one.stop), one.decibels - 20 * np.log10(peak), one.stand_in
+        )
+        for one in events
+    ]
+    return mixture / np.float32(peak), sounding, tuple(lowered)
