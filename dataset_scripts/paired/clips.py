@@ -4,8 +4,9 @@ Seconds are counted as in AVSBench: the mask of second l shows the visible objec
 of second l is taken at l + 15/16. An object sounds in a second if its recording does, not where the recording pauses.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -128,6 +129,12 @@ class PairedClips(Dataset[PairedClip]):
     def binary(self) -> bool:
         """Whether masks hold 0 and 1 instead of class indexes."""
         return self.task != "avss"
+
+    @property
+    def identity(self) -> str:
+        """Text that changes with anything on which a clip of an index depends, except for the arguments of the data set."""
+        settings = self.library.settings
+        return hashlib.sha256(repr((self.library.identity, replace(settings, cache=None))).encode()).hexdigest()[:32]
 
     def __len__(self) -> int:
         """Return the number of clips."""
@@ -389,10 +396,5 @@ def _limit(
     peak = float(np.abs(mixture).max(initial=0.0))
     if peak <= 1:
         return mixture, sounding, tuple(events)
-    lowered = [
-        SoundEvent(
-            *(one.label, one.index, one.file, one.start, one.stop), one.decibels - 20 * np.log10(peak), one.stand_in
-        )
-        for one in events
-    ]
+    lowered = [replace(one, decibels=one.decibels - 20 * np.log10(peak)) for one in events]
     return mixture / np.float32(peak), sounding, tuple(lowered)
