@@ -13,11 +13,13 @@
 # limitations under the License.
 """Image processor of PCMANet: from video frames to `pixel_values`, and from masks to `labels`."""
 
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -27,6 +29,9 @@ from transformers.image_utils import (
     ImageInput,
     PILImageResampling,
 )
+
+# What an image processor does to the values of pixels.
+_NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 class PCMANetImageProcessor(PilBackend):
@@ -47,6 +52,33 @@ class PCMANetImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     rescale_factor = 1 / 255
+
+    @classmethod
+    def from_backbone(cls, name: str | PathLike[str], **settings: Any) -> Self:
+        """Build the image processor for a pretrained visual backbone, with the normalization that it was trained with.
+
+        Mean, standard deviation and rescaling come from the image processor that is saved next to the backbone, or for a
+        timm model from its data configuration; size and resizing are those of this class.
+
+        Args:
+            name: Hub id or folder of the backbone.
+            **settings: Any setting of the class, for example `size`; these replace those of the backbone.
+
+        Raises:
+            OSError: If neither is saved with the backbone, or nothing is found.
+        """
+        settings_of_backbone, _ = PreTrainedConfig.get_config_dict(name)
+        timm = settings_of_backbone.get("pretrained_cfg")
+        if timm is not None:
+            return cls(**{"image_mean": timm["mean"], "image_std": timm["std"]} | settings)
+        try:
+            saved, _ = cls.get_image_processor_dict(name)
+        except OSError as error:
+            raise OSError(
+                f"{name} has no preprocessor_config.json, which says how the backbone expects its input. Save its image "
+                "processor there; for ImageNet's mean and standard deviation PCMANetImageProcessor().save_pretrained(folder)."
+            ) from error
+        return cls(**{key: saved[key] for key in _NORMALIZATION if key in saved} | settings)
 
     def preprocess(self, images: ImageInput, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """Process frames and, where given, their masks.
