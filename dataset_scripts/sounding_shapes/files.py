@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +117,7 @@ def write_avsbench_tree(
             writer(tree, split, index, seed)
             for split, index in tqdm(jobs, desc=f"writing {target}", unit="clip", disable=not progress)
         ]
-        _write_tables(tree, task, rows)
+        write_table(tree, task, rows)
     return target
 
 
@@ -129,7 +129,8 @@ def _write_single(tree: Path, split: str, index: int, seed: int) -> tuple[str, .
     category = AVSBENCH_NAMES[label - 1][1]
     place = f"{split}/{category}/{name}"
     data = tree / "s4_data"
-    _write_images(clip, data / "visual_frames" / place / name, data / "gt_masks" / place / name)
+    stems = data / "visual_frames" / place / name, data / "gt_masks" / place / name
+    write_object_images(clip.frames, clip.binary, clip.annotated_frames, *stems)
     _write_audio(clip, data / "audio_wav" / f"{place}.wav")
     _write_raw_video(dataset, index, clip, data / "raw_videos" / f"{place}.mp4")
     return name, "0", category, split
@@ -140,7 +141,8 @@ def _write_multiple(tree: Path, split: str, index: int, seed: int) -> tuple[str,
     dataset = _dataset("ms3", split, index, seed)
     clip, name = dataset[index], _video_id("ms3", split, index, seed)
     data = tree / "ms3_data"
-    _write_images(clip, data / "visual_frames" / name / f"{name}.mp4", data / "gt_masks" / split / name / name)
+    stems = data / "visual_frames" / name / f"{name}.mp4", data / "gt_masks" / split / name / name
+    write_object_images(clip.frames, clip.binary, clip.annotated_frames, *stems)
     _write_audio(clip, data / "audio_wav" / split / f"{name}.wav")
     _write_raw_video(dataset, index, clip, data / "raw_videos" / f"{name}.mp4")
     return name, split
@@ -154,7 +156,8 @@ def _write_semantic(tree: Path, split: str, index: int, seed: int) -> tuple[str,
     start = 0 if subset == "v1m" else index % 60
     # The names of v1m are used unchanged; the others get the start and end of the clip in milliseconds.
     uid = name if subset == "v1m" else f"{name}_{start * 1000}_{(start + seconds) * 1000}"
-    _write_semantic_images(clip, tree / subset / uid)
+    to_avsbench = np.array([0, *(AVSBENCH_CLASSES.index(name) for name, _ in AVSBENCH_NAMES)], dtype=np.uint8)
+    write_semantic_images(clip.frames, to_avsbench[clip.masks], clip.annotated_frames, tree / subset / uid)
     _write_audio(clip, tree / subset / uid / "audio.wav")
     names = [AVSBENCH_NAMES[clip.object_classes[k] - 1][0] for k in np.flatnonzero(clip.sounding.any(axis=0))]
     return name, uid, "0", str(start), "_".join(sorted(names)) or "background", split, subset
@@ -168,32 +171,51 @@ def _dataset(
 
 
 def _video_id(task: str, split: str, index: int, seed: int) -> str:
-    """Return a YouTube-like id of 11 characters, which may begin with `_` or `-`; every second MS3 id has a suffix."""
-    digest = hashlib.sha256(f"{task}/{split}/{seed}/{index}".encode()).digest()
-    name = urlsafe_b64encode(digest).decode()[:11]
+    """Return the name of a clip; every second MS3 id has a suffix."""
+    name = video_id(f"{task}/{split}/{seed}/{index}")
     return f"{name}_{index}" if task == "ms3" and index % 2 == 0 else name
 
 
-def _write_images(clip: SyntheticClip, frame_stem: Path, mask_stem: Path) -> None:
-    """Write `{stem}_{1..}.png`: every frame, and the mask of every annotated frame with values 0 and 255."""
-    for number, frame in enumerate(clip.frames, start=1):
+def video_id(text: str) -> str:
+    """Return a YouTube-like id of 11 characters, a hash of a text, which may begin with `_` or `-`."""
+    return urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode()[:11]
+
+
+def write_object_images(
+    frames: np.ndarray, masks: np.ndarray, annotated_frames: np.ndarray, frame_stem: Path, mask_stem: Path
+) -> None:
+    """Write the images of S4 or MS3, `{stem}_{1..}.png`: every frame, and masks of 0 and 255 for annotated frames.
+
+    Args:
+        frames: uint8 (frames, height, width, 3).
+        masks: uint8 (frames, height, width), 0 and 1.
+        annotated_frames: bool (frames,).
+        frame_stem: Path of the frames without number and suffix.
+        mask_stem: Path of the masks without number and suffix.
+    """
+    for number, frame in enumerate(frames, start=1):
         _save_image(frame_stem.with_name(f"{frame_stem.name}_{number}.png"), frame)
-    for number in np.flatnonzero(clip.annotated_frames) + 1:
-        _save_image(mask_stem.with_name(f"{mask_stem.name}_{number}.png"), clip.binary[number - 1] * np.uint8(255))
+    for number in np.flatnonzero(annotated_frames) + 1:
+        _save_image(mask_stem.with_name(f"{mask_stem.name}_{number}.png"), masks[number - 1] * np.uint8(255))
 
 
-def _write_semantic_images(clip: SyntheticClip, folder: Path) -> None:
-    """Write frames as jpg and, for annotated frames, the class indexes and their colors as png."""
+def write_semantic_images(frames: np.ndarray, masks: np.ndarray, annotated_frames: np.ndarray, folder: Path) -> None:
+    """Write the images of AVSS: frames as jpg and, for annotated frames, the class indexes and their colors as png.
+
+    Args:
+        frames: uint8 (frames, height, width, 3).
+        masks: uint8 (frames, height, width), class indexes of AVSBench-semantic.
+        annotated_frames: bool (frames,).
+        folder: The folder of the clip.
+    """
     # Importing avsbench loads `datasets`, which nothing else here needs (0.5 s, 85 MB).
     from pcmanet.dataset_scripts.avsbench.masks import voc_palette
 
-    to_avsbench = np.array([0, *(AVSBENCH_CLASSES.index(name) for name, _ in AVSBENCH_NAMES)], dtype=np.uint8)
-    for number, frame in enumerate(clip.frames):
+    for number, frame in enumerate(frames):
         _save_image(folder / "frames" / f"{number}.jpg", frame)
-    for number in np.flatnonzero(clip.annotated_frames):
-        labels = to_avsbench[clip.masks[number]]
-        _save_image(folder / "labels_semantic" / f"{number}.png", labels)
-        _save_image(folder / "labels_rgb" / f"{number}.png", voc_palette()[labels])
+    for number in np.flatnonzero(annotated_frames):
+        _save_image(folder / "labels_semantic" / f"{number}.png", masks[number])
+        _save_image(folder / "labels_rgb" / f"{number}.png", voc_palette()[masks[number]])
 
 
 def _save_image(path: Path, pixels: np.ndarray) -> None:
@@ -212,8 +234,14 @@ def _write_raw_video(dataset: SoundingShapes, index: int, clip: SyntheticClip, p
     write_clip(dataset, index, path, clip=clip, frames_per_second=RAW_FRAME_RATE)
 
 
-def _write_tables(tree: Path, task: str, rows: list[tuple[str, ...]]) -> None:
-    """Write the table of clips and, for the semantic task, the class numbers, which AVSBench counts from 1."""
+def write_table(tree: Path, task: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Write the table of clips and, for the semantic task, the class numbers, which AVSBench counts from 1.
+
+    Args:
+        tree: The folder of the data set.
+        task: "s4", "ms3" or "avss".
+        rows: The values of each clip, in the order of the columns in `TABLES`.
+    """
     name, header = TABLES[task]
     with (tree / name).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
