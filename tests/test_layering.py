@@ -33,7 +33,7 @@ NETWORK = {
     "inference_pcmanet",
     "modeling_pcmanet",
     "modeling_pcmanet_decoder",
-    "modeling_vggish",
+    "modeling_audio_encoders",
 }
 
 
@@ -45,13 +45,30 @@ def load_architecture():
 
 
 architecture = load_architecture()
-LIBRARY = architecture.read_library()
-MODEL_CODE = architecture.closure(LIBRARY, *architecture.MODEL_ENTRY_POINTS)
-HUB_CODE = MODEL_CODE | architecture.closure(LIBRARY, architecture.PIPELINE_ENTRY_POINT)
 
 
-def modules_of(package: str) -> list[str]:
-    return sorted(name for name in LIBRARY if name == package or name.startswith(f"{package}."))
+@pytest.fixture(scope="module")
+def library() -> dict:
+    """The modules of the library, by dotted name."""
+    return architecture.read_library()
+
+
+@pytest.fixture(scope="module")
+def model_code(library) -> set[str]:
+    """Modules saved next to the weights of a model."""
+    return architecture.closure(library, *architecture.MODEL_ENTRY_POINTS)
+
+
+@pytest.fixture(scope="module")
+def hub_code(library, model_code) -> set[str]:
+    """Modules saved next to the weights of a model with its pipeline."""
+    return model_code | architecture.closure(library, architecture.PIPELINE_ENTRY_POINT)
+
+
+def modules_of(package: str, library: dict) -> list:
+    found = [module for name, module in library.items() if name == package or name.startswith(f"{package}.")]
+    assert found
+    return found
 
 
 def absolute_imports(path: Path) -> set[str]:
@@ -65,22 +82,22 @@ def absolute_imports(path: Path) -> set[str]:
     return {module for module in found if module.split(".")[0] in OURS}
 
 
-@pytest.mark.parametrize("name", sorted(HUB_CODE))
-def test_hub_code_uses_flat_relative_imports_only(name):
+def test_hub_code_uses_flat_relative_imports_only(library, hub_code):
     # transformers copies these files flat, next to the weights, and refuses absolute imports of our package.
-    module = LIBRARY[name]
-    assert absolute_imports(module.path) == set()
-    relative = [node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom) and node.level]
-    assert all(node.level == 1 and node.module and "." not in node.module for node in relative)
+    for name in hub_code:
+        module = library[name]
+        assert absolute_imports(module.path) == set(), name
+        relative = [node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom) and node.level]
+        assert all(node.level == 1 and node.module and "." not in node.module for node in relative), name
 
 
-def test_few_files_are_saved_next_to_weights():
-    assert len(MODEL_CODE) <= 14
-    assert len(HUB_CODE) <= 18
-    assert "modeling_pcmanet.media_writing_pcmanet" not in HUB_CODE
+def test_few_files_are_saved_next_to_weights(model_code, hub_code):
+    assert len(model_code) <= 14
+    assert len(hub_code) <= 18
+    assert "modeling_pcmanet.media_writing_pcmanet" not in hub_code
 
 
-def test_the_closure_is_what_transformers_copies(tmp_path):
+def test_the_closure_is_what_transformers_copies(library, tmp_path):
     from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, save_code_with_weights
 
     config = PCMANetConfig.from_preset("tiny")
@@ -90,29 +107,26 @@ def test_the_closure_is_what_transformers_copies(tmp_path):
     entry_points = [
         name for name in architecture.MODEL_ENTRY_POINTS if "processing" not in name and "feature" not in name
     ]
-    assert saved == {name.rpartition(".")[2] for name in architecture.closure(LIBRARY, *entry_points)}
+    assert saved == {name.rpartition(".")[2] for name in architecture.closure(library, *entry_points)}
     assert "auto_map" in json.loads((tmp_path / "config.json").read_text())
 
 
-@pytest.mark.parametrize("name", modules_of("modeling_pcmanet"))
-def test_the_model_folder_is_the_lowest_layer(name):
-    path = LIBRARY[name].path
-    allowed = {"pcmanet.files", "modeling_pcmanet"} if path.stem in NEVER_ON_THE_HUB else set()
-    assert absolute_imports(path) <= allowed
+def test_the_model_folder_is_the_lowest_layer(library):
+    for module in modules_of("modeling_pcmanet", library):
+        allowed = {"pcmanet.files", "modeling_pcmanet"} if module.path.stem in NEVER_ON_THE_HUB else set()
+        assert absolute_imports(module.path) <= allowed, module.name
 
 
-@pytest.mark.parametrize("name", modules_of("modeling_pcmanet")[1:])
-def test_processing_and_network_never_import_each_other(name):
-    stem = name.rpartition(".")[2]
-    targets = {target.rpartition(".")[2] for target in LIBRARY[name].imports}
-    if stem in PROCESSING:
-        assert not targets & NETWORK
-    if stem in NETWORK:
-        assert not targets & PROCESSING
+def test_processing_and_network_never_import_each_other(library):
+    for module in modules_of("modeling_pcmanet", library):
+        targets = {target.rpartition(".")[2] for target in module.imports}
+        if module.path.stem in PROCESSING:
+            assert not targets & NETWORK, module.name
+        if module.path.stem in NETWORK:
+            assert not targets & PROCESSING, module.name
 
 
-@pytest.mark.parametrize("name", modules_of("pcmanet.pipelines"))
-def test_pipelines_use_drawing_and_files_only(name):
+def test_pipelines_use_drawing_and_files_only(library):
     # The package itself imports modeling_pcmanet to register the model type.
     allowed = {
         "modeling_pcmanet",
@@ -120,19 +134,20 @@ def test_pipelines_use_drawing_and_files_only(name):
         "modeling_pcmanet.media_pcmanet",
         "pcmanet.files",
     }
-    assert absolute_imports(LIBRARY[name].path) <= allowed
+    for module in modules_of("pcmanet.pipelines", library):
+        assert absolute_imports(module.path) <= allowed, module.name
 
 
-@pytest.mark.parametrize("name", modules_of("pcmanet.dataset_scripts"))
-def test_data_sets_use_media_and_class_names_only(name):
-    for module in absolute_imports(LIBRARY[name].path):
-        package, _, rest = module.partition(".")
-        own = module.startswith("pcmanet.dataset_scripts") or module == "pcmanet.files"
-        assert own or (package == "modeling_pcmanet" and rest in OPEN_TO_DATA_SETS), f"{name}: {module}"
+def test_data_sets_use_media_and_class_names_only(library):
+    for module in modules_of("pcmanet.dataset_scripts", library):
+        for imported in absolute_imports(module.path):
+            package, _, rest = imported.partition(".")
+            own = imported.startswith("pcmanet.dataset_scripts") or imported == "pcmanet.files"
+            assert own or (package == "modeling_pcmanet" and rest in OPEN_TO_DATA_SETS), (module.name, imported)
 
 
-def test_there_is_no_import_cycle():
-    assert architecture.longest_chain(LIBRARY)
+def test_there_is_no_import_cycle(library):
+    assert architecture.longest_chain(library)
 
 
 @pytest.mark.parametrize(
