@@ -33,7 +33,7 @@ MODEL_ENTRY_POINTS = (
     "modeling_pcmanet.feature_extraction_pcmanet",
     "modeling_pcmanet.image_processing_pcmanet",
     "modeling_pcmanet.modeling_pcmanet",
-    "modeling_pcmanet.modeling_vggish",
+    "modeling_pcmanet.modeling_audio_encoders",
     "modeling_pcmanet.processing_pcmanet",
 )
 PIPELINE_ENTRY_POINT = "pcmanet.pipelines.audio_visual_segmentation"

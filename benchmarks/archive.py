@@ -24,7 +24,7 @@ import numpy as np
 
 from modeling_pcmanet.media_pcmanet import read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
-from pcmanet.checkpoints import demo_file
+from pcmanet.files import demo_file
 
 
 FRAMES_PER_SECOND = 10

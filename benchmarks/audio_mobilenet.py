@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, read_state_dict
-from modeling_pcmanet.feature_extraction_audio_mobilenet import AudioMobileNetFeatureExtractor
+from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor
 
 
 ROUNDS = 50

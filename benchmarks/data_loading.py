@@ -80,7 +80,7 @@ def build_epochs(args: argparse.Namespace, dataset: Dataset, cache: Path) -> dic
     processor = PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor())
     plain = ClipCollator(processor, binary=True)
     augmented = ClipCollator(processor, binary=True, augmentation=Augmentation(mixing=0.2, replacement=0.1))
-    cached = ClipCollator(processor, binary=True, log_mel_cache=cache)
+    cached = ClipCollator(processor, binary=True, audio_cache=cache)
     loaders_to_measure = [(f"workers: {count}", plain, count) for count in args.workers]
     loaders_to_measure += [(f"workers: {args.workers[-1]}, augmented", augmented, args.workers[-1])]
     loaders_to_measure += [(f"workers: {args.workers[-1]}, log-mel cached", cached, args.workers[-1])]

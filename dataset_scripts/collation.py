@@ -4,16 +4,15 @@ import copy
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from modeling_pcmanet.audio_pcmanet import AudioBuffer
-from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
 from pcmanet.dataset_scripts.sounding_shapes.clips import SyntheticClip
 from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE
@@ -27,7 +26,6 @@ from .clips import ClipArrays, to_arrays
 
 
 TIME_TOLERANCE = 1e-3  # seconds within which two times are equal
-AUDIO_AFTER_LAST_FRAME = 1.0  # seconds of audio kept after the clip; no patch of any frame extends farther
 
 
 class ClipCollator:
@@ -38,7 +36,7 @@ class ClipCollator:
         binary: Whether labels are 0 (silent) and 1 (sounding), or class indexes.
         augmentation: Changes of training clips; None for evaluation. Its generator is seeded from torch's generator, which
             differs between workers and epochs and follows `set_seed`.
-        log_mel_cache: Folder that stores log-mel features, so that they are computed once. It cannot be combined with an
+        audio_cache: Folder that stores audio features, so that they are computed once. It cannot be combined with an
             augmentation that changes audio, because no two augmented clips are equal.
 
     Raises:
@@ -51,17 +49,18 @@ class ClipCollator:
         binary: bool,
         *,
         augmentation: Augmentation | None = None,
-        log_mel_cache: str | Path | None = None,
+        audio_cache: str | Path | None = None,
     ) -> None:
-        if log_mel_cache is not None and augmentation is not None and augmentation.changes_audio:
+        if audio_cache is not None and augmentation is not None and augmentation.changes_audio:
             raise ValueError(
-                "Expected an augmentation without audio changes together with log_mel_cache. Set loudness, mixing and "
+                "Expected an augmentation without audio changes together with audio_cache. Set loudness, mixing and "
                 "replacement of the augmentation to 0, or leave out the cache."
             )
-        if log_mel_cache is not None:
+        if audio_cache is not None:
+            cache = AudioFeatureCache(processor, audio_cache)
             processor = copy.copy(processor)
-            processor.feature_extractor = LogMelCache(processor.feature_extractor, log_mel_cache)
-        self.processor = processor
+            processor.audio_features = cache
+        self.processor: Any = processor  # data sets do not import the processor
         self.binary = binary
         self.augmentation = augmentation
 
@@ -80,10 +79,9 @@ class ClipCollator:
         arrays = [to_arrays(clip, self.binary) for clip in clips]
         if self.augmentation is not None:
             arrays = self.augmentation(arrays, np.random.default_rng(int(torch.randint(2**63 - 1, ()))))
-        audio = [_crop_audio(clip) for clip in arrays]
-        process = cast(Callable[..., BatchFeature], self.processor)  # of PCMANetProcessor
+        audio = [_crop_audio(clip, self.processor.audio_reach) for clip in arrays]
         try:
-            batch = process(
+            batch = self.processor(
                 videos=[clip.frames for clip in arrays],
                 audio=[waveform for waveform, _ in audio],
                 sampling_rate=[rate for _, rate in audio],
@@ -105,11 +103,16 @@ def _has_regular_timestamps(clip: ClipArrays) -> bool:
     return bool((np.abs(clip.timestamps - times) < TIME_TOLERANCE).all())
 
 
-def _crop_audio(clip: ClipArrays) -> tuple[np.ndarray, int]:
-    """Return the audio up to the last sample that any frame needs; silence where features replace the audio."""
+def _crop_audio(clip: ClipArrays, reach: float) -> tuple[np.ndarray, int]:
+    """Return the audio up to the last sample that any frame needs; silence where features replace the audio.
+
+    Args:
+        clip: The clip.
+        reach: Seconds after a frame up to which its audio matters.
+    """
     if clip.waveform is None or clip.sampling_rate is None:
         return np.zeros(len(clip.frames) * SAMPLING_RATE, dtype=np.float32), SAMPLING_RATE
-    end = clip.timestamps.max() - SAMPLING_OFFSET + 1.0 + AUDIO_AFTER_LAST_FRAME
+    end = clip.timestamps.max() - SAMPLING_OFFSET + 1.0 + reach
     return clip.waveform[:, : max(1, round(end * clip.sampling_rate))], clip.sampling_rate
 
 
@@ -118,52 +121,43 @@ def _segmentation_maps(clip: ClipArrays) -> list[np.ndarray | None]:
     return [mask if annotated else None for mask, annotated in zip(clip.masks, clip.annotated_frames, strict=True)]
 
 
-# The cache of log-mel features
+# The cache of audio features
 
 
-CACHE_VERSION = 1  # of the computed features; a higher version makes all earlier files unused
+CACHE_VERSION = 2  # of the computed features; a higher version makes all earlier files unused
 
 
-class LogMelCache:
-    """Feature extractor that computes the features of a clip once and reads them afterwards.
+class AudioFeatureCache:
+    """Compute the audio features of a clip once and read them afterwards, in place of `processor.audio_features`.
 
     Several processes may share a folder. A file appears when it is complete; a damaged file is written again.
 
     Args:
-        extractor: The feature extractor that computes.
-        folder: Folder of the features, 24 kB per frame; it is created if it does not exist.
+        processor: The `PCMANetProcessor` that computes.
+        folder: Folder of the features, 24 kB per frame for log-mel patches; it is created if it does not exist.
     """
 
-    def __init__(self, extractor: PCMANetFeatureExtractor, folder: str | Path) -> None:
-        self.extractor = extractor
+    def __init__(self, processor: Any, folder: str | Path) -> None:
+        self._compute = processor.audio_features
+        self._settings = {"extractor": processor.feature_extractor.to_dict(), "windows": processor.audio_windows}
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def model_input_names(self) -> list[str]:
-        """Names of the features."""
-        return self.extractor.model_input_names
-
-    @property
-    def sampling_rate(self) -> int:
-        """Sampling rate of the features, in hertz."""
-        return self.extractor.sampling_rate
-
-    def audio_patches(
-        self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer, audio_alignment: str
+    def __call__(
+        self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer, audio_alignment: str | None
     ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
-        """Add its patch to each frame of a clip, as the extractor does.
+        """Add its features to each frame of a clip, as the processor does.
 
         Args:
             frames: Tuples that begin with a timestamp in seconds since the start of the audio. All of them are read first.
             audio: The audio of the clip.
-            audio_alignment: As for the extractor.
+            audio_alignment: As for the processor.
 
         Yields:
-            Each frame with its log-mel patch, float32 (1, 96, 64).
+            Each frame with its features, float32.
 
         Raises:
-            ValueError: As the extractor.
+            ValueError: As the processor.
         """
         frames = list(frames)
         audio.reaches(sys.maxsize)
@@ -171,18 +165,17 @@ class LogMelCache:
         path = self._path(samples, [frame[0] for frame in frames], audio_alignment)
         features = _read_features(path)
         if features is None:
-            patches = [patch.numpy() for _, patch in self.extractor.audio_patches(frames, audio, audio_alignment)]
-            features = np.stack(patches)
+            features = np.stack([one.numpy() for _, one in self._compute(frames, audio, audio_alignment)])
             path.parent.mkdir(exist_ok=True)
             with atomic_file(path, durable=False) as temporary:
                 np.save(temporary, features, allow_pickle=False)
         yield from zip(frames, torch.from_numpy(features), strict=True)
 
-    def _path(self, samples: np.ndarray, timestamps: Sequence[float], audio_alignment: str) -> Path:
+    def _path(self, samples: np.ndarray, timestamps: Sequence[float], audio_alignment: str | None) -> Path:
         """Return the file of a clip, named after a hash of samples and settings."""
         settings = {
             "version": CACHE_VERSION,
-            "extractor": self.extractor.to_dict(),
+            **self._settings,
             "samples": [samples.dtype.str, samples.shape],
             "timestamps": timestamps,
             "audio_alignment": audio_alignment,

@@ -28,7 +28,8 @@ import torch
 from torch import nn
 
 from modeling_pcmanet import PCMANetConfig
-from pcmanet.checkpoints import demo_file, load_model
+from pcmanet.checkpoints import load_model
+from pcmanet.files import demo_file
 
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")

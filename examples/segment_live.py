@@ -31,7 +31,8 @@ from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_video
-from pcmanet.checkpoints import DEMO_MODEL, load_segmenter
+from pcmanet.checkpoints import load_segmenter
+from pcmanet.files import DEMO_MODEL
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
@@ -25,14 +26,15 @@ from transformers import (
     AutoProcessor,
 )
 
-from .configuration_audio_mobilenet import AudioMobileNetConfig
-from .configuration_pcmanet import PCMANetConfig, VGGishConfig
-from .feature_extraction_audio_mobilenet import AudioMobileNetFeatureExtractor
-from .feature_extraction_pcmanet import PCMANetFeatureExtractor
+from .configuration_audio_encoders import AudioMobileNetConfig, VGGishConfig
+from .configuration_backbones import EfficientNetLiteConfig
+from .configuration_pcmanet import PCMANetConfig
+from .feature_extraction_pcmanet import AudioMobileNetFeatureExtractor, PCMANetFeatureExtractor
 from .image_processing_pcmanet import PCMANetImageProcessor
-from .modeling_audio_mobilenet import AudioMobileNetModel
+from .modeling_audio_encoders import AudioMobileNetModel, VGGishModel
+from .modeling_backbones import EfficientNetLiteBackbone
 from .modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetModel
-from .modeling_vggish import VGGishModel
+from .modeling_pcmanet_decoder import register_block
 from .processing_pcmanet import PCMANetProcessor
 
 
@@ -40,6 +42,8 @@ __all__ = [
     "AudioMobileNetConfig",
     "AudioMobileNetFeatureExtractor",
     "AudioMobileNetModel",
+    "EfficientNetLiteBackbone",
+    "EfficientNetLiteConfig",
     "PCMANetConfig",
     "PCMANetFeatureExtractor",
     "PCMANetForAudioVisualSegmentation",
@@ -48,6 +52,7 @@ __all__ = [
     "PCMANetProcessor",
     "VGGishConfig",
     "VGGishModel",
+    "register_block",
     "save_code_with_weights",
 ]
 
@@ -57,10 +62,12 @@ AUTO_CLASSES = (
     (PCMANetConfig, AutoConfig, PCMANetConfig),
     (VGGishConfig, AutoConfig, VGGishConfig),
     (AudioMobileNetConfig, AutoConfig, AudioMobileNetConfig),
+    (EfficientNetLiteConfig, AutoConfig, EfficientNetLiteConfig),
     (PCMANetModel, AutoModel, PCMANetConfig),
     (PCMANetForAudioVisualSegmentation, AutoModelForUniversalSegmentation, PCMANetConfig),
     (VGGishModel, AutoModel, VGGishConfig),
     (AudioMobileNetModel, AutoModel, AudioMobileNetConfig),
+    (EfficientNetLiteBackbone, AutoBackbone, EfficientNetLiteConfig),
     (PCMANetImageProcessor, AutoImageProcessor, PCMANetConfig),
     (PCMANetFeatureExtractor, AutoFeatureExtractor, PCMANetConfig),
     (AudioMobileNetFeatureExtractor, AutoFeatureExtractor, AudioMobileNetConfig),

@@ -14,16 +14,18 @@
 """Prepare audio: check it, reduce it to one channel, resample it, and buffer audio that arrives in chunks."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
 
-SAMPLING_RATE = 16_000  # hertz, of VGGish
+SAMPLING_RATE = 16_000  # hertz, of the published log-mel features
 LOWEST_SAMPLING_RATE = 1_000  # hertz: lower values were meant in kilohertz
 MAX_FLOAT_AMPLITUDE = 100.0  # beyond it, floating-point audio holds integers that were not divided by their full scale
 
@@ -38,6 +40,7 @@ MAX_RATIO_TERM = 1000
 RESAMPLING_ROWS = 32  # at least: 48 kHz needs 1 row, but a product of two matrices is far faster
 BLOCKS_AT_ONCE = 4096  # bounds the memory that an hour of audio needs
 
+SHORTEST_WINDOW = 0.25  # seconds: shorter content, at the start of the audio, would be repeated to a hum
 PIECE_SECONDS = 10  # audio that is in memory already is split into pieces of about this length
 
 
@@ -346,6 +349,51 @@ class AudioBuffer:
         """Append samples."""
         self._kept = torch.cat([self._kept, samples])
         self.length += len(samples)
+
+
+def cut_windows(
+    frames: Iterable[tuple[Any, ...]], audio: AudioBuffer, windows: Sequence[tuple[float, float]]
+) -> Iterator[tuple[tuple[Any, ...], list[np.ndarray]]]:
+    """Cut windows of audio around each frame of a stream.
+
+    Only the part of a window within the audio is used, repeated up to the length of the longest window, so that no frame
+    waits for audio after its windows and all windows have one length. The audio counts as silent from its end to the frame. At
+    the start of the audio a window contains at least 0.25 s.
+
+    Args:
+        frames: Tuples that begin with a timestamp in seconds from the start of the audio, in order of time.
+        audio: Read as far as the frames need it.
+        windows: For each window the seconds before and after the frame.
+
+    Yields:
+        Each frame with its windows, float32 (samples,) in [-1, 1], at the rate of the buffer.
+    """
+    waiting: deque[tuple[Any, ...]] = deque()
+    for frame in chain(frames, [None]):
+        if frame is not None:
+            waiting.append(frame)
+        while waiting:
+            bounds = [_window_bounds(audio, waiting[0][0], window) for window in windows]
+            if not audio.reaches(max(stop for _, stop in bounds)) and audio.is_waiting and frame is not None:
+                break
+            timestamp = waiting[0][0]
+            audio.drop(min(start for start, _ in bounds))
+            heard = max(audio.length, audio.position(timestamp))
+            longest = max(audio.position(before + after) for before, after in windows)
+            yield waiting.popleft(), [_repeat(audio.cut(start, min(stop, heard)), longest) for start, stop in bounds]
+
+
+def _window_bounds(audio: AudioBuffer, timestamp: float, window: tuple[float, float]) -> tuple[int, int]:
+    """Return the first sample of a window and the one after its last, from the start of the audio on."""
+    before, after = window
+    start = max(0, audio.position(timestamp - before)) if timestamp > before else 0
+    return start, max(audio.position(timestamp + after), start + audio.position(SHORTEST_WINDOW))
+
+
+def _repeat(samples: torch.Tensor, length: int) -> np.ndarray:
+    """Repeat samples (some,) up to a length: float32 (length,); no samples give silence."""
+    content = samples.to(torch.float32).numpy()
+    return np.resize(content, length) if len(content) else np.zeros(length, np.float32)
 
 
 def in_pieces(waveform: Any, sampling_rate: int) -> Iterator[tuple[Any, int]]:

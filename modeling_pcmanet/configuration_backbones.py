@@ -25,7 +25,7 @@ from transformers import AutoConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_audio_encoders import round_channels
+from .configuration_audio_encoders import require, round_channels
 
 
 # EfficientNet-Lite.
@@ -108,13 +108,13 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_sizes(self) -> None:
         """Raise if a size is not positive."""
         for name in ("width_multiplier", "depth_multiplier", "num_channels", "stem_channels", "batch_norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+            require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
 
 
 # The backbones of the presets.
 
-_ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# The names of the feature maps at strides 4, 8, 16 and 32 in nearly all backbones of transformers.
+ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
 PVT_V2_B5 = {
     "model_type": "pvt_v2",
     "hidden_sizes": [64, 128, 320, 512],
@@ -125,18 +125,18 @@ PVT_V2_B5 = {
     "qkv_bias": True,
     "layer_norm_eps": 1e-6,
     "drop_path_rate": 0.1,
-    "out_features": _ALL_STAGES,
+    "out_features": ALL_STAGES,
 }
-RESNET_50 = {"model_type": "resnet", "out_features": _ALL_STAGES}
+RESNET_50 = {"model_type": "resnet", "out_features": ALL_STAGES}
 RESNET_TINY = {
     "model_type": "resnet",
     "embedding_size": 24,
     "hidden_sizes": [24, 48, 96, 128],
     "depths": [1, 1, 1, 1],
     "layer_type": "basic",
-    "out_features": _ALL_STAGES,
+    "out_features": ALL_STAGES,
 }
-EFFICIENTNET_LITE_0 = {"model_type": EfficientNetLiteConfig.model_type, "out_features": _ALL_STAGES}
+EFFICIENTNET_LITE_0 = {"model_type": EfficientNetLiteConfig.model_type, "out_features": ALL_STAGES}
 
 
 # The registry.
@@ -166,11 +166,53 @@ def build_backbone_config(settings: PreTrainedConfig | dict[str, Any] | None) ->
     except ValueError as error:
         raise ValueError(
             f"Expected `backbone_config` with the `model_type` of a backbone, {', '.join(BACKBONE_CONFIGS)} or one of "
-            f"transformers such as pvt_v2, resnet, swin or timm_backbone, got {model_type!r}: {error}"
+            f"transformers such as pvt_v2, resnet, swin or timm_backbone, got {model_type!r}."
         ) from error
 
 
+# What the network needs of a backbone.
+
+
+def is_plain_vit(config: PreTrainedConfig) -> bool:
+    """Return whether all feature maps of a backbone have the stride of its patches, as in DINOv2 and ViTDet."""
+    stages = len(getattr(config, "stage_names", None) or ())
+    return not hasattr(config, "depths") and stages == (getattr(config, "num_hidden_layers", None) or 0) + 1
+
+
+def validate_backbone_config(config: PreTrainedConfig, neck: str) -> None:
+    """Raise unless a backbone returns the feature maps that the neck needs, as far as its configuration says.
+
+    Args:
+        config: Configuration of the backbone.
+        neck: `"convolution"`, for four feature maps, or `"feature_pyramid"`, for one.
+
+    Raises:
+        ValueError: If the number of feature maps is wrong, or their strides cannot be 4, 8, 16 and 32.
+    """
+    named = getattr(config, "out_features", None)
+    # The names of timm's feature maps are not known before the network is built.
+    outputs = list(named or getattr(config, "out_indices", None) or [])
+    got = f"got {outputs} from {type(config).__name__}"
+    if neck == "feature_pyramid":
+        require(
+            len(outputs) == 1,
+            f'`neck="feature_pyramid"` makes all feature maps from one: expected one name in `out_features`, {got}.',
+        )
+        return
+    require(
+        not is_plain_vit(config),
+        f"{type(config).__name__} is a plain vision transformer, whose feature maps all have the same stride. Set "
+        '`neck="feature_pyramid"` and `out_features` to its last stage.',
+    )
+    require(
+        len(outputs) == len(ALL_STAGES) and "stem" not in outputs,
+        f"`backbone_config` must name {len(ALL_STAGES)} feature maps at strides 4, 8, 16, 32 in `out_features`, in most "
+        f"backbones {ALL_STAGES}, {got}.",
+    )
+
+
 __all__ = [
+    "ALL_STAGES",
     "BACKBONE_CONFIGS",
     "EFFICIENTNET_LITE_0",
     "EfficientNetLiteConfig",
@@ -178,4 +220,6 @@ __all__ = [
     "RESNET_50",
     "RESNET_TINY",
     "build_backbone_config",
+    "is_plain_vit",
+    "validate_backbone_config",
 ]

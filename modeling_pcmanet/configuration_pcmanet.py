@@ -11,16 +11,29 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of PCMANet and of its VGGish audio encoder: the hyperparameters of the paper, typed and validated."""
+"""Configuration of PCMANet: the hyperparameters of the paper, typed and validated."""
 
-import copy
-import difflib
-from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_audio_encoders import (
+    SMALL_AUDIO_CONFIG,
+    TINY_AUDIO_CONFIG,
+    build_audio_config,
+    check_keywords,
+    require,
+)
+from .configuration_backbones import (
+    EFFICIENTNET_LITE_0,
+    PVT_V2_B5,
+    RESNET_50,
+    RESNET_TINY,
+    build_backbone_config,
+    validate_backbone_config,
+)
 
 
 NUM_STAGES = 4
@@ -38,131 +51,28 @@ AVSBENCH_SEMANTIC_LABELS = (
 )
 # fmt: on
 
-# Keywords that transformers itself writes to config.json or passes on; any other unknown keyword is a mistake.
-_FRAMEWORK_KEYWORDS = frozenset(
-    {
-        "architectures",
-        "attn_implementation",
-        "auto_map",
-        "custom_pipelines",
-        "experts_implementation",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "quantization_config",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    }
-)
-
-# The two visual backbones of the paper and the small one of the demo, as `AutoConfig` dictionaries.
-_PVT_V2_B5 = {
-    "model_type": "pvt_v2",
-    "hidden_sizes": [64, 128, 320, 512],
-    "depths": [3, 6, 40, 3],
-    "num_attention_heads": [1, 2, 5, 8],
-    "mlp_ratios": [4, 4, 4, 4],
-    "sr_ratios": [8, 4, 2, 1],
-    "qkv_bias": True,
-    "layer_norm_eps": 1e-6,
-    "drop_path_rate": 0.1,
-    "out_features": ["stage1", "stage2", "stage3", "stage4"],
-}
-_RESNET_50 = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
-_RESNET_TINY = {
-    "model_type": "resnet",
-    "embedding_size": 24,
-    "hidden_sizes": [24, 48, 96, 128],
-    "depths": [1, 1, 1, 1],
-    "layer_type": "basic",
-    "out_features": ["stage1", "stage2", "stage3", "stage4"],
-}
-
 _PRESETS: dict[str, dict[str, Any]] = {
-    "pvt_v2_b5": {"backbone_config": _PVT_V2_B5},
-    "resnet50": {"backbone_config": _RESNET_50},
+    "pvt_v2_b5": {"backbone_config": PVT_V2_B5},
+    "resnet50": {"backbone_config": RESNET_50},
     "tiny": {
-        "backbone_config": _RESNET_TINY,
-        # A VGGish of a hundredth of the size; the training script pretrains it on sound classes before it is frozen.
-        "audio_config": {"block_channels": [[24], [48], [96], [96]], "hidden_size": 256, "embedding_size": 128},
+        "backbone_config": RESNET_TINY,
+        "audio_config": TINY_AUDIO_CONFIG,
         "hidden_size": 64,
         # 32 channels per group, as in the paper (256 / 8): the width in which AVGA compares image and audio.
         "num_groups": 2,
         "num_attention_heads": 4,
         "head_channels": 32,
     },
+    "small": {
+        "backbone_config": EFFICIENTNET_LITE_0,
+        "audio_config": SMALL_AUDIO_CONFIG,
+        # The narrowest width with more than one group of 32 channels; 96 halves the speed of the decoder.
+        "hidden_size": 64,
+        "num_groups": 2,
+        "num_attention_heads": 4,
+        "head_channels": 32,
+    },
 }
-
-
-def _check_keywords(config: PreTrainedConfig, keywords: dict[str, Any]) -> None:
-    """Raise a ValueError for a keyword that neither the configuration nor transformers defines, such as a typo."""
-    known = {field.name for field in fields(config)}
-    for keyword in keywords:
-        if keyword.startswith("_") or keyword in _FRAMEWORK_KEYWORDS:
-            continue
-        close = difflib.get_close_matches(keyword, known, n=1)
-        accepted = ", ".join(sorted(type(config).__annotations__))
-        hint = f"Did you mean `{close[0]}`?" if close else f"Accepted keywords are {accepted}."
-        raise ValueError(f"{type(config).__name__} got the unknown keyword `{keyword}`. {hint}")
-
-
-def _require(condition: bool, message: str) -> None:
-    """Raise a ValueError with the message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
-
-
-@strict
-class VGGishConfig(PreTrainedConfig):
-    """Configuration of [`VGGishModel`], the audio encoder of AVSBench and PCMANet.
-
-    The defaults are the published VGGish (Hershey et al. 2017): 72.14 M parameters and one embedding of
-    width 128 per 0.96 s of audio.
-
-    Args:
-        num_mel_frames: Time frames of one log-mel patch (10 ms each).
-        num_mel_bins: Mel bands of one log-mel patch.
-        block_channels: Output channels of the 3x3 convolutions, block by block; each block ends with a 2x2 max pooling.
-        hidden_size: Width of the two hidden fully connected layers.
-        embedding_size: Width of the output embedding.
-    """
-
-    model_type = "vggish"
-    base_config_key = "audio_config"
-
-    num_mel_frames: int = 96
-    num_mel_bins: int = 64
-    block_channels: list[list[int]] | tuple[tuple[int, ...], ...] = ((64,), (128,), (256, 256), (512, 512))
-    hidden_size: int = 4096
-    embedding_size: int = 128
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        _check_keywords(self, kwargs)
-        super().__post_init__(**kwargs)
-
-    @property
-    def flattened_size(self) -> int:
-        """Number of values per patch that the last pooling passes to the fully connected layers."""
-        shrink = 2 ** len(self.block_channels)
-        return (self.num_mel_frames // shrink) * (self.num_mel_bins // shrink) * self.block_channels[-1][-1]
-
-    def validate_sizes(self) -> None:
-        """Raise if a size is not positive or a patch is too small for the pooling layers."""
-        for name in ("num_mel_frames", "num_mel_bins", "hidden_size", "embedding_size"):
-            _require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
-        flat = [channels for block in self.block_channels for channels in block]
-        _require(
-            all(self.block_channels) and all(channels > 0 for channels in flat),
-            f"`block_channels` must be a list of non-empty lists of positive widths, got {self.block_channels}.",
-        )
-        shrink = 2 ** len(self.block_channels)
-        _require(
-            min(self.num_mel_frames, self.num_mel_bins) >= shrink,
-            f"`num_mel_frames` and `num_mel_bins` must be at least {shrink}, because each of the "
-            f"{len(self.block_channels)} blocks halves the patch, got {self.num_mel_frames} and {self.num_mel_bins}.",
-        )
 
 
 @strict
@@ -174,8 +84,11 @@ class PCMANetConfig(PreTrainedConfig):
     of the paper, stride 32) to fine (stage 1, stride 4), the order in which the decoder runs.
 
     Args:
-        backbone_config: Any `AutoBackbone` configuration with four feature maps at strides 4, 8, 16, 32.
-        audio_config: Configuration of the VGGish audio encoder.
+        backbone_config: Any `AutoBackbone` configuration with four feature maps at strides 4, 8, 16, 32, or one: see `neck`.
+        neck: `"convolution"` for a backbone with four feature maps; `"feature_pyramid"` makes them from the one map of a
+            plain vision transformer (ViTDet, arXiv 2203.16527).
+        audio_config: Configuration of the audio encoder, by default the published one: see [`build_audio_config`].
+        num_audio_windows: Windows of audio per frame that the audio encoder embeds; their embeddings are concatenated.
         hidden_size: Width C of the neck, the decoder stages and the projected audio.
         num_groups: Channel groups G of the audio-visual group attention (AVGA).
         num_attention_heads: Heads of the query-selected cross-attention (QSCA).
@@ -183,7 +96,11 @@ class PCMANetConfig(PreTrainedConfig):
         head_channels: Width between the two convolutions of a segmentation head.
         confidence_threshold: Confidence-induced masking (CIM) keeps a pixel as uncertain where its probability is in
             `[threshold, 1 - threshold]`; 0 keeps every pixel, so that nothing is masked.
-        cross_attention: Whether the stages have a QSCA; without it the fusion has no guidance (for ablations).
+        group_attention: Name of the block of the stages that weights feature maps by the audio: `"avga"`, or one that
+            `register_block` has registered, as in the next two fields.
+        cross_attention: Name of the block that exchanges information between frames and audio: `"qsca"`; None builds none,
+            and the fusion has no guidance (for ablations).
+        fusion: Name of the block that fuses the feature maps: `"guided"`.
         stage_loss_weights: Weight of each supervised output in the loss, coarse to fine.
         ignore_index: Label of pixels that the loss and the metrics ignore.
         freeze_audio_encoder: Whether the audio encoder is frozen and stays in evaluation mode, as published.
@@ -197,7 +114,7 @@ class PCMANetConfig(PreTrainedConfig):
     """
 
     model_type = "pcmanet"
-    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig, "audio_config": VGGishConfig}
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig, "audio_config": AutoConfig}
     # Trainer gathers all outputs that are not listed here; these are diagnostics, not predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "stage_logits",
@@ -208,7 +125,9 @@ class PCMANetConfig(PreTrainedConfig):
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None
+    neck: str = "convolution"
     audio_config: dict | PreTrainedConfig | None = None
+    num_audio_windows: int = 1
     hidden_size: int = 256
     # The published ResNet-50 network for S4 uses 4 groups; all five others use 8.
     num_groups: int = 8
@@ -216,7 +135,9 @@ class PCMANetConfig(PreTrainedConfig):
     token_grid_sizes: list[int] | tuple[int, ...] = (7, 7, 14, 28)
     head_channels: int = 128
     confidence_threshold: float | int = 0.01
-    cross_attention: bool = True
+    group_attention: str = "avga"
+    cross_attention: str | None = "qsca"
+    fusion: str = "guided"
     stage_loss_weights: list[float | int] | tuple[float | int, ...] = (1.0, 1.0, 1.0, 1.0)
     ignore_index: int = 255
     freeze_audio_encoder: bool = True
@@ -233,17 +154,26 @@ class PCMANetConfig(PreTrainedConfig):
     gather_queries: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _check_keywords(self, kwargs)
-        if not isinstance(self.backbone_config, PreTrainedConfig):
-            self.backbone_config = AutoConfig.for_model(**copy.deepcopy(self.backbone_config or _PVT_V2_B5))
-        if not isinstance(self.audio_config, PreTrainedConfig):
-            self.audio_config = VGGishConfig(**copy.deepcopy(self.audio_config or {}))
+        check_keywords(self, kwargs)
+        self.backbone_config = build_backbone_config(self.backbone_config)
+        self.audio_config = build_audio_config(self.audio_config)
         num_labels = kwargs.get("num_labels", 1)
         if self.id2label is None:
             names = ["background", *(f"class {index}" for index in range(1, num_labels))]
             self.id2label = {0: "sounding"} if num_labels == 1 else dict(enumerate(names))
             self.label2id = {name: index for index, name in self.id2label.items()}
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from a dictionary as transformers does.
+
+        Checkpoints of before the blocks had names hold true or false as `cross_attention`.
+        """
+        saved = config_dict.get("cross_attention")
+        if isinstance(saved, bool):
+            config_dict = {**config_dict, "cross_attention": "qsca" if saved else None}
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "PCMANetConfig":
@@ -267,10 +197,10 @@ class PCMANetConfig(PreTrainedConfig):
 
     def validate_widths(self) -> None:
         """Raise if a width is not positive or does not divide into its groups or heads."""
-        for name in ("hidden_size", "num_groups", "num_attention_heads", "head_channels"):
-            _require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in ("hidden_size", "num_groups", "num_attention_heads", "head_channels", "num_audio_windows"):
+            require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
         for name in ("num_groups", "num_attention_heads"):
-            _require(
+            require(
                 self.hidden_size % getattr(self, name) == 0,
                 f"`{name}` must divide `hidden_size`, got {getattr(self, name)} and {self.hidden_size}.",
             )
@@ -279,39 +209,36 @@ class PCMANetConfig(PreTrainedConfig):
         """Raise unless every per-stage list has one valid value for each of the four stages."""
         for name in ("token_grid_sizes", "stage_loss_weights"):
             values = getattr(self, name)
-            _require(
+            require(
                 len(values) == NUM_STAGES and min(values) >= 0,
                 f"`{name}` must have {NUM_STAGES} non-negative values, coarse to fine, got {list(values)}.",
             )
-        _require(min(self.token_grid_sizes) > 0, f"`token_grid_sizes` must be positive, got {self.token_grid_sizes}.")
+        require(min(self.token_grid_sizes) > 0, f"`token_grid_sizes` must be positive, got {self.token_grid_sizes}.")
 
     def validate_choices(self) -> None:
         """Raise if an option has an unknown value or the threshold is out of range."""
-        choices = {"token_layout": ("spatial", "scrambled"), "padded_frames": ("excluded", "zeroed")}
+        choices = {
+            "neck": ("convolution", "feature_pyramid"),
+            "token_layout": ("spatial", "scrambled"),
+            "padded_frames": ("excluded", "zeroed"),
+        }
         for name, allowed in choices.items():
-            _require(
-                getattr(self, name) in allowed, f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}."
-            )
-        _require(
+            require(getattr(self, name) in allowed, f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+        require(
             0 <= self.confidence_threshold < 0.5,
             f"`confidence_threshold` must be in [0, 0.5), got {self.confidence_threshold}.",
         )
 
     def validate_labels(self) -> None:
         """Raise if the number of labels is not positive."""
-        _require(
+        require(
             (self.num_labels or 0) > 0,
             f"`num_labels`, the length of `id2label`, must be positive, got {self.num_labels}.",
         )
 
     def validate_backbone(self) -> None:
-        """Raise unless the backbone returns one feature map per decoder stage."""
-        out_features = getattr(self.backbone_config, "out_features", None) or []
-        _require(
-            len(out_features) == NUM_STAGES,
-            f"`backbone_config` must name {NUM_STAGES} feature maps (strides 4, 8, 16, 32) in `out_features`, "
-            f"got {out_features} from {type(self.backbone_config).__name__}.",
-        )
+        """Raise unless the backbone returns the feature maps that the neck needs."""
+        validate_backbone_config(cast(PreTrainedConfig, self.backbone_config), self.neck)
 
 
-__all__ = ["AVSBENCH_SEMANTIC_LABELS", "PCMANetConfig", "VGGishConfig"]
+__all__ = ["AVSBENCH_SEMANTIC_LABELS", "PCMANetConfig"]

@@ -1,4 +1,4 @@
-"""Convert published weights: PCMANet in all six variants, VGGish, PVT-v2 and ResNet-50.
+"""Convert published weights: PCMANet in all six variants, audio encoders and visual backbones.
 
     python -m modeling_pcmanet.convert_pcmanet_to_hf --checkpoint S4_pvt.pth --audio-checkpoint vggish.pth --output pcmanet
     python -m modeling_pcmanet.convert_pcmanet_to_hf --checkpoint vggish.pth --output vggish
@@ -31,15 +31,15 @@ from transformers.modeling_utils import PreTrainedModel
 from modeling_pcmanet import save_code_with_weights
 from pcmanet.files import atomic_folder
 
-from .configuration_audio_mobilenet import AudioMobileNetConfig
-from .configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS, PCMANetConfig, VGGishConfig
-from .feature_extraction_audio_mobilenet import AudioMobileNetFeatureExtractor
-from .feature_extraction_pcmanet import PCMANetFeatureExtractor
+from .configuration_audio_encoders import AudioMobileNetConfig, VGGishConfig
+from .configuration_backbones import EfficientNetLiteConfig
+from .configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS, PCMANetConfig
+from .feature_extraction_pcmanet import AudioMobileNetFeatureExtractor, PCMANetFeatureExtractor
 from .hub_upload_pcmanet import upload_folder
 from .image_processing_pcmanet import PCMANetImageProcessor
-from .modeling_audio_mobilenet import AudioMobileNetModel
+from .modeling_audio_encoders import AudioMobileNetModel, VGGishModel
+from .modeling_backbones import EfficientNetLiteBackbone
 from .modeling_pcmanet import PCMANetForAudioVisualSegmentation
-from .modeling_vggish import VGGishModel
 from .processing_pcmanet import PCMANetProcessor
 
 
@@ -108,6 +108,8 @@ class Conversion:
                 PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(folder)
             elif isinstance(self.model.config, AudioMobileNetConfig):
                 AudioMobileNetFeatureExtractor().save_pretrained(folder)
+            elif isinstance(self.model.config, EfficientNetLiteConfig):
+                PCMANetImageProcessor(**_EFFICIENTNET_LITE_NORMALIZATION).save_pretrained(folder)
             (folder / "README.md").write_text(self.card(), encoding="utf-8")
 
     def describe(self) -> str:
@@ -138,8 +140,8 @@ def convert_state_dict(
 
     Args:
         published: State dict of a PCMANet, VGGish, AudioMobileNet ("mn" of EfficientAT), PVT-v2 (names of its authors,
-            timm or transformers) or ResNet-50 (names of torchvision, timm or transformers); all keys may have the prefix
-            `module.` or `_orig_mod.`.
+            timm or transformers), ResNet-50 (names of torchvision, timm or transformers) or EfficientNet-Lite0 (names of
+            efficientnet-pytorch or timm); all keys may have the prefix `module.` or `_orig_mod.`.
         audio: State dict of a VGGish, for a PCMANet that does not contain one; published ones do not.
         without_audio_encoder: Convert a PCMANet without VGGish, which then accepts only `audio_embeds`.
         labels: Class names of an AudioMobileNet, in order, see [`read_audioset_labels`].
@@ -179,7 +181,7 @@ _PVT_V2_NOTE = (
 
 
 def _build_backbone(name: str, weights: StateDict, labels: Sequence[str] | None) -> tuple[str, PreTrainedModel]:
-    """Build the network of a VGGish, AudioMobileNet, ResNet-50 or PVT-v2 file; return its title and the network."""
+    """Build the network of a file without a PCMANet; return its title and the network."""
     if name == _VGGISH:
         return name, VGGishModel(VGGishConfig())
     if name == _AUDIO_MOBILENET:
@@ -187,6 +189,8 @@ def _build_backbone(name: str, weights: StateDict, labels: Sequence[str] | None)
         return f"{name} mn{round(10 * config.width_multiplier):02}", AudioMobileNetModel(config)
     if name == _RESNET_50:
         return name, AutoBackbone.from_config(ResNetConfig(**_BACKBONE_OUTPUTS))
+    if name == _EFFICIENTNET_LITE_0:
+        return name, EfficientNetLiteBackbone(EfficientNetLiteConfig(**_BACKBONE_OUTPUTS))
     size, config = _pvt_v2_config(weights)
     return f"{name}-{size}", AutoBackbone.from_config(config)
 
@@ -613,6 +617,37 @@ _RESNET_ROWS: tuple[Row, ...] = (
     (r"(?:resnet\.)?encoder\.", "encoder."),
 )
 
+# EfficientNet-Lite was trained on pixels from -1 to 1, and not with the normalization of ImageNet.
+_EFFICIENTNET_LITE_NORMALIZATION: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+def _efficientnet_lite_rows() -> Iterator[Row]:
+    """Yield the rows of EfficientNet-Lite0: efficientnet-pytorch numbers all blocks, timm the groups and their blocks."""
+    flat = group = 0
+    for stage, groups in enumerate(EfficientNetLiteConfig().stages):
+        position = 0
+        for size in groups:
+            for block in range(size.blocks):
+                ours = f"stages.{stage}.{position}."
+                modules = ["expansion.", "depthwise.", "projection."][size.expansion == 1 :]
+                for number, module in enumerate(modules):
+                    kind = {"expansion.": "expand", "depthwise.": "depthwise", "projection.": "project"}[module]
+                    norm = ("expansion.", "depthwise.", "projection.").index(module)
+                    yield rf"_blocks\.{flat}\._{kind}_conv\.", f"{ours}{module}0."
+                    yield rf"_blocks\.{flat}\._bn{norm}\.", f"{ours}{module}1."
+                    short = ("dw", "pw") if size.expansion == 1 else ("pw", "dw", "pwl")
+                    yield rf"blocks\.{group}\.{block}\.conv_{short[number]}\.", f"{ours}{module}0."
+                    yield rf"blocks\.{group}\.{block}\.bn{number + 1}\.", f"{ours}{module}1."
+                flat, position = flat + 1, position + 1
+            group += 1
+
+
+_EFFICIENTNET_LITE_ROWS: tuple[Row, ...] = (
+    (r"_?conv_stem\.", "embedder.0."),
+    (r"_bn0\.|bn1\.", "embedder.1."),
+    *_efficientnet_lite_rows(),
+)
+
 _VGGISH_ROWS: tuple[Row, ...] = ((r"features\.", "features."), (r"embeddings\.", "embeddings."))
 
 # Every published width has the same modules.
@@ -659,17 +694,19 @@ _DROPPED_KEYS: tuple[tuple[str, str], ...] = (
     (r"(?:encoder_backbone\.)?head\.", _CLASSIFICATION_HEAD),
     (r"(?:resnet\.)?fc\.", _CLASSIFICATION_HEAD),
     (r"classifier\.", _CLASSIFICATION_HEAD),
+    (r"_?conv_head\.|_bn1\.|bn2\.|_fc\.", _CLASSIFICATION_HEAD),
     (r"(?:\w+\.)*?pproc\.", "VGGish's quantizing postprocessor, which audio-visual segmentation does not use"),
 )
 
 _PCMANET, _VGGISH, _PVT_V2, _RESNET_50 = "PCMANet", "VGGish", "PVT-v2", "ResNet-50"
-_AUDIO_MOBILENET = "AudioMobileNet"
+_AUDIO_MOBILENET, _EFFICIENTNET_LITE_0 = "AudioMobileNet", "EfficientNet-Lite0"
 
 # Name of each format to a regular expression for the start of a key that only this format has, and to its map.
 _FORMATS: dict[str, tuple[str, tuple[Row, ...]]] = {
     _PCMANET: (r"avga4\.", _PCMANET_ROWS),
     _VGGISH: (r"embeddings\.0\.", _VGGISH_ROWS),
     _AUDIO_MOBILENET: (r"features\.\d+\.block\.", _AUDIO_MOBILENET_ROWS),
+    _EFFICIENTNET_LITE_0: (r"_blocks\.0\._depthwise_conv\.|blocks\.0\.0\.conv_dw\.", _EFFICIENTNET_LITE_ROWS),
     _PVT_V2: (r"patch_embed1?\.proj\.|(?:pvt_v2\.)?encoder\.layers\.0\.patch_embedding\.", _PVT_ROWS),
     _RESNET_50: (r"layer1\.0\.|(?:resnet\.)?encoder\.stages\.0\.", _RESNET_ROWS),
 }

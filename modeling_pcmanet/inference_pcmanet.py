@@ -17,7 +17,7 @@
 convolutions, feature maps are channels_last, so that reading them as tokens or as groups of channels copies nothing, only
 the logits of the finest stage are resized to the input size, padded frames are not computed, and a CPU computes one clip
 after the other, so that its feature maps stay in the cache. With an early-exit threshold, frames leave the decoder at the
-first stage that is certain of them (docs/early_exit.md).
+first stage that is certain of them (docs/early_exit.md). Custom blocks run unchanged (docs/fusion_blocks.md).
 
 The file goes from the model to its parts: model, decoder stage, visual backbones, convolutions.
 """
@@ -25,15 +25,20 @@ The file goes from the model to its parts: model, decoder stage, visual backbone
 import copy
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import logging, output_capturing
 
-from .configuration_pcmanet import NUM_STAGES
+from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
+from .modeling_audio_encoders import embed_windows
+from .modeling_backbones import compute_feature_maps
 from .modeling_pcmanet_decoder import (
     AudioVisualGroupAttention,
     ClipLayout,
@@ -53,6 +58,9 @@ if TYPE_CHECKING:
     from .modeling_pcmanet import PCMANetModel
 
 
+logger = logging.get_logger(__name__)
+
+
 class OptimizedPCMANet(nn.Module):
     """The network of a [`PCMANetModel`] in evaluation mode, rearranged for speed.
 
@@ -66,15 +74,18 @@ class OptimizedPCMANet(nn.Module):
         super().__init__()
         self.config = copy.deepcopy(network.config)
         self.backbone = _optimize_backbone(network.backbone)
-        self.audio_encoder = copy.deepcopy(network.audio_encoder)
+        self.pyramid = copy.deepcopy(network.pyramid)
+        self.audio_encoder = _fold_sequences(copy.deepcopy(network.audio_encoder))
         self.audio_projection = copy.deepcopy(network.audio_projection)
-        blocks: Any = zip(network.neck, network.stages, strict=True)  # nn.ModuleList has no item types
-        self.stages = nn.ModuleList(
-            OptimizedDecoderStage(neck, stage, is_finest=index == NUM_STAGES - 1)
-            for index, (neck, stage) in enumerate(blocks)
-        )
+        self.stages = _optimize_stages(network)
+        self.has_unchanged_modules = any(isinstance(module, UnchangedModule) for module in self.stages.modules())
         self.confidence_masking = copy.deepcopy(network.confidence_masking)
-        self.requires_grad_(False).to(dtype).to(memory_format=torch.channels_last)
+        self.requires_grad_(False)
+        # Custom blocks may have weights of several data types, which are kept unless another one is requested.
+        if dtype != network.dtype:
+            self.to(dtype)
+        for part in (self.backbone, self.audio_encoder, self.audio_projection):
+            part.to(memory_format=torch.channels_last)
         nn.Module.to(self.audio_encoder, audio_dtype)
         super().train(False)
         for module in self.modules():
@@ -118,8 +129,9 @@ class OptimizedPCMANet(nn.Module):
 
         Args:
             pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32.
-            input_features: (batch, frames, 1, 96, 64) log-mel patches.
-            audio_embeds: (batch, frames, 128) VGGish embeddings, instead of `input_features`.
+            input_features: (batch, frames, ...), the features of the audio of each frame, from the processor; with several
+                windows per frame (batch, frames, windows, ...).
+            audio_embeds: (batch, frames, windows * width), outputs of the audio encoder, instead of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
             early_exit_threshold: Largest fraction of uncertain pixels, in [0, 1], with which a frame leaves the decoder
                 early: it gets the logits of that stage, and the finer stages run without it, as if it were not part of the
@@ -135,7 +147,7 @@ class OptimizedPCMANet(nn.Module):
             ValueError: If a shape is wrong, not exactly one of the two audio inputs is given, or the early-exit threshold
                 is out of range or not supported here.
         """
-        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.audio_encoder.config)
+        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config)
         if early_exit_threshold is not None:
             self._check_early_exit(early_exit_threshold)
         embeddings = self._embed_audio(input_features, audio_embeds, frame_mask)
@@ -164,7 +176,8 @@ class OptimizedPCMANet(nn.Module):
 
     def _runs_clip_by_clip(self, pixel_values: torch.Tensor) -> bool:
         """Whether clips are computed one by one; a compiled or exported graph must not depend on their number."""
-        return not torch.compiler.is_compiling() and pixel_values.is_cpu and len(pixel_values) > 1
+        is_possible = not torch.compiler.is_compiling() and not self.has_unchanged_modules
+        return is_possible and pixel_values.is_cpu and len(pixel_values) > 1
 
     def _layout(self, clips: torch.Tensor, frame_mask: torch.Tensor | None) -> ClipLayout:
         """Return the layout of the computed frames of (batch, frames, ...)."""
@@ -175,14 +188,15 @@ class OptimizedPCMANet(nn.Module):
     def _embed_audio(
         self, input_features: torch.Tensor | None, audio_embeds: torch.Tensor | None, frame_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the audio embeddings (batch, frames, embedding_size)."""
+        """Return the audio embeddings (batch, frames, windows * width)."""
         if audio_embeds is not None:
             return audio_embeds.to(self.dtype)
         input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
-        # All frames of all clips at once: for the few of a single clip VGGish would spend its time on reading weights.
+        # All frames of all clips at once: for the few of a single clip the encoder would spend its time on reading weights.
         layout = self._layout(input_features, frame_mask)
-        patches = layout.to_frames(input_features).to(self.audio_encoder.dtype)
-        return layout.to_clips(self.audio_encoder(patches).audio_embeds.to(self.dtype))
+        features = layout.to_frames(input_features).to(self.audio_encoder.dtype)
+        embeddings = embed_windows(self.audio_encoder, features, self.config.num_audio_windows)
+        return layout.to_clips(embeddings.to(self.dtype))
 
     def _segment_clip_by_clip(
         self,
@@ -224,7 +238,8 @@ class OptimizedPCMANet(nn.Module):
         if frame_mask is not None and layout.real is None:
             zeroing = frame_mask.flatten().to(embeddings.dtype)[:, None, None, None]
             embeddings = embeddings * zeroing[:, :, 0, 0]
-        maps, audio = list(self.backbone(pixels).feature_maps), self.audio_projection(embeddings)
+        maps = list(compute_feature_maps(self.backbone, self.pyramid, pixels))
+        audio = self.audio_projection(embeddings)
         size = pixel_values.shape[-2:]
         if early_exit_threshold is None:
             logits, masks = self._decode(maps, audio, layout, zeroing)
@@ -302,7 +317,7 @@ class OptimizedPCMANet(nn.Module):
 def _keep_frames(layout: ClipLayout, kept: torch.Tensor) -> ClipLayout:
     """Return the layout of clips that consist of the kept frames only; kept is (computed frames,) bool.
 
-    Frames move to the front of their clip, which changes nothing: no part of the network depends on their order.
+    Frames move to the front of their clip, in the same order, as if the others were not part of it.
     """
     counts = layout.to_clips(kept).sum(dim=1)
     frames = int(counts.max())
@@ -310,32 +325,132 @@ def _keep_frames(layout: ClipLayout, kept: torch.Tensor) -> ClipLayout:
     return ClipLayout(layout.batch, frames, None if real.all() else real)
 
 
-# Decoder stage: the modules of modeling_pcmanet_decoder.py, rearranged to compute less.
+# Decoder stage: the modules of modeling_pcmanet_decoder.py, rearranged to compute less. A module is rearranged only if all of
+# its layers are those of the published one; any other module, such as a custom block, runs unchanged.
+
+
+def _optimize_stages(network: "PCMANetModel") -> nn.ModuleList:
+    """Copy neck and decoder stages, optimized; warn once about the modules that run unchanged."""
+    stages = nn.ModuleList()
+    blocks: Any = zip(network.feature_channels[::-1], network.neck, network.stages, strict=True)
+    for index, (channels, neck, stage) in enumerate(blocks):
+        with torch.device("meta"):
+            published_neck = ConvolutionBlock(channels, network.config.hidden_size)
+            published = DecoderStage(_with_published_blocks(network.config), index)
+        neck = _optimize(neck, published_neck, _fold_block)
+        is_known = type(stage) is DecoderStage and not _is_hooked(stage)
+        build = OptimizedDecoderStage if is_known else UnchangedDecoderStage
+        stages.append(build(neck, stage, published))
+    unchanged = [
+        f"{name.removesuffix('.stage')} ({type(module.module).__name__})"
+        for name, module in stages.named_modules(prefix="stages")
+        if isinstance(module, UnchangedModule)
+    ]
+    if unchanged:
+        logger.warning_once(
+            f"The optimized model runs these modules unchanged, because it knows no faster form: {', '.join(unchanged)}."
+        )
+    return stages
+
+
+def _with_published_blocks(config: PCMANetConfig) -> PCMANetConfig:
+    """Copy a configuration, with the published block of each kind."""
+    config = copy.deepcopy(config)
+    config.group_attention, config.fusion = "avga", "guided"
+    config.cross_attention = None if config.cross_attention is None else "qsca"
+    return config
+
+
+def _optimize(module: nn.Module, published: nn.Module | None, build: Callable[[Any], nn.Module]) -> nn.Module:
+    """Copy a module, in its optimized form if it has the layers of the published one."""
+    if published is None or _layers(module) != _layers(published):
+        return UnchangedModule(module)
+    return build(module).to(memory_format=torch.channels_last)
+
+
+def _layers(module: nn.Module) -> list[tuple[Any, ...]]:
+    """Return name, exact class and settings of each layer, and whether hooks may change what it computes."""
+    same = {nn.SyncBatchNorm: nn.BatchNorm2d}  # in evaluation mode
+    return [
+        (name, same.get(type(layer), type(layer)), layer.extra_repr(), _is_hooked(layer))
+        for name, layer in module.named_modules()
+    ]
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    """Whether hooks or another `forward` may change what a layer computes; those of transformers only record it."""
+    hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
+    is_recording = (getattr(hook, "__module__", None) == output_capturing.__name__ for hook in hooks)
+    return "forward" in vars(layer) or not all(is_recording)
+
+
+class UnchangedModule(nn.Module):
+    """Copy of a module that has no optimized form; inputs and weights have the memory layout that they have in the model."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = copy.deepcopy(module)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Call the module."""
+        return self.module(*(value.contiguous() if isinstance(value, torch.Tensor) else value for value in inputs))
+
+
+class UnchangedDecoderStage(nn.Module):
+    """One block of the neck and a custom decoder stage; arguments are those of [`OptimizedDecoderStage`]."""
+
+    def __init__(self, neck: nn.Module, stage: nn.Module, published: DecoderStage):
+        super().__init__()
+        self.is_finest = published.index == NUM_STAGES - 1
+        self.neck = neck
+        self.stage = UnchangedModule(stage)
+
+    def forward(
+        self,
+        feature_map: torch.Tensor,
+        audio: torch.Tensor,
+        audio_token: torch.Tensor,
+        coarser: torch.Tensor | None,
+        uncertain: torch.Tensor | None,
+        layout: ClipLayout,
+        zeroing: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Refine the fused feature map of the coarser stage at the size of this stage."""
+        visual = self.neck(feature_map)
+        if zeroing is not None:
+            visual = visual * zeroing
+        return self.stage(visual, audio, audio_token, coarser, uncertain, layout)
 
 
 class OptimizedDecoderStage(nn.Module):
-    """One block of the neck and its decoder stage: AVGA, QSCA, GF and a segmentation head.
+    """One block of the neck and its decoder stage: AVGA, QSCA, GF and a segmentation head, each unless replaced.
 
-    Frames interact in QSCA only. The modules before and after it run on a few frames at a time, so that the largest feature
-    maps of the network never exist for all frames.
+    Published modules let frames interact in QSCA only. Those before and after it run on a few frames at a time, so that the
+    largest feature maps of the network never exist for all frames. Custom modules get all frames at once.
 
     Args:
-        neck: The block of the neck; it is not modified.
+        neck: The optimized block of the neck.
         stage: The decoder stage; it is not modified.
-        is_finest: Whether this is the last stage, whose fused map no other stage reads.
+        published: The stage that it would be without custom modules.
     """
 
-    def __init__(self, neck: ConvolutionBlock, stage: DecoderStage, is_finest: bool):
+    def __init__(self, neck: nn.Module, stage: DecoderStage, published: DecoderStage):
         super().__init__()
-        self.is_finest = is_finest
-        self.neck = _fold_block(neck)
-        self.group_attention = OptimizedGroupAttention(stage.group_attention)
+        self.is_finest = published.index == NUM_STAGES - 1
+        self.channels = cast(nn.Conv2d, published.head[0]).in_channels
+        self.neck = neck
+        self.group_attention = _optimize(stage.group_attention, published.group_attention, OptimizedGroupAttention)
         self.cross_attention = None
         # CODEPATH: only an ablated network has none.
         if stage.cross_attention is not None:
-            self.cross_attention = OptimizedQuerySelectedCrossAttention(stage.cross_attention)
-        self.fusion = OptimizedGuidedFusion(stage.fusion)
-        self.head = nn.Sequential(_fold_block(stage.head), copy.deepcopy(stage.head[-1]))
+            self.cross_attention = _optimize(
+                stage.cross_attention, published.cross_attention, OptimizedQuerySelectedCrossAttention
+            )
+        self.fusion = _optimize(stage.fusion, published.fusion, OptimizedGuidedFusion)
+        self.head = _optimize(stage.head, published.head, _fold_head)
+        # Custom modules may let frames interact.
+        self.weights_all_frames = any(isinstance(x, UnchangedModule) for x in (self.neck, self.group_attention))
+        self.fuses_all_frames = any(isinstance(x, UnchangedModule) for x in (self.fusion, self.head))
 
     def forward(
         self,
@@ -362,13 +477,15 @@ class OptimizedDecoderStage(nn.Module):
             The fused map (frames, channels, height, width), None at the finest stage; the logits (frames, num_labels,
             height, width); and the audio token (frames, channels).
         """
-        values = self.neck.convolution.out_channels * feature_map.shape[2] * feature_map.shape[3]
-        (visual,) = _in_chunks(self._weight_by_audio, values, feature_map, audio, zeroing)
+        values = self.channels * feature_map.shape[2] * feature_map.shape[3]
+        chunk = None if self.weights_all_frames else values
+        (visual,) = _in_chunks(self._weight_by_audio, chunk, feature_map, audio, zeroing)
         guidance = None
         if self.cross_attention is not None:
             guidance, audio_token = self.cross_attention(visual, audio_token, uncertain, layout)
         # The fusion has nine intermediate values for each value of a map of half the height and width.
-        *fused, logits = _in_chunks(self._fuse, values * 9 // 4, visual, guidance, coarser)
+        chunk = None if self.fuses_all_frames else values * 9 // 4
+        *fused, logits = _in_chunks(self._fuse, chunk, visual, guidance, coarser)
         return fused[0] if fused else None, logits, audio_token
 
     def _weight_by_audio(
@@ -384,6 +501,8 @@ class OptimizedDecoderStage(nn.Module):
         self, visual: torch.Tensor, guidance: torch.Tensor | None, coarser: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
         """Apply GF and the head; return the fused map, unless this is the finest stage, and the logits."""
+        if guidance is not None and isinstance(self.fusion, UnchangedModule):
+            guidance = _resize(guidance, visual.shape[-2:])
         fused = self.fusion(visual, guidance, coarser)
         logits = self.head(fused)
         return (logits,) if self.is_finest else (fused, logits)
@@ -533,7 +652,11 @@ def _optimize_backbone(backbone: Any) -> nn.Module:
     if model_type == "pvt_v2" and not backbone.config.linear_attention:
         stages = nn.ModuleList(OptimizedPvtV2Stage(layer) for layer in backbone.encoder.layers)
         return OptimizedBackbone(nn.Identity(), stages, backbone)
-    copied = copy.deepcopy(backbone)
+    copied = _fold_sequences(copy.deepcopy(backbone))
+    # CODEPATH: the backbone of the small networks.
+    if model_type == "efficientnet_lite":
+        stages = nn.ModuleList(OptimizedEfficientNetLiteStage(stage) for stage in copied.stages)
+        return OptimizedBackbone(copied.embedder, stages, backbone)
     # CODEPATH: the second backbone of the paper.
     if model_type == "resnet":
         for module in copied.modules():
@@ -568,6 +691,21 @@ class OptimizedBackbone(nn.Module):
             if is_output:
                 maps.append(feature_map)
         return BackboneOutput(feature_maps=tuple(maps))
+
+
+class OptimizedEfficientNetLiteStage(nn.Module):
+    """Blocks of one stage of EfficientNet-Lite, a few frames at a time: their expanded feature maps are large."""
+
+    def __init__(self, blocks: Any):
+        super().__init__()
+        self.blocks = blocks
+        self.expanded_channels = max(block.depthwise[0].out_channels for block in blocks)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Map the feature map of the finer stage, (frames, channels, height, width), to that of this stage."""
+        values = self.expanded_channels * feature_map.shape[2] * feature_map.shape[3]
+        (feature_map,) = _in_chunks(lambda frames: (self.blocks(frames),), values, feature_map)
+        return feature_map
 
 
 class OptimizedPvtV2Stage(nn.Module):
@@ -668,17 +806,17 @@ CHUNK_VALUES = 2_400_000  # upper limit of values in the largest tensor of a chu
 
 
 def _in_chunks(
-    function: Callable[..., tuple[torch.Tensor, ...]], values_per_frame: int, *inputs: torch.Tensor | None
+    function: Callable[..., tuple[torch.Tensor, ...]], values_per_frame: int | None, *inputs: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...]:
     """Apply a function to a few frames at a time, so that its intermediate tensors are small and stay in the cache.
 
     Args:
         function: Maps tensors (frames, ...) to tensors (frames, ...), each frame independently.
-        values_per_frame: Size of the largest tensor that the function creates, per frame.
+        values_per_frame: Size of the largest tensor that the function creates, per frame. None: all frames at a time.
         *inputs: Arguments of the function; None is passed on, but not as the first one.
     """
     # A compiled or exported graph must not depend on the number of frames.
-    if torch.compiler.is_compiling():
+    if values_per_frame is None or torch.compiler.is_compiling():
         return function(*inputs)
     chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(cast(torch.Tensor, inputs[0]))
     if frames <= chunk:
@@ -784,10 +922,42 @@ def _fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.C
     return folded.to(convolution.weight.dtype)
 
 
+def _fold_sequences(network: nn.Module) -> nn.Module:
+    """Fold, in place, every BatchNorm that follows a convolution in an `nn.Sequential`."""
+    sequences = [module for module in network.modules() if type(module).forward is nn.Sequential.forward]
+    for sequence in sequences:
+        layers = cast(nn.Sequential, sequence)
+        for index, (first, second) in enumerate(pairwise(layers)):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d) and not is_parametrized(first):
+                folded = _fold_batch_norm(first, second)
+                is_pointwise = (folded.kernel_size, folded.stride, folded.groups) == ((1, 1), (1, 1), 1)
+                layers[index] = PointwiseConvolution(folded) if is_pointwise else folded
+                layers[index + 1] = nn.Identity()
+    return network
+
+
+class PointwiseConvolution(nn.Linear):
+    """A 1x1 convolution as a matrix product, which for few frames copies less than PyTorch's convolution on CPUs."""
+
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__(convolution.in_channels, convolution.out_channels)
+        self.weight = nn.Parameter(convolution.weight.flatten(1))
+        self.bias = convolution.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve (frames, in channels, height, width)."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def _fold_block(block: nn.Sequential) -> FoldedConvolution:
     """Copy a chain that starts with convolution, BatchNorm and ReLU as these three, folded."""
     convolution, batch_norm = cast(nn.Conv2d, block[0]), cast(nn.BatchNorm2d, block[1])
     return FoldedConvolution(convolution, batch_norm)
+
+
+def _fold_head(head: nn.Sequential) -> nn.Sequential:
+    """Copy a segmentation head, folded."""
+    return nn.Sequential(_fold_block(head), copy.deepcopy(head[-1]))
 
 
 class UpsampledConvolution(nn.Module):

@@ -1261,7 +1261,7 @@ class FrameSkipper:
 
 # --- Frames ---
 
-# Wide film on narrow video is 2 or less; values beyond 4 are errors.
+# Anamorphic video has 2 or less; values beyond 4 are errors.
 LARGEST_PIXEL_ASPECT = 4
 
 

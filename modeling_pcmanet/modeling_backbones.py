@@ -17,20 +17,27 @@ EfficientNet-Lite is EfficientNet without squeeze-and-excitation and with ReLU6.
 default network must load quickly and with nothing but transformers, also as code that is saved with its weights.
 """
 
+import math
+from collections.abc import Callable
+from os import PathLike
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
-from transformers import AutoBackbone
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.import_utils import requires_backends
 
-from .configuration_backbones import EfficientNetLiteConfig
+from .configuration_backbones import ALL_STAGES, EfficientNetLiteConfig, is_plain_vit
+from .modeling_audio_encoders import load_strict
 
 
 class SamePaddingConvolution(nn.Conv2d):
@@ -174,4 +181,203 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     return AutoBackbone.from_config(config)
 
 
-__all__ = ["EfficientNetLiteBackbone", "build_backbone"]
+def validate_strides(backbone: Any) -> None:
+    """Raise unless a backbone has four feature maps at strides 4, 8, 16 and 32.
+
+    Args:
+        backbone: Any backbone that `validate_backbone_config` accepts for `neck="convolution"`.
+
+    Raises:
+        ValueError: If the strides are others.
+    """
+    strides = feature_strides(backbone)
+    if strides != STRIDES:
+        raise ValueError(
+            f"The feature maps of {type(backbone).__name__}, {list(backbone.out_features)}, have the strides {strides}, but "
+            f"the decoder needs {STRIDES}. Name other feature maps in `out_features` (`out_indices` for timm). If all have "
+            'the same stride, name only the last one and set `neck="feature_pyramid"`.'
+        )
+
+
+def feature_strides(backbone: Any) -> list[int]:
+    """Return the strides of the feature maps of a backbone, fine to coarse."""
+    config = backbone.config
+    # CODEPATH: timm knows them.
+    if config.model_type == "timm_backbone":
+        return list(backbone._backbone.feature_info.reduction())
+    # CODEPATH: the backbones of the presets, which should start fast.
+    if config.model_type in _STRIDES:
+        strides = dict(zip(config.stage_names, _STRIDES[config.model_type](config), strict=True))
+        return [strides[name] for name in config.out_features]
+    sizes, weight = getattr(config, "image_size", 64), next(backbone.parameters())
+    height, width = (sizes, sizes) if isinstance(sizes, int) else sizes
+    frames = torch.zeros(1, config.num_channels, height, width, dtype=weight.dtype, device=weight.device)
+    was_training = backbone.training
+    with torch.no_grad():
+        feature_maps = backbone.eval()(frames).feature_maps
+    backbone.train(was_training)
+    return [width // feature_map.shape[-1] for feature_map in feature_maps]
+
+
+STRIDES = [4, 8, 16, 32]
+
+# Strides of all stages by model type.
+_STRIDES: dict[str, Callable[[Any], list[int]]] = {
+    "efficientnet_lite": lambda _: [2, *STRIDES],
+    "pvt_v2": lambda config: [math.prod(config.strides[: index + 1]) for index in range(len(config.strides))],
+    "resnet": lambda config: [4, *(stride * (1 + config.downsample_in_first_stage) for stride in STRIDES)],
+}
+
+
+# Loading.
+
+
+def load_backbone(name: str | PathLike[str]) -> PreTrainedModel:
+    """Load a pretrained visual backbone with the feature maps that the network needs.
+
+    Classification checkpoints of Swin, ConvNeXt and Hiera lack the norms of the backbone's outputs: these are newly
+    initialized, with a warning.
+
+    Args:
+        name: Hub id or folder of a model that `AutoBackbone` knows, or of a timm model.
+
+    Returns:
+        The backbone in evaluation mode, with four feature maps, or the last one of a plain vision transformer.
+
+    Raises:
+        OSError: If the weights are not found.
+        ValueError: If it is not a visual backbone, or weights are missing.
+        ImportError: If it is a timm model and timm is not installed.
+    """
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type == "timm_wrapper":
+        return _load_timm_model(name, config)
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        raise ValueError(
+            f"Expected the Hub id or folder of a visual backbone, such as OpenGVLab/pvt_v2_b5 or microsoft/resnet-50, got "
+            f"{name}, which is a {config.model_type}."
+        )
+    if config.model_type == "timm_backbone":
+        return _load_saved_timm_backbone(name, config)
+    config.out_features = config.stage_names[-1:] if is_plain_vit(config) else ALL_STAGES
+    # Not AutoBackbone.from_pretrained, which looks the name up on the Hub and so rejects local folders.
+    backbone_class = cast(type[PreTrainedModel], MODEL_FOR_BACKBONE_MAPPING[type(config)])
+    return load_strict(backbone_class, name, new_weights="hidden_states_norms.", config=config)
+
+
+def _load_timm_model(name: str | PathLike[str], config: Any) -> PreTrainedModel:
+    """Load a model as timm publishes it, with its feature maps at strides 4 to 32, or the last one of a ViT."""
+    requires_backends(load_backbone, "timm")
+    # Where timm is installed, this imports it and torchvision, which takes seconds.
+    from transformers import TimmBackbone, TimmBackboneConfig
+
+    with torch.device("meta"):
+        probe: Any = TimmBackbone(TimmBackboneConfig(backbone=config.architecture, out_indices=[-1]))
+    reductions = [level["reduction"] for level in probe._backbone.feature_info.info]
+    indices = [reductions.index(stride) for stride in STRIDES] if set(STRIDES) <= set(reductions) else [-1]
+    timm_config = TimmBackboneConfig(backbone=config.architecture, out_indices=indices)
+    file = cached_file(name, "model.safetensors")
+    return TimmBackbone(timm_config, pretrained=True, pretrained_cfg_overlay={"file": file}).eval()
+
+
+def _load_saved_timm_backbone(name: str | PathLike[str], config: PreTrainedConfig) -> PreTrainedModel:
+    """Load a `TimmBackbone` that was saved: its `from_pretrained` would take the name for that of a timm model."""
+    backbone = build_backbone(config)
+    try:
+        backbone.load_state_dict(load_file(cast(str, cached_file(name, "model.safetensors"))))
+    except RuntimeError as error:
+        raise ValueError(f"{name} has not the weights of its configuration: {error}") from error
+    return backbone.eval()
+
+
+# The feature pyramid of a plain vision transformer.
+
+
+class FeaturePyramid(nn.Module):
+    """The simple feature pyramid of ViTDet (Li et al. 2022, arXiv 2203.16527): four feature maps from one.
+
+    Transposed convolutions make the two finer ones, a max pooling the coarsest.
+
+    Args:
+        backbone: A backbone with one feature map.
+
+    Attributes:
+        channels: Channels of the four feature maps, fine to coarse.
+        patch_size: Stride of the backbone in pixels.
+    """
+
+    def __init__(self, backbone: Any):
+        super().__init__()
+        channels = backbone.channels[-1]
+        self.patch_size = _patch_size(backbone)
+        # Steps of two from the stride of the patches to that of each map: 2, 1, 0, -1 for patches of 14 or 16 pixels.
+        steps = [round(math.log2(self.patch_size / stride)) for stride in STRIDES]
+        self.channels = [channels >> max(0, step) for step in steps]
+        self.levels = nn.ModuleList(_build_level(channels, step) for step in steps)
+
+    def fit(self, frames: torch.Tensor) -> torch.Tensor:
+        """Resize (frames, 3, height, width) up to a multiple of the patch size, because a ViT would cut the rest off."""
+        size = [-(-side // self.patch_size) * self.patch_size for side in frames.shape[-2:]]
+        if size == list(frames.shape[-2:]):
+            return frames
+        return functional.interpolate(frames, size=size, mode="bilinear", align_corners=False)
+
+    def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map (frames, channels, height, width) to four feature maps, fine to coarse."""
+        return tuple(level(feature_map) for level in self.levels)
+
+
+def compute_feature_maps(
+    backbone: nn.Module, pyramid: FeaturePyramid | None, frames: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Compute the four feature maps, fine to coarse, of (frames, 3, height, width)."""
+    # CODEPATH: most backbones have four feature maps of their own.
+    if pyramid is None:
+        return _channels_first(backbone, backbone(frames).feature_maps)
+    return pyramid(_channels_first(backbone, backbone(pyramid.fit(frames)).feature_maps)[-1])
+
+
+def _channels_first(backbone: Any, feature_maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Return feature maps as (frames, channels, height, width)."""
+    # CODEPATH: transformers does not transpose the feature maps of a timm Swin, (frames, height, width, channels).
+    if getattr(getattr(backbone, "_backbone", None), "output_fmt", None) == "NHWC":
+        return tuple(feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps)
+    return feature_maps
+
+
+def _build_level(channels: int, step: int) -> nn.Sequential:
+    """Build the layers that double (`step` times, halving the channels) or halve (`-step` times) height and width."""
+    layers: list[nn.Module] = []
+    for index in range(step):
+        # CODEPATH: between two transposed convolutions.
+        if index > 0:
+            layers += [ChannelNorm(channels), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2))
+        channels //= 2
+    layers += [nn.MaxPool2d(kernel_size=2, ceil_mode=True) for _ in range(-step)]
+    return nn.Sequential(*layers)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a feature map."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalize (frames, channels, height, width)."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _patch_size(backbone: Any) -> int:
+    """Return the stride in pixels of a backbone with one feature map."""
+    size = getattr(backbone.config, "patch_size", None) or feature_strides(backbone)[-1]
+    return size if isinstance(size, int) else size[0]
+
+
+__all__ = [
+    "EfficientNetLiteBackbone",
+    "FeaturePyramid",
+    "build_backbone",
+    "compute_feature_maps",
+    "feature_strides",
+    "load_backbone",
+    "validate_strides",
+]

@@ -26,15 +26,18 @@ from typing import Any, Self, TypeVar, cast
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_pcmanet import NUM_STAGES, PCMANetConfig, VGGishConfig
+from .configuration_audio_encoders import audio_embedding_size
+from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
 from .inference_pcmanet import OptimizedPCMANet
+from .modeling_audio_encoders import build_audio_encoder, embed_windows, load_audio_encoder
+from .modeling_backbones import FeaturePyramid, build_backbone, compute_feature_maps, load_backbone, validate_strides
 from .modeling_pcmanet_decoder import (
     ClipLayout,
     ConfidenceInducedMasking,
@@ -44,7 +47,6 @@ from .modeling_pcmanet_decoder import (
     PCMANetOutput,
     validate_inputs,
 )
-from .modeling_vggish import VGGishModel
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -114,6 +116,14 @@ class PCMANetPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
+    def initialize_weights(self) -> None:
+        """Initialize weights that were not loaded, those of custom blocks as the `__init__` of their class does."""
+        stages = [module for module in self.modules() if isinstance(module, DecoderStage)]
+        new = [stage for stage in stages if not getattr(stage, "_is_hf_initialized", False)]
+        super().initialize_weights()
+        for stage in new:
+            stage.initialize_custom_blocks(self.config)
+
 
 class PCMANetModel(PCMANetPreTrainedModel):
     """Backbone, neck, audio encoder and four decoder stages: frames and audio to the logits of every stage."""
@@ -121,15 +131,24 @@ class PCMANetModel(PCMANetPreTrainedModel):
     def __init__(self, config: PCMANetConfig):
         super().__init__(config)
         config.validate()  # fields may have been assigned since, as by `from_pretrained(..., field=value)`
-        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        self.backbone = build_backbone(cast(PreTrainedConfig, config.backbone_config))
         self._set_backbone_norm_eps()
-        self.audio_encoder = VGGishModel(cast(VGGishConfig, config.audio_config))
-        self.audio_projection = nn.Linear(self.audio_encoder.config.embedding_size, config.hidden_size)
-        coarse_to_fine = self.backbone.channels[::-1]
-        self.neck = nn.ModuleList(ConvolutionBlock(channels, config.hidden_size) for channels in coarse_to_fine)
+        audio_config = cast(PreTrainedConfig, config.audio_config)
+        self.audio_encoder = build_audio_encoder(audio_config)
+        audio_size = config.num_audio_windows * audio_embedding_size(audio_config)
+        self.audio_projection = nn.Linear(audio_size, config.hidden_size)
+        self.pyramid = None
+        # CODEPATH: a plain vision transformer has one feature map.
+        if config.neck == "feature_pyramid":
+            self.pyramid = FeaturePyramid(self.backbone)
+        else:
+            validate_strides(self.backbone)
+        self.neck = nn.ModuleList(
+            ConvolutionBlock(channels, config.hidden_size) for channels in self.feature_channels[::-1]
+        )
         self.stages = nn.ModuleList(DecoderStage(config, index) for index in range(NUM_STAGES))
         self.confidence_masking = ConfidenceInducedMasking(config)
-        # CODEPATH: published networks keep VGGish frozen; without a pretrained VGGish it is trained as well.
+        # CODEPATH: published networks keep the audio encoder frozen; one with random weights is trained as well.
         if config.freeze_audio_encoder:
             self.audio_encoder.requires_grad_(False)
         self.post_init()
@@ -141,6 +160,11 @@ class PCMANetModel(PCMANetPreTrainedModel):
         if self.config.freeze_audio_encoder:
             self.audio_encoder.eval()
         return self
+
+    @property
+    def feature_channels(self) -> list[int]:
+        """Channels of the four feature maps that the neck receives, fine to coarse."""
+        return self.backbone.channels if self.pyramid is None else self.pyramid.channels
 
     def _set_backbone_norm_eps(self) -> None:
         """Set the epsilon with which published PVT-v2 weights were trained (see [`PCMANetConfig`])."""
@@ -165,8 +189,9 @@ class PCMANetModel(PCMANetPreTrainedModel):
 
         Args:
             pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32.
-            input_features: (batch, frames, 1, 96, 64) log-mel patches.
-            audio_embeds: (batch, frames, 128) VGGish embeddings, instead of `input_features`.
+            input_features: (batch, frames, ...), the features of the audio of each frame, from the processor; with several
+                windows per frame (batch, frames, windows, ...).
+            audio_embeds: (batch, frames, windows * width), outputs of the audio encoder, instead of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
@@ -180,7 +205,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
                 f"The model got the unknown keywords {sorted(unknown)}. If they come from a processor call with "
                 "`return_metadata=True`, pop the metadata (timestamps, original_sizes, frames) from the batch first."
             )
-        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.audio_encoder.config)
+        validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config)
         attention = self.config._attn_implementation
         if kwargs.get("output_attentions") and attention != "eager":
             raise ValueError(
@@ -192,7 +217,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         layout = ClipLayout(batch, frames, frame_mask.bool() if frame_mask is not None and is_excluding else None)
 
         embeddings = self._embed_audio(input_features, audio_embeds, layout)
-        maps = self.backbone(layout.to_frames(pixel_values)).feature_maps[::-1]
+        maps = compute_feature_maps(self.backbone, self.pyramid, layout.to_frames(pixel_values))[::-1]
         maps = [neck(feature_map) for neck, feature_map in zip(self.neck, maps, strict=True)]
         if frame_mask is not None and not is_excluding:
             # As published, the embeddings are zeroed before the projection, so that its bias remains in padded frames.
@@ -211,12 +236,12 @@ class PCMANetModel(PCMANetPreTrainedModel):
     def _embed_audio(
         self, input_features: torch.Tensor | None, audio_embeds: torch.Tensor | None, layout: ClipLayout
     ) -> torch.Tensor:
-        """Return the audio embeddings of the computed frames, (computed frames, embedding_size)."""
+        """Return the audio embeddings of the computed frames, (computed frames, windows * width)."""
         if audio_embeds is not None:
             return layout.to_frames(audio_embeds)
         input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_audio_encoder):
-            return self.audio_encoder(layout.to_frames(input_features), return_dict=True).audio_embeds
+            return embed_windows(self.audio_encoder, layout.to_frames(input_features), self.config.num_audio_windows)
 
     def _decode(
         self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout
@@ -254,32 +279,45 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained_backbones(cls, visual: str | PathLike[str], audio: str | PathLike[str], **config: Any) -> Self:
+    def from_pretrained_backbones(
+        cls,
+        visual: str | PathLike[str] | None = None,
+        audio: str | PathLike[str] | None = None,
+        *,
+        preset: str | None = None,
+        **config: Any,
+    ) -> Self:
         """Build a new model from pretrained backbone and audio encoder weights; all other weights are random.
 
+        [`PCMANetProcessor.from_pretrained_backbones`] builds the processor that goes with it.
+
         Args:
-            visual: Hub id or folder of a backbone that `AutoBackbone` loads, for example `OpenGVLab/pvt_v2_b5`.
-            audio: Hub id or folder of a [`VGGishModel`].
+            visual: Hub id or folder of a backbone that `AutoBackbone` loads, for example `OpenGVLab/pvt_v2_b5`, or of a timm
+                model, for example `timm/tf_efficientnet_lite0.in1k`. That of a plain vision transformer (DINOv2, DINOv3)
+                gets a feature pyramid, see `neck` of [`PCMANetConfig`].
+            audio: Hub id or folder of an audio encoder: one of this package or any audio model of transformers.
+            preset: Name of a preset (see [`PCMANetConfig.from_preset`]) for all that is not given, also for a backbone or
+                audio encoder, which then has random weights; the default is the network of the paper.
             **config: Fields of [`PCMANetConfig`], for example `num_labels=71`.
 
         Raises:
             OSError: If weights are not found.
             ValueError: If `visual` is not a visual backbone, or weights are missing.
         """
-        stages = ["stage1", "stage2", "stage3", "stage4"]
-        backbone_config = AutoConfig.from_pretrained(visual, out_features=stages)
-        if type(backbone_config) not in MODEL_FOR_BACKBONE_MAPPING:
-            raise ValueError(
-                f"Expected the Hub id or folder of a visual backbone, such as OpenGVLab/pvt_v2_b5 or microsoft/resnet-50, "
-                f"got {visual}, which is a {backbone_config.model_type}."
-            )
-        # Not AutoBackbone.from_pretrained, which looks the name up on the Hub and so rejects local folders.
-        backbone_class = cast(type[PreTrainedModel], MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)])
-        backbone = load_strict(backbone_class, visual, config=backbone_config)
-        audio_encoder = load_strict(VGGishModel, audio)
-        model = cls(PCMANetConfig(backbone_config=backbone.config, audio_config=audio_encoder.config, **config))
-        model.model.backbone.load_state_dict(backbone.state_dict())
-        model.model.audio_encoder.load_state_dict(audio_encoder.state_dict())
+        parts: dict[str, PreTrainedModel] = {}
+        if visual is not None:
+            parts["backbone"] = load_backbone(visual)
+        if audio is not None:
+            parts["audio_encoder"] = load_audio_encoder(audio)
+        names = {"backbone": "backbone_config", "audio_encoder": "audio_config"}
+        settings: dict[str, Any] = {names[part]: loaded.config for part, loaded in parts.items()}
+        # CODEPATH: a plain vision transformer has one feature map.
+        if visual is not None and len(parts["backbone"].channels) == 1:
+            settings["neck"] = "feature_pyramid"
+        settings |= config
+        model = cls(PCMANetConfig(**settings) if preset is None else PCMANetConfig.from_preset(preset, **settings))
+        for part, loaded in parts.items():
+            getattr(model.model, part).load_state_dict(loaded.state_dict())
         return model
 
     def for_inference(
@@ -323,8 +361,9 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
         Args:
             pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32.
-            input_features: (batch, frames, 1, 96, 64) log-mel patches.
-            audio_embeds: (batch, frames, 128) VGGish embeddings, instead of `input_features`.
+            input_features: (batch, frames, ...), the features of the audio of each frame, from the processor; with several
+                windows per frame (batch, frames, windows, ...).
+            audio_embeds: (batch, frames, windows * width), outputs of the audio encoder, instead of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
             labels: (batch, frames, height, width), 0/1 or class indexes, `config.ignore_index` (255) = ignore. A
                 `Trainer` whose data has no `annotated_frames` needs `TrainingArguments(label_names=["labels"])`: by
@@ -498,38 +537,6 @@ def deeply_supervised_loss(
     return torch.stack(losses).sum()
 
 
-# Loading.
-
-
-def load_strict(model_class: type[Model], name: str | PathLike[str], **settings: Any) -> Model:
-    """Load pretrained weights and raise if some are missing or have another shape.
-
-    `from_pretrained` initializes them randomly with no more than a warning.
-
-    Args:
-        model_class: Class of the model.
-        name: Hub id or folder.
-        **settings: Passed to `from_pretrained`.
-
-    Returns:
-        The model in evaluation mode.
-
-    Raises:
-        OSError: If the weights are not found.
-        ValueError: If weights are missing or have another shape.
-    """
-    loaded: Any = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
-    model, loading = loaded
-    missing = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
-    if missing:
-        raise ValueError(
-            f"{name} lacks weights of a {model_class.__name__}, such as {missing[0]} ({len(missing)} of "
-            f"{len(model.state_dict())}). Give a folder or Hub id with all weights, as `save_pretrained` and "
-            "`python -m modeling_pcmanet.convert_pcmanet_to_hf` write them."
-        )
-    return model.eval()
-
-
 __all__ = [
     "PCMANetForAudioVisualSegmentation",
     "PCMANetModel",
@@ -537,7 +544,6 @@ __all__ = [
     "PCMANetOutput",
     "binary_loss",
     "deeply_supervised_loss",
-    "load_strict",
     "semantic_loss",
     "soft_iou_loss",
 ]

@@ -14,24 +14,30 @@
 """Decoder of PCMANet, and the inputs, outputs and clip layout that the model and the optimized model have in common.
 
 Modules, with the names of arXiv 2406.02345: AudioVisualGroupAttention (AVGA), QuerySelectedCrossAttention (QSCA),
-ConfidenceInducedMasking (CIM), GuidedFusion (GF), and the DecoderStage that combines them.
+ConfidenceInducedMasking (CIM), GuidedFusion (GF), and the DecoderStage that combines them. AVGA, QSCA and GF can be replaced
+by custom blocks, see `register_block`.
 
 All modules process the real frames of all clips as one batch, (frames, channels, height, width). `ClipLayout` maps frames
 to clips where the frames of a clip interact: in the cross-attention and at the output.
 """
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from itertools import chain
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from .configuration_pcmanet import NUM_STAGES, PCMANetConfig, VGGishConfig
+from .configuration_audio_encoders import audio_embedding_size
+from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
 
 
 _MINIMUM_IMAGE_SIZE = 32  # pixels, the stride of the coarsest feature map, which would be empty for smaller images
@@ -45,16 +51,16 @@ def validate_inputs(
     input_features: torch.Tensor | None,
     audio_embeds: torch.Tensor | None,
     frame_mask: torch.Tensor | None,
-    audio_config: VGGishConfig,
+    config: PCMANetConfig,
 ) -> None:
     """Check the inputs of a forward call.
 
     Args:
         pixel_values: (batch, frames, 3, height, width).
-        input_features: (batch, frames, 1, mel frames, mel bins), or None.
-        audio_embeds: (batch, frames, embedding size), or None.
+        input_features: (batch, frames, ...) or (batch, frames, windows, ...), or None. The audio encoder checks the rest.
+        audio_embeds: (batch, frames, windows * embedding size), or None.
         frame_mask: (batch, frames), or None.
-        audio_config: Configuration of the audio encoder.
+        config: Configuration of the network.
 
     Raises:
         ValueError: If a shape is wrong or not exactly one of the two audio inputs is given.
@@ -68,20 +74,31 @@ def validate_inputs(
     if (input_features is None) == (audio_embeds is None):
         given = "neither" if input_features is None else "both"
         raise ValueError(
-            f"Expected exactly one of `input_features` (log-mel patches) and `audio_embeds` (VGGish embeddings), got {given}."
+            "Expected exactly one of `input_features` (from the processor) and `audio_embeds` (outputs of the audio encoder), "
+            f"got {given}."
         )
-    patch = (1, audio_config.num_mel_frames, audio_config.num_mel_bins)
+    windows = config.num_audio_windows
+    width = windows * audio_embedding_size(cast(PreTrainedConfig, config.audio_config))
+    several = (windows,) if windows > 1 else ()
     expected = {
-        "input_features": (input_features, "batch, frames, 1, mel frames, mel bins", patch),
-        "audio_embeds": (audio_embeds, "batch, frames, embedding size", (audio_config.embedding_size,)),
+        "input_features": (
+            input_features,
+            "batch, frames, windows, ..." if several else "batch, frames, ...",
+            several,
+        ),
+        "audio_embeds": (audio_embeds, "batch, frames, embedding size", (width,)),
         "frame_mask": (frame_mask, "batch, frames", ()),
     }
     for name, (tensor, axes, own) in expected.items():
-        if tensor is not None and _shape(tensor) != (*shape[:2], *own):
-            raise ValueError(
-                f"`{name}` must be ({axes}) = {(*shape[:2], *own)} to match `pixel_values`, got "
-                f"{_shape(tensor) or type(tensor).__name__}."
-            )
+        leading = (*shape[:2], *own)
+        has_more = name == "input_features"
+        if tensor is None or (_shape(tensor)[: len(leading)] == leading and (tensor.ndim > len(leading)) == has_more):
+            continue
+        more = ", ..." if has_more else ""
+        raise ValueError(
+            f"`{name}` must be ({axes}) = ({', '.join(map(str, leading))}{more}) to match `pixel_values`, got "
+            f"{_shape(tensor) or type(tensor).__name__}."
+        )
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -171,7 +188,7 @@ class ConvolutionBlock(nn.Sequential):
 class AudioVisualGroupAttention(nn.Module):
     """AVGA: weights every group of channels by its cosine similarity to the audio."""
 
-    def __init__(self, config: PCMANetConfig):
+    def __init__(self, config: PCMANetConfig, _index: int):
         super().__init__()
         self.num_groups = config.num_groups
         channels = config.hidden_size
@@ -261,9 +278,9 @@ class CrossAttention(nn.Module):
 class QuerySelectedCrossAttention(nn.Module):
     """QSCA: cross-attention in both directions, for the visual tokens whose prediction is uncertain."""
 
-    def __init__(self, config: PCMANetConfig, token_grid_size: int, is_finest: bool):
+    def __init__(self, config: PCMANetConfig, index: int):
         super().__init__()
-        self.token_grid_size = token_grid_size
+        self.token_grid_size = config.token_grid_sizes[index]
         self.token_layout = config.token_layout
         self.masked_query_gradients = config.masked_query_gradients
         self.gather_queries = config.gather_queries
@@ -271,7 +288,7 @@ class QuerySelectedCrossAttention(nn.Module):
         self.visual_embedding = nn.Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         # No stage reads the audio token of the finest stage, so the branch that updates it is not built there.
-        self.audio_to_visual = None if is_finest else CrossAttention(config)
+        self.audio_to_visual = None if index == NUM_STAGES - 1 else CrossAttention(config)
         self.visual_to_audio = CrossAttention(config)
         self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -394,12 +411,12 @@ class ConfidenceInducedMasking(nn.Module):
 class GuidedFusion(nn.Module):
     """GF: adds the guidance and the coarser fused feature map to the feature map of a stage."""
 
-    def __init__(self, config: PCMANetConfig, is_coarsest: bool):
+    def __init__(self, config: PCMANetConfig, index: int):
         super().__init__()
         channels = config.hidden_size
-        # CODEPATH: without QSCA (an ablation) the fusion has no guidance.
-        self.guidance_projection = ConvolutionBlock(channels, channels) if config.cross_attention else None
-        self.coarser_projection = None if is_coarsest else ConvolutionBlock(channels, channels)
+        # CODEPATH: without cross-attention (an ablation) the fusion has no guidance.
+        self.guidance_projection = None if config.cross_attention is None else ConvolutionBlock(channels, channels)
+        self.coarser_projection = None if index == 0 else ConvolutionBlock(channels, channels)
         self.output_projection = ConvolutionBlock(channels, channels)
 
     def forward(
@@ -409,7 +426,7 @@ class GuidedFusion(nn.Module):
 
         Args:
             visual: (frames, channels, height, width).
-            guidance: The same shape, or None in a network without QSCA.
+            guidance: The same shape, or None in a network without cross-attention.
             coarser: (frames, channels, coarser height, coarser width), or None at the coarsest stage.
 
         Returns:
@@ -424,19 +441,102 @@ class GuidedFusion(nn.Module):
         return self.output_projection(fused)
 
 
+# The blocks of a decoder stage by kind, which is both the field of the configuration and the attribute of the stage, and name.
+_BLOCKS: dict[str, dict[str, type[nn.Module]]] = {
+    "group_attention": {"avga": AudioVisualGroupAttention},
+    "cross_attention": {"qsca": QuerySelectedCrossAttention},
+    "fusion": {"guided": GuidedFusion},
+}
+_PUBLISHED_BLOCKS = (AudioVisualGroupAttention, QuerySelectedCrossAttention, GuidedFusion)
+
+Block = TypeVar("Block", bound=type[nn.Module])
+
+
+def register_block(kind: str, name: str) -> Callable[[Block], Block]:
+    """Register a custom block of the decoder stages, so that a configuration can select it by name.
+
+    The class is constructed once for each stage as `Block(config, index)` with the [`PCMANetConfig`] and the index of the
+    stage, 0 (coarsest, stride 32) to 3 (finest, stride 4). Its `forward` depends on the kind; all tensors are
+    (frames, ...) with the frames of all clips as one batch, and channels are `config.hidden_size`:
+
+    - `group_attention`: `(visual, audio)` to the feature map weighted by the audio. `visual` is (frames, channels, height,
+      width), the output of the neck, and keeps its shape; `audio` is (frames, channels), the projected audio embeddings.
+    - `cross_attention`: `(visual, audio_token, uncertain, layout)` to `(guidance, audio_token)`. `visual` is the output of
+      the group attention; `guidance` has its shape. `audio_token`, (frames, channels), is that of the previous stage, at
+      the first the projected audio. `uncertain` is (frames, coarser height, coarser width) bool, True where the previous
+      stage is uncertain, at the first None. `layout` is a [`ClipLayout`]: only through it may the frames of a clip interact.
+    - `fusion`: `(visual, guidance, coarser)` to the fused feature map, of the shape of `visual`. `guidance` is None without
+      cross-attention; `coarser` is (frames, channels, coarser height, coarser width), the fused map of the previous stage,
+      at the first None.
+
+    Example:
+    ```python
+    @register_block("fusion", "gated")
+    class GatedFusion(nn.Module): ...
+
+
+    config = PCMANetConfig.from_preset("tiny", fusion="gated")
+    ```
+
+    Args:
+        kind: `"group_attention"`, `"cross_attention"` or `"fusion"`.
+        name: The value of the field of this name in [`PCMANetConfig`].
+
+    Returns:
+        A decorator that registers a class and returns it.
+
+    Raises:
+        ValueError: If the kind is unknown or the name is registered for another class.
+        TypeError: If the decorated object is not an `nn.Module` class.
+    """
+    if kind not in _BLOCKS:
+        raise ValueError(f"Expected a kind of block out of {', '.join(_BLOCKS)}, got {kind!r}.")
+
+    def register(block: Block) -> Block:
+        if not (isinstance(block, type) and issubclass(block, nn.Module)):
+            raise TypeError(f"Expected an nn.Module class to register as {kind} {name!r}, got {block!r}.")
+        registered = _BLOCKS[kind].setdefault(name, block)
+        # Running a notebook cell again defines its class again.
+        if (registered.__module__, registered.__qualname__) != (block.__module__, block.__qualname__):
+            raise ValueError(
+                f"The {kind} {name!r} is already {registered.__module__}.{registered.__qualname__}. "
+                "Register the block with another name."
+            )
+        _BLOCKS[kind][name] = block
+        return block
+
+    return register
+
+
+def _build_block(kind: str, config: PCMANetConfig, index: int) -> nn.Module:
+    """Build the block that a configuration selects.
+
+    Raises:
+        ValueError: If its name is unknown.
+    """
+    name, known = getattr(config, kind), _BLOCKS[kind]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"The configuration has the unknown {kind} {name!r}.{hint} Known are {', '.join(map(repr, known))}. If it is a "
+            "custom block, import the module that registers it with `register_block` before building or loading the model."
+        )
+    return known[name](config, index)
+
+
 class DecoderStage(GradientCheckpointingLayer):
-    """Decoder stage: AVGA, QSCA, GF and a segmentation head."""
+    """Decoder stage: AVGA, QSCA, GF, or the blocks that the configuration names instead, and a segmentation head."""
 
     def __init__(self, config: PCMANetConfig, index: int):
         super().__init__()
-        self.group_attention = AudioVisualGroupAttention(config)
+        self.index = index
+        self.group_attention = _build_block("group_attention", config, index)
         self.cross_attention = None
         # CODEPATH: every published network has QSCA; only the ablation in docs/ablation.md does not.
-        if config.cross_attention:
-            self.cross_attention = QuerySelectedCrossAttention(
-                config, token_grid_size=config.token_grid_sizes[index], is_finest=index == NUM_STAGES - 1
-            )
-        self.fusion = GuidedFusion(config, is_coarsest=index == 0)
+        if config.cross_attention is not None:
+            self.cross_attention = _build_block("cross_attention", config, index)
+        self.fusion = _build_block("fusion", config, index)
         # trf-ignore: TRF036 a plain chain, called once
         self.head = nn.Sequential(
             *ConvolutionBlock(config.hidden_size, config.head_channels),
@@ -473,6 +573,20 @@ class DecoderStage(GradientCheckpointingLayer):
         fused = self.fusion(visual, guidance, coarser)
         return fused, self.head(fused), audio_token
 
+    def initialize_custom_blocks(self, config: PCMANetConfig) -> None:
+        """Set the weights of custom blocks that were not loaded to those that their `__init__` gives them.
+
+        transformers initializes every layer anew, and leaves other parameters that a checkpoint lacks uninitialized.
+        """
+        for kind in _BLOCKS:
+            block = getattr(self, kind)
+            if block is None or type(block) in _PUBLISHED_BLOCKS:
+                continue
+            initial = _build_block(kind, config, self.index)
+            values = dict(chain(initial.named_parameters(), initial.named_buffers()))
+            for name, value in chain(block.named_parameters(), block.named_buffers()):
+                init.copy_(value, values[name])
+
 
 __all__ = [
     "AudioVisualGroupAttention",
@@ -484,6 +598,7 @@ __all__ = [
     "GuidedFusion",
     "PCMANetOutput",
     "QuerySelectedCrossAttention",
+    "register_block",
     "resize_nearest",
     "unit_length_eps",
     "validate_inputs",

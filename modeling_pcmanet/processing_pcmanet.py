@@ -18,14 +18,14 @@ The batch is the only thing that processor and model share:
 | name | shape | dtype, range |
 |---|---|---|
 | `pixel_values` | (batch, frames, 3, height, width) | float, ImageNet-normalized |
-| `input_features` | (batch, frames, 1, 96, 64) | float, VGGish log-mel |
-| `audio_embeds` | (batch, frames, 128) | VGGish output in place of `input_features`; exactly one of the two |
+| `input_features` | (batch, frames, ...) | float, from the feature extractor; the published log-mel is (..., 1, 96, 64) |
+| `audio_embeds` | (batch, frames, width) | audio encoder's output in place of `input_features`; exactly one of the two |
 | `frame_mask` | (batch, frames) | bool, False = padding; optional |
 | `labels` | (batch, frames, height, width) | binary: 0/1; semantic: class index; 255 = ignore |
 | `annotated_frames` | (batch, frames) | bool, which frames are annotated (S4 train: the first); optional |
 | `logits` | (batch, frames, num_labels, height, width) | num_labels = 1 is binary (sigmoid), 71 is AVSS (softmax) |
 
-The processor makes all of it except `audio_embeds` and `logits`, which a VGGish and the model make. It always returns
+The processor makes all of it except `audio_embeds` and `logits`, which an audio encoder and the model make. It always returns
 `frame_mask`, and `labels` with `annotated_frames` if it received masks. Padded frames are zeros, in `labels` 255.
 
 There is one implementation of reading a clip, which streams it: `stream` yields frame by frame, a call collects the same
@@ -39,18 +39,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice, tee
 from numbers import Real
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, in_pieces, to_mono
-from .feature_extraction_pcmanet import check_audio_alignment
+from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, cut_windows, in_pieces, to_mono
+from .configuration_audio_encoders import build_audio_config
+from .feature_extraction_pcmanet import build_feature_extractor, check_audio_alignment, load_feature_extractor
+from .image_processing_pcmanet import PCMANetImageProcessor
 from .media_pcmanet import (
     EVERY_FRAME,
     SAMPLING_OFFSET,
@@ -71,6 +75,8 @@ LENGTH_TOLERANCE = 0.25  # seconds by which audio and frames may differ beyond o
 IGNORED_LABEL = 255
 PUBLISHED_CLIP_FRAMES = 10  # the longest clip of AVSBench, one frame per second; beyond it the drift of patches hurts
 TIME_TOLERANCE = 0.05  # seconds: a frame this far outside its second still belongs to it
+PATCH_REACH = 1.0  # seconds after a frame that the published log-mel patches may reach
+DEFAULT_AUDIO_WINDOWS = ((2.0, 2.0),)  # around the frame: audio encoders recognize far more in 4 s than in 1 s
 CAMERA_RATE = 1.0  # frames per second: a live frame that stays on screen for longer has the timestamp of its sampling
 
 
@@ -448,20 +454,106 @@ class LiveClip:
 class PCMANetProcessor(ProcessorMixin):
     """Make the batch of PCMANet from videos, and masks from its logits.
 
+    A [`PCMANetFeatureExtractor`] computes the published log-mel patches and places them itself. For any other feature
+    extractor, the processor cuts `audio_windows` around each frame at the extractor's sampling rate, and the extractor turns
+    each window into features.
+
     Args:
         image_processor: A `PCMANetImageProcessor`.
-        feature_extractor: A `PCMANetFeatureExtractor`.
+        feature_extractor: The feature extractor of the model's audio encoder: any audio feature extractor of transformers.
+        audio_windows: For each window of audio of a frame, the seconds before and after the frame, for example
+            `[[1.0, 0.0], [2.0, 2.0]]`; the model needs `num_audio_windows` of the same number. By default one window of 2 s
+            before and after the frame; None for a `PCMANetFeatureExtractor`.
+
+    Raises:
+        ValueError: If `audio_windows` are given for patches, or are not pairs of seconds.
     """
 
     check_settings = staticmethod(check_settings)  # for callers that check settings before they open a stream
 
-    def __init__(self, image_processor: Any, feature_extractor: Any) -> None:
+    def __init__(self, image_processor: Any, feature_extractor: Any, audio_windows: Any = None) -> None:
+        self.audio_windows = None
+        if not _places_patches(feature_extractor):
+            self.audio_windows = _check_windows(DEFAULT_AUDIO_WINDOWS if audio_windows is None else audio_windows)
+        elif audio_windows is not None:
+            raise ValueError(
+                f"Got audio_windows {audio_windows!r} for {type(feature_extractor).__name__}, which computes patches of a fixed "
+                "length. Leave audio_windows out; audio_alignment chooses how the patches are placed."
+            )
         super().__init__(image_processor, feature_extractor)
+
+    @classmethod
+    def from_pretrained_backbones(
+        cls,
+        visual: str | PathLike[str] | None = None,
+        audio: str | PathLike[str] | PreTrainedConfig | None = None,
+        *,
+        audio_windows: Any = None,
+        **image_settings: Any,
+    ) -> Self:
+        """Build the processor for a model from `PCMANetForAudioVisualSegmentation.from_pretrained_backbones`.
+
+        Args:
+            visual: Hub id or folder of the visual backbone; its own image processor gives mean and standard deviation. By
+                default those of ImageNet.
+            audio: Hub id or folder of the audio encoder, whose own feature extractor is used; or the configuration of one,
+                which selects the default feature extractor of its type. By default that of the paper.
+            audio_windows: See the class.
+            **image_settings: Of `PCMANetImageProcessor`, for example `size={"height": 384, "width": 384}`.
+
+        Raises:
+            OSError: If a folder or Hub id is not found.
+            ValueError: If no feature extractor is known for the audio encoder, or a setting is wrong.
+        """
+        if visual is None:
+            image_processor = PCMANetImageProcessor(**image_settings)
+        else:
+            image_processor = PCMANetImageProcessor.from_backbone(visual, **image_settings)
+        if audio is None or isinstance(audio, PreTrainedConfig):
+            extractor = build_feature_extractor(build_audio_config(audio))
+        else:
+            extractor = load_feature_extractor(audio)
+        return cls(image_processor, extractor, audio_windows)
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of the inputs of the model for inference."""
-        return [*super().model_input_names, "frame_mask"]
+        return ["pixel_values", "input_features", "frame_mask"]
+
+    @property
+    def audio_reach(self) -> float:
+        """Seconds after a frame up to which its audio may matter."""
+        return PATCH_REACH if self.audio_windows is None else max(after for _, after in self.audio_windows)
+
+    def audio_features(
+        self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer, audio_alignment: str | None
+    ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+        """Add the features of its audio to each frame of a stream.
+
+        Args:
+            frames: Tuples that begin with a timestamp in seconds from the start of the audio, in order of time.
+            audio: At the sampling rate of the feature extractor; read as far as the frames need it.
+            audio_alignment: How patches or windows are placed: `"consecutive"` (patches only), `"center"` or `"end"`; None
+                places windows as configured.
+
+        Returns:
+            An iterator over the frames, each with its features, float32: (1, 96, 64) for the published log-mel patches, for
+            others what the feature extractor makes of a window, with several windows (windows, ...).
+
+        Raises:
+            ValueError: If the alignment does not apply.
+        """
+        if self.audio_windows is None:
+            return self.feature_extractor.audio_patches(frames, audio, audio_alignment)
+        windows = _place_windows(self.audio_windows, audio_alignment)
+        return ((frame, self._window_features(cut)) for frame, cut in cut_windows(frames, audio, windows))
+
+    def _window_features(self, windows: list[np.ndarray]) -> torch.Tensor:
+        """Turn the windows of one frame into features: (...) for one window, (windows, ...) for several."""
+        extractor = self.feature_extractor
+        features = extractor(windows, sampling_rate=extractor.sampling_rate, return_tensors="np")
+        array = torch.from_numpy(np.ascontiguousarray(features[extractor.model_input_names[0]], dtype=np.float32))
+        return array[0] if len(windows) == 1 else array
 
     def __call__(
         self,
@@ -497,7 +589,7 @@ class PCMANetProcessor(ProcessorMixin):
             audio_alignment: How audio is cut: `"consecutive"` 0.96-s patches, as published; `"end"`, each patch ending at its
                 frame; or `"center"`, each patch centered on its frame. By default consecutive for clips of at most 10
                 frames, one in each second, at one frame per second; `"end"` for all others, because consecutive patches
-                drift by 40 ms every second.
+                drift by 40 ms every second. `audio_windows` are by default placed as configured.
             return_tensors: `"pt"`, `"np"`, or None, which is numpy as well.
             return_metadata: Also return three plain lists with one entry per clip: `timestamps` (float64 arrays),
                 `original_sizes` ((height, width) pairs) and `frames` (uint8 arrays (frames, height, width, 3)).
@@ -586,11 +678,13 @@ class PCMANetProcessor(ProcessorMixin):
         # How a clip is cut is decided when it is known to be longer than a published one, or to have ended.
         first = list(islice(frames, PUBLISHED_CLIP_FRAMES + 1))
         timestamps = np.array([frame[0] for frame in first])
-        alignment = choose_audio_alignment(timestamps, audio_alignment, frames_per_second)
+        alignment = audio_alignment
+        if self.audio_windows is None:
+            alignment = choose_audio_alignment(timestamps, audio_alignment, frames_per_second)
         frames = chain(first, frames)
         if alignment == "consecutive":
             frames = _one_in_each_second(frames)
-        yield from self.feature_extractor.audio_patches(frames, sound, alignment)
+        yield from self.audio_features(frames, sound, alignment)
 
     def _process(self, frames: list[np.ndarray], patches: list[np.ndarray], maps: Any) -> dict[str, np.ndarray]:
         """Make the arrays of one clip, frames first."""
@@ -628,7 +722,7 @@ class PCMANetProcessor(ProcessorMixin):
 
         Yields:
             One dictionary per frame, in order of time: `timestamp` in seconds; `pixel_values` (3, height, width) and
-            `input_features` (1, 96, 64), float32; `original_size` (height, width); `mask_timestamps`, the timestamps of the
+            `input_features` (...), float32; `original_size` (height, width); `mask_timestamps`, the timestamps of the
             masks since the frame before, for the last frame also of those after it.
 
         Raises:
@@ -698,7 +792,7 @@ class PCMANetProcessor(ProcessorMixin):
         *,
         sampling_rate: int,
         frames_per_second: float = 1.0,
-        audio_alignment: str = "end",
+        audio_alignment: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Turn live input into the inputs of the network, each as soon as its frame and its audio have come.
 
@@ -706,8 +800,9 @@ class PCMANetProcessor(ProcessorMixin):
             chunks: Triples of frames, their timestamps and audio: see [`LiveClip`].
             sampling_rate: Sampling rate of the audio, in hertz.
             frames_per_second: Frames per second for the network.
-            audio_alignment: `"end"`: audio up to the frame, so that only the first 0.975 s at the start are awaited;
-                `"center"`: audio around the frame, which comes 0.4875 s later.
+            audio_alignment: `"end"`: audio up to the frame, so that only the first 0.975 s of patches at the start are
+                awaited; `"center"`: audio around the frame, which comes half a patch or window later. By default `"end"` for
+                patches; `audio_windows` are placed as configured.
 
         Yields:
             Dictionaries as from `stream`.
@@ -716,10 +811,12 @@ class PCMANetProcessor(ProcessorMixin):
             ValueError: For chunks that cannot be used, and for consecutive audio_alignment, which drifts.
         """
         frames_per_second = float(check_rate("frames_per_second", frames_per_second))
-        if audio_alignment not in ("end", "center"):
+        if audio_alignment is None and self.audio_windows is None:
+            audio_alignment = "end"
+        if audio_alignment not in ("end", "center", None):
             raise ValueError(f'audio_alignment is {audio_alignment!r}: expected "end" or "center" for live input.')
         clip = LiveClip(chunks, sampling_rate, frames_per_second, self.feature_extractor.sampling_rate)
-        for frame, patch in self.feature_extractor.audio_patches(clip.frames, clip.audio, audio_alignment):
+        for frame, patch in self.audio_features(clip.frames, clip.audio, audio_alignment):
             yield {**self._process_frame(frame), "input_features": patch}
 
     def _process_frame(self, streamed: StreamedFrame) -> dict[str, Any]:
@@ -786,6 +883,37 @@ def _errors_name(video: Any) -> Iterator[None]:
         raise  # it names its source
     except ValueError as error:
         raise ValueError(f"{video}: {error}" if isinstance(video, str | Path) else str(error)) from error
+
+
+def _places_patches(feature_extractor: Any) -> bool:
+    """Return whether a feature extractor cuts the audio itself, as that of the published network does."""
+    return hasattr(feature_extractor, "audio_patches")
+
+
+def _check_windows(audio_windows: Any) -> list[list[float]]:
+    """Return the windows as lists; raise ValueError unless each is a pair of seconds before and after the frame."""
+    try:
+        windows = [[float(before), float(after)] for before, after in audio_windows]
+    except (TypeError, ValueError):
+        windows = []
+    if not windows or not all(min(window) >= 0 and 0 < sum(window) < math.inf for window in windows):
+        raise ValueError(
+            f"Expected audio_windows as pairs of seconds before and after the frame, such as [[2.0, 2.0]], got {audio_windows!r}."
+        )
+    return windows
+
+
+def _place_windows(windows: list[list[float]], audio_alignment: str | None) -> list[tuple[float, float]]:
+    """Return the seconds before and after the frame of each window: as configured, centered on it or ending at it."""
+    if audio_alignment == "consecutive":
+        raise ValueError(
+            'audio_alignment "consecutive" is for the published log-mel patches, but this feature extractor gets windows around '
+            'each frame: use "center" or "end", or leave it out.'
+        )
+    lengths = [before + after for before, after in windows]
+    if audio_alignment == "center":
+        return [(length / 2, length / 2) for length in lengths]
+    return [(length, 0.0) for length in lengths] if audio_alignment == "end" else [(x, y) for x, y in windows]
 
 
 def _split(videos: Any, **arguments: Any) -> list[dict[str, Any]]:

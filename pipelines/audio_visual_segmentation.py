@@ -221,7 +221,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         sampling_rate: int,
         frames_per_second: float = 1.0,
         frames_per_window: int = FRAMES_PER_WINDOW,
-        audio_alignment: str = "end",
+        audio_alignment: str | None = None,
         drop_late: bool = False,
         **kwargs: Any,
     ) -> Generator[dict[str, Any], None, None]:
@@ -238,7 +238,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             sampling_rate: Sampling rate of the audio, in hertz (Hz).
             frames_per_second: Network frames per second.
             frames_per_window: Network frames per window, the newest last. Fewer are faster.
-            audio_alignment: `"end"` or `"center"`.
+            audio_alignment: `"end"` or `"center"`; by default `"end"`, or windows as the processor places them.
             drop_late: Whether to read `chunks` in a thread and to skip all but the newest of the waiting network frames,
                 for a network that is slower than the input. Otherwise every network frame gets its masks.
             **kwargs: `threshold`, `minimum_area`, `use_optimized_model` and `early_exit_threshold`, as in a call.
@@ -608,7 +608,7 @@ def collate_windows(windows: Sequence[Sequence[dict[str, Any]]], dtype: torch.dt
         dtype: Data type of images and audio features.
 
     Returns:
-        `pixel_values` (windows, frames, 3, height, width), `input_features` (windows, frames, 1, 96, 64) and `frame_mask`
+        `pixel_values` (windows, frames, 3, height, width), `input_features` (windows, frames, ...) and `frame_mask`
         (windows, frames), False for padding.
     """
     batch = {

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from modeling_pcmanet.configuration_audio_mobilenet import AudioMobileNetConfig, round_channels
+from modeling_pcmanet.configuration_audio_encoders import AudioMobileNetConfig, round_channels
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, main
-from modeling_pcmanet.feature_extraction_audio_mobilenet import AudioMobileNetFeatureExtractor
-from modeling_pcmanet.modeling_audio_mobilenet import AudioMobileNetModel
+from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor
+from modeling_pcmanet.modeling_audio_encoders import AudioMobileNetModel
 
 
 # mn04 as published: input, expanded and output channels, kernel, stride, channels of squeeze-excitation (0 for none).

@@ -14,7 +14,7 @@ from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCM
 from modeling_pcmanet.audio_pcmanet import AudioBuffer
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench import load_avsbench
-from pcmanet.dataset_scripts.collation import ClipCollator, LogMelCache
+from pcmanet.dataset_scripts.collation import AudioFeatureCache, ClipCollator
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 
 
@@ -22,12 +22,14 @@ WAVEFORM = np.random.default_rng(0).uniform(-0.5, 0.5, 80000)
 SECONDS = tuple(np.arange(5) + 0.9375)
 
 
-def compute(extractor, waveform=WAVEFORM, timestamps=SECONDS, audio_alignment="consecutive"):
+def processor_of(**settings):
+    return PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor(**settings))
+
+
+def compute(audio_features, waveform=WAVEFORM, timestamps=SECONDS, audio_alignment="consecutive"):
     """Return the features of a clip, float32 (frames, 1, 96, 64)."""
     frames = [(timestamp,) for timestamp in timestamps]
-    patches = extractor.audio_patches(
-        frames, AudioBuffer([(waveform, 16000)], extractor.sampling_rate), audio_alignment
-    )
+    patches = audio_features(frames, AudioBuffer([(waveform, 16000)], 16000), audio_alignment)
     return np.stack([patch.numpy() for _, patch in patches])
 
 
@@ -36,13 +38,13 @@ def cached_files(folder):
 
 
 def test_features_are_those_of_the_extractor_and_written_once(tmp_path):
-    cache = LogMelCache(PCMANetFeatureExtractor(), tmp_path / "cache")
+    cache = AudioFeatureCache(processor_of(), tmp_path / "cache")
     expected = PCMANetFeatureExtractor()(WAVEFORM, 16000, num_frames=5)["input_features"]
     for _ in range(2):
         np.testing.assert_array_equal(compute(cache), expected)
     assert len(cached_files(tmp_path)) == 1
-    assert compute(LogMelCache(PCMANetFeatureExtractor(), tmp_path / "cache")).shape == (5, 1, 96, 64)
-    assert len(cached_files(tmp_path)) == 1 and cache.model_input_names == ["input_features"]
+    assert compute(AudioFeatureCache(processor_of(), tmp_path / "cache")).shape == (5, 1, 96, 64)
+    assert len(cached_files(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -58,15 +60,16 @@ def test_features_are_those_of_the_extractor_and_written_once(tmp_path):
     ],
 )
 def test_other_audio_and_settings_give_other_features(tmp_path, extractor, clip):
-    compute(LogMelCache(PCMANetFeatureExtractor(), tmp_path))
-    changed = PCMANetFeatureExtractor(**extractor)
-    np.testing.assert_array_equal(compute(LogMelCache(changed, tmp_path), **clip), compute(changed, **clip))
+    compute(AudioFeatureCache(processor_of(), tmp_path))
+    changed = processor_of(**extractor)
+    expected = compute(changed.audio_features, **clip)
+    np.testing.assert_array_equal(compute(AudioFeatureCache(changed, tmp_path), **clip), expected)
     assert len(cached_files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00broken", b"\x80\x04K\x01."])
 def test_a_damaged_file_is_written_again(tmp_path, content):
-    cache = LogMelCache(PCMANetFeatureExtractor(), tmp_path)
+    cache = AudioFeatureCache(processor_of(), tmp_path)
     expected = compute(cache)
     (path,) = cached_files(tmp_path)
     path.write_bytes(content)
@@ -175,7 +178,7 @@ def test_replaced_audio_replaces_the_published_features_and_empties_the_labels(p
 def test_the_cache_gives_the_same_features_without_computing_them_again(processor, load, tmp_path, monkeypatch):
     rows = list(load("avss", "test"))
     expected = ClipCollator(processor, binary=False)(rows)
-    cached = ClipCollator(processor, binary=False, augmentation=None, log_mel_cache=tmp_path / "log_mel")
+    cached = ClipCollator(processor, binary=False, augmentation=None, audio_cache=tmp_path / "log_mel")
     assert torch.equal(cached(rows)["input_features"], expected["input_features"])
     assert len(list((tmp_path / "log_mel").rglob("*.npy"))) == 3
     monkeypatch.setattr(PCMANetFeatureExtractor, "log_mel_patches", None)
@@ -184,8 +187,8 @@ def test_the_cache_gives_the_same_features_without_computing_them_again(processo
 
 def test_a_cache_rejects_an_augmentation_of_audio(processor, tmp_path):
     with pytest.raises(ValueError, match="without audio changes"):
-        ClipCollator(processor, True, augmentation=Augmentation(), log_mel_cache=tmp_path)
-    ClipCollator(processor, True, augmentation=FRAMES_ONLY, log_mel_cache=tmp_path)
+        ClipCollator(processor, True, augmentation=Augmentation(), audio_cache=tmp_path)
+    ClipCollator(processor, True, augmentation=FRAMES_ONLY, audio_cache=tmp_path)
 
 
 def test_published_features_replace_the_audio(processor, load):

@@ -46,7 +46,7 @@ def test_configurations_share_no_state():
 
 
 def test_unknown_preset_raises():
-    with pytest.raises(ValueError, match="pvt_v2_b5, resnet50, tiny"):
+    with pytest.raises(ValueError, match="pvt_v2_b5, resnet50, small, tiny"):
         PCMANetConfig.from_preset("resnet51")
 
 

@@ -56,7 +56,7 @@ def checkpoint_with_code(tmp_path):
 
 def test_code_is_saved_only_if_requested(checkpoint_with_code, tmp_path):
     folder, model, processor = checkpoint_with_code
-    assert {"modeling_pcmanet.py", "modeling_vggish.py", "processing_pcmanet.py"} <= set(os.listdir(folder))
+    assert {"modeling_pcmanet.py", "modeling_audio_encoders.py", "processing_pcmanet.py"} <= set(os.listdir(folder))
     assert json.loads((folder / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_pcmanet.PCMANetConfig",
         "AutoModel": "modeling_pcmanet.PCMANetModel",

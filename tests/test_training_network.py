@@ -5,12 +5,13 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from tiny_model import tiny_model
 from torch import nn
 from torch.utils.data import DataLoader
 from training_runs import TINY_RUN, TRAINED_NETWORK
 
-from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetForAudioVisualSegmentation, VGGishConfig, VGGishModel
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation, VGGishConfig, VGGishModel
 from pcmanet.dataset_scripts.sounding_shapes.sound import SoundMixtures
 from pcmanet.training.network import (
     WeightAverage,
@@ -156,13 +157,25 @@ def test_checkpoint_that_does_not_fit_is_refused_with_its_keys(checkpoint):
 
 
 @pytest.mark.parametrize("start", ["preset", "visual_backbone"])
-def test_audio_encoder_with_missing_weights_is_refused(start, checkpoint, tmp_path):
-    settings = {"audio_encoder": checkpoint}
+def test_audio_encoder_with_missing_weights_is_refused(start, tmp_path):
+    network, audio = build_network(recipe(), ["sounding"]), tmp_path / "audio"
+    network.model.audio_encoder.save_pretrained(audio)
+    weights = load_file(audio / "model.safetensors")
+    del weights["features.0.weight"]
+    save_file(weights, audio / "model.safetensors", metadata={"format": "pt"})
+    settings = {"audio_encoder": str(audio)}
     if start == "visual_backbone":
-        build_network(recipe(), ["sounding"]).model.backbone.save_pretrained(tmp_path)
+        network.model.backbone.save_pretrained(tmp_path)
         settings |= {"visual_backbone": str(tmp_path), "configuration": {}}
-    with pytest.raises(ValueError, match=f"{checkpoint} .*VGGishModel"):
+    with pytest.raises(ValueError, match=rf"{audio} lacks weights of a VGGishModel, such as features.0.weight \(1 of"):
         build_network(recipe(**settings), ["sounding"])
+
+
+def test_the_audio_encoder_of_a_checkpoint_can_be_used(checkpoint):
+    source = PCMANetForAudioVisualSegmentation.from_pretrained(checkpoint)
+    network = build_network(recipe(audio_encoder=checkpoint), ["sounding"])
+    pairs = zip(network.model.audio_encoder.parameters(), source.model.audio_encoder.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
 
 
 def test_missing_checkpoint_is_refused(tmp_path):
@@ -188,7 +201,7 @@ def test_pretraining_changes_the_audio_encoder_but_not_what_is_frozen(frozen):
     encoder.requires_grad_(not frozen)
     before = [weight.clone() for weight in encoder.parameters()]
     recipe = Recipe(**TINY_RUN, audio_pretraining_clips=5)
-    pretrain_audio_encoder(encoder, PCMANetFeatureExtractor(), recipe, torch.device("cpu"), quiet=True)
+    pretrain_audio_encoder(encoder, build_processor(recipe), recipe, torch.device("cpu"), quiet=True)
     assert all(weight.requires_grad is not frozen for weight in encoder.parameters())
     assert all(weight.grad is None for weight in encoder.parameters())
     assert any(not torch.equal(weight, old) for weight, old in zip(encoder.parameters(), before, strict=True))
@@ -200,7 +213,7 @@ def test_workers_of_pretraining_need_not_be_forked():
     loader = DataLoader(
         SoundMixtures(2, seed=0),
         batch_size=2,
-        collate_fn=partial(_collate_audio, PCMANetFeatureExtractor()),
+        collate_fn=partial(_collate_audio, build_processor(recipe())),
         num_workers=1,
         multiprocessing_context="forkserver",
     )
@@ -214,7 +227,7 @@ def test_pretraining_with_the_same_seed_gives_the_same_weights():
         torch.manual_seed(0)
         encoder = VGGishModel(VGGishConfig(block_channels=[[4], [4], [4]], hidden_size=8, embedding_size=10))
         recipe = Recipe(**TINY_RUN, audio_pretraining_clips=5)
-        pretrain_audio_encoder(encoder, PCMANetFeatureExtractor(), recipe, torch.device("cpu"), quiet=True)
+        pretrain_audio_encoder(encoder, build_processor(recipe), recipe, torch.device("cpu"), quiet=True)
         results.append(torch.cat([weight.detach().flatten() for weight in encoder.parameters()]))
     assert torch.equal(*results)
 

@@ -35,8 +35,7 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
         ({"data": 3}, "data is 3, expected a string or null."),
         ({"configuration": ["hidden_size"]}, "configuration is ['hidden_size'], expected key: value pairs."),
         ({"task": "folder"}, "task is folder, but data is not set. Give the folder of your clips: --data FOLDER."),
-        ({"visual_backbone": "x"}, "visual_backbone is set without audio_encoder"),
-        ({"initialize_from": "x", "visual_backbone": "y", "audio_encoder": "z"}, "Set one of them"),
+        ({"initialize_from": "x", "visual_backbone": "y", "audio_encoder": "z"}, "visual_backbone and audio_encoder come from that checkpoint"),
         ({"reinitialize_mismatched": True}, "reinitialize_mismatched is set without initialize_from"),
         ({"data": "x"}, "freeze contains audio_encoder, but its weights are not given"),
         ({"batch_size": 4, "gradient_accumulation": 3}, "Set batch_size to a multiple of gradient_accumulation"),
@@ -44,7 +43,7 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
         ({"augmentation": {"flips": 2}}, "augmentation is {'flips': 2}: Expected a finite number"),
         ({"augmentation": {"flip": 1}}, "augmentation has the unknown key 'flip'. Did you mean flips?"),
         ({"augmentation": {"spins": 1}}, "augmentation has the unknown key 'spins'. Expected one of flips, crops,"),
-        ({"augmentation": {}, "log_mel_cache": "x"}, "Set augmentation.loudness, mixing and replacement to 0"),
+        ({"augmentation": {}, "audio_cache": "x"}, "Set augmentation.loudness, mixing and replacement to 0"),
     ],
 )
 def test_invalid_values_are_refused(values, message):

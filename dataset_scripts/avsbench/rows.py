@@ -42,7 +42,7 @@ from .layouts import SECONDS_OF_SUBSET, AVSBenchError, Clip, ClipFiles, CustomCl
 from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error
 
 
-PATCH_SHAPE = (1, 96, 64)  # of VGGish
+PATCH_SHAPE = (1, 96, 64)  # of the published log-mel files
 
 
 # Options and columns of rows

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 
-SAMPLING_RATE = 16000  # Hz, that of VGGish
+SAMPLING_RATE = 16000  # Hz, that of the published log-mel features
 FADE = 0.02  # seconds, raised cosine, inside the first and the last sounding second
 ATTACK = np.float32(200.0)  # full amplitudes per second: a stroke rises over 5 ms, so that its onset does not click
 REVERBERATION_TAIL = 0.2  # seconds

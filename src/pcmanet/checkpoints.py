@@ -1,13 +1,10 @@
-"""Find and load checkpoints, always with the installed code, and identify their weights.
+"""Load checkpoints, always with the installed code, and identify their weights.
 
 A checkpoint is a folder, a Hub id (owner/name), or "demo" for the semantic demo model that is installed with the package.
 """
 
 import hashlib
-import re
 from datetime import timedelta
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,34 +14,12 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from modeling_pcmanet.modeling_pcmanet import load_strict
+from modeling_pcmanet.modeling_audio_encoders import load_strict
+from pcmanet.files import find_checkpoint
 from pcmanet.pipelines.audio_visual_segmentation import AudioVisualSegmentationPipeline
 
 
-DEMO_MODEL = "demo"
-
 Segmenter = TypeVar("Segmenter", bound=AudioVisualSegmentationPipeline)
-
-
-def demo_file(name: str) -> Path:
-    """Return the path of a file that is installed with the package: `demo.mp4`, `demo_model`, `demo_model_semantic`."""
-    return Path(str(files("pcmanet.examples") / name))
-
-
-def find_checkpoint(name: str) -> str:
-    """Return the folder or Hub id of a checkpoint.
-
-    Args:
-        name: A folder, a Hub id or "demo".
-
-    Raises:
-        FileNotFoundError: If it is none of these. Whether the Hub has the id is not checked.
-    """
-    if name == DEMO_MODEL:
-        return str(demo_file("demo_model_semantic"))
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        raise FileNotFoundError(f"Checkpoint folder {name} not found. Give a folder, or a Hub id as owner/name.")
-    return name
 
 
 def load_model(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMANetProcessor]:

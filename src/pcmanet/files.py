@@ -1,4 +1,4 @@
-"""Write files and folders that are complete or absent, and check what an earlier run left.
+"""Find checkpoints, write files and folders that are complete or absent, and check what an earlier run left.
 
 A file or folder is written under a temporary name next to its target, brought to the disk and renamed. A process that is
 killed in between leaves only the temporary name, which [`recover`] removes. A manifest shows later whether a folder is
@@ -10,11 +10,13 @@ This file imports the standard library only.
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from typing import Any
 TEMPORARY = ".pcmanet-"  # how the name of everything that is not complete begins; hidden, so that no loader reads it
 _REPLACED = f"{TEMPORARY}replaced-"  # a folder while its successor takes its place
 MANIFEST = "manifest.json"
+DEMO_MODEL = "demo"  # name of the demo model that is installed with the package
 
 
 class DamagedFolderError(ValueError):
@@ -30,6 +33,27 @@ class DamagedFolderError(ValueError):
 
 class SettingsError(ValueError):
     """A folder that was begun with other settings; the message lists each difference."""
+
+
+def demo_file(name: str) -> Path:
+    """Return the path of a file that is installed with the package: `demo.mp4`, `demo_model`, `demo_model_semantic`."""
+    return Path(str(files("pcmanet.examples") / name))
+
+
+def find_checkpoint(name: str) -> str:
+    """Return the folder or Hub id of a checkpoint.
+
+    Args:
+        name: A folder, a Hub id or "demo".
+
+    Raises:
+        FileNotFoundError: If it is none of these. Whether the Hub has the id is not checked.
+    """
+    if name == DEMO_MODEL:
+        return str(demo_file("demo_model_semantic"))
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise FileNotFoundError(f"Checkpoint folder {name} not found. Give a folder, or a Hub id as owner/name.")
+    return name
 
 
 @contextmanager

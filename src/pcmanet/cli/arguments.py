@@ -101,7 +101,7 @@ TRAIN_EXAMPLES = f"""examples:
   accelerate launch --num_processes 8 -m pcmanet train --recipe examples/recipes/ours.yaml --output runs/ours \\
       --set batch_size=8
 
-vggish is the folder that `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes from the published weights of VGGish.
+vggish is the folder of an audio encoder that `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes from published weights.
 
 OUTPUT receives best/ and last/ (checkpoints for `from_pretrained`, with their processor and metrics.json), checkpoints/ (to
 resume from), recipe.yaml, log.jsonl, overlays/ and tensorboard/.

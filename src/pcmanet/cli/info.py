@@ -12,12 +12,21 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from pcmanet.checkpoints import find_checkpoint, silence_transformers
+from pcmanet.checkpoints import silence_transformers
+from pcmanet.files import find_checkpoint
 
 
 SHOWN_LABELS = 12
-# Fields of the configuration that switch parts of the network.
-SWITCHES = ("token_layout", "cross_attention", "gather_queries", "masked_query_gradients", "padded_frames")
+# Fields of the configuration that select or switch parts of the network.
+SWITCHES = (
+    "group_attention",
+    "cross_attention",
+    "fusion",
+    "token_layout",
+    "gather_queries",
+    "masked_query_gradients",
+    "padded_frames",
+)
 
 
 def run(arguments: Namespace) -> bool:
@@ -86,7 +95,8 @@ def _parameters(config: PCMANetConfig) -> Iterator[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     """Format the value of a switch."""
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+    names = {True: "on", False: "off", None: "none"}
+    return names[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _license(model: str) -> str:

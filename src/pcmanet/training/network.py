@@ -13,19 +13,21 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_pcmanet import (
     PCMANetConfig,
     PCMANetFeatureExtractor,
     PCMANetForAudioVisualSegmentation,
-    PCMANetImageProcessor,
     PCMANetProcessor,
-    VGGishModel,
 )
-from modeling_pcmanet.modeling_pcmanet import load_strict
-from pcmanet.checkpoints import find_checkpoint
+from modeling_pcmanet.audio_pcmanet import AudioBuffer
+from modeling_pcmanet.configuration_audio_encoders import audio_embedding_size
+from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
+from modeling_pcmanet.modeling_audio_encoders import embed_windows
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE, SoundMixtures
+from pcmanet.files import find_checkpoint
 
 from .recipe import Recipe
 
@@ -36,12 +38,28 @@ AVERAGE_WARMUP_STEPS = 10
 
 
 def build_processor(recipe: Recipe) -> PCMANetProcessor:
-    """Build the processor of a recipe."""
+    """Build the processor of a recipe: that of the checkpoint to initialize from, or that of its backbones.
+
+    Raises:
+        OSError: If a folder or Hub id is not found.
+        ValueError: If `audio_windows` do not fit the audio encoder.
+    """
     size = {"height": recipe.image_size, "width": recipe.image_size}
-    # AVSBench fills missing audio of its semantic clips with zeros, and repeats the last patch of its others.
-    zeros = recipe.data is not None and recipe.task == "avss"
-    extractor = PCMANetFeatureExtractor(short_clip="zeros" if zeros else "repeat_last")
-    return PCMANetProcessor(PCMANetImageProcessor(size=size), extractor)
+    if recipe.initialize_from is not None:
+        processor = PCMANetProcessor.from_pretrained(find_checkpoint(recipe.initialize_from))
+        processor.image_processor.size = size
+    else:
+        processor = PCMANetProcessor.from_pretrained_backbones(
+            recipe.visual_backbone,
+            recipe.audio_encoder or cast(PreTrainedConfig, PCMANetConfig.from_preset(recipe.preset).audio_config),
+            audio_windows=recipe.audio_windows,
+            size=size,
+        )
+    if isinstance(processor.feature_extractor, PCMANetFeatureExtractor):
+        # AVSBench fills missing audio of its semantic clips with zeros, and repeats the last patch of its others.
+        zeros = recipe.data is not None and recipe.task == "avss"
+        processor.feature_extractor.short_clip = "zeros" if zeros else "repeat_last"
+    return processor
 
 
 def build_network(recipe: Recipe, names: Sequence[str]) -> PCMANetForAudioVisualSegmentation:
@@ -63,6 +81,8 @@ def build_network(recipe: Recipe, names: Sequence[str]) -> PCMANetForAudioVisual
         "freeze_audio_encoder": "audio_encoder" in recipe.freeze,
         **label_settings(names),
     }
+    if recipe.audio_windows is not None:
+        settings["num_audio_windows"] = len(recipe.audio_windows)
     network = _initialize(recipe, settings)
     if "backbone" in recipe.freeze:
         network.model.backbone.requires_grad_(False)
@@ -86,17 +106,9 @@ def _initialize(recipe: Recipe, settings: dict[str, Any]) -> PCMANetForAudioVisu
             remedy="Set `configuration` to that of the checkpoint, or initialize these weights anew: "
             "--set reinitialize_mismatched=true",
         )
-    if recipe.visual_backbone is not None and recipe.audio_encoder is not None:
-        return PCMANetForAudioVisualSegmentation.from_pretrained_backbones(
-            recipe.visual_backbone, recipe.audio_encoder, **settings
-        )
-    if recipe.audio_encoder is None:
-        return PCMANetForAudioVisualSegmentation(PCMANetConfig.from_preset(recipe.preset, **settings))
-    audio_encoder = load_strict(VGGishModel, recipe.audio_encoder)
-    config = PCMANetConfig.from_preset(recipe.preset, **settings, audio_config=audio_encoder.config)
-    network = PCMANetForAudioVisualSegmentation(config)
-    network.model.audio_encoder.load_state_dict(audio_encoder.state_dict())
-    return network
+    return PCMANetForAudioVisualSegmentation.from_pretrained_backbones(
+        recipe.visual_backbone, recipe.audio_encoder, preset=recipe.preset, **settings
+    )
 
 
 def load_checkpoint(
@@ -133,7 +145,7 @@ def load_checkpoint(
 
 
 def pretrain_audio_encoder(
-    audio_encoder: VGGishModel, extractor: PCMANetFeatureExtractor, recipe: Recipe, device: torch.device, quiet: bool
+    audio_encoder: PreTrainedModel, processor: PCMANetProcessor, recipe: Recipe, device: torch.device, quiet: bool
 ) -> None:
     """Train the audio encoder to classify the sounds in every second, with a linear layer that is then discarded.
 
@@ -141,30 +153,32 @@ def pretrain_audio_encoder(
 
     Args:
         audio_encoder: Trained in place. Afterwards the same parameters require gradients as before.
-        extractor: Computes the log-mel patches.
+        processor: Computes the audio features.
         recipe: The number of audio clips, the learning rate and the weight decay.
         device: Where to compute.
         quiet: Whether to hide the progress bar.
     """
     trainable = [parameter.requires_grad for parameter in audio_encoder.parameters()]
     cast(nn.Module, audio_encoder.requires_grad_(True)).to(device)
-    classifier = nn.Linear(audio_encoder.config.embedding_size, len(CLASSES)).to(device)
+    num_windows = len(processor.audio_windows or [None])
+    width = num_windows * audio_embedding_size(audio_encoder.config)
+    classifier = nn.Linear(width, len(CLASSES)).to(device)
     parameters = [*audio_encoder.parameters(), *classifier.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     loader = DataLoader(
         SoundMixtures(recipe.audio_pretraining_clips, seed=recipe.seed),
         batch_size=min(PRETRAINING_BATCH_SIZE, recipe.audio_pretraining_clips),
         # Not a closure: a worker that is not forked receives it pickled.
-        collate_fn=functools.partial(_collate_audio, extractor),
+        collate_fn=functools.partial(_collate_audio, processor),
         num_workers=recipe.num_workers,
         drop_last=True,
     )
     bar = tqdm(loader, desc="audio pretraining", unit="step", mininterval=5.0, disable=quiet)
-    for step, (patches, classes) in enumerate(bar):
+    for step, (features, classes) in enumerate(bar):
         factor = learning_rate_factor(step, len(loader), "cosine", recipe.warmup_fraction)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * factor
-        logits = classifier(audio_encoder(patches.to(device)).audio_embeds)
+        logits = classifier(embed_windows(audio_encoder, features.to(device), num_windows))
         loss = nn.functional.binary_cross_entropy_with_logits(logits, classes.to(device))
         optimizer.zero_grad()
         loss.backward()
@@ -177,14 +191,16 @@ def pretrain_audio_encoder(
 
 
 def _collate_audio(
-    extractor: PCMANetFeatureExtractor, clips: list[tuple[np.ndarray, np.ndarray]]
+    processor: PCMANetProcessor, clips: list[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack the log-mel patches of all seconds, and the classes that sound in each."""
-    patches = [
-        extractor(waveform, SAMPLING_RATE, num_frames=len(classes), return_tensors="pt")["input_features"]
-        for waveform, classes in clips
-    ]
-    return torch.cat(patches), torch.from_numpy(np.concatenate([classes for _, classes in clips])).float()
+    """Stack the audio features of all seconds, and the classes that sound in each."""
+    alignment = "consecutive" if processor.audio_windows is None else None
+    features = []
+    for waveform, classes in clips:
+        frames = [(second + SAMPLING_OFFSET,) for second in range(len(classes))]
+        audio = AudioBuffer([(waveform, SAMPLING_RATE)], processor.feature_extractor.sampling_rate)
+        features += [one for _, one in processor.audio_features(frames, audio, alignment)]
+    return torch.stack(features), torch.from_numpy(np.concatenate([classes for _, classes in clips])).float()
 
 
 def prepare_for_training(

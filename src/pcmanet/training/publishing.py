@@ -29,7 +29,7 @@ from transformers import PreTrainedConfig
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor, save_code_with_weights
 from modeling_pcmanet.hub_upload_pcmanet import WAITS, push_command, upload_folder
-from modeling_pcmanet.modeling_pcmanet import load_strict
+from modeling_pcmanet.modeling_audio_encoders import load_strict
 from pcmanet.dataset_scripts.evaluation import (
     CLASS_SUBSETS,
     COUNTS,

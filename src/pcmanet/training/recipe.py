@@ -18,6 +18,7 @@ import yaml
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench.layouts import NAMES
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
+from pcmanet.dataset_scripts.paired.settings import is_paired_data
 from pcmanet.dataset_scripts.sounding_shapes.clips import NEGATIVE_KINDS
 
 
@@ -51,19 +52,21 @@ class Recipe:
 
     # Data.
     task: str = _setting("ms3", "layout of the data", choices=NAMES)
-    data: str | None = _setting(None, "folder of AVSBench or of your own clips; null: generated Sounding Shapes")
+    data: str | None = _setting(
+        None, "folder of AVSBench or of your own clips, or YAML file of paired data; null: generated Sounding Shapes"
+    )
     label_noise: str = _setting(
         "keep", "avss: what to do with classes that the label table does not name", choices=LABEL_NOISE_RULES
     )
     frames_per_second: float = _setting(1.0, "folder: sampling rate of the frames, in hertz", above=0.0)
-    log_mel_cache: str | None = _setting(None, "folder in which log-mel features of unchanged audio are cached")
+    audio_cache: str | None = _setting(None, "folder in which log-mel features of unchanged audio are cached")
     image_size: int = _setting(224, "side of the square frames that the network receives, in pixels", minimum=32)
     center_crop: bool = _setting(False, "crop training frames to their central square instead of squashing them")
     augmentation: dict[str, Any] | None = _setting(
         None, "fields of dataset_scripts/augmentation.py that differ from its defaults; null: no augmentation"
     )
-    clips: int = _setting(16000, "Sounding Shapes: number of training clips", minimum=1)
-    evaluation_clips: int = _setting(64, "Sounding Shapes: number of validation clips", minimum=1)
+    clips: int = _setting(16000, "Sounding Shapes, paired data: number of training clips", minimum=1)
+    evaluation_clips: int = _setting(64, "Sounding Shapes, paired data: number of validation clips", minimum=1)
     pair_audio: bool = _setting(False, "Sounding Shapes: use every video twice, with different audio")
     negative_fraction: float = _setting(
         0.0, "Sounding Shapes: fraction of clips without a sounding object", minimum=0.0, maximum=0.5
@@ -76,11 +79,17 @@ class Recipe:
     )
 
     # Network.
-    preset: str = _setting("tiny", "size of the network", choices=("tiny", "resnet50", "pvt_v2_b5"))
+    preset: str = _setting("tiny", "size of the network", choices=("tiny", "small", "resnet50", "pvt_v2_b5"))
     visual_backbone: str | None = _setting(
         None, "Hub id or folder of a pretrained backbone, in place of the preset's backbone"
     )
-    audio_encoder: str | None = _setting(None, "Hub id or folder of a pretrained VGGish")
+    audio_encoder: str | None = _setting(
+        None, "Hub id or folder of a pretrained audio encoder, in place of the preset's audio encoder"
+    )
+    audio_windows: list[list[float]] | None = _setting(
+        None,
+        "seconds before and after the frame of each window that the audio encoder receives; not for log-mel patches",
+    )
     configuration: dict[str, Any] = _setting({}, "fields of the network's configuration")
     initialize_from: str | None = _setting(None, "checkpoint to initialize from; its heads may have other classes")
     reinitialize_mismatched: bool = _setting(False, "initialize weights anew that do not fit in initialize_from")
@@ -114,7 +123,7 @@ class Recipe:
     gradient_clipping: float | None = _setting(1.0, "maximum norm of the gradient; null: no limit", above=0.0)
     batch_size: int = _setting(8, "clips per optimizer step, over all processes", minimum=1)
     gradient_accumulation: int = _setting(1, "batches into which each process divides its clips of a step", minimum=1)
-    epochs: int = _setting(1, "passes over the data; Sounding Shapes need only one", minimum=1)
+    epochs: int = _setting(1, "passes over the data; generated clips need only one", minimum=1)
     seed: int = _setting(0, "seed of initial weights, order and augmentation", minimum=0)
 
     # Evaluation, checkpoints, logging.
@@ -187,7 +196,13 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             pass
     elif type(value) is kind:
         return value
-    words = {tuple: "a list of strings", dict: "key: value pairs", float: "a number", int: "an integer"}
+    words = {
+        tuple: "a list of strings",
+        list: "a list",
+        dict: "key: value pairs",
+        float: "a number",
+        int: "an integer",
+    }
     expected = words.get(kind, {str: "a string", bool: "true or false"}.get(kind))
     or_null = " or null" if types.NoneType in kinds else ""
     raise ValueError(f"{name} is {value!r}, expected {expected}{or_null}.")
@@ -212,10 +227,13 @@ def _check_range(name: str, value: Any, rules: Mapping[str, Any]) -> None:
 
 def _check_network(recipe: Recipe) -> None:
     """Check values of the network and its optimization that depend on each other."""
-    if recipe.visual_backbone is not None and recipe.audio_encoder is None:
-        raise ValueError("visual_backbone is set without audio_encoder. Set audio_encoder to a pretrained VGGish too.")
-    if recipe.initialize_from is not None and recipe.visual_backbone is not None:
-        raise ValueError("initialize_from and visual_backbone are both set. Set one of them.")
+    fixed = [
+        name for name in ("visual_backbone", "audio_encoder", "audio_windows") if getattr(recipe, name) is not None
+    ]
+    if recipe.initialize_from is not None and fixed:
+        raise ValueError(
+            f"initialize_from is set, so {' and '.join(fixed)} come from that checkpoint. Leave out one or the other."
+        )
     if recipe.reinitialize_mismatched and recipe.initialize_from is None:
         raise ValueError(
             "reinitialize_mismatched is set without initialize_from. Set initialize_from to a checkpoint."
@@ -224,7 +242,7 @@ def _check_network(recipe: Recipe) -> None:
     if recipe.data is not None and untrained and "audio_encoder" in recipe.freeze:
         raise ValueError(
             "freeze contains audio_encoder, but its weights are not given, so it would stay random. Set audio_encoder to a "
-            "pretrained VGGish (the folder that `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes), set "
+            "pretrained audio encoder (such as a folder that `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes), set "
             "initialize_from to a checkpoint, or train it (freeze=[])."
         )
     if recipe.batch_size % recipe.gradient_accumulation:
@@ -238,6 +256,11 @@ def _check_data(recipe: Recipe) -> None:
     """Check values of the data that depend on each other."""
     if recipe.task == "folder" and recipe.data is None:
         raise ValueError("task is folder, but data is not set. Give the folder of your clips: --data FOLDER.")
+    defaults = {"task": recipe.task != "folder", "label_noise": recipe.label_noise == "keep"}
+    defaults["frames_per_second"] = recipe.frames_per_second == 1
+    if recipe.data is not None and is_paired_data(recipe.data) and not all(defaults.values()):
+        wrong = ", ".join(f"{name}={getattr(recipe, name)}" for name, fits in defaults.items() if not fits)
+        raise ValueError(f"data is the paired data {recipe.data}, to which {wrong} does not apply. Leave it out.")
     shapes_only = [
         name for name in ("pair_audio", "negative_fraction", "audio_pretraining_clips") if getattr(recipe, name)
     ]
@@ -251,10 +274,10 @@ def _check_data(recipe: Recipe) -> None:
         augmentation = recipe.training_augmentation
     except ValueError as error:
         raise ValueError(f"augmentation is {recipe.augmentation}: {error}") from error
-    if recipe.log_mel_cache is not None and augmentation is not None and augmentation.changes_audio:
+    if recipe.audio_cache is not None and augmentation is not None and augmentation.changes_audio:
         raise ValueError(
-            "log_mel_cache needs audio that does not change. Set augmentation.loudness, mixing and replacement to 0, or "
-            "log_mel_cache to null."
+            "audio_cache needs audio that does not change. Set augmentation.loudness, mixing and replacement to 0, or "
+            "audio_cache to null."
         )
 
 

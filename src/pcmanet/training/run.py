@@ -84,8 +84,8 @@ def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps
     (identity,) = broadcast_object_list([data.identity()])
     checkpoints = Checkpoints(accelerator, output, recipe, identity)
     if recipe.audio_pretraining_clips and not (resume and checkpoints.all()):
-        extractor, quiet = processor.feature_extractor, not accelerator.is_main_process
-        pretrain_audio_encoder(network.model.audio_encoder, extractor, recipe, accelerator.device, quiet)
+        quiet = not accelerator.is_main_process
+        pretrain_audio_encoder(network.model.audio_encoder, processor, recipe, accelerator.device, quiet)
 
     average = WeightAverage(network, recipe.average_decay)
     average.network.to(accelerator.device)

@@ -1,0 +1,322 @@
+# Copyright 2026 The pcmanet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configurations of audio encoders: VGGish (the published one), AudioMobileNet, and any audio model of transformers.
+
+Sections: checks that all configurations of this folder share, VGGish, AudioMobileNet, the registry.
+"""
+
+import copy
+import difflib
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+
+# Checks.
+
+# Keywords that transformers itself writes to config.json or passes on; any other unknown keyword is a mistake.
+_FRAMEWORK_KEYWORDS = frozenset(
+    {
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "custom_pipelines",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "quantization_config",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+
+
+def check_keywords(config: PreTrainedConfig, keywords: dict[str, Any]) -> None:
+    """Raise a ValueError for a keyword that neither the configuration nor transformers defines, such as a typo."""
+    known = {field.name for field in fields(config)}
+    for keyword in keywords:
+        if keyword.startswith("_") or keyword in _FRAMEWORK_KEYWORDS:
+            continue
+        close = difflib.get_close_matches(keyword, known, n=1)
+        accepted = ", ".join(sorted(type(config).__annotations__))
+        hint = f"Did you mean `{close[0]}`?" if close else f"Accepted keywords are {accepted}."
+        raise ValueError(f"{type(config).__name__} got the unknown keyword `{keyword}`. {hint}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+# VGGish.
+
+
+@strict
+class VGGishConfig(PreTrainedConfig):
+    """Configuration of [`VGGishModel`], the audio encoder of AVSBench and PCMANet.
+
+    The defaults are the published VGGish (Hershey et al. 2017): 72.14 M parameters and one embedding of
+    width 128 per 0.96 s of audio.
+
+    Args:
+        num_mel_frames: Time frames of one log-mel patch (10 ms each).
+        num_mel_bins: Mel bands of one log-mel patch.
+        block_channels: Output channels of the 3x3 convolutions, block by block; each block ends with a 2x2 max pooling.
+        hidden_size: Width of the two hidden fully connected layers.
+        embedding_size: Width of the output embedding.
+    """
+
+    model_type = "vggish"
+    base_config_key = "audio_config"
+
+    num_mel_frames: int = 96
+    num_mel_bins: int = 64
+    block_channels: list[list[int]] | tuple[tuple[int, ...], ...] = ((64,), (128,), (256, 256), (512, 512))
+    hidden_size: int = 4096
+    embedding_size: int = 128
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_keywords(self, kwargs)
+        super().__post_init__(**kwargs)
+
+    @property
+    def flattened_size(self) -> int:
+        """Number of values per patch that the last pooling passes to the fully connected layers."""
+        shrink = 2 ** len(self.block_channels)
+        return (self.num_mel_frames // shrink) * (self.num_mel_bins // shrink) * self.block_channels[-1][-1]
+
+    def validate_sizes(self) -> None:
+        """Raise if a size is not positive or a patch is too small for the pooling layers."""
+        for name in ("num_mel_frames", "num_mel_bins", "hidden_size", "embedding_size"):
+            require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
+        flat = [channels for block in self.block_channels for channels in block]
+        require(
+            all(self.block_channels) and all(channels > 0 for channels in flat),
+            f"`block_channels` must be a list of non-empty lists of positive widths, got {self.block_channels}.",
+        )
+        shrink = 2 ** len(self.block_channels)
+        require(
+            min(self.num_mel_frames, self.num_mel_bins) >= shrink,
+            f"`num_mel_frames` and `num_mel_bins` must be at least {shrink}, because each of the "
+            f"{len(self.block_channels)} blocks halves the patch, got {self.num_mel_frames} and {self.num_mel_bins}.",
+        )
+
+
+# AudioMobileNet.
+
+
+class BlockSize(NamedTuple):
+    """Sizes of one inverted-residual block.
+
+    Attributes:
+        in_channels: Channels of the input.
+        expanded_channels: Channels of the depthwise convolution.
+        out_channels: Channels of the output.
+        kernel_size: Of the depthwise convolution.
+        stride: Of the depthwise convolution, over frequency and time.
+        squeeze_excitation: Whether the block reweights its channels.
+        hard_swish: Whether the activation is hard-swish; ReLU otherwise.
+    """
+
+    in_channels: int
+    expanded_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+    squeeze_excitation: bool
+    hard_swish: bool
+
+
+# MobileNetV3-Large at width 1 (Howard et al. 2019, table 1).
+_BLOCKS = (
+    BlockSize(16, 16, 16, 3, 1, False, False),
+    BlockSize(16, 64, 24, 3, 2, False, False),
+    BlockSize(24, 72, 24, 3, 1, False, False),
+    BlockSize(24, 72, 40, 5, 2, True, False),
+    BlockSize(40, 120, 40, 5, 1, True, False),
+    BlockSize(40, 120, 40, 5, 1, True, False),
+    BlockSize(40, 240, 80, 3, 2, False, True),
+    BlockSize(80, 200, 80, 3, 1, False, True),
+    BlockSize(80, 184, 80, 3, 1, False, True),
+    BlockSize(80, 184, 80, 3, 1, False, True),
+    BlockSize(80, 480, 112, 3, 1, True, True),
+    BlockSize(112, 672, 112, 3, 1, True, True),
+    BlockSize(112, 672, 160, 5, 2, True, True),
+    BlockSize(160, 960, 160, 5, 1, True, True),
+    BlockSize(160, 960, 160, 5, 1, True, True),
+)
+_CLASSIFIER_CHANNELS = 1280  # hidden width of the classifier at width 1
+_CHANNEL_MULTIPLE = 8
+
+AUDIOSET_CLASSES = 527
+
+
+def round_channels(channels: float) -> int:
+    """Round a number of channels to a multiple of 8, and never below 90 % of it.
+
+    Args:
+        channels: Any positive number.
+
+    Returns:
+        The rounded number, at least 8.
+    """
+    half = _CHANNEL_MULTIPLE / 2
+    rounded = max(_CHANNEL_MULTIPLE, int(channels + half) // _CHANNEL_MULTIPLE * _CHANNEL_MULTIPLE)
+    return rounded if rounded >= 0.9 * channels else rounded + _CHANNEL_MULTIPLE
+
+
+@strict
+class AudioMobileNetConfig(PreTrainedConfig):
+    """Configuration of [`AudioMobileNetModel`].
+
+    The defaults are mn04 of EfficientAT ("Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge
+    Distillation", Schmid et al. 2023): 0.98 M parameters, 527 AudioSet classes.
+
+    Args:
+        width_multiplier: Factor of all widths of MobileNetV3-Large; published are 0.4, 0.5, 1, 2, 3 and 4.
+        num_mel_bins: Mel bands of a spectrogram. The network accepts any number of bands and of time frames.
+        classifier_dropout: Dropout before the last layer of the classifier, in [0, 1).
+        batch_norm_eps: Added to the variance in every BatchNorm.
+        initializer_range: Standard deviation of newly initialized linear layers.
+    """
+
+    model_type = "audio_mobilenet"
+    base_config_key = "audio_config"
+
+    width_multiplier: float = 0.4
+    num_mel_bins: int = 128
+    classifier_dropout: float = 0.2
+    batch_norm_eps: float = 1e-3
+    initializer_range: float = 0.01
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.id2label is None and "num_labels" not in kwargs:
+            kwargs["num_labels"] = AUDIOSET_CLASSES
+        super().__post_init__(**kwargs)
+
+    @property
+    def blocks(self) -> tuple[BlockSize, ...]:
+        """Sizes of the inverted-residual blocks at this width."""
+        return tuple(
+            block._replace(
+                in_channels=round_channels(block.in_channels * self.width_multiplier),
+                expanded_channels=round_channels(block.expanded_channels * self.width_multiplier),
+                out_channels=round_channels(block.out_channels * self.width_multiplier),
+            )
+            for block in _BLOCKS
+        )
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the embedding: six times that of the last block."""
+        return 6 * self.blocks[-1].out_channels
+
+    @property
+    def classifier_size(self) -> int:
+        """Width of the classifier's hidden layer."""
+        return round_channels(_CLASSIFIER_CHANNELS * self.width_multiplier)
+
+    def validate_sizes(self) -> None:
+        """Raise if a size is out of its range."""
+        for name in ("width_multiplier", "num_mel_bins", "batch_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"`classifier_dropout` must be in [0, 1), got {self.classifier_dropout}.")
+
+
+# The registry.
+
+# Our own audio encoders by model type; the first is the default. Any other model type is looked up in transformers.
+AUDIO_CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    config.model_type: config for config in (VGGishConfig, AudioMobileNetConfig)
+}
+# The audio encoders of the presets that do not use the published one.
+# A hundredth of the published size; training pretrains it on classes of sounds before it is frozen.
+TINY_AUDIO_CONFIG = {"block_channels": [[24], [48], [96], [96]], "hidden_size": 256, "embedding_size": 128}
+SMALL_AUDIO_CONFIG = {"model_type": AudioMobileNetConfig.model_type}
+
+# Where configurations keep the width of an embedding: ours, most models of transformers, encoder-decoders.
+_WIDTH_FIELDS = ("embedding_size", "hidden_size", "d_model")
+
+
+def build_audio_config(settings: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
+    """Return the configuration of an audio encoder.
+
+    Args:
+        settings: A configuration, or its fields with `model_type`: one of ours (`"vggish"`, which is the default,
+            or `"audio_mobilenet"`) or of any audio model of transformers. The configuration of a model that has an audio
+            part, such as CLAP, stands for that part.
+
+    Raises:
+        ValueError: If the model type is unknown, or the model has no single width of its embeddings.
+    """
+    if isinstance(settings, PreTrainedConfig):
+        config = settings
+    else:
+        fields_of_config = copy.deepcopy(settings or {})
+        model_type = fields_of_config.pop("model_type", next(iter(AUDIO_CONFIGS)))
+        config = _config_of_type(model_type, fields_of_config)
+    config = getattr(config, "audio_config", config)
+    audio_embedding_size(config)
+    return config
+
+
+def _config_of_type(model_type: Any, settings: dict[str, Any]) -> PreTrainedConfig:
+    """Build the configuration of a model type."""
+    if model_type in AUDIO_CONFIGS:
+        return AUDIO_CONFIGS[model_type](**settings)
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected `audio_config` with the `model_type` of an audio encoder, {', '.join(AUDIO_CONFIGS)} or an audio model "
+            f"of transformers such as audio-spectrogram-transformer or wav2vec2, got {model_type!r}."
+        ) from error
+
+
+def audio_embedding_size(config: PreTrainedConfig) -> int:
+    """Return the width of the embedding that an audio encoder with this configuration gives per window of audio.
+
+    Raises:
+        ValueError: If the configuration has no such width.
+    """
+    for name in _WIDTH_FIELDS:
+        if isinstance(width := getattr(config, name, None), int):
+            return width
+    raise ValueError(
+        f"{type(config).__name__} has none of {', '.join(_WIDTH_FIELDS)}, so it is not the configuration of one audio encoder."
+    )
+
+
+__all__ = [
+    "AUDIO_CONFIGS",
+    "AudioMobileNetConfig",
+    "BlockSize",
+    "SMALL_AUDIO_CONFIG",
+    "TINY_AUDIO_CONFIG",
+    "VGGishConfig",
+    "audio_embedding_size",
+    "build_audio_config",
+    "check_keywords",
+    "require",
+    "round_channels",
+]
