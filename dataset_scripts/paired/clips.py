@@ -68,6 +68,7 @@ class PairedClip(ClipArrays):
         visible: uint8 (frames, height, width), class index of every visible object, sounding or silent; 255 is void.
         sounding: bool (frames, classes + 1), which class sounds in which second, visible or not.
         events: The sounds.
+        class_names: Names of the classes by class index, the background first.
         picture: "single", "mosaic" or "paste".
         sound: "matching", "absent", "unknown", "background" or "silence".
     """
@@ -75,8 +76,17 @@ class PairedClip(ClipArrays):
     visible: np.ndarray
     sounding: np.ndarray
     events: tuple[SoundEvent, ...]
+    class_names: tuple[str, ...]
     picture: str
     sound: str
+
+    def sounding_objects(self) -> list[int]:
+        """Return the class indexes of the visible objects that sound in any second, in ascending order."""
+        seen = [
+            set(np.unique(mask)) & set(np.flatnonzero(row))
+            for mask, row in zip(self.visible, self.sounding, strict=True)
+        ]
+        return sorted(int(index) for index in set().union(*seen))
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,7 @@ class PairedClips(Dataset[PairedClip]):
             visible=picture.visible,
             sounding=sounding,
             events=events,
+            class_names=names,
             picture=picture.kind,
             sound=kind,
         )
