@@ -3,7 +3,7 @@
     python benchmarks/fuzz_media.py --mutants 5000 --seed 0 --keep failures
     python benchmarks/fuzz_media.py --replay failures/mp4-1234.bin
 
-Films in seven containers are written, damaged (bits flipped, bytes overwritten, removed, inserted, blocks swapped, the
+Videos in seven containers are written, damaged (bits flipped, bytes overwritten, removed, inserted, blocks swapped, the
 numbers of headers made extreme, the file truncated) and read by worker processes as a user would: the frames and the audio,
 and every frame one at a time. The time of a mutant and the memory of a worker are limited. The printed table counts the
 outcomes:
@@ -34,7 +34,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from media_damage import VIDEOS, damaged, write_films
+from media_damage import VIDEOS, damaged, write_videos
 
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio, read_media
 
@@ -73,7 +73,7 @@ class Result:
     """The outcome of one mutant.
 
     Attributes:
-        container: Suffix of the film that was damaged.
+        container: Suffix of the video that was damaged.
         number: Number of the mutant.
         outcome: One of OUTCOMES.
         detail: The message of an error, the name of a signal.
@@ -104,7 +104,7 @@ def read_as_a_user(data: bytes, container: str) -> tuple[str, str]:
 
     Args:
         data: The mutant.
-        container: Suffix of the film that it was made from; of a wav file only the audio is read.
+        container: Suffix of the video that it was made from; of a wav file only the audio is read.
 
     Returns:
         The outcome, and the message or the notes.
@@ -139,7 +139,7 @@ def _read_video(data: bytes) -> np.ndarray:
     return media.waveform
 
 
-def work(connection: Connection, films: dict[str, bytes], seed: int, limits: Limits) -> None:
+def work(connection: Connection, videos: dict[str, bytes], seed: int, limits: Limits) -> None:
     """Read the requested mutants, one after another, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -148,7 +148,7 @@ def work(connection: Connection, films: dict[str, bytes], seed: int, limits: Lim
             container, number = connection.recv()
         except EOFError:
             return
-        data = damaged(films[container], container, number, seed)
+        data = damaged(videos[container], container, number, seed)
         before = _peak_bytes(reset=True)
         try:
             outcome, detail = read_as_a_user(data, container)
@@ -174,13 +174,13 @@ class Reader:
     """A worker process, which is restarted after each crash and hang.
 
     Args:
-        films: The films by suffix.
+        videos: The videos by suffix.
         seed: Seed of the mutants.
         limits: Limits of a mutant.
     """
 
-    def __init__(self, films: dict[str, bytes], seed: int, limits: Limits) -> None:
-        self._arguments = films, seed, limits
+    def __init__(self, videos: dict[str, bytes], seed: int, limits: Limits) -> None:
+        self._arguments = videos, seed, limits
         self._limits = limits
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
@@ -257,16 +257,16 @@ def fuzz(
         seed: Seed of the damage.
         workers: Number of processes.
         limits: Limits of a mutant.
-        containers: Containers of the films to damage.
+        containers: Containers of the videos to damage.
 
     Returns:
         The outcomes, in order.
     """
     with tempfile.TemporaryDirectory() as folder:
-        films = write_films(Path(folder))
+        videos = write_videos(Path(folder))
     readers: queue.SimpleQueue[Reader] = queue.SimpleQueue()
     for _ in range(workers):
-        readers.put(Reader(films, seed, limits))
+        readers.put(Reader(videos, seed, limits))
 
     def read(number: int) -> Result:
         reader = readers.get()
@@ -301,12 +301,12 @@ def table(results: Sequence[Result]) -> str:
 
 def keep(results: Sequence[Result], seed: int, folder: Path) -> None:
     """Write the mutants with bad outcomes to a folder, with the outcome of each."""
-    with tempfile.TemporaryDirectory() as films_folder:
-        films = write_films(Path(films_folder))
+    with tempfile.TemporaryDirectory() as videos_folder:
+        videos = write_videos(Path(videos_folder))
     folder.mkdir(parents=True, exist_ok=True)
     for result in results:
         name = f"{result.container}-{seed}-{result.number}"
-        (folder / f"{name}.bin").write_bytes(damaged(films[result.container], result.container, result.number, seed))
+        (folder / f"{name}.bin").write_bytes(damaged(videos[result.container], result.container, result.number, seed))
         (folder / f"{name}.txt").write_text(f"{result.outcome}: {result.detail}\n")
 
 

@@ -1,4 +1,4 @@
-"""Small films in seven containers, and functions that damage them, for `fuzz_media.py`."""
+"""Small videos in seven containers, and functions that damage them, for `fuzz_media.py`."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -117,20 +117,20 @@ def _range(data: bytearray, random: np.random.Generator) -> tuple[int, int]:
     return start, min(len(data), start + int(10 ** random.uniform(0, np.log10(max(10, len(data) // 2)))))
 
 
-def damaged(film: bytes, container: str, number: int, seed: int) -> bytes:
-    """Return mutant `number` of a film."""
+def damaged(video: bytes, container: str, number: int, seed: int) -> bytes:
+    """Return mutant `number` of a video."""
     random = np.random.default_rng([seed, number, *container.encode()])
-    data = bytearray(film)
+    data = bytearray(video)
     for damage in random.choice(len(DAMAGES), 1 + int(random.integers(3) == 0)):
         data = DAMAGES[damage](data, random) or bytearray(b"\0")
     return bytes(data)
 
 
-def write_films(folder: Path) -> dict[str, bytes]:
-    """Write the films to damage: moving noise, and a tone."""
-    films = {}
+def write_videos(folder: Path) -> dict[str, bytes]:
+    """Write the videos to damage: moving noise, and a tone."""
+    videos = {}
     for container, (video_codec, pixel_format, audio_codec, rate) in VIDEOS.items():
-        path = folder / f"film.{container}"
+        path = folder / f"video.{container}"
         with av.open(str(path), "w") as file:
             video = None
             if video_codec:
@@ -143,8 +143,8 @@ def write_films(folder: Path) -> dict[str, bytes]:
             samples = av.AudioFrame.from_ndarray(tone, format="flt", layout="mono")
             samples.sample_rate, samples.pts, samples.time_base = rate, 0, Fraction(1, rate)
             file.mux([*(video.encode() if video else []), *audio.encode(samples), *audio.encode()])
-        films[container] = path.read_bytes()
-    return films
+        videos[container] = path.read_bytes()
+    return videos
 
 
 def _frames(pixel_format: str) -> Iterator[av.VideoFrame]:

@@ -37,7 +37,7 @@ class Track:
         codec: FFmpeg's name of the encoder.
         sampling_rate: In hertz (Hz).
         layout: FFmpeg's name of the channels' places.
-        start: When it starts, seconds; the tone keeps its place in the film.
+        start: When it starts, seconds; the tone keeps its place in the video.
         seconds: How long it lasts.
         pitch: Of the tone, in hertz (Hz).
         language: Three letters, for files that tell.

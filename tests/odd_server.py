@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def odd_server(film: bytes, broadcast: bytes) -> Iterator[str]:
+def odd_server(video: bytes, broadcast: bytes) -> Iterator[str]:
     """Serve a video in many faulty ways.
 
     Args:
-        film: Bytes of a file with an end.
+        video: Bytes of a file with an end.
         broadcast: Bytes that can be sent again and again.
 
     Yields:
@@ -20,7 +20,7 @@ def odd_server(film: bytes, broadcast: bytes) -> Iterator[str]:
     """
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.daemon_threads = True
-        server.film, server.broadcast, server.stopped = film, broadcast, threading.Event()
+        server.video, server.broadcast, server.stopped = video, broadcast, threading.Event()
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -48,19 +48,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def whole(self) -> None:
-        self.answer(len(self.server.film))
-        self.wfile.write(self.server.film)
+        self.answer(len(self.server.video))
+        self.wfile.write(self.server.video)
 
     def drips(self) -> None:
-        self.answer(len(self.server.film))
-        for byte in self.server.film:
+        self.answer(len(self.server.video))
+        for byte in self.server.video:
             self.wfile.write(bytes([byte]))
             if self.server.stopped.wait(0.1):
                 return
 
     def breaks(self) -> None:
-        self.answer(len(self.server.film))
-        self.wfile.write(self.server.film[: len(self.server.film) // 2])
+        self.answer(len(self.server.video))
+        self.wfile.write(self.server.video[: len(self.server.video) // 2])
 
     def stalls(self) -> None:
         self.breaks()

@@ -92,8 +92,8 @@ def test_stages_are_those_of_the_model_and_all_files_are_deleted(analysis_module
 
 
 def test_overlay_of_a_recording_with_a_late_start_is_synchronous(analysis_module, segmenter, tmp_path):
-    film = begin_late(write_odd_video(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
-    analysis = analysis_module.Analysis(segmenter, film, "cut.ts", analysis_module.Limits(), tmp_path)
+    video = begin_late(write_odd_video(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
+    analysis = analysis_module.Analysis(segmenter, video, "cut.ts", analysis_module.Limits(), tmp_path)
     analysis.run(rate=1)
     overlay = read_media(analysis.draw(0.5, lambda *_: None).overlay)
     assert onset(overlay.waveform, overlay.sampling_rate) == pytest.approx(0.2, abs=0.05)

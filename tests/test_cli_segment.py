@@ -246,7 +246,7 @@ class TestRestart:
 
     def test_two_kills(self, here: Path):
         """Two kills at random times; the final rows are those of one run."""
-        assert main(command(output="whole")) == 1
+        assert main(command(output="uninterrupted")) == 1
         delays = random.Random(7)
         for kill in (1, 2):
             process = start_process(lambda: main(command("--shard-minutes", "0")), here / "log")
@@ -255,7 +255,7 @@ class TestRestart:
             end_process(process)
             assert finish_process(process) == -signal.SIGKILL
         assert finish_process(start_process(lambda: main(command("--shard-minutes", "0")), here / "log")) == 1
-        assert rows(here / "out").equals(rows(here / "whole"))
+        assert rows(here / "out").equals(rows(here / "uninterrupted"))
 
     def test_only_one_run_at_a_time(self, here: Path, capsys: pytest.CaptureFixture):
         import fcntl
@@ -310,7 +310,7 @@ class TestProcesses:
         """Any process at any time; the next run has another number of processes."""
         for copy in range(5):
             shutil.copytree(here / "clips", here / "many" / str(copy))
-        assert main([*command(output="whole", videos="many"), *MORE]) == 1
+        assert main([*command(output="uninterrupted", videos="many"), *MORE]) == 1
         delays, log, done = random.Random(11), here / "log", []
         for kill in range(10):
             log.write_text("")
@@ -325,7 +325,7 @@ class TestProcesses:
         assert done == sorted(done)
         assert done[-1] > done[0]
         assert self.start(2, log).wait() == 1
-        assert rows(here / "out").equals(rows(here / "whole"))
+        assert rows(here / "out").equals(rows(here / "uninterrupted"))
         assert "30 of 40 videos segmented" in log.read_text()
 
 
@@ -386,19 +386,19 @@ def test_two_nodes(ray_folder: Path, capsys: pytest.CaptureFixture, monkeypatch:
     monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
-    assert main(ray_command("whole", "--format", "parquet")) == 1
+    assert main(ray_command("uninterrupted", "--format", "parquet")) == 1
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
         options = ("--format", "parquet", "--ray", cluster.address)
         assert main(ray_command("out", *options)) == 1
-        assert rows(ray_folder / "out").equals(rows(ray_folder / "whole"))
+        assert rows(ray_folder / "out").equals(rows(ray_folder / "uninterrupted"))
         assert published(ray_folder / "out") >= 2
         assert "failed: clips/broken.mp4: " in capsys.readouterr().err
 
         next((ray_folder / "out").glob(SHARDS)).unlink()
         assert main(ray_command("out", *options)) == 1
-        assert rows(ray_folder / "out").equals(rows(ray_folder / "whole"))
+        assert rows(ray_folder / "out").equals(rows(ray_folder / "uninterrupted"))
 
         assert main(ray_command("folders", "--overlay", "--ray", cluster.address, "--ray-workers", "2")) == 1
         made = sorted(path.name for path in (ray_folder / "folders").iterdir() if path.is_dir())

@@ -31,34 +31,34 @@ def fuzz_media() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def films(fuzz_media: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return fuzz_media.write_films(tmp_path_factory.mktemp("films"))
+def videos(fuzz_media: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return fuzz_media.write_videos(tmp_path_factory.mktemp("videos"))
 
 
-def test_whole_films_are_used(fuzz_media: ModuleType, films: dict[str, bytes]) -> None:
-    for container, film in films.items():
-        assert fuzz_media.read_as_a_user(film, container) == ("used", "")
+def test_undamaged_videos_are_used(fuzz_media: ModuleType, videos: dict[str, bytes]) -> None:
+    for container, video in videos.items():
+        assert fuzz_media.read_as_a_user(video, container) == ("used", "")
 
 
-def test_a_mutant_is_the_same_each_time_and_no_other(fuzz_media: ModuleType, films: dict[str, bytes]) -> None:
-    first = [fuzz_media.damaged(films["mp4"], "mp4", number, 0) for number in range(20)]
-    assert first == [fuzz_media.damaged(films["mp4"], "mp4", number, 0) for number in range(20)]
+def test_mutants_are_reproducible_and_distinct(fuzz_media: ModuleType, videos: dict[str, bytes]) -> None:
+    first = [fuzz_media.damaged(videos["mp4"], "mp4", number, 0) for number in range(20)]
+    assert first == [fuzz_media.damaged(videos["mp4"], "mp4", number, 0) for number in range(20)]
     assert len(set(first)) == 20
-    assert films["mp4"] not in first
-    assert first[0] != fuzz_media.damaged(films["mp4"], "mp4", 0, 1)
+    assert videos["mp4"] not in first
+    assert first[0] != fuzz_media.damaged(videos["mp4"], "mp4", 0, 1)
 
 
-def test_two_hundred_mutants_are_used_or_refused(fuzz_media: ModuleType, films: dict[str, bytes]) -> None:
+def test_two_hundred_mutants_are_used_or_refused(fuzz_media: ModuleType, videos: dict[str, bytes]) -> None:
     outcomes = []
     for number in range(210):
-        container = list(films)[number % len(films)]
-        data = fuzz_media.damaged(films[container], container, number, 7)
+        container = list(videos)[number % len(videos)]
+        data = fuzz_media.damaged(videos[container], container, number, 7)
         outcomes.append(fuzz_media.read_as_a_user(data, container)[0])
     assert set(outcomes) == set(fuzz_media.GOOD_OUTCOMES)
 
 
 def test_a_crash_a_hang_and_memory_are_told_apart_and_survived(
-    fuzz_media: ModuleType, films: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    fuzz_media: ModuleType, videos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(_data: bytes, container: str) -> tuple[str, str]:
         if container == "mp4":
@@ -77,7 +77,7 @@ def test_a_crash_a_hang_and_memory_are_told_apart_and_survived(
 
     monkeypatch.setattr(fuzz_media, "read_as_a_user", read)
     monkeypatch.setattr(fuzz_media, "CONTEXT", fuzz_media.multiprocessing.get_context("fork"))
-    reader = fuzz_media.Reader(films, 0, fuzz_media.Limits(seconds=0.3, memory_bytes=2**25))
+    reader = fuzz_media.Reader(videos, 0, fuzz_media.Limits(seconds=0.3, memory_bytes=2**25))
     start = time.monotonic()
     results = [reader.read(container, 0) for container in ("mp4", "mov", "ts", "mkv", "webm", "avi")]
     reader.close()
@@ -94,8 +94,8 @@ def test_a_crash_a_hang_and_memory_are_told_apart_and_survived(
 def test_bad_mutants_are_kept_with_what_came_of_them(fuzz_media: ModuleType, tmp_path: Path) -> None:
     fuzz_media.keep([fuzz_media.Result("avi", 12, "crash", "SIGSEGV", 0.1)], 3, tmp_path / "kept")
     assert (tmp_path / "kept" / "avi-3-12.txt").read_text() == "crash: SIGSEGV\n"
-    films = fuzz_media.write_films(tmp_path)
-    assert (tmp_path / "kept" / "avi-3-12.bin").read_bytes() == fuzz_media.damaged(films["avi"], "avi", 12, 3)
+    videos = fuzz_media.write_videos(tmp_path)
+    assert (tmp_path / "kept" / "avi-3-12.bin").read_bytes() == fuzz_media.damaged(videos["avi"], "avi", 12, 3)
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from odd_films import noisy
 from odd_media import HEIGHT, WIDTH, Track, big_endian, every, overwrite, patch_box, write_odd_video
+from odd_videos import noisy
 from PIL import Image
 
 from modeling_pcmanet import media_pcmanet
@@ -44,20 +44,20 @@ from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 
 def test_a_note_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="modeling_pcmanet")
-    notes = MediaNotes("film.mp4")
+    notes = MediaNotes("video.mp4")
     notes.add("it is torn")
     notes.add("it is old", logging.INFO)
     notes.add("it is torn")
     assert notes.texts == ["it is torn", "it is old"]
     assert caplog.record_tuples == [
-        ("modeling_pcmanet.media_pcmanet", logging.WARNING, "film.mp4: it is torn"),
-        ("modeling_pcmanet.media_pcmanet", logging.INFO, "film.mp4: it is old"),
+        ("modeling_pcmanet.media_pcmanet", logging.WARNING, "video.mp4: it is torn"),
+        ("modeling_pcmanet.media_pcmanet", logging.INFO, "video.mp4: it is old"),
     ]
-    assert f"{notes} is a film" == "film.mp4 is a film"
+    assert f"{notes} is a video" == "video.mp4 is a video"
 
 
 def test_what_is_counted_is_said_at_the_end() -> None:
-    notes = MediaNotes("film.mp4")
+    notes = MediaNotes("video.mp4")
     for _ in range(3):
         notes.count("tears")
     notes.count("stains")
@@ -301,7 +301,7 @@ def own_picture(seconds: float) -> np.ndarray:
     return coarse.repeat(8, axis=0).repeat(8, axis=1)
 
 
-def film(path: Path, name: str) -> Path:
+def write_sample(path: Path, name: str) -> Path:
     suffix, codec, options, times, _ = VIDEOS[name]
     return write_odd_video(
         path.with_suffix(suffix), times=times, codec=codec, options=options, paint=own_picture, tracks=()
@@ -315,7 +315,7 @@ def read_frames(path: Path, *rates: float | str) -> list[StreamedFrame]:
 
 
 def read(path: Path, *rates: float) -> list[tuple[Any, ...]]:
-    """Read a film both ways, to its end."""
+    """Read a video both ways, to its end."""
     with MediaReader(path, audio=False) as reader:
         frames = [(timestamp, masks, frame.tobytes()) for timestamp, frame, masks in reader.frames(*rates)]
     media = read_media(path, frames_per_second=rates[0], audio=False)
@@ -332,7 +332,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...]]]:
-    """Read a film like [`read`], but decodes every frame."""
+    """Read a video like [`read`], but decodes every frame."""
 
     def read_whole(path: Path, *rates: float) -> list[tuple[Any, ...]]:
         with monkeypatch.context() as patch:
@@ -344,7 +344,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...]
 
 @pytest.mark.parametrize("name", VIDEOS)
 def test_what_is_skipped_is_not_missed(tmp_path: Path, name: str, decoded: list[float], whole: Callable) -> None:
-    path = film(tmp_path / "film", name)
+    path = write_sample(tmp_path / "video", name)
     for rates in ((1.0,), (0.3,), (2.5,), (1.0, 4.0)):
         assert read(path, *rates) == whole(path, *rates)
     decoded.clear()
@@ -353,7 +353,7 @@ def test_what_is_skipped_is_not_missed(tmp_path: Path, name: str, decoded: list[
 
 
 def test_every_frame_is_decoded_where_every_frame_is_wanted(tmp_path: Path, decoded: list[float]) -> None:
-    path = film(tmp_path / "film", "mp4")
+    path = write_sample(tmp_path / "video", "mp4")
     assert len(read_frames(path, 1.0, "video")) == SECONDS
     assert decoded == pytest.approx(STEADY)
 
@@ -366,7 +366,7 @@ def test_every_frame_is_decoded_where_frames_are_counted(tmp_path: Path, decoded
 
 @pytest.mark.parametrize("start", [0.0, 5.0, 13.9, 2000.0])
 def test_a_splice_is_read_frame_by_frame(tmp_path: Path, start: float, decoded: list[float], whole: Callable) -> None:
-    first = film(tmp_path / "first", "MPEG-2")
+    first = write_sample(tmp_path / "first", "MPEG-2")
     times = every(seconds=SECONDS, start=start)
     second = write_odd_video(
         tmp_path / "second.mpg", times=times, codec="mpeg2video", options={"bf": "2"}, paint=own_picture, tracks=()
@@ -383,7 +383,7 @@ def test_a_splice_is_read_frame_by_frame(tmp_path: Path, start: float, decoded: 
 @pytest.mark.parametrize("milliseconds", [11_100, 11_200, 11_300])
 def test_a_frame_stays_where_the_next_one_is_cut_off(tmp_path: Path, milliseconds: int, whole: Callable) -> None:
     """An editor may write down that only a part is shown: the rest is decoded and thrown away."""
-    path = patch_box(film(tmp_path / "film", "mp4"), b"elst", 8, big_endian(milliseconds))
+    path = patch_box(write_sample(tmp_path / "video", "mp4"), b"elst", 8, big_endian(milliseconds))
     assert read(path, 1.0) == whole(path, 1.0)
     with MediaReader(path, audio=False) as reader:
         assert len(list(reader.frames())) == 11
@@ -391,7 +391,7 @@ def test_a_frame_stays_where_the_next_one_is_cut_off(tmp_path: Path, millisecond
 
 
 def test_after_damage_every_frame_is_decoded(tmp_path: Path, decoded: list[float], whole: Callable) -> None:
-    path = overwrite(film(tmp_path / "film", "broadcast"), 0.45, 0.5)
+    path = overwrite(write_sample(tmp_path / "video", "broadcast"), 0.45, 0.5)
     frames, expected = read(path, 1.0), whole(path, 1.0)
     assert [frame[0] for frame in frames[:SECONDS]] == [frame[0] for frame in expected[:SECONDS]]
     assert frames[:6] == expected[:6]
@@ -421,7 +421,7 @@ def test_a_sampler_tells_when_it_looks(rate: float, start: float, end: float, lo
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
-def test_pictures_stand_as_a_player_shows_them(tmp_path: Path, degrees: int, mirrored: bool) -> None:
+def test_frames_are_oriented_as_a_player_shows_them(tmp_path: Path, degrees: int, mirrored: bool) -> None:
     # Four gray quarters, so that every rotation and mirror image is different.
     quarters = np.kron(np.array([[20, 90], [160, 230]], np.uint8), np.ones((24, 32), np.uint8))
     path = tmp_path / "turned.mp4"
@@ -509,8 +509,8 @@ def open_frames_of_sizes(
 
 
 def test_the_first_frame_gives_the_size_of_all(tmp_path: Path) -> None:
-    frames, video = open_frames_of_sizes(tmp_path / "film.mkv", [(64, 48), (32, 24), (32, 24)])
-    notes = MediaNotes("film.mkv")
+    frames, video = open_frames_of_sizes(tmp_path / "video.mkv", [(64, 48), (32, 24), (32, 24)])
+    notes = MediaNotes("video.mkv")
     converter = FrameConverter(video, notes)
     converted_frames = [converter.convert(frame) for frame in frames]
     assert [frame.shape for frame in converted_frames] == [(48, 64, 3)] * 3
@@ -519,17 +519,17 @@ def test_the_first_frame_gives_the_size_of_all(tmp_path: Path) -> None:
 
 
 def test_the_same_frame_twice_is_converted_once(tmp_path: Path) -> None:
-    frames, video = open_frames_of_sizes(tmp_path / "film.mkv", [(64, 48), (64, 48)])
-    converter = FrameConverter(video, MediaNotes("film.mkv"))
+    frames, video = open_frames_of_sizes(tmp_path / "video.mkv", [(64, 48), (64, 48)])
+    converter = FrameConverter(video, MediaNotes("video.mkv"))
     first = converter.convert(frames[0])
     assert converter.convert(frames[0]) is first
     assert converter.convert(frames[1]) is not first
 
 
 def test_a_frame_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -> None:
-    frames, video = open_frames_of_sizes(tmp_path / "film.mkv", [(64, 48), (9000, 9000)])
-    with pytest.raises(MediaError, match=r"film\.mkv: its frames are 9000x9000, 81 million pixels"):
-        FrameConverter(video, MediaNotes("film.mkv")).convert(frames[1])
+    frames, video = open_frames_of_sizes(tmp_path / "video.mkv", [(64, 48), (9000, 9000)])
+    with pytest.raises(MediaError, match=r"video\.mkv: its frames are 9000x9000, 81 million pixels"):
+        FrameConverter(video, MediaNotes("video.mkv")).convert(frames[1])
 
 
 NTSC = 30000 / 1001
@@ -643,7 +643,7 @@ def test_seconds_that_the_video_does_not_reach_take_its_last_frame(tmp_path: Pat
     assert numbers(read_media(tmp_path / "short.mp4", audio=False).frames) == [28, 58, 88, 118, 140]
 
 
-def test_the_picture_and_not_the_sound_decides_the_number_of_frames(tmp_path: Path) -> None:
+def test_video_and_not_audio_decides_the_number_of_frames(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", number_pictures(125), 25, tone(5.6, 44100), 44100)
     media = read_media(tmp_path / "clip.mp4")
     assert len(media.frames) == 5
@@ -736,7 +736,7 @@ def test_a_hole_in_the_sound_becomes_silence(tmp_path: Path) -> None:
     np.testing.assert_array_equal(media.waveform[0], expected.astype(np.float32))
 
 
-def test_sound_beyond_a_hole_that_reaches_past_the_picture_is_left_out(tmp_path: Path) -> None:
+def test_audio_after_a_hole_that_reaches_past_the_video_is_left_out(tmp_path: Path) -> None:
     chunks = [(0.0, tone(0.5)), (400.0, tone(0.5))]
     media = read_media(write_streams(tmp_path / "clip.mkv", spaced(0.04, 50), chunks))
     assert media.waveform.shape == (1, 96000)
@@ -834,7 +834,7 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
             read(tmp_path / "sound.wav")
 
 
-def test_a_sound_track_that_only_comes_before_the_picture_is_none(tmp_path: Path) -> None:
+def test_an_audio_track_that_ends_before_the_video_starts_counts_as_missing(tmp_path: Path) -> None:
     path = write_streams(tmp_path / "early.mkv", spaced(0.04, 25, start=1.0), [(0.0, tone(0.5))])
     with pytest.raises(MediaError, match=r"early\.mkv: its audio track has no samples\. .*`audio=`"):
         read_media(path)
@@ -951,7 +951,7 @@ def test_neither_stream_runs_ahead(tmp_path: Path) -> None:
 def test_a_badly_interleaved_file_is_read_through_a_second_handle(
     tmp_path: Path, kind: str, audio_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_odd_video(tmp_path / "film.mkv", tracks=[Track("pcm_s16le")], paint=noisy, audio_first=audio_first)
+    path = write_odd_video(tmp_path / "video.mkv", tracks=[Track("pcm_s16le")], paint=noisy, audio_first=audio_first)
     expected = read_media(path)
     monkeypatch.setattr(media_pcmanet, "LARGEST_QUEUE_BYTES", 2**14)
     opened, open_container = [], av.open

@@ -203,9 +203,9 @@ def test_audio_continues_where_a_broadcast_was_spliced(tmp_path: Path, codec: st
     """The times of the source go back at the splice, and its layout may change."""
     tracks = [Track(codec, 48000, layout) for layout in layouts]
     parts = [write_odd_video(tmp_path / f"{index}.ts", tracks=[track]) for index, track in enumerate(tracks)]
-    film, path = tmp_path / "film.ts", tmp_path / "clip.mp4"
-    film.write_bytes(b"".join(part.read_bytes() for part in parts))
-    with MediaReader(film) as reader:
+    video, path = tmp_path / "video.ts", tmp_path / "clip.mp4"
+    video.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with MediaReader(video) as reader:
         frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
         audio = (reader.audio_stream, reader.audio_packets())
         write_timed_video(path, frames, audio, audio_origin=lambda: reader.origin)
@@ -216,26 +216,26 @@ def test_audio_continues_where_a_broadcast_was_spliced(tmp_path: Path, codec: st
 
 def test_audio_begins_at_the_first_frame_that_can_be_decoded(tmp_path: Path) -> None:
     """A recording that begins inside a group of frames declares a start without a frame."""
-    film = begin_late(write_odd_video(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
+    video = begin_late(write_odd_video(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
     path = tmp_path / "clip.mp4"
-    with MediaReader(film) as reader:
+    with MediaReader(video) as reader:
         frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
         audio = (reader.audio_stream, reader.audio_packets())
         write_timed_video(path, frames, audio, audio_origin=lambda: reader.origin)
-    onsets = [onset(media.waveform, media.sampling_rate) for media in (read_media(film), read_media(path))]
+    onsets = [onset(media.waveform, media.sampling_rate) for media in (read_media(video), read_media(path))]
     assert onsets == pytest.approx([0.2, 0.2], abs=0.05)
 
 
 def test_damaged_audio_packets_are_left_out(tmp_path: Path) -> None:
     track = Track(codec="mp2", sampling_rate=48000, layout="stereo", seconds=10)
-    film = write_odd_video(tmp_path / "damaged.ts", times=every(seconds=10), tracks=[track])
+    video = write_odd_video(tmp_path / "damaged.ts", times=every(seconds=10), tracks=[track])
     path = tmp_path / "clip.mp4"
-    with MediaReader(overwrite(film, 0.4, 0.5)) as reader:
+    with MediaReader(overwrite(video, 0.4, 0.5)) as reader:
         frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
         audio = (reader.audio_stream, reader.audio_packets())
         write_timed_video(path, frames, audio, audio_origin=lambda: reader.origin)
     loud = []
-    for media in (read_media(film), read_media(path)):
+    for media in (read_media(video), read_media(path)):
         tenths = media.waveform[0, : int(9.9 * media.sampling_rate)].reshape(99, -1)
         loud.append(np.abs(tenths).max(axis=1) > 0.1)
     assert 15 < (~loud[0]).sum() < 40

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from av.video.stream import VideoStream
-from odd_films import INTERLACED, REFUSED, VIDEOS, noisy, setting, sized
 from odd_media import (
     COLORS,
     HEIGHT,
@@ -26,6 +25,7 @@ from odd_media import (
     write_odd_video,
 )
 from odd_server import odd_server
+from odd_videos import INTERLACED, REFUSED, VIDEOS, noisy, setting, sized
 from playwright.sync_api import sync_playwright
 from tiny_model import tiny_config
 from transformers import pipeline
@@ -44,7 +44,7 @@ from pcmanet.pipelines import AudioVisualSegmentationPipeline
 @pytest.mark.parametrize("name", VIDEOS)
 def test_what_can_be_used_is_used_and_says_what_was_done(tmp_path: Path, name: str) -> None:
     case = VIDEOS[name]
-    path = case.make(tmp_path / f"film{case.suffix}")
+    path = case.make(tmp_path / f"video{case.suffix}")
     media = read_media(path, audio=case.start is not None)
     assert shown_colors(media.frames, gray=case.gray) == case.colors
     assert media.frames.shape[1:] == (case.size[1], case.size[0], 3)
@@ -62,7 +62,7 @@ def test_what_can_be_used_is_used_and_says_what_was_done(tmp_path: Path, name: s
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_used_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
     case = REFUSED[name]
-    path = case.make(tmp_path / f"film{case.suffix}")
+    path = case.make(tmp_path / f"video{case.suffix}")
     with pytest.raises(MediaError, match=rf"{re.escape(str(path))}.*(?:{case.message})"):
         read_media(path)
 
@@ -77,7 +77,7 @@ def test_what_moves_in_an_interlaced_film_has_no_combs(tmp_path: Path, top_first
         return picture
 
     path = write_odd_video(
-        tmp_path / "film.mkv",
+        tmp_path / "video.mkv",
         paint=paint,
         codec="mpeg2video",
         options={"q:v": "1", "qmin": "1", "qmax": "1"},
@@ -99,7 +99,7 @@ def test_a_turned_film_stands_upright(tmp_path: Path, degrees: int) -> None:
         return picture
 
     path = write_odd_video(
-        tmp_path / "film.mp4", paint=paint, configure=lambda stream: stream.set_display_rotation(degrees)
+        tmp_path / "video.mp4", paint=paint, configure=lambda stream: stream.set_display_rotation(degrees)
     )
     media = read_media(path)
     assert media.frames.shape[1:3] == ((HEIGHT, WIDTH) if degrees == 180 else (WIDTH, HEIGHT))
@@ -150,7 +150,7 @@ def test_every_kind_of_sound_sets_in_when_it_should(
 
 def test_the_track_that_is_taken_is_the_one_that_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_odd_video(
-        tmp_path / "film.mkv", tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0, layout="stereo")]
+        tmp_path / "video.mkv", tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0, layout="stereo")]
     )
     media = read_media(path)
     taken = {"1 (ger)": 440.0, "2 (eng)": 1000.0}
@@ -160,10 +160,10 @@ def test_the_track_that_is_taken_is_the_one_that_is_named(tmp_path: Path, caplog
 
 
 @pytest.mark.slow
-def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_frames_beyond_the_limit_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     # Eight frames in RGB would be 1.6 GB; the sizes of H.264 are known without decoding.
     path = write_odd_video(
-        tmp_path / "film.mp4", times=[0.0], paint=sized(8208, 8208), options={"preset": "ultrafast"}
+        tmp_path / "video.mp4", times=[0.0], paint=sized(8208, 8208), options={"preset": "ultrafast"}
     )
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")
@@ -208,8 +208,8 @@ def test_a_browser_shows_the_same(tmp_path: Path) -> None:
         page = browser.new_page()
         for degrees in (0, 90, 180, 270):
             for aspect in (Fraction(1), Fraction(16, 15), Fraction(8, 9), Fraction(2)):
-                path = write_odd_video(tmp_path / "film.mp4", paint=paint, configure=configured(degrees, aspect))
-                (tmp_path / "page.html").write_text('<video src="film.mp4" muted></video>')
+                path = write_odd_video(tmp_path / "video.mp4", paint=paint, configure=configured(degrees, aspect))
+                (tmp_path / "page.html").write_text('<video src="video.mp4" muted></video>')
                 page.goto(f"file://{tmp_path}/page.html")
                 width, height, colors = page.evaluate(BROWSER_LOOKS)
                 frame = read_media(path).frames[0]
@@ -226,7 +226,7 @@ def test_a_browser_shows_the_same(tmp_path: Path) -> None:
     "name", ["ünï 视频.mp4", 'it\'s "quoted".mp4', "-leading dash.mp4", "new\nline.mp4", "%20.mp4", "*.mp4", "#?&.mp4"]
 )
 def test_any_name_that_a_file_can_have(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_odd_video(tmp_path / "film.mp4").rename(tmp_path / name)
+    write_odd_video(tmp_path / "video.mp4").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert shown_colors(read_media(name).frames) == "RGBW"
 
@@ -237,7 +237,7 @@ def test_names_that_no_file_can_have() -> None:
     with pytest.raises(FileNotFoundError, match="No such media file"):
         read_media("nul\0l.mp4")
     with pytest.raises(FileNotFoundError, match="No such media file"):
-        read_media(Path(__file__) / "film.mp4")
+        read_media(Path(__file__) / "video.mp4")
 
 
 def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
@@ -248,8 +248,8 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_links_lead_to_films_or_to_errors(tmp_path: Path) -> None:
-    film_path = write_odd_video(tmp_path / "film.mp4")
-    (tmp_path / "link.mp4").symlink_to(film_path)
+    video_path = write_odd_video(tmp_path / "video.mp4")
+    (tmp_path / "link.mp4").symlink_to(video_path)
     assert shown_colors(read_media(tmp_path / "link.mp4").frames) == "RGBW"
     (tmp_path / "broken.mp4").symlink_to(tmp_path / "nowhere.mp4")
     with pytest.raises(FileNotFoundError, match=r"broken\.mp4"):
@@ -313,9 +313,9 @@ def test_a_file_that_grows_is_read_as_far_as_it_is(tmp_path: Path) -> None:
 
 
 def test_sound_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_odd_video(tmp_path / "film.mkv", tracks=[Track("pcm_s16le")])
+    path = write_odd_video(tmp_path / "video.mkv", tracks=[Track("pcm_s16le")])
     monkeypatch.setattr(media_pcmanet, "LARGEST_AUDIO_BYTES", 2**17)
-    with pytest.raises(MediaError, match=r"film\.mkv gives more than 0\.000122 GiB of audio"):
+    with pytest.raises(MediaError, match=r"video\.mkv gives more than 0\.000122 GiB of audio"):
         read_media(path)
 
 
@@ -323,9 +323,9 @@ def test_sound_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatc
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served")
     whole = write_odd_video(
-        folder / "film.mp4", paint=noisy, container_options={"movflags": "+faststart"}
+        folder / "video.mp4", paint=noisy, container_options={"movflags": "+faststart"}
     ).read_bytes()
-    broadcast = write_odd_video(folder / "film.ts", paint=noisy).read_bytes()
+    broadcast = write_odd_video(folder / "video.ts", paint=noisy).read_bytes()
     with odd_server(whole, broadcast) as address:
         yield address
 
@@ -390,7 +390,7 @@ def test_the_pipeline_uses_what_the_reader_uses(
     tmp_path: Path, segmenter: AudioVisualSegmentationPipeline, name: str
 ) -> None:
     case = VIDEOS[name]
-    path = case.make(tmp_path / f"film{case.suffix}")
+    path = case.make(tmp_path / f"video{case.suffix}")
     media = read_media(path, audio=False)
     count = len(media.frames)
     sound = {} if case.start is not None else {"audio": np.zeros((1, count * 16000)), "sampling_rate": 16000}
@@ -412,7 +412,7 @@ def test_the_pipeline_refuses_what_the_reader_refuses(
     tmp_path: Path, segmenter: AudioVisualSegmentationPipeline, name: str
 ) -> None:
     case = REFUSED[name]
-    path = case.make(tmp_path / f"film{case.suffix}")
+    path = case.make(tmp_path / f"video{case.suffix}")
     for run in (segmenter, lambda source: list(segmenter.stream(source))):
         with pytest.raises(MediaError, match=rf"{re.escape(str(path))}.*(?:{case.message})"):
             run(path)

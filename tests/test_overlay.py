@@ -123,13 +123,13 @@ class TestWriteOverlayVideo:
 
     def test_audio_begins_at_the_first_frame_that_can_be_decoded(self, tmp_path: Path):
         """A recording that begins inside a group of frames declares a start without a frame."""
-        film = begin_late(write_odd_video(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
+        video = begin_late(write_odd_video(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
         path = tmp_path / "overlay.mp4"
-        with MediaReader(film) as reader:
+        with MediaReader(video) as reader:
             frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
             audio = (reader.audio_stream, reader.audio_packets())
             write_overlay_video(path, frames, RESULTS, COLORS, audio=audio, audio_origin=lambda: reader.origin)
-        onsets = [onset(media.waveform, media.sampling_rate) for media in (read_media(film), read_media(path))]
+        onsets = [onset(media.waveform, media.sampling_rate) for media in (read_media(video), read_media(path))]
         assert onsets == pytest.approx([0.2, 0.2], abs=0.05)
 
     def test_audio_can_be_a_waveform(self, tmp_path: Path):

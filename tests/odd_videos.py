@@ -69,7 +69,7 @@ class Refused:
     message: str
 
 
-def film(**arguments: object) -> Callable[[Path], Path]:
+def written(**arguments: object) -> Callable[[Path], Path]:
     return lambda path: write_odd_video(path, **arguments)
 
 
@@ -190,20 +190,27 @@ SILENT_END = r"its audio ends .* s before its video; silence is filled in"
 LONG_AUDIO = r"its audio goes on for .* s after its video; this is left out"
 
 VIDEOS = {
-    "plain": UsableVideo(".mp4", film()),
+    "plain": UsableVideo(".mp4", written()),
     # --- Video ---
-    "variable rate, mp4": UsableVideo(".mp4", film(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])),
-    "variable rate, mkv": UsableVideo(".mkv", film(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])),
-    "odd size": UsableVideo(".mkv", film(codec="ffv1", paint=sized(51, 37)), size=(51, 37)),
-    "odd size, h264": UsableVideo(".mp4", film(pixel_format="yuv444p", paint=sized(51, 37)), size=(51, 37)),
+    "variable rate, mp4": UsableVideo(
+        ".mp4", written(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])
+    ),
+    "variable rate, mkv": UsableVideo(
+        ".mkv", written(times=[0.0, 0.05, 0.7, 0.95, 1.0, 2.0, 2.1, 2.15, 3.0, 3.8, 3.9])
+    ),
+    "odd size": UsableVideo(".mkv", written(codec="ffv1", paint=sized(51, 37)), size=(51, 37)),
+    "odd size, h264": UsableVideo(".mp4", written(pixel_format="yuv444p", paint=sized(51, 37)), size=(51, 37)),
     "wide pixels": UsableVideo(
         ".mp4",
-        film(configure=setting(sample_aspect_ratio=Fraction(16, 15))),
+        written(configure=setting(sample_aspect_ratio=Fraction(16, 15))),
         size=(68, 48),
         notes=("pixels are 16:15",),
     ),
     "narrow pixels": UsableVideo(
-        ".mkv", film(configure=setting(sample_aspect_ratio=Fraction(8, 9))), size=(64, 54), notes=("pixels are 8:9",)
+        ".mkv",
+        written(configure=setting(sample_aspect_ratio=Fraction(8, 9))),
+        size=(64, 54),
+        notes=("pixels are 8:9",),
     ),
     "impossible pixels": UsableVideo(
         ".mp4",
@@ -217,7 +224,7 @@ VIDEOS = {
     ),
     "turned and wide pixels": UsableVideo(
         ".mp4",
-        film(
+        written(
             configure=lambda stream: (
                 stream.set_display_rotation(90),
                 setting(sample_aspect_ratio=Fraction(2))(stream),
@@ -226,75 +233,77 @@ VIDEOS = {
         size=(48, 128),
         notes=("pixels are 2:1",),
     ),
-    "10 bits, hevc": UsableVideo(".mp4", film(codec="libx265", pixel_format="yuv420p10le", options=QUIET_X265)),
-    "10 bits, h264": UsableVideo(".mp4", film(pixel_format="yuv420p10le")),
+    "10 bits, hevc": UsableVideo(".mp4", written(codec="libx265", pixel_format="yuv420p10le", options=QUIET_X265)),
+    "10 bits, h264": UsableVideo(".mp4", written(pixel_format="yuv420p10le")),
     "10 bits, prores": UsableVideo(
-        ".mov", film(codec="prores_ks", pixel_format="yuv422p10le", tracks=[Track("pcm_s24le", 48000)])
+        ".mov", written(codec="prores_ks", pixel_format="yuv422p10le", tracks=[Track("pcm_s24le", 48000)])
     ),
     "10 bits, bt2020": UsableVideo(
         ".mp4",
-        film(
+        written(
             codec="libx265",
             pixel_format="yuv420p10le",
             options=QUIET_X265,
             colors=(Colorspace.BT2020, 9, ColorRange.MPEG),
         ),
     ),
-    "bt709": UsableVideo(".mp4", film(colors=(Colorspace.ITU709, 1, ColorRange.MPEG))),
-    "bt709, full range": UsableVideo(".mp4", film(colors=(Colorspace.ITU709, 1, ColorRange.JPEG))),
-    "gray": UsableVideo(".mkv", film(codec="ffv1", pixel_format="gray"), gray=True),
-    "gray, 10 bits": UsableVideo(".mkv", film(codec="ffv1", pixel_format="gray10le"), gray=True),
-    "gray, 16 bits": UsableVideo(".mkv", film(codec="ffv1", pixel_format="gray16le"), gray=True),
+    "bt709": UsableVideo(".mp4", written(colors=(Colorspace.ITU709, 1, ColorRange.MPEG))),
+    "bt709, full range": UsableVideo(".mp4", written(colors=(Colorspace.ITU709, 1, ColorRange.JPEG))),
+    "gray": UsableVideo(".mkv", written(codec="ffv1", pixel_format="gray"), gray=True),
+    "gray, 10 bits": UsableVideo(".mkv", written(codec="ffv1", pixel_format="gray10le"), gray=True),
+    "gray, 16 bits": UsableVideo(".mkv", written(codec="ffv1", pixel_format="gray16le"), gray=True),
     "transparent, prores": UsableVideo(
         ".mov",
-        film(codec="prores_ks", pixel_format="yuva444p10le", paint=half_transparent),
+        written(codec="prores_ks", pixel_format="yuva444p10le", paint=half_transparent),
         notes=("transparent in parts",),
     ),
     "transparent, qtrle": UsableVideo(
-        ".mov", film(codec="qtrle", pixel_format="argb", paint=half_transparent), notes=("transparent in parts",)
+        ".mov", written(codec="qtrle", pixel_format="argb", paint=half_transparent), notes=("transparent in parts",)
     ),
-    "opaque with alpha": UsableVideo(".mkv", film(codec="ffv1", pixel_format="bgra")),
+    "opaque with alpha": UsableVideo(".mkv", written(codec="ffv1", pixel_format="bgra")),
     "interlaced": UsableVideo(
-        ".ts", film(codec="mpeg2video", configure=setting(flags=INTERLACED)), notes=("video is interlaced",)
+        ".ts", written(codec="mpeg2video", configure=setting(flags=INTERLACED)), notes=("video is interlaced",)
     ),
-    "hevc": UsableVideo(".mp4", film(codec="libx265", options=QUIET_X265)),
-    "vp8": UsableVideo(".webm", film(codec="libvpx", tracks=[Track("libopus", 48000)])),
-    "vp9": UsableVideo(".webm", film(codec="libvpx-vp9", options={"cpu-used": "8"}, tracks=[Track("libopus", 48000)])),
+    "hevc": UsableVideo(".mp4", written(codec="libx265", options=QUIET_X265)),
+    "vp8": UsableVideo(".webm", written(codec="libvpx", tracks=[Track("libopus", 48000)])),
+    "vp9": UsableVideo(
+        ".webm", written(codec="libvpx-vp9", options={"cpu-used": "8"}, tracks=[Track("libopus", 48000)])
+    ),
     "av1": UsableVideo(
         ".mp4",
-        film(codec="libsvtav1", options={"preset": "12", "svtav1-params": "lp=1"}, paint=sized(160, 120)),
+        written(codec="libsvtav1", options={"preset": "12", "svtav1-params": "lp=1"}, paint=sized(160, 120)),
         size=(160, 120),
     ),
-    "motion jpeg": UsableVideo(".avi", film(codec="mjpeg", pixel_format="yuvj420p", tracks=[Track("pcm_s16le")])),
-    "mpeg 2": UsableVideo(".mpg", film(codec="mpeg2video", tracks=[Track("mp2", 44100)])),
-    "mpeg 4": UsableVideo(".avi", film(codec="mpeg4", tracks=[Track("libmp3lame")]), start=1.07),
-    "flash": UsableVideo(".flv", film(codec="flv", tracks=[Track("libmp3lame", 44100)])),
-    "raw": UsableVideo(".avi", film(codec="rawvideo", pixel_format="bgr24", tracks=[Track("pcm_s16le")])),
-    "animated gif": UsableVideo(".gif", film(codec="gif", pixel_format="rgb8", tracks=()), start=None),
-    "animated png": UsableVideo(".apng", film(codec="apng", pixel_format="rgba", tracks=()), start=None),
+    "motion jpeg": UsableVideo(".avi", written(codec="mjpeg", pixel_format="yuvj420p", tracks=[Track("pcm_s16le")])),
+    "mpeg 2": UsableVideo(".mpg", written(codec="mpeg2video", tracks=[Track("mp2", 44100)])),
+    "mpeg 4": UsableVideo(".avi", written(codec="mpeg4", tracks=[Track("libmp3lame")]), start=1.07),
+    "flash": UsableVideo(".flv", written(codec="flv", tracks=[Track("libmp3lame", 44100)])),
+    "raw": UsableVideo(".avi", written(codec="rawvideo", pixel_format="bgr24", tracks=[Track("pcm_s16le")])),
+    "animated gif": UsableVideo(".gif", written(codec="gif", pixel_format="rgb8", tracks=()), start=None),
+    "animated png": UsableVideo(".apng", written(codec="apng", pixel_format="rgba", tracks=()), start=None),
     "photograph": UsableVideo(".jpg", photograph, colors="R", start=None),
-    "one frame": UsableVideo(".mp4", film(times=[0.0]), colors="R", start=1.0, notes=(LONG_AUDIO,)),
+    "one frame": UsableVideo(".mp4", written(times=[0.0]), colors="R", start=1.0, notes=(LONG_AUDIO,)),
     "two video tracks": UsableVideo(
         ".mp4", two_videos, start=None, notes=(r"of its 2 video tracks number 1 \(.*\) is taken",)
     ),
     # --- Audio ---
     "two sound tracks": UsableVideo(
         ".mkv",
-        film(tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0)]),
+        written(tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0)]),
         notes=(r"of its 2 audio tracks number 1 \(ger\) is taken",),
     ),
     "late sound": UsableVideo(
-        ".mkv", film(tracks=[Track(start=2.0, seconds=2.0)]), start=2.0, notes=("its audio starts 2.0. s after",)
+        ".mkv", written(tracks=[Track(start=2.0, seconds=2.0)]), start=2.0, notes=("its audio starts 2.0. s after",)
     ),
-    "early end": UsableVideo(".mp4", film(tracks=[Track(seconds=2.0)]), notes=(SILENT_END,)),
-    "no sound at the end of a second": UsableVideo(".mp4", film(tracks=[Track(seconds=3.5)])),
+    "early end": UsableVideo(".mp4", written(tracks=[Track(seconds=2.0)]), notes=(SILENT_END,)),
+    "no sound at the end of a second": UsableVideo(".mp4", written(tracks=[Track(seconds=3.5)])),
     "ten minutes of sound": UsableVideo(
-        ".mkv", film(tracks=[Track("pcm_s16le", 8000, seconds=600.0)]), notes=(LONG_AUDIO,)
+        ".mkv", written(tracks=[Track("pcm_s16le", 8000, seconds=600.0)]), notes=(LONG_AUDIO,)
     ),
-    "sound first in the file": UsableVideo(".mkv", film(tracks=[Track("pcm_s16le")], audio_first=True)),
+    "sound first in the file": UsableVideo(".mkv", written(tracks=[Track("pcm_s16le")], audio_first=True)),
     "picture later than sound": UsableVideo(
         ".mkv",
-        film(times=every(start=1.0, seconds=3.0)),
+        written(times=every(start=1.0, seconds=3.0)),
         colors="GBW",
         start=0.0,
         notes=("its audio starts before its video",),
@@ -302,7 +311,7 @@ VIDEOS = {
     # --- Timestamps ---
     "negative timestamps": UsableVideo(
         ".mp4",
-        film(
+        written(
             times=every(start=-1.0, seconds=5.0),
             paint=lambda seconds: flat_frame(max(0.0, seconds)),
             container_options={"avoid_negative_ts": "disabled"},
@@ -358,8 +367,8 @@ VIDEOS = {
 }
 
 REFUSED = {
-    "no frames": Refused(".mkv", film(times=[0.0], tracks=()), "has no audio track"),
-    "no sound": Refused(".mp4", film(tracks=()), r"has no audio track\. Pass the audio as `audio=`"),
+    "no frames": Refused(".mkv", written(times=[0.0], tracks=()), "has no audio track"),
+    "no sound": Refused(".mp4", written(tracks=()), r"has no audio track\. Pass the audio as `audio=`"),
     "sound alone": Refused(".m4a", lambda path: write_odd_audio(path, Track()), "has no video stream"),
     "index missing": Refused(".mp4", lambda path: cut(write_odd_video(path), 0.9), "complete media file"),
     "nothing": Refused(".mp4", lambda path: clip_of(path, b""), r"is empty \(0 bytes\)"),
@@ -379,7 +388,7 @@ REFUSED = {
         ".mp4", lambda path: clip_of(path, np.random.default_rng(0).bytes(2**20)), "complete media file|has no"
     ),
     "a giant picture": Refused(".mov", giant, r"no more than 67 million pixels"),
-    "encrypted": Refused(".mp4", film(container_options=CENC), r"is encrypted \(DRM\)"),
+    "encrypted": Refused(".mp4", written(container_options=CENC), r"is encrypted \(DRM\)"),
     "unknown codec": Refused(
         ".mkv",
         lambda path: replaced(path, b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"),
