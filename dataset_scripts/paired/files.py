@@ -214,8 +214,8 @@ def write_tree(
     with atomic_folder(target, durable=False) as tree:
         for split, clips in parts.items():
             usable = _with_visible_sound(clips) if layout == "s4" else clips
-            for clip in read_clips(usable, num_workers, f"writing {split}", progress):
-                rows.append(writer(tree, split, clip, library.settings))
+            written = read_clips(usable, num_workers, f"writing {split}", progress)
+            rows += [writer(tree, split, clip, library.settings) for clip in written]
         if layout == "folder":
             _write_folder_tables(tree, library.settings, rows)
         else:

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.augmentation import crop
-from pcmanet.dataset_scripts.avsbench import find_clips, label_names, load_avsbench
+from pcmanet.dataset_scripts.avsbench import BINARY_LABELS, find_clips, label_names, load_avsbench
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings, fingerprint
 from pcmanet.dataset_scripts.clips import ClipArrays, to_arrays
 from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.paired import Library, PairedClips, is_paired_data, read_settings
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 
@@ -30,18 +31,20 @@ from .recipe import Recipe
 
 
 Batch: TypeAlias = dict[str, torch.Tensor]  # see the table in the processor's module docstring
-Clips: TypeAlias = Any  # an indexable data set with a length: SoundingShapes, or rows of load_avsbench
+Clips: TypeAlias = Any  # an indexable data set with a length: SoundingShapes, PairedClips, or rows of load_avsbench
 
 
 def class_names(recipe: Recipe) -> list[str]:
     """Return the names of the classes of a recipe's data, background first; a single one for binary masks."""
+    if recipe.data is not None and is_paired_data(recipe.data):
+        return list(read_settings(recipe.data).class_names) if recipe.task == "avss" else list(BINARY_LABELS)
     if recipe.data is not None:
         return list(label_names(recipe.data, recipe.task))
     return ["background", *CLASSES] if recipe.task == "avss" else ["sounding"]
 
 
 def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[Clips, Clips]:
-    """Load the training and validation clips; those of Sounding Shapes come from separate random streams.
+    """Load the training and validation clips; generated ones come from separate random streams.
 
     Args:
         recipe: The recipe.
@@ -54,6 +57,14 @@ def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[
         ValueError: If a split has no clip.
         AVSBenchError: If files are missing or damaged; the message names all of them.
     """
+    if recipe.data is not None and is_paired_data(recipe.data):
+        library = Library(read_settings(recipe.data), progress=True)
+        lengths = {"train": recipe.clips, "val": recipe.evaluation_clips}
+        training, validation = (
+            PairedClips(library, recipe.task, split, length=length, seed=recipe.seed)
+            for split, length in lengths.items()
+        )
+        return training, validation
     if recipe.data is not None:
         options = {"label_noise": recipe.label_noise, "frames_per_second": recipe.frames_per_second}
         training, validation = (
@@ -115,20 +126,22 @@ class TrainingData:
             parts=recipe.gradient_accumulation,
             processes=num_processes,
             epochs=recipe.epochs,
-            # Every clip of Sounding Shapes is generated from its index, so the order is random already.
-            shuffle=recipe.data is not None,
+            # A generated clip is drawn from its index, so the order is random already.
+            shuffle=recipe.data is not None and not is_paired_data(recipe.data),
             seed=recipe.seed,
         )
-        cache = recipe.log_mel_cache
+        cache = recipe.audio_cache
         augmentation = recipe.training_augmentation
-        self._collate = ClipCollator(processor, binary, augmentation=augmentation, log_mel_cache=cache)
-        self._collate_validation = ClipCollator(processor, binary, log_mel_cache=cache)
+        self._collate = ClipCollator(processor, binary, augmentation=augmentation, audio_cache=cache)
+        self._collate_validation = ClipCollator(processor, binary, audio_cache=cache)
 
     def identity(self) -> dict[str, Any]:
         """Return, by name, what must be the same of the training clips for a run to resume."""
         recipe, count = self._recipe, {"clips": self.plan.num_clips}
         if recipe.data is None:
             return count  # the recipe determines the rest
+        if is_paired_data(recipe.data):
+            return count | {"the settings and files of the paired data": self._training_clips.clips.identity}
         settings = RowSettings(label_noise=recipe.label_noise, frames_per_second=recipe.frames_per_second)
         tree = find_clips(recipe.data, recipe.task, settings)
         paths = [path for clip in tree.clips if clip.split in ("train", "val") for path in clip.paths]
