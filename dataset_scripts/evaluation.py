@@ -5,6 +5,7 @@ number of processes.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from modeling_pcmanet.media_pcmanet import read_audio
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
 
 from .avsbench import find_clips
-from .avsbench.layouts import AVSBenchError, Clip, have_disjoint_objects, label_names
+from .avsbench.layouts import BINARY_LABELS, AVSBenchError, Clip, ClipFiles, have_disjoint_objects, label_names
 from .avsbench.rows import RowSettings, inspect_files, read_row, row_features
 from .collation import ClipCollator
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics
+from .paired import Library, PairedClips, read_settings
+from .paired.files import to_row
 
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -57,6 +60,7 @@ class EvaluationClips:
         clips: The files of each clip, in the order of the table.
         settings: Options of rows.
         labels: Names of the classes; a single one if masks are binary.
+        identity: What generated clips depend on; empty if the clips are files.
     """
 
     name: str
@@ -65,6 +69,7 @@ class EvaluationClips:
     clips: Sequence[Clip]
     settings: RowSettings
     labels: tuple[str, ...]
+    identity: str = ""
 
     @property
     def binary(self) -> bool:
@@ -84,6 +89,53 @@ class EvaluationClips:
             AVSBenchError: If files of the clip cannot be used; the error lists all of them.
         """
         return row_features(self.settings.log_mel).decode_example(read_row(self.clips[index], self.settings))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedEvaluationClips(EvaluationClips):
+    """Generated clips of paired data.
+
+    Attributes:
+        generated: The clips.
+    """
+
+    generated: PairedClips
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Generate a clip as a row, see [`EvaluationClips`]."""
+        return to_row(self.generated[index])
+
+
+def find_paired_clips(path: str | Path, name: str, split: str, length: int, seed: int) -> PairedEvaluationClips:
+    """Prepare generated clips of paired data.
+
+    Args:
+        path: The settings file.
+        name: Rule of the masks: "s4", "ms3" or "avss".
+        split: "train", "val" or "test".
+        length: Number of clips.
+        seed: Seed of the clips.
+
+    Returns:
+        The clips. The sounding objects are listed for binary masks alone, where they cannot be read from the masks.
+
+    Raises:
+        ValueError: If an argument is unknown, or the split has no photos.
+        AVSBenchError: If the settings or files cannot be used; the error lists all problems.
+    """
+    generated = PairedClips(Library(read_settings(path), progress=True), name, split, length=length, seed=seed)
+    names = generated.library.settings.class_names
+    clips = []
+    for index in range(length):
+        objects = None
+        if generated.binary:
+            objects = tuple(names[label] for label in generated[index].sounding_objects())
+        label = f"{split} {index}"
+        clips.append(ClipFiles(label, label, split, name, None, objects, (), (), "indexes", "", None))
+    labels = BINARY_LABELS if generated.binary else names
+    return PairedEvaluationClips(
+        *(name, split, Path(path), clips, RowSettings(), labels, generated.identity), generated=generated
+    )
 
 
 def find_evaluation_clips(root: str | Path, name: str, split: str, settings: RowSettings) -> EvaluationClips:
@@ -190,7 +242,8 @@ class EvaluationReader:
         row = self.data.row(index)
         if audio == "positive":
             return row
-        seconds = len(row["frames"]) / self.data.settings.frames_per_second
+        # Generated clips may have audio before their first frame.
+        seconds = max(len(row["frames"]) / self.data.settings.frames_per_second, math.ceil(row["timestamps"][-1]))
         return row | {"audio": {"path": None, "bytes": self._negative_audio(index, audio, seconds)}, "log_mel": None}
 
     def _negative_audio(self, index: int, audio: Audio, seconds: float) -> bytes:

@@ -174,9 +174,17 @@ def _add_evaluate(commands: Commands) -> None:
     _add_checkpoint(parser)
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", type=_path, required=True, help="AVSBench as downloaded, or a folder of clips with a clips.csv"
+        "--data",
+        type=_path,
+        required=True,
+        help="AVSBench as downloaded, a folder of clips with a clips.csv, or the YAML file of paired data",
     )
-    group.add_argument("--name", choices=DATA_SETS, help="data set, if the folder contains several")
+    group.add_argument(
+        "--name", choices=DATA_SETS, help="data set, if there are several (default of paired data: avss)"
+    )
+    group.add_argument(
+        "--clips", type=_positive_integer, default=500, help="paired data: number of clips (default: 500)"
+    )
     group.add_argument("--split", default="test", help="train, val or test (default: test)")
     group.add_argument(
         "--label-noise",
@@ -229,7 +237,9 @@ def _add_evaluate(commands: Commands) -> None:
     group.add_argument(
         "--threads", type=_positive_integer, default=1, help="CPU threads per process; can change the last digits"
     )
-    group.add_argument("--seed", type=_non_negative_integer, default=0, help="seed of the noise (default: 0)")
+    group.add_argument(
+        "--seed", type=_non_negative_integer, default=0, help="seed of the noise and of paired clips (default: 0)"
+    )
 
 
 def _add_train(commands: Commands) -> None:
@@ -243,7 +253,10 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument(
         "--recipe", type=_path, metavar="FILE", help="YAML file with the fields that differ from the defaults"
     )
-    parser.add_argument("--data", help="folder of AVSBench or of your own clips (default: generated Sounding Shapes)")
+    parser.add_argument(
+        "--data",
+        help="folder of AVSBench or of your own clips, or YAML file of paired data (default: generated Sounding Shapes)",
+    )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="fields of the recipe, as in YAML"
     )

@@ -42,12 +42,14 @@ from pcmanet.dataset_scripts.evaluation import (
     clip_results,
     find_evaluation_clips,
     find_off_screen_audio,
+    find_paired_clips,
     markdown_table,
     protocol_results,
     results_table,
     worst_clips,
 )
 from pcmanet.dataset_scripts.metrics import IGNORE_INDEX, Audio, RobustnessMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.paired import is_paired_data
 from pcmanet.files import atomic_file, keep_settings, recover, write_text
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet
@@ -94,6 +96,8 @@ def run(arguments: Namespace) -> bool:
 
 def _find_data(arguments: Namespace) -> EvaluationClips:
     """Find the clips, and check all their files before anything is computed."""
+    if is_paired_data(arguments.data):
+        return _generate_clips(arguments)
     if not arguments.data.is_dir():
         raise FileNotFoundError(
             f"Folder {arguments.data} not found. Give AVSBench as downloaded, or a folder of clips."
@@ -105,6 +109,19 @@ def _find_data(arguments: Namespace) -> EvaluationClips:
         raise ValueError(f"{arguments.data} contains {' and '.join(names)}. Choose one with --name.")
     settings = RowSettings(arguments.label_noise, arguments.log_mel, arguments.frames_per_second)
     return find_evaluation_clips(arguments.data, names[0], arguments.split, settings)
+
+
+def _generate_clips(arguments: Namespace) -> EvaluationClips:
+    """Prepare clips of paired data."""
+    if arguments.name == "folder" or arguments.label_noise != "keep" or arguments.log_mel:
+        raise ValueError("Paired data have the rules --name s4, ms3 or avss, and neither --label-noise nor --log-mel.")
+    if "off_screen" in arguments.negative_audio and arguments.off_screen_audio is None:
+        raise ValueError(
+            "--negative-audio off_screen: paired clips have no audio files. Give a folder with --off-screen-audio."
+        )
+    return find_paired_clips(
+        arguments.data, arguments.name or "avss", arguments.split, arguments.clips, arguments.seed
+    )
 
 
 def _check_compatibility(arguments: Namespace, config: PCMANetConfig, data: EvaluationClips) -> None:
@@ -151,6 +168,7 @@ def _describe(arguments: Namespace, reader: EvaluationReader, device: torch.devi
         "table": str(reader.data.table.resolve()),
         "name": reader.data.name,
         "split": reader.data.split,
+        "generated": reader.data.identity,
         **asdict(reader.data.settings),
         "batch_size": arguments.batch_size,
         "score_padding": arguments.score_padding,
