@@ -21,7 +21,7 @@ DIFFERENCES = {
     "(b) layout repaired": {"masked_query_gradients": "false"},
     DEFAULT: {},
     "(d) default without confidence masking": {"confidence_threshold": 0},
-    "(e) default without QSCA": {"cross_attention": "false"},
+    "(e) default without QSCA": {"cross_attention": "null"},
 }
 
 

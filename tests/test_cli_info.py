@@ -40,7 +40,7 @@ def test_semantic_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture):
     assert lines["backbone"] == "resnet"
     assert lines["parameters"].startswith(f"{total / 1e6:.2f} M (audio encoder ")
     assert lines["token layout"] == "scrambled"
-    assert (lines["cross attention"], lines["gather queries"]) == ("on", "off")
+    assert (lines["cross attention"], lines["gather queries"]) == ("qsca", "off")
     assert lines["license"] == "cc-by-4.0"
     assert lines["test"] == "miou 0.5, f score 0.25"
     assert "clips" not in lines

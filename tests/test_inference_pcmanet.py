@@ -123,7 +123,7 @@ def test_audio_of_padding_is_not_embedded():
     [
         {"token_layout": "scrambled", "padded_frames": "zeroed", "masked_query_gradients": False},
         {"gather_queries": True},
-        {"cross_attention": False},
+        {"cross_attention": None},
         {"confidence_threshold": 0},
         {"num_labels": 3, "num_groups": 4},
         {"token_grid_sizes": [1, 3, 4, 16]},
@@ -297,7 +297,7 @@ PADDED = [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]]
         ({"sharpness": 50.0}, 0, None),
         ({"sharpness": 50.0, "num_labels": 4}, 0.1, PADDED),
         ({"padded_frames": "zeroed", "token_layout": "scrambled"}, 0.3, PADDED),
-        ({"sharpness": 20.0, "cross_attention": False}, 0.5, None),
+        ({"sharpness": 20.0, "cross_attention": None}, 0.5, None),
     ],
     ids=str,
 )

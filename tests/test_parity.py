@@ -11,6 +11,7 @@ import torch
 from published_weights import FIXTURES, published_shapes, seeded_inputs, seeded_state_dict
 from tiny_model import tiny_config
 
+from modeling_pcmanet.configuration_pcmanet import NUM_STAGES
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout, QuerySelectedCrossAttention
 
@@ -63,7 +64,7 @@ def test_outputs_equal_published_outputs(recorded):
 @pytest.mark.parametrize("token_layout", ["spatial", "scrambled"])
 def test_token_layout_determines_the_position_of_tokens(token_layout):
     config = tiny_config(token_layout=token_layout)
-    attention = QuerySelectedCrossAttention(config, token_grid_size=4, is_finest=True)
+    attention = QuerySelectedCrossAttention(config, NUM_STAGES - 1)
     width = config.hidden_size
     visual = torch.randn(2, width, 4, 4)
     with torch.no_grad():

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         PCMANetProcessor,
         VGGishConfig,
         VGGishModel,
+        register_block,
     )
     from pcmanet.dataset_scripts.avsbench import load_avsbench
     from pcmanet.dataset_scripts.metrics import (
@@ -68,6 +69,7 @@ __all__ = [
     "VGGishConfig",
     "VGGishModel",
     "load_avsbench",
+    "register_block",
 ]
 
 # The module in which each public name is found. A type checker reads the imports above instead.
