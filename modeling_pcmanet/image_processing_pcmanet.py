@@ -30,6 +30,7 @@ from transformers.image_utils import (
     PILImageResampling,
 )
 
+
 # What an image processor does to the values of pixels.
 _NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 

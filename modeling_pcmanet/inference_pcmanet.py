@@ -922,7 +922,7 @@ def _fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.C
     return folded.to(convolution.weight.dtype)
 
 
-def _fold_sequences(network: nn.Module) -> nn.Module:
+def _fold_sequences(network: Any) -> Any:
     """Fold, in place, every BatchNorm that follows a convolution in an `nn.Sequential`."""
     sequences = [module for module in network.modules() if type(module).forward is nn.Sequential.forward]
     for sequence in sequences:
