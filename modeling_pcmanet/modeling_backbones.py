@@ -102,7 +102,7 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
     config: EfficientNetLiteConfig
     base_model_prefix = "efficientnet_lite"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     has_attentions = False
     _no_split_modules = ["InvertedResidual"]
 
@@ -271,11 +271,12 @@ def _load_timm_model(name: str | PathLike[str], config: Any) -> PreTrainedModel:
     # Where timm is installed, this imports it and torchvision, which takes seconds.
     from transformers import TimmBackbone, TimmBackboneConfig
 
+    config_class: Any = TimmBackboneConfig  # `out_indices` is a property, which its type does not show
     with torch.device("meta"):
-        probe: Any = TimmBackbone(TimmBackboneConfig(backbone=config.architecture, out_indices=[-1]))
+        probe: Any = TimmBackbone(config_class(backbone=config.architecture, out_indices=[-1]))
     reductions = [level["reduction"] for level in probe._backbone.feature_info.info]
     indices = [reductions.index(stride) for stride in STRIDES] if set(STRIDES) <= set(reductions) else [-1]
-    timm_config = TimmBackboneConfig(backbone=config.architecture, out_indices=indices)
+    timm_config = config_class(backbone=config.architecture, out_indices=indices)
     file = cached_file(name, "model.safetensors")
     return TimmBackbone(timm_config, pretrained=True, pretrained_cfg_overlay={"file": file}).eval()
 

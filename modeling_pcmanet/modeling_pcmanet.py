@@ -312,7 +312,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         names = {"backbone": "backbone_config", "audio_encoder": "audio_config"}
         settings: dict[str, Any] = {names[part]: loaded.config for part, loaded in parts.items()}
         # CODEPATH: a plain vision transformer has one feature map.
-        if visual is not None and len(parts["backbone"].channels) == 1:
+        if visual is not None and len(cast(Any, parts["backbone"]).channels) == 1:
             settings["neck"] = "feature_pyramid"
         settings |= config
         model = cls(PCMANetConfig(**settings) if preset is None else PCMANetConfig.from_preset(preset, **settings))
