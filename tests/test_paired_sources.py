@@ -1,0 +1,333 @@
+"""Test the layouts of photos and recordings, their decoding, splits and problems."""
+
+import itertools
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from paired_files import (
+    RATE,
+    SECOND,
+    make_mask,
+    write_coco,
+    write_mask,
+    write_paired_data,
+    write_photo,
+    write_photo_folder,
+    write_settings,
+    write_sound_table,
+    write_table,
+    write_tone,
+)
+from PIL import Image
+
+from modeling_pcmanet.media_writing_pcmanet import write_audio
+from pcmanet.dataset_scripts.avsbench import AVSBenchError
+from pcmanet.dataset_scripts.paired import Library, read_settings
+from pcmanet.dataset_scripts.paired.sources import (
+    PHOTO_LAYOUTS,
+    RECORDING_LAYOUTS,
+    VOC_LABELS,
+    Recording,
+    assign_splits,
+    decode_photo,
+    decode_recording,
+    read_sources,
+)
+
+
+INDEXES = {"dog": 5, "cat": 2}
+
+
+def read(layouts: Any, **source: Any) -> list[Any]:
+    """Read one source without problems."""
+    found, problems = read_sources([source], layouts)
+    assert problems == []
+    return found
+
+
+# Photos
+
+
+def test_folder_of_photos(tmp_path: Path) -> None:
+    write_photo_folder(tmp_path, count=4)
+    photos = read(PHOTO_LAYOUTS, layout="folder", path=str(tmp_path))
+    assert [photo.id for photo in photos] == [f"photo_{k:02d}" for k in range(4)]
+    image, mask = decode_photo(photos[3], INDEXES, 64)
+    expected = make_mask(5, 2)
+    np.testing.assert_array_equal(mask, expected)
+    # Dogs are 1 in the file, which is a red of 40; cats are 2.
+    assert abs(int(image[24, 16, 0]) - 40) < 6
+    assert abs(int(image[24, 48, 0]) - 80) < 12
+
+
+def test_labels_without_a_class_are_background_and_void_is_kept(tmp_path: Path) -> None:
+    write_photo_folder(tmp_path, count=1)
+    (photo,) = read(PHOTO_LAYOUTS, layout="folder", path=str(tmp_path))
+    _, mask = decode_photo(photo, {"cat": 2}, 64)
+    assert set(np.unique(mask)) == {0, 255}
+    assert (mask[:, 31:33] == 255).all()
+
+
+def test_mask_values_count_from_one_above_the_ids(tmp_path: Path) -> None:
+    write_photo_folder(tmp_path, count=1)
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "mask_values.json").write_text('{"0": "cat", "1": "dog"}', encoding="utf-8")
+    (photo,) = read(PHOTO_LAYOUTS, layout="folder", path=str(tmp_path))
+    assert photo.labels == {1: "cat", 2: "dog"}
+
+
+def test_large_photos_are_reduced(tmp_path: Path) -> None:
+    write_photo_folder(tmp_path, count=4)
+    photos = read(PHOTO_LAYOUTS, layout="folder", path=str(tmp_path))
+    image, mask = decode_photo(photos[3], INDEXES, 32)
+    assert image.shape == (24, 32, 3)
+    np.testing.assert_array_equal(mask, make_mask(5, 2)[::2, ::2])
+
+
+def test_coco(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    source = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
+    first, second = read(PHOTO_LAYOUTS, layout="coco", split="train", **source)
+    assert (first.split, first.group) == ("train", "000001")
+    _, mask = decode_photo(first, INDEXES, 64)
+    expected = make_mask(5)
+    expected[16:32, 8:24] = 2
+    np.testing.assert_array_equal(mask, expected)
+    assert not decode_photo(second, INDEXES, 64)[1].any()
+
+
+def test_voc_with_other_masks_and_a_list(tmp_path: Path) -> None:
+    dog, cat = VOC_LABELS.index("dog"), VOC_LABELS.index("cat")
+    for name in ("a", "b"):
+        write_photo(tmp_path / "JPEGImages" / f"{name}.jpg", make_mask(1))
+        write_mask(tmp_path / "SegmentationClass" / f"{name}.png", make_mask(dog, cat))
+        write_mask(tmp_path / "Aug" / f"{name}.png", make_mask(cat))
+    (tmp_path / "list.txt").write_text("b\n", encoding="utf-8")
+    photos = read(PHOTO_LAYOUTS, layout="voc", path=str(tmp_path))
+    assert [photo.id for photo in photos] == ["a", "b"]
+    np.testing.assert_array_equal(decode_photo(photos[0], INDEXES, 64)[1], make_mask(5, 2))
+    options = {"masks": str(tmp_path / "Aug"), "list": str(tmp_path / "list.txt")}
+    (photo,) = read(PHOTO_LAYOUTS, layout="voc", path=str(tmp_path), **options)
+    np.testing.assert_array_equal(decode_photo(photo, INDEXES, 64)[1], make_mask(2))
+
+
+# Recordings
+
+
+def test_table_and_folders(tmp_path: Path) -> None:
+    write_tone(tmp_path / "dog" / "a.wav", "dog")
+    write_tone(tmp_path / "cat" / "b.ogg", "cat")
+    write_table(tmp_path / "t.csv", [{"file": "dog/a.wav", "class": "bark", "group": "g", "split": "val"}])
+    assert read(RECORDING_LAYOUTS, layout="table", path=str(tmp_path / "t.csv")) == [
+        Recording(str(tmp_path / "dog/a.wav"), ("bark",), "g", "val")
+    ]
+    found = read(RECORDING_LAYOUTS, layout="folders", path=str(tmp_path), split="test")
+    assert [(one.labels, one.group, one.split) for one in found] == [(("cat",), "b", "test"), (("dog",), "a", "test")]
+
+
+def test_esc50(tmp_path: Path) -> None:
+    row = {"filename": "1-100-A-0.wav", "fold": "1", "target": "0", "category": "dog", "src_file": "100", "take": "A"}
+    write_table(tmp_path / "meta" / "esc50.csv", [row])
+    assert read(RECORDING_LAYOUTS, layout="esc50", path=str(tmp_path)) == [
+        Recording(str(tmp_path / "audio/1-100-A-0.wav"), ("dog",), "100", None)
+    ]
+
+
+def test_fsd50k(tmp_path: Path) -> None:
+    dev = [{"fname": "1", "labels": "Bark,Dog", "mids": "", "split": "val"}]
+    write_table(tmp_path / "FSD50K.ground_truth" / "dev.csv", dev)
+    write_table(tmp_path / "FSD50K.ground_truth" / "eval.csv", [{"fname": "2", "labels": "Meow", "mids": ""}])
+    assert read(RECORDING_LAYOUTS, layout="fsd50k", path=str(tmp_path)) == [
+        Recording(str(tmp_path / "FSD50K.dev_audio/1.wav"), ("Bark", "Dog"), "1", "val"),
+        Recording(str(tmp_path / "FSD50K.eval_audio/2.wav"), ("Meow",), "2", "test"),
+    ]
+
+
+def test_vggsound(tmp_path: Path) -> None:
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "-abc_000030.flac").touch()
+    (tmp_path / "vgg.csv").write_text('-abc,30,"dog barking, loud",train\nxyz,5,cat,test\n', encoding="utf-8")
+    source = {"path": str(tmp_path / "vgg.csv"), "audio": str(tmp_path / "audio")}
+    assert read(RECORDING_LAYOUTS, layout="vggsound", **source) == [
+        Recording(str(tmp_path / "audio/-abc_000030.flac"), ("dog barking, loud",), "-abc", "train"),
+        Recording(str(tmp_path / "audio/xyz_000005.wav"), ("cat",), "xyz", "test"),
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["wav", "ogg"])
+def test_recordings_are_resampled_to_mono_and_cut(tmp_path: Path, suffix: str) -> None:
+    write_tone(tmp_path / f"a.{suffix}", "dog", seconds=2.0)
+    values = decode_recording(Recording(str(tmp_path / f"a.{suffix}"), ("dog",), "a", None), 32000, 1.5)
+    assert values.dtype == np.int16
+    assert len(values) == 48000
+    level = np.sqrt(np.mean(np.square(values[8000:40000] / 32768)))
+    assert level == pytest.approx(0.3 / np.sqrt(2), rel=0.03)
+    spectrum = np.abs(np.fft.rfft(values[:32000]))
+    assert np.argmax(spectrum) == 400  # hertz
+
+
+# Splits
+
+
+def split_groups(recordings: list[Recording], labels: list[str]) -> dict[str, set[str]]:
+    splits, contradicting = assign_splits(recordings, labels, {"val": 0.2, "test": 0.2})
+    assert contradicting == []
+    groups: dict[str, set[str]] = {}
+    for one, split in zip(recordings, splits, strict=True):
+        groups.setdefault(one.group, set()).add(split)
+    return groups
+
+
+def test_splits_do_not_depend_on_the_order_and_keep_groups_together() -> None:
+    items = [
+        (Recording(f"{k}_{part}", ("dog",), f"g{k}", None), "dog" if k < 25 else "cat")
+        for k in range(30)
+        for part in range(3)
+    ]
+    groups = split_groups(*map(list, zip(*items, strict=True)))
+    assert all(len(splits) == 1 for splits in groups.values())
+    shuffled = random.Random(0).sample(items, len(items))
+    assert split_groups(*map(list, zip(*shuffled, strict=True))) == groups
+    counts = {split: [name for name, own in groups.items() if own == {split}] for split in ("train", "val", "test")}
+    # 20 % of 25 dogs and of 5 cats.
+    assert {split: len(names) for split, names in counts.items()} == {"train": 18, "val": 6, "test": 6}
+    assert all(any(int(name[1:]) >= 25 for name in names) for names in counts.values())
+
+
+def test_splits_of_a_source_are_kept_and_training_is_divided_without_val() -> None:
+    kept = [Recording(str(k), ("x",), str(k), split) for k, split in enumerate(("train", "val", "test", "train"))]
+    assert assign_splits(kept, ["x"] * 4, {"val": 0.5})[0] == ["train", "val", "test", "train"]
+    without = [Recording(str(k), ("x",), str(k), "train" if k < 10 else "test") for k in range(12)]
+    splits, _ = assign_splits(without, ["x"] * 12, {"val": 0.2, "test": 0.5})
+    assert splits[10:] == ["test", "test"]
+    assert sorted(splits[:10]) == ["train"] * 8 + ["val"] * 2
+
+
+def test_rare_classes_are_in_training_first() -> None:
+    for count, expected in ((1, ["train"]), (2, ["test", "train"]), (3, ["test", "train", "val"])):
+        items = [Recording(str(k), ("x",), str(k), None) for k in range(count)]
+        assert sorted(assign_splits(items, ["x"] * count, {"val": 0.1, "test": 0.1})[0]) == expected
+
+
+def test_a_group_with_two_splits_is_a_problem(tmp_path: Path) -> None:
+    path = write_paired_data(tmp_path)
+    rows = [
+        {"file": f"dog/0_{part}.{suffix}", "class": "dog", "group": "same", "split": split}
+        for part, suffix, split in ((0, "wav", "train"), (1, "ogg", "test"))
+    ]
+    write_table(tmp_path / "sounds" / "more.csv", rows)
+    sources = [{"layout": "table", "path": f"sounds/{name}.csv"} for name in ("sounds", "more")]
+    path = write_settings(tmp_path, recordings=sources)
+    with pytest.raises(AVSBenchError, match="group same: The group has files in several splits"):
+        Library(read_settings(path))
+
+
+# The library
+
+
+def test_library_with_and_without_cache(tmp_path: Path) -> None:
+    plain = Library(read_settings(write_paired_data(tmp_path)))
+    cached = Library(read_settings(write_settings(tmp_path, cache="kept")))
+    again = Library(read_settings(write_settings(tmp_path, cache="kept")))
+    assert len(plain.photos) == 12
+    assert plain.identity == cached.identity == again.identity
+    for one, other in itertools.product([plain], [cached, again]):
+        assert one.areas == other.areas
+        assert (one.photo_splits, one.recording_splits) == (other.photo_splits, other.recording_splits)
+        for number in range(len(one.photos)):
+            for array, same in zip(one.photo(number), other.photo(number), strict=True):
+                np.testing.assert_array_equal(array, same)
+        for number in range(len(one.recordings)):
+            np.testing.assert_array_equal(one.recording(number), other.recording(number))
+    assert plain.areas[0] == {1: pytest.approx(31 / 64)}
+
+
+def test_cache_is_read_instead_of_the_files(tmp_path: Path) -> None:
+    path = write_paired_data(tmp_path, cache="kept")
+    first = Library(read_settings(path))
+    photo = next((tmp_path / "photos" / "images").iterdir())
+    content, times = photo.read_bytes(), photo.stat()
+    photo.write_bytes(b"x" * len(content))
+    os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert Library(read_settings(path)).identity == first.identity
+    photo.write_bytes(content + b"x")
+    assert Library(read_settings(path)).identity != first.identity
+
+
+def test_all_problems_of_files_are_listed(tmp_path: Path) -> None:
+    path = write_paired_data(tmp_path)
+    photos, sounds = tmp_path / "photos", tmp_path / "sounds"
+    (photos / "images" / "photo_00.jpg").unlink()
+    (photos / "masks" / "photo_01.png").unlink()
+    write_mask(photos / "masks" / "photo_02.png", make_mask(1)[:40])
+    (photos / "images" / "photo_03.jpg").write_bytes(b"no image")
+    Image.new("RGB", (64, 48)).save(photos / "masks" / "photo_04.png")
+    (sounds / "dog" / "0_0.wav").unlink()
+    (sounds / "cat" / "0_0.wav").write_bytes(b"no audio")
+    write_audio(sounds / "bird" / "0_0.wav", np.zeros(RATE, dtype=np.float32), RATE)
+    with pytest.raises(AVSBenchError) as caught:
+        Library(read_settings(path))
+    text = str(caught.value)
+    expected = [
+        f"Missing: {photos}/images/photo_00.jpg",
+        f"Missing: {photos}/masks/photo_01.png",
+        "The mask is 64x40 pixels, the photo 64x48",
+        "photo_03.jpg: cannot identify image file",
+        f"class indexes in {photos}/masks/photo_04.png, got an image of mode RGB",
+        f"{sounds}/dog/0_0.wav: Missing",
+        f"{sounds}/cat/0_0.wav",
+        "bird/0_0.wav: The recording is silent",
+    ]
+    assert [one for one in expected if one not in text] == []
+    assert len(caught.value.problems) == len(expected)
+
+
+def test_unknown_labels_and_sources_are_listed(tmp_path: Path) -> None:
+    write_paired_data(tmp_path)
+    classes = {"dog": {"photos": ["dogs"], "sounds": ["dgo"]}, "cat": {"photos": ["cat"], "sounds": ["cat"]}}
+    path = write_settings(tmp_path, classes=classes, unknown=["piano"], background=["snow"])
+    with pytest.raises(AVSBenchError) as caught:
+        Library(read_settings(path))
+    text = str(caught.value)
+    assert "class 'dog', photos: no source has the label 'dogs'. Did you mean 'dog'?" in text
+    assert "class 'dog', sounds: no source has the label 'dgo'. Did you mean 'dog'?" in text
+    assert "unknown: no source has the label 'piano'" in text
+    assert "background: no source has the label 'snow'" in text
+    shutil.rmtree(tmp_path / "sounds")
+    sources = [{"layout": "folder", "path": "none"}, {"layout": "voc2", "path": "x"}, {"layout": "coco", "path": "x"}]
+    path = write_settings(tmp_path, photos=sources)
+    with pytest.raises(AVSBenchError) as caught:
+        Library(read_settings(path))
+    text = str(caught.value)
+    assert "none/classes.txt: Missing; layout folder needs it" in text
+    assert "Unknown layout 'voc2'. Expected one of folder, coco, voc." in text
+    assert "Expected the options images, annotations of the layout coco, got path" in text
+    assert "sounds.csv: Missing; layout table needs it" in text
+
+
+def test_recordings_of_two_classes_are_left_out(tmp_path: Path) -> None:
+    write_photo_folder(tmp_path / "photos")
+    write_sound_table(tmp_path / "sounds")
+    root = tmp_path / "FSD50K"
+    rows = [{"fname": name, "labels": labels} for name, labels in (("1", "dog,cat"), ("2", "dog,Animal"))]
+    write_table(root / "FSD50K.ground_truth" / "dev.csv", rows)
+    write_table(root / "FSD50K.ground_truth" / "eval.csv", [{"fname": "3", "labels": "Other"}])
+    write_tone(root / "FSD50K.dev_audio" / "2.wav", "dog")
+    sources = [{"layout": "table", "path": "sounds/sounds.csv"}, {"layout": "fsd50k", "path": "FSD50K"}]
+    library = Library(read_settings(write_settings(tmp_path, recordings=sources)))
+    added = [
+        (one.group, role) for one, role in zip(library.recordings, library.roles, strict=True) if one.group == "2"
+    ]
+    assert added == [("2", 1)]
+    assert not {"1", "3"} & {one.group for one in library.recordings}
+
+
+def test_the_second_object_is_where_the_mask_says(tmp_path: Path) -> None:
+    library = Library(read_settings(write_paired_data(tmp_path)))
+    _, mask = library.photo(3)
+    assert (mask[SECOND] == 2).all()
