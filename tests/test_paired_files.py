@@ -1,0 +1,204 @@
+"""Test paired clips as files, which the loaders of AVSBench read back, and in the commands."""
+
+import io
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+from paired_files import RATE, write_paired_data, write_settings
+from PIL import Image
+
+from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
+from modeling_pcmanet.media_pcmanet import read_audio, read_media
+from pcmanet.cli.main import main as pcmanet
+from pcmanet.dataset_scripts.avsbench import AVSBenchError, load_avsbench
+from pcmanet.dataset_scripts.avsbench.check import check
+from pcmanet.dataset_scripts.avsbench.rows import RowSettings
+from pcmanet.dataset_scripts.clips import to_arrays
+from pcmanet.dataset_scripts.paired import Library, PairedClips, read_settings
+from pcmanet.dataset_scripts.paired.__main__ import main
+from pcmanet.dataset_scripts.paired.files import to_row, write_parquet, write_tree
+from pcmanet.training.recipe import Recipe
+
+
+COUNTS = {"train": 3, "val": 1, "test": 2}
+S4 = {"dog": "dog_barking", "cat": "cat_meowing", "bird": "mynah_bird_singing"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, recordings and settings with names of AVSBench, and a cache."""
+    root = tmp_path_factory.mktemp("paired")
+    classes = {
+        name: {"photos": [name], "sounds": [name], "avss": name, "s4": category} for name, category in S4.items()
+    }
+    write_paired_data(root, classes=classes, clips={"seconds": 5}, cache="kept")
+    return root
+
+
+@pytest.fixture(scope="module")
+def library(root: Path) -> Library:
+    """The library of these settings."""
+    return Library(read_settings(root / "paired.yaml"))
+
+
+@pytest.mark.parametrize("layout", ["s4", "ms3", "avss"])
+def test_trees_are_read_as_avsbench(library: Library, tmp_path: Path, layout: str) -> None:
+    write_tree(library, tmp_path, layout, COUNTS)
+    assert check(tmp_path, layout, RowSettings()).problems == []
+    for split, count in COUNTS.items():
+        rows = cast(Any, load_avsbench(tmp_path, layout, split=split, streaming=True))
+        rows = list(rows)
+        assert len(rows) == count
+        clips = PairedClips(library, layout, split, length=20 * count)
+        chosen = [clips[k] for k in range(len(clips)) if layout != "s4" or clips[k].sounding_objects()][:count]
+        for row, clip in zip(rows, chosen, strict=True):
+            binary = layout != "avss"
+            arrays = to_arrays(row, binary)
+            assert arrays.annotated_frames.tolist() == clip.annotated_frames.tolist()
+            assert arrays.waveform is not None
+            np.testing.assert_allclose(arrays.waveform[0], cast(Any, clip.waveform)[0].clip(-1, 1), atol=1e-4)
+            table = np.zeros(256, dtype=np.uint8)
+            table[1:4] = [1, 1, 1] if binary else [AVSBENCH_SEMANTIC_LABELS.index(name) for name in S4]
+            for number in np.flatnonzero(clip.annotated_frames):
+                expected = Image.fromarray(table[clip.masks[number]])
+                if binary:
+                    expected = expected.resize((224, 224), Image.Resampling.NEAREST)
+                np.testing.assert_array_equal(arrays.masks[number], np.asarray(expected))
+            names = [clip.class_names[index] for index in clip.sounding_objects()]
+            if layout == "s4":
+                assert row["objects"] == [S4[names[0]]]
+            if layout == "avss":
+                assert row["objects"] == (sorted(names) or row["objects"])
+                assert bool(names) == (row["objects"][0] not in ("background", "off-the-screen"))
+
+
+def test_folder_of_videos_keeps_the_classes(library: Library, tmp_path: Path) -> None:
+    folder = write_tree(library, tmp_path, "folder", COUNTS)
+    assert (folder / "classes.txt").read_text(encoding="utf-8").split() == ["background", "dog", "cat", "bird"]
+    rows = list(cast(Any, load_avsbench(folder, "folder", split="test", streaming=True)))
+    for index, row in enumerate(rows):
+        clip = PairedClips(library, "avss", "test", length=2)[index]
+        arrays = to_arrays(row, False)
+        np.testing.assert_array_equal(arrays.masks, np.where(clip.masks == 255, 0, clip.masks))
+        assert np.abs(arrays.frames.astype(int) - clip.frames).mean() < 12
+        assert row["objects"] == ([clip.class_names[k] for k in clip.sounding_objects()] or None)
+
+
+@pytest.mark.parametrize("task", ["ms3", "avss"])
+def test_parquet(library: Library, tmp_path: Path, task: str) -> None:
+    folder = write_parquet(library, tmp_path / "out", task, COUNTS)
+    loaded = cast(Any, load_dataset(str(folder), task, cache_dir=str(tmp_path / "cache")))
+    assert {split: len(rows) for split, rows in loaded.items()} == COUNTS
+    for index, row in enumerate(loaded["train"]):
+        clip = PairedClips(library, task, "train", length=3)[index]
+        arrays = to_arrays(row, task == "ms3")
+        np.testing.assert_array_equal(arrays.masks, clip.masks)
+        assert np.abs(arrays.frames.astype(int) - clip.frames).mean() < 4
+        assert arrays.objects == frozenset(clip.class_names[k] for k in clip.sounding_objects())
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert ("0 background, 1 dog, 2 cat, 3 bird" in text) == (task == "avss")
+
+
+def test_a_row_is_the_clip(library: Library) -> None:
+    clip = PairedClips(library, "s4", "train", length=1)[0]
+    row = to_row(clip)
+    assert [mask is None for mask in row["masks"]] == [False, True, True, True, True]
+    waveform, rate = read_audio(io.BytesIO(row["audio"]["bytes"]))
+    assert rate == RATE
+    np.testing.assert_allclose(waveform, cast(Any, clip.waveform).clip(-1, 1), atol=1e-4)
+
+
+def test_problems_of_layouts(tmp_path: Path) -> None:
+    path = write_paired_data(tmp_path)
+    library = Library(read_settings(path))
+    with pytest.raises(ValueError, match="Expected clips of 5 seconds without context for s4, got 3"):
+        write_tree(library, tmp_path / "out", "s4", COUNTS)
+    classes = {"dog": {"photos": ["dog"], "sounds": ["dog"], "avss": "hound"}, "cat": {"photos": ["cat"]}}
+    library = Library(read_settings(write_settings(tmp_path, classes=classes, clips={"seconds": 5})))
+    with pytest.raises(AVSBenchError) as caught:
+        write_tree(library, tmp_path / "out", "avss", COUNTS)
+    assert "class 'dog': Expected a class of AVSBench as `avss`, got 'hound'" in str(caught.value)
+    assert "class 'cat': Expected a class of AVSBench as `avss`, got None" in str(caught.value)
+    with pytest.raises(
+        AVSBenchError, match="class 'dog': Expected a category of AVSBench as `s4`, got None"
+    ) as caught:
+        write_tree(library, tmp_path / "out", "s4", COUNTS)
+    assert len(caught.value.problems) == 1  # a cat has no recordings, so no clip needs its category
+    with pytest.raises(ValueError, match="Expected counts"):
+        write_parquet(library, tmp_path / "out", "ms3", {"all": 1})
+    assert not (tmp_path / "out").exists()
+
+
+# Commands
+
+
+def test_check_prints_the_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(root / "paired.yaml")]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[2:]}
+    assert set(lines) == {"dog", "cat", "bird", "(unknown)", "(background)"}
+    assert sum(map(int, lines["dog"][:3])) == 6
+    assert list(map(int, lines["dog"][3:])) == [8, 2, 2]
+
+
+def test_check_lists_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_paired_data(tmp_path)
+    (tmp_path / "photos" / "masks" / "photo_01.png").unlink()
+    assert main(["check", str(path)]) == 1
+    assert "photo_01.png" in capsys.readouterr().err
+
+
+def test_clip_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "clip.mp4"
+    arguments = ["clip", str(root / "paired.yaml"), "--index", "2", "--output", str(output), "--plain"]
+    assert main(arguments) == 0
+    media, clip = read_media(output), PairedClips(Library(read_settings(root / "paired.yaml")), length=3)[2]
+    assert len(media.frames) == 5
+    assert np.abs(media.frames[0][: clip.frames.shape[1]].astype(int) - clip.frames[0]).mean() < 12
+    assert f"{clip.picture}, {clip.sound}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [("tree", "--layout", "ms3"), ("parquet", "--task", "avss")])
+def test_writing_commands(root: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    name, *options = command
+    counts = ["--train", "1", "--val", "1", "--test", "0", "--num-workers", "0"]
+    assert main([name, str(root / "paired.yaml"), *options, *counts, "--output", str(tmp_path / "out")]) == 0
+    assert any((tmp_path / "out").iterdir())
+
+
+RECIPE = """
+task: {task}
+clips: 4
+evaluation_clips: 2
+image_size: 32
+freeze: []
+evaluations: 1
+batch_size: 2
+mixed_precision: none
+num_workers: 0
+trackers: []
+"""
+
+
+@pytest.mark.parametrize("task", ["ms3", "avss"])
+def test_train_and_evaluate(root: Path, tmp_path: Path, task: str) -> None:
+    recipe, data = tmp_path / "recipe.yaml", str(root / "paired.yaml")
+    recipe.write_text(RECIPE.format(task=task), encoding="utf-8")
+    run = str(tmp_path / "run")
+    assert pcmanet(["train", "--recipe", str(recipe), "--data", data, "--output", run]) == 0
+    options = ["--name", task, "--clips", "3", "--output", str(tmp_path / "results"), "--num-workers", "0"]
+    arguments = ["evaluate", f"{run}/best", "--data", data, *options, "--per-class", "--negative-audio", "silence"]
+    assert pcmanet(arguments) == 0
+    text = (tmp_path / "results" / "results.md").read_text(encoding="utf-8")
+    assert f"{run}/best on {task} test" in text
+    assert "3 clips, 15 frames" in text
+
+
+def test_recipe_rejects_what_paired_data_do_not_have(root: Path) -> None:
+    data = str(root / "paired.yaml")
+    with pytest.raises(ValueError, match="task=folder, frames_per_second=2.0 does not apply"):
+        Recipe(data=data, task="folder", frames_per_second=2.0, freeze=())
+    with pytest.raises(ValueError, match="pair_audio needs Sounding Shapes"):
+        Recipe(data=data, pair_audio=True, freeze=())
