@@ -370,7 +370,7 @@ def _optimize(module: nn.Module, published: nn.Module | None, build: Callable[[A
 
 def _layers(module: nn.Module) -> list[tuple[Any, ...]]:
     """Return name, exact class and settings of each layer, and whether hooks may change what it computes."""
-    same = {nn.SyncBatchNorm: nn.BatchNorm2d}  # in evaluation mode
+    same: dict[type[nn.Module], type[nn.Module]] = {nn.SyncBatchNorm: nn.BatchNorm2d}  # in evaluation mode
     return [
         (name, same.get(type(layer), type(layer)), layer.extra_repr(), _is_hooked(layer))
         for name, layer in module.named_modules()
