@@ -358,7 +358,7 @@ def cut_windows(
 
     Only the part of a window within the audio is used, repeated up to the length of the longest window, so that no frame
     waits for audio after its windows and all windows have one length. The audio counts as silent from its end to the frame. At
-    the start of the audio a window contains at least 0.25 s.
+    the start of the audio a window contains at least 0.25 s, or all of a shorter window.
 
     Args:
         frames: Tuples that begin with a timestamp in seconds from the start of the audio, in order of time.
@@ -387,7 +387,8 @@ def _window_bounds(audio: AudioBuffer, timestamp: float, window: tuple[float, fl
     """Return the first sample of a window and the one after its last, from the start of the audio on."""
     before, after = window
     start = max(0, audio.position(timestamp - before)) if timestamp > before else 0
-    return start, max(audio.position(timestamp + after), start + audio.position(SHORTEST_WINDOW))
+    shortest = audio.position(min(SHORTEST_WINDOW, before + after))
+    return start, max(audio.position(timestamp + after), start + shortest)
 
 
 def _repeat(samples: torch.Tensor, length: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from modeling_pcmanet.audio_pcmanet import (
     Resampler,
     check_sampling_rate,
     check_timestamps,
+    cut_windows,
     in_pieces,
     resample,
     resampled_rate,
@@ -207,3 +208,111 @@ def test_bad_chunks_are_refused():
 def test_without_audio_there_is_no_sample_at_a_time():
     with pytest.raises(ValueError, match="without audio.*zeros"):
         AudioBuffer([], RATE).position(1.0)
+
+
+RAMP_RATE = 1000
+RAMP = np.arange(4000) / 8000  # 4 s; every sample has its own value
+
+
+def chunks_of(waveform: np.ndarray, rate: int, size: int):
+    return ((waveform[start : start + size], rate) for start in range(0, len(waveform), size))
+
+
+def windows_of_ramp(timestamps, windows, size: int = 4000) -> list[list[list[int]]]:
+    """Return the windows of each frame as indices of samples, -1 where there is silence beyond the audio."""
+    silence = -1 / 8000
+    audio = AudioBuffer(chunks_of(RAMP - silence, RAMP_RATE, size), RAMP_RATE)
+    cut = cut_windows([(timestamp,) for timestamp in timestamps], audio, windows)
+    return [[np.rint((window + silence) * 8000).astype(int).tolist() for window in row] for _, row in cut]
+
+
+def samples(*bounds: int) -> list[int]:
+    """Return the indices from the first bound to the second, from the third to the fourth, and so on."""
+    pairs = zip(bounds[::2], bounds[1::2], strict=True)
+    return [index for start, stop in pairs for index in range(start, stop)]
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "window", "expected"),
+    [
+        (2.0, (1.0, 1.0), samples(1000, 3000)),
+        (1.0, (1.0, 1.0), samples(0, 2000)),
+        (3.0, (1.0, 1.0), samples(2000, 4000)),
+        (2.5, (0.1, 0.0), samples(2400, 2500)),
+        # The audio starts or ends inside the window: what there is is repeated.
+        (0.5, (1.0, 1.0), samples(0, 1500, 0, 500)),
+        (3.5, (1.0, 1.0), samples(2500, 4000, 2500, 3000)),
+        (0.4, (2.0, 0.0), samples(*(0, 400) * 5)),
+        # At the start there is at least a quarter of a second, or the length of the window.
+        (0.0, (1.0, 0.0), samples(*(0, 250) * 4)),
+        (0.1, (1.0, 0.0), samples(*(0, 250) * 4)),
+        (0.0, (0.1, 0.0), samples(0, 100)),
+        # Silence from the end of the audio to the frame.
+        (4.5, (1.0, 0.0), samples(3500, 4000) + [-1] * 500),
+        (4.5, (1.0, 1.0), (samples(3500, 4000) + [-1] * 500) * 2),
+        (7.0, (1.0, 1.0), [-1] * 2000),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 333, 4000])
+def test_a_window_has_the_audio_around_its_frame(timestamp, window, expected, size):
+    assert windows_of_ramp([timestamp], [window], size) == [[expected]]
+
+
+@pytest.mark.parametrize("size", [1, 777, 4000])
+def test_several_windows_of_several_frames_have_one_length(size):
+    assert windows_of_ramp([0.5, 2.0, 3.75], [(0.5, 0.0), (0.5, 0.5)], size) == [
+        [samples(*(0, 500) * 2), samples(0, 1000)],
+        [samples(*(1500, 2000) * 2), samples(1500, 2500)],
+        [samples(*(3250, 3750) * 2), samples(3250, 4000, 3250, 3500)],
+    ]
+
+
+@pytest.mark.parametrize(("rate", "target_rate"), [(16_000, 32_000), (44_100, 16_000), (48_000, 48_000)])
+@pytest.mark.parametrize("size", [441, 20_000, 10**6])
+def test_windows_have_the_rate_of_the_buffer(rate, target_rate, size):
+    waveform = noise(2 * rate)
+    expected = resample(torch.from_numpy(waveform), rate, target_rate).float().numpy()
+    audio = AudioBuffer(chunks_of(waveform, rate, size), target_rate)
+    ((_, (short, whole)), (_, (last, _))) = cut_windows([(0.5,), (1.5,)], audio, [(0.25, 0.25), (0.5, 0.5)])
+    half = target_rate // 2
+    np.testing.assert_allclose(whole, expected[: 2 * half], atol=1e-6)
+    np.testing.assert_allclose(short, np.tile(expected[half // 2 : 3 * half // 2], 2), atol=1e-6)
+    np.testing.assert_allclose(last, np.tile(expected[5 * half // 2 : 7 * half // 2], 2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("windows", "after"), [([(1.0, 0.0)], 0.0), ([(0.5, 0.5), (2.0, 0.1)], 0.5), ([(0.1, 0.0), (0.1, 0.02)], 0.02)]
+)
+def test_no_frame_waits_for_audio_after_its_windows(windows, after):
+    read, size = [0], 10
+
+    def chunks():
+        for chunk, rate in chunks_of(RAMP, RAMP_RATE, size):
+            read[0] += len(chunk)
+            yield chunk, rate
+
+    frames = [(timestamp,) for timestamp in (0.5, 1.0, 2.25, 3.0)]
+    for (timestamp,), _ in cut_windows(frames, AudioBuffer(chunks(), RAMP_RATE), windows):
+        assert read[0] / RAMP_RATE <= timestamp + after + size / RAMP_RATE
+
+
+def test_a_frame_of_live_audio_waits_for_its_windows():
+    """Frame 1 needs audio that comes with frame 2."""
+    arrived = []
+
+    def frames():
+        for second in range(3):
+            arrived.append(second)
+            yield (float(second),)
+
+    chunks = ((None, RAMP_RATE) if index % 2 else (RAMP[:1000], RAMP_RATE) for index in range(6))
+    rows = [
+        (len(arrived), frame[0]) for frame, _ in cut_windows(frames(), AudioBuffer(chunks, RAMP_RATE), [(0.5, 0.5)])
+    ]
+    assert rows == [(1, 0.0), (3, 1.0), (3, 2.0)]
+
+
+@pytest.mark.parametrize("windows", [[(1.0, 0.0)], [(0.0, 1.0), (2.0, 2.0)]])
+def test_windows_without_audio_are_refused(windows):
+    with pytest.raises(ValueError, match="without audio.*zeros"):
+        list(cut_windows([(1.0,)], AudioBuffer([], RATE), windows))
