@@ -95,13 +95,14 @@ the background; --score-padding and --published-no-background reproduce the publ
 TRAIN_EXAMPLES = f"""examples:
   pcmanet train --recipe examples/recipes/smoke.yaml --output runs/smoke      # a minute on a CPU
   pcmanet train --recipe examples/recipes/s4.yaml --data AVSBench --output runs/s4 \\
-      --set visual_backbone=OpenGVLab/pvt_v2_b5 audio_encoder=vggish
+      --set visual_backbone=OpenGVLab/pvt_v2_b5 audio_encoder=AUDIO_ENCODER
   pcmanet train --recipe examples/recipes/smoke.yaml --output runs/smoke --resume
   pcmanet train --list-fields                                                 # everything that a recipe can set
   accelerate launch --num_processes 8 -m pcmanet train --recipe examples/recipes/ours.yaml --output runs/ours \\
       --set batch_size=8
 
-vggish is the folder of an audio encoder that `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes from published weights.
+AUDIO_ENCODER is the Hub id or folder of an audio encoder, such as what `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes
+from published weights.
 
 OUTPUT receives best/ and last/ (checkpoints for `from_pretrained`, with their processor and metrics.json), checkpoints/ (to
 resume from), recipe.yaml, log.jsonl, overlays/ and tensorboard/.
