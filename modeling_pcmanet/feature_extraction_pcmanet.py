@@ -19,21 +19,22 @@ the end: in float32 the rounding of the Fourier transform next to the 0.01 offse
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from os import PathLike
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 from torchaudio.compliance.kaldi import get_mel_banks
-from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, AutoFeatureExtractor
+from transformers import CONFIG_MAPPING, FEATURE_EXTRACTOR_MAPPING, AutoConfig, AutoFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.models.auto.configuration_auto import model_type_to_module_name
 
 from .audio_pcmanet import (
     SAMPLING_RATE,
@@ -536,6 +537,29 @@ _FEATURE_EXTRACTORS: dict[str, type[FeatureExtractionMixin]] = {
     VGGishConfig.model_type: PCMANetFeatureExtractor,
     AudioMobileNetConfig.model_type: AudioMobileNetFeatureExtractor,
 }
+# Settings of a default feature extractor that follow from the configuration of its encoder.
+_DEFAULT_SETTINGS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    VGGishConfig.model_type: lambda config: {
+        "num_mel_bins": config.num_mel_bins,
+        "patch_frames": config.num_mel_frames,
+    },
+    AudioMobileNetConfig.model_type: lambda config: {"feature_size": config.num_mel_bins},
+    "audio-spectrogram-transformer": lambda config: {
+        "num_mel_bins": config.num_mel_bins,
+        "max_length": config.max_length,
+    },
+    # Spectrogram frames of 10 ms, which the model arranges in a square.
+    "clap_audio_model": lambda config: {
+        "feature_size": config.num_mel_bins,
+        "max_length_s": config.spec_size**2 // config.num_mel_bins // 100,
+        "truncation": "fusion" if config.enable_fusion else "rand_trunc",
+    },
+    # Two spectrogram frames of 10 ms per position.
+    "whisper": lambda config: {
+        "feature_size": config.num_mel_bins,
+        "chunk_length": config.max_source_positions // 50,
+    },
+}
 
 
 def load_feature_extractor(name: str | PathLike[str]) -> FeatureExtractionMixin:
@@ -555,16 +579,27 @@ def load_feature_extractor(name: str | PathLike[str]) -> FeatureExtractionMixin:
 
 
 def build_feature_extractor(config: PreTrainedConfig) -> FeatureExtractionMixin:
-    """Build the feature extractor of an audio encoder with its default settings.
+    """Build the default feature extractor of an audio encoder, with the sizes of its configuration.
 
     Raises:
-        ValueError: If transformers has none for this type.
+        ValueError: If none is known for this type.
     """
+    extractor_class = _feature_extractor_class(config)
+    if extractor_class is None:
+        raise ValueError(
+            f"No default feature extractor is known for {type(config).__name__}. Load one with AutoFeatureExtractor and pass it "
+            "to PCMANetProcessor."
+        )
+    settings = _DEFAULT_SETTINGS.get(config.model_type, lambda _: {})
+    return extractor_class(**settings(config))
+
+
+def _feature_extractor_class(config: PreTrainedConfig) -> type[FeatureExtractionMixin] | None:
+    """Return the class of the feature extractor of an audio encoder, or None if none is known."""
     if config.model_type in _FEATURE_EXTRACTORS:
-        return _FEATURE_EXTRACTORS[config.model_type]()
-    if type(config) in FEATURE_EXTRACTOR_MAPPING:
-        return cast(Any, FEATURE_EXTRACTOR_MAPPING[type(config)])()
-    raise ValueError(
-        f"No default feature extractor is known for {type(config).__name__}. Load one with AutoFeatureExtractor and pass it to "
-        "PCMANetProcessor."
-    )
+        return _FEATURE_EXTRACTORS[config.model_type]
+    # transformers has feature extractors for whole models; a part, such as the audio part of CLAP, belongs to one of these.
+    whole = model_type_to_module_name(config.model_type)
+    known = [type(config), *([CONFIG_MAPPING[whole]] if whole in CONFIG_MAPPING else [])]
+    mapping: Any = FEATURE_EXTRACTOR_MAPPING
+    return next((mapping[one] for one in known if one in mapping), None)

@@ -133,12 +133,18 @@ class AudioMobileNetOutput(ModelOutput):
     Attributes:
         last_hidden_state: (windows, embedding_size, mel bands / 32, time frames / 32), the last feature map.
         pooler_output: (windows, embedding_size), its mean over frequency and time: the embedding.
-        logits: (windows, num_labels), class scores before the sigmoid; only if `output_logits` is set.
+        logits: (windows, num_labels), class scores before the sigmoid; only if `output_logits` is set or the configuration
+            has `score_groups`.
+        audio_embeds: (windows, groups), the standardized scores of `score_groups`, in [-4, 12]; only with groups.
     """
 
     last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
+
+
+_SCORE_RANGE = (-4.0, 12.0)  # standard deviations; beyond it a score says no more
 
 
 class ConvolutionNormActivation(nn.Sequential):
@@ -228,9 +234,9 @@ class AudioMobileNetModel(PreTrainedModel):
         )
         self.blocks = nn.ModuleList([InvertedResidual(config, size) for size in blocks])
         self.head = ConvolutionNormActivation(
-            config, blocks[-1].out_channels, config.embedding_size, activation=nn.Hardswish
+            config, blocks[-1].out_channels, config.feature_size, activation=nn.Hardswish
         )
-        self.classifier_dense = nn.Linear(config.embedding_size, config.classifier_size)
+        self.classifier_dense = nn.Linear(config.feature_size, config.classifier_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.classifier_size, config.num_labels or 1)
         self.post_init()
@@ -263,10 +269,21 @@ class AudioMobileNetModel(PreTrainedModel):
             feature_map = block(feature_map)
         feature_map = self.head(feature_map)
         embedding = feature_map.mean(dim=(2, 3))
-        logits = None
-        if output_logits:
+        logits = audio_embeds = None
+        if output_logits or self.config.score_groups:
             logits = self.classifier(self.dropout(functional.hardswish(self.classifier_dense(embedding))))
-        return AudioMobileNetOutput(last_hidden_state=feature_map, pooler_output=embedding, logits=logits)
+        if self.config.score_groups:
+            audio_embeds = self._score_groups(cast(torch.Tensor, logits))
+        return AudioMobileNetOutput(
+            last_hidden_state=feature_map, pooler_output=embedding, logits=logits, audio_embeds=audio_embeds
+        )
+
+    def _score_groups(self, logits: torch.Tensor) -> torch.Tensor:
+        """Map class scores (windows, num_labels) to the standardized scores of the groups, (windows, groups)."""
+        groups = cast(dict[str, list[int]], self.config.score_groups)
+        scores = torch.stack([logits[:, indexes].logsumexp(dim=1) for indexes in groups.values()], dim=1)
+        means, scales = (scores.new_tensor(values) for values in (self.config.score_means, self.config.score_scales))
+        return ((scores - means) / scales).clamp(*_SCORE_RANGE)
 
 
 # The registry.
@@ -322,6 +339,9 @@ def embed_audio(encoder: PreTrainedModel, inputs: torch.Tensor) -> torch.Tensor:
 
     Returns:
         (windows, width): the pooled output of the encoder, or else the mean of its last hidden states.
+
+    Raises:
+        ValueError: If the encoder has neither.
     """
     others = {}
     # CODEPATH: CLAP with fusion needs to know which windows are longer than its input; windows around a frame never are.
@@ -331,7 +351,12 @@ def embed_audio(encoder: PreTrainedModel, inputs: torch.Tensor) -> torch.Tensor:
     for name in _POOLED_OUTPUTS:
         if (pooled := getattr(output, name, None)) is not None:
             return pooled
-    return output.last_hidden_state.mean(dim=1)
+    if (states := getattr(output, "last_hidden_state", None)) is not None:
+        return states.mean(dim=1)
+    raise ValueError(
+        f"Expected an audio encoder whose output has last_hidden_state or {' or '.join(_POOLED_OUTPUTS)}, got "
+        f"{type(encoder).__name__}, whose output has {', '.join(output)}."
+    )
 
 
 def embed_windows(encoder: PreTrainedModel, inputs: torch.Tensor, num_windows: int) -> torch.Tensor:

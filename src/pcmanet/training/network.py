@@ -22,7 +22,7 @@ from modeling_pcmanet import (
     PCMANetProcessor,
 )
 from modeling_pcmanet.audio_pcmanet import AudioBuffer
-from modeling_pcmanet.configuration_audio_encoders import audio_embedding_size
+from modeling_pcmanet.configuration_audio_encoders import audio_embedding_size, build_audio_config
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
 from modeling_pcmanet.modeling_audio_encoders import embed_windows
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
@@ -51,7 +51,7 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
     else:
         processor = PCMANetProcessor.from_pretrained_backbones(
             recipe.visual_backbone,
-            recipe.audio_encoder or cast(PreTrainedConfig, PCMANetConfig.from_preset(recipe.preset).audio_config),
+            recipe.audio_encoder or _audio_config(recipe),
             audio_windows=recipe.audio_windows,
             size=size,
         )
@@ -60,6 +60,12 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
         zeros = recipe.data is not None and recipe.task == "avss"
         processor.feature_extractor.short_clip = "zeros" if zeros else "repeat_last"
     return processor
+
+
+def _audio_config(recipe: Recipe) -> PreTrainedConfig:
+    """Return the configuration of the audio encoder of a recipe that names no pretrained one."""
+    config = recipe.configuration.get("audio_config") or PCMANetConfig.from_preset(recipe.preset).audio_config
+    return build_audio_config(config)
 
 
 def build_network(recipe: Recipe, names: Sequence[str]) -> PCMANetForAudioVisualSegmentation:
