@@ -196,6 +196,11 @@ class AudioMobileNetConfig(PreTrainedConfig):
         classifier_dropout: Dropout before the last layer of the classifier, in [0, 1).
         batch_norm_eps: Added to the variance in every BatchNorm.
         initializer_range: Standard deviation of newly initialized linear layers.
+        score_groups: Groups of classes, as class indexes by name of the group. With groups the embedding has one value per
+            group in place of the features before the classifier: how much it scores above what other sounds score. It
+            recognizes sounds of which a segmentation model heard few or no recordings in training.
+        score_means: Mean score of each group over recordings of other groups; 0 by default.
+        score_scales: Standard deviation of these scores; 1 by default.
     """
 
     model_type = "audio_mobilenet"
@@ -206,8 +211,14 @@ class AudioMobileNetConfig(PreTrainedConfig):
     classifier_dropout: float = 0.2
     batch_norm_eps: float = 1e-3
     initializer_range: float = 0.01
+    score_groups: dict[str, list[int]] | None = None
+    score_means: list[float | int] | None = None
+    score_scales: list[float | int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.score_groups is not None:
+            self.score_means = self.score_means or [0.0] * len(self.score_groups)
+            self.score_scales = self.score_scales or [1.0] * len(self.score_groups)
         if self.id2label is None and "num_labels" not in kwargs:
             kwargs["num_labels"] = AUDIOSET_CLASSES
         super().__post_init__(**kwargs)
@@ -225,9 +236,14 @@ class AudioMobileNetConfig(PreTrainedConfig):
         )
 
     @property
-    def embedding_size(self) -> int:
-        """Width of the embedding: six times that of the last block."""
+    def feature_size(self) -> int:
+        """Channels of the last feature map: six times those of the last block."""
         return 6 * self.blocks[-1].out_channels
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the embedding: the channels of the last feature map, or the number of groups of classes."""
+        return self.feature_size if self.score_groups is None else len(self.score_groups)
 
     @property
     def classifier_size(self) -> int:
@@ -241,6 +257,18 @@ class AudioMobileNetConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"`classifier_dropout` must be in [0, 1), got {self.classifier_dropout}.")
+
+    def validate_groups(self) -> None:
+        """Raise unless every group has classes of the model, a mean and a positive scale."""
+        groups = self.score_groups or {}
+        for name, indexes in groups.items():
+            valid = bool(indexes) and all(0 <= index < (self.num_labels or 0) for index in indexes)
+            require(valid, f"`score_groups` must have class indexes below {self.num_labels}, got {indexes} for {name}.")
+        lengths = [len(values) for values in (self.score_means, self.score_scales) if values is not None]
+        require(
+            all(length == len(groups) for length in lengths) and min(self.score_scales or [1]) > 0,
+            f"`score_means` and `score_scales` (positive) must have one value for each of {len(groups)} `score_groups`.",
+        )
 
 
 # The registry.

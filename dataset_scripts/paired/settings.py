@@ -112,6 +112,7 @@ class PairedSettings:
         classes: The classes, in the order of the class indexes 1, 2, ...
         background: Labels of background recordings, such as rain.
         unknown: Labels of sounds of classes without photos.
+        other_sounds: AudioSet classes of sounds that belong to no class, by name, for an audio tagger that tells them apart.
         splits: Fraction of the photos and recordings for "val" and for "test", where their source has no split.
         clips: How clips are made.
         cache: Folder of the decoded photos and recordings; None decodes the files again for every clip.
@@ -123,6 +124,7 @@ class PairedSettings:
     classes: tuple[PairedClass, ...]
     background: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    other_sounds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     splits: Mapping[str, float] = field(default_factory=lambda: {"val": 0.1, "test": 0.15})
     clips: ClipSettings = ClipSettings()
     cache: Path | None = None
@@ -170,6 +172,7 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
         classes=tuple(_to_class(name, entry) for name, entry in values["classes"].items()),
         background=tuple(values.get("background") or ()),
         unknown=tuple(values.get("unknown") or ()),
+        other_sounds={name: tuple(labels) for name, labels in (values.get("other_sounds") or {}).items()},
         splits={"val": 0.1, "test": 0.15} | (values.get("splits") or {}),
         clips=_to_clip_settings({**(values.get("clips") or {}), **(overrides or {})}),
         cache=(path.parent / values["cache"]) if values.get("cache") else None,

@@ -8,22 +8,25 @@
 Batches of a step are the same from whichever step a run starts.
 """
 
+import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from transformers import BatchFeature, PreTrainedModel
 
 from modeling_pcmanet import PCMANetProcessor
+from modeling_pcmanet.modeling_audio_encoders import embed_windows
 from pcmanet.dataset_scripts.augmentation import crop
 from pcmanet.dataset_scripts.avsbench import BINARY_LABELS, find_clips, label_names, load_avsbench
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings, fingerprint
 from pcmanet.dataset_scripts.clips import ClipArrays, to_arrays
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.paired import Library, PairedClips, is_paired_data, read_settings
+from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, is_paired_data, read_settings
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 
@@ -31,6 +34,7 @@ from .recipe import Recipe
 
 
 Batch: TypeAlias = dict[str, torch.Tensor]  # see the table in the processor's module docstring
+Collate: TypeAlias = Callable[[Sequence[Any]], BatchFeature]
 Clips: TypeAlias = Any  # an indexable data set with a length: SoundingShapes, PairedClips, or rows of load_avsbench
 
 
@@ -102,9 +106,11 @@ class TrainingData:
         processor: Computes the inputs of the network.
         binary: Whether labels are 0 and 1 instead of class indices.
         num_processes: Number of processes that share a step.
+        audio_encoder: The frozen audio encoder. Only for paired data with stand-ins, whose batches contain `audio_embeds`
+            that are changed accordingly (see [`exchange_stand_ins`]).
 
     Raises:
-        ValueError: If the processes cannot share a step evenly, or there are no clips.
+        ValueError: If the processes cannot share a step evenly, there are no clips, or stand-ins lack their audio encoder.
     """
 
     def __init__(
@@ -115,6 +121,7 @@ class TrainingData:
         *,
         binary: bool,
         num_processes: int,
+        audio_encoder: PreTrainedModel | None = None,
     ) -> None:
         training, self._validation_clips = datasets
         self._recipe = recipe
@@ -132,8 +139,15 @@ class TrainingData:
         )
         cache = recipe.audio_cache
         augmentation = recipe.training_augmentation
-        self._collate = ClipCollator(processor, binary, augmentation=augmentation, audio_cache=cache)
-        self._collate_validation = ClipCollator(processor, binary, audio_cache=cache)
+        self._collate: Collate = ClipCollator(processor, binary, augmentation=augmentation, audio_cache=cache)
+        self._collate_validation: Collate = ClipCollator(processor, binary, audio_cache=cache)
+        if isinstance(training, PairedClips) and training.settings.stand_ins:
+            encoder = _check_groups(audio_encoder, training)
+            num_windows = len(processor.audio_windows or [None])
+            self._collate, self._collate_validation = (
+                functools.partial(_collate_embedded, collate, encoder, num_windows)
+                for collate in (self._collate, self._collate_validation)
+            )
 
     def identity(self) -> dict[str, Any]:
         """Return, by name, what must be the same of the training clips for a run to resume."""
@@ -193,6 +207,50 @@ class TrainingData:
         for batch in loader:
             batch = {name: values.to(device) for name, values in batch.items()}
             yield batch | {"annotated_frames": _scored_frames(batch)}
+
+
+def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> PreTrainedModel:
+    """Return a copy of the audio encoder on the CPU; raise ValueError unless it scores every class of the data."""
+    groups = getattr(getattr(audio_encoder, "config", None), "score_groups", None) or {}
+    missing = [name for name in clips.library.settings.class_names[1:] if name not in groups]
+    if audio_encoder is None or missing:
+        raise ValueError(
+            f"{clips.library.settings.path} has stand_ins, which exchange scores of classes in the output of the audio encoder. "
+            f"Expected a frozen audio encoder with score_groups for all classes, got none for {', '.join(missing)}. Set "
+            "audio_encoder to a folder that examples/paired_data/make_audio_encoder.py writes, or stand_ins to false."
+        )
+    return copy.deepcopy(audio_encoder).cpu().eval()
+
+
+def _collate_embedded(
+    collate: "Collate", encoder: PreTrainedModel, num_windows: int, clips: Sequence[PairedClip]
+) -> BatchFeature:
+    """Collate clips to a batch with `audio_embeds` in place of `input_features`, with stand-ins exchanged."""
+    batch = collate(clips)
+    features = batch.pop("input_features")
+    with torch.no_grad():
+        embeddings = embed_windows(encoder, features.flatten(0, 1), num_windows).unflatten(0, features.shape[:2])
+    names = list(encoder.config.score_groups)
+    for scores, clip in zip(embeddings.unflatten(-1, (num_windows, -1)), clips, strict=True):
+        exchange_stand_ins(scores, clip, names)
+    batch["audio_embeds"] = embeddings
+    return batch
+
+
+def exchange_stand_ins(scores: torch.Tensor, clip: PairedClip, names: Sequence[str]) -> None:
+    """Exchange the scores of two classes where a recording of one stands in for the other, which has no recordings.
+
+    An audio tagger that knows both classes scores a sound of the other class alike, but for the exchange.
+
+    Args:
+        scores: (frames, windows, groups), changed in place.
+        clip: Its `events` name the recordings that stand in.
+        names: Names of the groups.
+    """
+    for event in clip.events:
+        if event.stand_in is not None:
+            pair = [names.index(event.label), names.index(event.stand_in)]
+            scores[..., pair] = scores[..., pair[::-1]]
 
 
 class Draw(NamedTuple):

@@ -79,7 +79,14 @@ def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps
     cast(torch.nn.Module, network).to(memory_format=torch.channels_last)
     with accelerator.main_process_first():  # it prepares the cache of the data set, if there is one
         datasets = load_datasets(recipe)
-    data = TrainingData(recipe, datasets, processor, binary=len(names) == 1, num_processes=accelerator.num_processes)
+    data = TrainingData(
+        recipe,
+        datasets,
+        processor,
+        binary=len(names) == 1,
+        num_processes=accelerator.num_processes,
+        audio_encoder=network.model.audio_encoder if "audio_encoder" in recipe.freeze else None,
+    )
     # As the first process sees it: on another machine the same files may have other times.
     (identity,) = broadcast_object_list([data.identity()])
     checkpoints = Checkpoints(accelerator, output, recipe, identity)
