@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,19 @@ OPEN_TO_DATA_SETS = {
     "media_writing_pcmanet",
     "audio_pcmanet",
 }
+# The audio encoders themselves with their registries, the converter of published weights, and the lists of public names.
+KNOW_AUDIO_ENCODERS = {
+    "modeling_pcmanet/__init__.py",
+    "modeling_pcmanet/configuration_audio_encoders.py",
+    "modeling_pcmanet/convert_pcmanet_to_hf.py",
+    "modeling_pcmanet/feature_extraction_pcmanet.py",
+    "modeling_pcmanet/modeling_audio_encoders.py",
+    "src/pcmanet/__init__.py",
+}
+AUDIO_ENCODER_NAMES = (
+    r"vggish|audio_?mobilenet|efficientat|(?-i:\bAST)|audio.?spectrogram.?transformer|\bclap|"
+    r"wav2vec|whisper|pe_?audio"
+)
 # Files of modeling_pcmanet and pipelines that never go to the Hub may use what only the installed package has.
 NEVER_ON_THE_HUB = {"convert_pcmanet_to_hf", "hub_upload_pcmanet", "media_writing_pcmanet"}
 PROCESSING = {
@@ -144,6 +158,16 @@ def test_data_sets_use_media_and_class_names_only(library):
             package, _, rest = imported.partition(".")
             own = imported.startswith("pcmanet.dataset_scripts") or imported == "pcmanet.files"
             assert own or (package == "modeling_pcmanet" and rest in OPEN_TO_DATA_SETS), (module.name, imported)
+
+
+def test_any_audio_encoder_is_treated_alike(library):
+    """No other file of the library names one, in code, text or comments."""
+    named = {
+        str(module.path.relative_to(ROOT))
+        for module in library.values()
+        if re.search(AUDIO_ENCODER_NAMES, module.path.read_text(), re.IGNORECASE)
+    }
+    assert named == KNOW_AUDIO_ENCODERS
 
 
 def test_there_is_no_import_cycle(library):
