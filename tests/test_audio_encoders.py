@@ -67,6 +67,7 @@ from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 
 ROOT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "fixtures"
 SIZE = (32, 48)
 RATE = 16_000
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 40, 56, 3), dtype=np.uint8)
@@ -491,6 +492,25 @@ def test_the_number_of_windows_has_to_fit():
         build_network("ast", num_audio_windows=2)(
             pixel_values=batch["pixel_values"], audio_embeds=torch.zeros(1, 2, 16)
         )
+
+
+@torch.no_grad()
+def test_checkpoints_of_before_audio_encoders_were_exchangeable_are_loaded(clip, tmp_path):
+    """`first_checkpoint` is the demo model as it was first saved; its weights have not changed."""
+    demo = ROOT / "examples" / "demo_model"
+    for file in (FIXTURES / "first_checkpoint").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").symlink_to(demo / "model.safetensors")
+    assert "num_audio_windows" not in json.loads((tmp_path / "config.json").read_text())
+    assert "audio_windows" not in json.loads((tmp_path / "processor_config.json").read_text())
+
+    old, loading = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert (old.config.audio_config.model_type, old.config.num_audio_windows) == ("vggish", 1)
+    new = PCMANetForAudioVisualSegmentation.from_pretrained(demo)
+    batches = [PCMANetProcessor.from_pretrained(folder)(videos=str(clip)) for folder in (tmp_path, demo)]
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[1])
+    assert torch.equal(old.eval()(**batches[0]).logits, new.eval()(**batches[1]).logits)
 
 
 SEGMENT_WITHOUT_OUR_PACKAGE = f"""
