@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import AutoProcessor
+from transformers import AutoProcessor, Wav2Vec2FeatureExtractor
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor, processing_pcmanet
 from modeling_pcmanet.audio_pcmanet import AudioBuffer
@@ -401,6 +401,45 @@ def test_files_are_closed_however_a_stream_ends(folder):
         assert sound.reaches(1000)
         assert str(folder / "long.mp4") in open_files()
     assert str(folder / "long.mp4") not in open_files()
+
+
+def test_windows_are_for_feature_extractors_that_do_not_place_patches():
+    image_processor = PCMANetImageProcessor()
+    with pytest.raises(
+        ValueError, match=r"Got audio_windows \[\[1.0, 1.0\]\] for PCMANetFeatureExtractor.*Leave audio_windows"
+    ):
+        PCMANetProcessor(image_processor, PCMANetFeatureExtractor(), [[1.0, 1.0]])
+    processor = PCMANetProcessor(image_processor, Wav2Vec2FeatureExtractor())
+    assert processor.audio_windows == [[2.0, 2.0]] and processor.audio_reach == 2.0
+    with pytest.raises(ValueError, match='"consecutive" is for the published log-mel patches.*use "center" or "end"'):
+        processor(FRAMES, SOUND, sampling_rate=16000, audio_alignment="consecutive")
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [[], [1.0, 2.0], [[1.0]], [[1.0, 2.0, 3.0]], [[-1.0, 2.0]], [[0.0, 0.0]], [[float("inf"), 1.0]], "ab", 5],
+)
+def test_malformed_windows_are_refused(windows):
+    with pytest.raises(
+        ValueError, match=r"Expected audio_windows as pairs of seconds before and after the frame, such as"
+    ):
+        PCMANetProcessor(PCMANetImageProcessor(), Wav2Vec2FeatureExtractor(), windows)
+
+
+@pytest.mark.parametrize(
+    ("audio_alignment", "bounds"),
+    [(None, ((0.75, 1.25), (1.0, 1.5))), ("center", ((0.75, 1.25), (0.75, 1.25))), ("end", ((0.5, 1.0), (0.5, 1.0)))],
+)
+def test_windows_are_placed_as_configured_or_aligned(audio_alignment, bounds):
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=False)
+    processor = PCMANetProcessor(PCMANetImageProcessor(size=SIZE), extractor, [[0.25, 0.25], [0.0, 0.5]])
+    mono = SOUND.mean(axis=0).astype(np.float32)
+    features = processor(
+        FRAMES, SOUND, sampling_rate=16000, timestamps=[1.0, 1.5, 2.0, 3.0], audio_alignment=audio_alignment
+    )["input_features"]
+    assert features.shape == (1, 4, 2, 8000)
+    for given, (start, stop) in zip(features[0, 0], bounds, strict=True):
+        np.testing.assert_allclose(given, mono[int(16000 * start) : int(16000 * stop)], atol=1e-6)
 
 
 def live_chunks(seconds: int, camera_rate: int = 20):
