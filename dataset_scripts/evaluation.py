@@ -23,8 +23,10 @@ from .avsbench.layouts import BINARY_LABELS, AVSBenchError, Clip, ClipFiles, hav
 from .avsbench.rows import RowSettings, inspect_files, read_row, row_features
 from .collation import ClipCollator
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics
-from .paired import Library, PairedClips, read_settings
+from .paired.clips import PairedClips
 from .paired.files import to_row
+from .paired.library import Library
+from .paired.settings import read_settings
 
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)

@@ -18,6 +18,7 @@ import csv
 import io
 import json
 import os
+import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 
 
 SPLITS = ("train", "val", "test")
+# What PIL raises for damaged images.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 SHOWN_PROBLEMS = 100  # lines of an error message; the exception holds all problems
 
 Result = TypeVar("Result")

@@ -19,7 +19,6 @@ import io
 import math
 import os
 import pickle
-import struct
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,16 @@ from PIL import Image
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, read_media
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
 
-from .layouts import SECONDS_OF_SUBSET, AVSBenchError, Clip, ClipFiles, CustomClipFiles, Problem, ProblemCollector
+from .layouts import (
+    IMAGE_ERRORS,
+    SECONDS_OF_SUBSET,
+    AVSBenchError,
+    Clip,
+    ClipFiles,
+    CustomClipFiles,
+    Problem,
+    ProblemCollector,
+)
 from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error
 
 
@@ -98,9 +106,6 @@ JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 STREAMED_WAV_BYTES = 0x7FFFFFFF  # from here on the length in a header means "until the end of the file"
 MAX_MISSING_AUDIO = 1.25  # seconds by which audio may be shorter than its clip: AVSBench itself pads that much
 READERS = 8  # threads, which hide the latency of a network drive
-
-# What PIL raises for damaged images.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
 def inspect_files(clips: Sequence[Clip], settings: RowSettings) -> list[Problem]:

@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets.arrow_writer import ParquetWriter
@@ -77,7 +77,7 @@ def read_clips(clips: Dataset[PairedClip], num_workers: int, title: str, progres
     yield from tqdm(loader, desc=title, unit="clip", disable=not progress)
 
 
-def _unchanged(clip: PairedClip) -> PairedClip:
+def _unchanged(clip: Any) -> Any:
     """Keep a clip as it is; without this, a loader makes tensors of the fields."""
     return clip
 
@@ -151,15 +151,17 @@ def _write_shard(path: Path, clips: Iterable[PairedClip]) -> None:
     with ParquetWriter(features=features, path=str(path), writer_batch_size=8) as writer:
         for clip in clips:
             row = to_row(clip)
-            row["frames"] = [{"path": None, "bytes": _to_jpeg(frame)} for frame in clip.frames]
-            writer.write(features.encode_example(row))
+            row["frames"] = [_encode(frame, "JPEG") for frame in row["frames"]]
+            row["masks"] = [None if mask is None else _encode(mask, "PNG") for mask in row["masks"]]
+            writer.write(cast(dict[str, Any], features.encode_example(row)))
         writer.finalize()
 
 
-def _to_jpeg(frame: np.ndarray) -> bytes:
+def _encode(pixels: np.ndarray, file_format: str) -> dict[str, Any]:
+    """Encode an image as a column of images stores it."""
     buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+    Image.fromarray(pixels).save(buffer, file_format, quality=JPEG_QUALITY)  # png ignores the quality
+    return {"path": None, "bytes": buffer.getvalue()}
 
 
 def _data_sets(library: Library, task: str, counts: Mapping[str, int], seed: int) -> dict[str, PairedClips]:
@@ -332,7 +334,8 @@ def _write_folder_tables(tree: Path, settings: PairedSettings, rows: Sequence[tu
 
 def _object_arrays(clip: PairedClip) -> tuple[np.ndarray, np.ndarray]:
     """Return frames and masks of 0 and 1 at the size of S4 and MS3, to which AVSBench squashes its frames."""
-    size = OBJECT_SIZE[::-1]
+    height, width = OBJECT_SIZE
+    size = width, height
     frames = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR) for frame in clip.frames]
     binary = (clip.masks == 1).astype(np.uint8)
     masks = [Image.fromarray(mask).resize(size, Image.Resampling.NEAREST) for mask in binary]

@@ -6,14 +6,18 @@ contain a point of the object that the photo was chosen for.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 
-from .library import Library
 from .settings import ClipSettings
+
+
+if TYPE_CHECKING:
+    from .library import Library
 
 
 ATTEMPTS = 8  # draws of a second photo that shares no class with the first
@@ -79,7 +83,7 @@ def _resize(
 
 
 def draw_picture(
-    generator: np.random.Generator, library: Library, photos: Mapping[int, Sequence[int]], settings: ClipSettings
+    generator: np.random.Generator, library: "Library", photos: Mapping[int, Sequence[int]], settings: ClipSettings
 ) -> Picture:
     """Draw and render the frames of a clip.
 
@@ -114,7 +118,7 @@ def _normalized(weights: Mapping[str, float]) -> np.ndarray:
 
 
 def _draw_other(
-    generator: np.random.Generator, library: Library, photos: Mapping[int, Sequence[int]], photo: int
+    generator: np.random.Generator, library: "Library", photos: Mapping[int, Sequence[int]], photo: int
 ) -> tuple[int, int] | None:
     """Draw a second photo without any class of the first, and the class it is chosen for; None if there is none."""
     classes = [index for index in photos if index not in library.areas[photo]]
@@ -152,7 +156,7 @@ def _draw_view(
 
 
 def _draw_mosaic(
-    generator: np.random.Generator, library: Library, tiles: Sequence[tuple[int, int]], settings: ClipSettings
+    generator: np.random.Generator, library: "Library", tiles: Sequence[tuple[int, int]], settings: ClipSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render two photos beside or above each other, in random order."""
     long, short = settings.image_size, round(settings.image_size * SHORT_SIDE)
@@ -170,7 +174,7 @@ def _draw_mosaic(
 
 def _draw_paste(
     generator: np.random.Generator,
-    library: Library,
+    library: "Library",
     base: tuple[int, int],
     other: tuple[int, int],
     settings: ClipSettings,

@@ -1,7 +1,7 @@
 """The settings of a paired data set: which photos and recordings, which labels belong together, how clips are made.
 
 They stand in one YAML file, with paths relative to it. examples/paired_data/ has annotated examples. This file checks the
-settings alone; `sources` opens the tables they name.
+settings alone; `library` opens the tables they name.
 """
 
 import difflib
@@ -107,7 +107,7 @@ class PairedSettings:
 
     Attributes:
         path: The file.
-        photos: The photo sources: `layout` and the options of that layout, see `sources`.
+        photos: The photo sources: `layout` and the options of that layout, see `library`.
         recordings: The sources of recordings, likewise.
         classes: The classes, in the order of the class indexes 1, 2, ...
         background: Labels of background recordings, such as rain.
@@ -193,7 +193,10 @@ def _to_class(name: Any, entry: Mapping[str, Any]) -> PairedClass:
 
 
 def _to_clip_settings(values: Mapping[str, Any]) -> ClipSettings:
-    return ClipSettings(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    converted: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return ClipSettings(**converted)
 
 
 # Problems

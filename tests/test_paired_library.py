@@ -28,7 +28,7 @@ from PIL import Image
 from modeling_pcmanet.media_writing_pcmanet import write_audio
 from pcmanet.dataset_scripts.avsbench import AVSBenchError
 from pcmanet.dataset_scripts.paired import Library, read_settings
-from pcmanet.dataset_scripts.paired.sources import (
+from pcmanet.dataset_scripts.paired.library import (
     PHOTO_LAYOUTS,
     RECORDING_LAYOUTS,
     VOC_LABELS,
