@@ -3,7 +3,7 @@
     python examples/export_onnx.py                                     # the demo model, to model.onnx
     python examples/export_onnx.py OWNER/NAME --output network.onnx    # Hub id or folder of a model
     python examples/export_onnx.py OWNER/NAME --size 256 448           # for frames of another size
-    python examples/export_onnx.py OWNER/NAME --audio audio_embeds     # without VGGish: the input is its embeddings
+    python examples/export_onnx.py OWNER/NAME --audio audio_embeds     # without the audio encoder: the input is its embeddings
     python examples/export_onnx.py OWNER/NAME --output network.pt2     # for torch.export.load, instead of ONNX
 
 Needs `pip install 'pcmanet[onnx]'`, except for a .pt2 file. The file contains the optimized model in float32. Its inputs are
@@ -23,11 +23,15 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
-from modeling_pcmanet import PCMANetConfig
+from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
+from modeling_pcmanet.configuration_audio_encoders import audio_embedding_size
 from pcmanet.checkpoints import load_model
 from pcmanet.files import demo_file
 
@@ -79,7 +83,7 @@ def parse_args() -> argparse.Namespace:
         "--audio",
         choices=("input_features", "audio_embeds"),
         default="input_features",
-        help="audio input: log-mel patches from the processor, or VGGish embeddings (default: %(default)s)",
+        help="audio input: features from the processor, or embeddings of the audio encoder (default: %(default)s)",
     )
     args = parser.parse_args()
     if args.output.suffix not in (".onnx", ".pt2"):
@@ -92,26 +96,35 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def make_batch(
-    config: PCMANetConfig, audio_input: str, size: tuple[int, int], frame_mask: tuple[tuple[bool, ...], ...]
-) -> Batch:
-    """Draw random frames and audio.
+def input_shapes(
+    config: PCMANetConfig, processor: PCMANetProcessor, audio_input: str, size: tuple[int, int]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the inputs of one frame.
 
     Args:
         config: Configuration of the model.
+        processor: Its processor.
         audio_input: `"input_features"` or `"audio_embeds"`.
         size: (height, width) of the frames.
+    """
+    if audio_input == "audio_embeds":
+        width = config.num_audio_windows * audio_embedding_size(cast(PreTrainedConfig, config.audio_config))
+        return {"pixel_values": (3, *size), audio_input: (width,)}
+    rate = processor.feature_extractor.sampling_rate
+    one = processor(videos=np.zeros((1, *size, 3), np.uint8), audio=np.zeros(rate), sampling_rate=rate)
+    return {"pixel_values": (3, *size), audio_input: tuple(one[audio_input].shape[2:])}
+
+
+def make_batch(shapes: dict[str, tuple[int, ...]], frame_mask: tuple[tuple[bool, ...], ...]) -> Batch:
+    """Draw random frames and audio.
+
+    Args:
+        shapes: Of the inputs of one frame.
         frame_mask: (batch, frames), False for padding.
     """
-    audio, mask = config.audio_config, torch.tensor(frame_mask)
+    mask = torch.tensor(frame_mask)
     generator = torch.Generator().manual_seed(mask.numel())
-    shapes = {
-        "pixel_values": (3, *size),
-        "input_features": (1, audio.num_mel_frames, audio.num_mel_bins),
-        "audio_embeds": (audio.embedding_size,),
-    }
-    names = ("pixel_values", audio_input)
-    batch = {name: torch.randn(*mask.shape, *shapes[name], generator=generator) for name in names}
+    batch = {name: torch.randn(*mask.shape, *shape, generator=generator) for name, shape in shapes.items()}
     return {**batch, "frame_mask": mask}
 
 
@@ -198,7 +211,8 @@ def main() -> None:
     square = processor.image_processor.size
     size = args.size or (square["height"], square["width"])
     optimized = model.for_inference()
-    export(optimized, make_batch(model.config, args.audio, size, EXPORTED_MASK), args.output)
+    shapes = input_shapes(model.config, processor, args.audio, tuple(size))
+    export(optimized, make_batch(shapes, EXPORTED_MASK), args.output)
     megabytes = args.output.stat().st_size / 1e6
     print(
         f"{args.output}: {megabytes:.0f} MB, for frames of {size[0]} x {size[1]} and any number of clips and frames\n"
@@ -206,7 +220,7 @@ def main() -> None:
 
     runs = {"model": lambda batch: model(**batch).logits, "optimized": lambda batch: optimized(**batch).logits}
     runs[args.output.name] = load(args.output)
-    difference = compare(runs, [make_batch(model.config, args.audio, size, mask) for mask in CHECKED_MASKS])
+    difference = compare(runs, [make_batch(shapes, mask) for mask in CHECKED_MASKS])
     if not difference <= TOLERANCE:
         raise SystemExit(
             f"The logits of {args.output} differ from those of the model by {difference:.1e} of the largest logit, expected at "

@@ -12,9 +12,10 @@ import pytest
 import torch
 from test_inference_pcmanet import BACKBONES, build
 
-from modeling_pcmanet import PCMANetProcessor
+from modeling_pcmanet import PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet.feature_extraction_pcmanet import build_feature_extractor
 from pcmanet.examples import export_onnx
-from pcmanet.examples.export_onnx import CHECKED_MASKS, EXPORTED_MASK, compare, export, load, make_batch
+from pcmanet.examples.export_onnx import CHECKED_MASKS, EXPORTED_MASK, compare, export, input_shapes, load, make_batch
 
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,13 @@ SCRIPT = ROOT / "examples" / "export_onnx.py"
 DEMO_MODEL = ROOT / "examples" / "demo_model"
 # The second clip starts with padding, the third is padding only.
 HARD_MASK = ((True, True), (False, True), (False, False), (True, False))
+
+
+def draw(model: torch.nn.Module, audio_input: str, size: tuple[int, int], mask: tuple[tuple[bool, ...], ...]):
+    """Draw a batch for a model and the default processor of its audio encoder."""
+    image_processor = PCMANetImageProcessor(size={"height": 32, "width": 32})
+    processor = PCMANetProcessor(image_processor, build_feature_extractor(model.config.audio_config))
+    return make_batch(input_shapes(model.config, processor, audio_input, size), mask)
 
 
 def parse(monkeypatch, *arguments: str | Path):
@@ -32,7 +40,7 @@ def parse(monkeypatch, *arguments: str | Path):
 def assert_file_gives_equal_logits(path: Path, optimized: torch.nn.Module, audio_input: str, size: tuple[int, int]):
     run = load(path)
     for mask in (*CHECKED_MASKS, EXPORTED_MASK, ((True,),), HARD_MASK):
-        batch = make_batch(optimized.config, audio_input, size, mask)
+        batch = draw(optimized, audio_input, size, mask)
         expected = optimized(**batch).logits
         assert expected.shape == (*batch["frame_mask"].shape, optimized.config.num_labels, *size)
         torch.testing.assert_close(
@@ -51,7 +59,7 @@ def assert_file_gives_equal_logits(path: Path, optimized: torch.nn.Module, audio
 )
 def test_onnx_file_of_every_kind_of_network(tmp_path, backbone, audio_input, size, overrides):
     path, optimized = tmp_path / "model.onnx", build(**BACKBONES[backbone], **overrides).for_inference()
-    export(optimized, make_batch(optimized.config, audio_input, size, EXPORTED_MASK), path)
+    export(optimized, draw(optimized, audio_input, size, EXPORTED_MASK), path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     assert_file_gives_equal_logits(path, optimized, audio_input, size)
     graph = onnx.load(path).graph
@@ -65,7 +73,7 @@ def test_onnx_file_of_every_kind_of_network(tmp_path, backbone, audio_input, siz
 @pytest.mark.slow
 def test_torch_export_file(tmp_path):
     path, optimized = tmp_path / "model.pt2", build().for_inference()
-    export(optimized, make_batch(optimized.config, "input_features", (48, 64), EXPORTED_MASK), path)
+    export(optimized, draw(optimized, "input_features", (48, 64), EXPORTED_MASK), path)
     assert_file_gives_equal_logits(path, optimized, "input_features", (48, 64))
 
 
@@ -94,7 +102,7 @@ def test_checked_batches_have_other_sizes_than_the_exported_one():
     model = build()
     for audio_input, shape in (("input_features", (1, 16, 8)), ("audio_embeds", (10,))):
         for mask in (EXPORTED_MASK, *CHECKED_MASKS):
-            batch = make_batch(model.config, audio_input, (40, 56), mask)
+            batch = draw(model, audio_input, (40, 56), mask)
             assert list(batch) == ["pixel_values", audio_input, "frame_mask"]
             clips = (len(mask), len(mask[0]))
             assert batch["pixel_values"].shape == (*clips, 3, 40, 56)
@@ -106,7 +114,7 @@ def test_checked_batches_have_other_sizes_than_the_exported_one():
 
 def test_compare_finds_a_difference(capsys):
     model = build()
-    batch = make_batch(model.config, "input_features", (32, 32), ((True, True), (True, False)))
+    batch = draw(model, "input_features", (32, 32), ((True, True), (True, False)))
     with torch.no_grad():
         exact, largest = model(**batch).logits, model(**batch).logits.abs().max()
     runs = {"model": lambda _: exact, "optimized": lambda _: exact, "bad.onnx": lambda _: exact + 0.25 * largest}
@@ -119,7 +127,7 @@ def test_compare_finds_a_difference(capsys):
 
 def test_compare_returns_nan_of_any_batch():
     model = build()
-    batches = [make_batch(model.config, "input_features", (32, 32), mask) for mask in (((True,),), ((True, True),))]
+    batches = [draw(model, "input_features", (32, 32), mask) for mask in (((True,),), ((True, True),))]
     with torch.no_grad():
         exact = [model(**batch).logits for batch in batches]
 
