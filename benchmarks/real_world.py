@@ -1,0 +1,210 @@
+"""How well does a model of the real world segment held-out photos under held-out recordings, and what does it claim wrongly?
+
+    python benchmarks/real_world.py examples/real_world_model --data examples/paired_data/real_world.yaml
+    python benchmarks/real_world.py runs/real_world --data examples/paired_data/real_world.yaml --split val --clips 100
+
+The photos and recordings of a split are paired by class (dataset_scripts/paired). Every clip is one frame with the audio around
+it, except for the last row. Measured are
+
+- matching sounds: the mean IoU over the six first classes and over all classes (intersections and unions summed over the
+  data set), the mean over frames of the binary IoU (AVSBench's measure), and how often the largest predicted segment has the
+  right class; for all recordings, and for the clear ones, whose class the audio encoder itself scores highest;
+- two photos side by side, once under each of two sounds: how often both clips claim at least half of the object that sounds
+  and less than half of the other, and the fraction of the silent object that is claimed;
+- the fraction of pixels that is claimed in silence, under background recordings, under sounds of no class and under sounds
+  of a class that is not in view, and in clips of five seconds under the sound of another class.
+
+A class without recordings (its stand-ins, see `stand_ins` in dataset_scripts/paired/settings.py) is measured with exchanged
+scores of a recording of another class; the table marks it.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet.modeling_audio_encoders import embed_windows
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
+from pcmanet.training.data import exchange_stand_ins
+
+
+FIRST_CLASSES = ("person", "dog", "cat", "horse", "sheep", "cow")
+IGNORED = 255
+ONE_FRAME = {
+    "seconds": 1,
+    "context_seconds": 2.0,
+    "clips_per_picture": 1,
+    "still": 0.5,
+    "steady": 1.0,
+    "background": 0.0,
+    "distractor": 0.0,
+    "second_sound": 0.0,
+    "pictures": {"single": 1.0},
+    "stand_ins": True,
+}
+
+
+class Predictor:
+    """Segments clips and scores their audio.
+
+    Args:
+        model: Folder or Hub id of a checkpoint.
+        threads: CPU threads.
+    """
+
+    def __init__(self, model: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        network = PCMANetForAudioVisualSegmentation.from_pretrained(model).eval()
+        self.processor = PCMANetProcessor.from_pretrained(model)
+        self.collate = ClipCollator(self.processor, binary=False)
+        self.encoder: Any = network.model.audio_encoder
+        self.network = network.for_inference()
+        self.groups = list(self.encoder.config.score_groups)
+        self.windows = network.config.num_audio_windows
+
+    @torch.no_grad()
+    def predict(self, clips: list[PairedClip]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return of each clip the predicted classes (frames, height, width) and the audio scores (frames, groups)."""
+        batch = self.collate(clips)
+        features = batch.pop("input_features")
+        embeddings = embed_windows(self.encoder, features.flatten(0, 1), self.windows)
+        embeddings = embeddings.unflatten(0, features.shape[:2])
+        scores = embeddings.unflatten(-1, (self.windows, -1))
+        for row, clip in zip(scores, clips, strict=True):
+            exchange_stand_ins(row, clip, self.groups)
+        outputs = self.network(batch["pixel_values"], audio_embeds=embeddings)
+        sizes = [clip.frames.shape[1:3] for clip in clips]
+        masks = self.processor.post_process_semantic_segmentation(outputs, sizes)
+        return [mask.numpy() for mask in masks], [row[:, -1].numpy() for row in scores]
+
+
+def evaluate(predictor: Predictor, clips: PairedClips, title: str, size: int = 16) -> Iterator[tuple[Any, ...]]:
+    """Yield every clip with its prediction and its scores."""
+    for first in tqdm(range(0, len(clips), size), desc=title, file=sys.stderr):
+        batch = [clips[index] for index in range(first, min(first + size, len(clips)))]
+        yield from zip(batch, *predictor.predict(batch), strict=True)
+
+
+def measure_matching(predictor: Predictor, clips: PairedClips) -> dict[str, dict[str, Any]]:
+    """Measure clips with matching sounds; return the measures of all and of the clear recordings."""
+    names = clips.library.settings.class_names
+    totals = {kind: {"sums": np.zeros((2, len(names))), "binary": [], "right": []} for kind in ("all", "clear")}
+    columns = [predictor.groups.index(name) for name in names[1:]]
+    for clip, predicted, scores in evaluate(predictor, clips, "matching sounds"):
+        sounding = [event.index for event in clip.events if event.index]
+        is_clear = len(sounding) == 1 and int(scores[0, columns].argmax()) + 1 == sounding[0]
+        valid = clip.masks != IGNORED
+        for kind in ("all", "clear") if is_clear else ("all",):
+            total = totals[kind]
+            for index in range(1, len(names)):
+                is_predicted, is_true = (predicted == index) & valid, (clip.masks == index) & valid
+                total["sums"][:, index] += (is_predicted & is_true).sum(), (is_predicted | is_true).sum()
+            is_predicted, is_true = (predicted > 0) & valid, (clip.masks > 0) & valid
+            if is_true.any():
+                total["binary"].append((is_predicted & is_true).sum() / (is_predicted | is_true).sum())
+                areas = np.bincount(predicted[valid].ravel(), minlength=len(names))[1:]
+                total["right"].append((sounding[0], bool(areas.any()) and int(areas.argmax()) + 1 == sounding[0]))
+    return totals
+
+
+def measure_choice(predictor: Predictor, clips: PairedClips) -> tuple[float, float, int]:
+    """Measure pairs of clips that show the same two photos under two sounds; return both right, silent claimed, pairs."""
+    right, silent, pairs, previous = [], [], 0, None
+    for index, (clip, predicted, _) in enumerate(evaluate(predictor, clips, "two photos")):
+        sounding = {event.index for event in clip.events}
+        heard = np.isin(clip.visible, list(sounding))
+        quiet = (clip.visible > 0) & (clip.visible != IGNORED) & ~heard
+        claimed = predicted > 0
+        if not heard.any() or not quiet.any():
+            previous = None
+            continue
+        silent.append(claimed[quiet].mean())
+        is_right = claimed[heard].mean() >= 0.5 and claimed[quiet].mean() < 0.5
+        if index % 2 and previous is not None and previous[0] != sounding:
+            pairs += 1
+            right.append(previous[1] and is_right)
+        previous = (sounding, is_right)
+    return float(np.mean(right)), float(np.mean(silent)), pairs
+
+
+def measure_claims(predictor: Predictor, clips: PairedClips, title: str) -> float:
+    """Return the fraction of pixels that is claimed where nothing in view sounds."""
+    return float(np.mean([(predicted > 0).mean() for _, predicted, _ in evaluate(predictor, clips, title)]))
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", help="folder or Hub id of a checkpoint with an audio encoder that has score_groups")
+    parser.add_argument("--data", required=True, help="settings of the paired data")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--clips", type=int, default=600, help="clips with matching sounds; other rows have fewer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+
+    predictor = Predictor(arguments.model, arguments.threads)
+    library = Library(read_settings(arguments.data, ONE_FRAME), progress=True)
+
+    def generate(count: int, **overrides: Any) -> PairedClips:
+        library.settings = read_settings(arguments.data, ONE_FRAME | overrides)
+        return PairedClips(library, "avss", arguments.split, length=count, seed=arguments.seed)
+
+    print(f"`python benchmarks/real_world.py {' '.join(sys.argv[1:])}`\n")
+    totals = measure_matching(predictor, generate(arguments.clips, sounds={"matching": 1.0}))
+    names = library.settings.class_names
+    recorded = {one.name for one in library.settings.classes if one.sounds}
+    intersections, unions = totals["all"]["sums"]
+    print("| class | IoU, all recordings | IoU, clear | right class, all | clips |\n|---|---|---|---|---|")
+    for index, name in enumerate(names):
+        results = [is_right for label, is_right in totals["all"]["right"] if label == index]
+        if index and results:
+            clear = totals["clear"]["sums"][:, index]
+            mark = "" if name in recorded else " (stand-ins)"
+            print(
+                f"| {name}{mark} | {intersections[index] / max(1, unions[index]):.3f} | "
+                f"{clear[0] / max(1, clear[1]):.3f} | {np.mean(results):.2f} | {len(results)} |"
+            )
+    print("\n| measure | all | clear |\n|---|---|---|")
+    first = [names.index(name) for name in FIRST_CLASSES if name in names]
+    for title, measure in (
+        ("mIoU of the six first classes", lambda total: _mean_iou(total["sums"], first)),
+        ("mIoU of all classes", lambda total: _mean_iou(total["sums"], range(1, len(names)))),
+        ("binary mIoU, mean over frames", lambda total: float(np.mean(total["binary"]))),
+        ("right class, mean over the six", lambda total: _mean_right(total["right"], first)),
+    ):
+        print(f"| {title} | {measure(totals['all']):.3f} | {measure(totals['clear']):.3f} |")
+    choice = generate(arguments.clips // 2 * 2, pictures={"mosaic": 1.0}, clips_per_picture=2, contrast=1.0)
+    right, silent, pairs = measure_choice(predictor, choice)
+    print(f"| two photos: both right; silent object claimed ({pairs} pairs) | {right:.3f} | {silent:.3f} |")
+    print("\n| where nothing in view sounds | pixels claimed |\n|---|---|")
+    for kind in ("silence", "background", "unknown", "absent"):
+        clips = generate(arguments.clips // 4, sounds={kind: 1.0}, contrast=0.0)
+        print(f"| {kind} | {100 * measure_claims(predictor, clips, kind):.2f} % |")
+    clips = generate(
+        arguments.clips // 12, sounds={"absent": 1.0}, contrast=0.0, seconds=5, background=0.25, steady=0.5
+    )
+    print(f"| another class, clips of 5 s | {100 * measure_claims(predictor, clips, 'absent, 5 s'):.2f} % |")
+
+
+def _mean_iou(sums: np.ndarray, indexes: Any) -> float:
+    """Return the mean IoU of the classes that occur."""
+    return float(np.mean([sums[0, index] / sums[1, index] for index in indexes if sums[1, index]]))
+
+
+def _mean_right(results: list[tuple[int, bool]], indexes: list[int]) -> float:
+    """Return the mean over classes of how often the class was right."""
+    by_class = [[is_right for label, is_right in results if label == index] for index in indexes]
+    return float(np.mean([np.mean(found) for found in by_class if found]))
+
+
+if __name__ == "__main__":
+    main()
