@@ -56,11 +56,9 @@ class ClipCollator:
                 "Expected an augmentation without audio changes together with audio_cache. Set loudness, mixing and "
                 "replacement of the augmentation to 0, or leave out the cache."
             )
+        self.processor: Any = copy.copy(processor)  # data sets do not import the processor
         if audio_cache is not None:
-            cache = AudioFeatureCache(processor, audio_cache)
-            processor = copy.copy(processor)
-            processor.audio_features = cache
-        self.processor: Any = processor  # data sets do not import the processor
+            self.processor.audio_features = AudioFeatureCache(processor, audio_cache)
         self.binary = binary
         self.augmentation = augmentation
 
