@@ -19,19 +19,17 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_audio_encoders import (
-    SMALL_AUDIO_CONFIG,
-    TINY_AUDIO_CONFIG,
-    build_audio_config,
-    check_keywords,
-    require,
-)
-from .configuration_backbones import (
+from .configuration_encoders import (
     EFFICIENTNET_LITE_0,
     PVT_V2_B5,
     RESNET_50,
     RESNET_TINY,
+    SMALL_AUDIO_CONFIG,
+    TINY_AUDIO_CONFIG,
+    build_audio_config,
     build_backbone_config,
+    check_keywords,
+    require,
     validate_backbone_config,
 )
 
@@ -122,6 +120,7 @@ class PCMANetConfig(PreTrainedConfig):
         "kept_ratios",
         "hidden_states",
         "attentions",
+        "audio_embeds",
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None

@@ -141,7 +141,7 @@ class OptimizedPCMANet(nn.Module):
                 computation depends on the content of the frames.
 
         Returns:
-            `logits`, `confidence_masks` and, with an `early_exit_threshold`, `stages_used`.
+            `logits`, `confidence_masks`, `audio_embeds` and, with an `early_exit_threshold`, `stages_used`.
 
         Raises:
             ValueError: If a shape is wrong, not exactly one of the two audio inputs is given, or the early-exit threshold
@@ -153,7 +153,7 @@ class OptimizedPCMANet(nn.Module):
         embeddings = self._embed_audio(input_features, audio_embeds, frame_mask)
         segment = self._segment_clip_by_clip if self._runs_clip_by_clip(pixel_values) else self._segment
         logits, masks, stages_used = segment(pixel_values, embeddings, frame_mask, early_exit_threshold)
-        return PCMANetOutput(logits=logits, confidence_masks=masks, stages_used=stages_used)
+        return PCMANetOutput(logits=logits, confidence_masks=masks, stages_used=stages_used, audio_embeds=embeddings)
 
     def _check_early_exit(self, threshold: float) -> None:
         """Raise a ValueError if frames cannot leave the decoder early."""

@@ -33,7 +33,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_audio_encoders import audio_embedding_size
+from .configuration_encoders import audio_embedding_size
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
 from .inference_pcmanet import OptimizedPCMANet
 from .modeling_audio_encoders import build_audio_encoder, embed_windows, load_audio_encoder
@@ -67,6 +67,7 @@ class PCMANetModelOutput(ModelOutput):
         kept_ratios: (3,), fraction of the pixels of the real frames that each of these masks keeps.
         hidden_states: If requested, the input of the decoder (the neck output of stage 4) and the fused feature map of
             every stage, (real frames, hidden_size, stage height, stage width), coarse to fine.
+        audio_embeds: (batch, frames, windows * width), outputs of the audio encoder.
         attentions: If requested and with `attn_implementation="eager"`, the attention weights of QSCA in order of
             computation: audio to visual, then visual to audio, stage by stage (stage 1 has only the latter).
     """
@@ -75,6 +76,7 @@ class PCMANetModelOutput(ModelOutput):
     stage_logits: tuple[torch.Tensor, ...] | None = None
     confidence_masks: tuple[torch.Tensor, ...] | None = None
     kept_ratios: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -231,6 +233,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
             stage_logits=tuple(layout.to_clips(logits) for logits in stage_logits),
             confidence_masks=tuple(layout.to_clips(mask) for mask in masks),
             kept_ratios=torch.stack([mask.float().mean() for mask in masks]),
+            audio_embeds=layout.to_clips(embeddings),
         )
 
     def _embed_audio(
@@ -386,6 +389,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             kept_ratios=outputs.kept_ratios,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            audio_embeds=outputs.audio_embeds,
         )
 
     def _loss(

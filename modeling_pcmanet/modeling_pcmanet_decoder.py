@@ -36,7 +36,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from .configuration_audio_encoders import audio_embedding_size
+from .configuration_encoders import audio_embedding_size
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
 
 
@@ -110,7 +110,7 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
 class PCMANetOutput(ModelOutput):
     """Output of [`PCMANetForAudioVisualSegmentation`] and of the optimized model.
 
-    The optimized model returns `logits`, `confidence_masks` and `stages_used` only.
+    The optimized model returns `logits`, `confidence_masks`, `stages_used` and `audio_embeds` only.
 
     Attributes:
         loss: Scalar, if labels were given.
@@ -124,6 +124,7 @@ class PCMANetOutput(ModelOutput):
         attentions: See [`PCMANetModelOutput`].
         stages_used: (batch, frames) int64, the stage from which each frame has its logits, 1 (coarsest) to 4, or 0 for
             padding that was not computed. Only with an `early_exit_threshold`.
+        audio_embeds: (batch, frames, windows * width), outputs of the audio encoder.
     """
 
     loss: torch.Tensor | None = None
@@ -134,6 +135,7 @@ class PCMANetOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     stages_used: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from itertools import chain, islice
 from numbers import Integral, Real
 from pathlib import Path
 from types import GeneratorType
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -51,8 +51,24 @@ INPUT_KEYS = ("video", "audio", "sampling_rate", "timestamps")
 VideoSource: TypeAlias = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
 Item = TypeVar("Item")
 
-# Timestamp in seconds, logits (num_labels, network height, network width), and (height, width) of the video.
-MaskLogits: TypeAlias = tuple[float, torch.Tensor, tuple[int, int]]
+HEARD_SCORE = 3.0  # standard deviations above other sounds from which a group of classes counts as heard
+MAX_HEARD = 3  # groups per frame
+
+
+class MaskLogits(NamedTuple):
+    """The logits at one mask time.
+
+    Attributes:
+        timestamp: In seconds.
+        logits: (num_labels, network height, network width).
+        size: (height, width) of the video.
+        heard: What the audio encoder recognizes, see [`AudioVisualSegmentationPipeline`]; None if it has no classes.
+    """
+
+    timestamp: float
+    logits: torch.Tensor
+    size: tuple[int, int]
+    heard: list[dict[str, Any]] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +99,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     The network processes a video of any length in overlapping windows, whose logits fade into each other. A thread
     decodes ahead. [`stream`] yields each frame as soon as it is complete and holds only a few frames in memory; a call
     collects them in a list.
+
+    Where the audio encoder scores groups of classes (`score_groups` in its configuration), an entry also has `heard`: up to
+    three groups that score at least 3 standard deviations above other sounds, as `{"label", "score"}`, the highest first.
+    They explain an empty result: the sound may be of no class that the model segments.
 
     Create it with `pipeline("audio-visual-segmentation", model=...)`. The arguments of `__call__` can also be passed
     there, as defaults for every call.
@@ -357,13 +377,13 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Run the model on a batch of windows."""
         network = self._network() if use_optimized_model else self.model
         if early_exit_threshold is None:
-            return {"logits": network(**model_inputs).logits}
+            return _kept_outputs(network(**model_inputs))
         if network is self.model:
             raise ValueError(
                 "`early_exit_threshold` requires the optimized model, which is not in use. Remove the argument, or see "
                 "`use_optimized_model`."
             )
-        return {"logits": network(**model_inputs, early_exit_threshold=early_exit_threshold).logits}
+        return _kept_outputs(network(**model_inputs, early_exit_threshold=early_exit_threshold))
 
     def postprocess(
         self,
@@ -429,7 +449,9 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             while newest := take():
                 held.extend(newest)
                 logits = self._logits([tuple(held)], forward)[0, len(held) - 1]
-                yield self._entry((held[-1]["timestamp"], logits, held[-1]["original_size"]), **postprocess)
+                frame = held[-1]
+                mask_logits = MaskLogits(frame["timestamp"], logits, frame["original_size"], frame.get("heard"))
+                yield self._entry(mask_logits, **postprocess)
 
     def _outputs(
         self,
@@ -451,8 +473,14 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                     yield window, window_logits[: len(window.frames)]
 
     def _logits(self, windows: Sequence[Sequence[dict[str, Any]]], forward_params: dict[str, Any]) -> torch.Tensor:
-        """Return the logits (windows, frames, num_labels, height, width) of a batch of windows."""
+        """Return the logits (windows, frames, num_labels, height, width) of a batch of windows; note what is heard."""
         outputs: Any = self.forward(collate_windows(windows, self.model.dtype), **forward_params)
+        if groups := getattr(self.model.config.audio_config, "score_groups", None):
+            # The last window of audio is the longest, in which most is recognized.
+            scores = outputs["audio_embeds"].float().cpu()[..., -len(groups) :]
+            for frames, window_scores in zip(windows, scores, strict=True):
+                for frame, frame_scores in zip(frames, window_scores, strict=False):
+                    frame["heard"] = _find_heard(list(groups), frame_scores)
         return outputs["logits"]
 
     def _network(self) -> Callable[..., Any]:
@@ -480,9 +508,22 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         self, mask_logits: MaskLogits, threshold: float | None = None, minimum_area: float = 0.0
     ) -> dict[str, Any]:
         """Return the entry of one mask time."""
-        timestamp, logits, size = mask_logits
-        segments = find_segments(logits.float(), size, self.model.config.id2label, threshold, minimum_area)
-        return {"timestamp": timestamp, "segments": segments}
+        labels = self.model.config.id2label
+        segments = find_segments(mask_logits.logits.float(), mask_logits.size, labels, threshold, minimum_area)
+        heard = {} if mask_logits.heard is None else {"heard": mask_logits.heard}
+        return {"timestamp": mask_logits.timestamp, "segments": segments, **heard}
+
+
+def _kept_outputs(outputs: Any) -> dict[str, torch.Tensor]:
+    """Return the outputs of the network that the pipeline uses."""
+    audio_embeds = getattr(outputs, "audio_embeds", None)
+    return {"logits": outputs.logits} | ({} if audio_embeds is None else {"audio_embeds": audio_embeds})
+
+
+def _find_heard(names: Sequence[str], scores: torch.Tensor) -> list[dict[str, Any]]:
+    """Return the groups of classes with a high score (groups,), the highest first."""
+    best = sorted(zip(names, scores.tolist(), strict=True), key=lambda item: -item[1])[:MAX_HEARD]
+    return [{"label": name, "score": round(score, 2)} for name, score in best if score >= HEARD_SCORE]
 
 
 PIPELINE_REGISTRY.register_pipeline(
@@ -650,7 +691,8 @@ def _mask_logits_of_rates(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Ite
     for frame, logits in _blend_windows(outputs):
         rate, after = frame.get("rate", 0), (frame["timestamp"], logits)
         for timestamp in frame["mask_timestamps"]:
-            yield rate, (timestamp, _interpolate(before.get(rate), after, timestamp), frame["original_size"])
+            interpolated = _interpolate(before.get(rate), after, timestamp)
+            yield rate, MaskLogits(timestamp, interpolated, frame["original_size"], frame.get("heard"))
         before[rate] = after
 
 

@@ -25,6 +25,7 @@ from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from modeling_pcmanet import (
+    AudioMobileNetFeatureExtractor,
     PCMANetConfig,
     PCMANetFeatureExtractor,
     PCMANetForAudioVisualSegmentation,
@@ -239,7 +240,7 @@ def test_frames_of_several_rates_are_split_and_blended_independently():
     assert [sum(w.is_last for w, _ in outputs if w.rate == rate) for rate in range(2)] == [1, 1]
     found = list(_mask_logits_of_rates(outputs))
     for rate, number in enumerate((12, 23)):
-        levels = [logits.item() for index, (_, logits, _) in found if index == rate]
+        levels = [logits.item() for index, (_, logits, *_) in found if index == rate]
         assert levels == pytest.approx([100 * rate + (2 - rate) * index for index in range(number)])
 
 
@@ -279,7 +280,7 @@ def test_logits_between_frames_are_interpolated_in_time():
 
     given = (frame(1.0, 0.0, 1.0), frame(3.0, 1.5, 2.0), frame(3.0, 2.9), frame(4.0, 3.5, 4.5))
     outputs = [(Window(given, 4, 0, is_last=True), torch.tensor([10.0, 20.0, 40.0, 0.0])[:, None])]
-    levels = [(timestamp, logits.item()) for timestamp, logits, _ in iterate_mask_logits(outputs)]
+    levels = [(timestamp, logits.item()) for timestamp, logits, *_ in iterate_mask_logits(outputs)]
     assert levels == [(0.0, 10.0), (1.0, 10.0), (1.5, 12.5), (2.0, 15.0), (2.9, 40.0), (3.5, 20.0), (4.5, 0.0)]
 
 
@@ -410,6 +411,9 @@ AUTO_CLASSES = {
 SEMANTIC = {0: "background", 1: "bell", 2: "drum", 3: "flute"}
 
 
+TINY_AUDIO = {"block_channels": [[4], [8], [8], [8]], "hidden_size": 16, "embedding_size": 16}
+
+
 def tiny_config(**labels: object) -> PCMANetConfig:
     backbone = {
         "model_type": "resnet",
@@ -421,13 +425,12 @@ def tiny_config(**labels: object) -> PCMANetConfig:
     }
     return PCMANetConfig(
         backbone_config=backbone,
-        audio_config={"block_channels": [[4], [8], [8], [8]], "hidden_size": 16, "embedding_size": 16},
         hidden_size=16,
         num_groups=4,
         num_attention_heads=2,
         head_channels=8,
         token_grid_sizes=[1, 2, 2, 4],
-        **labels,
+        **{"audio_config": TINY_AUDIO, **labels},
     )
 
 
@@ -1018,3 +1021,28 @@ class TestRegistrationAndSaving:
         assert answer["module"].startswith("transformers_modules.")
         expected = [[segment["score"] for segment in frame["segments"]] for frame in pipe(clips[0])]
         assert answer["scores"] == [pytest.approx(scores, abs=1e-5) for scores in expected]
+
+
+def test_entries_say_which_groups_of_sounds_are_heard():
+    config = tiny_config(
+        audio_config={
+            "model_type": "audio_mobilenet",
+            "width_multiplier": 0.1,
+            "num_labels": 4,
+            "score_groups": {"dog": [0, 1], "rain": [2], "drums": [3]},
+        }
+    )
+    model = PCMANetForAudioVisualSegmentation(config).eval()
+    encoder = model.model.audio_encoder
+    torch.nn.init.zeros_(encoder.classifier.weight)
+    encoder.classifier.bias.data = torch.tensor([-9.0, -9.0, 3.5, 5.0])
+    processor = PCMANetProcessor(
+        PCMANetImageProcessor(size={"height": 32, "width": 32}), AudioMobileNetFeatureExtractor()
+    )
+    segmenter = AudioVisualSegmentationPipeline(model=model, processor=processor)
+    frames = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    clip = {"video": frames, "audio": np.zeros(48000, np.float32), "sampling_rate": 16000}
+    expected = [{"label": "drums", "score": 5.0}, {"label": "rain", "score": 3.5}]
+    for use_optimized_model in (True, False):
+        entries = segmenter(clip, use_optimized_model=use_optimized_model)
+        assert [entry["heard"] for entry in entries] == [expected] * 3

@@ -113,7 +113,9 @@ def test_every_frame_mask(num_labels, padded_frames, mask):
 
 def test_audio_of_padding_is_not_embedded():
     optimized, patches = build().for_inference(), []
-    optimized.audio_encoder.register_forward_pre_hook(lambda _, inputs: patches.append(len(inputs[0])))
+    optimized.audio_encoder.register_forward_pre_hook(
+        lambda _, __, inputs: patches.append(len(inputs["input_features"])), with_kwargs=True
+    )
     optimized(**tiny_batch(), frame_mask=torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.bool))
     assert patches == [3]
 

@@ -253,6 +253,8 @@ class RecordedResults(Sequence[dict[str, Any]]):
             {"label": segment["label"], "score": segment["score"], "segmentation": encode_mask(segment["mask"])}
             for segment in result["segments"]
         ]
+        if "heard" in result:
+            record["heard"] = result["heard"]
         with self.path.open("ab") as file:
             self._starts.append(file.tell())
             file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")

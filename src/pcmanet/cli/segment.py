@@ -22,6 +22,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from modeling_pcmanet import PCMANetConfig
 from modeling_pcmanet.media_pcmanet import MediaReader
 from pcmanet.checkpoints import digest, load_segmenter, start_processes
 from pcmanet.files import demo_file, find_checkpoint, temporary_folder
@@ -214,7 +215,7 @@ class Worker:
             except VIDEO_ERRORS as error:
                 return self._add_error(shown, format_error(error)), True
 
-            line = _summary(shown, results)
+            line = _summary(shown, results, self.segmenter.model.config)
             table = _table(results) if len(self.videos.names) == 1 else None
             if self.folders:
                 self.output.publish(folder, self.folders[name], self.videos.identify(name))
@@ -232,13 +233,24 @@ class Worker:
         return f"failed: {name}: {error}"
 
 
-def _summary(video: str, results: RecordedResults) -> str:
-    """Return a line with the classes found in a video and the number of frames of each, most frequent first."""
+def _summary(video: str, results: RecordedResults, config: PCMANetConfig) -> str:
+    """Return a line with the classes found in a video and the number of frames of each, most frequent first.
+
+    Args:
+        video: Name of the video.
+        results: Its results.
+        config: Configuration of the model. What its audio encoder heard besides the model's classes is listed too.
+    """
+    known = set((config.id2label or {}).values())
     labels: Counter[str] = Counter()
+    heard: Counter[str] = Counter()
     for result in results.records():
         labels.update({segment["label"] for segment in result["segments"]})
+        heard.update({sound["label"] for sound in result.get("heard", ())} - known)
     found = ", ".join(f"{label} {number}" for label, number in labels.most_common()) or "no sounding objects"
-    return f"{video}: {found} ({len(results)} frames)"
+    others = ", ".join(f"{label} {number}" for label, number in heard.most_common())
+    note = f"; heard, but not among this model's classes: {others}" if others and len(known) > 1 else ""
+    return f"{video}: {found} ({len(results)} frames){note}"
 
 
 def _table(results: RecordedResults) -> str:
