@@ -1,6 +1,7 @@
 """Audio encoders: every kind end to end with tiny random networks, loading, errors, and VGGish against plain operations."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,7 +55,7 @@ from modeling_pcmanet import (
     VGGishModel,
     save_code_with_weights,
 )
-from modeling_pcmanet.configuration_audio_encoders import audio_embedding_size, build_audio_config
+from modeling_pcmanet.configuration_encoders import audio_embedding_size, build_audio_config
 from modeling_pcmanet.feature_extraction_pcmanet import build_feature_extractor
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from modeling_pcmanet.modeling_audio_encoders import (
@@ -492,6 +493,26 @@ def test_the_number_of_windows_has_to_fit():
         build_network("ast", num_audio_windows=2)(
             pixel_values=batch["pixel_values"], audio_embeds=torch.zeros(1, 2, 16)
         )
+
+
+def test_an_encoder_of_your_own_is_used_trained_and_loaded(clip, tmp_path, monkeypatch):
+    """The program in docs/audio_encoders.md."""
+    page = (ROOT / "docs" / "audio_encoders.md").read_text()
+    (program,) = re.findall(r"```python\n(import torch.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert names["logits"].shape == (1, 5, 1, 224, 224)
+    model, processor = names["model"], names["processor"]
+    names["logits"].mean().backward()
+    assert model.model.audio_encoder.convolution.weight.grad.abs().max() > 0
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    loaded = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path)
+    assert type(loaded.model.audio_encoder) is names["WaveformModel"]
+    with torch.no_grad():
+        batches = [one(videos=str(clip)) for one in (processor, PCMANetProcessor.from_pretrained(tmp_path))]
+        assert torch.equal(loaded(**batches[1]).logits, model.eval()(**batches[0]).logits)
 
 
 @torch.no_grad()
