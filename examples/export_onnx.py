@@ -31,7 +31,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
-from modeling_pcmanet.configuration_audio_encoders import audio_embedding_size
+from modeling_pcmanet.configuration_encoders import audio_embedding_size
 from pcmanet.checkpoints import load_model
 from pcmanet.files import demo_file
 

@@ -26,8 +26,7 @@ from transformers import (
     AutoProcessor,
 )
 
-from .configuration_audio_encoders import AudioMobileNetConfig, VGGishConfig
-from .configuration_backbones import EfficientNetLiteConfig
+from .configuration_encoders import AudioMobileNetConfig, EfficientNetLiteConfig, VGGishConfig
 from .configuration_pcmanet import PCMANetConfig
 from .feature_extraction_pcmanet import AudioMobileNetFeatureExtractor, PCMANetFeatureExtractor
 from .image_processing_pcmanet import PCMANetImageProcessor

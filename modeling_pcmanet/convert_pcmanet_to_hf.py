@@ -15,6 +15,7 @@ import csv
 import pickle
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,7 @@ from transformers.modeling_utils import PreTrainedModel
 from modeling_pcmanet import save_code_with_weights
 from pcmanet.files import atomic_folder
 
-from .configuration_audio_encoders import AudioMobileNetConfig, VGGishConfig
-from .configuration_backbones import EfficientNetLiteConfig
+from .configuration_encoders import AudioMobileNetConfig, EfficientNetLiteConfig, VGGishConfig
 from .configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS, PCMANetConfig
 from .feature_extraction_pcmanet import AudioMobileNetFeatureExtractor, PCMANetFeatureExtractor
 from .hub_upload_pcmanet import upload_folder
@@ -108,8 +108,8 @@ class Conversion:
                 PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(folder)
             elif isinstance(self.model.config, AudioMobileNetConfig):
                 AudioMobileNetFeatureExtractor().save_pretrained(folder)
-            elif isinstance(self.model.config, EfficientNetLiteConfig):
-                PCMANetImageProcessor(**_EFFICIENTNET_LITE_NORMALIZATION).save_pretrained(folder)
+            elif not isinstance(self.model.config, VGGishConfig):
+                PCMANetImageProcessor.from_backbone(self.model.config).save_pretrained(folder)
             (folder / "README.md").write_text(self.card(), encoding="utf-8")
 
     def describe(self) -> str:
@@ -617,29 +617,35 @@ _RESNET_ROWS: tuple[Row, ...] = (
     (r"(?:resnet\.)?encoder\.", "encoder."),
 )
 
-# EfficientNet-Lite was trained on pixels from -1 to 1, and not with the normalization of ImageNet.
-_EFFICIENTNET_LITE_NORMALIZATION: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-
 
 def _efficientnet_lite_rows() -> Iterator[Row]:
     """Yield the rows of EfficientNet-Lite0: efficientnet-pytorch numbers all blocks, timm the groups and their blocks."""
-    flat = group = 0
-    for stage, groups in enumerate(EfficientNetLiteConfig().stages):
-        position = 0
-        for size in groups:
-            for block in range(size.blocks):
-                ours = f"stages.{stage}.{position}."
-                modules = ["expansion.", "depthwise.", "projection."][size.expansion == 1 :]
-                for number, module in enumerate(modules):
-                    kind = {"expansion.": "expand", "depthwise.": "depthwise", "projection.": "project"}[module]
-                    norm = ("expansion.", "depthwise.", "projection.").index(module)
-                    yield rf"_blocks\.{flat}\._{kind}_conv\.", f"{ours}{module}0."
-                    yield rf"_blocks\.{flat}\._bn{norm}\.", f"{ours}{module}1."
-                    short = ("dw", "pw") if size.expansion == 1 else ("pw", "dw", "pwl")
-                    yield rf"blocks\.{group}\.{block}\.conv_{short[number]}\.", f"{ours}{module}0."
-                    yield rf"blocks\.{group}\.{block}\.bn{number + 1}\.", f"{ours}{module}1."
-                flat, position = flat + 1, position + 1
-            group += 1
+    groups = [(stage, size) for stage, sizes in enumerate(EfficientNetLiteConfig().stages) for size in sizes]
+    blocks = [
+        (stage, rf"blocks\.{group}\.{block}\.", size.expansion > 1)
+        for group, (stage, size) in enumerate(groups)
+        for block in range(size.blocks)
+    ]
+    positions: Counter[int] = Counter()
+    for number, (stage, timm, has_expansion) in enumerate(blocks):
+        ours = f"stages.{stage}.{positions[stage]}."
+        yield from _efficientnet_lite_block_rows(rf"_blocks\.{number}\.", timm, ours, has_expansion)
+        positions[stage] += 1
+
+
+def _efficientnet_lite_block_rows(flat: str, timm: str, ours: str, has_expansion: bool) -> Iterator[Row]:
+    """Yield the rows of one block; only timm numbers its norms without one that is absent."""
+    modules = (
+        ("expansion", "expand", "pw"),
+        ("depthwise", "depthwise", "dw"),
+        ("projection", "project", "pwl" if has_expansion else "pw"),
+    )
+    absent = 0 if has_expansion else 1
+    for number, (module, name, timm_name) in enumerate(modules[absent:]):
+        yield rf"{flat}_{name}_conv\.", f"{ours}{module}.0."
+        yield rf"{flat}_bn{number + absent}\.", f"{ours}{module}.1."
+        yield rf"{timm}conv_{timm_name}\.", f"{ours}{module}.0."
+        yield rf"{timm}bn{number + 1}\.", f"{ours}{module}.1."
 
 
 _EFFICIENTNET_LITE_ROWS: tuple[Row, ...] = (

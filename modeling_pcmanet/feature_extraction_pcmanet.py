@@ -45,7 +45,7 @@ from .audio_pcmanet import (
     resampled_rate,
     to_mono,
 )
-from .configuration_audio_encoders import AudioMobileNetConfig, VGGishConfig, build_audio_config
+from .configuration_encoders import AudioMobileNetConfig, VGGishConfig, build_audio_config
 
 
 WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples: 25 ms = 400

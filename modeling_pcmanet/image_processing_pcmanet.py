@@ -30,6 +30,8 @@ from transformers.image_utils import (
     PILImageResampling,
 )
 
+from .configuration_encoders import BACKBONE_NORMALIZATIONS
+
 
 # What an image processor does to the values of pixels.
 _NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
@@ -55,28 +57,31 @@ class PCMANetImageProcessor(PilBackend):
     rescale_factor = 1 / 255
 
     @classmethod
-    def from_backbone(cls, name: str | PathLike[str], **settings: Any) -> Self:
-        """Build the image processor for a pretrained visual backbone, with the normalization that it was trained with.
+    def from_backbone(cls, backbone: str | PathLike[str] | PreTrainedConfig, **settings: Any) -> Self:
+        """Build the image processor for a visual backbone, with the normalization that it is trained with.
 
-        Mean, standard deviation and rescaling come from the image processor that is saved next to the backbone, or for a
-        timm model from its data configuration; size and resizing are those of this class.
+        Of a pretrained backbone, mean, standard deviation and rescaling come from the image processor that is saved next to
+        it, or for a timm model from its data configuration. Size and resizing are those of this class.
 
         Args:
-            name: Hub id or folder of the backbone.
+            backbone: Hub id or folder of a pretrained backbone, or the configuration of one, whose type has a normalization:
+                that of ImageNet, or another in `BACKBONE_NORMALIZATIONS`.
             **settings: Any setting of the class, for example `size`; these replace those of the backbone.
 
         Raises:
-            OSError: If neither is saved with the backbone, or nothing is found.
+            OSError: If neither is saved with a pretrained backbone, or nothing is found.
         """
-        settings_of_backbone, _ = PreTrainedConfig.get_config_dict(name)
+        if isinstance(backbone, PreTrainedConfig):
+            return cls(**BACKBONE_NORMALIZATIONS.get(backbone.model_type, {}) | settings)
+        settings_of_backbone, _ = PreTrainedConfig.get_config_dict(backbone)
         timm = settings_of_backbone.get("pretrained_cfg")
         if timm is not None:
             return cls(**{"image_mean": timm["mean"], "image_std": timm["std"]} | settings)
         try:
-            saved, _ = cls.get_image_processor_dict(name)
+            saved, _ = cls.get_image_processor_dict(backbone)
         except OSError as error:
             raise OSError(
-                f"{name} has no preprocessor_config.json, which says how the backbone expects its input. Save its image "
+                f"{backbone} has no preprocessor_config.json, which says how the backbone expects its input. Save its image "
                 "processor there; for ImageNet's mean and standard deviation PCMANetImageProcessor().save_pretrained(folder)."
             ) from error
         return cls(**{key: saved[key] for key in _NORMALIZATION if key in saved} | settings)

@@ -34,7 +34,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_audio_encoders import (
+from .configuration_encoders import (
     AudioMobileNetConfig,
     BlockSize,
     VGGishConfig,

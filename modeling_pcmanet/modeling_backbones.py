@@ -36,7 +36,7 @@ from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import requires_backends
 
-from .configuration_backbones import ALL_STAGES, EfficientNetLiteConfig, is_plain_vit
+from .configuration_encoders import ALL_STAGES, EfficientNetLiteConfig, is_plain_vit
 from .modeling_audio_encoders import load_strict
 
 

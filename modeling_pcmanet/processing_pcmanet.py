@@ -52,7 +52,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, cut_windows, in_pieces, to_mono
-from .configuration_audio_encoders import build_audio_config
+from .configuration_encoders import build_audio_config
 from .feature_extraction_pcmanet import build_feature_extractor, check_audio_alignment, load_feature_extractor
 from .image_processing_pcmanet import PCMANetImageProcessor
 from .media_pcmanet import (
@@ -485,7 +485,7 @@ class PCMANetProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained_backbones(
         cls,
-        visual: str | PathLike[str] | None = None,
+        visual: str | PathLike[str] | PreTrainedConfig | None = None,
         audio: str | PathLike[str] | PreTrainedConfig | None = None,
         *,
         audio_windows: Any = None,
@@ -494,8 +494,8 @@ class PCMANetProcessor(ProcessorMixin):
         """Build the processor for a model from `PCMANetForAudioVisualSegmentation.from_pretrained_backbones`.
 
         Args:
-            visual: Hub id or folder of the visual backbone; its own image processor gives mean and standard deviation. By
-                default those of ImageNet.
+            visual: Hub id or folder of the visual backbone; its own image processor gives mean and standard deviation. Or
+                the configuration of one, which selects those of its type. By default those of ImageNet.
             audio: Hub id or folder of the audio encoder, whose own feature extractor is used; or the configuration of one,
                 which selects the default feature extractor of its type. By default that of the paper.
             audio_windows: See the class.

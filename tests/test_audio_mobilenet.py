@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from modeling_pcmanet.configuration_audio_encoders import AudioMobileNetConfig, round_channels
+from modeling_pcmanet.configuration_encoders import AudioMobileNetConfig, round_channels
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, main
 from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor
 from modeling_pcmanet.modeling_audio_encoders import AudioMobileNetModel

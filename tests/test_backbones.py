@@ -38,7 +38,7 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
-from modeling_pcmanet.configuration_backbones import ALL_STAGES, PVT_V2_B5, RESNET_50, build_backbone_config
+from modeling_pcmanet.configuration_encoders import ALL_STAGES, PVT_V2_B5, RESNET_50, build_backbone_config
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from modeling_pcmanet.modeling_backbones import build_backbone, feature_strides, load_backbone
@@ -232,7 +232,8 @@ def test_known_strides_are_those_of_the_feature_maps(config):
 
 def test_unknown_backbone_is_refused():
     with pytest.raises(
-        ValueError, match="Expected `backbone_config` with the `model_type` of a backbone.*got 'nonesuch'"
+        ValueError,
+        match="Expected `backbone_config` with a known `model_type`, efficientnet_lite or a backbone.*got 'nonesuch'",
     ):
         PCMANetConfig(backbone_config={"model_type": "nonesuch"})
 

@@ -24,6 +24,7 @@ from written_trees import write_trees
 from modeling_pcmanet import (
     PCMANetConfig,
     PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
     PCMANetProcessor,
     VGGishConfig,
     VGGishModel,
@@ -183,12 +184,15 @@ def test_avsbench_with_frozen_pretrained_backbones(task, data, tmp_path):
     torch.manual_seed(3)
     backbone = AutoBackbone.from_config(config.backbone_config)
     backbone.save_pretrained(tmp_path / "visual")
+    PCMANetImageProcessor(image_std=[0.2] * 3).save_pretrained(tmp_path / "visual")
     VGGishModel(VGGishConfig(**TRAINED_NETWORK["audio_config"])).save_pretrained(tmp_path / "vggish")
     inner = {name: value for name, value in TRAINED_NETWORK.items() if not name.endswith("_config")}
     folders = {"visual_backbone": str(tmp_path / "visual"), "audio_encoder": str(tmp_path / "vggish")}
     settings = {"task": task, "data": data[task], "negative_fraction": 0.0, "freeze": ["audio_encoder", "backbone"]}
     train(tmp_path / "run", **settings, **folders, configuration=inner)
     model = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path / "run" / "last")
+    processor = PCMANetProcessor.from_pretrained(tmp_path / "run" / "last")
+    assert processor.image_processor.image_std == (0.2, 0.2, 0.2)
     # The pretrained weights and running statistics are loaded and unchanged.
     for name, values in backbone.state_dict().items():
         assert torch.equal(model.model.backbone.state_dict()[name], values), name

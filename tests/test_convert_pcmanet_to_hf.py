@@ -12,9 +12,11 @@ from published_backbones import PublishedPvtV2, PublishedResNet, published_vggis
 from published_weights import published_shapes, section_shapes, seeded_state_dict
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoProcessor, PvtV2Backbone, ResNetBackbone
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
 from modeling_pcmanet import (
     PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
     PCMANetProcessor,
     VGGishConfig,
     VGGishModel,
@@ -202,6 +204,7 @@ def test_published_backbone_file_gives_equal_feature_maps(shapes, published_netw
     conversion = convert_state_dict(weights)
     assert conversion.title == title
     conversion.save(tmp_path / "visual")
+    assert PCMANetImageProcessor.from_backbone(tmp_path / "visual").image_mean == tuple(IMAGENET_DEFAULT_MEAN)
     for name, weight in backbone_class.from_pretrained(tmp_path / "visual").state_dict().items():
         assert torch.equal(weight, conversion.model.state_dict()[name])
 

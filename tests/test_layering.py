@@ -23,7 +23,7 @@ OPEN_TO_DATA_SETS = {
 # The audio encoders themselves with their registries, the converter of published weights, and the lists of public names.
 KNOW_AUDIO_ENCODERS = {
     "modeling_pcmanet/__init__.py",
-    "modeling_pcmanet/configuration_audio_encoders.py",
+    "modeling_pcmanet/configuration_encoders.py",
     "modeling_pcmanet/convert_pcmanet_to_hf.py",
     "modeling_pcmanet/feature_extraction_pcmanet.py",
     "modeling_pcmanet/modeling_audio_encoders.py",

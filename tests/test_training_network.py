@@ -10,8 +10,10 @@ from tiny_model import tiny_model
 from torch import nn
 from torch.utils.data import DataLoader
 from training_runs import TINY_RUN, TRAINED_NETWORK
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
-from modeling_pcmanet import PCMANetForAudioVisualSegmentation, VGGishConfig, VGGishModel
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetImageProcessor, VGGishConfig, VGGishModel
+from modeling_pcmanet.configuration_encoders import EFFICIENTNET_LITE_0
 from pcmanet.dataset_scripts.sounding_shapes.sound import SoundMixtures
 from pcmanet.training.network import (
     WeightAverage,
@@ -192,6 +194,21 @@ def test_missing_audio_is_filled_as_published(task, data, rule):
     assert processor.feature_extractor.short_clip == rule
     assert processor.image_processor.size == {"height": 32, "width": 32}
     assert TRAINED_NETWORK["hidden_size"] == 16
+
+
+@pytest.mark.parametrize(("preset", "mean"), [("small", 0.5), ("tiny", IMAGENET_DEFAULT_MEAN[0])])
+def test_normalization_is_that_of_the_backbone(preset, mean, tmp_path):
+    preset_only = {"preset": preset, "configuration": {}}
+    assert build_processor(recipe(**preset_only)).image_processor.image_mean[0] == mean
+    other = {"backbone_config": {**EFFICIENTNET_LITE_0, "width_multiplier": 0.25}}
+    assert build_processor(recipe(preset=preset, configuration=other)).image_processor.image_mean[0] == 0.5
+    build_network(recipe(), ["sounding"]).model.backbone.save_pretrained(tmp_path)
+    # Fields of the configuration may go with the pretrained backbone alone.
+    pretrained = {"visual_backbone": str(tmp_path), "configuration": {"neck": "feature_pyramid"}}
+    with pytest.raises(OSError, match="no preprocessor_config.json"):
+        build_processor(recipe(preset=preset, **pretrained))
+    PCMANetImageProcessor(image_mean=[0.3] * 3).save_pretrained(tmp_path)
+    assert build_processor(recipe(preset=preset, **pretrained)).image_processor.image_mean[0] == 0.3
 
 
 @pytest.mark.parametrize("frozen", [True, False])

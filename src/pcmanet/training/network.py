@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from modeling_pcmanet import (
     PCMANetConfig,
@@ -22,7 +22,7 @@ from modeling_pcmanet import (
     PCMANetProcessor,
 )
 from modeling_pcmanet.audio_pcmanet import AudioBuffer
-from modeling_pcmanet.configuration_audio_encoders import audio_embedding_size, build_audio_config
+from modeling_pcmanet.configuration_encoders import audio_embedding_size, build_audio_config, build_backbone_config
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
 from modeling_pcmanet.modeling_audio_encoders import embed_windows
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
@@ -49,9 +49,13 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
         processor = PCMANetProcessor.from_pretrained(find_checkpoint(recipe.initialize_from))
         processor.image_processor.size = size
     else:
+        # Only the parts: `configuration` may have fields that go with a pretrained backbone and not with the preset's.
+        preset = PCMANetConfig.from_preset(recipe.preset)
+        visual = build_backbone_config(recipe.configuration.get("backbone_config") or preset.backbone_config)
+        audio = build_audio_config(recipe.configuration.get("audio_config") or preset.audio_config)
         processor = PCMANetProcessor.from_pretrained_backbones(
-            recipe.visual_backbone,
-            recipe.audio_encoder or _audio_config(recipe),
+            recipe.visual_backbone or visual,
+            recipe.audio_encoder or audio,
             audio_windows=recipe.audio_windows,
             size=size,
         )
@@ -60,12 +64,6 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
         zeros = recipe.data is not None and recipe.task == "avss"
         processor.feature_extractor.short_clip = "zeros" if zeros else "repeat_last"
     return processor
-
-
-def _audio_config(recipe: Recipe) -> PreTrainedConfig:
-    """Return the configuration of the audio encoder of a recipe that names no pretrained one."""
-    config = recipe.configuration.get("audio_config") or PCMANetConfig.from_preset(recipe.preset).audio_config
-    return build_audio_config(config)
 
 
 def build_network(recipe: Recipe, names: Sequence[str]) -> PCMANetForAudioVisualSegmentation:

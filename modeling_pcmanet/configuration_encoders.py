@@ -11,18 +11,22 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configurations of audio encoders: VGGish (the published one), AudioMobileNet, and any audio model of transformers.
+"""Configurations of the encoders: audio encoders and visual backbones, ours and those of transformers.
 
-Sections: checks that all configurations of this folder share, VGGish, AudioMobileNet, the registry.
+Sections: checks that all configurations of this folder share, VGGish (the published audio encoder), AudioMobileNet, the
+registry of audio encoders, EfficientNet-Lite, the backbones of the presets, the registry of visual backbones.
 """
 
 import copy
 import difflib
+import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -64,6 +68,31 @@ def require(condition: bool, message: str) -> None:
     """Raise a ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def _build_config(
+    name: str, settings: dict[str, Any], ours: Mapping[str, type[PreTrainedConfig]], examples: str
+) -> PreTrainedConfig:
+    """Build a configuration from its fields with `model_type`, which are changed.
+
+    Args:
+        name: Field of [`PCMANetConfig`], for the error.
+        settings: The fields.
+        ours: Our configurations by model type. Any other model type is looked up in transformers.
+        examples: Of these, for the error.
+
+    Raises:
+        ValueError: If the model type is unknown.
+    """
+    model_type = settings.pop("model_type", None)
+    if model_type in ours:
+        return ours[model_type](**settings)
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected `{name}` with a known `model_type`, {', '.join(ours)} or {examples}, got {model_type!r}."
+        ) from error
 
 
 # VGGish.
@@ -263,7 +292,9 @@ class AudioMobileNetConfig(PreTrainedConfig):
         groups = self.score_groups or {}
         for name, indexes in groups.items():
             valid = bool(indexes) and all(0 <= index < (self.num_labels or 0) for index in indexes)
-            require(valid, f"`score_groups` must have class indexes below {self.num_labels}, got {indexes} for {name}.")
+            require(
+                valid, f"`score_groups` must have class indexes below {self.num_labels}, got {indexes} for {name}."
+            )
         lengths = [len(values) for values in (self.score_means, self.score_scales) if values is not None]
         require(
             all(length == len(groups) for length in lengths) and min(self.score_scales or [1]) > 0,
@@ -271,7 +302,7 @@ class AudioMobileNetConfig(PreTrainedConfig):
         )
 
 
-# The registry.
+# The registry of audio encoders.
 
 # Our own audio encoders by model type; the first is the default. Any other model type is looked up in transformers.
 AUDIO_CONFIGS: dict[str, type[PreTrainedConfig]] = {
@@ -301,24 +332,12 @@ def build_audio_config(settings: PreTrainedConfig | dict[str, Any] | None) -> Pr
         config = settings
     else:
         fields_of_config = copy.deepcopy(settings or {})
-        model_type = fields_of_config.pop("model_type", next(iter(AUDIO_CONFIGS)))
-        config = _config_of_type(model_type, fields_of_config)
+        fields_of_config.setdefault("model_type", next(iter(AUDIO_CONFIGS)))
+        examples = "an audio model of transformers such as audio-spectrogram-transformer or wav2vec2"
+        config = _build_config("audio_config", fields_of_config, AUDIO_CONFIGS, examples)
     config = getattr(config, "audio_config", config)
     audio_embedding_size(config)
     return config
-
-
-def _config_of_type(model_type: Any, settings: dict[str, Any]) -> PreTrainedConfig:
-    """Build the configuration of a model type."""
-    if model_type in AUDIO_CONFIGS:
-        return AUDIO_CONFIGS[model_type](**settings)
-    try:
-        return AutoConfig.for_model(model_type, **settings)
-    except ValueError as error:
-        raise ValueError(
-            f"Expected `audio_config` with the `model_type` of an audio encoder, {', '.join(AUDIO_CONFIGS)} or an audio model "
-            f"of transformers such as audio-spectrogram-transformer or wav2vec2, got {model_type!r}."
-        ) from error
 
 
 def audio_embedding_size(config: PreTrainedConfig) -> int:
@@ -335,16 +354,207 @@ def audio_embedding_size(config: PreTrainedConfig) -> int:
     )
 
 
+# EfficientNet-Lite.
+
+
+class BlockGroup(NamedTuple):
+    """Sizes of a group of inverted-residual blocks; all but the first have stride 1.
+
+    Attributes:
+        blocks: Number of blocks.
+        out_channels: Channels of the output.
+        expansion: Channels of the depthwise convolution over those of the input.
+        kernel_size: Of the depthwise convolution.
+        stride: Of the first block.
+    """
+
+    blocks: int
+    out_channels: int
+    expansion: int
+    kernel_size: int
+    stride: int
+
+
+# EfficientNet-B0 (arXiv 1905.11946, table 1), by stage of the backbone: each inner tuple ends at stride 4, 8, 16 or 32.
+_STAGES = (
+    (BlockGroup(1, 16, 1, 3, 1), BlockGroup(2, 24, 6, 3, 2)),
+    (BlockGroup(2, 40, 6, 5, 2),),
+    (BlockGroup(3, 80, 6, 3, 2), BlockGroup(3, 112, 6, 5, 1)),
+    (BlockGroup(4, 192, 6, 5, 2), BlockGroup(1, 320, 6, 3, 1)),
+)
+
+
+@strict
+class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of [`EfficientNetLiteBackbone`], a backbone for small and fast networks.
+
+    The defaults are EfficientNet-Lite0. Width and depth of the others: Lite1 1.0 and 1.1, Lite2 1.1 and 1.2, Lite3 1.2
+    and 1.4, Lite4 1.4 and 1.8.
+
+    Args:
+        width_multiplier: Factor of the channels of every block; the stem keeps its own.
+        depth_multiplier: Factor of the number of blocks of every group but the first and the last.
+        num_channels: Channels of the input.
+        stem_channels: Channels of the stem.
+        batch_norm_eps: Added to the variance in every BatchNorm.
+        out_features: Names out of `stem` (stride 2) and `stage1` to `stage4` (strides 4, 8, 16, 32); defaults to the last.
+        out_indices: Their indexes, in place of the names.
+    """
+
+    model_type = "efficientnet_lite"
+
+    width_multiplier: float = 1.0
+    depth_multiplier: float = 1.0
+    num_channels: int = 3
+    stem_channels: int = 32
+    batch_norm_eps: float = 1e-3
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.stage_names = ["stem", *(f"stage{index}" for index in range(1, len(_STAGES) + 1))]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def stages(self) -> tuple[tuple[BlockGroup, ...], ...]:
+        """Groups of blocks of every stage at this width and depth."""
+        first, last = _STAGES[0][0], _STAGES[-1][-1]
+        return tuple(
+            tuple(
+                group._replace(
+                    blocks=group.blocks if group in (first, last) else math.ceil(group.blocks * self.depth_multiplier),
+                    out_channels=round_channels(group.out_channels * self.width_multiplier),
+                )
+                for group in stage
+            )
+            for stage in _STAGES
+        )
+
+    def validate_sizes(self) -> None:
+        """Raise if a size is not positive."""
+        for name in ("width_multiplier", "depth_multiplier", "num_channels", "stem_channels", "batch_norm_eps"):
+            require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
+
+
+# The backbones of the presets.
+
+# The names of the feature maps at strides 4, 8, 16 and 32 in nearly all backbones of transformers.
+ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+PVT_V2_B5 = {
+    "model_type": "pvt_v2",
+    "hidden_sizes": [64, 128, 320, 512],
+    "depths": [3, 6, 40, 3],
+    "num_attention_heads": [1, 2, 5, 8],
+    "mlp_ratios": [4, 4, 4, 4],
+    "sr_ratios": [8, 4, 2, 1],
+    "qkv_bias": True,
+    "layer_norm_eps": 1e-6,
+    "drop_path_rate": 0.1,
+    "out_features": ALL_STAGES,
+}
+RESNET_50 = {"model_type": "resnet", "out_features": ALL_STAGES}
+RESNET_TINY = {
+    "model_type": "resnet",
+    "embedding_size": 24,
+    "hidden_sizes": [24, 48, 96, 128],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ALL_STAGES,
+}
+EFFICIENTNET_LITE_0 = {"model_type": EfficientNetLiteConfig.model_type, "out_features": ALL_STAGES}
+
+
+# The registry of visual backbones.
+
+# Our own backbones by model type. Any other model type is looked up in transformers.
+BACKBONE_CONFIGS: dict[str, type[PreTrainedConfig]] = {EfficientNetLiteConfig.model_type: EfficientNetLiteConfig}
+
+# Mean and standard deviation per channel of the pixels, from 0 to 1, that a backbone is trained on, by model type; those of
+# ImageNet for all others.
+BACKBONE_NORMALIZATIONS: dict[str, dict[str, list[float]]] = {
+    EfficientNetLiteConfig.model_type: {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+}
+
+
+def build_backbone_config(settings: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
+    """Return the configuration of a visual backbone.
+
+    Args:
+        settings: A configuration, or its fields with `model_type`: `"efficientnet_lite"` or any that `AutoBackbone` knows;
+            None for the PVT-v2-B5 of the paper.
+
+    Raises:
+        ValueError: If the model type is unknown.
+    """
+    if isinstance(settings, PreTrainedConfig):
+        return settings
+    examples = "a backbone of transformers such as pvt_v2, resnet, swin or timm_backbone"
+    return _build_config("backbone_config", copy.deepcopy(settings or PVT_V2_B5), BACKBONE_CONFIGS, examples)
+
+
+# What the network needs of a backbone.
+
+
+def is_plain_vit(config: PreTrainedConfig) -> bool:
+    """Return whether all feature maps of a backbone have the stride of its patches, as in DINOv2 and ViTDet."""
+    stages = len(getattr(config, "stage_names", None) or ())
+    return not hasattr(config, "depths") and stages == (getattr(config, "num_hidden_layers", None) or 0) + 1
+
+
+def validate_backbone_config(config: PreTrainedConfig, neck: str) -> None:
+    """Raise unless a backbone returns the feature maps that the neck needs, as far as its configuration says.
+
+    Args:
+        config: Configuration of the backbone.
+        neck: `"convolution"`, for four feature maps, or `"feature_pyramid"`, for one.
+
+    Raises:
+        ValueError: If the number of feature maps is wrong, or their strides cannot be 4, 8, 16 and 32.
+    """
+    named = getattr(config, "out_features", None)
+    # The names of timm's feature maps are not known before the network is built.
+    outputs = list(named or getattr(config, "out_indices", None) or [])
+    got = f"got {outputs} from {type(config).__name__}"
+    if neck == "feature_pyramid":
+        require(
+            len(outputs) == 1,
+            f'`neck="feature_pyramid"` makes all feature maps from one: expected one name in `out_features`, {got}.',
+        )
+        return
+    require(
+        not is_plain_vit(config),
+        f"{type(config).__name__} is a plain vision transformer, whose feature maps all have the same stride. Set "
+        '`neck="feature_pyramid"` and `out_features` to its last stage.',
+    )
+    require(
+        len(outputs) == len(ALL_STAGES) and "stem" not in outputs,
+        f"`backbone_config` must name {len(ALL_STAGES)} feature maps at strides 4, 8, 16, 32 in `out_features`, in most "
+        f"backbones {ALL_STAGES}, {got}.",
+    )
+
+
 __all__ = [
+    "ALL_STAGES",
     "AUDIO_CONFIGS",
     "AudioMobileNetConfig",
+    "BACKBONE_CONFIGS",
+    "BACKBONE_NORMALIZATIONS",
     "BlockSize",
+    "EFFICIENTNET_LITE_0",
+    "EfficientNetLiteConfig",
+    "PVT_V2_B5",
+    "RESNET_50",
+    "RESNET_TINY",
     "SMALL_AUDIO_CONFIG",
     "TINY_AUDIO_CONFIG",
     "VGGishConfig",
     "audio_embedding_size",
     "build_audio_config",
+    "build_backbone_config",
     "check_keywords",
+    "is_plain_vit",
     "require",
     "round_channels",
+    "validate_backbone_config",
 ]
