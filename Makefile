@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up on a fresh machine with Python >= 3.11.
+# `make demo` and `make test` do the complete setup on a fresh machine with Python >= 3.11.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,15 +18,15 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 install: $(STAMP)  ## the pinned environment in .venv
 
-# The page of examples/app.py is tested in a real browser: the one that is there, else Debian's.
-browser:  ## a Chromium for the tests, if there is none yet
+# The page of examples/app.py is tested in a real browser: an installed one, or Debian's Chromium.
+browser:  ## a Chromium for the tests, if none is installed
 	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || { \
 	    echo "No Chromium found; installing Debian's (apt-get install chromium)."; \
 	    SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	    $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium >/dev/null || { \
 	    echo "Install Chromium or Chrome by hand: the tests of examples/app.py drive it." >&2; exit 1; }; }
 
-demo: $(STAMP)  ## segment the bundled clip and show what was found
+demo: $(STAMP)  ## segment the bundled clip and show the results
 	$(BIN)/pcmanet demo --output demo_output
 
 test: $(STAMP) browser  ## all tests but the slow ones
@@ -42,6 +42,6 @@ check: $(STAMP)  ## lint, formatting, types and the layout of the library; chang
 	$(BIN)/python .ci/check_types.py
 	$(BIN)/python .ci/architecture.py
 
-style: $(STAMP)  ## fix what check finds, where a tool can
+style: $(STAMP)  ## fix the findings of `check` that a tool can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

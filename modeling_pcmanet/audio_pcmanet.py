@@ -134,15 +134,15 @@ def check_sampling_rate(sampling_rate: Any) -> int:
             "The sampling_rate is missing. Pass the rate of the audio in hertz, e.g. sampling_rate=16000."
         )
     try:
-        whole = int(sampling_rate)
+        integer = int(sampling_rate)
     except (TypeError, ValueError, OverflowError):  # not a number, NaN, infinity
-        whole = 0
-    if whole < LOWEST_SAMPLING_RATE or whole != sampling_rate:
+        integer = 0
+    if integer < LOWEST_SAMPLING_RATE or integer != sampling_rate:
         raise ValueError(
             f"Expected sampling_rate as an integer of at least {LOWEST_SAMPLING_RATE} hertz, e.g. 16000, got "
             f"{sampling_rate!r}."
         )
-    return whole
+    return integer
 
 
 def check_timestamps(timestamps: Any, num_frames: int | None) -> np.ndarray:
@@ -271,8 +271,8 @@ class AudioBuffer:
 
     Args:
         chunks: Samples (channels, samples) or (samples,) as in [`to_mono`], each with its rate in hertz, which is the
-            same for all. The chunks follow each other without gaps. `None` in place of samples: how the audio goes on is
-            known only after more frames were read.
+            same for all. The chunks follow each other without gaps. `None` in place of samples: how the audio
+            continues is known only after more frames were read.
         target_rate: Rate of the features, in hertz.
 
     Attributes:

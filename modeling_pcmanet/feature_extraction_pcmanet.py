@@ -598,8 +598,8 @@ def _feature_extractor_class(config: PreTrainedConfig) -> type[FeatureExtraction
     """Return the class of the feature extractor of an audio encoder, or None if none is known."""
     if config.model_type in _FEATURE_EXTRACTORS:
         return _FEATURE_EXTRACTORS[config.model_type]
-    # transformers has feature extractors for whole models; a part, such as the audio part of CLAP, belongs to one of these.
-    whole = model_type_to_module_name(config.model_type)
-    known = [type(config), *([CONFIG_MAPPING[whole]] if whole in CONFIG_MAPPING else [])]
+    # transformers has feature extractors for complete models; a part, such as the audio part of CLAP, belongs to one of these.
+    complete_model = model_type_to_module_name(config.model_type)
+    known = [type(config), *([CONFIG_MAPPING[complete_model]] if complete_model in CONFIG_MAPPING else [])]
     mapping: Any = FEATURE_EXTRACTOR_MAPPING
     return next((mapping[one] for one in known if one in mapping), None)

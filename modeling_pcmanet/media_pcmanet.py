@@ -52,8 +52,8 @@ StreamedFrame = tuple[float, np.ndarray, tuple[float, ...]]
 # One event of a stream: a timestamp with a frame, or with None where only a mask is wanted.
 Event = tuple[float, np.ndarray | None]
 
-# Samples (channels, samples), float32, and the sampling rate in hertz (Hz). None in place of samples: how the audio goes on
-# is known only after more frames.
+# Samples (channels, samples), float32, and the sampling rate in hertz (Hz). None in place of samples: how the audio
+# continues is known only after more frames.
 AudioPiece = tuple[np.ndarray | None, int]
 
 
@@ -489,7 +489,10 @@ class MediaReader:
         while hole > 0 and start + hole > self.end * rate:
             if self.has_ended:
                 self._audio_notes.append(
-                    ("its audio goes on after a hole that reaches past the video; this is left out", logging.WARNING)
+                    (
+                        "its audio continues after a hole that reaches past the video; this part is not used",
+                        logging.WARNING,
+                    )
                 )
                 return False
             yield from self._known_silence(timeline, start)
@@ -516,7 +519,7 @@ class MediaReader:
             yield from self._known_silence(timeline, end)
         surplus = end - _end_sample(self.end, rate)
         if surplus > _margin(rate):
-            text = f"its audio goes on for {surplus / rate:.2f} s after its video; this is left out"
+            text = f"its audio continues for {surplus / rate:.2f} s after its video; this part is not used"
             self._audio_notes.append((text, logging.WARNING))
         if surplus < -_margin(rate):
             text = f"its audio ends {-surplus / rate:.2f} s before its video; silence is filled in"
@@ -524,7 +527,7 @@ class MediaReader:
             yield from timeline.silence(_end_sample(self.end, rate))
 
     def _is_endless(self, timeline: "AudioTimeline") -> bool:
-        """Return whether the audio goes on for hours after the video, so that its end is not awaited."""
+        """Return whether the audio continues for hours after the video, so that its end is not awaited."""
         surplus = timeline.decoded - self.end * timeline.sampling_rate
         return self._reads["video"] and self.has_ended and 4 * timeline.channels * surplus > LARGEST_AUDIO_BYTES
 
@@ -729,7 +732,7 @@ def open_media(source: MediaSource, name: str | None = None) -> Iterator[tuple[I
 def _unreadable(source: MediaSource, name: str, error: av.FFmpegError) -> MediaError:
     """Return the error for a source that FFmpeg cannot read."""
     if isinstance(error, av.error.ExitError):
-        return MediaError(f"{name} gave no answer for {NETWORK_TIMEOUT_SECONDS} s. Download it first.")
+        return MediaError(f"{name} did not respond for {NETWORK_TIMEOUT_SECONDS} s. Download it first.")
     check = "the address, its certificate, and that it returns" if _is_url(source) else "that it is"
     return MediaError(
         f"{name} cannot be read as audio or video: {error.strerror or error}. "
@@ -1049,7 +1052,7 @@ TIMESTAMP_TOLERANCE_SECONDS = 0.0006
 # Smaller holes and overlaps between two chunks of audio are jitter of the container, not silence.
 JITTER_SECONDS = 0.02
 
-# A clock that jumps further than this was spliced or is broken: time goes on from the last chunk or frame.
+# A clock that jumps further than this was spliced or is broken: time continues from the last chunk or frame.
 LONGEST_HOLE_SECONDS = 600.0
 LONGEST_OVERLAP_SECONDS = 1.0
 

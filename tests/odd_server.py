@@ -32,7 +32,7 @@ def odd_server(video: bytes, broadcast: bytes) -> Iterator[str]:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answer with the method that has the name of the page."""
+    """Respond with the method that has the name of the page."""
 
     def do_GET(self) -> None:
         with contextlib.suppress(ConnectionError):
@@ -41,25 +41,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         """Log nothing."""
 
-    def answer(self, length: int | None = None) -> None:
+    def respond(self, length: int | None = None) -> None:
         self.send_response(200)
         if length is not None:
             self.send_header("Content-Length", str(length))
         self.end_headers()
 
-    def whole(self) -> None:
-        self.answer(len(self.server.video))
+    def complete(self) -> None:
+        self.respond(len(self.server.video))
         self.wfile.write(self.server.video)
 
     def drips(self) -> None:
-        self.answer(len(self.server.video))
+        self.respond(len(self.server.video))
         for byte in self.server.video:
             self.wfile.write(bytes([byte]))
             if self.server.stopped.wait(0.1):
                 return
 
     def breaks(self) -> None:
-        self.answer(len(self.server.video))
+        self.respond(len(self.server.video))
         self.wfile.write(self.server.video[: len(self.server.video) // 2])
 
     def stalls(self) -> None:
@@ -67,7 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.stopped.wait(60)
 
     def endless(self) -> None:
-        self.answer()
+        self.respond()
         while not self.server.stopped.is_set():
             self.wfile.write(self.server.broadcast)
 
@@ -77,11 +77,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def page(self) -> None:
-        self.answer()
+        self.respond()
         self.wfile.write(b"<!DOCTYPE html><html>Not here</html>")
 
     def gone(self) -> None:
         self.send_error(404)
 
     def nothing(self) -> None:
-        self.answer(0)
+        self.respond(0)

@@ -89,9 +89,9 @@ def setting(**attributes: object) -> Callable[[VideoStream], None]:
 
 def half_transparent(seconds: float) -> np.ndarray:
     """The second's color in the middle, and around it transparent yellow."""
-    picture = np.full((HEIGHT, WIDTH, 4), (255, 255, 0, 0), np.uint8)
-    picture[8:-8, 8:-8] = (*COLORS[color_at(seconds)], 255)
-    return picture
+    image = np.full((HEIGHT, WIDTH, 4), (255, 255, 0, 0), np.uint8)
+    image[8:-8, 8:-8] = (*COLORS[color_at(seconds)], 255)
+    return image
 
 
 def clip_of(path: Path, first: bytes) -> Path:
@@ -105,9 +105,9 @@ def truncated(**arguments: object) -> Callable[[Path], Path]:
 
 def noisy(seconds: float) -> np.ndarray:
     """The second's color, and around it noise that makes the file long."""
-    picture = np.random.default_rng(round(seconds * 1000)).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    picture[16:-16, 16:-16] = COLORS[color_at(seconds)]
-    return picture
+    image = np.random.default_rng(round(seconds * 1000)).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    image[16:-16, 16:-16] = COLORS[color_at(seconds)]
+    return image
 
 
 def two_videos(path: Path) -> Path:
@@ -118,8 +118,8 @@ def two_videos(path: Path) -> Path:
             stream.width, stream.height, stream.pix_fmt = WIDTH, height, "yuv420p"
         for stream, shift in zip(streams, (0.0, 2.0), strict=True):
             for seconds in every():
-                picture = flat_frame(seconds + shift)[: stream.height]
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", threads=1)
+                image = flat_frame(seconds + shift)[: stream.height]
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p", threads=1)
                 frame.time_base, frame.pts = Fraction(1, 10), round(seconds * 10)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
@@ -157,14 +157,14 @@ def giant(path: Path) -> Path:
         stream = container.add_stream("png", rate=10)
         stream.width = stream.height = 16000
         stream.pix_fmt = "monob"
-        sound = container.add_stream("aac", rate=16000, layout="mono")
+        audio = container.add_stream("aac", rate=16000, layout="mono")
         frame = av.VideoFrame(16000, 16000, "monob")
         for plane in frame.planes:
             plane.update(bytes(plane.buffer_size))
         frame.pts = 0
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="flt", layout="mono")
         silence.sample_rate = 16000
-        container.mux([*stream.encode(frame), *stream.encode(), *sound.encode(silence), *sound.encode()])
+        container.mux([*stream.encode(frame), *stream.encode(), *audio.encode(silence), *audio.encode()])
     return path
 
 
@@ -187,7 +187,7 @@ LOSSES = r"damaged or missing packets of data left out: \d+"
 HOLES = r"holes in its audio filled with silence: \d+"
 ENDS_EARLY = r"its video ends at .* s, but it declares .* s; the available part is used"
 SILENT_END = r"its audio ends .* s before its video; silence is filled in"
-LONG_AUDIO = r"its audio goes on for .* s after its video; this is left out"
+LONG_AUDIO = r"its audio continues for .* s after its video; this part is not used"
 
 VIDEOS = {
     "plain": UsableVideo(".mp4", written()),
@@ -287,21 +287,21 @@ VIDEOS = {
         ".mp4", two_videos, start=None, notes=(r"of its 2 video tracks number 1 \(.*\) is taken",)
     ),
     # --- Audio ---
-    "two sound tracks": UsableVideo(
+    "two audio tracks": UsableVideo(
         ".mkv",
         written(tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0)]),
         notes=(r"of its 2 audio tracks number 1 \(ger\) is taken",),
     ),
-    "late sound": UsableVideo(
+    "late audio": UsableVideo(
         ".mkv", written(tracks=[Track(start=2.0, seconds=2.0)]), start=2.0, notes=("its audio starts 2.0. s after",)
     ),
     "early end": UsableVideo(".mp4", written(tracks=[Track(seconds=2.0)]), notes=(SILENT_END,)),
-    "no sound at the end of a second": UsableVideo(".mp4", written(tracks=[Track(seconds=3.5)])),
-    "ten minutes of sound": UsableVideo(
+    "no audio at the end of a second": UsableVideo(".mp4", written(tracks=[Track(seconds=3.5)])),
+    "ten minutes of audio": UsableVideo(
         ".mkv", written(tracks=[Track("pcm_s16le", 8000, seconds=600.0)]), notes=(LONG_AUDIO,)
     ),
-    "sound first in the file": UsableVideo(".mkv", written(tracks=[Track("pcm_s16le")], audio_first=True)),
-    "picture later than sound": UsableVideo(
+    "audio first in the file": UsableVideo(".mkv", written(tracks=[Track("pcm_s16le")], audio_first=True)),
+    "video later than audio": UsableVideo(
         ".mkv",
         written(times=every(start=1.0, seconds=3.0)),
         colors="GBW",
@@ -368,8 +368,8 @@ VIDEOS = {
 
 REFUSED = {
     "no frames": Refused(".mkv", written(times=[0.0], tracks=()), "has no audio track"),
-    "no sound": Refused(".mp4", written(tracks=()), r"has no audio track\. Pass the audio as `audio=`"),
-    "sound alone": Refused(".m4a", lambda path: write_odd_audio(path, Track()), "has no video stream"),
+    "no audio": Refused(".mp4", written(tracks=()), r"has no audio track\. Pass the audio as `audio=`"),
+    "audio alone": Refused(".m4a", lambda path: write_odd_audio(path, Track()), "has no video stream"),
     "index missing": Refused(".mp4", lambda path: cut(write_odd_video(path), 0.9), "complete media file"),
     "nothing": Refused(".mp4", lambda path: clip_of(path, b""), r"is empty \(0 bytes\)"),
     "one byte": Refused(".mp4", lambda path: clip_of(path, b"x"), "complete media file"),
@@ -387,14 +387,14 @@ REFUSED = {
     "noise": Refused(
         ".mp4", lambda path: clip_of(path, np.random.default_rng(0).bytes(2**20)), "complete media file|has no"
     ),
-    "a giant picture": Refused(".mov", giant, r"no more than 67 million pixels"),
+    "a giant frame": Refused(".mov", giant, r"no more than 67 million pixels"),
     "encrypted": Refused(".mp4", written(container_options=CENC), r"is encrypted \(DRM\)"),
     "unknown codec": Refused(
         ".mkv",
         lambda path: replaced(path, b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"),
         r"its video has a codec that is not supported\. Convert it",
     ),
-    "sound at two billion hertz": Refused(
+    "audio at two billion hertz": Refused(
         ".mkv",
         lambda path: replaced(path, struct.pack(">d", 16000), struct.pack(">d", 2e9), tracks=[Track("pcm_s16le")]),
         "samples per second",

@@ -175,8 +175,8 @@ class TestDataSet:
         assert names == ["x/a.mp4", "y/a.mp4"]
 
     def test_missing_column_or_video(self, data: Path):
-        with pytest.raises(ValueError, match="has no column film, only video, audio, id, url, raw"):
-            Videos.from_data_set(str(data), "train", "film", None, None)
+        with pytest.raises(ValueError, match="has no column clip, only video, audio, id, url, raw"):
+            Videos.from_data_set(str(data), "train", "clip", None, None)
         with pytest.raises(ValueError, match="does not contain the video c.mp4 on this machine"):
             Videos.from_data_set(str(data), "train", "video", None, None).read("c.mp4")
 

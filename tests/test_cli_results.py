@@ -187,23 +187,23 @@ def test_errors_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "moment, published", [("open", 0), ("write_table", 0), ("close", 0), ("before rename", 0), ("after rename", 1)]
+    "step, published", [("open", 0), ("write_table", 0), ("close", 0), ("before rename", 0), ("after rename", 1)]
 )
-def test_kill_while_a_shard_is_written(tmp_path, monkeypatch, moment, published):
+def test_kill_while_a_shard_is_written(tmp_path, monkeypatch, step, published):
     def killed(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     rename = os.replace
-    if moment == "open":
+    if step == "open":
         monkeypatch.setattr(results.pyarrow.parquet, "ParquetWriter", killed)
-    elif "rename" in moment:
+    elif "rename" in step:
         monkeypatch.setattr(
             files.os,
             "replace",
-            lambda *paths: (rename(*paths) if moment == "after rename" else None, killed()),
+            lambda *paths: (rename(*paths) if step == "after rename" else None, killed()),
         )
     else:
-        monkeypatch.setattr(results.pyarrow.parquet.ParquetWriter, moment, killed)
+        monkeypatch.setattr(results.pyarrow.parquet.ParquetWriter, step, killed)
 
     def write() -> None:
         writer = ShardWriter(tmp_path, seconds=0)

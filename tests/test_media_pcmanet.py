@@ -42,7 +42,7 @@ from modeling_pcmanet.media_pcmanet import (
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 
 
-def test_a_note_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_note_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="modeling_pcmanet")
     notes = MediaNotes("video.mp4")
     notes.add("it is torn")
@@ -56,7 +56,7 @@ def test_a_note_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert f"{notes} is a video" == "video.mp4 is a video"
 
 
-def test_what_is_counted_is_said_at_the_end() -> None:
+def test_counts_are_logged_at_the_end() -> None:
     notes = MediaNotes("video.mp4")
     for _ in range(3):
         notes.count("tears")
@@ -163,25 +163,25 @@ def test_names_tell_sources_apart_in_errors(clip: Path) -> None:
     assert read_media(io.BytesIO(data)).name == "<BytesIO>"
 
 
-def test_a_missing_file_is_told_with_the_folder_it_was_looked_for_in(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_the_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No such media file: .*nowhere\.mp4.*working directory"):
         read_media(tmp_path / "nowhere.mp4")
     with pytest.raises(FileNotFoundError):
         read_media("ftp://example.invalid/clip.mp4")
 
 
-def test_a_directory_is_no_video(tmp_path: Path) -> None:
+def test_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="is a directory. Pass the path of one media file"):
         read_media(tmp_path)
 
 
-def test_an_empty_path_is_told_as_such() -> None:
+def test_an_empty_path_is_refused() -> None:
     with pytest.raises(MediaError, match="path of the media is empty"):
         read_media("")
 
 
 @pytest.mark.parametrize("wrap", [bytes, io.BytesIO, Pipe])
-def test_nothing_is_no_video(tmp_path: Path, wrap: type) -> None:
+def test_empty_data_are_refused(tmp_path: Path, wrap: type) -> None:
     with pytest.raises(MediaError, match="is empty"):
         read_media(wrap(b""))
     (tmp_path / "zero.mp4").touch()
@@ -192,7 +192,7 @@ def test_nothing_is_no_video(tmp_path: Path, wrap: type) -> None:
 @pytest.mark.parametrize(
     "data", [b"Dear diary, today nothing happened.\n" * 100, b"\0" * 4096, bytes(range(256)) * 64]
 )
-def test_other_files_are_no_video(tmp_path: Path, data: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "diary.mp4"
     path.write_bytes(data)
     for read in (read_media, read_audio, lambda source: next(iterate_frames(source))):
@@ -201,7 +201,7 @@ def test_other_files_are_no_video(tmp_path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("source", [5, None, io.StringIO("text"), ["a.mp4"], np.zeros(3)])
-def test_what_is_no_source_is_told_what_is(source: object) -> None:
+def test_the_error_for_other_types_lists_what_is_accepted(source: object) -> None:
     with pytest.raises(MediaError, match=f"Media must be a path, .* got {type(source).__name__}"):
         read_media(source)
 
@@ -225,12 +225,12 @@ def test_a_playlist_cannot_open_other_files(clip: Path, tmp_path: Path, playlist
 @pytest.mark.parametrize(
     ("page", "reason"), [("nowhere.mp4", "404"), ("broken.mp4", "5XX"), ("forward.mp4", "cannot be read")]
 )
-def test_an_address_that_gives_no_video_is_an_error(address: str, page: str, reason: str) -> None:
+def test_a_url_without_a_video_is_refused(address: str, page: str, reason: str) -> None:
     with pytest.raises(MediaError, match=f"{page}.*{reason}"):
         read_media(f"{address}/{page}")
 
 
-def test_an_address_where_nobody_listens_is_an_error() -> None:
+def test_a_url_without_a_server_is_refused() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -238,33 +238,33 @@ def test_an_address_where_nobody_listens_is_an_error() -> None:
         read_media(f"http://127.0.0.1:{port}/clip.mp4")
 
 
-def test_an_address_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_that_never_responds_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media_pcmanet, "NETWORK_TIMEOUT_SECONDS", 0.3)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/clip.mp4"
-        with pytest.raises(MediaError, match=r"gave no answer for 0\.3 s. Download it first"):
+        with pytest.raises(MediaError, match=r"did not respond for 0\.3 s. Download it first"):
             read_media(address)
 
 
-def test_a_name_in_an_old_encoding_does_not_matter(clip: Path) -> None:
+def test_tags_in_another_encoding_are_ignored(clip: Path) -> None:
     data = clip.read_bytes()
     assert data.count(b"VideoHandler") == 1
     assert len(read_media(data.replace(b"VideoHandler", "VidéoHandler".encode("latin-1"))).frames) == 1
 
 
-def test_the_cover_of_a_song_is_no_video(tmp_path: Path) -> None:
+def test_cover_art_is_not_a_video_stream(tmp_path: Path) -> None:
     path = tmp_path / "song.mp3"
     with av.open(str(path), "w") as container:
         audio = container.add_stream("libmp3lame", rate=48000, layout="mono")
         cover = container.add_stream("png", rate=1)
         cover.width, cover.height, cover.pix_fmt = 32, 32, "rgb24"
         cover.disposition = av.stream.Disposition.attached_pic
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.float32), format="flt", layout="mono")
-        sound.sample_rate = 48000
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.float32), format="flt", layout="mono")
+        silence.sample_rate = 48000
         image = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
-        container.mux([*cover.encode(image), *cover.encode(), *audio.encode(sound), *audio.encode()])
+        container.mux([*cover.encode(image), *cover.encode(), *audio.encode(silence), *audio.encode()])
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 1
     with pytest.raises(MediaError, match=r"song\.mp3 has no video stream"):
@@ -281,7 +281,7 @@ X265 = {"x265-params": "bframes=4:log-level=none"}
 VIDEOS = {
     "mp4": (".mp4", "libx264", {"bf": "3"}, STEADY, 0.7),
     "many B-frames": (".mp4", "libx264", {"bf": "8", "x264-params": "b-pyramid=none"}, STEADY, 0.7),
-    "open groups of pictures": (".mp4", "libx264", {"x264-params": "open-gop=1:keyint=30"}, STEADY, 0.75),
+    "open groups of frames": (".mp4", "libx264", {"x264-params": "open-gop=1:keyint=30"}, STEADY, 0.75),
     "interlaced": (".mp4", "libx264", {"flags": "+ildct+ilme"}, STEADY, 0.8),
     "unsteady": (".mp4", "libx264", {"bf": "3"}, UNSTEADY, 0.95),
     "mkv": (".mkv", "libx264", {"bf": "3"}, STEADY, 0.7),
@@ -324,29 +324,29 @@ def read(path: Path, *rates: float) -> list[tuple[Any, ...]]:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The moments of all frames that are decoded, in order."""
-    moments, read_clock = [], VideoClock.read
-    monkeypatch.setattr(VideoClock, "read", lambda *given: moments.append(read_clock(*given)) or moments[-1])
-    return moments
+    """The timestamps of all frames that are decoded, in order."""
+    timestamps, read_clock = [], VideoClock.read
+    monkeypatch.setattr(VideoClock, "read", lambda *given: timestamps.append(read_clock(*given)) or timestamps[-1])
+    return timestamps
 
 
 @pytest.fixture
-def whole(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...]]]:
+def complete(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...]]]:
     """Read a video like [`read`], but decodes every frame."""
 
-    def read_whole(path: Path, *rates: float) -> list[tuple[Any, ...]]:
+    def read_complete(path: Path, *rates: float) -> list[tuple[Any, ...]]:
         with monkeypatch.context() as patch:
             patch.setattr(FrameSkipper, "skips", lambda *_: False)
             return read(path, *rates)
 
-    return read_whole
+    return read_complete
 
 
 @pytest.mark.parametrize("name", VIDEOS)
-def test_what_is_skipped_is_not_missed(tmp_path: Path, name: str, decoded: list[float], whole: Callable) -> None:
+def test_skipped_frames_change_no_result(tmp_path: Path, name: str, decoded: list[float], complete: Callable) -> None:
     path = write_sample(tmp_path / "video", name)
     for rates in ((1.0,), (0.3,), (2.5,), (1.0, 4.0)):
-        assert read(path, *rates) == whole(path, *rates)
+        assert read(path, *rates) == complete(path, *rates)
     decoded.clear()
     read_frames(path)
     assert len(decoded) <= VIDEOS[name][-1] * len(VIDEOS[name][3])
@@ -365,7 +365,9 @@ def test_every_frame_is_decoded_where_frames_are_counted(tmp_path: Path, decoded
 
 
 @pytest.mark.parametrize("start", [0.0, 5.0, 13.9, 2000.0])
-def test_a_splice_is_read_frame_by_frame(tmp_path: Path, start: float, decoded: list[float], whole: Callable) -> None:
+def test_a_splice_is_read_frame_by_frame(
+    tmp_path: Path, start: float, decoded: list[float], complete: Callable
+) -> None:
     first = write_sample(tmp_path / "first", "MPEG-2")
     times = every(seconds=SECONDS, start=start)
     second = write_odd_video(
@@ -373,33 +375,33 @@ def test_a_splice_is_read_frame_by_frame(tmp_path: Path, start: float, decoded: 
     )
     spliced = tmp_path / "spliced.mpg"
     spliced.write_bytes(first.read_bytes() + second.read_bytes())
-    assert read(spliced, 1.0) == whole(spliced, 1.0)
+    assert read(spliced, 1.0) == complete(spliced, 1.0)
     decoded.clear()
     read_frames(spliced)
-    assert len([moment for moment in decoded if moment < SECONDS]) < 0.8 * SECONDS * 10
-    assert len([moment for moment in decoded if moment > SECONDS]) > 0.9 * SECONDS * 10
+    assert len([timestamp for timestamp in decoded if timestamp < SECONDS]) < 0.8 * SECONDS * 10
+    assert len([timestamp for timestamp in decoded if timestamp > SECONDS]) > 0.9 * SECONDS * 10
 
 
 @pytest.mark.parametrize("milliseconds", [11_100, 11_200, 11_300])
-def test_a_frame_stays_where_the_next_one_is_cut_off(tmp_path: Path, milliseconds: int, whole: Callable) -> None:
+def test_a_frame_stays_where_the_next_one_is_cut_off(tmp_path: Path, milliseconds: int, complete: Callable) -> None:
     """An editor may write down that only a part is shown: the rest is decoded and thrown away."""
     path = patch_box(write_sample(tmp_path / "video", "mp4"), b"elst", 8, big_endian(milliseconds))
-    assert read(path, 1.0) == whole(path, 1.0)
+    assert read(path, 1.0) == complete(path, 1.0)
     with MediaReader(path, audio=False) as reader:
         assert len(list(reader.frames())) == 11
     assert reader.end == pytest.approx(milliseconds / 1000)
 
 
-def test_after_damage_every_frame_is_decoded(tmp_path: Path, decoded: list[float], whole: Callable) -> None:
+def test_after_damage_every_frame_is_decoded(tmp_path: Path, decoded: list[float], complete: Callable) -> None:
     path = overwrite(write_sample(tmp_path / "video", "broadcast"), 0.45, 0.5)
-    frames, expected = read(path, 1.0), whole(path, 1.0)
+    frames, expected = read(path, 1.0), complete(path, 1.0)
     assert [frame[0] for frame in frames[:SECONDS]] == [frame[0] for frame in expected[:SECONDS]]
     assert frames[:6] == expected[:6]
     assert frames[9:SECONDS] == expected[9:SECONDS]
     decoded.clear()
     read_frames(path)
-    assert len([moment for moment in decoded if moment < 6]) < 0.8 * 60
-    assert len([moment for moment in decoded if moment > 8]) == pytest.approx(60, abs=1)
+    assert len([timestamp for timestamp in decoded if timestamp < 6]) < 0.8 * 60
+    assert len([timestamp for timestamp in decoded if timestamp > 8]) == pytest.approx(60, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -478,7 +480,7 @@ def test_square_pixels_make_nothing_smaller(width: int, height: int, aspect: Fra
 
 
 @pytest.mark.parametrize("orientation, turns", [(1, 0), (3, 2), (6, 3), (8, 1)])
-def test_photographs_stand_upright(orientation: int, turns: int) -> None:
+def test_photographs_are_upright(orientation: int, turns: int) -> None:
     quarters = np.kron(np.array([[20, 90], [160, 230]], np.uint8), np.ones((24, 32), np.uint8))
     image = Image.fromarray(quarters).convert("RGB")
     exif = image.getexif()
@@ -567,7 +569,7 @@ def write_streams(
     size: tuple[int, int] = (72, 32),
     declared: Fraction = Fraction(25),
 ) -> Path:
-    """Write numbered frames at any times, and chunks of sound (samples,) or (channels, samples) at any times."""
+    """Write numbered frames at any times, and chunks of audio (samples,) or (channels, samples) at any times."""
     with av.open(str(path), "w") as container:
         video = container.add_stream(codecs[0], rate=declared, options={"bf": "0"})
         video.width, video.height, video.pix_fmt = *size, "yuv420p"
@@ -626,12 +628,12 @@ def test_containers_that_round_their_timestamps_give_the_frame_of_avsbench(
     assert numbers(read_media(path).frames) == [int((second + 15 / 16) * 30) for second in range(10)]
 
 
-def test_a_container_that_lies_about_its_rate_goes_by_timestamps(tmp_path: Path) -> None:
+def test_timestamps_take_precedence_over_a_wrong_rate(tmp_path: Path) -> None:
     path = write_streams(tmp_path / "clip.mkv", spaced(1 / 50, 250), declared=Fraction(25))
     assert numbers(read_media(path, audio=False).frames) == [46, 96, 146, 196, 246]
 
 
-def test_a_video_longer_than_a_clip_goes_by_the_clock(tmp_path: Path) -> None:
+def test_a_video_longer_than_a_clip_is_sampled_by_timestamps(tmp_path: Path) -> None:
     write_video(tmp_path / "long.mp4", number_pictures(390), NTSC)
     media = read_media(tmp_path / "long.mp4", audio=False)
     assert numbers(media.frames) == [int((second + 15 / 16) * NTSC) for second in range(13)]
@@ -685,7 +687,7 @@ def test_one_frame_is_a_video(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_variable_rate_goes_by_timestamps(tmp_path: Path, suffix: str) -> None:
+def test_a_variable_rate_is_sampled_by_timestamps(tmp_path: Path, suffix: str) -> None:
     # A burst, then a frame that stays on screen from 0.5 s to 3.6 s, then a burst.
     times = [*spaced(0.05, 11), *spaced(0.05, 8, start=3.6)]
     media = read_media(write_streams(tmp_path / f"screen{suffix}", times), audio=False)
@@ -713,23 +715,23 @@ def test_iterate_frames_yields_every_frame_with_its_time(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("video_start", "sound_start", "offset"), [(0.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.25, 0.0, -0.25), (2.0, 2.0, 0.0)]
+    ("video_start", "audio_start", "offset"), [(0.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.25, 0.0, -0.25), (2.0, 2.0, 0.0)]
 )
-def test_sound_is_laid_on_the_clock_of_the_video(
-    tmp_path: Path, video_start: float, sound_start: float, offset: float
+def test_audio_is_aligned_with_the_timestamps_of_the_video(
+    tmp_path: Path, video_start: float, audio_start: float, offset: float
 ) -> None:
-    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 48000).astype(np.float32)
-    chunks = [(sound_start + 0.1 * index, piece) for index, piece in enumerate(np.split(sound, 10))]
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, 48000).astype(np.float32)
+    chunks = [(audio_start + 0.1 * index, piece) for index, piece in enumerate(np.split(audio, 10))]
     path = write_streams(tmp_path / "clip.mkv", spaced(0.04, 50, start=video_start), chunks)
     media = read_media(path)
     shift = round(offset * 48000)
-    expected = np.concatenate([np.zeros(max(0, shift)), sound[max(0, -shift) :]]).astype(np.float32)
+    expected = np.concatenate([np.zeros(max(0, shift)), audio[max(0, -shift) :]]).astype(np.float32)
     np.testing.assert_array_equal(media.waveform[0, : len(expected)], expected)
     assert not media.waveform[0, len(expected) :].any()
     assert media.timestamps[0] == pytest.approx(0.92)
 
 
-def test_a_hole_in_the_sound_becomes_silence(tmp_path: Path) -> None:
+def test_a_hole_in_the_audio_becomes_silence(tmp_path: Path) -> None:
     chunks = [(0.0, tone(0.5)), (1.2, tone(0.5))]
     media = read_media(write_streams(tmp_path / "clip.mkv", spaced(0.04, 50), chunks))
     expected = np.concatenate([tone(0.5), np.zeros(round(0.7 * 48000)), tone(0.5)])
@@ -744,19 +746,19 @@ def test_audio_after_a_hole_that_reaches_past_the_video_is_left_out(tmp_path: Pa
     assert not media.waveform[0, 24000:].any()
 
 
-def test_rounded_timestamps_tear_no_holes_into_the_sound(tmp_path: Path) -> None:
-    sound = tone(2.0, 44100)
-    chunks = [(start / 44100, sound[start : start + 1000]) for start in range(0, len(sound), 1000)]
+def test_rounded_timestamps_make_no_holes_in_the_audio(tmp_path: Path) -> None:
+    audio = tone(2.0, 44100)
+    chunks = [(start / 44100, audio[start : start + 1000]) for start in range(0, len(audio), 1000)]
     media = read_media(write_streams(tmp_path / "clip.mkv", spaced(0.04, 50), chunks, rate=44100))
-    np.testing.assert_array_equal(media.waveform[0], sound)
+    np.testing.assert_array_equal(media.waveform[0], audio)
 
 
 def test_aac_starts_at_its_first_sample(tmp_path: Path) -> None:
-    sound = np.concatenate([np.zeros(24000, np.float32), tone(1.5)])
-    write_video(tmp_path / "clip.mp4", number_pictures(50), 25, sound, 48000)
+    audio = np.concatenate([np.zeros(24000, np.float32), tone(1.5)])
+    write_video(tmp_path / "clip.mp4", number_pictures(50), 25, audio, 48000)
     media = read_media(tmp_path / "clip.mp4")
     assert media.sampling_rate == 48000
-    np.testing.assert_allclose(media.waveform[0, 30000:90000], sound[30000:90000], atol=0.005)
+    np.testing.assert_allclose(media.waveform[0, 30000:90000], audio[30000:90000], atol=0.005)
 
 
 # --- Sound of every kind ---
@@ -776,8 +778,8 @@ def test_aac_starts_at_its_first_sample(tmp_path: Path) -> None:
         (".ogg", "libopus", 0.03),
     ],
 )
-def test_sound_files_give_floats_at_full_scale(tmp_path: Path, suffix: str, codec: str, tolerance: float) -> None:
-    path = tmp_path / f"sound{suffix}"
+def test_audio_files_give_floats_at_full_scale(tmp_path: Path, suffix: str, codec: str, tolerance: float) -> None:
+    path = tmp_path / f"audio{suffix}"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=48000, layout="stereo")
         packed = np.stack([tone(1.0), -tone(1.0, frequency=880.0)]).T.reshape(1, -1)
@@ -791,7 +793,7 @@ def test_sound_files_give_floats_at_full_scale(tmp_path: Path, suffix: str, code
     np.testing.assert_allclose(waveform[1, inside], -tone(1.0, frequency=880.0)[inside], atol=tolerance)
 
 
-def test_floating_sound_beyond_full_scale_is_not_cut(tmp_path: Path) -> None:
+def test_float_audio_beyond_full_scale_is_not_clipped(tmp_path: Path) -> None:
     path = write_streams(tmp_path / "loud.mkv", spaced(0.04, 25), [(0.0, 6 * tone(1.0))])
     np.testing.assert_array_equal(read_audio(path)[0][0], 6 * tone(1.0))
 
@@ -799,18 +801,18 @@ def test_floating_sound_beyond_full_scale_is_not_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("channels", "layout"), [(1, "mono"), (2, "stereo"), (6, "5.1"), (8, "7.1"), (3, "3.0")])
 @pytest.mark.parametrize("rate", [8000, 44100, 96000])
 def test_every_channel_keeps_its_place(tmp_path: Path, channels: int, layout: str, rate: int) -> None:
-    sound = np.arange(1, channels + 1)[:, None] * np.ones((channels, rate // 4)) / 16
-    path = write_streams(tmp_path / "clip.mkv", spaced(0.04, 10), [(0.0, sound)], rate=rate, layout=layout)
+    audio = np.arange(1, channels + 1)[:, None] * np.ones((channels, rate // 4)) / 16
+    path = write_streams(tmp_path / "clip.mkv", spaced(0.04, 10), [(0.0, audio)], rate=rate, layout=layout)
     media = read_media(path)
     assert media.sampling_rate == rate
-    np.testing.assert_array_equal(media.waveform, sound.astype(np.float32))
+    np.testing.assert_array_equal(media.waveform, audio.astype(np.float32))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> None:
-    sound = tone(1.0)
-    sound[[1234, 2000]] = bad
-    path = write_streams(tmp_path / "broken.mkv", spaced(0.04, 25), [(0.0, sound)])
+def test_samples_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
+    audio = tone(1.0)
+    audio[[1234, 2000]] = bad
+    path = write_streams(tmp_path / "broken.mkv", spaced(0.04, 25), [(0.0, audio)])
     with pytest.raises(MediaError, match=r"broken\.mkv: 2 samples .* NaN or infinite, the first is number 1234"):
         read_media(path)
     assert len(read_media(path, audio=False).frames) == 1
@@ -819,7 +821,7 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> 
 # --- What is missing, broken or changes under way ---
 
 
-def test_a_silent_film_says_how_to_give_the_sound(tmp_path: Path) -> None:
+def test_the_error_for_a_video_without_audio_says_how_to_pass_it(tmp_path: Path) -> None:
     write_video(tmp_path / "silent.mp4", number_pictures(25), 25)
     with pytest.raises(MediaError, match=r"silent\.mp4 has no audio track\. .*`audio=`.*`sampling_rate=`"):
         read_media(tmp_path / "silent.mp4")
@@ -827,11 +829,11 @@ def test_a_silent_film_says_how_to_give_the_sound(tmp_path: Path) -> None:
         read_audio(tmp_path / "silent.mp4")
 
 
-def test_sound_alone_is_no_video(tmp_path: Path) -> None:
-    write_audio(tmp_path / "sound.wav", tone(1.0), 48000)
+def test_an_audio_file_is_refused_as_video(tmp_path: Path) -> None:
+    write_audio(tmp_path / "audio.wav", tone(1.0), 48000)
     for read in (read_media, lambda source: next(iterate_frames(source))):
-        with pytest.raises(MediaError, match=r"sound\.wav has no video stream"):
-            read(tmp_path / "sound.wav")
+        with pytest.raises(MediaError, match=r"audio\.wav has no video stream"):
+            read(tmp_path / "audio.wav")
 
 
 def test_an_audio_track_that_ends_before_the_video_starts_counts_as_missing(tmp_path: Path) -> None:
@@ -841,14 +843,14 @@ def test_an_audio_track_that_ends_before_the_video_starts_counts_as_missing(tmp_
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
-def test_of_a_truncated_file_the_beginning_is_used(tmp_path: Path, suffix: str) -> None:
-    whole = tmp_path / f"whole{suffix}"
+def test_the_beginning_of_a_truncated_file_is_used(tmp_path: Path, suffix: str) -> None:
+    complete = tmp_path / f"complete{suffix}"
     if suffix == ".mp4":
-        write_video(whole, number_pictures(250), 25, tone(10.0), 48000)
+        write_video(complete, number_pictures(250), 25, tone(10.0), 48000)
     else:
         chunks = [(second, tone(1.0)) for second in range(10)]
-        write_streams(whole, spaced(0.04, 250), chunks, codecs=("libx264", "aac"))
-    data = whole.read_bytes()
+        write_streams(complete, spaced(0.04, 250), chunks, codecs=("libx264", "aac"))
+    data = complete.read_bytes()
     media = read_media(data[: len(data) * 6 // 10])
     assert 1 <= len(media.frames) < 10
     assert numbers(media.frames) == [int((second + 15 / 16) * 25) for second in range(len(media.frames))][:-1] + [
@@ -885,7 +887,7 @@ def test_a_video_without_a_frame_is_refused(tmp_path: Path) -> None:
         read_media(bytes(data))
 
 
-def test_a_broadcast_may_add_a_sound_track(tmp_path: Path) -> None:
+def test_a_broadcast_may_add_an_audio_track(tmp_path: Path) -> None:
     first = write_streams(tmp_path / "a.ts", spaced(0.04, 50))
     second = write_streams(tmp_path / "b.ts", spaced(0.04, 50, 2.0), [(2.0, tone(2.0))], codecs=("libx264", "aac"))
     media = read_media(first.read_bytes() + second.read_bytes(), audio=False)

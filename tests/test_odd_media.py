@@ -42,7 +42,7 @@ from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 
 @pytest.mark.parametrize("name", VIDEOS)
-def test_what_can_be_used_is_used_and_says_what_was_done(tmp_path: Path, name: str) -> None:
+def test_usable_media_are_read_with_notes(tmp_path: Path, name: str) -> None:
     case = VIDEOS[name]
     path = case.make(tmp_path / f"video{case.suffix}")
     media = read_media(path, audio=case.start is not None)
@@ -60,7 +60,7 @@ def test_what_can_be_used_is_used_and_says_what_was_done(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_used_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+def test_unusable_media_are_refused_by_name(tmp_path: Path, name: str) -> None:
     case = REFUSED[name]
     path = case.make(tmp_path / f"video{case.suffix}")
     with pytest.raises(MediaError, match=rf"{re.escape(str(path))}.*(?:{case.message})"):
@@ -68,13 +68,13 @@ def test_what_cannot_be_used_is_an_error_that_names_it(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("top_first", [True, False])
-def test_what_moves_in_an_interlaced_film_has_no_combs(tmp_path: Path, top_first: bool) -> None:
+def test_interlaced_video_is_deinterlaced(tmp_path: Path, top_first: bool) -> None:
     # A white bar on black that is 16 pixels further right in the second field.
     def paint(_seconds: float) -> np.ndarray:
-        picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-        picture[not top_first :: 2, 16:32] = 255
-        picture[top_first::2, 32:48] = 255
-        return picture
+        image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        image[not top_first :: 2, 16:32] = 255
+        image[top_first::2, 32:48] = 255
+        return image
 
     path = write_odd_video(
         tmp_path / "video.mkv",
@@ -92,11 +92,11 @@ def test_what_moves_in_an_interlaced_film_has_no_combs(tmp_path: Path, top_first
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_a_turned_film_stands_upright(tmp_path: Path, degrees: int) -> None:
+def test_rotated_video_is_upright(tmp_path: Path, degrees: int) -> None:
     def paint(_seconds: float) -> np.ndarray:
-        picture = np.full((HEIGHT, WIDTH, 3), COLORS["B"], np.uint8)
-        picture[: HEIGHT // 2, : WIDTH // 2] = COLORS["R"]
-        return picture
+        image = np.full((HEIGHT, WIDTH, 3), COLORS["B"], np.uint8)
+        image[: HEIGHT // 2, : WIDTH // 2] = COLORS["R"]
+        return image
 
     path = write_odd_video(
         tmp_path / "video.mp4", paint=paint, configure=lambda stream: stream.set_display_rotation(degrees)
@@ -134,10 +134,8 @@ def test_a_turned_film_stands_upright(tmp_path: Path, degrees: int) -> None:
         (".amr", "libopencore_amrnb", 8000, "mono"),
     ],
 )
-def test_every_kind_of_sound_sets_in_when_it_should(
-    tmp_path: Path, suffix: str, codec: str, rate: int, layout: str
-) -> None:
-    path = write_odd_audio(tmp_path / f"sound{suffix}", Track(codec, rate, layout))
+def test_every_audio_codec_starts_on_time(tmp_path: Path, suffix: str, codec: str, rate: int, layout: str) -> None:
+    path = write_odd_audio(tmp_path / f"audio{suffix}", Track(codec, rate, layout))
     waveform, sampling_rate = read_audio(path)
     assert sampling_rate == rate
     assert len(waveform) == av.AudioLayout(layout).nb_channels
@@ -148,7 +146,7 @@ def test_every_kind_of_sound_sets_in_when_it_should(
     assert pitch(waveform, sampling_rate) == pytest.approx(440, abs=2)
 
 
-def test_the_track_that_is_taken_is_the_one_that_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_note_names_the_track_that_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_odd_video(
         tmp_path / "video.mkv", tracks=[Track(language="ger"), Track(language="eng", pitch=1000.0, layout="stereo")]
     )
@@ -189,11 +187,11 @@ BROWSER_LOOKS = """async () => {
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_same(tmp_path: Path) -> None:
+def test_a_browser_shows_the_same_frame(tmp_path: Path) -> None:
     def paint(_seconds: float) -> np.ndarray:
-        picture = np.full((HEIGHT, WIDTH, 3), COLORS["B"], np.uint8)
-        picture[: HEIGHT // 2, : WIDTH // 2] = COLORS["R"]
-        return picture
+        image = np.full((HEIGHT, WIDTH, 3), COLORS["B"], np.uint8)
+        image[: HEIGHT // 2, : WIDTH // 2] = COLORS["R"]
+        return image
 
     def configured(degrees: int, aspect: Fraction) -> Callable[[VideoStream], None]:
         return lambda stream: (
@@ -225,13 +223,13 @@ def test_a_browser_shows_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["ünï 视频.mp4", 'it\'s "quoted".mp4', "-leading dash.mp4", "new\nline.mp4", "%20.mp4", "*.mp4", "#?&.mp4"]
 )
-def test_any_name_that_a_file_can_have(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusual_file_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_odd_video(tmp_path / "video.mp4").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert shown_colors(read_media(name).frames) == "RGBW"
 
 
-def test_names_that_no_file_can_have() -> None:
+def test_impossible_file_names() -> None:
     with pytest.raises(MediaError, match="File name too long"):
         read_media("x" * 5000)
     with pytest.raises(FileNotFoundError, match="No such media file"):
@@ -240,14 +238,14 @@ def test_names_that_no_file_can_have() -> None:
         read_media(Path(__file__) / "video.mp4")
 
 
-def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused_immediately(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path / "pipe.mp4", Path("/dev/zero"), Path("/dev/null")):
         with pytest.raises(MediaError, match=rf"{path} is a pipe or a device, not a file"):
             read_media(path)
 
 
-def test_links_lead_to_films_or_to_errors(tmp_path: Path) -> None:
+def test_symbolic_links(tmp_path: Path) -> None:
     video_path = write_odd_video(tmp_path / "video.mp4")
     (tmp_path / "link.mp4").symlink_to(video_path)
     assert shown_colors(read_media(tmp_path / "link.mp4").frames) == "RGBW"
@@ -259,7 +257,7 @@ def test_links_lead_to_films_or_to_errors(tmp_path: Path) -> None:
         read_media(tmp_path / "circle.mp4")
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+def test_a_file_without_read_permission(tmp_path: Path) -> None:
     path = write_odd_video(tmp_path / "secret.mp4")
     path.chmod(0)
     # The user who runs the tests may have all permissions; the user "nobody" does not.
@@ -275,7 +273,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         os.seteuid(user)
 
 
-def test_a_pipe_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_pipe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media_pcmanet, "LARGEST_PIPED_BYTES", 2**24)
     with (
         Path("/dev/zero").open("rb") as file,
@@ -298,21 +296,21 @@ class Forwards(io.RawIOBase):
         return self._file.readinto(buffer)
 
 
-def test_a_file_that_grows_is_read_as_far_as_it_is(tmp_path: Path) -> None:
-    whole = write_odd_video(tmp_path / "whole.ts", paint=noisy).read_bytes()
+def test_a_growing_file_is_read_to_its_current_end(tmp_path: Path) -> None:
+    complete = write_odd_video(tmp_path / "complete.ts", paint=noisy).read_bytes()
     path = tmp_path / "growing.ts"
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(complete[: len(complete) // 2])
     frames = iterate_frames(path)
     seconds = [next(frames)[0] for _ in range(5)]
     with path.open("ab") as file:
-        file.write(whole[len(whole) // 2 :])
-    seconds += [moment for moment, _ in frames]
+        file.write(complete[len(complete) // 2 :])
+    seconds += [timestamp for timestamp, _ in frames]
     assert 15 <= len(seconds) <= 40
     np.testing.assert_allclose(np.diff(seconds), 0.1, atol=1e-6)
     assert shown_colors(read_media(path).frames) == "RGBW"
 
 
-def test_sound_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_odd_video(tmp_path / "video.mkv", tracks=[Track("pcm_s16le")])
     monkeypatch.setattr(media_pcmanet, "LARGEST_AUDIO_BYTES", 2**17)
     with pytest.raises(MediaError, match=r"video\.mkv gives more than 0\.000122 GiB of audio"):
@@ -322,11 +320,11 @@ def test_sound_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatc
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served")
-    whole = write_odd_video(
+    complete = write_odd_video(
         folder / "video.mp4", paint=noisy, container_options={"movflags": "+faststart"}
     ).read_bytes()
     broadcast = write_odd_video(folder / "video.ts", paint=noisy).read_bytes()
-    with odd_server(whole, broadcast) as address:
+    with odd_server(complete, broadcast) as address:
         yield address
 
 
@@ -334,19 +332,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ("page", "message"),
     [
         ("gone.mp4", "404 Not Found"),
-        ("drips.mp4", "cannot be read|gave no answer"),
+        ("drips.mp4", "cannot be read|did not respond"),
         ("breaks.mp4", "Input/output error"),
-        ("stalls.mp4", r"gave no answer for 0\.5 s\. Download it first"),
+        ("stalls.mp4", r"did not respond for 0\.5 s\. Download it first"),
         ("endless.ts", "gives more than .* frames"),
         ("circle.mp4", "Check the address"),
         ("page.mp4", "Check the address"),
         ("nothing.mp4", "Check the address"),
     ],
 )
-def test_an_address_gives_a_film_or_an_error_in_bounded_time(
+def test_a_url_gives_a_video_or_an_error_in_bounded_time(
     server: str, page: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert shown_colors(read_media(f"{server}/whole.mp4").frames) == "RGBW"
+    assert shown_colors(read_media(f"{server}/complete.mp4").frames) == "RGBW"
     monkeypatch.setattr(media_pcmanet, "NETWORK_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(media_pcmanet, "LARGEST_FRAMES_BYTES", 2**19)
     with pytest.raises(MediaError, match=rf"{page} .*(?:{message})"):
@@ -375,7 +373,7 @@ QUICK = {
     "interlaced",
     "animated gif",
     "one frame",
-    "late sound",
+    "late audio",
     "early end",
     "timestamps that jump",
     "tail missing, index in front",
@@ -393,9 +391,9 @@ def test_the_pipeline_uses_what_the_reader_uses(
     path = case.make(tmp_path / f"video{case.suffix}")
     media = read_media(path, audio=False)
     count = len(media.frames)
-    sound = {} if case.start is not None else {"audio": np.zeros((1, count * 16000)), "sampling_rate": 16000}
-    called = segmenter(path, threshold=0.0, **sound)
-    streamed = list(segmenter.stream(path, threshold=0.0, **sound))
+    audio = {} if case.start is not None else {"audio": np.zeros((1, count * 16000)), "sampling_rate": 16000}
+    called = segmenter(path, threshold=0.0, **audio)
+    streamed = list(segmenter.stream(path, threshold=0.0, **audio))
     for result in (called, streamed):
         np.testing.assert_allclose([frame["timestamp"] for frame in result], media.timestamps)
         assert {segment["mask"].size for frame in result for segment in frame["segments"]} == {case.size}

@@ -124,7 +124,7 @@ def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps
 
 def start_accelerator(recipe: Recipe) -> Accelerator:
     """Start Accelerate with the precision and compilation of a recipe."""
-    logging.disable_progress_bar()  # of transformers, for files that are written in a moment
+    logging.disable_progress_bar()  # of transformers, for files that take a fraction of a second to write
     precision = "no" if recipe.mixed_precision == "none" else recipe.mixed_precision
     # Inductor fails on sizes that it treats as dynamic. A run has few sizes; each is compiled separately.
     dynamo = TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if recipe.compile else None
