@@ -1,4 +1,4 @@
-"""The README tells the truth: its Python runs, its commands and files exist, its figures are those of the model cards."""
+"""README and docs: their Python runs, their commands and files exist, the figures are those of the model cards."""
 
 import importlib.util
 import re
@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "MODEL_CARD.md", "CONTRIBUTING.md", "examples/README.md"]
+DOCS = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "MODEL_CARD.md", "CONTRIBUTING.md", "examples/README.md", *DOCS]
 
 
 @pytest.mark.parametrize("number", range(README.count("```python\n")))
@@ -20,6 +21,16 @@ def test_python_of_the_readme_runs(number):
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip()
+
+
+@pytest.mark.parametrize("page", ["docs/backbones.md", "docs/streaming.md"])
+def test_programs_of_a_page_run(page):
+    programs = re.findall(r"```python\n(import.*?|from.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(programs)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(result.stdout.splitlines()) >= len(programs) > 0
 
 
 @pytest.mark.parametrize("page", PAGES)
