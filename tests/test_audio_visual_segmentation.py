@@ -1029,7 +1029,7 @@ def test_entries_say_which_groups_of_sounds_are_heard():
             "model_type": "audio_mobilenet",
             "width_multiplier": 0.1,
             "num_labels": 4,
-            "score_groups": {"dog": [0, 1], "rain": [2], "drums": [3]},
+            "score_groups": {"dog": [0, 1], "drums": [3], "rain": [2]},
         }
     )
     model = PCMANetForAudioVisualSegmentation(config).eval()

@@ -74,7 +74,7 @@ def main() -> None:
     settings = read_settings(arguments.data)
     model = AudioMobileNetModel.from_pretrained(arguments.tagger).eval()
     groups = {one.name: one.audioset for one in settings.classes} | dict(settings.other_sounds)
-    indexes_of_group = find_groups(model, groups)
+    indexes_of_group = find_groups(model, dict(sorted(groups.items())))
     logits, labels = score_recordings(model, Library(settings, progress=True))
     # What a recording of a group is called: the labels of its class, or the name of the group itself.
     sounds = {one.name: set(one.sounds) for one in settings.classes}
@@ -88,7 +88,7 @@ def main() -> None:
     model.save_pretrained(arguments.output)
     AudioMobileNetFeatureExtractor().save_pretrained(arguments.output)
     print("group: mean, standard deviation over other sounds")
-    for name, mean, scale in zip(groups, means, scales, strict=True):
+    for name, mean, scale in zip(indexes_of_group, means, scales, strict=True):
         print(f"{name}: {mean:.2f}, {scale:.2f}")
     print(f"Written to {arguments.output}")
 
