@@ -17,9 +17,10 @@ from transformers import BatchFeature
 
 from modeling_pcmanet.media_pcmanet import read_audio
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
+from pcmanet.dataset_scripts.problems import AVSBenchError
 
 from .avsbench import find_clips
-from .avsbench.layouts import BINARY_LABELS, AVSBenchError, Clip, ClipFiles, have_disjoint_objects, label_names
+from .avsbench.layouts import BINARY_LABELS, Clip, ClipFiles, have_disjoint_objects, label_names
 from .avsbench.rows import RowSettings, inspect_files, read_row, row_features
 from .collation import ClipCollator
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics

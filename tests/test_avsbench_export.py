@@ -12,8 +12,8 @@ from pcmanet.dataset_scripts.avsbench import export as export_module
 from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.avsbench.__main__ import main
 from pcmanet.dataset_scripts.avsbench.export import export, push
-from pcmanet.dataset_scripts.avsbench.layouts import AVSBenchError
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
+from pcmanet.dataset_scripts.problems import AVSBenchError
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 from pcmanet.files import SettingsError
 

@@ -8,14 +8,13 @@ from pcmanet.dataset_scripts.avsbench.layouts import (
     LAYOUTS,
     S4_CATEGORIES,
     SHOWN_PROBLEMS,
-    AVSBenchError,
-    Problem,
     find_tree,
     have_disjoint_objects,
     parse_objects,
     read_clips,
     read_table,
 )
+from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
 
 
 COLUMNS = ("video_id", "split")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
+from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.sounding_shapes.clips import (
     NEGATIVE_KINDS,
-    SPLITS,
     TASKS,
     SoundingShapes,
     SyntheticClip,

@@ -24,20 +24,10 @@ from datasets.builder import Key
 from datasets.download.streaming_download_manager import StreamingDownloadManager
 from datasets.exceptions import DatasetGenerationError
 
-from .layouts import (
-    BINARY_LABELS,
-    FOLDER,
-    NAMES,
-    SPLITS,
-    AVSBenchError,
-    Clip,
-    Problem,
-    Tree,
-    find_folder,
-    find_names,
-    find_tree,
-    label_names,
-)
+from pcmanet.dataset_scripts import SPLITS
+from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
+
+from .layouts import BINARY_LABELS, FOLDER, NAMES, Clip, Tree, find_folder, find_names, find_tree, label_names
 from .rows import RowSettings, fingerprint, inspect_files, read_row, row_features
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
 
-from pcmanet.dataset_scripts.avsbench import NAMES, ON_ERROR, AVSBenchError, RowSettings, find_names
+from pcmanet.dataset_scripts.avsbench import NAMES, ON_ERROR, RowSettings, find_names
+from pcmanet.dataset_scripts.problems import AVSBenchError
 
 from .check import check
 from .export import CLIPS_PER_SHARD, WRITERS, export, push

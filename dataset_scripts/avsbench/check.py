@@ -10,9 +10,11 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.avsbench import Clip, RowSettings, find_clips, inspect_files, read_row
+from pcmanet.dataset_scripts.problems import AVSBenchError, Problem, ProblemCollector
 
-from .layouts import LAYOUTS, SPLITS, AVSBenchError, ClipFiles, Problem, ProblemCollector
+from .layouts import LAYOUTS, ClipFiles
 from .masks import decode_mask, unlisted_fraction
 from .rows import read_image
 

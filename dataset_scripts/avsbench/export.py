@@ -12,10 +12,10 @@ from datasets.arrow_writer import ArrowWriter, ParquetWriter
 from tqdm import tqdm
 
 from modeling_pcmanet.hub_upload_pcmanet import upload_folder
+from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.avsbench import (
     NAMES,
     ON_ERROR,
-    AVSBenchError,
     Clip,
     RowSettings,
     find_clips,
@@ -24,9 +24,9 @@ from pcmanet.dataset_scripts.avsbench import (
     label_names,
     read_row,
 )
+from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
 from pcmanet.files import check_settings, keep_settings, recover, replace_file, temporary_path, write_text
 
-from .layouts import SPLITS, Problem
 from .rows import row_features
 
 

@@ -36,17 +36,9 @@ from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, read_media
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
+from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, AVSBenchError, Problem, ProblemCollector
 
-from .layouts import (
-    IMAGE_ERRORS,
-    SECONDS_OF_SUBSET,
-    AVSBenchError,
-    Clip,
-    ClipFiles,
-    CustomClipFiles,
-    Problem,
-    ProblemCollector,
-)
+from .layouts import SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles
 from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error
 
 

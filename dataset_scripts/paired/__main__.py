@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling_pcmanet.media_writing_pcmanet import write_video
-from pcmanet.dataset_scripts.avsbench.layouts import SPLITS
+from pcmanet.dataset_scripts import SPLITS
 
 from .clips import TASKS, PairedClips
 from .files import FRAME_RATE, TREE_LAYOUTS, write_parquet, write_tree

@@ -1,23 +1,26 @@
-"""Generate clips from photos and recordings: the frames of `pictures`, and sounds of which each second has one to three.
+"""Generate clips from photos and recordings: frames with visible objects, and one to three sounds in each second.
 
 Seconds are counted as in AVSBench: the mask of second l shows the visible objects that sound from l to l + 1, and the frame
 of second l is taken at l + 15/16. An object sounds in a second if its recording does, not where the recording pauses.
+
+A photo is seen through a window that moves over it at constant speed, which is the motion of the clip. Windows always
+contain a point of the object that the photo was chosen for.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import Dataset
 
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
-from pcmanet.dataset_scripts.avsbench.layouts import SPLITS
+from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.clips import ClipArrays
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 
 from .library import BACKGROUND, UNKNOWN, Library
-from .pictures import draw_picture, visible_areas
 from .settings import ClipSettings
 
 
@@ -32,6 +35,13 @@ AUDIBLE = 10 ** (
 PAUSE = (0.05, 0.5)  # seconds between two recordings of one sound
 FADE = 0.01  # seconds of fading at both ends of a sound
 FAINT_NOISE = (-75.0, -55.0)  # dBFS of the noise in half of the silent clips
+
+ATTEMPTS = 8  # draws of a second photo that shares no class with the first
+SHORT_SIDE = 0.75  # of a mosaic, relative to its long side
+SIDE_BY_SIDE = 0.8  # fraction of the mosaics whose photos are beside, not above, each other
+DIVISION = (0.4, 0.6)  # where a mosaic is divided
+PASTED_SIZE = (0.3, 0.65)  # of a pasted object, relative to the frame
+POINT = (0.2, 0.8)  # where in the window the point of the object may be
 
 # The random streams of one picture and of one clip; each is independent of all others.
 PICTURE, KINDS, AUDIO = range(3)
@@ -155,19 +165,20 @@ class PairedClips(Dataset[PairedClip]):
         if not 0 <= index < self.length:
             raise IndexError(f"Expected an index from 0 to {self.length - 1}, got {index}")
         group, variant = divmod(index, self.settings.clips_per_picture)
-        picture = draw_picture(self._generator(group, PICTURE), self.library, self.photos, self.settings)
-        areas = visible_areas(picture.visible)
+        generator = self._generator(group, PICTURE)
+        picture, frames, visible = _draw_picture(generator, self.library, self.photos, self.settings)
+        areas = _visible_areas(visible)
         kind, main = self._choose(self._generator(group, KINDS), areas, variant)
         generator = self._generator(index, AUDIO)
         waveform, sounding, events = self._render_audio(generator, self._plan(generator, kind, main, areas), kind)
-        masks = np.stack([_mask_sounding(*pair) for pair in zip(picture.visible, sounding, strict=True)])
+        masks = np.stack([_mask_sounding(*pair) for pair in zip(visible, sounding, strict=True)])
         annotated_frames = np.ones(self.settings.seconds, dtype=bool)
         annotated_frames[1:] = not (self.task == "s4" and self.split == "train")
         masks[~annotated_frames] = IGNORE_INDEX
         names = self.library.settings.class_names
         return PairedClip(
             name=f"{self.split} {index} of {self.library.settings.path.name}",
-            frames=picture.frames,
+            frames=frames,
             masks=np.where(masks == IGNORE_INDEX, masks, masks > 0).astype(np.uint8) if self.binary else masks,
             annotated_frames=annotated_frames,
             waveform=waveform[None],
@@ -175,11 +186,11 @@ class PairedClips(Dataset[PairedClip]):
             timestamps=self.settings.context_seconds + np.arange(self.settings.seconds) + SAMPLING_OFFSET,
             # Audio that another clip may get must belong to no object that is visible or sounds here.
             objects=frozenset([*(names[k] for k in areas), *(event.label for event in events)]),
-            visible=picture.visible,
+            visible=visible,
             sounding=sounding,
             events=events,
             class_names=names,
-            picture=picture.kind,
+            picture=picture,
             sound=kind,
         )
 
@@ -409,3 +420,201 @@ def _limit(
         return mixture, sounding, tuple(events)
     lowered = [replace(one, decibels=one.decibels - 20 * np.log10(peak)) for one in events]
     return mixture / np.float32(peak), sounding, tuple(lowered)
+
+
+# Pictures
+
+
+def _draw_picture(
+    generator: np.random.Generator, library: Library, photos: Mapping[int, Sequence[int]], settings: ClipSettings
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """Draw and render the frames of a clip.
+
+    Args:
+        generator: Source of all randomness.
+        library: The photos.
+        photos: By class index, the photos (positions in the library) to draw from.
+        settings: How clips are made.
+
+    Returns:
+        "single", "mosaic" or "paste", the frames, uint8 (frames, height, width, 3), and the class index of every visible
+        object, uint8 (frames, height, width), 0 background, 255 void. Every class is equally often the one that the (first)
+        photo is chosen for.
+    """
+    kind = str(generator.choice(list(settings.pictures), p=_normalized(settings.pictures)))
+    index = int(generator.choice(list(photos)))
+    photo = int(generator.choice(photos[index]))
+    other = None if kind == "single" else _draw_other(generator, library, photos, photo)
+    if other is None:
+        image, mask = library.photo(photo)
+        height, width = mask.shape
+        return "single", *_draw_view(generator, image, mask, index, (height, width), settings)
+    if kind == "mosaic":
+        return kind, *_draw_mosaic(generator, library, [(photo, index), other], settings)
+    return kind, *_draw_paste(generator, library, (photo, index), other, settings)
+
+
+def _resize(
+    pixels: np.ndarray, height: int, width: int, box: np.ndarray | None, filter_: Image.Resampling
+) -> np.ndarray:
+    window = None if box is None else tuple(float(value) for value in box)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), filter_, box=window))  # pyright: ignore[reportArgumentType]
+
+
+def _normalized(weights: Mapping[str, float]) -> np.ndarray:
+    values = np.array(list(weights.values()), dtype=np.float64)
+    return values / values.sum()
+
+
+def _draw_other(
+    generator: np.random.Generator, library: Library, photos: Mapping[int, Sequence[int]], photo: int
+) -> tuple[int, int] | None:
+    """Draw a second photo without any class of the first, and the class it is chosen for; None if there is none."""
+    classes = [index for index in photos if index not in library.areas[photo]]
+    for _ in range(ATTEMPTS if classes else 0):
+        index = int(generator.choice(classes))
+        other = int(generator.choice(photos[index]))
+        if not library.areas[other].keys() & library.areas[photo].keys():
+            return other, index
+    return None
+
+
+def _draw_view(
+    generator: np.random.Generator,
+    image: np.ndarray,
+    mask: np.ndarray,
+    index: int,
+    size: tuple[int, int],
+    settings: ClipSettings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Render a photo through a window that moves around a point of a class.
+
+    Args:
+        generator: Source of all randomness.
+        image: uint8 (height, width, 3).
+        mask: uint8 (height, width).
+        index: The class.
+        size: Height and width of the frames.
+        settings: How clips are made.
+
+    Returns:
+        Frames, uint8 (frames, height, width, 3), and their masks, uint8 (frames, height, width).
+    """
+    height, width = mask.shape
+    aspect = size[1] / size[0]
+    points = np.flatnonzero(mask == index)
+    row, column = divmod(int(generator.choice(points)), width)
+    largest = np.array([min(width, height * aspect), min(height, width / aspect)])
+    zooms = 1 + (settings.zoom - 1) * generator.uniform(0, 1, (2, 1)) ** 2
+    sizes, places = largest / zooms, generator.uniform(*POINT, (2, 2))
+    if generator.uniform() < settings.still:
+        sizes[1], places[1] = sizes[0], places[0]
+    corners = np.clip(np.array([column, row]) - sizes * places, 0, np.array([width, height]) - sizes)
+    ends = np.concatenate([corners, corners + sizes], axis=1)
+    boxes = np.linspace(ends[0], ends[1], settings.seconds)
+    # Rounding must not lead out of the photo.
+    boxes = np.clip(boxes, 0, [width, height, width, height])
+    is_mirrored = bool(generator.uniform() < settings.mirror)
+    frames = _render_windows(image, size, boxes, Image.Resampling.BILINEAR, is_mirrored)
+    return frames, _render_windows(mask, size, boxes, Image.Resampling.NEAREST, is_mirrored)
+
+
+def _render_windows(
+    pixels: np.ndarray, size: tuple[int, int], boxes: np.ndarray, filter_: Image.Resampling, is_mirrored: bool
+) -> np.ndarray:
+    """Resize the part of an image in each of the boxes (frames, 4); if the window does not move, only once."""
+    is_still = bool((boxes == boxes[0]).all())
+    step = -1 if is_mirrored else 1
+    windows = [_resize(pixels, *size, box, filter_)[:, ::step] for box in (boxes[:1] if is_still else boxes)]
+    return np.repeat(windows, len(boxes) if is_still else 1, axis=0)
+
+
+def _draw_mosaic(
+    generator: np.random.Generator, library: Library, tiles: Sequence[tuple[int, int]], settings: ClipSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Render two photos beside or above each other, in random order."""
+    long, short = settings.image_size, round(settings.image_size * SHORT_SIDE)
+    beside = bool(generator.uniform() < SIDE_BY_SIDE)
+    first = round(long * generator.uniform(*DIVISION))
+    rendered = []
+    for place, extent in zip(generator.permutation(2), (first, long - first), strict=True):
+        photo, index = tiles[place]
+        height, width = (short, extent) if beside else (extent, short)
+        rendered.append(_draw_view(generator, *library.photo(photo), index, (height, width), settings))
+    axis = 2 if beside else 1
+    return np.concatenate([one[0] for one in rendered], axis), np.concatenate([one[1] for one in rendered], axis)
+
+
+def _draw_paste(
+    generator: np.random.Generator,
+    library: Library,
+    base: tuple[int, int],
+    other: tuple[int, int],
+    settings: ClipSettings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Render a photo over which an object of another photo moves."""
+    image, mask = library.photo(base[0])
+    height, width = mask.shape
+    frames, visible = _draw_view(generator, image, mask, base[1], (height, width), settings)
+    patch, cover = _cut_out(*library.photo(other[0]), other[1])
+    scale = generator.uniform(*PASTED_SIZE) * min(height / cover.shape[0], width / cover.shape[1])
+    size = max(1, round(cover.shape[0] * scale)), max(1, round(cover.shape[1] * scale))
+    patch = _resize(patch, *size, None, Image.Resampling.BILINEAR)
+    cover = _resize(cover, *size, None, Image.Resampling.BILINEAR)
+    room = np.array([height - size[0], width - size[1]])
+    corners = _draw_path(generator, room, visible[0] == base[1], size, settings)
+    for frame, classes, (top, left) in zip(frames, visible, corners, strict=True):
+        window = slice(top, top + size[0]), slice(left, left + size[1])
+        alpha = cover[..., None].astype(np.float32) / 255
+        frame[window] = np.rint(frame[window] * (1 - alpha) + patch * alpha).astype(np.uint8)
+        classes[window] = np.where(cover > 127, np.uint8(other[1]), classes[window])
+    return frames, visible
+
+
+def _cut_out(image: np.ndarray, mask: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part of a photo that holds a class, and uint8 255 where the class is, else 0."""
+    rows, columns = np.flatnonzero((mask == index).any(axis=1)), np.flatnonzero((mask == index).any(axis=0))
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return image[part], np.where(mask[part] == index, np.uint8(255), np.uint8(0))
+
+
+def _draw_path(
+    generator: np.random.Generator,
+    room: np.ndarray,
+    kept: np.ndarray,
+    size: tuple[int, int],
+    settings: ClipSettings,
+) -> np.ndarray:
+    """Draw the corners (top, left) of a pasted object in each frame, int (frames, 2), where it hides the least.
+
+    Args:
+        generator: Source of all randomness.
+        room: Largest corner.
+        kept: bool (height, width), the object that shall stay visible.
+        size: Height and width of the pasted object.
+        settings: How clips are made.
+    """
+    paths = generator.uniform(0, 1, (4, 2, 2)) * room
+    if generator.uniform() < settings.still:
+        paths[:, 1] = paths[:, 0]
+    corners = np.rint(np.linspace(paths[:, 0], paths[:, 1], settings.seconds, axis=1)).astype(int)
+    hidden = [
+        max(kept[top : top + size[0], left : left + size[1]].sum() for top, left in (path[0], path[-1]))
+        for path in corners
+    ]
+    return corners[int(np.argmin(hidden))]
+
+
+def _visible_areas(visible: np.ndarray) -> dict[int, float]:
+    """Return the largest fraction of a frame that each visible class has, by class index.
+
+    Args:
+        visible: uint8 (frames, height, width).
+    """
+    areas: dict[int, float] = {}
+    for mask in visible:
+        counts = np.bincount(mask.ravel(), minlength=256)
+        for index in np.flatnonzero(counts):
+            if index not in (0, IGNORE_INDEX):
+                areas[int(index)] = max(areas.get(int(index), 0.0), float(counts[index] / mask.size))
+    return areas

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.media_writing_pcmanet import encode_wav, write_audio, write_video
+from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.avsbench.layouts import (
     BINARY_LABELS,
     FOLDER_CLASSES,
@@ -27,12 +28,10 @@ from pcmanet.dataset_scripts.avsbench.layouts import (
     OBJECT_SECONDS,
     S4_CATEGORIES,
     SECONDS_OF_SUBSET,
-    SPLITS,
-    AVSBenchError,
-    Problem,
 )
 from pcmanet.dataset_scripts.avsbench.rows import row_features
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
+from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
 from pcmanet.dataset_scripts.sounding_shapes.files import (
     OBJECT_SIZE,
     TREES,

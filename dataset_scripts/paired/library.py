@@ -48,8 +48,9 @@ from tqdm import tqdm
 
 from modeling_pcmanet.audio_pcmanet import resample
 from modeling_pcmanet.media_pcmanet import read_audio
-from pcmanet.dataset_scripts.avsbench.layouts import IMAGE_ERRORS, SPLITS, AVSBenchError, Problem
+from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
+from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, AVSBenchError, Problem
 from pcmanet.files import atomic_folder
 
 from .settings import PairedSettings, suggest

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from pcmanet.dataset_scripts.avsbench.layouts import SPLITS, AVSBenchError, Problem
+from pcmanet.dataset_scripts import SPLITS
+from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
 
 
 PICTURES = ("single", "mosaic", "paste")

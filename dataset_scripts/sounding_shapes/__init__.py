@@ -9,7 +9,7 @@ On the command line, `clip` writes a video and `tree` a data set in the layout o
     python -m pcmanet.dataset_scripts.sounding_shapes tree --task avss --train 60 --val 12 --test 12 --output data
 """
 
-from .clips import NEGATIVE_KINDS, SPLITS, TASKS, SoundingShapes, SyntheticClip
+from .clips import NEGATIVE_KINDS, TASKS, SoundingShapes, SyntheticClip
 from .files import write_avsbench_tree, write_clip
 from .scene import CLASSES
 from .sound import SAMPLING_RATE, SoundMixtures
@@ -19,7 +19,6 @@ __all__ = [
     "CLASSES",
     "NEGATIVE_KINDS",
     "SAMPLING_RATE",
-    "SPLITS",
     "SoundMixtures",
     "SoundingShapes",
     "SyntheticClip",

@@ -4,7 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from .clips import NEGATIVE_KINDS, SPLITS, TASKS, SoundingShapes
+from pcmanet.dataset_scripts import SPLITS
+
+from .clips import NEGATIVE_KINDS, TASKS, SoundingShapes
 from .files import write_avsbench_tree, write_clip
 from .scene import CLASSES
 

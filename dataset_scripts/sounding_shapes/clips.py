@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch.utils.data import Dataset
 
+from pcmanet.dataset_scripts import SPLITS
+
 from .scene import CLASSES, Scene
 from .sound import SAMPLING_RATE, render_mixture, render_noise
 
 
 TASKS = ("s4", "ms3", "avss")
-SPLITS = ("train", "val", "test")
 NEGATIVE_KINDS = ("silence", "noise", "absent_class")
 FRAME_OFFSET = 15.0 / 16.0  # seconds into each second, as in AVSBench
 SILENT_SECONDS = 0.12  # fraction of the seconds in which nothing sounds

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS as AVSBENCH_CLASSES
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
+from pcmanet.dataset_scripts import SPLITS
 from pcmanet.files import atomic_folder
 
-from .clips import SPLITS, TASKS, SoundingShapes, SyntheticClip
+from .clips import TASKS, SoundingShapes, SyntheticClip
 
 
 # Names of the classes in AVSBench-semantic and in S4, in the order of `CLASSES`. Names with hyphens and underscores are

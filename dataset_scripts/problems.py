@@ -1,0 +1,73 @@
+"""Problems of data: all files that cannot be used are reported at once."""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+
+# What PIL raises for damaged images.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+SHOWN_PROBLEMS = 100  # lines of an error message; the exception holds all problems
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of one file.
+
+    Attributes:
+        clip: Name of the clip that needs the file; empty if the file belongs to no clip.
+        path: The file or folder, for tables with the line.
+        problem: What was found, what is expected and what to do.
+    """
+
+    clip: str
+    path: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+class AVSBenchError(ValueError):
+    """Data that cannot be used. The message lists up to `SHOWN_PROBLEMS` files; `problems` holds all of them."""
+
+    def __init__(self, problems: Sequence[Problem] | str) -> None:
+        # A DataLoader re-raises an error of a worker from its text alone.
+        self.problems = [] if isinstance(problems, str) else list(problems)
+        super().__init__(problems)
+
+    def __str__(self) -> str:
+        if not self.problems:
+            return str(self.args[0])
+        shown = [f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
+        if len(self.problems) > SHOWN_PROBLEMS:
+            shown.append(f"  ... and {len(self.problems) - SHOWN_PROBLEMS} more, see `problems` of this exception")
+        return "\n".join([f"Found {len(self.problems)} problem(s) in the data:", *shown])
+
+
+class ProblemCollector:
+    """Collect the problems of all files of a clip before raising any of them.
+
+    Args:
+        clip: Name of the clip.
+    """
+
+    def __init__(self, clip: str) -> None:
+        self.clip = clip
+        self.problems: list[Problem] = []
+
+    def run(self, function: Callable[..., Result], path: str, *arguments: Any) -> Result | None:
+        """Call a function on a file; record a ValueError or OSError as a problem and return None."""
+        try:
+            return function(path, *arguments)
+        except (ValueError, OSError) as error:
+            self.problems.append(Problem(self.clip, path, str(error)))
+        return None
+
+    def finish(self) -> None:
+        """Raise AVSBenchError if any call failed."""
+        if self.problems:
+            raise AVSBenchError(self.problems)
