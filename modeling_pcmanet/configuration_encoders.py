@@ -225,9 +225,10 @@ class AudioMobileNetConfig(PreTrainedConfig):
         classifier_dropout: Dropout before the last layer of the classifier, in [0, 1).
         batch_norm_eps: Added to the variance in every BatchNorm.
         initializer_range: Standard deviation of newly initialized linear layers.
-        score_groups: Groups of classes, as class indexes by name of the group. With groups the embedding has one value per
-            group in place of the features before the classifier: how much it scores above what other sounds score. It
-            recognizes sounds of which a segmentation model heard few or no recordings in training.
+        score_groups: Groups of classes, as class indexes by name of the group, in alphabetical order, to which saved files
+            are sorted. With groups the embedding has one value per group in place of the features before the classifier:
+            how much it scores above what other sounds score. It recognizes sounds of which a segmentation model was
+            trained with few or no recordings.
         score_means: Mean score of each group over recordings of other groups; 0 by default.
         score_scales: Standard deviation of these scores; 1 by default.
     """
@@ -288,8 +289,13 @@ class AudioMobileNetConfig(PreTrainedConfig):
             raise ValueError(f"`classifier_dropout` must be in [0, 1), got {self.classifier_dropout}.")
 
     def validate_groups(self) -> None:
-        """Raise unless every group has classes of the model, a mean and a positive scale."""
+        """Raise unless every group has classes of the model, a mean and a positive scale, in the order of a saved file."""
         groups = self.score_groups or {}
+        require(
+            list(groups) == sorted(groups),
+            f"`score_groups` must be sorted by name, because saved files are, got {list(groups)}. Sort `score_means` and "
+            "`score_scales` likewise.",
+        )
         for name, indexes in groups.items():
             valid = bool(indexes) and all(0 <= index < (self.num_labels or 0) for index in indexes)
             require(
@@ -493,45 +499,10 @@ def build_backbone_config(settings: PreTrainedConfig | dict[str, Any] | None) ->
     return _build_config("backbone_config", copy.deepcopy(settings or PVT_V2_B5), BACKBONE_CONFIGS, examples)
 
 
-# What the network needs of a backbone.
-
-
 def is_plain_vit(config: PreTrainedConfig) -> bool:
     """Return whether all feature maps of a backbone have the stride of its patches, as in DINOv2 and ViTDet."""
     stages = len(getattr(config, "stage_names", None) or ())
     return not hasattr(config, "depths") and stages == (getattr(config, "num_hidden_layers", None) or 0) + 1
-
-
-def validate_backbone_config(config: PreTrainedConfig, neck: str) -> None:
-    """Raise unless a backbone returns the feature maps that the neck needs, as far as its configuration says.
-
-    Args:
-        config: Configuration of the backbone.
-        neck: `"convolution"`, for four feature maps, or `"feature_pyramid"`, for one.
-
-    Raises:
-        ValueError: If the number of feature maps is wrong, or their strides cannot be 4, 8, 16 and 32.
-    """
-    named = getattr(config, "out_features", None)
-    # The names of timm's feature maps are not known before the network is built.
-    outputs = list(named or getattr(config, "out_indices", None) or [])
-    got = f"got {outputs} from {type(config).__name__}"
-    if neck == "feature_pyramid":
-        require(
-            len(outputs) == 1,
-            f'`neck="feature_pyramid"` makes all feature maps from one: expected one name in `out_features`, {got}.',
-        )
-        return
-    require(
-        not is_plain_vit(config),
-        f"{type(config).__name__} is a plain vision transformer, whose feature maps all have the same stride. Set "
-        '`neck="feature_pyramid"` and `out_features` to its last stage.',
-    )
-    require(
-        len(outputs) == len(ALL_STAGES) and "stem" not in outputs,
-        f"`backbone_config` must name {len(ALL_STAGES)} feature maps at strides 4, 8, 16, 32 in `out_features`, in most "
-        f"backbones {ALL_STAGES}, {got}.",
-    )
 
 
 __all__ = [
@@ -556,5 +527,4 @@ __all__ = [
     "is_plain_vit",
     "require",
     "round_channels",
-    "validate_backbone_config",
 ]

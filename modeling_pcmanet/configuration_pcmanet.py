@@ -20,6 +20,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_encoders import (
+    ALL_STAGES,
     EFFICIENTNET_LITE_0,
     PVT_V2_B5,
     RESNET_50,
@@ -29,8 +30,8 @@ from .configuration_encoders import (
     build_audio_config,
     build_backbone_config,
     check_keywords,
+    is_plain_vit,
     require,
-    validate_backbone_config,
 )
 
 
@@ -236,8 +237,27 @@ class PCMANetConfig(PreTrainedConfig):
         )
 
     def validate_backbone(self) -> None:
-        """Raise unless the backbone returns the feature maps that the neck needs."""
-        validate_backbone_config(cast(PreTrainedConfig, self.backbone_config), self.neck)
+        """Raise unless the backbone returns the feature maps that the neck needs, as far as its configuration says."""
+        config = cast(PreTrainedConfig, self.backbone_config)
+        # The names of timm's feature maps are not known before the network is built.
+        outputs = list(getattr(config, "out_features", None) or getattr(config, "out_indices", None) or [])
+        got = f"got {outputs} from {type(config).__name__}"
+        if self.neck == "feature_pyramid":
+            require(
+                len(outputs) == 1,
+                f'`neck="feature_pyramid"` makes all feature maps from one: expected one name in `out_features`, {got}.',
+            )
+            return
+        require(
+            not is_plain_vit(config),
+            f"{type(config).__name__} is a plain vision transformer, whose feature maps all have the same stride. Set "
+            '`neck="feature_pyramid"` and `out_features` to its last stage.',
+        )
+        require(
+            len(outputs) == NUM_STAGES and "stem" not in outputs,
+            f"`backbone_config` must name {NUM_STAGES} feature maps at strides 4, 8, 16, 32 in `out_features`, in most "
+            f"backbones {ALL_STAGES}, {got}.",
+        )
 
 
 __all__ = ["AVSBENCH_SEMANTIC_LABELS", "PCMANetConfig"]

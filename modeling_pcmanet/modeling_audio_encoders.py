@@ -48,18 +48,26 @@ logger = logging.get_logger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-# VGGish (Hershey et al. 2017).
-
-
 @dataclass
-class VGGishOutput(ModelOutput):
-    """Output of [`VGGishModel`].
+class AudioEncoderOutput(ModelOutput):
+    """Output of [`VGGishModel`], which has `audio_embeds` only, and of [`AudioMobileNetModel`].
 
     Attributes:
-        audio_embeds: (patches, embedding_size), non-negative because the last layer ends in a ReLU.
+        last_hidden_state: (windows, embedding_size, mel bands / 32, time frames / 32), the last feature map.
+        pooler_output: (windows, embedding_size), its mean over frequency and time: the embedding.
+        logits: (windows, num_labels), class scores before the sigmoid; only if `output_logits` is set or the configuration
+            has `score_groups`.
+        audio_embeds: Of a VGGish (patches, embedding_size), the embedding, non-negative because the last layer ends in a ReLU.
+            Of an AudioMobileNet (windows, groups), the standardized scores of `score_groups`, in [-4, 12]; only with groups.
     """
 
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     audio_embeds: torch.Tensor | None = None
+
+
+# VGGish (Hershey et al. 2017).
 
 
 class VGGishModel(PreTrainedModel):
@@ -103,7 +111,7 @@ class VGGishModel(PreTrainedModel):
             init.zeros_(cast(torch.Tensor, module.bias))
 
     @can_return_tuple
-    def forward(self, input_features: torch.Tensor) -> VGGishOutput:
+    def forward(self, input_features: torch.Tensor) -> AudioEncoderOutput:
         """Embed log-mel patches.
 
         Args:
@@ -120,53 +128,32 @@ class VGGishModel(PreTrainedModel):
         feature_map = self.features(input_features)
         # Published weights expect the flattened order (patches, frames, bins, channels).
         flattened = feature_map.permute(0, 2, 3, 1).flatten(1)
-        return VGGishOutput(audio_embeds=self.embeddings(flattened))
+        return AudioEncoderOutput(audio_embeds=self.embeddings(flattened))
 
 
 # AudioMobileNet: EfficientAT's "mn" family (Schmid et al. 2023).
 
 
-@dataclass
-class AudioMobileNetOutput(ModelOutput):
-    """Output of [`AudioMobileNetModel`].
-
-    Attributes:
-        last_hidden_state: (windows, embedding_size, mel bands / 32, time frames / 32), the last feature map.
-        pooler_output: (windows, embedding_size), its mean over frequency and time: the embedding.
-        logits: (windows, num_labels), class scores before the sigmoid; only if `output_logits` is set or the configuration
-            has `score_groups`.
-        audio_embeds: (windows, groups), the standardized scores of `score_groups`, in [-4, 12]; only with groups.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    audio_embeds: torch.Tensor | None = None
-
-
 _SCORE_RANGE = (-4.0, 12.0)  # standard deviations; beyond it a score says no more
 
 
-class ConvolutionNormActivation(nn.Sequential):
-    """Convolution without bias, BatchNorm, and an activation if one is given."""
-
-    def __init__(
-        self,
-        config: AudioMobileNetConfig,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel_size: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        activation: type[nn.Module] | None = None,
-    ):
-        padding = (kernel_size - 1) // 2
-        layers: list[nn.Module] = [
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False),
-            nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps, momentum=0.01),
-        ]
-        super().__init__(*layers, *([] if activation is None else [activation(inplace=True)]))
+def _build_convolution(
+    config: AudioMobileNetConfig,
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel_size: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    activation: type[nn.Module] | None = None,
+) -> nn.Sequential:
+    """Build a convolution without bias, BatchNorm, and an activation if one is given."""
+    padding = (kernel_size - 1) // 2
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps, momentum=0.01),
+    ]
+    return nn.Sequential(*layers, *([] if activation is None else [activation(inplace=True)]))
 
 
 class SqueezeExcitation(nn.Module):
@@ -193,11 +180,11 @@ class InvertedResidual(nn.Module):
         activation = nn.Hardswish if size.hard_swish else nn.ReLU
         expanded = size.expanded_channels
         self.expansion = (
-            ConvolutionNormActivation(config, size.in_channels, expanded, activation=activation)
+            _build_convolution(config, size.in_channels, expanded, activation=activation)
             if expanded != size.in_channels
             else nn.Identity()
         )
-        self.depthwise = ConvolutionNormActivation(
+        self.depthwise = _build_convolution(
             config,
             expanded,
             expanded,
@@ -207,7 +194,7 @@ class InvertedResidual(nn.Module):
             activation=activation,
         )
         self.squeeze_excitation = SqueezeExcitation(expanded) if size.squeeze_excitation else nn.Identity()
-        self.projection = ConvolutionNormActivation(config, expanded, size.out_channels)
+        self.projection = _build_convolution(config, expanded, size.out_channels)
         self.has_residual = size.stride == 1 and size.in_channels == size.out_channels
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
@@ -229,13 +216,11 @@ class AudioMobileNetModel(PreTrainedModel):
         super().__init__(config)
         config.validate()  # fields may have been assigned since, as by `from_pretrained(..., field=value)`
         blocks = config.blocks
-        self.stem = ConvolutionNormActivation(
+        self.stem = _build_convolution(
             config, 1, blocks[0].in_channels, kernel_size=3, stride=2, activation=nn.Hardswish
         )
         self.blocks = nn.ModuleList([InvertedResidual(config, size) for size in blocks])
-        self.head = ConvolutionNormActivation(
-            config, blocks[-1].out_channels, config.feature_size, activation=nn.Hardswish
-        )
+        self.head = _build_convolution(config, blocks[-1].out_channels, config.feature_size, activation=nn.Hardswish)
         self.classifier_dense = nn.Linear(config.feature_size, config.classifier_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.classifier_size, config.num_labels or 1)
@@ -248,7 +233,7 @@ class AudioMobileNetModel(PreTrainedModel):
             init.kaiming_normal_(module.weight, mode="fan_out")
 
     @can_return_tuple
-    def forward(self, input_features: torch.Tensor, output_logits: bool = False) -> AudioMobileNetOutput:
+    def forward(self, input_features: torch.Tensor, output_logits: bool = False) -> AudioEncoderOutput:
         """Encode log-mel spectrograms.
 
         Args:
@@ -274,7 +259,7 @@ class AudioMobileNetModel(PreTrainedModel):
             logits = self.classifier(self.dropout(functional.hardswish(self.classifier_dense(embedding))))
         if self.config.score_groups:
             audio_embeds = self._score_groups(cast(torch.Tensor, logits))
-        return AudioMobileNetOutput(
+        return AudioEncoderOutput(
             last_hidden_state=feature_map, pooler_output=embedding, logits=logits, audio_embeds=audio_embeds
         )
 
@@ -443,9 +428,8 @@ def load_strict(
 
 __all__ = [
     "AudioMobileNetModel",
-    "AudioMobileNetOutput",
+    "AudioEncoderOutput",
     "VGGishModel",
-    "VGGishOutput",
     "build_audio_encoder",
     "embed_audio",
     "embed_windows",

@@ -56,12 +56,10 @@ class SamePaddingConvolution(nn.Conv2d):
         return self._conv_forward(input, functional.pad(self.weight, (moved_right, 0, moved_down, 0)), self.bias)
 
 
-class ConvolutionNormActivation(nn.Sequential):
-    """Convolution without bias, BatchNorm and, unless it is a projection, ReLU6."""
-
-    def __init__(self, config: EfficientNetLiteConfig, convolution: nn.Conv2d, *, has_activation: bool = True):
-        norm = nn.BatchNorm2d(convolution.out_channels, eps=config.batch_norm_eps, momentum=0.01)
-        super().__init__(convolution, norm, *([nn.ReLU6(inplace=True)] if has_activation else []))
+def _add_norm(config: EfficientNetLiteConfig, convolution: nn.Conv2d, *, has_activation: bool = True) -> nn.Sequential:
+    """Build a convolution with BatchNorm and, unless it is a projection, ReLU6."""
+    norm = nn.BatchNorm2d(convolution.out_channels, eps=config.batch_norm_eps, momentum=0.01)
+    return nn.Sequential(convolution, norm, *([nn.ReLU6(inplace=True)] if has_activation else []))
 
 
 class InvertedResidual(nn.Module):
@@ -80,14 +78,12 @@ class InvertedResidual(nn.Module):
         super().__init__()
         expanded = in_channels * expansion
         self.expansion = (
-            ConvolutionNormActivation(config, SamePaddingConvolution(in_channels, expanded))
-            if expansion > 1
-            else nn.Identity()
+            _add_norm(config, SamePaddingConvolution(in_channels, expanded)) if expansion > 1 else nn.Identity()
         )
         depthwise = SamePaddingConvolution(expanded, expanded, kernel_size, stride, groups=expanded)
-        self.depthwise = ConvolutionNormActivation(config, depthwise)
+        self.depthwise = _add_norm(config, depthwise)
         projection = SamePaddingConvolution(expanded, out_channels)
-        self.projection = ConvolutionNormActivation(config, projection, has_activation=False)
+        self.projection = _add_norm(config, projection, has_activation=False)
         self.has_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
@@ -110,7 +106,7 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
         super().__init__(config)
         config.validate()  # fields may have been assigned since, as by `from_pretrained(..., field=value)`
         stem = SamePaddingConvolution(config.num_channels, config.stem_channels, kernel_size=3, stride=2)
-        self.embedder = ConvolutionNormActivation(config, stem)
+        self.embedder = _add_norm(config, stem)
         self.num_features = [config.stem_channels, *(stage[-1].out_channels for stage in config.stages)]
         self.stages = nn.ModuleList(
             _build_stage(config, index, in_channels) for index, in_channels in enumerate(self.num_features[:-1])
@@ -181,15 +177,21 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     return AutoBackbone.from_config(config)
 
 
-def validate_strides(backbone: Any) -> None:
-    """Raise unless a backbone has four feature maps at strides 4, 8, 16 and 32.
+def build_pyramid(backbone: Any, neck: str) -> "FeaturePyramid | None":
+    """Build the feature pyramid of a plain vision transformer, with random weights.
 
     Args:
-        backbone: Any backbone that `validate_backbone_config` accepts for `neck="convolution"`.
+        backbone: Any backbone whose configuration [`PCMANetConfig`] accepts for the neck.
+        neck: `"feature_pyramid"`, or `"convolution"` for a backbone with four feature maps, which needs none.
+
+    Returns:
+        The feature pyramid; None for `"convolution"`.
 
     Raises:
-        ValueError: If the strides are others.
+        ValueError: If four feature maps have other strides than 4, 8, 16 and 32.
     """
+    if neck == "feature_pyramid":
+        return FeaturePyramid(backbone)
     strides = feature_strides(backbone)
     if strides != STRIDES:
         raise ValueError(
@@ -197,6 +199,7 @@ def validate_strides(backbone: Any) -> None:
             f"the decoder needs {STRIDES}. Name other feature maps in `out_features` (`out_indices` for timm). If all have "
             'the same stride, name only the last one and set `neck="feature_pyramid"`.'
         )
+    return None
 
 
 def feature_strides(backbone: Any) -> list[int]:
@@ -377,8 +380,8 @@ __all__ = [
     "EfficientNetLiteBackbone",
     "FeaturePyramid",
     "build_backbone",
+    "build_pyramid",
     "compute_feature_maps",
     "feature_strides",
     "load_backbone",
-    "validate_strides",
 ]

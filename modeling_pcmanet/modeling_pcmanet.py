@@ -37,7 +37,7 @@ from .configuration_encoders import audio_embedding_size
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
 from .inference_pcmanet import OptimizedPCMANet
 from .modeling_audio_encoders import build_audio_encoder, embed_windows, load_audio_encoder
-from .modeling_backbones import FeaturePyramid, build_backbone, compute_feature_maps, load_backbone, validate_strides
+from .modeling_backbones import build_backbone, build_pyramid, compute_feature_maps, load_backbone
 from .modeling_pcmanet_decoder import (
     ClipLayout,
     ConfidenceInducedMasking,
@@ -139,12 +139,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         self.audio_encoder = build_audio_encoder(audio_config)
         audio_size = config.num_audio_windows * audio_embedding_size(audio_config)
         self.audio_projection = nn.Linear(audio_size, config.hidden_size)
-        self.pyramid = None
-        # CODEPATH: a plain vision transformer has one feature map.
-        if config.neck == "feature_pyramid":
-            self.pyramid = FeaturePyramid(self.backbone)
-        else:
-            validate_strides(self.backbone)
+        self.pyramid = build_pyramid(self.backbone, config.neck)
         self.neck = nn.ModuleList(
             ConvolutionBlock(channels, config.hidden_size) for channels in self.feature_channels[::-1]
         )

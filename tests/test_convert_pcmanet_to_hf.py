@@ -150,7 +150,7 @@ def test_leftover_keys_on_either_side_are_listed(change, message):
 
 def test_unknown_format_and_incomplete_backbone_raise():
     with pytest.raises(
-        ValueError, match="one of PCMANet, VGGish, AudioMobileNet, PVT-v2, ResNet-50, got keys such as a.b"
+        ValueError, match="VGGish, AudioMobileNet, EfficientNet-Lite0, PVT-v2, ResNet-50, got keys such as a.b"
     ):
         convert_state_dict({"a.b": torch.zeros(1)})
     shapes = backbone_shapes("pvt")
@@ -377,7 +377,8 @@ def test_output_may_be_an_empty_folder_only(small_checkpoint, tmp_path):
     arguments = ["--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "output")]
     (tmp_path / "output").mkdir()
     main(arguments)
-    assert sorted(os.listdir(tmp_path / "output")) == ["README.md", "config.json", "model.safetensors"]
+    files = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(os.listdir(tmp_path / "output")) == files
     card = ModelCard.load(tmp_path / "output" / "README.md")
     assert (card.data.license, card.data.pipeline_tag) == ("other", None)
     assert "# PVT-v2-B0, converted" in card.text
@@ -406,8 +407,11 @@ def test_push_to_hub_uploads_the_output(small_checkpoint, tmp_path, monkeypatch,
     monkeypatch.setattr(convert_pcmanet_to_hf, "upload_folder", record)
     output = tmp_path / "output"
     main(["--checkpoint", str(small_checkpoint), "--output", str(output), "--push-to-hub", "somebody/pvt"])
-    uploaded = "somebody/pvt: Convert PVT-v2-B0: README.md config.json model.safetensors"
-    assert capsys.readouterr().out.endswith(f"Written to {output}\nPushed to {uploaded}\n")
+    # The backbone is a class of transformers; its image processor is ours, so its code is uploaded.
+    code = "configuration_encoders.py image_processing_pcmanet.py"
+    uploaded = f"README.md config.json {code} model.safetensors preprocessor_config.json"
+    pushed = f"Pushed to somebody/pvt: Convert PVT-v2-B0: {uploaded}"
+    assert capsys.readouterr().out.endswith(f"Written to {output}\n{pushed}\n")
 
 
 def test_invalid_repository_id_raises_before_the_conversion(small_checkpoint, tmp_path):
