@@ -41,7 +41,6 @@ RESAMPLING_ROWS = 32  # at least: 48 kHz needs 1 row, but a product of two matri
 BLOCKS_AT_ONCE = 4096  # bounds the memory that an hour of audio needs
 
 SHORTEST_WINDOW = 0.25  # seconds: shorter content, at the start of the audio, would be repeated to a hum
-PIECE_SECONDS = 10  # audio that is in memory already is split into pieces of about this length
 
 
 def to_mono(audio: Any, is_chunk: bool = False) -> torch.Tensor:
@@ -395,11 +394,3 @@ def _repeat(samples: torch.Tensor, length: int) -> np.ndarray:
     """Repeat samples (some,) up to a length: float32 (length,); no samples give silence."""
     content = samples.to(torch.float32).numpy()
     return np.resize(content, length) if len(content) else np.zeros(length, np.float32)
-
-
-def in_pieces(waveform: Any, sampling_rate: int) -> Iterator[tuple[Any, int]]:
-    """Yield a waveform (samples,) or (channels, samples) in pieces, each with the rate."""
-    number = max(1, waveform.shape[-1] // (PIECE_SECONDS * sampling_rate))
-    edges = np.linspace(0, waveform.shape[-1], number + 1).astype(int).tolist()
-    for start, stop in zip(edges, edges[1:], strict=False):
-        yield waveform[..., start:stop], sampling_rate

@@ -51,7 +51,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, cut_windows, in_pieces, to_mono
+from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, cut_windows, to_mono
 from .configuration_encoders import build_audio_config
 from .feature_extraction_pcmanet import build_feature_extractor, check_audio_alignment, load_feature_extractor
 from .image_processing_pcmanet import PCMANetImageProcessor
@@ -77,6 +77,7 @@ PUBLISHED_CLIP_FRAMES = 10  # the longest clip of AVSBench, one frame per second
 TIME_TOLERANCE = 0.05  # seconds: a frame this far outside its second still belongs to it
 PATCH_REACH = 1.0  # seconds after a frame that the published log-mel patches may reach
 DEFAULT_AUDIO_WINDOWS = ((2.0, 2.0),)  # around the frame: audio encoders recognize far more in 4 s than in 1 s
+PIECE_SECONDS = 10  # audio that is in memory already is split into pieces of about this length
 CAMERA_RATE = 1.0  # frames per second: a live frame that stays on screen for longer has the timestamp of its sampling
 
 
@@ -163,7 +164,15 @@ def _open_audio(stack: ExitStack, audio: Any, sampling_rate: int | None) -> Iter
     """Return audio that is not the video's own in chunks, each with its rate."""
     if is_media(audio):
         return _open_reader(stack, audio, video=False).audio()
-    return in_pieces(to_mono(audio), check_sampling_rate(sampling_rate))
+    return _in_pieces(to_mono(audio), check_sampling_rate(sampling_rate))
+
+
+def _in_pieces(waveform: Any, sampling_rate: int) -> Iterator[tuple[Any, int]]:
+    """Yield a waveform (samples,) or (channels, samples) in pieces, each with the rate."""
+    number = max(1, waveform.shape[-1] // (PIECE_SECONDS * sampling_rate))
+    edges = np.linspace(0, waveform.shape[-1], number + 1).astype(int).tolist()
+    for start, stop in zip(edges, edges[1:], strict=False):
+        yield waveform[..., start:stop], sampling_rate
 
 
 def _open_array(
@@ -202,7 +211,7 @@ def _open_array(
     if (np.diff(times) < 0).any():
         raise ValueError("timestamps must be ascending: pass the frames in order of time.")
     duration = max(len(frames) / frames_per_second, float(times[-1]))
-    return stream_array(frames, times, duration, masks_per_second), in_pieces(waveform, sampling_rate)
+    return stream_array(frames, times, duration, masks_per_second), _in_pieces(waveform, sampling_rate)
 
 
 def stack_frames(frames: Any) -> np.ndarray:

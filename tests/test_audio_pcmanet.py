@@ -14,7 +14,6 @@ from modeling_pcmanet.audio_pcmanet import (
     check_sampling_rate,
     check_timestamps,
     cut_windows,
-    in_pieces,
     resample,
     resampled_rate,
     to_mono,
@@ -190,14 +189,6 @@ def test_a_chunk_without_samples_is_waited_for():
 
 def test_a_chunk_may_have_fewer_samples_than_channels():
     assert AudioBuffer([(np.zeros((2, 1)), RATE)], RATE).reaches(1)
-
-
-@pytest.mark.parametrize("length", [1, 100, 160_000, 1_000_001])
-def test_pieces_make_up_the_waveform(length):
-    waveform = noise(2, length)
-    pieces = list(in_pieces(waveform, RATE))
-    np.testing.assert_array_equal(np.concatenate([piece for piece, _ in pieces], axis=1), waveform)
-    assert max(piece.shape[1] for piece, _ in pieces) < 21 * RATE
 
 
 def test_bad_chunks_are_refused():

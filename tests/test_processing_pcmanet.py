@@ -19,6 +19,7 @@ from modeling_pcmanet.media_pcmanet import MediaError, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 from modeling_pcmanet.processing_pcmanet import (
     LiveClip,
+    _in_pieces,
     check_settings,
     choose_audio_alignment,
     fill_maps,
@@ -45,6 +46,14 @@ def silent_video(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("media") / "silent.mp4"
     write_video(path, [np.zeros((48, 64, 3), np.uint8)] * 40, 10)
     return path
+
+
+@pytest.mark.parametrize("length", [1, 100, 160_000, 1_000_001])
+def test_pieces_make_up_the_waveform(length):
+    waveform, rate = np.random.default_rng(0).uniform(-1, 1, (2, length)), 16000
+    pieces = list(_in_pieces(waveform, rate))
+    np.testing.assert_array_equal(np.concatenate([piece for piece, _ in pieces], axis=1), waveform)
+    assert max(piece.shape[1] for piece, _ in pieces) < 21 * rate
 
 
 @pytest.mark.parametrize(
