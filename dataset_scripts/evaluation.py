@@ -273,8 +273,8 @@ def protocol_results(metrics: RobustnessMetrics) -> Results:
     Raises:
         ValueError: If nothing was counted.
     """
-    negative = any(len(metrics.parts[kind]) for kind in NEGATIVES)
-    scored: RobustnessMetrics | ClipMetrics = metrics if negative else metrics.parts[POSITIVE]
+    negative = any(len(metrics[kind]) for kind in NEGATIVES)
+    scored: RobustnessMetrics | ClipMetrics = metrics if negative else metrics[POSITIVE]
     return {protocol: scored.compute(protocol) for protocol in PROTOCOLS}
 
 

@@ -112,7 +112,7 @@ def test_robustness_module_matches_the_accumulator():
     codes = evaluate_module.quantize_probabilities(torch.from_numpy(masks))
     for audio in ("positive", "silence", "noise"):
         clips = [index for index, kind in enumerate(audio_types) if kind == audio]
-        metrics.update_predictions(codes[clips], torch.from_numpy(labels[clips]), audio=audio)
+        metrics[audio].update_predictions(codes[clips], torch.from_numpy(labels[clips]))
     assert module.compute() == metrics.compute()
 
 

@@ -749,9 +749,9 @@ def logits_of(mask: list[list[int]]) -> Tensor:
 
 
 def fill(metrics: RobustnessMetrics) -> None:
-    metrics.update(logits_of([[1, 1], [0, 0]]), LABELS)  # IoU 1/2, F = 1.3 / 2.3
-    metrics.update(logits_of([[1, 0], [0, 0]]), LABELS, audio="silence")  # rate 1/4
-    metrics.update(logits_of([[1, 1], [1, 0]]), LABELS, audio="off_screen")  # rate 3/4
+    metrics["positive"].update(logits_of([[1, 1], [0, 0]]), LABELS)  # IoU 1/2, F = 1.3 / 2.3
+    metrics["silence"].update(logits_of([[1, 0], [0, 0]]), LABELS)  # rate 1/4
+    metrics["off_screen"].update(logits_of([[1, 1], [1, 0]]), LABELS)  # rate 3/4
 
 
 def test_hand_computed_combined_scores():
@@ -780,8 +780,8 @@ def test_model_that_ignores_audio_has_combined_score_zero(num_labels: int, proto
     if num_labels > 1:
         logits[:, :, 0] = -9.0
     labels = torch.ones(2, 3, 4, 4, dtype=torch.long)
-    metrics.update(logits, labels)
-    metrics.update(logits, labels, audio="noise")
+    metrics["positive"].update(logits, labels)
+    metrics["noise"].update(logits, labels)
     scores = metrics.compute()
     assert scores["false_positive_rate"] == 1.0
     assert scores["g_miou"] == scores["g_f_score"] == 0.0
@@ -790,7 +790,7 @@ def test_model_that_ignores_audio_has_combined_score_zero(num_labels: int, proto
 def test_ignored_pixels_are_ignored_with_negative_audio():
     metrics = RobustnessMetrics()
     fill(metrics)
-    metrics.update(logits_of([[1, 0], [0, 0]]), torch.tensor([[255, 1], [1, 0]]).view(1, 1, 2, 2), audio="noise")
+    metrics["noise"].update(logits_of([[1, 0], [0, 0]]), torch.tensor([[255, 1], [1, 0]]).view(1, 1, 2, 2))
     assert metrics.compute()["false_positive_rate_noise"] == 0.0
 
 
@@ -811,11 +811,11 @@ def test_merging_loading_and_gathering_keep_the_scores():
 
 def test_missing_negative_audio_raises():
     metrics = RobustnessMetrics()
-    metrics.update(logits_of([[1, 1], [0, 0]]), LABELS)
+    metrics["positive"].update(logits_of([[1, 1], [0, 0]]), LABELS)
     with pytest.raises(ValueError, match=r"No negative audio was counted.*'silence', 'noise', 'off_screen'"):
         metrics.compute()
 
 
 def test_unknown_audio_raises():
     with pytest.raises(ValueError, match="audio to be one of .*, got 'music'"):
-        RobustnessMetrics().update(logits_of([[1, 1], [0, 0]]), LABELS, audio="music")
+        RobustnessMetrics()["music"]

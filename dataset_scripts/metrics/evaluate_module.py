@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .segmentation import IGNORE_INDEX, ClipMetrics, Protocol, RobustnessMetrics, quantize_probabilities
+from .segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, quantize_probabilities
 
 
 AVSBENCH_CITATION = """@inproceedings{zhou2022avs,
@@ -101,11 +101,18 @@ class ClipEvaluation(evaluate.Metric):
             self._count(inputs)
 
     def _count(self, inputs: dict[str, Any]) -> None:
-        rows = [
-            self.metrics.count_predictions(*self._clip(prediction, reference))
-            for prediction, reference in zip(inputs["predictions"], inputs["references"], strict=True)
-        ]
-        self.metrics.append(torch.cat(rows))
+        # The clips of a call with the same type of audio are one batch.
+        rows: dict[Audio, list[Tensor]] = {}
+        types = inputs.get("audio", ["positive"] * len(inputs["predictions"]))
+        for prediction, reference, audio in zip(inputs["predictions"], inputs["references"], types, strict=True):
+            row = self._accumulator(audio).count_predictions(*self._clip(prediction, reference))
+            rows.setdefault(audio, []).append(row)
+        for audio, batch in rows.items():
+            self._accumulator(audio).append(torch.cat(batch))
+
+    def _accumulator(self, audio: Audio) -> ClipMetrics:
+        """Return the accumulator of a type of audio."""
+        return self.metrics if isinstance(self.metrics, ClipMetrics) else self.metrics[audio]
 
     def _clip(self, prediction: Any, reference: Any) -> tuple[Tensor, Tensor]:
         """Return the reduced predictions and the labels of a clip as a batch of one."""

@@ -843,9 +843,8 @@ class RobustnessMetrics:
     `compute` returns what `BinaryMetrics` or `SemanticMetrics` returns for positive audio, `false_positive_rate` and one
     `false_positive_rate_<type>` for each counted type, `g_miou` and `g_f_score`.
 
-    The methods are those of `ClipMetrics`, with the argument `audio` that says with which audio the model ran:
-    `"positive"`, `"silence"`, `"noise"` or `"off_screen"`. A clip keeps its index for all of them. With negative audio
-    only the `ignore_index` pixels of the labels are used.
+    Clips are counted by the accumulator of the audio with which the model ran: `metrics["silence"].update(...)`. The types
+    are `"positive"`, `"silence"`, `"noise"` and `"off_screen"`. A clip keeps its index and its labels for all of them.
 
     Args:
         num_labels: As for `ClipMetrics`.
@@ -853,14 +852,11 @@ class RobustnessMetrics:
         ignore_index: As for `ClipMetrics`.
         score_padding: As for `ClipMetrics`.
 
-    Attributes:
-        parts: The accumulator of each type of audio.
-
     Example:
         >>> metrics = RobustnessMetrics()
         >>> labels = torch.tensor([[1, 1], [0, 0]]).view(1, 1, 2, 2)
-        >>> metrics.update(torch.tensor([4.0, 4.0, -4.0, -4.0]).view(1, 1, 1, 2, 2), labels)
-        >>> metrics.update(torch.tensor([4.0, -4.0, -4.0, -4.0]).view(1, 1, 1, 2, 2), labels, audio="silence")
+        >>> metrics["positive"].update(torch.tensor([4.0, 4.0, -4.0, -4.0]).view(1, 1, 1, 2, 2), labels)
+        >>> metrics["silence"].update(torch.tensor([4.0, -4.0, -4.0, -4.0]).view(1, 1, 1, 2, 2), labels)
         >>> scores = metrics.compute()
         >>> round(scores["miou"], 4), scores["false_positive_rate"], round(scores["g_miou"], 4)
         (1.0, 0.25, 0.8571)
@@ -874,78 +870,39 @@ class RobustnessMetrics:
         ignore_index: int = IGNORE_INDEX,
         score_padding: bool = False,
     ):
-        self.ignore_index = ignore_index
         positive: ClipMetrics
         if num_labels == 1:
             positive = BinaryMetrics(protocol, ignore_index=ignore_index, score_padding=score_padding)
         else:
             positive = SemanticMetrics(num_labels, protocol, ignore_index=ignore_index, score_padding=score_padding)
-        self.parts: dict[str, ClipMetrics] = {"positive": positive}
+        self._parts: dict[str, ClipMetrics] = {"positive": positive}
         for kind in get_args(Audio)[1:]:
-            self.parts[kind] = FalsePositiveMetrics(
+            self._parts[kind] = FalsePositiveMetrics(
                 num_labels, protocol, ignore_index=ignore_index, score_padding=score_padding
             )
 
-    def update(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        frame_mask: Tensor | None = None,
-        annotated_frames: Tensor | None = None,
-        clip_indices: Sequence[int] | Tensor | None = None,
-        *,
-        audio: Audio = "positive",
-    ) -> None:
-        """Count a batch of clips with the same type of audio: `ClipMetrics.update`."""
-        self.update_predictions(self.reduce(logits), labels, frame_mask, annotated_frames, clip_indices, audio=audio)
+    def __getitem__(self, audio: Audio) -> ClipMetrics:
+        """Return the accumulator of a type of audio.
 
-    def update_predictions(
-        self,
-        predictions: Tensor,
-        labels: Tensor,
-        frame_mask: Tensor | None = None,
-        annotated_frames: Tensor | None = None,
-        clip_indices: Sequence[int] | Tensor | None = None,
-        *,
-        audio: Audio = "positive",
-    ) -> None:
-        """Count a batch whose logits were reduced before: `ClipMetrics.update_predictions`."""
-        rows = self.count_predictions(predictions, labels, frame_mask, annotated_frames, audio=audio)
-        self.append(rows, clip_indices, audio=audio)
+        Args:
+            audio: The audio with which the model runs.
 
-    def reduce(self, logits: Tensor) -> Tensor:
-        """Reduce logits to one byte per pixel: `ClipMetrics.reduce`."""
-        return self.parts["positive"].reduce(logits)
-
-    def count_predictions(
-        self,
-        predictions: Tensor,
-        labels: Tensor,
-        frame_mask: Tensor | None = None,
-        annotated_frames: Tensor | None = None,
-        *,
-        audio: Audio = "positive",
-    ) -> Tensor:
-        """Return the rows of a batch: `ClipMetrics.count_predictions`."""
-        if audio != "positive":
-            labels = torch.where(labels == self.ignore_index, labels, 0)
-        return self._part(audio).count_predictions(predictions, labels, frame_mask, annotated_frames)
-
-    def append(
-        self, rows: Tensor, clip_indices: Sequence[int] | Tensor | None = None, *, audio: Audio = "positive"
-    ) -> None:
-        """Add the rows that `count_predictions` returned for a batch: `ClipMetrics.append`."""
-        self._part(audio).append(rows, clip_indices)
+        Raises:
+            ValueError: If the type is unknown.
+        """
+        if audio not in self._parts:
+            raise ValueError(f"Expected audio to be one of {get_args(Audio)}, got {audio!r}.")
+        return self._parts[audio]
 
     def merge(self, other: Self) -> None:
         """Add the clips of another accumulator: `ClipMetrics.merge`."""
-        for kind, part in self.parts.items():
-            part.merge(other.parts[kind])
+        for kind, part in self._parts.items():
+            part.merge(other._parts[kind])
 
     def gather(self) -> Self:
         """Return a new accumulator with the clips of all processes: `ClipMetrics.gather`."""
         gathered = copy.copy(self)
-        gathered.parts = {kind: part.gather() for kind, part in self.parts.items()}
+        gathered._parts = {kind: part.gather() for kind, part in self._parts.items()}
         return gathered
 
     def compute(self, protocol: Protocol | None = None) -> dict[str, float]:
@@ -957,17 +914,17 @@ class RobustnessMetrics:
         Raises:
             ValueError: If no positive or no negative audio was counted yet, or the protocol is unknown.
         """
-        positive, *negative = self.parts
+        positive, *negative = self._parts
         rates = {
-            kind: self.parts[kind].compute(protocol)["false_positive_rate"]
+            kind: self._parts[kind].compute(protocol)["false_positive_rate"]
             for kind in negative
-            if len(self.parts[kind])
+            if len(self._parts[kind])
         }
         if not rates:
             raise ValueError(
-                f"No negative audio was counted yet. Call update with audio set to one of {tuple(negative)}."
+                f"No negative audio was counted yet. Count clips with metrics[audio].update, audio being one of {tuple(negative)}."
             )
-        scores = self.parts[positive].compute(protocol)
+        scores = self._parts[positive].compute(protocol)
         rate = _exact_mean(torch.tensor(list(rates.values()), dtype=torch.float64))
         return (
             scores
@@ -978,23 +935,18 @@ class RobustnessMetrics:
 
     def reset(self) -> None:
         """Remove all clips."""
-        for part in self.parts.values():
+        for part in self._parts.values():
             part.reset()
 
     def __len__(self) -> int:
         """Return the number of clips, each counted once per type of audio."""
-        return sum(len(part) for part in self.parts.values())
+        return sum(len(part) for part in self._parts.values())
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the state as plain tensors, by type of audio: `ClipMetrics.state_dict`."""
-        return {kind: part.state_dict() for kind, part in self.parts.items()}
+        return {kind: part.state_dict() for kind, part in self._parts.items()}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Replace the state with one from `state_dict`: `ClipMetrics.load_state_dict`."""
-        for kind, part in self.parts.items():
+        for kind, part in self._parts.items():
             part.load_state_dict(state[kind])
-
-    def _part(self, audio: Audio) -> ClipMetrics:
-        if audio not in self.parts:
-            raise ValueError(f"Expected audio to be one of {get_args(Audio)}, got {audio!r}.")
-        return self.parts[audio]

@@ -4,10 +4,9 @@ from typing import Any
 
 import datasets
 import evaluate
-import torch
 
 # `evaluate.load` takes the first metric class in this namespace, so the base class must not be imported by name.
-from pcmanet.dataset_scripts.metrics import IGNORE_INDEX, Audio, Protocol, RobustnessMetrics, evaluate_module
+from pcmanet.dataset_scripts.metrics import IGNORE_INDEX, Protocol, RobustnessMetrics, evaluate_module
 
 
 class AvsRobustness(evaluate_module.ClipEvaluation):
@@ -19,8 +18,6 @@ class AvsRobustness(evaluate_module.ClipEvaluation):
         ignore_index: Label of pixels that are not counted; None = all pixels are counted.
         **options: Passed on by `evaluate.load`.
     """
-
-    metrics: RobustnessMetrics
 
     def __init__(
         self, *, num_labels: int = 1, protocol: Protocol = "official", ignore_index: int | None = None, **options: Any
@@ -42,14 +39,3 @@ class AvsRobustness(evaluate_module.ClipEvaluation):
             features=evaluate_module.clip_features(audio=datasets.Value("string")),
             reference_urls=["https://arxiv.org/abs/2502.00358"],
         )
-
-    def _count(self, inputs: dict[str, Any]) -> None:
-        # The clips of a call with the same type of audio are one batch.
-        rows: dict[Audio, list[torch.Tensor]] = {}
-        for prediction, reference, audio in zip(
-            inputs["predictions"], inputs["references"], inputs["audio"], strict=True
-        ):
-            row = self.metrics.count_predictions(*self._clip(prediction, reference), audio=audio)
-            rows.setdefault(audio, []).append(row)
-        for audio, batch in rows.items():
-            self.metrics.append(torch.cat(batch), audio=audio)

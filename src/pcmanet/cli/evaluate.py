@@ -220,9 +220,8 @@ def _compute_jobs(
     with tqdm(desc=title, total=len(assigned), initial=done, unit="batch", disable=hidden) as bar:
         for job, batch in _load_batches(pending, reader, arguments.num_workers):
             logits = cast(torch.Tensor, _predict(model, batch).logits)
-            codes = metrics.reduce(logits.float())
             masks = batch["labels"], batch["frame_mask"], batch["annotated_frames"]
-            rows = metrics.count_predictions(codes, *masks, audio=job.audio)
+            rows = metrics[job.audio].count(logits.float(), *masks)
             with atomic_file(progress / job.file, durable=False) as temporary:
                 save_file({"rows": rows}, temporary)
             bar.update()
@@ -259,9 +258,9 @@ def _collect(arguments: Namespace, progress: Path, jobs: Sequence[_Job], num_lab
     """Add up the counts of all processes, batch by batch."""
     metrics = RobustnessMetrics(num_labels, score_padding=arguments.score_padding)
     for job in jobs:
-        metrics.append(load_file(progress / job.file)["rows"], job.clips, audio=job.audio)
+        metrics[job.audio].append(load_file(progress / job.file)["rows"], job.clips)
     recover(progress)
-    positive = metrics.parts[POSITIVE]
+    positive = metrics[POSITIVE]
     if isinstance(positive, SemanticMetrics):
         positive.report_published_no_background = arguments.published_no_background
     return metrics
@@ -271,7 +270,7 @@ def _report(
     arguments: Namespace, output: Path, metrics: RobustnessMetrics, reader: EvaluationReader, model: OptimizedPCMANet
 ) -> None:
     """Write the tables and the worst clips, and print the main table."""
-    data, positive = reader.data, metrics.parts[POSITIVE]
+    data, positive = reader.data, metrics[POSITIVE]
     clips, by_protocol = clip_results(positive), protocol_results(metrics)
     frames, size = int(by_protocol["official"]["frames"]), arguments.batch_size
     results: dict[str, Any] = {"checkpoint": arguments.model, "name": data.name, "split": data.split}
