@@ -7,13 +7,14 @@
     python benchmarks/inference.py --presets pvt_v2_b5 --num-labels 71 --clips 1 --frames 10 --real-frames 5
     python benchmarks/inference.py --threads 1 --processor-time
     python benchmarks/inference.py --device cuda --clips 1 8 --compile
+    python benchmarks/inference.py --audio-encoder --clips 1 --num-labels 1 --dtypes float32 --threads 1   # docs/backbones.md
 
 For every setting the variants run alternately, round after round, in one process, so that other load on the machine affects
 all of them: plain (benchmarks/plain_pcmanet.py), optimized (`model.for_inference()`) and backbone (the visual backbone alone,
 as transformers runs it), in every data type; with `--onnx` also the file that examples/export_onnx.py writes of the optimized
 model in float32, run by onnxruntime. Times are medians with quartiles; ratios are computed within each round, then their
 median. With `--processor-time` and one thread they are ratios of work, also on a busy machine, because waiting time is not
-counted. VGGish is excluded everywhere: audio is passed as `audio_embeds`.
+counted. The audio encoder is excluded, because audio is passed as `audio_embeds`, unless `--audio-encoder` is given.
 
 Memory is the peak that a forward pass adds to the memory of the process or the GPU, which includes weights and inputs. On a
 CPU each variant runs in a new process; after one forward pass, which loads code and starts threads, the heap is trimmed, the
@@ -42,11 +43,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from model_cost import feature_shape
 from plain_pcmanet import PlainPCMANet
 from torch import nn
 from transformers import AutoModelForUniversalSegmentation
 
 from modeling_pcmanet import PCMANetConfig
+from modeling_pcmanet.configuration_encoders import audio_embedding_size
 from pcmanet.examples.export_onnx import export, load
 
 
@@ -78,6 +81,7 @@ class Setting:
         size: Height and width in pixels.
         device: `"cpu"` or `"cuda"`.
         threads: CPU threads.
+        has_audio_encoder: Whether the audio encoder runs too; audio is passed as its embeddings otherwise.
     """
 
     preset: str
@@ -88,12 +92,14 @@ class Setting:
     size: int
     device: str
     threads: int
+    has_audio_encoder: bool = False
 
     def __str__(self) -> str:
         padded = "" if self.real_frames == self.frames else f" ({self.real_frames} of them real)"
         classes = "binary" if self.num_labels == 1 else f"{self.num_labels} classes"
         clips = "1 clip" if self.clips == 1 else f"{self.clips} clips"
-        return f"{self.preset}, {classes}, {clips} of {self.frames} frames{padded} at {self.size} x {self.size}"
+        audio = " with audio encoder" if self.has_audio_encoder else ""
+        return f"{self.preset}{audio}, {classes}, {clips} of {self.frames} frames{padded} at {self.size} x {self.size}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Variant:
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["pvt_v2_b5", "resnet50", "tiny"])
+    parser.add_argument("--presets", nargs="+", default=["pvt_v2_b5", "resnet50", "small", "tiny"])
     parser.add_argument("--num-labels", nargs="+", type=int, default=[1, 71])
     parser.add_argument("--clips", nargs="+", type=int, default=[1, 4], help="clips per batch")
     parser.add_argument("--frames", type=int, default=5, help="frames per clip")
@@ -121,6 +127,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--rounds", type=int, default=9, help="runs of each variant")
+    parser.add_argument("--audio-encoder", action="store_true", help="run the audio encoder too")
     parser.add_argument("--processor-time", action="store_true", help="instead of wall time, for a busy machine")
     parser.add_argument(
         "--compile", action="store_true", help="also torch.compile of plain and optimized (minutes each)"
@@ -146,13 +153,14 @@ def build_model(setting: Setting) -> nn.Module:
 
 
 def build_batch(setting: Setting) -> dict[str, torch.Tensor]:
-    """Draw random frames and embeddings, with a mask if frames are padding."""
+    """Draw random frames and features or embeddings of audio, with a mask if frames are padding."""
     generator = torch.Generator().manual_seed(1)
-    clips = (setting.clips, setting.frames)
-    batch = {
-        "pixel_values": torch.randn(*clips, 3, setting.size, setting.size, generator=generator),
-        "audio_embeds": torch.rand(*clips, 128, generator=generator),
-    }
+    clips, config = (setting.clips, setting.frames), PCMANetConfig.from_preset(setting.preset).audio_config
+    batch = {"pixel_values": torch.randn(*clips, 3, setting.size, setting.size, generator=generator)}
+    if setting.has_audio_encoder:
+        batch["input_features"] = torch.randn(*clips, *feature_shape(config), generator=generator)
+    else:
+        batch["audio_embeds"] = torch.rand(*clips, audio_embedding_size(config), generator=generator)
     if setting.real_frames < setting.frames:
         batch["frame_mask"] = (torch.arange(setting.frames) < setting.real_frames).expand(*clips)
     return {name: values.to(setting.device) for name, values in batch.items()}
@@ -389,7 +397,7 @@ def main() -> None:
         for num_labels in options.num_labels:
             for clips in options.clips:
                 sizes = (clips, options.frames, real_frames, options.size)
-                setting = Setting(preset, num_labels, *sizes, options.device, options.threads)
+                setting = Setting(preset, num_labels, *sizes, options.device, options.threads, options.audio_encoder)
                 (profile if options.profile else compare)(setting, options)
 
 

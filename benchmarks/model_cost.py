@@ -14,11 +14,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForUniversalSegmentation
+from transformers import AutoModelForUniversalSegmentation, PreTrainedConfig
 
-from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation
+from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout
 
 
@@ -45,7 +46,7 @@ class Network:
         name: Name in the tables.
         preset: Preset of the configuration.
         overrides: Changed fields of the preset.
-        published_parameters: Parameters of the published code, without VGGish and the 22.06 M unused ones of ResNet-50.
+        published_parameters: Parameters of the published code, without audio encoder and the 22.06 M unused ones of ResNet-50.
         published_gmacs: GMACs per frame of the published code.
     """
 
@@ -66,6 +67,7 @@ NETWORKS = (
     Network("ResNet-50, S4", "resnet50", {"num_groups": 4}, 65_750_596 - UNUSED, 16.83),
     Network("ResNet-50, MS3", "resnet50", {}, 65_684_932 - UNUSED),
     Network("ResNet-50, AVSS", "resnet50", {"num_labels": 71}, 65_721_052 - UNUSED),
+    Network("small", "small"),
     Network("tiny", "tiny"),
 )
 
@@ -100,11 +102,19 @@ def count_parameters(model: PCMANetForAudioVisualSegmentation) -> dict[str, int]
     }
 
 
+def feature_shape(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Return the shape of the audio features of one frame."""
+    processor = PCMANetProcessor.from_pretrained_backbones(audio=config)
+    rate = processor.feature_extractor.sampling_rate
+    batch = processor(videos=np.zeros((1, 32, 32, 3), np.uint8), audio=np.zeros(rate), sampling_rate=rate)
+    return tuple(batch["input_features"].shape[2:])
+
+
 def count_gmacs(model: PCMANetForAudioVisualSegmentation, frames: int, size: int) -> dict[str, float]:
     """Count GMACs per frame by part; the model is on the meta device, so that nothing is computed."""
-    patches = (model.config.audio_config.num_mel_frames, model.config.audio_config.num_mel_bins)
+    features = feature_shape(model.config.audio_config)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        model(torch.empty(1, frames, 3, size, size), input_features=torch.empty(1, frames, 1, *patches))
+        model(torch.empty(1, frames, 3, size, size), input_features=torch.empty(1, frames, *features))
     counts = counter.get_flop_counts()
     root = type(model).__name__
 
@@ -145,7 +155,7 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 
 def parameter_row(network: Network, parts: dict[str, int]) -> list[str]:
-    """Return the parameters in millions; like the published count, ours excludes VGGish."""
+    """Return the parameters in millions; like the published count, ours excludes the audio encoder."""
     ours = sum(parts.values()) - parts["audio encoder"]
     published = network.published_parameters
     compared = ["", ""] if published is None else [f"{published:,}", f"{ours - published:+,}"]
@@ -153,7 +163,7 @@ def parameter_row(network: Network, parts: dict[str, int]) -> list[str]:
 
 
 def gmacs_row(network: Network, parts: dict[str, float], as_published: bool) -> list[str]:
-    """Return GMACs per frame with fractions of the total without VGGish; the published count only for its own setting."""
+    """Return GMACs per frame, fractions of the total without audio encoder; the published count only for its own setting."""
     total = sum(parts.values()) - parts["audio encoder"]
     published = f"{network.published_gmacs:.2f}" if as_published and network.published_gmacs else ""
     cells = [f"{gmacs:.2f} ({gmacs / total:.1%})" for part, gmacs in parts.items() if part != "audio encoder"]
@@ -194,7 +204,7 @@ def main() -> None:
         gmacs.append(gmacs_row(network, parts, as_published))
     columns = [*PARTS, "audio encoder"]
     print_table(
-        "Parameters; parts in millions, totals without the audio encoder (VGGish)",
+        "Parameters; parts in millions, totals without the audio encoder",
         ["network", "parameters", "published", "difference", *columns],
         parameters,
     )

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
+from modeling_pcmanet.modeling_audio_encoders import embed_audio
 
 
 UNIT_LENGTH_EPS = 1e-12
@@ -149,7 +150,7 @@ class PlainPCMANet(nn.Module):
         """Return the four outputs at the input size, coarse to fine; the inputs are those of our model."""
         clips, frames = pixel_values.shape[:2]
         if audio_embeds is None:
-            embeddings = self.audio_encoder(input_features.flatten(0, 1)).audio_embeds
+            embeddings = embed_audio(self.audio_encoder, input_features.flatten(0, 1))
         else:
             embeddings = audio_embeds.flatten(0, 1)
         maps = self.backbone(pixel_values.flatten(0, 1)).feature_maps[::-1]
