@@ -180,7 +180,8 @@ class PCMANetConfig(PreTrainedConfig):
         """Build the configuration of a named size.
 
         Args:
-            name: `"pvt_v2_b5"` or `"resnet50"` (the two networks of the paper) or `"tiny"` (the demo model).
+            name: `"pvt_v2_b5"` or `"resnet50"` (the two networks of the paper), `"small"` (for CPUs) or `"tiny"` (the demo
+                models).
             **overrides: Any field of the configuration, for example `num_labels=71`.
 
         Raises:

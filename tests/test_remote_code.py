@@ -20,6 +20,7 @@ from modeling_pcmanet import (
     PCMANetProcessor,
     save_code_with_weights,
 )
+from modeling_pcmanet.configuration_encoders import EFFICIENTNET_LITE_0, SMALL_AUDIO_CONFIG
 from modeling_pcmanet.media_writing_pcmanet import write_video
 
 
@@ -43,19 +44,37 @@ print(json.dumps({{
 """
 
 
-@pytest.fixture
-def checkpoint_with_code(tmp_path):
-    """Save a tiny checkpoint with its code."""
+SIZE = {"height": 48, "width": 64}
+
+
+def build_published():
+    """Build a tiny network with the encoders of the paper, and its processor."""
     model = tiny_model(audio_config={**tiny_config().audio_config.to_dict(), "num_mel_frames": 96, "num_mel_bins": 64})
-    processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 48, "width": 64}), PCMANetFeatureExtractor())
+    return model, PCMANetProcessor(PCMANetImageProcessor(size=SIZE), PCMANetFeatureExtractor())
+
+
+def build_small():
+    """Build a tiny network with the encoders of the preset `small`, which are ours, and its processor."""
+    config = PCMANetConfig.from_preset(
+        "small",
+        backbone_config={**EFFICIENTNET_LITE_0, "width_multiplier": 0.25},
+        audio_config={**SMALL_AUDIO_CONFIG, "width_multiplier": 0.1},
+    )
+    torch.manual_seed(0)
+    model = PCMANetForAudioVisualSegmentation(config).eval()
+    return model, PCMANetProcessor.from_pretrained_backbones(config.backbone_config, config.audio_config, size=SIZE)
+
+
+def save_with_code(folder, model, processor):
+    """Save a checkpoint with its code."""
     with save_code_with_weights():
-        model.save_pretrained(tmp_path / "checkpoint")
-        processor.save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint", model, processor
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
-def test_code_is_saved_only_if_requested(checkpoint_with_code, tmp_path):
-    folder, model, processor = checkpoint_with_code
+def test_code_is_saved_only_if_requested(tmp_path):
+    folder, (model, processor) = tmp_path / "checkpoint", build_published()
+    save_with_code(folder, model, processor)
     assert {"modeling_pcmanet.py", "modeling_audio_encoders.py", "processing_pcmanet.py"} <= set(os.listdir(folder))
     assert json.loads((folder / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_pcmanet.PCMANetConfig",
@@ -77,8 +96,10 @@ def test_error_in_the_block_restores_the_classes():
         assert all(cls._auto_class is None for cls, *_ in AUTO_CLASSES)
 
 
-def test_logits_are_equal_without_this_package(checkpoint_with_code, tmp_path):
-    folder, model, processor = checkpoint_with_code
+@pytest.mark.parametrize("build", [build_published, build_small])
+def test_logits_are_equal_without_this_package(build, tmp_path):
+    folder, (model, processor) = tmp_path / "checkpoint", build()
+    save_with_code(folder, model, processor)
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
     write_video(tmp_path / "clip.mp4", frames, 10, generator.uniform(-0.5, 0.5, (1, 32000)).astype(np.float32), 16000)
