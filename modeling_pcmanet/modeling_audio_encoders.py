@@ -153,6 +153,7 @@ def _build_convolution(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps, momentum=0.01),
     ]
+    # trf-ignore: TRF036 a plain chain, called once; published weights are numbered by position
     return nn.Sequential(*layers, *([] if activation is None else [activation(inplace=True)]))
 
 
@@ -255,8 +256,10 @@ class AudioMobileNetModel(PreTrainedModel):
         feature_map = self.head(feature_map)
         embedding = feature_map.mean(dim=(2, 3))
         logits = audio_embeds = None
+        # CODEPATH: the scores of published checkpoints, on request, and their groups as embedding of paired data.
         if output_logits or self.config.score_groups:
             logits = self.classifier(self.dropout(functional.hardswish(self.classifier_dense(embedding))))
+        # CODEPATH: checkpoints of examples/paired_data/make_audio_encoder.py.
         if self.config.score_groups:
             audio_embeds = self._score_groups(cast(torch.Tensor, logits))
         return AudioEncoderOutput(
@@ -362,6 +365,7 @@ def embed_windows(encoder: PreTrainedModel, inputs: torch.Tensor, num_windows: i
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the class of the model with this configuration."""
+    # CODEPATH: our own audio encoders, which all presets have.
     if config.model_type in _AUDIO_ENCODERS:
         return _AUDIO_ENCODERS[config.model_type]
     if type(config) in MODEL_MAPPING:
@@ -377,6 +381,7 @@ def _audio_part(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedM
     """Return the part of a model that encodes audio."""
     if getattr(model.config, "is_encoder_decoder", False):
         model = cast(PreTrainedModel, model.get_encoder())
+    # CODEPATH: checkpoints of larger models, such as CLAP.
     elif model.config.model_type != config.model_type:
         parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
         model = next(part for part in parts if part.config.model_type == config.model_type)

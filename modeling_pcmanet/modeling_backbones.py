@@ -59,6 +59,7 @@ class SamePaddingConvolution(nn.Conv2d):
 def _add_norm(config: EfficientNetLiteConfig, convolution: nn.Conv2d, *, has_activation: bool = True) -> nn.Sequential:
     """Build a convolution with BatchNorm and, unless it is a projection, ReLU6."""
     norm = nn.BatchNorm2d(convolution.out_channels, eps=config.batch_norm_eps, momentum=0.01)
+    # trf-ignore: TRF036 a plain chain, called once
     return nn.Sequential(convolution, norm, *([nn.ReLU6(inplace=True)] if has_activation else []))
 
 
@@ -120,24 +121,18 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
             init.kaiming_normal_(module.weight, mode="fan_out")
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **_: Any
-    ) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor) -> BackboneOutput:
         """Compute the feature maps that `config.out_features` names.
 
         Args:
             pixel_values: (frames, num_channels, height, width), any height and width.
-            output_hidden_states: Whether to return all five feature maps too.
         """
         feature_map = self.embedder(pixel_values)
         feature_maps = [feature_map]
         for stage in self.stages:
             feature_map = stage(feature_map)
             feature_maps.append(feature_map)
-        return BackboneOutput(
-            feature_maps=tuple(feature_maps[index] for index in self.out_indices),
-            hidden_states=tuple(feature_maps) if output_hidden_states else None,
-        )
+        return BackboneOutput(feature_maps=tuple(feature_maps[index] for index in self.out_indices))
 
 
 def _build_stage(config: EfficientNetLiteConfig, index: int, in_channels: int) -> nn.Sequential:
@@ -156,6 +151,7 @@ def _build_stage(config: EfficientNetLiteConfig, index: int, in_channels: int) -
                 )
             )
             in_channels = group.out_channels
+    # trf-ignore: TRF036 a plain chain, called once
     return nn.Sequential(*blocks)
 
 
@@ -171,7 +167,8 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     Returns:
         A `BackboneMixin`: the classes of transformers' backbones have no common typed base.
     """
-    # By name and not by class: a checkpoint with code has its own copy of the class, which AutoBackbone does not know.
+    # CODEPATH: the preset `small`. By name and not by class: a checkpoint with code has its own copy of the class, which
+    # AutoBackbone does not know.
     if config.model_type == EfficientNetLiteConfig.model_type:
         return EfficientNetLiteBackbone(cast(EfficientNetLiteConfig, config))
     return AutoBackbone.from_config(config)
@@ -253,6 +250,7 @@ def load_backbone(name: str | PathLike[str]) -> PreTrainedModel:
         ImportError: If it is a timm model and timm is not installed.
     """
     config = AutoConfig.from_pretrained(name)
+    # CODEPATH: checkpoints as timm publishes them.
     if config.model_type == "timm_wrapper":
         return _load_timm_model(name, config)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
@@ -260,6 +258,7 @@ def load_backbone(name: str | PathLike[str]) -> PreTrainedModel:
             f"Expected the Hub id or folder of a visual backbone, such as OpenGVLab/pvt_v2_b5 or microsoft/resnet-50, got "
             f"{name}, which is a {config.model_type}."
         )
+    # CODEPATH: backbones of timm that were saved by transformers.
     if config.model_type == "timm_backbone":
         return _load_saved_timm_backbone(name, config)
     config.out_features = config.stage_names[-1:] if is_plain_vit(config) else ALL_STAGES
@@ -359,6 +358,7 @@ def _build_level(channels: int, step: int) -> nn.Sequential:
         layers.append(nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2))
         channels //= 2
     layers += [nn.MaxPool2d(kernel_size=2, ceil_mode=True) for _ in range(-step)]
+    # trf-ignore: TRF036 a plain chain, called once
     return nn.Sequential(*layers)
 
 

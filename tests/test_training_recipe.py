@@ -35,7 +35,10 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
         ({"data": 3}, "data is 3, expected a string or null."),
         ({"configuration": ["hidden_size"]}, "configuration is ['hidden_size'], expected key: value pairs."),
         ({"task": "folder"}, "task is folder, but data is not set. Give the folder of your clips: --data FOLDER."),
-        ({"initialize_from": "x", "visual_backbone": "y", "audio_encoder": "z"}, "visual_backbone and audio_encoder come from that checkpoint"),
+        (
+            {"initialize_from": "x", "visual_backbone": "y", "audio_encoder": "z"},
+            "visual_backbone and audio_encoder come from that checkpoint",
+        ),
         ({"reinitialize_mismatched": True}, "reinitialize_mismatched is set without initialize_from"),
         ({"data": "x"}, "freeze contains audio_encoder, but its weights are not given"),
         ({"batch_size": 4, "gradient_accumulation": 3}, "Set batch_size to a multiple of gradient_accumulation"),
