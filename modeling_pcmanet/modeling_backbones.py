@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -121,18 +121,22 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
             init.kaiming_normal_(module.weight, mode="fan_out")
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor) -> BackboneOutput:
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> BackboneOutput:
         """Compute the feature maps that `config.out_features` names.
 
         Args:
             pixel_values: (frames, num_channels, height, width), any height and width.
+            **_: `output_hidden_states` for all five feature maps too, `return_dict`.
         """
         feature_map = self.embedder(pixel_values)
         feature_maps = [feature_map]
         for stage in self.stages:
             feature_map = stage(feature_map)
             feature_maps.append(feature_map)
-        return BackboneOutput(feature_maps=tuple(feature_maps[index] for index in self.out_indices))
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps[index] for index in self.out_indices), hidden_states=tuple(feature_maps)
+        )
 
 
 def _build_stage(config: EfficientNetLiteConfig, index: int, in_channels: int) -> nn.Sequential:
