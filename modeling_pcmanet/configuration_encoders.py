@@ -478,7 +478,7 @@ BACKBONE_CONFIGS: dict[str, type[PreTrainedConfig]] = {EfficientNetLiteConfig.mo
 
 # Mean and standard deviation per channel of the pixels, from 0 to 1, that a backbone is trained on, by model type; those of
 # ImageNet for all others.
-BACKBONE_NORMALIZATIONS: dict[str, dict[str, list[float]]] = {
+BACKBONE_NORMALIZATIONS: dict[str, dict[str, Any]] = {
     EfficientNetLiteConfig.model_type: {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 }
 

@@ -7,14 +7,13 @@ import pytest
 from pcmanet.dataset_scripts.avsbench.layouts import (
     LAYOUTS,
     S4_CATEGORIES,
-    SHOWN_PROBLEMS,
     find_tree,
     have_disjoint_objects,
     parse_objects,
     read_clips,
     read_table,
 )
-from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
+from pcmanet.dataset_scripts.problems import SHOWN_PROBLEMS, AVSBenchError, Problem
 
 
 COLUMNS = ("video_id", "split")
