@@ -1,6 +1,4 @@
-"""Tests of dataset_scripts/avsbench/layouts.py: tables, problems, paths of the files."""
-
-import pickle
+"""Tests of dataset_scripts/avsbench/layouts.py: tables, paths of the files."""
 
 import pytest
 
@@ -13,7 +11,7 @@ from pcmanet.dataset_scripts.avsbench.layouts import (
     read_clips,
     read_table,
 )
-from pcmanet.dataset_scripts.problems import SHOWN_PROBLEMS, AVSBenchError, Problem
+from pcmanet.dataset_scripts.problems import AVSBenchError
 
 
 COLUMNS = ("video_id", "split")
@@ -59,22 +57,6 @@ def test_read_table_requires_a_named_header(tmp_path):
     assert read_table(path, COLUMNS, named_header=True) == [(2, ["abc", "train"])]
     with pytest.raises(AVSBenchError, match="line 1: Expected the header 'split,video_id', got 'video_id,split'"):
         read_table(path, COLUMNS[::-1], named_header=True)
-
-
-def test_error_shows_some_problems_and_holds_all():
-    problems = [Problem("clip", f"file{number}", "missing") for number in range(SHOWN_PROBLEMS + 5)]
-    error = pickle.loads(pickle.dumps(AVSBenchError(problems)))
-    assert error.problems == problems
-    lines = str(error).splitlines()
-    assert lines[0] == "Found 105 problem(s) in the data:" and lines[1] == "  file0: missing"
-    assert len(lines) == SHOWN_PROBLEMS + 2 and "5 more" in lines[-1]
-
-
-def test_error_from_a_worker_keeps_its_text():
-    # A DataLoader raises the class again with the text of the worker's error.
-    text = str(AVSBenchError([Problem(clip="abc", path="abc.wav", problem="Empty file")]))
-    assert str(AVSBenchError(text)) == text
-    assert AVSBenchError(text).problems == []
 
 
 def clips_of(root, name, *lines):
