@@ -296,6 +296,23 @@ def test_interrupted(checkpoint: Path, folder: Path, wanted: signal.Signals, cod
 
 
 @pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_error_while_an_interrupt_is_handled_does_not_hide_it(
+    wanted: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def command(_: object) -> bool:
+        try:
+            os.kill(os.getpid(), wanted)
+            time.sleep(30)
+        finally:
+            os.close(-1)  # a file that the interrupt found half closed
+
+    monkeypatch.setitem(sys.modules, "closing_command", SimpleNamespace(run=command))
+    monkeypatch.setitem(COMMANDS, "info", "closing_command")
+    assert main(["info", "model"]) == code
+    assert "To resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_in_a_finalizer_is_not_lost(folder: Path, wanted: signal.Signals, code: int):
     """Python ignores exceptions that `__del__` raises; progress bars have such a method."""
 

@@ -252,4 +252,26 @@ def test_batch_that_cannot_be_shared_is_refused(tree, tmp_path):
     process = start(tree, tmp_path / "run", 2, batch_size=3)
     _, errors = finish(process)
     assert process.returncode != 0
-    assert "batch_size is 3, which 2 processes times 1 gradient_accumulation cannot share evenly" in errors
+    assert errors.count("batch_size is 3, which 2 processes times 1 gradient_accumulation cannot share evenly") == 1
+
+
+@pytest.mark.parametrize("failing", ["0 1", "1"])
+def test_an_error_of_the_input_is_printed_once(failing, tree, tmp_path):
+    script = tmp_path / "failing.py"
+    # In place of training, some processes fail on their input and the others wait until the launcher ends them.
+    script.write_text(
+        "import os, sys, time, types\n"
+        "from pcmanet.cli import main\n"
+        "def run(arguments):\n"
+        f"    if os.environ['RANK'] not in {failing.split()}:\n"
+        "        time.sleep(600)\n"
+        "    raise ValueError('The recipe cannot be used.')\n"
+        "main.COMMANDS['train'] = 'training'\n"
+        "sys.modules['training'] = types.SimpleNamespace(run=run)\n"
+        "sys.exit(main.main())\n"
+    )
+    process = start(tree, tmp_path / "run", 2, script=script)
+    _, errors = finish(process)
+    assert process.returncode != 0
+    assert errors.count("error: The recipe cannot be used.") == 1
+    assert 'cli/main.py", line' not in errors  # no traceback but that of the launcher

@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 import traceback
+from argparse import Namespace
+from datetime import timedelta
 from types import FrameType
 
 from .arguments import (
@@ -38,6 +40,7 @@ COMMANDS = {
 
 
 SECONDS_UNTIL_RETRY = 0.05  # of a signal that arrived in a finalizer
+STORE_TIMEOUT = timedelta(seconds=10)  # of the connection to the launcher
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,27 +57,62 @@ def main(arguments: list[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the caller ignores or handles Ctrl-C
         earlier[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
-        failed = importlib.import_module(COMMANDS[parsed.command]).run(parsed)
-        sys.stdout.flush()  # so that a closed output raises here
-        return SOME_FAILED if failed else DONE
+        return _run(parsed)
     except KeyboardInterrupt as interrupt:
         _print_resume_hint(sys.argv[1:] if arguments is None else arguments)
         return TERMINATED if signal.SIGTERM in interrupt.args else INTERRUPTED
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _run(parsed: Namespace) -> int:
+    """Run the chosen command and report its error, if any; return the exit code."""
+    try:
+        failed = importlib.import_module(COMMANDS[parsed.command]).run(parsed)
+        sys.stdout.flush()  # so that a closed output raises here
+        return SOME_FAILED if failed else DONE
     except BrokenPipeError:
         # The reader of the output closed it, as `head` does; the interpreter must not write to it when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OUTPUT_CLOSED
     except Exception as error:
+        _raise_interrupt(error)
         from .inputs import format_error, is_user_error
 
         if not is_user_error(error):
             traceback.print_exc()
             return INTERNAL_ERROR
-        print(f"error: {format_error(error)}", file=sys.stderr)
+        message = format_error(error)
+        if _is_first(message):
+            print(f"error: {message}", file=sys.stderr)
         return STOPPED
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+
+
+def _raise_interrupt(error: BaseException | None) -> None:
+    """Raise the interrupt during whose handling an error occurred, as when a file is closed twice; if any."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        error = error.__context__
+
+
+def _is_first(message: str) -> bool:
+    """Return whether no other process of torchrun or `accelerate launch` has this error message.
+
+    Most errors of users occur in every process, but a damaged file only in the one that reads it. The processes count a
+    message in the store of their launcher. Without one, or if it has ended, every process is the first.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from torch.distributed import DistError, TCPStore
+
+    launch = f"{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    try:
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=STORE_TIMEOUT)
+        return store.add(f"pcmanet/{launch}/{message}", 1) == 1
+    except DistError:
+        return True
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
