@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from modeling_pcmanet.configuration_encoders import AudioMobileNetConfig, round_channels
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, main
 from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor
-from modeling_pcmanet.modeling_audio_encoders import AudioMobileNetModel
+from modeling_pcmanet.modeling_audio_encoders import AudioMobileNetModel, embed_audio
 
 
 # mn04 as published: input, expanded and output channels, kernel, stride, channels of squeeze-excitation (0 for none).
@@ -240,3 +240,71 @@ def test_class_names_that_do_not_fit_are_refused(tmp_path, rows, message):
     with pytest.raises(SystemExit, match=message):
         main([str(option) for option in options])
     assert not (tmp_path / "mn04").exists()
+
+
+GROUPS = {"animal": [0, 3], "bell": [1]}
+
+
+def small_model(**settings) -> AudioMobileNetModel:
+    torch.manual_seed(0)
+    sizes = {"width_multiplier": 0.1, "num_mel_bins": 32, "num_labels": 4, "initializer_range": 0.5}
+    return AudioMobileNetModel(AudioMobileNetConfig(**sizes, **settings)).eval()
+
+
+@torch.no_grad()
+def test_scores_of_groups_are_standardized_and_clamped():
+    spectrograms = torch.randn(3, 1, 32, 50, generator=torch.Generator().manual_seed(1))
+    logits = small_model()(spectrograms, output_logits=True).logits
+    scores = torch.stack([(logits[:, 0].exp() + logits[:, 3].exp()).log(), logits[:, 1]], dim=1)
+    assert scores.std() > 1e-3
+
+    model = small_model(score_groups=GROUPS)
+    outputs = model(spectrograms)
+    torch.testing.assert_close(outputs.logits, logits)
+    torch.testing.assert_close(outputs.audio_embeds, scores, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(embed_audio(model, spectrograms), outputs.audio_embeds)
+    assert (model.config.embedding_size, model.config.feature_size) == (2, outputs.pooler_output.shape[1])
+
+    # Five scales above the mean, and so far from it that the value is clamped.
+    means, scales = [scores[0, 0].item() - 5.0, scores[0, 1].item()], [1.0, 2.0]
+    embeddings = small_model(score_groups=GROUPS, score_means=means, score_scales=scales)(spectrograms).audio_embeds
+    assert embeddings[0].tolist() == pytest.approx([5.0, 0.0], abs=1e-4)
+    expected = (scores[:, 1] - means[1]) / scales[1]
+    torch.testing.assert_close(embeddings[:, 1], expected, atol=1e-5, rtol=1e-5)
+    for mean, clamped in ((1000.0, -4.0), (-1000.0, 12.0)):
+        model = small_model(score_groups=GROUPS, score_means=[mean, mean])
+        assert (model(spectrograms).audio_embeds == clamped).all()
+
+
+def test_without_groups_the_embedding_is_the_feature_map():
+    model = small_model()
+    assert model.config.embedding_size == model.config.feature_size
+    assert model(torch.zeros(1, 1, 32, 50)).audio_embeds is None
+
+
+@torch.no_grad()
+def test_saved_groups_are_loaded(tmp_path):
+    model = small_model(score_groups=GROUPS, score_means=[0.25, -0.5], score_scales=[1.5, 2.0])
+    model.save_pretrained(tmp_path)
+    loaded = AudioMobileNetModel.from_pretrained(tmp_path).eval()
+    assert list(loaded.config.score_groups.items()) == list(GROUPS.items())
+    assert (loaded.config.score_means, loaded.config.score_scales) == ([0.25, -0.5], [1.5, 2.0])
+    spectrograms = torch.randn(2, 1, 32, 50)
+    torch.testing.assert_close(loaded(spectrograms).audio_embeds, model(spectrograms).audio_embeds)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"score_groups": {"dog": [0, 4]}}, r"class indexes below 4, got \[0, 4\] for dog"),
+        ({"score_groups": {"dog": [-1]}}, r"class indexes below 4, got \[-1\] for dog"),
+        ({"score_groups": {"dog": []}}, r"class indexes below 4, got \[\] for dog"),
+        ({"score_groups": GROUPS, "score_means": [0.0]}, "one value for each of 2 `score_groups`"),
+        ({"score_groups": GROUPS, "score_scales": [1.0, 0.0]}, r"`score_scales` \(positive\)"),
+        ({"score_means": [0.0]}, "one value for each of 0 `score_groups`"),
+        ({"score_groups": {"dog": [0], "cat": [1]}}, r"must be sorted by name.*got \['dog', 'cat'\]"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(Exception, match=message):
+        small_model(**settings)

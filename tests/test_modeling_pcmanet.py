@@ -566,6 +566,24 @@ class TestLosses:
         assert deeply_supervised_loss(stages, labels, annotated, weights).item() == pytest.approx(expected, rel=1e-6)
 
     @pytest.mark.parametrize("num_labels", [1, 5])
+    def test_loss_of_annotated_frames_does_not_depend_on_others(self, num_labels):
+        torch.manual_seed(0)
+        stages = [torch.randn(2, 3, num_labels, 4, 4, requires_grad=True) for _ in range(4)]
+        labels = torch.randint(0, max(2, num_labels), (2, 3, 4, 4))
+        weights = [0.5, 1.0, 1.5, 2.0]
+        alone = deeply_supervised_loss(stages, labels, torch.ones(2, 3, dtype=torch.bool), weights)
+        # With a fourth frame that is not annotated the others are selected.
+        padded = [torch.nn.functional.pad(logits, (0, 0, 0, 0, 0, 0, 0, 1), value=7.0) for logits in stages]
+        annotated = torch.tensor([[True, True, True, False]] * 2)
+        selected = deeply_supervised_loss(
+            padded, torch.nn.functional.pad(labels, (0, 0, 0, 0, 0, 1)), annotated, weights
+        )
+        assert selected.item() == pytest.approx(alone.item(), rel=1e-6)
+        for one, other in zip(torch.autograd.grad(alone, stages), torch.autograd.grad(selected, stages), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-8)
+            assert one.abs().max() > 0
+
+    @pytest.mark.parametrize("num_labels", [1, 5])
     def test_no_annotated_frames_give_zero_loss_and_gradient(self, num_labels):
         stages = [torch.randn(1, 2, num_labels, 4, 4, requires_grad=True) for _ in range(4)]
         labels = torch.full((1, 2, 4, 4), 255)

@@ -1,24 +1,27 @@
 """Test paired clips as files, which the loaders of AVSBench read back, and in the commands."""
 
 import io
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from datasets import load_dataset
-from paired_files import RATE, write_paired_data, write_settings
+from paired_files import RATE, write_paired_data, write_photo_folder, write_settings, write_sound_table
 from PIL import Image
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.media_pcmanet import read_audio, read_media
+from pcmanet.cli.arguments import parse_arguments
 from pcmanet.cli.main import main as pcmanet
 from pcmanet.dataset_scripts.avsbench import AVSBenchError, load_avsbench
 from pcmanet.dataset_scripts.avsbench.check import check
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
 from pcmanet.dataset_scripts.clips import to_arrays
-from pcmanet.dataset_scripts.paired import Library, PairedClips, read_settings
-from pcmanet.dataset_scripts.paired.__main__ import main
+from pcmanet.dataset_scripts.paired import Library, PairedClips, PairedSettings, read_settings
+from pcmanet.dataset_scripts.paired.__main__ import main, parse_args
 from pcmanet.dataset_scripts.paired.files import to_row, write_parquet, write_tree
 from pcmanet.training.recipe import Recipe
 
@@ -202,3 +205,36 @@ def test_recipe_rejects_what_paired_data_do_not_have(root: Path) -> None:
         Recipe(data=data, task="folder", frames_per_second=2.0, freeze=())
     with pytest.raises(ValueError, match="pair_audio needs Sounding Shapes"):
         Recipe(data=data, pair_audio=True, freeze=())
+
+
+# docs/paired_data.md
+
+
+def read_page(language: str) -> str:
+    """Return the code of a language on the page."""
+    page = (Path(__file__).parents[1] / "docs" / "paired_data.md").read_text(encoding="utf-8")
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL))
+
+
+def test_the_program_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photo_folder(tmp_path / "photos")
+    write_sound_table(tmp_path / "sounds")
+    (tmp_path / "paired.yaml").write_text(read_page("yaml"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(read_page("python"), {})
+    sizes, *events = capsys.readouterr().out.splitlines()
+    assert sizes == "(5, 240, 320, 3) (5, 240, 320) (1, 160000)"
+    assert all((tmp_path / event.split(" ", 3)[3]).is_file() for event in events)
+    assert (tmp_path / "cache").is_dir()
+
+
+def test_the_page_names_all_settings_and_valid_commands() -> None:
+    text = read_page("yaml")
+    assert all(f"{one.name}:" in text for one in fields(PairedSettings) if one.name not in ("path", "other_sounds"))
+    commands = re.sub(r"\\\n", "", read_page("bash")).splitlines()
+    paired = [line.split()[3:] for line in commands if "pcmanet.dataset_scripts.paired" in line]
+    assert [parse_args(words).command for words in paired] == ["check", "clip", "tree", "parquet"]
+    others = [line.split()[1:] for line in commands if line.startswith("pcmanet ")]
+    assert [parse_arguments(words).command for words in others] == ["train", "evaluate"]

@@ -1,13 +1,22 @@
 """The clips of every step, for any number of processes and any first step; paired audio, seeded collation, loaders."""
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from paired_files import RATE, write_paired_data
 from training_runs import TINY_RUN
 from written_trees import write_trees
 
-from modeling_pcmanet import PCMANetProcessor
+from modeling_pcmanet import PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet.configuration_encoders import AudioMobileNetConfig
+from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor
+from modeling_pcmanet.modeling_audio_encoders import AudioMobileNetModel, embed_windows
 from pcmanet.dataset_scripts.clips import to_arrays
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.paired import Library, PairedClips, SoundEvent, read_settings
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.training.data import (
     Batch,
@@ -17,6 +26,7 @@ from pcmanet.training.data import (
     TrainingData,
     class_names,
     crop_to_square,
+    exchange_stand_ins,
     load_datasets,
 )
 from pcmanet.training.network import build_processor
@@ -239,3 +249,96 @@ def test_sounding_shapes_of_a_recipe():
     assert len(class_names(Recipe(**{**TINY_RUN, "task": "avss"}))) == 13
     training, _ = load_datasets(Recipe(**TINY_RUN), size=(48, 64))
     assert training[0].frames.shape[1:3] == (48, 64)
+
+
+# --- Stand-ins ---
+
+
+def test_stand_in_exchanges_the_scores_of_two_classes():
+    def event(label: str, stand_in: str | None = None) -> SoundEvent:
+        return SoundEvent(label, 1, "recording.wav", 0.0, 1.0, -20.0, stand_in)
+
+    scores = torch.randn(2, 3, 4)
+    before = scores.clone()
+    exchange_stand_ins(scores, SimpleNamespace(events=(event("bird"),)), ["dog", "cat", "bird", "drum"])
+    assert torch.equal(scores, before)
+    clip = SimpleNamespace(events=(event("bird", stand_in="dog"), event("rain")))
+    exchange_stand_ins(scores, clip, ["dog", "cat", "bird", "drum"])
+    assert torch.equal(scores, before[..., [2, 1, 0, 3]])
+
+
+WINDOWS = [[0.5, 0.5], [1.0, 0.0]]  # seconds before and after a frame
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory) -> PairedClips:
+    """Clips of dogs, cats and birds, of which cats and birds have no recordings."""
+    classes = {name: {"photos": [name], "sounds": [name] if name == "dog" else []} for name in ("dog", "cat", "bird")}
+    changes = {"stand_ins": True, "seconds": 2, "context_seconds": 1.0, "sounds": {"matching": 1.0}, "background": 0.0}
+    path = write_paired_data(tmp_path_factory.mktemp("paired"), classes=classes, clips=changes)
+    return PairedClips(Library(read_settings(path)), "ms3", length=8)
+
+
+def scoring_encoder(groups: dict[str, list[int]] | None) -> AudioMobileNetModel:
+    torch.manual_seed(0)
+    sizes = {"width_multiplier": 0.1, "num_mel_bins": 32, "num_labels": 5, "initializer_range": 0.5}
+    return AudioMobileNetModel(AudioMobileNetConfig(**sizes, score_groups=groups)).eval()
+
+
+def paired_processor() -> PCMANetProcessor:
+    extractor = AudioMobileNetFeatureExtractor(feature_size=32, sampling_rate=RATE, max_frequency=7000.0)
+    return PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), extractor, WINDOWS)
+
+
+def paired_data(clips: PairedClips, encoder: AudioMobileNetModel | None, **settings) -> TrainingData:
+    data = {
+        "task": "ms3",
+        "data": str(clips.library.settings.path),
+        "audio_encoder": "scores",
+        "negative_fraction": 0.0,
+    }
+    recipe = Recipe(**{**TINY_RUN, **data, **settings})
+    datasets, processor = (clips, clips), paired_processor()
+    return TrainingData(recipe, datasets, processor, binary=True, num_processes=1, audio_encoder=encoder)
+
+
+def embeddings(data: TrainingData, part: str) -> Iterator[Batch]:
+    """Yield batches of two clips."""
+    if part == "validation":
+        yield from data.validation_batches([[0, 1], [2, 3], [4, 5], [6, 7]], CPU)
+    else:
+        yield from (batch for (batch,) in data.training_batches(0, 4, 0, CPU))
+
+
+@pytest.mark.parametrize("part, settings", [("validation", {}), ("training", {}), ("training", {"center_crop": True})])
+def test_batches_have_the_embeddings_of_the_encoder_with_stand_ins_exchanged(part, settings, stand_ins):
+    # Groups are sorted, so they are not in the order of the classes: dog, cat, bird.
+    encoder = scoring_encoder({"bird": [2], "cat": [1], "dog": [0, 3]})
+    data = paired_data(stand_ins, encoder, **settings)
+    collate, exchanged = ClipCollator(paired_processor(), binary=True), []
+    for number, batch in enumerate(embeddings(data, part)):
+        clips = [stand_ins[2 * number], stand_ins[2 * number + 1]]
+        features = collate(clips)["input_features"]
+        assert "input_features" not in batch and batch["audio_embeds"].shape == (2, 2, 2 * 3)
+        for clip, audio, scores in zip(clips, features, batch["audio_embeds"], strict=True):
+            with torch.no_grad():
+                expected = embed_windows(encoder, audio, num_windows=2).view(2, 2, 3)
+            labels = [event.label for event in clip.events if event.stand_in == "dog"]
+            exchanged += labels
+            order = {(): [0, 1, 2], ("cat",): [0, 2, 1], ("bird",): [2, 1, 0]}[tuple(labels)]
+            torch.testing.assert_close(scores.view(2, 2, 3), expected[..., order], atol=1e-5, rtol=1e-4)
+            assert expected.std(dim=-1).min() > 1e-3  # so that an exchange shows
+    assert set(exchanged) == {"cat", "bird"}
+    assert len(exchanged) < 8  # some clips have a dog
+
+
+def test_stand_ins_need_an_audio_encoder_that_scores_all_classes(stand_ins):
+    for encoder, missing in (
+        (None, "dog, cat, bird"),
+        (scoring_encoder(None), "dog, cat, bird"),
+        (scoring_encoder({"cat": [1], "dog": [0]}), "bird"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"paired\.yaml has stand_ins.*got none for {missing}\. Set audio_encoder"
+        ):
+            paired_data(stand_ins, encoder)

@@ -125,6 +125,7 @@ class TrainingData:
     ) -> None:
         training, self._validation_clips = datasets
         self._recipe = recipe
+        self._binary = binary
         self._num_processes = num_processes
         self._training_clips = TrainingClips(training, pair_audio=recipe.pair_audio)
         self.plan = BatchPlan(
@@ -177,7 +178,7 @@ class TrainingData:
             self._training_clips,
             batch_sampler=self.plan.micro_batches(first, last, process),
             # Not a closure: a worker that is not forked receives it pickled.
-            collate_fn=functools.partial(_collate_training, self._collate, self._recipe),
+            collate_fn=functools.partial(_collate_training, self._collate, self._binary, self._recipe),
             num_workers=self._recipe.num_workers,
             pin_memory=device.type == "cuda",
             # By default a loader draws from the generator that also serves dropout, once per start.
@@ -223,7 +224,7 @@ def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> 
 
 
 def _collate_embedded(
-    collate: "Collate", encoder: PreTrainedModel, num_windows: int, clips: Sequence[PairedClip]
+    collate: Collate, encoder: PreTrainedModel, num_windows: int, clips: Sequence[PairedClip]
 ) -> BatchFeature:
     """Collate clips to a batch with `audio_embeds` in place of `input_features`, with stand-ins exchanged."""
     batch = collate(clips)
@@ -376,17 +377,18 @@ class TrainingClips(Dataset[tuple[Any, Draw]]):
         return (self.clips.swap_audio(index) if second else self.clips[index]), draw
 
 
-def _collate_training(collate: ClipCollator, recipe: Recipe, drawn: Sequence[tuple[Any, Draw]]) -> Batch:
+def _collate_training(collate: Collate, binary: bool, recipe: Recipe, drawn: Sequence[tuple[Any, Draw]]) -> Batch:
     """Make a training batch whose augmentation depends on the seed and the positions of its clips alone.
 
     Args:
         collate: Makes a batch of clips.
+        binary: Whether labels are 0 and 1 instead of class indices.
         recipe: The seed, and whether to crop.
         drawn: Clips and their draws.
     """
     clips = [clip for clip, _ in drawn]
     if recipe.center_crop:
-        clips = [crop_to_square(to_arrays(clip, collate.binary)) for clip in clips]
+        clips = [crop_to_square(to_arrays(clip, binary)) for clip in clips]
     draws = [draw for _, draw in drawn]
     state = np.random.SeedSequence((recipe.seed, draws[0].position)).generate_state(1, np.uint64)
     with torch.random.fork_rng(devices=[]):
