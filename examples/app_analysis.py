@@ -127,9 +127,9 @@ class Analysis:
         except (OSError, ValueError) as error:
             raise self._refusal(error) from error
         self.rate = rate
-        self.timestamps = [timestamp for timestamp, _, _ in outputs]
-        self._size = outputs[0][2]
-        save_file({"logits": torch.stack([logits for _, logits, _ in outputs])}, self._logits_file)
+        self.timestamps = [output.timestamp for output in outputs]
+        self._size = outputs[0].size
+        save_file({"logits": torch.stack([output.logits for output in outputs])}, self._logits_file)
 
     def segment(self, threshold: float) -> list[dict[str, Any]]:
         """Return the pipeline's result for this video and a threshold, computed from the stored logits."""

@@ -19,6 +19,7 @@ from datasets import load_dataset
 from isolated_python import WITHOUT_EDITABLE_INSTALL
 from PIL import Image
 
+from modeling_pcmanet import PCMANetConfig
 from pcmanet.cli import segment
 from pcmanet.cli.main import main
 from pcmanet.cli.results import SCHEMA, SETTINGS, SHARDS, RecordedResults
@@ -86,9 +87,25 @@ def recorded(path: Path, *found: tuple[str, ...]) -> RecordedResults:
 
 
 def test_summary(tmp_path: Path):
+    names = PCMANetConfig.from_preset("tiny", id2label={0: "background", 1: "dog", 2: "cat"})
     results = recorded(tmp_path, ("dog",), (), ("cat", "dog"))
-    assert segment._summary("a.mp4", results) == "a.mp4: dog 2, cat 1 (3 frames)"
-    assert segment._summary("b.mp4", recorded(tmp_path, (), ())) == "b.mp4: no sounding objects (2 frames)"
+    assert segment._summary("a.mp4", results, names) == "a.mp4: dog 2, cat 1 (3 frames)"
+    (tmp_path / "b").mkdir()
+    assert (
+        segment._summary("b.mp4", recorded(tmp_path / "b", (), ()), names) == "b.mp4: no sounding objects (2 frames)"
+    )
+
+
+def test_summary_of_sounds_of_other_classes(tmp_path: Path):
+    results = RecordedResults(tmp_path / "segments.jsonl")
+    for number, labels in enumerate((("dog", "rain"), ("rain", "drums"), ())):
+        heard = [{"label": label, "score": 4.0} for label in labels]
+        results.add({"timestamp": float(number), "segments": [], "heard": heard}, (4, 6))
+    names = PCMANetConfig.from_preset("tiny", id2label={0: "background", 1: "dog", 2: "cat"})
+    expected = "a.mp4: no sounding objects (3 frames); heard, but not among this model's classes: rain 2, drums 1"
+    assert segment._summary("a.mp4", results, names) == expected
+    binary = PCMANetConfig.from_preset("tiny")
+    assert segment._summary("a.mp4", results, binary) == "a.mp4: no sounding objects (3 frames)"
 
 
 def test_table(tmp_path: Path):
