@@ -527,14 +527,10 @@ def deeply_supervised_loss(
     num_labels = stage_logits[0].shape[2]
     frame_loss = binary_loss if num_labels == 1 else semantic_loss
     num_annotated = annotated.sum().clamp(min=1)
-    # Selecting all frames would copy the largest tensors of a step; on a GPU the question itself would wait for the device.
-    takes_all = annotated.is_cpu and not torch.compiler.is_compiling() and bool(annotated.all())
-    labels = labels.flatten(0, 1) if takes_all else labels[annotated]
+    labels = labels[annotated]
     _validate_labels(labels, num_labels, ignore_index)
     losses = [
-        weight
-        * frame_loss(logits.flatten(0, 1) if takes_all else logits[annotated], labels, ignore_index).sum()
-        / num_annotated
+        weight * frame_loss(logits[annotated], labels, ignore_index).sum() / num_annotated
         for logits, weight in zip(stage_logits, stage_weights, strict=True)
     ]
     return torch.stack(losses).sum()

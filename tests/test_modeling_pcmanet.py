@@ -572,7 +572,6 @@ class TestLosses:
         labels = torch.randint(0, max(2, num_labels), (2, 3, 4, 4))
         weights = [0.5, 1.0, 1.5, 2.0]
         alone = deeply_supervised_loss(stages, labels, torch.ones(2, 3, dtype=torch.bool), weights)
-        # With a fourth frame that is not annotated the others are selected.
         padded = [torch.nn.functional.pad(logits, (0, 0, 0, 0, 0, 0, 0, 1), value=7.0) for logits in stages]
         annotated = torch.tensor([[True, True, True, False]] * 2)
         selected = deeply_supervised_loss(
