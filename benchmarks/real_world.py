@@ -28,10 +28,9 @@ import torch
 from tqdm import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from modeling_pcmanet.modeling_audio_encoders import embed_windows
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
-from pcmanet.training.data import exchange_stand_ins
+from pcmanet.training.data import collate_embedded
 
 
 FIRST_CLASSES = ("person", "dog", "cat", "horse", "sheep", "cow")
@@ -71,13 +70,9 @@ class Predictor:
     @torch.no_grad()
     def predict(self, clips: list[PairedClip]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return of each clip the predicted classes (frames, height, width) and the audio scores (frames, groups)."""
-        batch = self.collate(clips)
-        features = batch.pop("input_features")
-        embeddings = embed_windows(self.encoder, features.flatten(0, 1), self.windows)
-        embeddings = embeddings.unflatten(0, features.shape[:2])
+        batch = collate_embedded(self.collate, self.encoder, self.windows, clips)
+        embeddings = batch["audio_embeds"]
         scores = embeddings.unflatten(-1, (self.windows, -1))
-        for row, clip in zip(scores, clips, strict=True):
-            exchange_stand_ins(row, clip, self.groups)
         outputs = self.network(batch["pixel_values"], audio_embeds=embeddings)
         sizes = [clip.frames.shape[1:3] for clip in clips]
         masks = self.processor.post_process_semantic_segmentation(outputs, sizes)

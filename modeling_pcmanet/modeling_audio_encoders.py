@@ -134,7 +134,7 @@ class VGGishModel(PreTrainedModel):
 # AudioMobileNet: EfficientAT's "mn" family (Schmid et al. 2023).
 
 
-_SCORE_RANGE = (-4.0, 12.0)  # standard deviations; beyond it a score says no more
+_SCORE_RANGE = (-4.0, 12.0)  # standard deviations; scores beyond it are clamped
 
 
 def _build_convolution(
@@ -158,7 +158,7 @@ def _build_convolution(
 
 
 class SqueezeExcitation(nn.Module):
-    """Reweight channels by what their means over frequency and time say together."""
+    """Reweight channels by factors computed from their means over frequency and time."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from isolated_python import WITHOUT_OUR_PACKAGE
+from isolated_python import WITHOUT_OUR_PACKAGE, run_isolated
 from torch.nn import functional
 from training_runs import TRAINED_NETWORK, train
 from transformers import (
@@ -564,16 +562,7 @@ def test_code_from_the_hub_has_every_encoder(clip, tmp_path):
         kinds = [type(part).__name__ for part in (model.model.audio_encoder, processor.feature_extractor)]
         expected.append(["transformers_modules", *kinds, processor.audio_windows, logits.double().sum().item()])
     arguments = (ROOT, clip, *(tmp_path / name for name in names))
-    result = subprocess.run(
-        [sys.executable, "-c", SEGMENT_WITHOUT_OUR_PACKAGE, *map(str, arguments)],
-        cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    printed = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+    printed = run_isolated(SEGMENT_WITHOUT_OUR_PACKAGE, *arguments, folder=tmp_path)
     assert [row[:-1] for row in printed] == [row[:-1] for row in expected]
     assert [row[-1] for row in printed] == pytest.approx([row[-1] for row in expected], rel=1e-4)
 

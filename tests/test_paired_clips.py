@@ -1,4 +1,4 @@
-"""Test clips of paired data: masks against what sounds, levels, determinism, rules of the tasks and kinds of clips."""
+"""Test clips of paired data: masks against the sounds, levels, determinism, rules of the tasks and kinds of clips."""
 
 import pickle
 from collections import Counter

@@ -2,13 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from isolated_python import WITHOUT_OUR_PACKAGE
+from isolated_python import WITHOUT_OUR_PACKAGE, run_isolated
 from tiny_model import tiny_config, tiny_model
 
 from modeling_pcmanet import (
@@ -106,16 +104,7 @@ def test_logits_are_equal_without_this_package(build, tmp_path):
     with save_code_with_weights():
         model.model.save_pretrained(tmp_path / "base")
     arguments = (folder, tmp_path / "clip.mp4", folder.parent.parent, tmp_path / "base")
-    result = subprocess.run(
-        [sys.executable, "-c", SEGMENT_WITHOUT_OUR_PACKAGE, *map(str, arguments)],
-        cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    output = json.loads(result.stdout.splitlines()[-1])
+    output = run_isolated(SEGMENT_WITHOUT_OUR_PACKAGE, *arguments, folder=tmp_path)[-1]
     assert output["module"].startswith("transformers_modules.")
     assert output["bases"] == ["PCMANetModel", "PCMANetModel"]
     assert output["same_weights"]

@@ -30,7 +30,7 @@ no files: `pcmanet train --recipe RECIPE --data SETTINGS` generates the clips wh
 CHECK_NOTES = """Every photo, mask and recording is decoded. All problems are listed together. With `cache` in the settings, the decoded
 files are kept there and are not read again. The table counts photos with an object of each class, and its recordings.
 """
-CLIP_NOTES = "The video has the frames with the masks of what sounds drawn over them; --plain leaves the masks out."
+CLIP_NOTES = "The masks of the sounding objects are drawn over the frames; --plain leaves them out."
 TREE_NOTES = """s4, ms3 and avss are the layouts of Single-source, Multi-sources and AVSBench_semantic, which every loader of AVSBench reads;
 s4 and avss need the names of AVSBench in the class map. folder is a folder of videos with the classes of the class map.
 """
@@ -96,7 +96,7 @@ def run_check(library: Library) -> None:
 
 
 def run_clip(args: argparse.Namespace, library: Library) -> None:
-    """Write one clip as a video and print what sounds in it."""
+    """Write one clip as a video and print its sounds."""
     clip = PairedClips(library, args.task, args.split, length=args.index + 1, seed=args.seed)[args.index]
     frames = clip.frames
     if not args.plain:

@@ -207,7 +207,7 @@ class PairedClips(Dataset[PairedClip]):
         key = (SPLITS.index(self.split), TASKS.index(self.task), int(number), stream)
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
 
-    # What sounds
+    # The choice of sounds
 
     def _choose(self, generator: np.random.Generator, areas: dict[int, float], variant: int) -> tuple[str, int]:
         """Choose the kind of sound of a clip, and the class index of its first matching sound (0: none).
@@ -269,7 +269,7 @@ class PairedClips(Dataset[PairedClip]):
     def _draw_all_roles(
         self, generator: np.random.Generator, kind: str, main: int, areas: dict[int, float]
     ) -> list[int | str]:
-        """Draw what sounds in a clip, apart from an added background: at most three roles."""
+        """Draw the sounds of a clip, apart from an added background: at most three roles."""
         absent = self._absent(areas)
         if kind == "absent":
             first = self._draw_roles(generator, absent, 1)

@@ -83,7 +83,7 @@ class Recording:
 
     Attributes:
         file: The audio (or video) file.
-        labels: What sounds in it.
+        labels: The classes of its sounds.
         group: Recordings of a group are in one split.
         split: "train", "val" or "test" if the source has splits.
     """

@@ -146,7 +146,7 @@ class TrainingData:
             encoder = _check_groups(audio_encoder, training)
             num_windows = len(processor.audio_windows or [None])
             self._collate, self._collate_validation = (
-                functools.partial(_collate_embedded, collate, encoder, num_windows)
+                functools.partial(collate_embedded, collate, encoder, num_windows)
                 for collate in (self._collate, self._collate_validation)
             )
 
@@ -223,7 +223,7 @@ def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> 
     return copy.deepcopy(audio_encoder).cpu().eval()
 
 
-def _collate_embedded(
+def collate_embedded(
     collate: Collate, encoder: PreTrainedModel, num_windows: int, clips: Sequence[PairedClip]
 ) -> BatchFeature:
     """Collate clips to a batch with `audio_embeds` in place of `input_features`, with stand-ins exchanged."""
