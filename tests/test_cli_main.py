@@ -308,7 +308,12 @@ def test_error_while_an_interrupt_is_handled_does_not_hide_it(
 
     monkeypatch.setitem(sys.modules, "closing_command", SimpleNamespace(run=command))
     monkeypatch.setitem(COMMANDS, "info", "closing_command")
-    assert main(["info", "model"]) == code
+    # A shell that starts the tests in the background lets them ignore Ctrl-C, which the command respects.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["info", "model"]) == code
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert "To resume" in capsys.readouterr().err
 
 
