@@ -76,7 +76,7 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
     size = processor.image_processor.size
     training, validation = load_datasets(recipe, size=(size["height"], size["width"]))
     binary = len(names) == 1
-    metrics = TrainerMetrics(BinaryMetrics() if binary else SemanticMetrics(len(names)), arguments.label_names)
+    metrics = TrainerMetrics(BinaryMetrics() if binary else SemanticMetrics(len(names)))
     return SegmentationTrainer(
         model,
         arguments,
@@ -116,8 +116,8 @@ def parse_args() -> tuple[FineTuning, TrainingArguments]:
         ValueError: If the Trainer's options contradict each other.
     """
     parser = HfArgumentParser((FineTuning, TrainingArguments), description=__doc__, formatter_class=HelpFormatter)
-    # The first three are required by clips and metrics.
-    parser.set_defaults(remove_unused_columns=False, label_names=["labels"], batch_eval_metrics=True)
+    # The first two are required by clips and metrics.
+    parser.set_defaults(remove_unused_columns=False, batch_eval_metrics=True)
     parser.set_defaults(metric_for_best_model="miou", learning_rate=5e-4, warmup_steps=0.05)
     parser.set_defaults(eval_strategy="epoch", save_strategy="epoch")  # to keep the best, both must be the same
     if parser.parse_args().early_stopping_patience is not None:

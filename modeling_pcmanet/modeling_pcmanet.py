@@ -35,7 +35,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_encoders import audio_embedding_size
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
-from .inference_pcmanet import OptimizedPCMANet
+from .inference_pcmanet import OptimizedPCMANet, find_obstacle
 from .modeling_audio_encoders import build_audio_encoder, embed_windows, load_audio_encoder
 from .modeling_backbones import build_backbone, build_pyramid, compute_feature_maps, load_backbone
 from .modeling_pcmanet_decoder import (
@@ -344,6 +344,17 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             )
         return OptimizedPCMANet(self.model, dtype, audio_dtype or dtype)
 
+    def find_optimization_obstacle(self) -> str | None:
+        """Return why an optimized copy should not be kept for this model, such as hooks, adapters or custom modules.
+
+        These can change what the model computes without a trace that [`OptimizedPCMANet.is_copy_of`] finds. The pipeline then
+        runs the model itself.
+
+        Returns:
+            The reason, or None.
+        """
+        return find_obstacle(self)
+
     @can_return_tuple
     def forward(
         self,
@@ -363,9 +374,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
                 windows per frame (batch, frames, windows, ...).
             audio_embeds: (batch, frames, windows * width), outputs of the audio encoder, instead of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
-            labels: (batch, frames, height, width), 0/1 or class indexes, `config.ignore_index` (255) = ignore. A
-                `Trainer` whose data has no `annotated_frames` needs `TrainingArguments(label_names=["labels"])`: by
-                default it expects both as labels, and evaluates without a loss if one is missing.
+            labels: (batch, frames, height, width), 0/1 or class indexes, `config.ignore_index` (255) = ignore.
             annotated_frames: (batch, frames) bool, which frames are annotated; defaults to all real frames.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 

@@ -65,7 +65,6 @@ def build(script, checkpoint: Path, tmp_path: Path):
             "report_to": [],
             "use_cpu": True,
             "remove_unused_columns": False,
-            "label_names": ["labels"],
             "batch_eval_metrics": True,
             "metric_for_best_model": "miou",
             "per_device_eval_batch_size": 2,

@@ -1,8 +1,10 @@
 """Fine-tuning with the Trainer: chosen classes, collation, and learning rates."""
 
 import doctest
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_model import tiny_model
@@ -59,9 +61,8 @@ def test_labels_have_the_chosen_classes_and_mark_ignored_frames():
     expected = torch.stack([torch.from_numpy(clips[index].masks) for index in range(2)])
     assert torch.equal(batch["labels"], (expected == known.index(names[1])).long())
     assert batch["labels"].any()
-    # A clip whose second and third seconds are not annotated.
-    partly = collate([clips[0]]) | {"annotated_frames": torch.tensor([[True, False, False, True, True]])}
-    labels = collate_for_trainer(lambda _clips: partly, table, [clips[0]])["labels"][0]
+    partly = replace(clips[0], annotated_frames=np.array([True, False, False, True, True]))
+    labels = collate_for_trainer(collate, table, [partly])["labels"][0]
     assert [bool((frame == 255).all()) for frame in labels] == [False, True, True, False, False]
 
 

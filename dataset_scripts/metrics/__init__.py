@@ -20,7 +20,7 @@ from .segmentation import (
     reduce_logits,
     threshold_counts,
 )
-from .trainer import TrainerMetrics, ignore_unscored_frames
+from .trainer import TrainerMetrics
 
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "f_score",
     "f_thresholds",
     "foreground_counts",
-    "ignore_unscored_frames",
     "quantize_probabilities",
     "reduce_logits",
     "threshold_counts",

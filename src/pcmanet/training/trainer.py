@@ -7,7 +7,6 @@ import torch
 from transformers import Trainer
 
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.metrics import ignore_unscored_frames
 
 
 LABEL_VALUES = 256  # masks are uint8; 255 is ignored
@@ -46,16 +45,14 @@ def choose_classes(known: Sequence[str], chosen: Sequence[str] = ()) -> tuple[li
 
 
 def collate_for_trainer(collate: ClipCollator, table: torch.Tensor, clips: Sequence[Any]) -> dict[str, torch.Tensor]:
-    """Make a batch with the chosen classes, in which the labels alone say what is scored.
-
-    The Trainer gathers the labels of several processes, but not the masks of frames.
+    """Make a batch with the chosen classes.
 
     Args:
         collate: Makes a batch of clips.
         table: See [`choose_classes`].
         clips: The clips.
     """
-    batch = ignore_unscored_frames(dict(collate(clips)))
+    batch = dict(collate(clips))
     return batch | {"labels": table[batch["labels"]]}
 
 
