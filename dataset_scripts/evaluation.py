@@ -17,7 +17,7 @@ from transformers import BatchFeature
 
 from modeling_pcmanet.media_pcmanet import read_audio
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
-from pcmanet.dataset_scripts.problems import AVSBenchError
+from pcmanet.dataset_scripts.problems import DatasetError
 
 from .avsbench import find_clips
 from .avsbench.layouts import BINARY_LABELS, Clip, ClipFiles, have_disjoint_objects, label_names
@@ -89,7 +89,7 @@ class EvaluationClips:
             The row; avsbench/rows.py documents the columns.
 
         Raises:
-            AVSBenchError: If files of the clip cannot be used; the error lists all of them.
+            DatasetError: If files of the clip cannot be used; the error lists all of them.
         """
         return row_features(self.settings.log_mel).decode_example(read_row(self.clips[index], self.settings))
 
@@ -124,7 +124,7 @@ def find_paired_clips(path: str | Path, name: str, split: str, length: int, seed
 
     Raises:
         ValueError: If an argument is unknown, or the split has no photos.
-        AVSBenchError: If the settings or files cannot be used; the error lists all problems.
+        DatasetError: If the settings or files cannot be used; the error lists all problems.
     """
     generated = PairedClips(Library(read_settings(path), progress=True), name, split, length=length, seed=seed)
     names = generated.library.settings.class_names
@@ -155,7 +155,7 @@ def find_evaluation_clips(root: str | Path, name: str, split: str, settings: Row
 
     Raises:
         ValueError: If the name is unknown, an option does not apply to the data set, or the split has no clips.
-        AVSBenchError: If lines of the table or files cannot be used; the error lists all of them.
+        DatasetError: If lines of the table or files cannot be used; the error lists all of them.
     """
     tree = find_clips(root, name, settings)
     clips = [clip for clip in tree.clips if clip.split == split]
@@ -163,7 +163,7 @@ def find_evaluation_clips(root: str | Path, name: str, split: str, settings: Row
         splits = ", ".join(sorted({clip.split for clip in tree.clips}))
         raise ValueError(f"No clips of split {split!r} found in {tree.table}; it has clips of {splits}.")
     if problems := inspect_files(clips, settings):
-        raise AVSBenchError(problems)
+        raise DatasetError(problems)
     return EvaluationClips(name, split, tree.table, clips, settings, label_names(root, name))
 
 
@@ -231,7 +231,7 @@ class EvaluationReader:
             `RobustnessMetrics` expects them.
 
         Raises:
-            ValueError: If a clip cannot be used; AVSBenchError lists all its problems.
+            ValueError: If a clip cannot be used; DatasetError lists all its problems.
         """
         batch = self.collate([self._row(index, audio) for index in indices])
         missing = max(0, self.frames - batch["frame_mask"].shape[1])

@@ -31,7 +31,7 @@ class Problem:
         return f"{self.path}: {self.problem}"
 
 
-class AVSBenchError(ValueError):
+class DatasetError(ValueError):
     """Data that cannot be used. The message lists up to `SHOWN_PROBLEMS` files; `problems` holds all of them."""
 
     def __init__(self, problems: Sequence[Problem] | str) -> None:
@@ -68,6 +68,6 @@ class ProblemCollector:
         return None
 
     def finish(self) -> None:
-        """Raise AVSBenchError if any call failed."""
+        """Raise DatasetError if any call failed."""
         if self.problems:
-            raise AVSBenchError(self.problems)
+            raise DatasetError(self.problems)

@@ -18,7 +18,7 @@ from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
 from modeling_pcmanet.media_pcmanet import read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_video
-from pcmanet.dataset_scripts.avsbench import AVSBenchError, label_names, load_avsbench
+from pcmanet.dataset_scripts.avsbench import DatasetError, label_names, load_avsbench
 from pcmanet.dataset_scripts.avsbench.masks import voc_palette
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
 
@@ -63,7 +63,7 @@ def truncate(path, fraction=0.5):
 
 
 def problems_of(call):
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         call()
     return {Path(problem.path.split(", line")[0]).name: str(problem) for problem in caught.value.problems}
 
@@ -364,7 +364,7 @@ def test_invalid_arguments_are_rejected(written, load, arguments, match):
 
 
 def test_a_root_without_a_table_is_rejected(tmp_path, load):
-    with pytest.raises(AVSBenchError, match="s4_meta_data.csv: Missing in .*Single-source"):
+    with pytest.raises(DatasetError, match="s4_meta_data.csv: Missing in .*Single-source"):
         load(tmp_path, "s4")
 
 
@@ -432,7 +432,7 @@ def test_problems_of_a_custom_folder_are_listed(custom_folder, load):
     problems = problems_of(lambda: load(custom_folder, "folder"))
     assert "number of its frame" in problems["two.png"] and "Missing" in problems["cat.mp4"]
     (custom_folder / "clips.csv").write_text("video,split\n../x.mp4,train\n/etc/passwd,train\n")
-    with pytest.raises(AVSBenchError, match=r"(?s)line 2.*\.\./x.*line 3.*/etc/passwd"):
+    with pytest.raises(DatasetError, match=r"(?s)line 2.*\.\./x.*line 3.*/etc/passwd"):
         load(custom_folder, "folder")
 
 
@@ -455,7 +455,7 @@ def test_problems_of_a_custom_folder_are_listed(custom_folder, load):
 )
 def test_unusable_tables_of_a_custom_folder_are_rejected(custom_folder, load, table, problem):
     (custom_folder / "clips.csv").write_text(table)
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         load(custom_folder, "folder")
     assert problem in str(caught.value)
 
@@ -463,7 +463,7 @@ def test_unusable_tables_of_a_custom_folder_are_rejected(custom_folder, load, ta
 @pytest.mark.parametrize("names", ["background\n", "background\ndog\ndog\n", ""])
 def test_class_names_must_be_different(custom_folder, names):
     (custom_folder / "classes.txt").write_text(names)
-    with pytest.raises(AVSBenchError, match="classes.txt: Expected 2 to 255 different names"):
+    with pytest.raises(DatasetError, match="classes.txt: Expected 2 to 255 different names"):
         label_names(custom_folder, "folder")
 
 
@@ -472,5 +472,5 @@ def test_class_names_in_utf8_with_byte_order_mark(custom_folder):
     path.write_bytes("background\r\ncafé\r\n".encode("utf-8-sig"))
     assert label_names(custom_folder, "folder") == ("background", "café")
     path.write_bytes("background\ncafé\n".encode("latin-1"))
-    with pytest.raises(AVSBenchError, match=r"classes.txt, line 2: Byte 0xe9 is not UTF-8"):
+    with pytest.raises(DatasetError, match=r"classes.txt, line 2: Byte 0xe9 is not UTF-8"):
         label_names(custom_folder, "folder")

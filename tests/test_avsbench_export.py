@@ -13,7 +13,7 @@ from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.avsbench.__main__ import main
 from pcmanet.dataset_scripts.avsbench.export import export, push
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
-from pcmanet.dataset_scripts.problems import AVSBenchError
+from pcmanet.dataset_scripts.problems import DatasetError
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 from pcmanet.files import SettingsError
 
@@ -93,7 +93,7 @@ def test_problems_stop_an_export_or_are_skipped(trees, tmp_path):
     masks = sorted(trees.glob("Single-source/s4_data/gt_masks/train/*/*/*.png"))
     Image.fromarray(np.full((224, 224), 100, np.uint8)).save(masks[0])
     Image.fromarray(np.full((224, 224), 200, np.uint8)).save(masks[1])
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         export(trees, tmp_path / "out", "s4", RowSettings(), clips_per_shard=1)
     assert sorted(problem.path for problem in caught.value.problems) == [str(path) for path in masks[:2]]
     assert shards(tmp_path / "out") == []

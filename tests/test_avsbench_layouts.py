@@ -11,7 +11,7 @@ from pcmanet.dataset_scripts.avsbench.layouts import (
     read_clips,
     read_table,
 )
-from pcmanet.dataset_scripts.problems import AVSBenchError
+from pcmanet.dataset_scripts.problems import DatasetError
 
 
 COLUMNS = ("video_id", "split")
@@ -31,7 +31,7 @@ COLUMNS = ("video_id", "split")
 def test_read_table_rejects_unusable_tables(tmp_path, content, problem):
     path = tmp_path / "clips.csv"
     path.write_bytes(content)
-    with pytest.raises(AVSBenchError, match="clips.csv") as caught:
+    with pytest.raises(DatasetError, match="clips.csv") as caught:
         read_table(path, COLUMNS, named_header=False)
     assert problem in str(caught.value)
 
@@ -55,7 +55,7 @@ def test_read_table_requires_a_named_header(tmp_path):
     path = tmp_path / "clips.csv"
     path.write_text("video_id,split\nabc,train\n")
     assert read_table(path, COLUMNS, named_header=True) == [(2, ["abc", "train"])]
-    with pytest.raises(AVSBenchError, match="line 1: Expected the header 'split,video_id', got 'video_id,split'"):
+    with pytest.raises(DatasetError, match="line 1: Expected the header 'split,video_id', got 'video_id,split'"):
         read_table(path, COLUMNS[::-1], named_header=True)
 
 
@@ -66,7 +66,7 @@ def clips_of(root, name, *lines):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../../x", "a\\b", "/etc", "C:x", "a\0b"])
 def test_names_outside_the_folder_are_rejected(tmp_path, name):
-    with pytest.raises(AVSBenchError, match="Expected a plain file name as uid"):
+    with pytest.raises(DatasetError, match="Expected a plain file name as uid"):
         clips_of(tmp_path, "avss", f"x,{name},0,0,bird,train,v2")
 
 
@@ -129,7 +129,7 @@ def test_avss_files(tmp_path, line, subset, frames, labeled, objects):
 
 
 def test_read_clips_lists_all_unusable_rows(tmp_path):
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         clips_of(
             tmp_path,
             "s4",

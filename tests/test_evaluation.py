@@ -13,7 +13,7 @@ from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCM
 from modeling_pcmanet.media_pcmanet import read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_audio
 from pcmanet.dataset_scripts import evaluation
-from pcmanet.dataset_scripts.avsbench import AVSBenchError, load_avsbench
+from pcmanet.dataset_scripts.avsbench import DatasetError, load_avsbench
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.evaluation import (
@@ -179,7 +179,7 @@ def test_missing_split_and_missing_files_raise(root, tmp_path):
         find(root, split="val")
     tree = write_trees(tmp_path, ms3={"test": 2})
     missing = [path for path in sorted(tree.rglob("*.png"))[:2] if path.unlink() is None]
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         find(tmp_path, "ms3")
     assert all(str(path) in str(caught.value) for path in missing)
 

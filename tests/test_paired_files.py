@@ -16,7 +16,7 @@ from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.media_pcmanet import read_audio, read_media
 from pcmanet.cli.arguments import parse_arguments
 from pcmanet.cli.main import main as pcmanet
-from pcmanet.dataset_scripts.avsbench import AVSBenchError, load_avsbench
+from pcmanet.dataset_scripts.avsbench import DatasetError, load_avsbench
 from pcmanet.dataset_scripts.avsbench.check import check
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
 from pcmanet.dataset_scripts.clips import to_arrays
@@ -121,12 +121,12 @@ def test_problems_of_layouts(tmp_path: Path) -> None:
         write_tree(library, tmp_path / "out", "s4", COUNTS)
     classes = {"dog": {"photos": ["dog"], "sounds": ["dog"], "avss": "hound"}, "cat": {"photos": ["cat"]}}
     library = Library(read_settings(write_settings(tmp_path, classes=classes, clips={"seconds": 5})))
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         write_tree(library, tmp_path / "out", "avss", COUNTS)
     assert "class 'dog': Expected a class of AVSBench as `avss`, got 'hound'" in str(caught.value)
     assert "class 'cat': Expected a class of AVSBench as `avss`, got None" in str(caught.value)
     with pytest.raises(
-        AVSBenchError, match="class 'dog': Expected a category of AVSBench as `s4`, got None"
+        DatasetError, match="class 'dog': Expected a category of AVSBench as `s4`, got None"
     ) as caught:
         write_tree(library, tmp_path / "out", "s4", COUNTS)
     assert len(caught.value.problems) == 1  # a cat has no recordings, so no clip needs its category

@@ -26,7 +26,7 @@ from paired_files import (
 from PIL import Image
 
 from modeling_pcmanet.media_writing_pcmanet import write_audio
-from pcmanet.dataset_scripts.avsbench import AVSBenchError
+from pcmanet.dataset_scripts.avsbench import DatasetError
 from pcmanet.dataset_scripts.paired import Library, read_settings
 from pcmanet.dataset_scripts.paired.library import (
     PHOTO_LAYOUTS,
@@ -223,7 +223,7 @@ def test_a_group_with_two_splits_is_a_problem(tmp_path: Path) -> None:
     write_table(tmp_path / "sounds" / "more.csv", rows)
     sources = [{"layout": "table", "path": f"sounds/{name}.csv"} for name in ("sounds", "more")]
     path = write_settings(tmp_path, recordings=sources)
-    with pytest.raises(AVSBenchError, match="group same: The group has files in several splits"):
+    with pytest.raises(DatasetError, match="group same: The group has files in several splits"):
         Library(read_settings(path))
 
 
@@ -270,7 +270,7 @@ def test_all_problems_of_files_are_listed(tmp_path: Path) -> None:
     (sounds / "dog" / "0_0.wav").unlink()
     (sounds / "cat" / "0_0.wav").write_bytes(b"no audio")
     write_audio(sounds / "bird" / "0_0.wav", np.zeros(RATE, dtype=np.float32), RATE)
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         Library(read_settings(path))
     text = str(caught.value)
     expected = [
@@ -291,7 +291,7 @@ def test_unknown_labels_and_sources_are_listed(tmp_path: Path) -> None:
     write_paired_data(tmp_path)
     classes = {"dog": {"photos": ["dogs"], "sounds": ["dgo"]}, "cat": {"photos": ["cat"], "sounds": ["cat"]}}
     path = write_settings(tmp_path, classes=classes, unknown=["piano"], background=["snow"])
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         Library(read_settings(path))
     text = str(caught.value)
     assert "class 'dog', photos: no source has the label 'dogs'. Did you mean 'dog'?" in text
@@ -301,7 +301,7 @@ def test_unknown_labels_and_sources_are_listed(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "sounds")
     sources = [{"layout": "folder", "path": "none"}, {"layout": "voc2", "path": "x"}, {"layout": "coco", "path": "x"}]
     path = write_settings(tmp_path, photos=sources)
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         Library(read_settings(path))
     text = str(caught.value)
     assert "none/classes.txt: Missing; layout folder needs it" in text

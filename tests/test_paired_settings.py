@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from paired_files import write_settings
 
-from pcmanet.dataset_scripts.avsbench import AVSBenchError
+from pcmanet.dataset_scripts.avsbench import DatasetError
 from pcmanet.dataset_scripts.paired import ClipSettings, is_paired_data, read_settings
 
 
@@ -24,7 +24,7 @@ def test_reads_classes_paths_and_clips(tmp_path: Path) -> None:
 
 def test_overrides_replace_fields_of_clips(tmp_path: Path) -> None:
     assert read_settings(write_settings(tmp_path), {"seconds": 1}).clips.seconds == 1
-    with pytest.raises(AVSBenchError, match="Did you mean 'seconds'"):
+    with pytest.raises(DatasetError, match="Did you mean 'seconds'"):
         read_settings(write_settings(tmp_path), {"second": 1})
 
 
@@ -44,7 +44,7 @@ def test_lists_all_problems(tmp_path: Path) -> None:
         colour="red",
         clips={"seconds": 0, "steady": 2, "level_decibels": [-5, -10], "sounds": {"loud": 1}, "zom": 2},
     )
-    with pytest.raises(AVSBenchError) as caught:
+    with pytest.raises(DatasetError) as caught:
         read_settings(path)
     text = str(caught.value)
     expected = [
@@ -72,7 +72,7 @@ def test_lists_all_problems(tmp_path: Path) -> None:
 def test_rejects_a_file_without_settings(tmp_path: Path, text: str) -> None:
     path = tmp_path / "paired.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(AVSBenchError, match=r"Not valid YAML|Expected key: value pairs"):
+    with pytest.raises(DatasetError, match=r"Not valid YAML|Expected key: value pairs"):
         read_settings(path)
 
 

@@ -2,12 +2,12 @@
 
 import pickle
 
-from pcmanet.dataset_scripts.problems import SHOWN_PROBLEMS, AVSBenchError, Problem
+from pcmanet.dataset_scripts.problems import SHOWN_PROBLEMS, DatasetError, Problem
 
 
 def test_error_shows_some_problems_and_holds_all():
     problems = [Problem("clip", f"file{number}", "missing") for number in range(SHOWN_PROBLEMS + 5)]
-    error = pickle.loads(pickle.dumps(AVSBenchError(problems)))
+    error = pickle.loads(pickle.dumps(DatasetError(problems)))
     assert error.problems == problems
     lines = str(error).splitlines()
     assert lines[0] == "Found 105 problem(s) in the data:" and lines[1] == "  file0: missing"
@@ -16,6 +16,6 @@ def test_error_shows_some_problems_and_holds_all():
 
 def test_error_from_a_worker_keeps_its_text():
     # A DataLoader raises the class again with the text of the worker's error.
-    text = str(AVSBenchError([Problem(clip="abc", path="abc.wav", problem="Empty file")]))
-    assert str(AVSBenchError(text)) == text
-    assert AVSBenchError(text).problems == []
+    text = str(DatasetError([Problem(clip="abc", path="abc.wav", problem="Empty file")]))
+    assert str(DatasetError(text)) == text
+    assert DatasetError(text).problems == []

@@ -25,7 +25,7 @@ from datasets.download.streaming_download_manager import StreamingDownloadManage
 from datasets.exceptions import DatasetGenerationError
 
 from pcmanet.dataset_scripts import SPLITS
-from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
+from pcmanet.dataset_scripts.problems import DatasetError, Problem
 
 from .layouts import BINARY_LABELS, FOLDER, NAMES, Clip, Tree, find_folder, find_names, find_tree, label_names
 from .rows import RowSettings, fingerprint, inspect_files, read_row, row_features
@@ -60,7 +60,8 @@ def load_avsbench(
         root: "s4", "ms3" and "avss": the folder as downloaded (Single-source, Multi-sources, AVSBench_semantic) or the
             folder that contains it; "folder": the folder that contains clips.csv.
         name: "s4", "ms3", "avss" or "folder".
-        split: "train", "val" or "test"; None loads all splits of the table.
+        split: "train", "val" (or "validation", the name that `datasets` gives it) or "test"; None loads all splits of the
+            table.
         streaming: Read the files row by row instead of preparing a copy under `cache_dir`.
         num_proc: Number of processes that prepare the copy.
         label_noise: AVSS only: pixels of classes that `a_obj` does not list are kept ("keep"), set to background
@@ -76,10 +77,11 @@ def load_avsbench(
 
     Raises:
         ValueError: If an argument has an unknown value, or the table has no clip of the split.
-        AVSBenchError: If files are missing or damaged, lines of the table cannot be used, or masks contain unknown values;
+        DatasetError: If files are missing or damaged, lines of the table cannot be used, or masks contain unknown values;
             the error lists all of them. Streaming reports missing and truncated files at once and damage inside a file
             when it reads the file.
     """
+    split = "val" if split == datasets.Split.VALIDATION else split
     settings = RowSettings(label_noise=label_noise, log_mel=log_mel, frames_per_second=frames_per_second)
     for value, argument, choices in ((split or "train", "split", SPLITS), (on_error, "on_error", ON_ERROR)):
         if value not in choices:
@@ -122,7 +124,7 @@ def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
 
     Raises:
         ValueError: If the name is unknown, or an option does not apply to the data set.
-        AVSBenchError: If the table of clips is missing or cannot be used; the error lists every such line.
+        DatasetError: If the table of clips is missing or cannot be used; the error lists every such line.
     """
     if name not in NAMES:
         raise ValueError(f"Expected one of {NAMES} as name, got {name!r}")
@@ -188,7 +190,7 @@ class AVSBench(datasets.GeneratorBasedBuilder):
         if config.on_error == "skip":
             clips = [clip for clip in clips if not inspect_files([clip], config.settings)]
         elif problems := inspect_files(clips, config.settings):
-            raise AVSBenchError(problems)
+            raise DatasetError(problems)
         # Streaming must report a problem before the next row; preparing reports all problems together.
         arguments = {"clips": clips, "collect": not isinstance(dl_manager, StreamingDownloadManager)}
         return [datasets.SplitGenerator(name=config.split, gen_kwargs=arguments)]
@@ -198,21 +200,21 @@ class AVSBench(datasets.GeneratorBasedBuilder):
         for number, clip in enumerate(clips):
             try:
                 row = read_row(clip, self.config.settings)
-            except AVSBenchError as error:
+            except DatasetError as error:
                 if self.config.on_error == "raise" and not collect:
                     raise
                 problems += error.problems
                 continue
             yield Key(number, 0), row
         if problems and self.config.on_error == "raise":
-            raise AVSBenchError(problems)
+            raise DatasetError(problems)
 
     def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Prepare as the base class does, but raise AVSBenchError itself instead of the error that wraps it."""
+        """Prepare as the base class does, but raise DatasetError itself instead of the error that wraps it."""
         try:
             yield from super()._prepare_split_single(*args, **kwargs)
         except DatasetGenerationError as error:
-            if isinstance(error.__cause__, AVSBenchError):
+            if isinstance(error.__cause__, DatasetError):
                 raise error.__cause__ from None
             raise
 
@@ -220,7 +222,7 @@ class AVSBench(datasets.GeneratorBasedBuilder):
 __all__ = [
     "AVSBench",
     "AVSBenchConfig",
-    "AVSBenchError",
+    "DatasetError",
     "BINARY_LABELS",
     "Clip",
     "FOLDER",

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub.utils import validate_repo_id
 
 from pcmanet.dataset_scripts.avsbench import NAMES, ON_ERROR, RowSettings, find_names
-from pcmanet.dataset_scripts.problems import AVSBenchError
+from pcmanet.dataset_scripts.problems import DatasetError
 
 from .check import check
 from .export import CLIPS_PER_SHARD, WRITERS, export, push
@@ -119,7 +119,7 @@ def run_check(args: argparse.Namespace, names: list[str]) -> int:
         settings = RowSettings(log_mel=_reads_log_mel(args, name))
         try:
             report = check(args.data, name, settings, read=not args.quick, num_proc=args.num_proc, progress=True)
-        except AVSBenchError as error:
+        except DatasetError as error:
             sys.stdout.write(f"{name}: {error}\n")
             failed = True
             continue

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.avsbench import Clip, RowSettings, find_clips, inspect_files, read_row
-from pcmanet.dataset_scripts.problems import AVSBenchError, Problem, ProblemCollector
+from pcmanet.dataset_scripts.problems import DatasetError, Problem, ProblemCollector
 
 from .layouts import LAYOUTS, ClipFiles
 from .masks import decode_mask, unlisted_fraction
@@ -133,7 +133,7 @@ def _read(clip: Clip, settings: RowSettings) -> tuple[list[Problem], float]:
     """Read a clip and return its problems and the fraction of its labels that `a_obj` does not list."""
     try:
         row = read_row(clip, settings)
-    except AVSBenchError as error:
+    except DatasetError as error:
         return error.problems, 0.0
     if not isinstance(clip, ClipFiles) or clip.mask_encoding == "binary":
         return [], 0.0

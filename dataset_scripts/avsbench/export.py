@@ -24,7 +24,7 @@ from pcmanet.dataset_scripts.avsbench import (
     label_names,
     read_row,
 )
-from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
+from pcmanet.dataset_scripts.problems import DatasetError, Problem
 from pcmanet.files import check_settings, keep_settings, recover, replace_file, temporary_path, write_text
 
 from .rows import row_features
@@ -85,7 +85,7 @@ def export(
 
     Raises:
         ValueError: If an argument has an unknown value.
-        AVSBenchError: If files cannot be used; the error lists all of them. Shards without problems are kept.
+        DatasetError: If files cannot be used; the error lists all of them. Shards without problems are kept.
         SettingsError: If `output` contains an export of other files or settings.
     """
     if file_format not in WRITERS or clips_per_shard < 1 or on_error not in ON_ERROR:
@@ -160,10 +160,10 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _select(clips: Sequence[Clip], settings: RowSettings, on_error: str) -> list[Clip]:
-    """Return the clips without missing or truncated files, or raise AVSBenchError."""
+    """Return the clips without missing or truncated files, or raise DatasetError."""
     problems = inspect_files(clips, settings)
     if problems and on_error == "raise":
-        raise AVSBenchError(problems)
+        raise DatasetError(problems)
     return [clip for clip in clips if not inspect_files([clip], settings)] if problems else list(clips)
 
 
@@ -182,7 +182,7 @@ def _plan_shards(
 def _write_shards(
     shards: dict[Path, list[Clip]], settings: RowSettings, num_proc: int, on_error: str, progress: bool, title: str
 ) -> None:
-    """Write the shards that do not exist yet, and raise AVSBenchError for all that could not be written."""
+    """Write the shards that do not exist yet, and raise DatasetError for all that could not be written."""
     missing = [(path, clips) for path, clips in shards.items() if not path.exists()]
     write = partial(_write_shard, settings=settings, on_error=on_error)
     bar = partial(tqdm, total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=not progress)
@@ -192,7 +192,7 @@ def _write_shards(
         with ProcessPoolExecutor(num_proc) as pool:
             found = list(bar(pool.map(write, missing), desc=title))
     if problems := [problem for shard in found for problem in shard if on_error == "raise"]:
-        raise AVSBenchError(problems)
+        raise DatasetError(problems)
 
 
 def _write_shard(shard: tuple[Path, list[Clip]], settings: RowSettings, on_error: str) -> list[Problem]:
@@ -216,7 +216,7 @@ def _write_shard(shard: tuple[Path, list[Clip]], settings: RowSettings, on_error
             for clip in clips:
                 try:
                     writer.write(features.encode_example(read_row(clip, settings)))
-                except AVSBenchError as error:
+                except DatasetError as error:
                     problems += error.problems
             writer.finalize()
         if on_error == "skip" or not problems:
@@ -232,7 +232,9 @@ def _write_card(output: Path) -> None:
     for name in (name for name in NAMES if (output / name).is_dir()):
         state = _read_state(output / name)
         splits = [split for split in SPLITS if any((output / name).glob(f"{split}-*"))]
-        lines = [f"  - split: {split}\n    path: {name}/{split}-*.{state['format']}\n" for split in splits]
+        # The names that `datasets` itself infers from those of the files.
+        names = {split: "validation" if split == "val" else split for split in splits}
+        lines = [f"  - split: {names[split]}\n    path: {name}/{split}-*.{state['format']}\n" for split in splits]
         configs += f"- config_name: {name}\n  data_files:\n{''.join(lines)}"
         labels = state["labels"] if len(state["labels"]) > 1 else ["silent", *state["labels"]]
         texts.append(f"Classes of `{name}`: {', '.join(f'{k} {label}' for k, label in enumerate(labels))}.")

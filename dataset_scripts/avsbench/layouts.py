@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from pcmanet.dataset_scripts import SPLITS
-from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
+from pcmanet.dataset_scripts.problems import DatasetError, Problem
 
 
 # Clips and their files
@@ -151,14 +151,14 @@ def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[t
         Line number and values, stripped of white space, of each row.
 
     Raises:
-        AVSBenchError: If the file is empty, not UTF-8, or has other columns; the error lists every such line.
+        DatasetError: If the file is empty, not UTF-8, or has other columns; the error lists every such line.
     """
     lines = _read_lines(path)
     if named_header or lines[0][1][-1] not in SPLITS:
         line, header = lines.pop(0)
         if named_header and tuple(header) != tuple(columns):
             problem = f"Expected the header {','.join(columns)!r}, got {','.join(header)!r}"
-            raise AVSBenchError([Problem("", f"{path}, line {line}", problem)])
+            raise DatasetError([Problem("", f"{path}, line {line}", problem)])
     _require_columns(path, lines, columns)
     return lines
 
@@ -169,15 +169,15 @@ def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
     except csv.Error as error:
-        raise AVSBenchError([Problem("", f"{path}, line {reader.line_num}", f"Invalid csv: {error}")]) from error
+        raise DatasetError([Problem("", f"{path}, line {reader.line_num}", f"Invalid csv: {error}")]) from error
     lines = [(line, values) for line, values in lines if any(values)]
     if not lines:
-        raise AVSBenchError([Problem("", str(path), "Empty table without a header. Download it again.")])
+        raise DatasetError([Problem("", str(path), "Empty table without a header. Download it again.")])
     return lines
 
 
 def _require_columns(path: Path, lines: Sequence[tuple[int, list[str]]], columns: Sequence[str]) -> None:
-    """Raise AVSBenchError if no line is left, or for each line without one value per column."""
+    """Raise DatasetError if no line is left, or for each line without one value per column."""
     problems = [
         Problem(
             "", f"{path}, line {line}", f"Expected {len(columns)} values ({', '.join(columns)}), got {len(values)}"
@@ -188,11 +188,11 @@ def _require_columns(path: Path, lines: Sequence[tuple[int, list[str]]], columns
     if not lines:
         problems = [Problem("", str(path), "The table has a header but no clips. Download it again.")]
     if problems:
-        raise AVSBenchError(problems)
+        raise DatasetError(problems)
 
 
 def _read_text(path: Path) -> str:
-    """Read a text file in UTF-8, with or without byte order mark; AVSBenchError gives the line of another encoding."""
+    """Read a text file in UTF-8, with or without byte order mark; DatasetError gives the line of another encoding."""
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -201,7 +201,7 @@ def _read_text(path: Path) -> str:
         problem = (
             f"Byte 0x{data[error.start]:02x} is not UTF-8 (Latin-1 or another encoding?). Save the file as UTF-8."
         )
-        raise AVSBenchError([Problem("", f"{path}, line {line}", problem)]) from error
+        raise DatasetError([Problem("", f"{path}, line {line}", problem)]) from error
 
 
 def _require_name(value: str, column: str) -> str:
@@ -296,7 +296,7 @@ def find_tree(root: str | Path, name: str) -> Tree:
         The clips of all splits.
 
     Raises:
-        AVSBenchError: If the table of clips is missing or cannot be used; the error lists every such line.
+        DatasetError: If the table of clips is missing or cannot be used; the error lists every such line.
         ValueError: If the name is unknown.
     """
     if name not in LAYOUTS:
@@ -304,7 +304,7 @@ def find_tree(root: str | Path, name: str) -> Tree:
     layout, table = LAYOUTS[name], _locate_table(root, name)
     if table is None:
         problem = f"Missing in {root} and in {Path(root) / layout.folder}. Give the folder as downloaded: "
-        raise AVSBenchError([Problem("", layout.table, f"{problem}{layout.folder} or the folder that contains it")])
+        raise DatasetError([Problem("", layout.table, f"{problem}{layout.folder} or the folder that contains it")])
     if name == "avss":
         _require_published_numbers(table.parent / LABEL_NUMBERS)
     return read_clips(table, read_table(table, layout.columns, layout.named_header), name)
@@ -322,15 +322,15 @@ def _locate_table(root: str | Path, name: str) -> Path | None:
 
 
 def _require_published_numbers(path: Path) -> None:
-    """Raise AVSBenchError if AVSS's own table of classes exists and numbers the classes differently."""
+    """Raise DatasetError if AVSS's own table of classes exists and numbers the classes differently."""
     expected = {label: number for number, label in enumerate(AVSBENCH_SEMANTIC_LABELS, start=1)}
     try:
         numbers = json.loads(_read_text(path)) if path.is_file() else expected
     except json.JSONDecodeError as error:
-        raise AVSBenchError([Problem("", str(path), f"Invalid JSON: {error}")]) from error
+        raise DatasetError([Problem("", str(path), f"Invalid JSON: {error}")]) from error
     if numbers != expected:
         problem = "Expected the published numbers of the 71 classes, counted from 1; other numbers change the masks."
-        raise AVSBenchError([Problem("", str(path), problem)])
+        raise DatasetError([Problem("", str(path), problem)])
 
 
 def read_clips(table: Path, rows: Sequence[tuple[int, list[str]]], name: str) -> Tree:
@@ -345,7 +345,7 @@ def read_clips(table: Path, rows: Sequence[tuple[int, list[str]]], name: str) ->
         The clips.
 
     Raises:
-        AVSBenchError: If rows cannot be used; the error lists all of them.
+        DatasetError: If rows cannot be used; the error lists all of them.
     """
     locate: Callable[[Path, list[str]], ClipFiles] = {"s4": _locate_s4, "ms3": _locate_ms3, "avss": _locate_avss}[name]
     clips: list[ClipFiles] = []
@@ -362,7 +362,7 @@ def read_clips(table: Path, rows: Sequence[tuple[int, list[str]]], name: str) ->
             problems.append(Problem(clip.id, f"{table}, line {line}", f"Clip {clip.id!r} is already in line {first}"))
         clips.append(clip)
     if problems:
-        raise AVSBenchError(problems)
+        raise DatasetError(problems)
     return Tree(table, list(clips), list(_describe_peculiarities(clips, rows)))
 
 
@@ -482,24 +482,24 @@ def find_folder(root: str | Path) -> Tree:
         The clips of all splits.
 
     Raises:
-        AVSBenchError: If the table is missing or cannot be used; the error lists every such line.
+        DatasetError: If the table is missing or cannot be used; the error lists every such line.
     """
     table = Path(root).resolve() / FOLDER_TABLE
     if not table.is_file():
         problem = f"Missing. Write a table with the columns {', '.join(REQUIRED_COLUMNS)}."
-        raise AVSBenchError([Problem("", str(table), problem)])
+        raise DatasetError([Problem("", str(table), problem)])
     (header_line, header), *lines = _read_lines(table)
     allowed = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}
     if not set(REQUIRED_COLUMNS) <= set(header) <= allowed or len(set(header)) != len(header):
         expected = f"{','.join(REQUIRED_COLUMNS)} and optionally {','.join(OPTIONAL_COLUMNS)}"
         problem = f"Expected the header {expected}, got {','.join(header)!r}"
-        raise AVSBenchError([Problem("", f"{table}, line {header_line}", problem)])
+        raise DatasetError([Problem("", f"{table}, line {header_line}", problem)])
     _require_columns(table, lines, header)
     return Tree(table, _read_custom_clips(table, header, lines))
 
 
 def _read_custom_clips(table: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]]) -> list[Clip]:
-    """Turn the lines of clips.csv into clips, or raise AVSBenchError with every line that cannot be used."""
+    """Turn the lines of clips.csv into clips, or raise DatasetError with every line that cannot be used."""
     num_classes = len(_read_class_names(table.parent) or ())
     clips: dict[str, CustomClipFiles] = {}
     problems = []
@@ -513,7 +513,7 @@ def _read_custom_clips(table: Path, header: Sequence[str], lines: Sequence[tuple
             problem = f"Video {clip.id!r} is already in another line"
             problems.append(Problem(clip.id, f"{table}, line {line}", problem))
     if problems:
-        raise AVSBenchError(problems)
+        raise DatasetError(problems)
     return list(clips.values())
 
 
@@ -533,7 +533,7 @@ def _read_class_names(root: str | Path) -> tuple[str, ...] | None:
     """Read classes.txt: names in the order of the class indexes, the background first; None for binary masks.
 
     Raises:
-        AVSBenchError: If the file exists but is not UTF-8, or has fewer than two names, more than 255, or duplicates.
+        DatasetError: If the file exists but is not UTF-8, or has fewer than two names, more than 255, or duplicates.
     """
     path = Path(root) / FOLDER_CLASSES
     if not path.is_file():
@@ -541,7 +541,7 @@ def _read_class_names(root: str | Path) -> tuple[str, ...] | None:
     names = tuple(line.strip() for line in _read_text(path).splitlines() if line.strip())
     if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) != len(names):
         problem = f"Expected 2 to {MAX_CLASSES} different names, the background first, got {len(names)} names"
-        raise AVSBenchError([Problem("", str(path), problem)])
+        raise DatasetError([Problem("", str(path), problem)])
     return names
 
 
@@ -569,7 +569,7 @@ def label_names(root: str | Path, name: str) -> tuple[str, ...]:
         ("sounding",) for binary masks, else one name per class index.
 
     Raises:
-        AVSBenchError: If classes.txt of a custom folder cannot be used.
+        DatasetError: If classes.txt of a custom folder cannot be used.
     """
     if name == "avss":
         return AVSBENCH_SEMANTIC_LABELS

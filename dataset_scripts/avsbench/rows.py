@@ -36,7 +36,7 @@ from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, read_media
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
-from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, AVSBenchError, Problem, ProblemCollector
+from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem, ProblemCollector
 
 from .layouts import SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles
 from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error
@@ -323,7 +323,7 @@ def read_row(clip: Clip, settings: RowSettings) -> dict[str, Any]:
         are PNG and its audio is a 16-bit wav at its own rate.
 
     Raises:
-        AVSBenchError: If files cannot be used; the error lists every such file of the clip.
+        DatasetError: If files cannot be used; the error lists every such file of the clip.
     """
     if isinstance(clip, CustomClipFiles):
         return _read_custom_row(clip, settings)
@@ -427,7 +427,7 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
     encoding = ("indexes", clip.num_classes) if clip.num_classes else ("binary",)
     masks = {number: collector.run(_read_mask, path, *encoding) for number, path in clip.mask_files.items()}
     if media is None:
-        raise AVSBenchError(collector.problems)
+        raise DatasetError(collector.problems)
     for number, path in clip.mask_files.items():
         collector.run(_check_mask, path, int(number), masks[number], media)
     collector.finish()

@@ -31,7 +31,7 @@ from pcmanet.dataset_scripts.avsbench.layouts import (
 )
 from pcmanet.dataset_scripts.avsbench.rows import row_features
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
-from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
+from pcmanet.dataset_scripts.problems import DatasetError, Problem
 from pcmanet.dataset_scripts.sounding_shapes.files import (
     OBJECT_SIZE,
     TREES,
@@ -202,7 +202,7 @@ def write_tree(
 
     Raises:
         ValueError: If an argument is unknown, or the clips have another length than the layout.
-        AVSBenchError: If classes have no name in the layout; the error lists all of them.
+        DatasetError: If classes have no name in the layout; the error lists all of them.
         FileExistsError: If the tree already exists.
     """
     if layout not in TREE_LAYOUTS:
@@ -238,7 +238,7 @@ def _check_layout(settings: PairedSettings, layout: str) -> None:
     if wrong := [one for one in wrong if layout != "s4" or one.sounds]:
         problem = "Expected a {} of AVSBench as `{}`, got {!r}"
         kind = "category" if layout == "s4" else "class"
-        raise AVSBenchError(
+        raise DatasetError(
             [
                 Problem("", f"{settings.path}, class {one.name!r}", problem.format(kind, layout, getattr(one, layout)))
                 for one in wrong

@@ -50,7 +50,7 @@ from modeling_pcmanet.audio_pcmanet import resample
 from modeling_pcmanet.media_pcmanet import read_audio
 from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
-from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, AVSBenchError, Problem
+from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem
 from pcmanet.files import atomic_folder
 
 from .settings import PairedSettings, suggest
@@ -444,7 +444,7 @@ class Library:
         identity: Changes with the settings on which decoding depends and with the state of any file.
 
     Raises:
-        AVSBenchError: If sources, labels or files cannot be used; the error lists all problems.
+        DatasetError: If sources, labels or files cannot be used; the error lists all problems.
     """
 
     def __init__(self, settings: PairedSettings, *, progress: bool = False, num_threads: int = 2) -> None:
@@ -455,7 +455,7 @@ class Library:
         if not problems:
             problems = list(_find_unknown_labels(settings, photos, recordings))
         if problems:
-            raise AVSBenchError(problems)
+            raise DatasetError(problems)
         with_roles = [(one, role) for one in recordings if (role := _role(one, settings)) is not None]
         recordings, self.roles = [one for one, _ in with_roles], [role for _, role in with_roles]
         self.identity = _identify(settings, photos, recordings)
@@ -532,7 +532,7 @@ class Library:
         progress: bool,
         threads: int,
     ) -> dict[str, Any]:
-        """Decode every file and return where its arrays are; AVSBenchError lists all files that cannot be used."""
+        """Decode every file and return where its arrays are; DatasetError lists all files that cannot be used."""
         clips, problems = self.settings.clips, []
         shown = partial(tqdm, disable=not progress, unit="file")
         # Without a cache the files are checked and indexed, and their arrays go nowhere.
@@ -560,7 +560,7 @@ class Library:
                 recording_places.append((file.tell() // result.itemsize, len(result)))
                 file.write(result.tobytes())
         if problems:
-            raise AVSBenchError(problems)
+            raise DatasetError(problems)
         return {"photos": photo_places, "recordings": recording_places}
 
     def _split(self) -> tuple[list[str], list[str]]:
@@ -575,7 +575,7 @@ class Library:
         if groups := [*mixed_photos, *mixed]:
             path = str(self.settings.path)
             problem = "The group has files in several splits. Give all of them one split."
-            raise AVSBenchError([Problem(group, f"{path}, group {group}", problem) for group in groups])
+            raise DatasetError([Problem(group, f"{path}, group {group}", problem) for group in groups])
         return photo_splits, recording_splits
 
 

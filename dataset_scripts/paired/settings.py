@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pcmanet.dataset_scripts import SPLITS
-from pcmanet.dataset_scripts.problems import AVSBenchError, Problem
+from pcmanet.dataset_scripts.problems import DatasetError, Problem
 
 
 PICTURES = ("single", "mosaic", "paste")
@@ -156,16 +156,16 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        AVSBenchError: If it cannot be used; the error lists all problems.
+        DatasetError: If it cannot be used; the error lists all problems.
     """
     path = Path(path).resolve()
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise AVSBenchError([Problem("", str(path), f"Not valid YAML: {' '.join(str(error).split())}")]) from error
+        raise DatasetError([Problem("", str(path), f"Not valid YAML: {' '.join(str(error).split())}")]) from error
     problems = list(_find_problems(values, overrides or {}))
     if problems:
-        raise AVSBenchError([Problem("", str(path), problem) for problem in problems])
+        raise DatasetError([Problem("", str(path), problem) for problem in problems])
     return PairedSettings(
         path=path,
         photos=tuple(_absolute(source, path.parent) for source in values["photos"]),

@@ -167,7 +167,7 @@ def is_user_error(error: Exception) -> bool:
 def format_error(error: Exception) -> str:
     """Format an error as one line, with options of the command in the place of arguments in Python.
 
-    An error that lists problems (AVSBenchError) keeps one line per problem.
+    An error that lists problems (DatasetError) keeps one line per problem.
     """
     if hasattr(error, "problems"):
         return printable(str(error))

@@ -59,7 +59,7 @@ def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[
 
     Raises:
         ValueError: If a split has no clip.
-        AVSBenchError: If files are missing or damaged; the message names all of them.
+        DatasetError: If files are missing or damaged; the message names all of them.
     """
     if recipe.data is not None and is_paired_data(recipe.data):
         library = Library(read_settings(recipe.data), progress=True)
@@ -107,7 +107,7 @@ class TrainingData:
         binary: Whether labels are 0 and 1 instead of class indices.
         num_processes: Number of processes that share a step.
         audio_encoder: The frozen audio encoder. Only for paired data with stand-ins, whose batches contain `audio_embeds`
-            that are changed accordingly (see [`exchange_stand_ins`]).
+            that are changed accordingly (see [`ScoreExchange`]).
 
     Raises:
         ValueError: If the processes cannot share a step evenly, there are no clips, or stand-ins lack their audio encoder.
@@ -142,11 +142,13 @@ class TrainingData:
         augmentation = recipe.training_augmentation
         self._collate: Collate = ClipCollator(processor, binary, augmentation=augmentation, audio_cache=cache)
         self._collate_validation: Collate = ClipCollator(processor, binary, audio_cache=cache)
+        self._exchange: ScoreExchange | None = None
         if isinstance(training, PairedClips) and training.settings.stand_ins:
-            encoder = _check_groups(audio_encoder, training)
-            num_windows = len(processor.audio_windows or [None])
+            self._exchange = ScoreExchange(
+                _check_groups(audio_encoder, training), len(processor.audio_windows or [None])
+            )
             self._collate, self._collate_validation = (
-                functools.partial(collate_embedded, collate, encoder, num_windows)
+                functools.partial(collate_with_order, collate, self._exchange.groups)
                 for collate in (self._collate, self._collate_validation)
             )
 
@@ -187,7 +189,7 @@ class TrainingData:
         batches = iter(loader)
         for step in range(first, last):
             parts = [next(batches) for _ in self.plan.share(step, process)]
-            yield [{name: values.to(device, non_blocking=True) for name, values in batch.items()} for batch in parts]
+            yield [self._to_device(batch, device) for batch in parts]
 
     def validation_indices(self, process: int) -> list[list[int]]:
         """Return the clips of each validation batch of a process; the batches do not depend on the number of processes."""
@@ -206,8 +208,13 @@ class TrainingData:
             generator=torch.Generator().manual_seed(0),
         )
         for batch in loader:
-            batch = {name: values.to(device) for name, values in batch.items()}
+            batch = self._to_device(batch, device)
             yield batch | {"annotated_frames": _scored_frames(batch)}
+
+    def _to_device(self, batch: Batch, device: torch.device) -> Batch:
+        """Move a batch, and encode its audio where scores are exchanged."""
+        batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+        return batch if self._exchange is None else self._exchange.embed(batch)
 
 
 def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> PreTrainedModel:
@@ -220,38 +227,58 @@ def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> 
             f"Expected a frozen audio encoder with score_groups for all classes, got none for {', '.join(missing)}. Set "
             "audio_encoder to a folder that examples/paired_data/make_audio_encoder.py writes, or stand_ins to false."
         )
-    return copy.deepcopy(audio_encoder).cpu().eval()
+    return copy.deepcopy(audio_encoder).eval()
 
 
-def collate_embedded(
-    collate: Collate, encoder: PreTrainedModel, num_windows: int, clips: Sequence[PairedClip]
-) -> BatchFeature:
-    """Collate clips to a batch with `audio_embeds` in place of `input_features`, with stand-ins exchanged."""
+class ScoreExchange:
+    """Encode the audio of batches to scores of groups, with the scores of stand-ins exchanged (see [`order_scores`]).
+
+    Args:
+        encoder: A frozen audio encoder with `score_groups`.
+        num_windows: Windows of audio per frame.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, num_windows: int) -> None:
+        self.encoder, self.num_windows = encoder, num_windows
+        self.groups: list[str] = list(encoder.config.score_groups)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Batch:
+        """Return a batch of [`collate_with_order`] with `audio_embeds` in place of features and orders, on its device."""
+        rest = {name: values for name, values in batch.items() if name not in ("input_features", "score_order")}
+        features, order = batch["input_features"], batch["score_order"]
+        encoder = self.encoder.to(features.device)  # pyright: ignore[reportArgumentType]
+        scores = embed_windows(encoder, features.flatten(0, 1), self.num_windows)
+        scores = scores.view(*features.shape[:2], self.num_windows, -1)
+        exchanged = scores.gather(-1, order[:, None, None].expand_as(scores))
+        return rest | {"audio_embeds": exchanged.flatten(2)}
+
+
+def collate_with_order(collate: Collate, groups: Sequence[str], clips: Sequence[PairedClip]) -> BatchFeature:
+    """Collate clips, with `score_order`, int64 (batch, groups): which score of its audio each group of a clip gets."""
     batch = collate(clips)
-    features = batch.pop("input_features")
-    with torch.no_grad():
-        embeddings = embed_windows(encoder, features.flatten(0, 1), num_windows).unflatten(0, features.shape[:2])
-    names = list(encoder.config.score_groups)
-    for scores, clip in zip(embeddings.unflatten(-1, (num_windows, -1)), clips, strict=True):
-        exchange_stand_ins(scores, clip, names)
-    batch["audio_embeds"] = embeddings
+    batch["score_order"] = torch.tensor([order_scores(clip, groups) for clip in clips])
     return batch
 
 
-def exchange_stand_ins(scores: torch.Tensor, clip: PairedClip, names: Sequence[str]) -> None:
+def order_scores(clip: PairedClip, groups: Sequence[str]) -> list[int]:
     """Exchange the scores of two classes where a recording of one stands in for the other, which has no recordings.
 
     An audio tagger that knows both classes scores a sound of the other class alike, but for the exchange.
 
     Args:
-        scores: (frames, windows, groups), changed in place.
         clip: Its `events` name the recordings that stand in.
-        names: Names of the groups.
+        groups: Names of the groups.
+
+    Returns:
+        For each group the position of the group whose score it gets.
     """
+    order = list(range(len(groups)))
     for event in clip.events:
         if event.stand_in is not None:
-            pair = [names.index(event.label), names.index(event.stand_in)]
-            scores[..., pair] = scores[..., pair[::-1]]
+            first, second = groups.index(event.label), groups.index(event.stand_in)
+            order[first], order[second] = order[second], order[first]
+    return order
 
 
 class Draw(NamedTuple):
