@@ -30,7 +30,7 @@ from tqdm import tqdm
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
-from pcmanet.training.data import collate_embedded
+from pcmanet.training.data import ScoreExchange, collate_with_order
 
 
 FIRST_CLASSES = ("person", "dog", "cat", "horse", "sheep", "cow")
@@ -62,17 +62,16 @@ class Predictor:
         network = PCMANetForAudioVisualSegmentation.from_pretrained(model).eval()
         self.processor = PCMANetProcessor.from_pretrained(model)
         self.collate = ClipCollator(self.processor, binary=False)
-        self.encoder: Any = network.model.audio_encoder
         self.network = network.for_inference()
-        self.groups = list(self.encoder.config.score_groups)
-        self.windows = network.config.num_audio_windows
+        self.exchange = ScoreExchange(network.model.audio_encoder, network.config.num_audio_windows)
+        self.groups = self.exchange.groups
 
     @torch.no_grad()
     def predict(self, clips: list[PairedClip]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return of each clip the predicted classes (frames, height, width) and the audio scores (frames, groups)."""
-        batch = collate_embedded(self.collate, self.encoder, self.windows, clips)
+        batch = self.exchange.embed(dict(collate_with_order(self.collate, self.groups, clips)))
         embeddings = batch["audio_embeds"]
-        scores = embeddings.unflatten(-1, (self.windows, -1))
+        scores = embeddings.unflatten(-1, (self.exchange.num_windows, -1))
         outputs = self.network(batch["pixel_values"], audio_embeds=embeddings)
         sizes = [clip.frames.shape[1:3] for clip in clips]
         masks = self.processor.post_process_semantic_segmentation(outputs, sizes)

@@ -448,7 +448,9 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor):
     Args:
         feature_size: Number of mel bands.
         sampling_rate: In hertz (Hz).
-        padding_value: Value that fills up shorter waveforms of a batch.
+        padding_value: Value that fills up shorter waveforms of a batch with `padding="constant"`.
+        padding: `"repeat"` fills up shorter waveforms of a batch with themselves, so that the mean over time that the encoder
+            takes is that of the waveform; `"constant"` with `padding_value`.
         window_length: Length of the Hann window, in samples.
         hop_length: Distance of two spectrogram frames, in samples: 320 gives 100 frames per second at 32 kHz.
         fft_length: Length of the Fourier transform, in samples.
@@ -462,6 +464,7 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor):
         feature_size: int = 128,
         sampling_rate: int = 32_000,
         padding_value: float = 0.0,
+        padding: str = "repeat",
         window_length: int = 800,
         hop_length: int = 320,
         fft_length: int = 1024,
@@ -469,6 +472,9 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        if padding not in ("repeat", "constant"):
+            raise ValueError(f'Expected "repeat" or "constant" as padding, got {padding!r}.')
+        self.padding = padding
         self.window_length = window_length
         self.hop_length = hop_length
         self.fft_length = fft_length
@@ -486,7 +492,7 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: One waveform (samples,), a batch (windows, samples), or a list of waveforms; mono, full scale
-                [-1, 1]. Shorter waveforms of a list are padded to the longest.
+                [-1, 1]. Shorter waveforms of a list are filled up to the longest, see `padding`.
             sampling_rate: Of the waveforms, in hertz (Hz); must be that of the extractor.
             return_tensors: `"pt"` or `"np"`; None gives numpy arrays.
 
@@ -507,10 +513,14 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor):
             if wave.ndim != 1 or len(wave) < 2:
                 raise ValueError(f"Expected mono waveforms (samples,) of at least 2 samples, got {tuple(wave.shape)}.")
         longest = max(len(wave) for wave in waveforms)
-        batch = torch.stack(
-            [functional.pad(wave, (0, longest - len(wave)), value=self.padding_value) for wave in waveforms]
-        )
+        batch = torch.stack([self._fill_up(wave, longest) for wave in waveforms])
         return BatchFeature({"input_features": self._log_mel(batch).numpy()}, tensor_type=return_tensors)
+
+    def _fill_up(self, waveform: torch.Tensor, samples: int) -> torch.Tensor:
+        """Fill up a waveform to a number of samples, as `padding` says."""
+        if self.padding == "repeat":
+            return waveform.repeat(-(-samples // len(waveform)))[:samples]
+        return functional.pad(waveform, (0, samples - len(waveform)), value=self.padding_value)
 
     def _log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Compute spectrograms (windows, 1, feature_size, frames) of waveforms (windows, samples)."""
