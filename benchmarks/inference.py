@@ -50,6 +50,7 @@ from transformers import AutoModelForUniversalSegmentation
 
 from modeling_pcmanet import PCMANetConfig
 from modeling_pcmanet.configuration_encoders import audio_embedding_size
+from modeling_pcmanet.modeling_audio_encoders import embed_audio
 from pcmanet.examples.export_onnx import export, load
 
 
@@ -104,14 +105,33 @@ class Setting:
 
 @dataclass(frozen=True)
 class Variant:
-    """One implementation: `"plain"`, `"optimized"`, `"onnxruntime"` or `"backbone"`, in a data type, compiled or not."""
+    """One implementation in a data type.
+
+    Attributes:
+        kind: `"plain"`, `"optimized"`, `"onnxruntime"`, `"backbone"`, or `"encoders"`, backbone and audio encoder.
+        dtype: A name in `DTYPES`.
+        compile_mode: Mode of `torch.compile`; None does not compile.
+    """
 
     kind: str
     dtype: str
-    compiled: bool = False
+    compile_mode: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.dtype}{', compiled' if self.compiled else ''}"
+        return f"{self.kind}, {self.dtype}{', compiled' if self.compile_mode else ''}"
+
+
+class Encoders(nn.Module):
+    """Visual backbone and audio encoder alone, as transformers runs them."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.backbone, self.audio_encoder = model.model.backbone, model.model.audio_encoder
+
+    def forward(self, pixel_values: torch.Tensor, input_features: torch.Tensor) -> torch.Tensor:
+        """Return the coarsest feature map; the inputs are those of the model."""
+        embed_audio(self.audio_encoder, input_features.flatten(0, 1))
+        return self.backbone(pixel_values.flatten(0, 1)).feature_maps[-1]
 
 
 def parse_args() -> argparse.Namespace:
@@ -180,11 +200,13 @@ def build_run(
         module = model.for_inference(dtype).to(device)
     else:
         module = copy.deepcopy(model).to(device, dtype)
-        module = PlainPCMANet(module) if variant.kind == "plain" else module.model.backbone
-    called = torch.compile(module) if variant.compiled else module
+        parts = {"plain": PlainPCMANet, "encoders": Encoders, "backbone": lambda copied: copied.model.backbone}
+        module = parts[variant.kind](module)
+    called = torch.compile(module, mode=variant.compile_mode) if variant.compile_mode else module
     runs = {
         "plain": lambda: called(**batch)[-1],
         "optimized": lambda: called(**batch).logits,
+        "encoders": lambda: called(**batch),
         "backbone": lambda: called(batch["pixel_values"].flatten(0, 1)).feature_maps[-1],
     }
     return runs[variant.kind], module
@@ -223,10 +245,11 @@ def peak_extra_memory(setting: Setting, variant: Variant) -> float:
         run, _ = build_run(variant, model, build_batch(setting))
         del model
         run()
-        return _cuda_peak(run) if setting.device == "cuda" else _resident_peak(run)
+        return cuda_peak(run) if setting.device == "cuda" else _resident_peak(run)
 
 
-def _cuda_peak(run: Callable[[], torch.Tensor]) -> float:
+def cuda_peak(run: Callable[[], torch.Tensor]) -> float:
+    """Measure the megabytes that a call adds at its peak to what PyTorch holds on the GPU."""
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
     run()
@@ -283,7 +306,7 @@ def compare(setting: Setting, options: argparse.Namespace) -> None:
     variants = [Variant(kind, dtype) for dtype in options.dtypes for kind in ("plain", "optimized", "backbone")]
     memory = {} if options.no_memory else measure_memory(setting, variants, options.keep_freed_memory)
     if options.compile:
-        variants += [Variant(kind, dtype, True) for dtype in options.dtypes for kind in ("plain", "optimized")]
+        variants += [Variant(kind, dtype, "default") for dtype in options.dtypes for kind in ("plain", "optimized")]
     model, batch = build_model(setting), build_batch(setting)
     with torch.inference_mode():
         runs = {variant: build_run(variant, model, batch)[0] for variant in variants}

@@ -74,9 +74,11 @@ class PlainCrossAttention(nn.Module):
             update[:, 0] = attend(self.audio_to_visual, audio_states, visual_states, audio_clip, visual_clip)
         selected = torch.ones_like(visual_clip, dtype=torch.bool) if mask is None else mask.flatten()
         visual_update = torch.zeros_like(visual_states)
-        visual_update[selected] = attend(
+        attended = attend(
             self.visual_to_audio, visual_states[selected], audio_states, visual_clip[selected], audio_clip
         )
+        # Under autocast the attention has another data type than the LayerNorm.
+        visual_update[selected] = attended.to(visual_update.dtype)
         update[:, 1:] = visual_update.view(len(audio), -1, visual_update.shape[-1])
         sequence = sequence + self.output_projection(update)
 

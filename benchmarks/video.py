@@ -27,9 +27,7 @@ from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipel
 
 from modeling_pcmanet import (
     PCMANetConfig,
-    PCMANetFeatureExtractor,
     PCMANetForAudioVisualSegmentation,
-    PCMANetImageProcessor,
     PCMANetProcessor,
 )
 from modeling_pcmanet.media_pcmanet import MediaReader, iterate_frames
@@ -57,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(network: str) -> Pipeline:
+def build(network: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Pipeline:
     """Return the pipeline of a row: a demo model, or a preset with random weights."""
     if network.startswith("demo_model"):
         model = PCMANetForAudioVisualSegmentation.from_pretrained(EXAMPLES / network)
@@ -67,8 +65,8 @@ def build(network: str) -> Pipeline:
         config = PCMANetConfig.from_preset(preset, **({"num_labels": AVSS_CLASSES} if classes else {}))
         torch.manual_seed(0)
         model = AutoModelForUniversalSegmentation.from_config(config)
-        processor = PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor())
-    return AudioVisualSegmentationPipeline(model=model.eval(), processor=processor, device="cpu")
+        processor = PCMANetProcessor.from_pretrained_backbones(audio=config.audio_config)
+    return AudioVisualSegmentationPipeline(model=model.eval().to(dtype), processor=processor, device=device)
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
