@@ -23,9 +23,9 @@ The file goes from the model to its parts: model, decoder stage, visual backbone
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
@@ -33,6 +33,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import logging, output_capturing
 
@@ -48,6 +49,7 @@ from .modeling_pcmanet_decoder import (
     GuidedFusion,
     PCMANetOutput,
     QuerySelectedCrossAttention,
+    build_layout,
     resize_nearest,
     unit_length_eps,
     validate_inputs,
@@ -72,6 +74,7 @@ class OptimizedPCMANet(nn.Module):
 
     def __init__(self, network: "PCMANetModel", dtype: torch.dtype, audio_dtype: torch.dtype):
         super().__init__()
+        self._source = _identify_parts(network), _read_settings(network), _sum_values(network)
         self.config = copy.deepcopy(network.config)
         self.backbone = _optimize_backbone(network.backbone)
         self.pyramid = copy.deepcopy(network.pyramid)
@@ -115,6 +118,19 @@ class OptimizedPCMANet(nn.Module):
                 "model on which `for_inference()` was called, then call it again."
             )
         return super().train(False)
+
+    def is_copy_of(self, network: "PCMANetModel", *, compare_values: bool = True) -> bool:
+        """Return whether a network is the one that was copied, and unchanged since.
+
+        Args:
+            network: A network of which `find_obstacle` finds nothing.
+            compare_values: Whether to read all settings and weights too, which takes one pass over the memory. PyTorch does
+                not record writes through `.data`.
+        """
+        parts, settings, sums = self._source
+        if _identify_parts(network) != parts:
+            return False
+        return not compare_values or (_read_settings(network) == settings and torch.equal(_sum_values(network), sums))
 
     @torch.no_grad()
     def forward(
@@ -179,12 +195,6 @@ class OptimizedPCMANet(nn.Module):
         is_possible = not torch.compiler.is_compiling() and not self.has_unchanged_modules
         return is_possible and pixel_values.is_cpu and len(pixel_values) > 1
 
-    def _layout(self, clips: torch.Tensor, frame_mask: torch.Tensor | None) -> ClipLayout:
-        """Return the layout of the computed frames of (batch, frames, ...)."""
-        batch, frames = clips.shape[:2]
-        is_excluding = self.config.padded_frames == "excluded"
-        return ClipLayout(batch, frames, frame_mask.bool() if frame_mask is not None and is_excluding else None)
-
     def _embed_audio(
         self, input_features: torch.Tensor | None, audio_embeds: torch.Tensor | None, frame_mask: torch.Tensor | None
     ) -> torch.Tensor:
@@ -193,7 +203,7 @@ class OptimizedPCMANet(nn.Module):
             return audio_embeds.to(self.dtype)
         input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
         # All frames of all clips at once: for the few of a single clip the encoder would spend its time on reading weights.
-        layout = self._layout(input_features, frame_mask)
+        layout = build_layout(input_features, frame_mask, self.config)
         features = layout.to_frames(input_features).to(self.audio_encoder.dtype)
         embeddings = embed_windows(self.audio_encoder, features, self.config.num_audio_windows)
         return layout.to_clips(embeddings.to(self.dtype))
@@ -232,7 +242,7 @@ class OptimizedPCMANet(nn.Module):
         early_exit_threshold: float | None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
         """Compute all clips at once; return logits, confidence masks and, with early exit, the stages used."""
-        layout = self._layout(pixel_values, frame_mask)
+        layout = build_layout(pixel_values, frame_mask, self.config)
         pixels = layout.to_frames(pixel_values).to(self.dtype).contiguous(memory_format=torch.channels_last)
         embeddings, zeroing = layout.to_frames(embeddings), None
         if frame_mask is not None and layout.real is None:
@@ -327,6 +337,67 @@ def _keep_frames(layout: ClipLayout, kept: torch.Tensor) -> ClipLayout:
 
 # Decoder stage: the modules of modeling_pcmanet_decoder.py, rearranged to compute less. A module is rearranged only if all of
 # its layers are those of the published one; any other module, such as a custom block, runs unchanged.
+
+
+# Whether a copy is still that of its model.
+
+# The packages whose modules compute what their weights, settings and class say.
+_KNOWN_PACKAGES = tuple(f"{package}." for package in (__package__, "transformers", "timm", "torch.nn"))
+_SETTINGS = (int, float, str, tuple, type(None))
+_SUM_PERIOD = 1021  # values; a prime, so that exchanged rows, channels or kernels do not meet in the same sum
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+
+
+def find_obstacle(model: nn.Module) -> str | None:
+    """Return what prevents that a change of a model is noticed, such as hooks; None if an optimized copy can be kept.
+
+    Args:
+        model: The model, with or without its head.
+    """
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return "hooks of all modules"
+    for name, module in model.named_modules():
+        if _is_hooked(module):
+            return f"hooks or another `forward` of {name or 'the model'}"
+        if not type(module).__module__.startswith(_KNOWN_PACKAGES):
+            return f"the module {name or 'model'}, a {type(module).__qualname__} of {type(module).__module__}"
+    return None
+
+
+def _identify_parts(network: nn.Module) -> list[Any]:
+    """Return the classes of all modules, and where their weights are with the number of writes that PyTorch recorded."""
+    classes = [(type(module), type(module).forward) for module in network.modules()]
+    return [classes, [(tensor.data_ptr(), tensor.is_inference() or tensor._version) for tensor in _tensors(network)]]
+
+
+def _read_settings(network: nn.Module) -> list[Any]:
+    """Return what forward calls read besides weights: the attributes of all modules, and the configurations."""
+    attributes = [value for module in network.modules() for value in vars(module).values()]
+    configs = {id(value): vars(value) for value in attributes if isinstance(value, PreTrainedConfig)}
+    return [[value for value in attributes if isinstance(value, _SETTINGS)], copy.deepcopy(list(configs.values()))]
+
+
+def _sum_values(network: nn.Module) -> torch.Tensor:
+    """Sum all weights as integers, exactly, in a way that also depends on their positions; (bytes,) uint8."""
+    parts = []
+    for tensor in _tensors(network):
+        values = tensor.detach().flatten()
+        values = values.view(_INTEGERS[values.element_size()])
+        if len(values) >= _SUM_PERIOD:
+            length = len(values) // _SUM_PERIOD * _SUM_PERIOD
+            # Integers of the same size: the sums wrap around, and nothing is copied.
+            parts.append(values[:length].view(-1, _SUM_PERIOD).sum(0, dtype=values.dtype))
+            values = values[length:]
+        parts.append(values)
+    return torch.cat([part.view(torch.uint8) for part in parts])
+
+
+def _tensors(network: nn.Module) -> Iterator[torch.Tensor]:
+    """Iterate over parameters and buffers; those that modules share come several times."""
+    for module in network.modules():
+        yield from (
+            tensor for tensor in chain(module._parameters.values(), module._buffers.values()) if tensor is not None
+        )
 
 
 def _optimize_stages(network: "PCMANetModel") -> nn.ModuleList:
@@ -810,15 +881,18 @@ def _in_chunks(
 ) -> tuple[torch.Tensor, ...]:
     """Apply a function to a few frames at a time, so that its intermediate tensors are small and stay in the cache.
 
+    Only on a CPU: on a GPU the parts would be too small to occupy it, and each would start its own kernels.
+
     Args:
         function: Maps tensors (frames, ...) to tensors (frames, ...), each frame independently.
         values_per_frame: Size of the largest tensor that the function creates, per frame. None: all frames at a time.
         *inputs: Arguments of the function; None is passed on, but not as the first one.
     """
     # A compiled or exported graph must not depend on the number of frames.
-    if values_per_frame is None or torch.compiler.is_compiling():
+    first = cast(torch.Tensor, inputs[0])
+    if values_per_frame is None or not first.is_cpu or torch.compiler.is_compiling():
         return function(*inputs)
-    chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(cast(torch.Tensor, inputs[0]))
+    chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(first)
     if frames <= chunk:
         return function(*inputs)
     parts = [

@@ -45,6 +45,7 @@ from .modeling_pcmanet_decoder import (
     CrossAttention,
     DecoderStage,
     PCMANetOutput,
+    build_layout,
     validate_inputs,
 )
 
@@ -197,7 +198,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
                 implementation does not return weights.
             TypeError: If a keyword is unknown.
         """
-        if unknown := kwargs.keys() - _CAPTURE_KEYWORDS:
+        if unknown := set(kwargs) - _CAPTURE_KEYWORDS:
             raise TypeError(
                 f"The model got the unknown keywords {sorted(unknown)}. If they come from a processor call with "
                 "`return_metadata=True`, pop the metadata (timestamps, original_sizes, frames) from the batch first."
@@ -209,14 +210,11 @@ class PCMANetModel(PCMANetPreTrainedModel):
                 f"`output_attentions` needs eager attention, got {attention}, which does not return weights: load the "
                 'model with `attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
             )
-        batch, frames = pixel_values.shape[:2]
-        is_excluding = self.config.padded_frames == "excluded"
-        layout = ClipLayout(batch, frames, frame_mask.bool() if frame_mask is not None and is_excluding else None)
-
+        layout = build_layout(pixel_values, frame_mask, self.config)
         embeddings = self._embed_audio(input_features, audio_embeds, layout)
         maps = compute_feature_maps(self.backbone, self.pyramid, layout.to_frames(pixel_values))[::-1]
         maps = [neck(feature_map) for neck, feature_map in zip(self.neck, maps, strict=True)]
-        if frame_mask is not None and not is_excluding:
+        if frame_mask is not None and layout.real is None:
             # As published, the embeddings are zeroed before the projection, so that its bias remains in padded frames.
             real = frame_mask.flatten().to(embeddings.dtype)
             embeddings, maps = embeddings * real[:, None], [x * real[:, None, None, None] for x in maps]
@@ -535,11 +533,12 @@ def deeply_supervised_loss(
     """
     num_labels = stage_logits[0].shape[2]
     frame_loss = binary_loss if num_labels == 1 else semantic_loss
-    num_annotated = annotated.sum().clamp(min=1)
-    labels = labels[annotated]
+    # Ignored, not left out: their loss is 0, and no shape depends on values, for which a GPU would have to wait.
+    labels = torch.where(annotated[..., None, None], labels, ignore_index).flatten(0, 1)
     _validate_labels(labels, num_labels, ignore_index)
+    num_annotated = annotated.sum().clamp(min=1)
     losses = [
-        weight * frame_loss(logits[annotated], labels, ignore_index).sum() / num_annotated
+        weight * frame_loss(logits.flatten(0, 1), labels, ignore_index).sum() / num_annotated
         for logits, weight in zip(stage_logits, stage_weights, strict=True)
     ]
     return torch.stack(losses).sum()

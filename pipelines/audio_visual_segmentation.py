@@ -12,6 +12,7 @@ transformers and the file next to it, so a pipeline saved with its code runs fro
 """
 
 import ctypes
+import inspect
 import os
 import queue
 import sys
@@ -20,9 +21,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import chain, islice
 from numbers import Integral, Real
-from pathlib import Path
 from types import GeneratorType
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
@@ -38,6 +39,8 @@ from transformers.utils import logging
 from .segments import find_segments
 
 
+logger = logging.get_logger(__name__)
+
 # The longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with its length.
 FRAMES_PER_WINDOW = 10
 DEFAULT_OVERLAP = 1 / 5  # fraction of a window; docs/streaming.md shows what seams cost
@@ -46,9 +49,19 @@ WINDOWS_AHEAD = 2  # windows read before the network needs them, per clip
 LIVE_FRAMES_AHEAD = 100  # frames of live input that can wait for a slow network
 POLLING_SECONDS = 0.1  # how often a blocked thread checks whether it was closed
 
-INPUT_KEYS = ("video", "audio", "sampling_rate", "timestamps")
+# Of a clip in a dictionary, such as a row of a data set: its video or its frames, and what belongs to them.
+VIDEO_KEYS = ("video", "frames")
+CLIP_KEYS = ("audio", "sampling_rate", "timestamps")
 
-VideoSource: TypeAlias = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
+# Names of other libraries for arguments of the pipeline.
+OTHER_NAMES = {
+    **dict.fromkeys(("video", "videos", "images", "frames"), "inputs, the first argument"),
+    **dict.fromkeys(("fps", "frame_rate", "num_frames"), "frames_per_second"),
+}
+
+VideoSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray | torch.Tensor | list[Any]
+)
 Item = TypeVar("Item")
 
 HEARD_SCORE = 3.0  # standard deviations above other sounds from which a group of classes counts as heard
@@ -118,11 +131,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     processor: Any
 
     _optimized_model: Any = None
-    _optimized_weights: list[tuple[int, int]] | None = None  # identity and version of the weights it was made from
 
     def __call__(
         self,
-        inputs: VideoSource | Mapping[str, Any] | Iterable[Any],
+        inputs: VideoSource | Mapping[str, Any] | Iterable[Any] | None = None,
         *,
         batch_size: int | None = None,
         num_workers: int | None = None,
@@ -131,11 +143,12 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Segment one video, or each video of a list, generator or dataset.
 
         Args:
-            inputs: One video: a path, http(s) URL, bytes or binary file object; its frames as an array (frames, height,
-                width, 3); or a dictionary with `video` and optionally `audio`, `sampling_rate` and, for frames,
-                `timestamps` in seconds. `{"path", "bytes"}` of a `datasets` column is accepted as a file. Several
-                videos: a list or tuple is processed at once; a generator or other iterator, a dataset (torch or
-                `datasets`) or its column is streamed.
+            inputs: One video, required: a path, URL, bytes or binary file object; its frames as an array (frames, height,
+                width, 3) or a list of PIL images or arrays; or a dictionary with `video` or `frames` and optionally `audio`, `sampling_rate` and, for
+                frames, `timestamps` in seconds, whose other keys are ignored: a row of a data set. Columns of `datasets`
+                are accepted as they are, decoded (by torchcodec) or not (`{"path", "bytes"}`). Several videos: a list or
+                tuple is processed at once; a generator or other iterator, a dataset (torch or `datasets`) or its column
+                is streamed.
             batch_size: Windows per batch, of one clip or several. Defaults to 1.
             num_workers: Clips read at the same time, each in a thread.
             threshold: Probability in [0, 1] that a pixel must exceed. Defaults to 0.5 in the binary task (AVSBench's
@@ -151,7 +164,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             frames_per_window: Network frames per window. Defaults to 10. Longer videos are split into windows.
             window_overlap: Frames that a window shares with the one before. Defaults to a fifth of a window.
             use_optimized_model: Whether to run the model's optimized copy (`for_inference()`: the same logits, faster)
-                if it has one. Defaults to `True`. A model in training mode, quantized or on several devices runs as it is.
+                if it has one. Defaults to `True`. A model in training mode, quantized, on several devices, or with hooks,
+                adapters or custom modules runs as it is. The copy is made again if the model has changed since the last call.
             early_exit_threshold: Fraction of a frame's pixels, in [0, 1], that may be uncertain for the optimized model to
                 stop at a coarse stage, which is faster. By default it runs all stages.
             progress_bar: Whether to show a progress bar over windows. Defaults to `False`.
@@ -165,11 +179,16 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             For several inputs: one such list each.
 
         Raises:
+            TypeError: For an unknown keyword.
             ValueError: If an argument is out of range, one audio is given for several videos, or the processor cannot
                 use a video (no audio track, nothing to decode ...).
             FileNotFoundError: If a file does not exist.
         """
-        inputs = _list_or_generator(inputs)
+        if inputs is None:
+            self._sanitize_parameters(**kwargs)  # names a keyword that was meant to be the video
+            raise ValueError("Got no video. Pass it as the first argument: inputs.")
+        is_frames = isinstance(inputs, list | tuple) and self.processor.is_clip(inputs)
+        inputs = {"frames": inputs} if is_frames else _list_or_generator(inputs)
         if kwargs.get("audio") is not None and isinstance(inputs, list | GeneratorType):
             raise ValueError(
                 "`audio` accepts the audio of one video, but several videos were passed. Pass a dictionary per video: "
@@ -312,8 +331,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         use_optimized_model: bool | None = None,
         early_exit_threshold: float | None = None,
         progress_bar: bool | None = None,
+        **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Assign the arguments to the three steps, and check them together with the defaults of the pipeline."""
+        for name in unknown:
+            raise TypeError(_unknown_keyword(name, list(inspect.signature(self._sanitize_parameters).parameters)))
         preprocess = _given(
             frames_per_second=frames_per_second,
             masks_per_second=masks_per_second,
@@ -443,6 +465,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         postprocess: dict[str, Any],
     ) -> Generator[dict[str, Any], None, None]:
         """Run the model on the window that ends with each frame, or with the newest of the waiting frames."""
+        self._check_values()
         held: deque[dict[str, Any]] = deque(maxlen=frames_per_window)
         with closing(_ReadAhead(frames, LIVE_FRAMES_AHEAD) if drop_late else frames) as source:
             take = source.take_waiting if isinstance(source, _ReadAhead) else lambda: list(islice(source, 1))
@@ -462,6 +485,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         forward_params: dict[str, Any],
     ) -> Generator[tuple[Window, torch.Tensor], None, None]:
         """Run the model on the windows of all clips; a batch can hold windows of several clips."""
+        self._check_values()
         forward_params = dict(forward_params)
         show = forward_params.pop("progress_bar", False)
         readers = (self.preprocess(clip, **preprocess_params) for clip in inputs)
@@ -484,15 +508,28 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         return outputs["logits"]
 
     def _network(self) -> Callable[..., Any]:
-        """Return the optimized model, rebuilt if the weights have changed; the model itself if it cannot be optimized."""
+        """Return the optimized model, rebuilt if the model has changed; the model itself if it cannot be optimized."""
         spread = getattr(self.model, "hf_device_map", None) is not None or getattr(self.model, "is_quantized", False)
         if self.model.training or spread or not hasattr(self.model, "for_inference"):
             return self.model
-        tensors = chain(self.model.parameters(), self.model.buffers())
-        weights = [(tensor.data_ptr(), tensor.is_inference() or tensor._version) for tensor in tensors]
-        if weights != self._optimized_weights:
-            self._optimized_model, self._optimized_weights = self.model.for_inference(), weights
+        if obstacle := self.model.find_optimization_obstacle():
+            logger.warning_once(
+                f"The pipeline runs the model itself and not its optimized copy, because it has {obstacle}."
+            )
+            return self.model
+        if not self._is_current(compare_values=False):
+            self._optimized_model = self.model.for_inference()
         return self._optimized_model
+
+    def _is_current(self, *, compare_values: bool) -> bool:
+        """Whether the optimized model is a copy of the model as it is now."""
+        copied, network = self._optimized_model, getattr(self.model, "model", None)
+        return None not in (copied, network) and copied.is_copy_of(network, compare_values=compare_values)
+
+    def _check_values(self) -> None:
+        """Drop an optimized model with other weights. Once per call: before each batch it would take too long."""
+        if self._optimized_model is not None and not self._is_current(compare_values=True):
+            self._optimized_model = None
 
     def _entries(
         self,
@@ -537,18 +574,24 @@ PIPELINE_REGISTRY.register_pipeline(
 # Inputs.
 
 
+def _unknown_keyword(name: str, known: list[str]) -> str:
+    """Return the message for a keyword that does not exist."""
+    meant = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, known, n=1)), None)
+    hint = f"Did you mean {meant}?" if meant else f"Expected one of {', '.join(known[:-1])}."
+    return f"Got an unknown keyword {name}. {hint}"
+
+
 def _list_or_generator(inputs: Any) -> Any:
     """Convert several inputs to a list, or to a generator if they are streamed; return one input unchanged."""
-    if isinstance(inputs, list | tuple):
+    if isinstance(inputs, list | tuple) or (isinstance(inputs, np.ndarray | torch.Tensor) and inputs.ndim == 5):
         # transformers reads the first item of a list, so an empty one becomes an empty generator.
         return list(inputs) or (each for each in ())
     if isinstance(inputs, Dataset) and isinstance(inputs, Sized):
         # A torch dataset with a length need not raise IndexError at its end.
         return (inputs[index] for index in range(len(inputs)))
     # A file object iterates over lines and an array over frames, but each is one input.
-    is_one = isinstance(inputs, str | bytes | bytearray | Mapping | np.ndarray | torch.Tensor) or hasattr(
-        inputs, "read"
-    )
+    one = str | bytes | bytearray | memoryview | Mapping | np.ndarray | torch.Tensor
+    is_one = isinstance(inputs, one) or hasattr(inputs, "read") or hasattr(inputs, "get_frame_at")
     is_several = isinstance(inputs, Iterable | Dataset) and not is_one
     return (each for each in inputs) if is_several else inputs
 
@@ -560,32 +603,17 @@ def _clip_arguments(
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Convert one input of any kind to the arguments of the processor's `stream`."""
-    if not isinstance(inputs, Mapping) or "path" in inputs or "bytes" in inputs:
-        inputs = {"video": inputs}
-    unknown = sorted(set(inputs) - set(INPUT_KEYS))
-    if unknown or "video" not in inputs:
+    clip = {"audio": audio, "sampling_rate": sampling_rate}
+    if not isinstance(inputs, Mapping):
+        return {**kwargs, **clip, "video": inputs}
+    video = next((inputs[key] for key in VIDEO_KEYS if key in inputs), None)
+    if video is None and not {"path", "bytes"} & set(inputs):
         raise ValueError(
-            f'Expected a dictionary with "video" and optionally {INPUT_KEYS[1:]}, got the keys {sorted(inputs)}.'
+            f'Expected a dictionary with "video" or "frames" and optionally {CLIP_KEYS}, or with "path" or "bytes", got the '
+            f"keys {sorted(inputs)}."
         )
-
-    clip = {"audio": audio, "sampling_rate": sampling_rate, **inputs}
-    if isinstance(clip["audio"], Mapping) and "array" in clip["audio"]:
-        clip |= {
-            "audio": clip["audio"]["array"],
-            "sampling_rate": clip["audio"].get("sampling_rate", clip["sampling_rate"]),
-        }
-    files = {"video": _extract_file(clip["video"]), "audio": _extract_file(clip["audio"])}
-    return {**kwargs, **clip, **files}
-
-
-def _extract_file(source: VideoSource | Mapping[str, Any] | None) -> VideoSource | None:
-    """Return the bytes, or else the path, of `{"path", "bytes"}` in a `datasets` column."""
-    if not isinstance(source, Mapping):
-        return source
-    found = [source[key] for key in ("bytes", "path") if source.get(key) is not None]
-    if not found:
-        raise ValueError(f'Expected a dictionary with "bytes" or "path", got {dict(source)}.')
-    return found[0]
+    given = {key: inputs[key] for key in CLIP_KEYS if key in inputs}
+    return {**kwargs, **clip, **given, "video": inputs if video is None else video}
 
 
 def _given(**arguments: Any) -> dict[str, Any]:
@@ -649,16 +677,17 @@ def collate_windows(windows: Sequence[Sequence[dict[str, Any]]], dtype: torch.dt
         dtype: Data type of images and audio features.
 
     Returns:
-        `pixel_values` (windows, frames, 3, height, width), `input_features` (windows, frames, ...) and `frame_mask`
-        (windows, frames), False for padding.
+        `pixel_values` (windows, frames, 3, height, width), `input_features` (windows, frames, ...) and, if windows are
+        padded, `frame_mask` (windows, frames), False for padding.
     """
     batch = {
         name: pad_sequence([torch.stack([frame[name] for frame in frames]) for frames in windows], batch_first=True)
         for name in ("pixel_values", "input_features")
     }
+    batch = {name: tensor.to(dtype) for name, tensor in batch.items()}
     lengths = torch.tensor([len(frames) for frames in windows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return {**{name: tensor.to(dtype) for name, tensor in batch.items()}, "frame_mask": mask}
+    return batch if mask.all() else {**batch, "frame_mask": mask}
 
 
 def _next_clip(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple[Window, torch.Tensor]]:

@@ -1,10 +1,12 @@
 """Tests of the pipeline: arguments, inputs, windows, reading ahead, and real files through a tiny model."""
 
+import copy
 import io
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -19,10 +21,13 @@ import pytest
 import torch
 from datasets import Dataset as HubDataset
 from isolated_python import WITHOUT_OUR_PACKAGE
+from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
+from torchcodec_decoders import audio_decoder, video_decoder
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from written_trees import write_trees
 
 from modeling_pcmanet import (
     AudioMobileNetFeatureExtractor,
@@ -34,6 +39,7 @@ from modeling_pcmanet import (
 )
 from modeling_pcmanet.media_pcmanet import read_audio, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
+from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import (
     Window,
@@ -161,20 +167,12 @@ def test_one_input_is_unchanged(inputs: object):
     assert _list_or_generator(inputs) is inputs
 
 
-def test_audio_without_a_rate_uses_the_rate_of_the_call():
-    wave = np.zeros(8)
-    given = _clip_arguments({"video": "a.mp4", "audio": {"array": wave}}, sampling_rate=8000)
-    assert given["audio"] is wave
-    assert given["sampling_rate"] == 8000
-    assert _clip_arguments("a.mp4", audio={"array": wave})["sampling_rate"] is None
-
-
-@pytest.mark.parametrize("source", [{"bytes": None}, {"path": None, "bytes": None}])
-def test_dictionaries_without_a_file_are_refused(source: dict):
-    with pytest.raises(ValueError, match='"bytes" or "path", got'):
-        _clip_arguments(source)
-    with pytest.raises(ValueError, match='"bytes" or "path", got'):
-        _clip_arguments("a.mp4", audio=source)
+def test_the_arguments_of_a_clip():
+    given = _clip_arguments({"video": "a.mp4", "label": 3}, audio="b.wav", sampling_rate=8000)
+    assert given == {"video": "a.mp4", "audio": "b.wav", "sampling_rate": 8000}
+    row = {"frames": [1], "timestamps": [0.5], "path": "c.mp4"}
+    assert _clip_arguments(row) == {"video": [1], "timestamps": [0.5], "audio": None, "sampling_rate": None}
+    assert _clip_arguments({"path": "c.mp4"})["video"] == {"path": "c.mp4"}
 
 
 def frames(number: int) -> list[dict]:
@@ -296,6 +294,7 @@ def test_shorter_windows_are_padded():
     assert batch["pixel_values"].shape == (2, 3, 3, 2, 2)
     assert batch["pixel_values"].dtype == batch["input_features"].dtype == torch.float16
     assert batch["pixel_values"][1, :, 0, 0, 0].tolist() == [0.0, 1.0, 0.0]
+    assert "frame_mask" not in collate_windows([frames(3), frames(3)], torch.float16)
 
 
 class TestReadAhead:
@@ -505,7 +504,7 @@ def assert_same(left: list[dict], right: list[dict]) -> None:
 
 def run_model(pipe: Pipeline, batch: dict) -> torch.Tensor:
     with torch.no_grad():
-        return pipe.model(**{name: batch[name] for name in ("pixel_values", "input_features", "frame_mask")}).logits
+        return pipe.model(**{name: batch[name] for name in pipe.processor.model_input_names if name in batch}).logits
 
 
 class TestResult:
@@ -785,6 +784,17 @@ class TestLive:
         assert list(binary.live([], sampling_rate=RATE)) == []
 
 
+class Adapter(torch.nn.Module):
+    """A module that changes the output of another one and can be switched off, as those of peft."""
+
+    def __init__(self, base: torch.nn.Module):
+        super().__init__()
+        self.base, self.is_active = base, True
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.base(values) + 100.0 * self.is_active
+
+
 class TestOptimizedModel:
     def test_returns_the_same_masks(self, semantic: Pipeline, clips: list[Path]):
         assert_same(semantic(clips[1]), semantic(clips[1], use_optimized_model=False))
@@ -799,6 +809,67 @@ class TestOptimizedModel:
             head.bias += 100.0
         after = pipe(clips[0])
         assert before[0]["segments"][0]["score"] < 0.99 < after[0]["segments"][0]["score"]
+
+    @pytest.mark.parametrize("part", ["weights", "statistics", "settings", "modules"])
+    def test_is_rebuilt_after_changes_that_pytorch_does_not_record(self, part: str, clips: list[Path]):
+        pipe = tiny_pipeline()
+        before = pipe(clips[0])
+        head = pipe.model.model.stages[-1].head
+        if part == "weights":
+            head[-1].bias.data += 100.0
+        elif part == "statistics":
+            head[1].running_mean.data.sub_(1000.0)
+        elif part == "settings":
+            head[1].eps = 1e9
+        else:
+            head[-1] = copy.deepcopy(head[-1]).requires_grad_(False)
+            head[-1].bias += 100.0
+        after = pipe(clips[0])
+        assert after != before
+        assert_same(after, pipe(clips[0], use_optimized_model=False))
+        assert pipe._network() is not pipe.model
+
+    @pytest.mark.parametrize(
+        "change", [lambda w: w.neg_(), lambda w: w.copy_(w.flip(0)), lambda w: w.copy_(w.flip(-1))]
+    )
+    def test_exchanged_and_negated_weights_are_noticed(self, change: Callable):
+        model = tiny_pipeline().model
+        weights = [weight for weight in model.parameters() if weight.numel() > 1 and weight.count_nonzero()]
+        optimized = model.for_inference()
+        for weight in weights:
+            kept = weight.data.clone()
+            change(weight.data)
+            is_changed = not torch.equal(kept, weight)
+            assert optimized.is_copy_of(model.model) != is_changed
+            weight.data.copy_(kept)
+        assert optimized.is_copy_of(model.model)
+
+    @pytest.mark.parametrize("kind", ["hook", "hook of all modules", "forward", "adapter"])
+    def test_is_not_used_with_hooks_or_adapters(self, kind: str, clips: list[Path], monkeypatch: pytest.MonkeyPatch):
+        pipe = tiny_pipeline()
+        before = pipe(clips[0])
+        head = pipe.model.model.stages[-1].head
+        handle = None
+        if kind == "hook":
+            handle = head[-1].register_forward_hook(lambda *_: _[-1] + 100.0)
+        elif kind == "hook of all modules":
+            add = lambda module, _, logits: logits + 100.0 if module is head[-1] else None  # noqa: E731
+            handle = torch.nn.modules.module.register_module_forward_hook(add)
+        elif kind == "forward":
+            forward = head[-1].forward
+            monkeypatch.setattr(head[-1], "forward", lambda values: forward(values) + 100.0)
+        else:
+            head[-1] = Adapter(head[-1])
+        try:
+            after = pipe(clips[0])
+            assert pipe._network() is pipe.model
+        finally:
+            if handle is not None:
+                handle.remove()
+        assert before[0]["segments"][0]["score"] < 0.99 < after[0]["segments"][0]["score"]
+        if kind == "adapter":
+            head[-1].is_active = False
+            assert_same(pipe(clips[0]), before)
 
     def test_is_not_used_in_training_or_for_other_models(self):
         pipe = tiny_pipeline()
@@ -896,6 +967,37 @@ class TestInputs:
         for source in (*inputs, {"path": str(clips[0]), "bytes": None}):
             assert_same(binary(source), expected)
 
+    def test_decoded_columns_of_a_dataset(self, binary: Pipeline, clips: list[Path], silent: Path):
+        # Issue 16, point 14: what `Video()` and `Audio()` columns give, next to other columns.
+        row = {"video": video_decoder(clips[0]), "label": 3}
+        assert_same(binary(row), binary(clips[0]))
+        assert_same(binary(row["video"]), binary(clips[0]))
+        expected = binary({"video": silent, "audio": clips[0]})
+        for video in (silent, video_decoder(silent)):
+            assert_same(binary({"video": video, "audio": audio_decoder(clips[0]), "id": "a"}), expected)
+        # Decoders without a file are read themselves.
+        decoders = {
+            "video": video_decoder(silent, keeps_file=False),
+            "audio": audio_decoder(clips[0], keeps_file=False),
+        }
+        read = [frame["timestamp"] for frame in binary(decoders)]
+        assert read == pytest.approx([frame["timestamp"] for frame in expected])
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_rows_of_avsbench(self, binary: Pipeline, tmp_path: Path, streaming: bool):
+        # Issue 16, point 14: rows of our own loader, with all of their columns.
+        write_trees(tmp_path, s4={"val": 2})
+        rows = load_avsbench(
+            tmp_path, "s4", split="validation", streaming=streaming, cache_dir=str(tmp_path / "cache")
+        )
+        results = list(binary(rows))
+        assert [[frame["timestamp"] for frame in result] for result in results] == [
+            [k + 15 / 16 for k in range(5)]
+        ] * 2
+        waveform, sampling_rate = read_audio(next(iter(rows))["audio"]["bytes"])
+        frames = np.stack([np.asarray(frame) for frame in next(iter(rows))["frames"]])
+        assert_same(results[0], binary(frames, audio=waveform, sampling_rate=sampling_rate))
+
     def test_frames_as_an_array(self, binary: Pipeline, clips: list[Path]):
         media = read_media(clips[0])
         given = {
@@ -905,6 +1007,21 @@ class TestInputs:
             "timestamps": media.timestamps,
         }
         assert_same(binary(given), binary(clips[0]))
+
+    def test_a_list_of_frames_is_one_clip(self, binary: Pipeline, clips: list[Path]):
+        # Issue 16, point 15: in the pipeline as in the processor.
+        media = read_media(clips[0])
+        audio = {"audio": media.waveform, "sampling_rate": media.sampling_rate}
+        expected = binary(media.frames, **audio)
+        for frames in (
+            list(media.frames),
+            tuple(map(Image.fromarray, media.frames)),
+            list(torch.tensor(media.frames)),
+        ):
+            assert_same(binary(frames, **audio), expected)
+            assert_same(list(binary.stream(frames, **audio)), expected)
+        several = binary([{"frames": list(media.frames), **audio}] * 2)
+        assert_same(several[1], expected)
 
     @pytest.mark.parametrize("as_dictionary", [False, True])
     def test_silent_file_with_separate_audio(self, binary: Pipeline, silent: Path, as_dictionary: bool):
@@ -933,7 +1050,13 @@ class TestInputs:
         with pytest.raises(ValueError, match="several videos"):
             binary([str(path) for path in clips], audio=clip_audio(2, 0), sampling_rate=RATE)
 
-    @pytest.mark.parametrize("given", [{"videos": "clip.mp4"}, {"video": "clip.mp4", "sound": None}, {}])
+    @pytest.mark.parametrize("source", [{"bytes": None}, {"path": None, "bytes": None}])
+    def test_dictionary_without_a_file(self, binary: Pipeline, clips: list[Path], source: dict):
+        for given in (source, {"video": clips[0], "audio": source}):
+            with pytest.raises(ValueError, match='"bytes" or "path", got'):
+                binary(given)
+
+    @pytest.mark.parametrize("given", [{"videos": "clip.mp4"}, {"label": 3}, {}])
     def test_dictionary_with_other_keys(self, binary: Pipeline, given: dict):
         with pytest.raises(ValueError, match='Expected a dictionary with "video"'):
             binary(given)
@@ -961,9 +1084,25 @@ class TestInputs:
         with pytest.raises(ValueError, match=r"`window_overlap` must be less than `frames_per_window` \(4\), got 5"):
             short(clips[0], window_overlap=5)
 
-    def test_unknown_argument(self, binary: Pipeline, clips: list[Path]):
-        with pytest.raises(TypeError, match="treshold"):
-            binary(clips[0], treshold=0.5)
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("treshold", "Did you mean threshold?"),
+            ("fps", "Did you mean frames_per_second?"),
+            ("shape", "Expected one of threshold, "),
+        ],
+    )
+    def test_unknown_argument(self, binary: Pipeline, clips: list[Path], name: str, message: str):
+        with pytest.raises(TypeError, match=rf"unknown keyword {name}\. {re.escape(message)}"):
+            binary(clips[0], **{name: 4})
+
+    def test_a_video_is_the_first_argument(self, binary: Pipeline, clips: list[Path]):
+        with pytest.raises(TypeError, match="unknown keyword video. Did you mean inputs, the first argument?"):
+            binary(video=clips[0])
+        with pytest.raises(ValueError, match="Got no video. Pass it as the first argument: inputs"):
+            binary()
+        with pytest.raises(ValueError, match="Expected a video as a path, .* got int"):
+            binary(0)
 
 
 class TestRegistrationAndSaving:
