@@ -1,4 +1,4 @@
-"""Run the `pcmanet` command and record which files this process creates, opens for writing or renames.
+"""Run the `pcmanet` command in float64 and record which files this process creates, opens for writing or renames.
 
     torchrun --nproc_per_node 2 tests/record_written_files.py train --output FOLDER/run ...
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from float64_training import train_in_float64
 
 from pcmanet.cli.main import main
 
@@ -48,4 +49,5 @@ def record_written_files() -> None:
 
 if __name__ == "__main__":
     record_written_files()
+    train_in_float64()
     sys.exit(main())
