@@ -19,27 +19,31 @@ import ssl
 import stat
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeGuard, TypeVar, cast
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import av
 import av.error
+import fsspec
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
+from fsspec.core import OpenFile
 
 
 logger = logging.getLogger(__name__)
 
-MediaSource = str | Path | bytes | BinaryIO
+MediaSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 Stream = TypeVar("Stream", VideoStream, AudioStream)
 
 # In place of a rate: every frame of the video, at its own time.
@@ -278,6 +282,7 @@ class MediaReader:
     """
 
     def __init__(self, source: MediaSource, *, video: bool = True, audio: bool = True) -> None:
+        source = media_source(source)
         self.name = source_name(source)
         self.notes = MediaNotes(self.name)
         self._audio: AudioStream | None = None
@@ -440,11 +445,8 @@ class MediaReader:
         """Yield the frames that are taken at each rate: index of the rate, timestamp, frame."""
         samplers = [FrameSampler.of(self._video, rate) for rate in rates]
         self._skips = FrameSkipper(self._clock, samplers).skips
-        for seconds, frame in self._decoded:
-            for index, sampler in enumerate(samplers):
-                yield from ((index, *taken) for taken in sampler.add(frame, seconds))
-        for index, sampler in enumerate(samplers):
-            yield from ((index, *taken) for taken in sampler.finish(self.end))
+        yield from _sampled(self._decoded, samplers)
+        yield from _finished(samplers, self.end)
 
     def _origin(self, first_second: float) -> float:
         """Return the time of sample 0 in the container, in seconds."""
@@ -633,6 +635,51 @@ def share_audio(pieces: Iterator[AudioPiece], number: int) -> list[Iterator[Audi
     Args:
         pieces: The audio, which only these iterators may read.
         number: Number of iterators.
+def stream_decoder(
+    decoder: Any, frames_per_second: float | str, masks_per_second: float | str | None
+) -> Iterator[StreamedFrame]:
+    """Yield frames of a `VideoDecoder` of torchcodec as [`MediaReader.frames`] yields those of a file.
+
+    Args:
+        decoder: The decoder.
+        frames_per_second: Frames to take per second of video, or `"video"` for every frame.
+        masks_per_second: Masks per second, or `"video"`; `None` is one per frame for the network.
+    """
+    metadata = decoder.metadata
+    rates = [frames_per_second] if masks_per_second is None else [masks_per_second, frames_per_second]
+    is_published = metadata.duration_seconds < PUBLISHED_CLIP_SECONDS + 0.5
+    samplers = [FrameSampler(rate, metadata.average_fps, counts=is_published) for rate in rates]
+    # One frame is decoded at a time: a slice of the decoder would hold all of them.
+    frames = (decoder.get_frame_at(index) for index in range(len(decoder)))
+    timed = ((frame.pts_seconds - metadata.begin_stream_seconds, frame.data) for frame in frames)
+    duration = metadata.end_stream_seconds - metadata.begin_stream_seconds
+    taken = chain(_sampled(timed, samplers), _finished(samplers, duration))
+    if masks_per_second is None:
+        return ((time, _to_rgb(data), (time,)) for _, time, data in taken)
+    return join_timestamps((time, _to_rgb(data) if index else None) for index, time, data in taken)
+
+
+def _to_rgb(data: Any) -> np.ndarray:
+    """Return a frame of torchcodec, a tensor (3, height, width) or (height, width, 3), as (height, width, 3)."""
+    frame = data.cpu().numpy()
+    return np.ascontiguousarray(frame if frame.shape[-1] == 3 else frame.transpose(1, 2, 0))
+
+
+def _sampled(
+    frames: Iterable[tuple[float, Any]], samplers: Sequence["FrameSampler"]
+) -> Iterator[tuple[int, float, Any]]:
+    """Yield the frames, given with their timestamps, that each sampler takes: index of the sampler, timestamp, frame."""
+    for seconds, frame in frames:
+        for index, sampler in enumerate(samplers):
+            yield from ((index, *taken) for taken in sampler.add(frame, seconds))
+
+
+def _finished(samplers: Sequence["FrameSampler"], end: float) -> Iterator[tuple[int, float, Any]]:
+    """Yield what remains of a video that lasts `end` seconds after its last frame was given to [`_sampled`]."""
+    for index, sampler in enumerate(samplers):
+        yield from ((index, *taken) for taken in sampler.finish(end))
+
+
     """
     queues: list[deque[AudioPiece]] = [deque() for _ in range(number)]
 
@@ -723,6 +770,7 @@ def open_media(source: MediaSource, name: str | None = None) -> Iterator[tuple[I
             if _is_url(source):
                 container = _open_url(source)
             else:
+    source = media_source(source)
                 container = _open_file(stack.enter_context(_file_of(source, notes.name)))
             yield stack.enter_context(container), notes
         except av.FFmpegError as error:
@@ -742,10 +790,42 @@ def _unreadable(source: MediaSource, name: str, error: av.FFmpegError) -> MediaE
 
 def source_name(source: MediaSource) -> str:
     """Return the name of a source in error messages, or raise MediaError if it is not a source."""
-    if isinstance(source, (str, Path)):
-        if source == "":
+    if isinstance(source, str):
+        if not source:
             raise MediaError("The path of the media is empty. Pass the path of one media file.")
-        return str(source)
+        return source
+def media_source(value: Any) -> Any:
+    """Return media in the form in which it is read: a path, address, bytes or file object; return the rest unchanged.
+
+    Args:
+        value: A path (`~` is the home folder), a URL (`file://`, `https://`, `http://` or `hf://`), bytes or a buffer, a
+            file object; or from a column of `datasets` a dictionary with "path" and "bytes", or the torchcodec decoder of
+            a file.
+
+    Raises:
+        MediaError: If a dictionary has neither path nor bytes, or a `file://` URL names another machine.
+    """
+    # `datasets` keeps with a decoder the file that it was made from. Decoders made by others are read themselves.
+    value = getattr(value, "_hf_encoded", value)
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in ("bytes", "path") if value.get(key) is not None), value)
+        if isinstance(value, Mapping):
+            raise MediaError(f'Expected a dictionary with "bytes" or "path", got {dict(value)}.')
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    return _local_path(os.fsdecode(value)) if isinstance(value, str | os.PathLike) else value
+
+
+def _local_path(path: str) -> str:
+    """Return the path of a `file://` URL, and a path with `~` expanded; another URL unchanged."""
+    if not path.lower().startswith("file:"):
+        return os.path.expanduser(path)
+    url = urlsplit(path)
+    if url.netloc not in ("", "localhost"):
+        raise MediaError(f"{path} names the machine {url.netloc!r}. Pass a path of this machine, or an http(s) URL.")
+    return url2pathname(url.path)
+
+
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
@@ -788,8 +868,8 @@ def _open_options(formats: str, protocols: str) -> dict[str, str]:
 def _file_of(source: MediaSource, name: str) -> Iterator[BinaryIO]:
     """Yield a seekable file object at its start: the index of an mp4 file is often at its end."""
     with ExitStack() as stack:
-        if isinstance(source, (str, Path)):
-            file = stack.enter_context(_open_path(Path(source)))
+        if isinstance(source, str):
+            file = stack.enter_context(_open_on_hub(source) if "hf://" in source else _open_path(Path(source)))
         elif isinstance(source, bytes):
             file = io.BytesIO(source)
         else:
@@ -806,6 +886,11 @@ def _open_path(path: Path) -> BinaryIO:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise MediaError(f"{path} is a directory. Pass the path of one media file in it.")
+def _open_on_hub(address: str) -> OpenFile:
+    """Open a file of the Hub by its `hf://` address, which streamed columns of `datasets` hold, also inside an archive."""
+    return cast(OpenFile, fsspec.open(address, "rb"))
+
+
         if not stat.S_ISREG(mode):
             # Opening a pipe may block permanently, and a device such as /dev/zero never ends.
             raise MediaError(

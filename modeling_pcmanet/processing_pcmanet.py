@@ -35,12 +35,11 @@ frames. Sections: clips, live input, the processor, batches, post-processing.
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice, tee
 from numbers import Real
 from os import PathLike
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -64,11 +63,13 @@ from .media_pcmanet import (
     StreamedFrame,
     check_held_frames,
     read_audio,
+    media_source,
     share_audio,
     source_name,
     stack_and_release,
     stream_array,
 )
+    stream_decoder,
 
 
 LENGTH_TOLERANCE = 0.25  # seconds by which audio and frames may differ beyond one frame: codecs cut and fill that much
@@ -79,14 +80,36 @@ PATCH_REACH = 1.0  # seconds after a frame that the published log-mel patches ma
 DEFAULT_AUDIO_WINDOWS = ((2.0, 2.0),)  # around the frame: audio encoders recognize far more in 4 s than in 1 s
 PIECE_SECONDS = 10  # audio that is in memory already is split into pieces of about this length
 CAMERA_RATE = 1.0  # frames per second: a live frame that stays on screen for longer has the timestamp of its sampling
+SAMPLING_TIME_TOLERANCE = 1e-3  # seconds within which a timestamp is one at which AVSBench samples
 
 
 # --- Clips ---
 
 
 def is_media(value: Any) -> bool:
-    """Return whether media is read from a value: a path, URL, bytes, a binary file object or an open reader."""
-    return isinstance(value, str | Path | bytes | MediaReader) or hasattr(value, "read")
+    """Return whether media is read from a value as [`media_source`] returns it, or from an open reader."""
+    return isinstance(value, str | bytes | MediaReader) or hasattr(value, "read")
+
+
+def is_decoder(value: Any) -> bool:
+    """Return whether a value is a `VideoDecoder` of torchcodec."""
+    return hasattr(value, "get_frame_at")
+
+
+def audio_source(audio: Any, sampling_rate: int | None) -> tuple[Any, int | None]:
+    """Return audio in the form in which it is read: an array with its sampling rate, or media.
+
+    Args:
+        audio: As for [`open_clip`].
+        sampling_rate: Of an array, in hertz.
+    """
+    audio = media_source(audio) if not isinstance(audio, Mapping) or audio.get("array") is None else audio
+    if isinstance(audio, Mapping):
+        return audio["array"], audio.get("sampling_rate", sampling_rate)
+    if hasattr(audio, "get_all_samples"):
+        samples = audio.get_all_samples()
+        return samples.data, samples.sample_rate
+    return audio, sampling_rate
 
 
 def is_clip(videos: Any) -> bool:
@@ -118,10 +141,11 @@ def open_clip(
     """Open one clip as streams.
 
     Args:
-        video: Path, http(s) URL, bytes or binary file object of a video, or an open [`MediaReader`]; or frames: uint8 array
-            or tensor (frames, height, width, 3) or (frames, 3, height, width), or a list of PIL images or of such frames.
-        audio: The audio, if it is not the video's own: array or tensor (samples,) or (channels, samples), or a file in any
-            of the forms of a video.
+        video: Path, URL, bytes or binary file object of a video, the same from a column of `datasets` (see
+            [`media_source`]), an open [`MediaReader`] or a torchcodec `VideoDecoder`; or frames: uint8 array or tensor
+            (frames, height, width, 3) or (frames, 3, height, width), or a list of PIL images or of such frames.
+        audio: The audio, if it is not the video's own: array or tensor (samples,) or (channels, samples), a dictionary with
+            "array" and "sampling_rate", a torchcodec `AudioDecoder`, or a file in any of the forms of a video.
         sampling_rate: Sampling rate of an array in `audio`, in hertz.
         timestamps: (frames,), seconds from the start of the audio, ascending, for frames that are not sampled as AVSBench
             samples them: frame k at (k + 15/16) / frames_per_second.
@@ -138,13 +162,19 @@ def open_clip(
         FileNotFoundError: If a path does not exist.
     """
     with ExitStack() as stack:
-        if not is_media(video):
+    video, (audio, sampling_rate) = media_source(video), audio_source(audio, sampling_rate)
+        if not is_media(video) and not is_decoder(video):
             frames, chunks = _open_array(video, audio, sampling_rate, timestamps, frames_per_second, masks_per_second)
             yield frames, AudioBuffer(chunks, target_rate)
             return
         if timestamps is not None:
             raise ValueError("timestamps apply to clips given as frames; a video has its own. Leave them out.")
         reader = _open_reader(stack, video, audio=audio is None)
+        if is_decoder(video):
+            frames = stream_decoder(video, frames_per_second, masks_per_second)
+            sound = AudioBuffer(_open_audio(stack, _required(audio), sampling_rate), target_rate)
+            yield _with_checked_audio(frames, sound, frames_per_second), sound
+            return
         frames = reader.frames(frames_per_second, masks_per_second)
         if audio is None:
             yield frames, AudioBuffer(reader.audio(), target_rate)
@@ -156,6 +186,16 @@ def open_clip(
 
 
 def _open_reader(stack: ExitStack, source: Any, **streams: bool) -> MediaReader:
+def _required(audio: Any) -> Any:
+    """Return the audio of frames; raise ValueError if there is none."""
+    if audio is None:
+        raise ValueError(
+            "Frames have no audio track: pass audio= and sampling_rate=. For a silent clip pass zeros; with cached "
+            "audio_embeds use the image_processor alone."
+        )
+    return audio
+
+
     """Open a file; an open reader is returned as it is."""
     return source if isinstance(source, MediaReader) else stack.enter_context(MediaReader(source, **streams))
 
@@ -192,18 +232,15 @@ def _open_array(
     frames = stack_frames(video)
     sampled = (np.arange(len(frames)) + SAMPLING_OFFSET) / frames_per_second
     times = sampled if timestamps is None else check_timestamps(timestamps, len(frames))
-    if audio is None:
-        raise ValueError(
-            "Frames have no audio track: pass audio= and sampling_rate=. For a silent clip pass zeros; with cached "
-            "audio_embeds use the image_processor alone."
-        )
-    if is_media(audio):
+    if is_media(_required(audio)):
         audio, sampling_rate = read_audio(audio)
     waveform, sampling_rate = to_mono(audio), check_sampling_rate(sampling_rate)
     seconds = len(waveform) / sampling_rate
     if timestamps is None:
+    is_sampled = np.allclose(times, sampled, rtol=0, atol=SAMPLING_TIME_TOLERANCE)
+    tolerance = LENGTH_TOLERANCE + is_sampled / frames_per_second
         _check_duration(len(frames), frames_per_second, seconds)
-    elif times.max() > seconds + LENGTH_TOLERANCE:
+    elif times.max() > seconds + tolerance:
         raise ValueError(
             f"The last frame is at {times.max():.3f} s, but the audio ends at {seconds:.3f} s: correct timestamps or "
             "sampling_rate, or fill the audio with zeros."
@@ -236,8 +273,8 @@ def stack_frames(frames: Any) -> np.ndarray:
             )
     elif not isinstance(frames, np.ndarray | torch.Tensor):
         raise ValueError(
-            "Expected a path, URL, bytes, a binary file object, an array (frames, height, width, 3), or a list of frames "
-            f"(one frame is a list of one), got {type(frames).__name__}."
+            "Expected a video as a path, URL, bytes or binary file object, or its frames as an array (frames, height, width, 3) "
+            f"or a list (one frame is a list of one), got {type(frames).__name__}."
         )
     array = np.asarray(frames)
     if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
@@ -478,7 +515,9 @@ class PCMANetProcessor(ProcessorMixin):
         ValueError: If `audio_windows` are given for patches, or are not pairs of seconds.
     """
 
-    check_settings = staticmethod(check_settings)  # for callers that check settings before they open a stream
+    # For callers that check settings before they open a stream, or tell one clip from several.
+    check_settings = staticmethod(check_settings)
+    is_clip = staticmethod(is_clip)
 
     def __init__(self, image_processor: Any, feature_extractor: Any, audio_windows: Any = None) -> None:
         self.audio_windows = None
@@ -648,8 +687,8 @@ class PCMANetProcessor(ProcessorMixin):
         self, video: Any, audio: Any, *, timestamps: Any, **settings: Any
     ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
         """Read one clip: its frames, their timestamps and their patches, in the order of the clip."""
-        order = None
-        if timestamps is not None and not is_media(video):
+        order, video = None, media_source(video)
+        if timestamps is not None and not is_media(video) and not is_decoder(video):
             # A stream goes in order of time.
             video, timestamps = stack_frames(video), np.asarray(timestamps)
             if timestamps.shape == (len(video),) and (np.diff(timestamps) < 0).any():
@@ -786,6 +825,7 @@ class PCMANetProcessor(ProcessorMixin):
             streams = []
             for index, (branch, pieces) in enumerate(branches):
                 sound = AudioBuffer(pieces, self.feature_extractor.sampling_rate)
+        video, (audio, sampling_rate) = media_source(video), audio_source(audio, sampling_rate)
                 frames = _of_rate(index, branch)
                 if audio is not None:
                     frames = _with_checked_audio(frames, sound, rates[index])
@@ -891,7 +931,7 @@ def _errors_name(video: Any) -> Iterator[None]:
     except MediaError:
         raise  # it names its source
     except ValueError as error:
-        raise ValueError(f"{video}: {error}" if isinstance(video, str | Path) else str(error)) from error
+        raise ValueError(f"{video}: {error}" if isinstance(video, str | PathLike) else str(error)) from error
 
 
 def _places_patches(feature_extractor: Any) -> bool:
@@ -950,7 +990,7 @@ def _spread(name: str, value: Any, count: int) -> list[Any]:
 
 def _name(index: int, video: Any) -> str:
     """Return the name of a clip in an error message."""
-    return f"clip {index} ({video})" if isinstance(video, str | Path) else f"clip {index}"
+    return f"clip {index} ({video})" if isinstance(video, str | PathLike) else f"clip {index}"
 
 
 def _name_of_media(video: Any) -> str:

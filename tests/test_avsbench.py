@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import IterableDataset
+from datasets import Audio, IterableDataset, Split
 from PIL import Image
 from written_trees import write_trees
 
@@ -74,6 +74,16 @@ def as_array(images):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_s4_rows_match_the_generated_clips(trees, load, streaming):
+def test_names_and_columns_of_datasets(trees, load):
+    # Issue 16, point 14: `datasets` calls the split "validation", and audio is a column that it can decode.
+    validation = load(trees, "s4", split="validation")
+    assert validation[:] == load(trees, "s4", split="val")[:]
+    assert load(trees, "s4", split=Split.VALIDATION, streaming=True).split == "val"
+    cast = validation.cast_column("audio", Audio(decode=False))
+    assert cast.features["audio"] == Audio(decode=False)
+    assert cast[0]["audio"] == validation[0]["audio"] and cast[0]["audio"]["bytes"]
+
+
     loaded = load(trees, "s4", streaming=streaming)
     assert set(loaded) == {"train", "val"}
     train, val = next(iter(loaded["train"])), next(iter(loaded["val"]))

@@ -20,7 +20,7 @@ from pcmanet.files import SettingsError
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_trees(tmp_path_factory.mktemp("avsbench"), s4={"train": 3, "test": 1}, avss={"train": 3})
+    return write_trees(tmp_path_factory.mktemp("avsbench"), s4={"train": 3, "test": 1}, avss={"train": 3, "val": 1})
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_an_export_loads_and_streams_like_its_source(written, tmp_path, capsys, 
         f"train-00000-of-00002.{file_format}",
         f"train-00001-of-00002.{file_format}",
     ]
-    for name, split in (("s4", "train"), ("s4", "test"), ("avss", "train")):
+    for name, split in (("s4", "train"), ("s4", "test"), ("avss", "train"), ("avss", "validation")):
         expected = load_avsbench(written, name, split=split, cache_dir=tmp_path / "cache")
         read = load_dataset(str(out), name, split=split, cache_dir=str(tmp_path / "cache"))
         assert read.features == expected.features

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -31,6 +32,7 @@ from modeling_pcmanet.media_pcmanet import (
     MediaReader,
     StreamedFrame,
     VideoClock,
+from torchcodec_decoders import video_decoder
     iterate_frames,
     join_timestamps,
     read_audio,
@@ -45,11 +47,13 @@ from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 def test_a_note_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="modeling_pcmanet")
     notes = MediaNotes("video.mp4")
+    media_source,
     notes.add("it is torn")
     notes.add("it is old", logging.INFO)
     notes.add("it is torn")
     assert notes.texts == ["it is torn", "it is old"]
     assert caplog.record_tuples == [
+    stream_decoder,
         ("modeling_pcmanet.media_pcmanet", logging.WARNING, "video.mp4: it is torn"),
         ("modeling_pcmanet.media_pcmanet", logging.INFO, "video.mp4: it is old"),
     ]
@@ -182,6 +186,48 @@ def test_an_empty_path_is_refused() -> None:
 
 @pytest.mark.parametrize("wrap", [bytes, io.BytesIO, Pipe])
 def test_empty_data_are_refused(tmp_path: Path, wrap: type) -> None:
+def test_a_path_a_url_and_bytes_of_every_kind(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Issue 16, point 15.
+    class PathLike:
+        def __fspath__(self) -> str:
+            return str(clip)
+
+    monkeypatch.setenv("HOME", str(clip.parent))
+    data, expected = clip.read_bytes(), read_audio(clip)[0]
+    at_home = f"~/{clip.name}"
+    buffers = (bytearray(data), memoryview(data))
+    for source in (PathLike(), at_home, Path(at_home), clip.as_uri(), f"file://localhost{clip}", *buffers):
+        np.testing.assert_array_equal(read_audio(source)[0], expected)
+    assert media_source("file:///a%20b.mp4") == "/a b.mp4"
+    with pytest.raises(MediaError, match="names the machine 'elsewhere'. Pass a path of this machine"):
+        read_audio("file://elsewhere/clip.mp4")
+
+
+def test_a_column_of_a_dataset_is_a_source(clip: Path) -> None:
+    expected = read_audio(clip)[0]
+    for source in ({"path": str(clip), "bytes": None}, {"path": "clip.mp4", "bytes": clip.read_bytes()}):
+        np.testing.assert_array_equal(read_audio(source)[0], expected)
+        np.testing.assert_array_equal(read_audio(SimpleNamespace(_hf_encoded=source))[0], expected)
+
+
+@pytest.mark.parametrize("rates", [(1.0, None), (3.0, None), ("video", None), (1.0, 4.0), (1.0, "video")])
+def test_a_decoder_gives_the_frames_of_its_file(clip: Path, rates: tuple) -> None:
+    with MediaReader(clip, audio=False) as reader:
+        expected = list(reader.frames(*rates))
+    given = list(stream_decoder(video_decoder(clip, keeps_file=False), *rates))
+    for frame, of_file in zip(given, expected, strict=True):
+        assert frame[0] == pytest.approx(of_file[0], abs=1e-6)
+        assert frame[2] == pytest.approx(of_file[2], abs=1e-6)
+        np.testing.assert_allclose(frame[1], of_file[1].astype(float), atol=2)  # FFmpeg rounds colors in its own way
+
+
+def test_a_file_of_the_hub_is_read_through_its_file_system(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr("fsspec.open", lambda address, mode: opened.append(address) or clip.open(mode))
+    np.testing.assert_array_equal(read_audio("hf://datasets/owner/name/clip.mp4")[0], read_audio(clip)[0])
+    assert opened == ["hf://datasets/owner/name/clip.mp4"]
+
+
     with pytest.raises(MediaError, match="is empty"):
         read_media(wrap(b""))
     (tmp_path / "zero.mp4").touch()
