@@ -20,7 +20,9 @@ registry of audio encoders, EfficientNet-Lite, the backbones of the presets, the
 import copy
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -28,11 +30,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # Checks.
 
-# Keywords that transformers itself writes to config.json or passes on; any other unknown keyword is a mistake.
+# Keywords that transformers itself writes to config.json, passes on or reads; any other unknown keyword is a mistake.
 _FRAMEWORK_KEYWORDS = frozenset(
     {
         "architectures",
@@ -44,24 +49,69 @@ _FRAMEWORK_KEYWORDS = frozenset(
         "name_or_path",
         "num_labels",
         "output_attentions",
+        "pruned_heads",
         "quantization_config",
+        "tie_word_embeddings",
         "torch_dtype",
         "transformers_version",
         "use_cache",
     }
 )
+_is_loading: ContextVar[bool] = ContextVar("is_loading", default=False)
 
 
-def check_keywords(config: PreTrainedConfig, keywords: dict[str, Any]) -> None:
-    """Raise a ValueError for a keyword that neither the configuration nor transformers defines, such as a typo."""
-    known = {field.name for field in fields(config)}
+@contextmanager
+def loading_saved() -> Iterator[None]:
+    """Let `check_keywords` warn instead of raising, until the end of the `with` block: the keywords come from a file.
+
+    A file may have attributes that a user added before saving, and keywords of later releases of transformers.
+    """
+    token = _is_loading.set(True)
+    try:
+        yield
+    finally:
+        _is_loading.reset(token)
+
+
+def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str], accepted: Iterable[str]) -> None:
+    """Check that a class defines the keywords that it received.
+
+    Args:
+        owner: Name of the class.
+        keywords: The keywords that it received beyond its parameters.
+        known: The keywords that a typo may stand for.
+        accepted: Those that the error lists if no known keyword is similar.
+
+    Raises:
+        ValueError: For an unknown keyword, such as a typo. While a file is loaded (`loading_saved`) it is a warning.
+    """
+    known = set(known)
     for keyword in keywords:
-        if keyword.startswith("_") or keyword in _FRAMEWORK_KEYWORDS:
+        if keyword.startswith("_") or keyword in known:
             continue
         close = difflib.get_close_matches(keyword, known, n=1)
-        accepted = ", ".join(sorted(type(config).__annotations__))
-        hint = f"Did you mean `{close[0]}`?" if close else f"Accepted keywords are {accepted}."
-        raise ValueError(f"{type(config).__name__} got the unknown keyword `{keyword}`. {hint}")
+        hint = f" Did you mean `{close[0]}`?" if close else ""
+        if not _is_loading.get():
+            hint = hint or f" Accepted keywords are {', '.join(sorted(accepted))}."
+            raise ValueError(f"{owner} got the unknown keyword `{keyword}`.{hint}")
+        logger.warning_once(f"The saved {owner} has the unknown keyword `{keyword}`, which has no effect.{hint}")
+
+
+class CheckedConfig(PreTrainedConfig):
+    """Base class of the configurations: an unknown keyword is an error, or a warning where a file is loaded."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = {field.name for field in fields(self)}
+        check_keywords(
+            type(self).__name__, kwargs, known | _FRAMEWORK_KEYWORDS, known & set(type(self).__annotations__)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from a saved dictionary as transformers does; unknown keywords stay attributes."""
+        with loading_saved():
+            return super().from_dict(config_dict, **kwargs)
 
 
 def require(condition: bool, message: str) -> None:
@@ -99,7 +149,7 @@ def _build_config(
 
 
 @strict
-class VGGishConfig(PreTrainedConfig):
+class VGGishConfig(CheckedConfig):
     """Configuration of [`VGGishModel`], the audio encoder of AVSBench and PCMANet.
 
     The defaults are the published VGGish (Hershey et al. 2017): 72.14 M parameters and one embedding of
@@ -121,10 +171,6 @@ class VGGishConfig(PreTrainedConfig):
     block_channels: list[list[int]] | tuple[tuple[int, ...], ...] = ((64,), (128,), (256, 256), (512, 512))
     hidden_size: int = 4096
     embedding_size: int = 128
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        check_keywords(self, kwargs)
-        super().__post_init__(**kwargs)
 
     @property
     def flattened_size(self) -> int:
@@ -213,7 +259,7 @@ def round_channels(channels: float) -> int:
 
 
 @strict
-class AudioMobileNetConfig(PreTrainedConfig):
+class AudioMobileNetConfig(CheckedConfig):
     """Configuration of [`AudioMobileNetModel`].
 
     The defaults are mn04 of EfficientAT ("Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge
@@ -391,7 +437,7 @@ _STAGES = (
 
 
 @strict
-class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
+class EfficientNetLiteConfig(BackboneConfigMixin, CheckedConfig):
     """Configuration of [`EfficientNetLiteBackbone`], a backbone for small and fast networks.
 
     The defaults are EfficientNet-Lite0. Width and depth of the others: Lite1 1.0 and 1.1, Lite2 1.1 and 1.2, Lite3 1.2
@@ -416,6 +462,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
     batch_norm_eps: float = 1e-3
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("stage_names", None)  # of a saved file
         self.stage_names = ["stem", *(f"stage{index}" for index in range(1, len(_STAGES) + 1))]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -512,6 +559,7 @@ __all__ = [
     "BACKBONE_CONFIGS",
     "BACKBONE_NORMALIZATIONS",
     "BlockSize",
+    "CheckedConfig",
     "EFFICIENTNET_LITE_0",
     "EfficientNetLiteConfig",
     "PVT_V2_B5",
@@ -525,6 +573,7 @@ __all__ = [
     "build_backbone_config",
     "check_keywords",
     "is_plain_vit",
+    "loading_saved",
     "require",
     "round_channels",
 ]

@@ -27,9 +27,9 @@ from .configuration_encoders import (
     RESNET_TINY,
     SMALL_AUDIO_CONFIG,
     TINY_AUDIO_CONFIG,
+    CheckedConfig,
     build_audio_config,
     build_backbone_config,
-    check_keywords,
     is_plain_vit,
     require,
 )
@@ -75,7 +75,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 @strict
-class PCMANetConfig(PreTrainedConfig):
+class PCMANetConfig(CheckedConfig):
     """Configuration of [`PCMANetModel`] and [`PCMANetForAudioVisualSegmentation`].
 
     Defaults are the paper's PVT-v2-B5 network for one binary output (arXiv 2406.02345);
@@ -154,7 +154,6 @@ class PCMANetConfig(PreTrainedConfig):
     gather_queries: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_keywords(self, kwargs)
         self.backbone_config = build_backbone_config(self.backbone_config)
         self.audio_config = build_audio_config(self.audio_config)
         num_labels = kwargs.get("num_labels", 1)

@@ -18,6 +18,7 @@ Its values are those of AVSBench, which took them from AudioSet's VGGish. Everyt
 the end: in float32 the rounding of the Fourier transform next to the 0.01 offset changes a chirp by 1e-3.
 """
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -45,7 +46,13 @@ from .audio_pcmanet import (
     resampled_rate,
     to_mono,
 )
-from .configuration_encoders import AudioMobileNetConfig, VGGishConfig, build_audio_config
+from .configuration_encoders import (
+    AudioMobileNetConfig,
+    VGGishConfig,
+    build_audio_config,
+    check_keywords,
+    loading_saved,
+)
 
 
 WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples: 25 ms = 400
@@ -62,6 +69,7 @@ PATCHES_AT_ONCE = 64  # bounds the memory that an hour of audio needs to that of
 # ending at its frame.
 AUDIO_ALIGNMENTS = ("consecutive", "center", "end")
 SHORT_CLIP_RULES = ("repeat_last", "zeros")
+_SAVED_KEYWORDS = {"auto_map", "feature_extractor_type", "processor_class"}  # that transformers adds to a file
 
 
 @lru_cache(maxsize=8)
@@ -131,7 +139,22 @@ def check_audio_alignment(audio_alignment: Any) -> None:
         raise ValueError(f"Expected audio_alignment as one of {AUDIO_ALIGNMENTS}, got {audio_alignment!r}.")
 
 
-class PCMANetFeatureExtractor(FeatureExtractionMixin):
+class CheckedFeatureExtractor(FeatureExtractionMixin):
+    """Base class of the feature extractors: an unknown keyword is an error, or a warning where a file is loaded."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        accepted = inspect.signature(type(self)).parameters.keys() - {"kwargs"}
+        check_keywords(type(self).__name__, kwargs, accepted | _SAVED_KEYWORDS, accepted)
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a feature extractor from a saved dictionary as transformers does; unknown keywords stay attributes."""
+        with loading_saved():
+            return super().from_dict(feature_extractor_dict, **kwargs)
+
+
+class PCMANetFeatureExtractor(CheckedFeatureExtractor):
     """Compute one VGGish log-mel patch per video frame from the audio of a clip (AVSBench protocol).
 
     The audio is reduced to one channel, resampled to 16 kHz and cut into patches of 96 spectrogram frames, 15,600 samples.
@@ -181,9 +204,6 @@ class PCMANetFeatureExtractor(FeatureExtractionMixin):
         short_clip: str = "repeat_last",
         **kwargs: Any,
     ) -> None:
-        unknown = [key for key in kwargs if key not in ("feature_extractor_type", "processor_class", "auto_map")]
-        if unknown:
-            raise ValueError(f"Got unknown keywords {unknown} for {type(self).__name__}. Correct or remove them.")
         super().__init__(**kwargs)
         self.sampling_rate = sampling_rate
         self.num_mel_bins = num_mel_bins
@@ -442,7 +462,7 @@ def kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int, ma
     return functional.pad(filters, (0, 1))
 
 
-class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor):
+class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExtractor):
     """Compute log-mel spectrograms as EfficientAT does: pre-emphasis, power spectrum, Kaldi mel bands, logarithm.
 
     Args:

@@ -20,19 +20,20 @@ The batch is the only thing that processor and model share:
 | `pixel_values` | (batch, frames, 3, height, width) | float, ImageNet-normalized |
 | `input_features` | (batch, frames, ...) | float, from the feature extractor; the published log-mel is (..., 1, 96, 64) |
 | `audio_embeds` | (batch, frames, width) | audio encoder's output in place of `input_features`; exactly one of the two |
-| `frame_mask` | (batch, frames) | bool, False = padding; optional |
+| `frame_mask` | (batch, frames) | bool, False = padding; left out if nothing is padded |
 | `labels` | (batch, frames, height, width) | binary: 0/1; semantic: class index; 255 = ignore |
 | `annotated_frames` | (batch, frames) | bool, which frames are annotated (S4 train: the first); optional |
 | `logits` | (batch, frames, num_labels, height, width) | num_labels = 1 is binary (sigmoid), 71 is AVSS (softmax) |
 
-The processor makes all of it except `audio_embeds` and `logits`, which an audio encoder and the model make. It always returns
-`frame_mask`, and `labels` with `annotated_frames` if it received masks. Padded frames are zeros, in `labels` 255.
+The processor makes all of it except `audio_embeds` and `logits`, which an audio encoder and the model make. It returns
+`frame_mask` if clips are padded, and `labels` with `annotated_frames` if it received masks. Padded frames are zeros, in `labels` 255.
 
 There is one implementation of reading a clip, which streams it: `stream` yields frame by frame, a call collects the same
 frames. Sections: clips, live input, the processor, batches, post-processing.
 """
 
 import heapq
+import inspect
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, cut_windows, to_mono
-from .configuration_encoders import build_audio_config
+from .configuration_encoders import build_audio_config, check_keywords, loading_saved
 from .feature_extraction_pcmanet import build_feature_extractor, check_audio_alignment, load_feature_extractor
 from .image_processing_pcmanet import PCMANetImageProcessor
 from .media_pcmanet import (
@@ -62,14 +63,14 @@ from .media_pcmanet import (
     MediaReader,
     StreamedFrame,
     check_held_frames,
-    read_audio,
     media_source,
+    read_audio,
     share_audio,
     source_name,
     stack_and_release,
     stream_array,
-)
     stream_decoder,
+)
 
 
 LENGTH_TOLERANCE = 0.25  # seconds by which audio and frames may differ beyond one frame: codecs cut and fill that much
@@ -79,8 +80,8 @@ TIME_TOLERANCE = 0.05  # seconds: a frame this far outside its second still belo
 PATCH_REACH = 1.0  # seconds after a frame that the published log-mel patches may reach
 DEFAULT_AUDIO_WINDOWS = ((2.0, 2.0),)  # around the frame: audio encoders recognize far more in 4 s than in 1 s
 PIECE_SECONDS = 10  # audio that is in memory already is split into pieces of about this length
-CAMERA_RATE = 1.0  # frames per second: a live frame that stays on screen for longer has the timestamp of its sampling
 SAMPLING_TIME_TOLERANCE = 1e-3  # seconds within which a timestamp is one at which AVSBench samples
+CAMERA_RATE = 1.0  # frames per second: a live frame that stays on screen for longer has the timestamp of its sampling
 
 
 # --- Clips ---
@@ -161,20 +162,20 @@ def open_clip(
             are read.
         FileNotFoundError: If a path does not exist.
     """
-    with ExitStack() as stack:
     video, (audio, sampling_rate) = media_source(video), audio_source(audio, sampling_rate)
+    with ExitStack() as stack:
         if not is_media(video) and not is_decoder(video):
             frames, chunks = _open_array(video, audio, sampling_rate, timestamps, frames_per_second, masks_per_second)
             yield frames, AudioBuffer(chunks, target_rate)
             return
         if timestamps is not None:
             raise ValueError("timestamps apply to clips given as frames; a video has its own. Leave them out.")
-        reader = _open_reader(stack, video, audio=audio is None)
         if is_decoder(video):
             frames = stream_decoder(video, frames_per_second, masks_per_second)
             sound = AudioBuffer(_open_audio(stack, _required(audio), sampling_rate), target_rate)
             yield _with_checked_audio(frames, sound, frames_per_second), sound
             return
+        reader = _open_reader(stack, video, audio=audio is None)
         frames = reader.frames(frames_per_second, masks_per_second)
         if audio is None:
             yield frames, AudioBuffer(reader.audio(), target_rate)
@@ -185,7 +186,6 @@ def open_clip(
             reader.finish()
 
 
-def _open_reader(stack: ExitStack, source: Any, **streams: bool) -> MediaReader:
 def _required(audio: Any) -> Any:
     """Return the audio of frames; raise ValueError if there is none."""
     if audio is None:
@@ -196,6 +196,7 @@ def _required(audio: Any) -> Any:
     return audio
 
 
+def _open_reader(stack: ExitStack, source: Any, **streams: bool) -> MediaReader:
     """Open a file; an open reader is returned as it is."""
     return source if isinstance(source, MediaReader) else stack.enter_context(MediaReader(source, **streams))
 
@@ -236,9 +237,9 @@ def _open_array(
         audio, sampling_rate = read_audio(audio)
     waveform, sampling_rate = to_mono(audio), check_sampling_rate(sampling_rate)
     seconds = len(waveform) / sampling_rate
-    if timestamps is None:
     is_sampled = np.allclose(times, sampled, rtol=0, atol=SAMPLING_TIME_TOLERANCE)
     tolerance = LENGTH_TOLERANCE + is_sampled / frames_per_second
+    if timestamps is None:
         _check_duration(len(frames), frames_per_second, seconds)
     elif times.max() > seconds + tolerance:
         raise ValueError(
@@ -563,6 +564,14 @@ class PCMANetProcessor(ProcessorMixin):
             extractor = load_feature_extractor(audio)
         return cls(image_processor, extractor, audio_windows)
 
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a processor from its parts and a saved dictionary as transformers does; unknown keywords are a warning."""
+        accepted = inspect.signature(cls).parameters.keys()
+        with loading_saved():
+            check_keywords(cls.__name__, processor_dict, {*accepted, "auto_map", "processor_class"}, accepted)
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of the inputs of the model for inference."""
@@ -816,6 +825,7 @@ class PCMANetProcessor(ProcessorMixin):
             FileNotFoundError: If a path does not exist.
         """
         rates = [self.check_settings(rate, audio_alignment=audio_alignment)[0] for rate in frames_per_second]
+        video, (audio, sampling_rate) = media_source(video), audio_source(audio, sampling_rate)
         with _errors_name(video), ExitStack() as stack:
             reader = _open_reader(stack, video, audio=audio is None)
             chunks = reader.audio() if audio is None else _open_audio(stack, audio, sampling_rate)
@@ -825,7 +835,6 @@ class PCMANetProcessor(ProcessorMixin):
             streams = []
             for index, (branch, pieces) in enumerate(branches):
                 sound = AudioBuffer(pieces, self.feature_extractor.sampling_rate)
-        video, (audio, sampling_rate) = media_source(video), audio_source(audio, sampling_rate)
                 frames = _of_rate(index, branch)
                 if audio is not None:
                     frames = _with_checked_audio(frames, sound, rates[index])
@@ -1012,7 +1021,8 @@ def _collate(clips: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     lengths = np.array([len(clip["pixel_values"]) for clip in clips])
     frames = int(lengths.max())
     batch = {name: _stack([clip[name] for clip in clips], frames, 0) for name in ("pixel_values", "input_features")}
-    batch["frame_mask"] = np.arange(frames) < lengths[:, None]
+    if (lengths < frames).any():
+        batch["frame_mask"] = np.arange(frames) < lengths[:, None]
     if any("labels" in clip for clip in clips):
         height, width = clips[0]["pixel_values"].shape[-2:]
         no_labels, no_mask = np.empty((0, height, width), np.int64), np.empty(0, bool)
@@ -1023,6 +1033,8 @@ def _collate(clips: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _stack(arrays: list[np.ndarray], frames: int, fill: float) -> np.ndarray:
     """Fill arrays (frames_i, ...) up to a number of frames and stack them."""
+    if all(len(array) == frames for array in arrays):
+        return np.stack(arrays)
     stacked = np.full((len(arrays), frames, *arrays[0].shape[1:]), fill, arrays[0].dtype)
     for row, array in zip(stacked, arrays, strict=True):
         row[: len(array)] = array

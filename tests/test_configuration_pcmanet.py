@@ -4,7 +4,13 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from modeling_pcmanet import PCMANetConfig, VGGishConfig
+from modeling_pcmanet import (
+    AudioMobileNetConfig,
+    EfficientNetLiteConfig,
+    PCMANetConfig,
+    VGGishConfig,
+    configuration_encoders,
+)
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 
 
@@ -87,6 +93,31 @@ def test_round_trip_through_json(tmp_path):
 def test_unknown_keywords_raise(keywords, message):
     with pytest.raises(ValueError, match=message):
         PCMANetConfig(**keywords)
+
+
+@pytest.mark.parametrize("config_class", [VGGishConfig, AudioMobileNetConfig, EfficientNetLiteConfig])
+def test_unknown_keywords_of_encoders_raise(config_class):
+    with pytest.raises(ValueError, match="Did you mean `num_labels`"):
+        config_class(num_lables=3)
+    assert config_class(**config_class().to_dict()).to_dict() == config_class().to_dict()
+
+
+@pytest.mark.parametrize("auto_class", [PCMANetConfig, AutoConfig])
+def test_saved_attributes_are_loaded_with_a_warning(auto_class, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(configuration_encoders.logger, "warning_once", configuration_encoders.logger.warning)
+    config = PCMANetConfig.from_preset("small", tie_word_embeddings=False)
+    additions = {"training_run": "x", "initializer_range": 0.1, "pruned_heads": {}, "hidden_sise": 3}
+    for part in (config, config.audio_config, config.backbone_config):
+        for name, value in additions.items():
+            setattr(part, name, value)
+    config.save_pretrained(tmp_path)
+    loaded = auto_class.from_pretrained(tmp_path)
+    assert loaded.to_diff_dict() == config.to_diff_dict()
+    for part in ("PCMANetConfig", "AudioMobileNetConfig", "EfficientNetLiteConfig"):
+        assert f"The saved {part} has the unknown keyword `training_run`, which has no effect." in caplog.text
+    assert "`hidden_sise`, which has no effect. Did you mean `hidden_size`?" in caplog.text
+    with pytest.raises(ValueError, match="`training_run`"):
+        PCMANetConfig(training_run="x")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,12 @@ import torch
 from torchaudio.functional import resample as torchaudio_resample
 from transformers import AutoFeatureExtractor
 
-from modeling_pcmanet import PCMANetFeatureExtractor
+from modeling_pcmanet import (
+    AudioMobileNetFeatureExtractor,
+    PCMANetFeatureExtractor,
+    PCMANetImageProcessor,
+    PCMANetProcessor,
+)
 from modeling_pcmanet.audio_pcmanet import AudioBuffer
 from modeling_pcmanet.feature_extraction_pcmanet import log_mel, mel_filters
 
@@ -334,12 +339,34 @@ def test_wrong_calls_are_refused(extractor, audio, settings, message):
         ({"min_frequency": 7500.0}, "min_frequency < max_frequency"),
         ({"log_offset": 0.0}, "log_offset"),
         ({"short_clip": "repeat"}, "short_clip.*zeros.*'repeat'"),
-        ({"hop_lenght": 160}, "unknown keywords.*hop_lenght"),
+        ({"hop_lenght": 160}, "unknown keyword `hop_lenght`. Did you mean `hop_length`"),
     ],
 )
 def test_wrong_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         PCMANetFeatureExtractor(**setting)
+
+
+@pytest.mark.parametrize("extractor_class", [PCMANetFeatureExtractor, AudioMobileNetFeatureExtractor])
+def test_unknown_settings_are_refused_from_users_and_loaded_from_files(extractor_class, tmp_path, caplog):
+    with pytest.raises(ValueError, match="unknown keyword `hop_lenght`. Did you mean `hop_length`"):
+        extractor_class(hop_lenght=160)
+    extractor = extractor_class()
+    name = f"training_run_of_{extractor_class.__name__}"  # each warning is given once per process
+    setattr(extractor, name, "x")
+    PCMANetProcessor(PCMANetImageProcessor(), extractor).save_pretrained(tmp_path / "processor")
+    extractor.save_pretrained(tmp_path)
+    assert getattr(AutoFeatureExtractor.from_pretrained(tmp_path), name) == "x"
+    assert f"`{name}`, which has no effect" in caplog.text
+    assert getattr(PCMANetProcessor.from_pretrained(tmp_path / "processor").feature_extractor, name) == "x"
+
+
+def test_unknown_keywords_of_a_saved_processor_are_a_warning(tmp_path, caplog):
+    PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps(saved | {"audio_window": 3}))
+    assert PCMANetProcessor.from_pretrained(tmp_path).audio_windows is None
+    assert "unknown keyword `audio_window`, which has no effect. Did you mean `audio_windows`?" in caplog.text
 
 
 def test_settings_survive_saving_and_act(tmp_path):
