@@ -394,7 +394,7 @@ class MediaReader:
         for packet in self._packets_of(self.audio_stream):
             if self.listener is not None:
                 timeline = timeline or AudioTimeline()
-                for hole, samples in timeline.convert(_decoded(self.audio_stream, packet, self.notes), self._origin):
+                for hole, samples in timeline.convert(_decoded(packet, self.notes), self._origin):
                     timeline.position += max(0, hole) + samples.shape[1]
                     self.listener(timeline.position - samples.shape[1], samples, timeline.sampling_rate)
             yield packet
@@ -414,12 +414,11 @@ class MediaReader:
             self.notes.count(text) if level is None else self.notes.add(text, level)
         self.notes.finish()
 
-    def _reopen(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
-        """Open the source a second time and return the packets of one stream."""
+    def _reopen(self, stream: VideoStream | AudioStream) -> tuple[InputContainer, VideoStream | AudioStream]:
+        """Open the source a second time, for one stream."""
         source = self._stack.enter_context(_second_source(self._source))
         container, _ = self._stack.enter_context(open_media(source, self.name))
-        reopened = cast("VideoStream | AudioStream", container.streams[stream.index])
-        return demux(container, (reopened,), MediaNotes(self.name))
+        return container, cast("VideoStream | AudioStream", container.streams[stream.index])
 
     def _packets_of(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
         """Yield the packets of one stream; errors of FFmpeg name the source."""
@@ -431,8 +430,10 @@ class MediaReader:
     def _decode_video(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yield every frame that can be decoded, and is not skipped, with its timestamp in seconds."""
         packets = self._packets_of(self._video)
+        # A URL is not read twice: a broadcast would have gone on.
+        restart = None if _is_url(self._source) else self._restart_video
         seconds = None
-        for frame in decode_video(self._video, packets, self.notes, lambda packet: self._skips(packet)):
+        for frame in decode_video(packets, self.notes, lambda packet: self._skips(packet), restart):
             seconds = self._clock.read(frame)
             self.origin, self.end = self._clock.origin, self._clock.end
             self._converter.measure(frame)
@@ -440,6 +441,11 @@ class MediaReader:
         if seconds is None:
             raise no_frames(self.name)
         self.has_ended = True
+
+    def _restart_video(self) -> Iterator[av.Packet]:
+        """Return the packets of the video from the first one on, for a decoder with one thread."""
+        self._packets.restart(self._video)
+        return self._packets_of(self._video)
 
     def _taken(self, rates: Sequence[float | str]) -> Iterator[tuple[int, float, av.VideoFrame]]:
         """Yield the frames that are taken at each rate: index of the rate, timestamp, frame."""
@@ -456,7 +462,7 @@ class MediaReader:
         """Yield the audio on the clock of the video."""
         timeline, end = AudioTimeline(), None
         for packet in self._packets_of(self.audio_stream):
-            for hole, samples in timeline.convert(_decoded(self.audio_stream, packet, self.notes), self._origin):
+            for hole, samples in timeline.convert(_decoded(packet, self.notes), self._origin):
                 start = timeline.position
                 if end is None and not (yield from self._fill_hole(timeline, hole)):
                     end = start
@@ -629,12 +635,6 @@ def stream_array(
     return join_timestamps(heapq.merge(masks, timed, key=lambda event: event[0]))
 
 
-def share_audio(pieces: Iterator[AudioPiece], number: int) -> list[Iterator[AudioPiece]]:
-    """Return iterators that each yield all of the audio, at their own pace.
-
-    Args:
-        pieces: The audio, which only these iterators may read.
-        number: Number of iterators.
 def stream_decoder(
     decoder: Any, frames_per_second: float | str, masks_per_second: float | str | None
 ) -> Iterator[StreamedFrame]:
@@ -680,6 +680,12 @@ def _finished(samplers: Sequence["FrameSampler"], end: float) -> Iterator[tuple[
         yield from ((index, *taken) for taken in sampler.finish(end))
 
 
+def share_audio(pieces: Iterator[AudioPiece], number: int) -> list[Iterator[AudioPiece]]:
+    """Return iterators that each yield all of the audio, at their own pace.
+
+    Args:
+        pieces: The audio, which only these iterators may read.
+        number: Number of iterators.
     """
     queues: list[deque[AudioPiece]] = [deque() for _ in range(number)]
 
@@ -764,13 +770,13 @@ def open_media(source: MediaSource, name: str | None = None) -> Iterator[tuple[I
         MediaError: If the source is not a file, is empty, is not media, or does not answer; also for errors of FFmpeg
             inside the context.
     """
+    source = media_source(source)
     notes = MediaNotes(source_name(source) if name is None else name)
     with ExitStack() as stack:
         try:
             if _is_url(source):
                 container = _open_url(source)
             else:
-    source = media_source(source)
                 container = _open_file(stack.enter_context(_file_of(source, notes.name)))
             yield stack.enter_context(container), notes
         except av.FFmpegError as error:
@@ -788,12 +794,6 @@ def _unreadable(source: MediaSource, name: str, error: av.FFmpegError) -> MediaE
     )
 
 
-def source_name(source: MediaSource) -> str:
-    """Return the name of a source in error messages, or raise MediaError if it is not a source."""
-    if isinstance(source, str):
-        if not source:
-            raise MediaError("The path of the media is empty. Pass the path of one media file.")
-        return source
 def media_source(value: Any) -> Any:
     """Return media in the form in which it is read: a path, address, bytes or file object; return the rest unchanged.
 
@@ -826,6 +826,12 @@ def _local_path(path: str) -> str:
     return url2pathname(url.path)
 
 
+def source_name(source: MediaSource) -> str:
+    """Return the name of a source in error messages, or raise MediaError if it is not a source."""
+    if isinstance(source, str):
+        if not source:
+            raise MediaError("The path of the media is empty. Pass the path of one media file.")
+        return source
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
@@ -880,17 +886,17 @@ def _file_of(source: MediaSource, name: str) -> Iterator[BinaryIO]:
         yield file
 
 
+def _open_on_hub(address: str) -> OpenFile:
+    """Open a file of the Hub by its `hf://` address, which streamed columns of `datasets` hold, also inside an archive."""
+    return cast(OpenFile, fsspec.open(address, "rb"))
+
+
 def _open_path(path: Path) -> BinaryIO:
     """Open a file of this machine."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise MediaError(f"{path} is a directory. Pass the path of one media file in it.")
-def _open_on_hub(address: str) -> OpenFile:
-    """Open a file of the Hub by its `hf://` address, which streamed columns of `datasets` hold, also inside an archive."""
-    return cast(OpenFile, fsspec.open(address, "rb"))
-
-
         if not stat.S_ISREG(mode):
             # Opening a pipe may block permanently, and a device such as /dev/zero never ends.
             raise MediaError(
@@ -999,6 +1005,12 @@ def check_frame_size(width: int, height: int, name: str) -> None:
 # Unreadable places in a row after which the rest of a file is given up.
 MOST_UNREADABLE_IN_A_ROW = 1000
 
+# Threads that decode the frames of a video at the same time; 0 for one per core, 16 at most.
+FRAME_THREADS = 0
+
+# No decoder holds more frames: one per thread, and 16 to bring them into order, each of two fields.
+MOST_FRAMES_IN_DECODER = 64
+
 
 class PacketQueues:
     """The packets of several streams of one container, each stream at its own pace.
@@ -1007,9 +1019,9 @@ class PacketQueues:
         container: The open file.
         streams: The streams to demux.
         notes: Where damage is counted.
-        reopen: Opens the file a second time and returns the packets of one stream, from the start. Called if a file
-            interleaves its streams so badly that more than `LARGEST_QUEUE_BYTES` of one wait for the other: the stream is
-            then read from the second handle on.
+        reopen: Opens the file a second time and returns the container with the stream. Called if a file interleaves its
+            streams so badly that more than `LARGEST_QUEUE_BYTES` of one wait for the other: the stream is then read from
+            the second handle on.
     """
 
     def __init__(
@@ -1017,20 +1029,18 @@ class PacketQueues:
         container: InputContainer,
         streams: Sequence[VideoStream | AudioStream],
         notes: MediaNotes,
-        reopen: Callable[[VideoStream | AudioStream], Iterator[av.Packet]],
+        reopen: Callable[[VideoStream | AudioStream], tuple[InputContainer, VideoStream | AudioStream]],
     ) -> None:
         self._notes = notes
         self._reopen = reopen
-        self._demuxed = demux(container, tuple(streams), notes)
+        self._count_unreadable = _unreadable_counter(notes)
+        self._demuxed = demux(container, tuple(streams), self._count_unreadable)
         self._waiting: dict[int, deque[av.Packet]] = {stream.index: deque() for stream in streams}
         self._bytes: Counter[int] = Counter()
         self._seen: Counter[int] = Counter()
         self._reopened: dict[int, Iterator[av.Packet]] = {}
         for stream in streams:
-            codec: Any = stream.codec_context  # PyAV's stubs know its settings for video only
-            codec.thread_type = "AUTO"
-            if isinstance(stream, VideoStream):
-                codec.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}
+            _set_threads(stream, FRAME_THREADS if isinstance(stream, VideoStream) else 1)
 
     def of(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
         """Yield the packets of a stream; the last one is empty and drains the decoder.
@@ -1042,6 +1052,11 @@ class PacketQueues:
             if packet.has_sidedata("encryption_info"):
                 raise MediaError(f"{self._notes} is encrypted (DRM). Get a copy without protection.")
             yield packet
+
+    def restart(self, stream: VideoStream | AudioStream) -> None:
+        """Make [`of`] begin again with the first packet of a stream, for a decoder with one thread."""
+        self._waiting[stream.index].clear()
+        self._reopened[stream.index] = self._read_again(stream)
 
     def _queued(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
         """Yield the packets that wait, and those that follow in the container unless the stream was reopened."""
@@ -1066,23 +1081,59 @@ class PacketQueues:
         self._bytes[index] += packet.size
         self._seen[index] += 1
         if index != wanted.index and self._bytes[index] > LARGEST_QUEUE_BYTES:
-            self._reopened[index] = islice(self._reopen(packet.stream), self._seen[index], None)
+            again = self._read_again(cast("VideoStream | AudioStream", packet.stream))
+            self._reopened[index] = islice(again, self._seen[index], None)
+
+    def _read_again(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
+        """Open the file again and return the packets of a stream, for a decoder with one thread."""
+        container, reopened = self._reopen(stream)
+        _set_threads(reopened, 1)
+        return demux(container, (reopened,), self._count_unreadable)
+
+
+def _unreadable_counter(notes: MediaNotes) -> Callable[[int], None]:
+    """Return a function that counts place `number` of a pass over a file unless another pass came to that number."""
+    largest = 0
+
+    def count(number: int) -> None:
+        nonlocal largest
+        if number > largest:
+            largest = number
+            notes.count(DAMAGED)
+
+    return count
+
+
+def _set_threads(stream: VideoStream | AudioStream, threads: int) -> None:
+    """Prepare the decoder of a stream."""
+    codec: Any = stream.codec_context  # PyAV's stubs know its settings for video only
+    codec.thread_type, codec.thread_count = "AUTO", threads
+    if isinstance(stream, VideoStream):
+        codec.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}
 
 
 def demux(
-    container: InputContainer, streams: tuple[VideoStream | AudioStream, ...], notes: MediaNotes
+    container: InputContainer,
+    streams: tuple[VideoStream | AudioStream, ...],
+    count_unreadable: Callable[[int], object],
 ) -> Iterator[av.Packet]:
-    """Yield packets to the end, past places that cannot be read, and then one per stream, which drains its decoder."""
-    failures = 0
-    while failures < MOST_UNREADABLE_IN_A_ROW:
+    """Yield packets to the end, past places that cannot be read, and then one per stream, which drains its decoder.
+
+    Args:
+        container: The open file.
+        streams: The streams to demux.
+        count_unreadable: Called at each place that cannot be read, with the number of such places so far.
+    """
+    failures = in_a_row = 0
+    while in_a_row < MOST_UNREADABLE_IN_A_ROW:
         try:
             for packet in container.demux(streams):
-                failures = 0
+                in_a_row = 0
                 yield packet
             return
         except (av.error.InvalidDataError, av.error.EOFError):
-            failures += 1
-            notes.count(DAMAGED)
+            failures, in_a_row = failures + 1, in_a_row + 1
+            count_unreadable(failures)
         except IndexError:
             # PyAV (18.1) fails after the last packet if a broadcast has added a stream in the meantime.
             break
@@ -1093,34 +1144,100 @@ def demux(
 
 
 def decode_video(
-    stream: VideoStream, packets: Iterable[av.Packet], notes: MediaNotes, skips: Callable[[av.Packet], bool]
+    packets: Iterable[av.Packet],
+    notes: MediaNotes,
+    skips: Callable[[av.Packet], bool],
+    restart: Callable[[], Iterable[av.Packet]] | None,
 ) -> Iterator[av.VideoFrame]:
     """Decode video packets; leave out damaged ones and count them in the notes.
 
+    Several threads decode an undamaged video. What they make of damage depends on their number, and an error among the last
+    packets loses the frames of all threads. At the first sign of damage the video is decoded again by one thread, and the
+    frames that were not yielded before follow. So every machine yields the same frames, all that can be decoded. A packet
+    without a frame is taken as such a sign too, although a few codecs have them (fields, invisible frames of VP8).
+
     Args:
-        stream: The stream.
-        packets: Its packets.
+        packets: The packets.
         notes: Where damage is counted.
         skips: Called with each packet: whether its frame can be left out if no other frame refers to it. After damage no
             frame is left out.
+        restart: Returns the packets again, for a decoder with one thread; `None` if this is not possible. One thread then
+            decodes the video from the start.
     """
+    skipped = bytearray()
+    if restart is None:
+        yield from _decode_in_order(packets, notes, skips)
+    elif (yielded := (yield from _decode_in_threads(packets, notes, skips, skipped))) is not None:
+        flags = iter(skipped)
+        yield from islice(_decode_in_order(restart(), notes, lambda _: next(flags, 0) > 0), yielded, None)
+
+
+def _decode_in_threads(
+    packets: Iterable[av.Packet], notes: MediaNotes, skips: Callable[[av.Packet], bool], skipped: bytearray
+) -> Generator[av.VideoFrame, None, int | None]:
+    """Decode video packets up to the first sign of damage.
+
+    Args:
+        packets: The packets.
+        notes: Where damage is counted.
+        skips: As for [`decode_video`].
+        skipped: Receives for each packet whether its frame could be left out: a byte per packet, so that it can be repeated.
+
+    Yields:
+        The frames.
+
+    Returns:
+        The number of frames yielded; None if the video is complete.
+    """
+    yielded, inside = 0, Counter()  # timestamps of the packets of which the frame has not come out
+    for packet in packets:
+        skipped.append(skips(packet))
+        try:
+            frames = _frames_of(packet, skips=skipped[-1] > 0)
+        except av.FFmpegError:
+            return yielded
+        if packet.size and not (skipped[-1] or packet.is_discard):
+            inside[packet.pts] += 1
+        if packet.is_corrupt or notes.has_counted(DAMAGED) or any(frame.is_corrupt for frame in frames):
+            return yielded
+        for frame in frames:
+            yielded += 1
+            yield frame
+            inside -= Counter([frame.pts])
+        if inside.total() > MOST_FRAMES_IN_DECODER:
+            return yielded
+    # PyAV (18.1) does not report an error after the first frame that it drains from a decoder, but the rest is missing.
+    return yielded if inside else None
+
+
+def _decode_in_order(
+    packets: Iterable[av.Packet], notes: MediaNotes, skips: Callable[[av.Packet], bool]
+) -> Iterator[av.VideoFrame]:
+    """Decode video packets with one thread; leave out damaged ones and count them in the notes."""
     is_complete = True
     for packet in packets:
         is_complete = is_complete and not packet.is_corrupt
         is_skipped = skips(packet) and is_complete and not notes.has_counted(DAMAGED)
-        stream.codec_context.skip_frame = "NONREF" if is_skipped else "DEFAULT"
-        for frame in _decoded(stream, packet, notes):
+        for frame in _decoded(packet, notes, skips=is_skipped):
             is_complete = is_complete and not frame.is_corrupt
             yield frame
 
 
-def _decoded(stream: VideoStream | AudioStream, packet: av.Packet, notes: MediaNotes) -> list[Any]:
+def _decoded(packet: av.Packet, notes: MediaNotes, *, skips: bool = False) -> list[Any]:
     """Return the frames of a packet, none of a damaged one, which is counted in the notes."""
     try:
-        return stream.decode(packet)
+        return _frames_of(packet, skips=skips)
     except av.FFmpegError:
         notes.count(DAMAGED)
         return []
+
+
+def _frames_of(packet: av.Packet, *, skips: bool) -> list[Any]:
+    """Decode a packet; with `skips` its frame may be left out if no other frame refers to it."""
+    stream: Any = packet.stream
+    if isinstance(stream, VideoStream):
+        stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+    return stream.decode(packet)
 
 
 # --- Time ---
@@ -1140,6 +1257,9 @@ JITTER_SECONDS = 0.02
 # A clock that jumps further than this was spliced or is broken: time continues from the last chunk or frame.
 LONGEST_HOLE_SECONDS = 600.0
 LONGEST_OVERLAP_SECONDS = 1.0
+
+# A decoder that does not know yet how far frames are out of order gives the first ones too early.
+MOST_TIMES_BACKWARDS = 3
 
 # Decoding times of an undamaged video rise by less than this from packet to packet.
 LONGEST_STEADY_STEP_SECONDS = 10.0
@@ -1180,10 +1300,23 @@ def _stream_seconds(video: VideoStream) -> float | None:
     return float(video.duration * video.time_base) if video.duration and video.time_base else None
 
 
+def has_decoding_times_only(video: VideoStream) -> bool:
+    """Return whether the container stores when packets are decoded, but not when their frames are shown.
+
+    FFmpeg derives the time of presentation for most codecs, but not for those in which the order of packets leaves it open.
+    """
+    container = cast(InputContainer, video.container)
+    return container.format.name in ("avi", "asf") and video.codec_context.name in ("h264", "hevc", "vvc")
+
+
 class VideoClock:
     """Convert the timestamps of frames to seconds since the first frame that never decrease.
 
+    Timestamps that run backwards are those of decoding, given as those of presentation. Then the decoding time of the packet
+    with which the decoder gave the frame is used: it is late by as many frames as the decoder holds, the first frame too.
+
     Attributes:
+        goes_by_decoding: Whether it is used.
         period: Average seconds per frame.
         origin: Time of the first frame in the container, in seconds.
         end: When the last frame read leaves the screen, in seconds since the first frame; 0 before the first.
@@ -1193,14 +1326,19 @@ class VideoClock:
         self.period = float(1 / frame_rate(video))
         self.origin = 0.0
         self.end = 0.0
+        self.goes_by_decoding = has_decoding_times_only(video)
         self._start = -math.inf
         self._shift = 0.0
+        self._backwards = 0
+        self._last: tuple[float | None, float | None] = None, None
+        self._first_packet = float((video.start_time or 0) * (video.time_base or 0))
 
     def read(self, frame: av.VideoFrame) -> float:
         """Return the timestamp of the next frame, in seconds since the first frame."""
-        stamp = frame.time
+        stamp = self._stamp(frame)
         if self._start == -math.inf:
-            self.origin = self._shift = stamp or 0.0
+            self._shift = stamp or 0.0
+            self.origin = self._first_packet if self.goes_by_decoding else self._shift
 
         # A frame without a timestamp, or one not after the last, follows the last; so does one after a splice.
         seconds = self.place(stamp)
@@ -1210,9 +1348,24 @@ class VideoClock:
                 self._shift = stamp - self.end
 
         length = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+        if self.goes_by_decoding and self._start >= 0:
+            length = seconds - self._start  # the last frames, drained from the decoder, have no time: they follow so
         self._start = seconds
         self.end = seconds + (length if 0 < length <= LONGEST_HOLE_SECONDS else self.period)
         return seconds
+
+    def _stamp(self, frame: av.VideoFrame) -> float | None:
+        """Return the time of a frame in the container, in seconds; None if it has none."""
+        shown, decoded = (
+            frame.time,
+            float(frame.dts * frame.time_base) if None not in (frame.dts, frame.time_base) else None,
+        )
+        if not self.goes_by_decoding and None not in (shown, decoded, *self._last):
+            self._backwards += shown < self._last[0] and decoded > self._last[1]
+            if self._backwards > MOST_TIMES_BACKWARDS:
+                self.goes_by_decoding, self._shift = True, decoded - self.end
+        self._last = shown, decoded
+        return decoded if self.goes_by_decoding else shown
 
     def place(self, stamp: float | None) -> float | None:
         """Return a time of the container in seconds since the first frame; None if the clock goes by order.
@@ -1336,7 +1489,7 @@ class FrameSkipper:
 
     def _place(self, packet: av.Packet) -> float | None:
         """Return when the frame of a packet appears on screen, in seconds of the clock; None if that is not certain."""
-        if packet.pts is None or packet.dts is None or packet.is_discard:
+        if packet.pts is None or packet.dts is None or packet.is_discard or self._clock.goes_by_decoding:
             return None
         decoding = float(packet.dts * packet.time_base)
         if self._last_decoding is not None:

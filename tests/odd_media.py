@@ -85,6 +85,7 @@ def write_odd_video(
     colors: tuple[Colorspace, int, ColorRange] = (Colorspace.ITU601, 6, ColorRange.MPEG),
     tracks: Sequence[Track] = (Track(),),
     audio_first: bool = False,
+    rate: int = FRAMES_PER_SECOND,
     container_options: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a video; the suffix of the path selects the container.
@@ -100,14 +101,16 @@ def write_odd_video(
         colors: Of the file: for the conversion, and the number of the matrix and the range that the file declares.
         tracks: The audio.
         audio_first: Whether all audio is before the frames in the file.
+        rate: Frames per second that the file declares.
         container_options: For the muxer.
     """
     first = paint(times[0])
     with av.open(str(path), "w", container_options=dict(container_options or {})) as container:
-        video = container.add_stream(codec, rate=FRAMES_PER_SECOND, options=dict(options or {}))
+        video = container.add_stream(codec, rate=rate, options=dict(options or {}))
         video.height, video.width, video.pix_fmt = *first.shape[:2], pixel_format
         if codec != "gif":
-            video.codec_context.time_base = Fraction(1, 1000 if codec in TIMED_CODECS else FRAMES_PER_SECOND)
+            is_timed = codec in TIMED_CODECS and path.suffix != ".avi"  # which has a constant rate
+            video.codec_context.time_base = Fraction(1, 1000 if is_timed else rate)
         video.colorspace, video.color_range = colors[1], colors[2]
         if configure:
             configure(video)
@@ -196,6 +199,18 @@ def overwrite(path: Path, start: float, stop: float, seed: int = 0) -> Path:
     data = bytearray(path.read_bytes())
     first, last = int(start * len(data)), int(stop * len(data))
     data[first:last] = np.random.default_rng(seed).bytes(last - first)
+    path.write_bytes(data)
+    return path
+
+
+def overwrite_packets(path: Path, *from_end: int) -> Path:
+    """Fill packets of the video with 0xFF; 1 is the last packet of the file."""
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for number in from_end:
+        position, size = packets[-number]
+        data[position : position + size] = b"\xff" * size
     path.write_bytes(data)
     return path
 

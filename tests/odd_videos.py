@@ -324,9 +324,9 @@ VIDEOS = {
     "tail missing, index in front": UsableVideo(
         ".mp4",
         truncated(paint=noisy, container_options={"movflags": "+faststart"}),
-        colors="RG",
+        colors="RGB",
         size=(128, 96),
-        notes=(ENDS_EARLY,),
+        notes=(LOSSES, ENDS_EARLY),
     ),
     "tail missing, fragmented": UsableVideo(
         ".mp4",

@@ -18,9 +18,21 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from odd_media import HEIGHT, WIDTH, Track, big_endian, every, overwrite, patch_box, write_odd_video
+from odd_media import (
+    HEIGHT,
+    WIDTH,
+    Track,
+    big_endian,
+    every,
+    onset,
+    overwrite,
+    overwrite_packets,
+    patch_box,
+    write_odd_video,
+)
 from odd_videos import noisy
 from PIL import Image
+from torchcodec_decoders import video_decoder
 
 from modeling_pcmanet import media_pcmanet
 from modeling_pcmanet.media_pcmanet import (
@@ -30,16 +42,18 @@ from modeling_pcmanet.media_pcmanet import (
     MediaError,
     MediaNotes,
     MediaReader,
+    PacketQueues,
     StreamedFrame,
     VideoClock,
-from torchcodec_decoders import video_decoder
     iterate_frames,
     join_timestamps,
+    media_source,
     read_audio,
     read_media,
     share_audio,
     shown_size,
     stream_array,
+    stream_decoder,
 )
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 
@@ -47,13 +61,11 @@ from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 def test_a_note_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="modeling_pcmanet")
     notes = MediaNotes("video.mp4")
-    media_source,
     notes.add("it is torn")
     notes.add("it is old", logging.INFO)
     notes.add("it is torn")
     assert notes.texts == ["it is torn", "it is old"]
     assert caplog.record_tuples == [
-    stream_decoder,
         ("modeling_pcmanet.media_pcmanet", logging.WARNING, "video.mp4: it is torn"),
         ("modeling_pcmanet.media_pcmanet", logging.INFO, "video.mp4: it is old"),
     ]
@@ -174,18 +186,6 @@ def test_the_error_for_a_missing_file_names_the_folder(tmp_path: Path) -> None:
         read_media("ftp://example.invalid/clip.mp4")
 
 
-def test_a_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="is a directory. Pass the path of one media file"):
-        read_media(tmp_path)
-
-
-def test_an_empty_path_is_refused() -> None:
-    with pytest.raises(MediaError, match="path of the media is empty"):
-        read_media("")
-
-
-@pytest.mark.parametrize("wrap", [bytes, io.BytesIO, Pipe])
-def test_empty_data_are_refused(tmp_path: Path, wrap: type) -> None:
 def test_a_path_a_url_and_bytes_of_every_kind(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Issue 16, point 15.
     class PathLike:
@@ -228,6 +228,18 @@ def test_a_file_of_the_hub_is_read_through_its_file_system(clip: Path, monkeypat
     assert opened == ["hf://datasets/owner/name/clip.mp4"]
 
 
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="is a directory. Pass the path of one media file"):
+        read_media(tmp_path)
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(MediaError, match="path of the media is empty"):
+        read_media("")
+
+
+@pytest.mark.parametrize("wrap", [bytes, io.BytesIO, Pipe])
+def test_empty_data_are_refused(tmp_path: Path, wrap: type) -> None:
     with pytest.raises(MediaError, match="is empty"):
         read_media(wrap(b""))
     (tmp_path / "zero.mp4").touch()
@@ -909,6 +921,65 @@ def test_an_mp4_without_its_index_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(MediaError, match=r"cut\.mp4 cannot be read .*complete media file"):
         read_media(path)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+@pytest.mark.parametrize(("rate", "count", "from_end"), [(1, 22, (12,)), (25, 100, (2, 10, 15))])
+def test_damage_near_the_end_costs_the_damaged_frames_only(
+    tmp_path: Path, threads: int, rate: int, count: int, from_end: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = every(1 / rate, seconds=count / rate)
+    path = write_odd_video(
+        tmp_path / "video.mp4", times=times, paint=own_picture, options={"bf": "3"}, tracks=(), rate=rate
+    )
+    undamaged = [seconds for seconds, _ in iterate_frames(path)]
+    overwrite_packets(path, *from_end)
+    monkeypatch.setattr(media_pcmanet, "FRAME_THREADS", threads)
+    seconds = [timestamp for timestamp, _ in iterate_frames(path)]
+    assert len(seconds) == count - len(from_end)
+    assert set(seconds) < set(undamaged)
+    media = read_media(path, audio=False)
+    assert len(media.frames) == round(count / rate)
+    assert media.notes == (f"damaged or missing packets of data left out: {len(from_end)}",)
+
+
+def test_an_undamaged_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PacketQueues, "restart", lambda *_: pytest.fail("decoded a second time"))
+    for name in VIDEOS:
+        assert read_frames(write_sample(tmp_path / "video", name))
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".asf"])
+@pytest.mark.parametrize("rate", [1.0, 3.3, "video"])
+def test_frames_without_times_of_presentation_are_in_order(tmp_path: Path, suffix: str, rate: float | str) -> None:
+    options = {"bf": "3", "crf": "1"}
+    times = every(seconds=8)
+    first, second = (
+        write_odd_video(tmp_path / f"video{each}", times=times, paint=own_picture, options=options)
+        for each in (".mp4", suffix)
+    )
+    expected, found = read_frames(first, rate), read_frames(second, rate)
+    assert [frame[0] for frame in found] == pytest.approx([frame[0] for frame in expected], abs=0.0011)
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one[1].astype(int), other[1], atol=4)
+    assert onset(*read_audio(second)) == pytest.approx(1.0, abs=0.07)
+    media = read_media(second)
+    assert onset(media.waveform, media.sampling_rate) == pytest.approx(1.0, abs=0.07)
+
+
+def test_times_that_run_backwards_are_not_trusted(tmp_path: Path) -> None:
+    options = {"bf": "3"}
+    path = write_odd_video(tmp_path / "video.mp4", paint=own_picture, options=options, tracks=())
+    expected = [frame for _, frame in iterate_frames(path)]
+    # The edit list (elst) too: it names the first frame by its time of presentation.
+    for box in (b"ctts", b"elst"):
+        data = path.read_bytes()
+        assert box in data
+        path.write_bytes(data.replace(box, b"free"))
+    timestamps, frames = zip(*iterate_frames(path), strict=True)
+    np.testing.assert_array_equal(frames, expected)
+    np.testing.assert_allclose(np.diff(timestamps[6:]), 0.1, atol=1e-6)
+    assert timestamps[-1] == pytest.approx(3.9, abs=0.31)
 
 
 def test_damage_in_the_middle_costs_the_middle_only(tmp_path: Path) -> None:
