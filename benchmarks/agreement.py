@@ -31,6 +31,7 @@ from torch.ao.quantization import quantize_dynamic
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, VGGishConfig, VGGishModel
+from pcmanet.dataset_scripts.collation import real_frames
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.examples.evaluate_sounding_shapes import held_out_clips
 
@@ -96,7 +97,7 @@ class Agreement:
             expected: (batch, frames, height, width), masks of the model.
             batch: The batch, with labels.
         """
-        logits, real = logits.float(), batch["frame_mask"]
+        logits, real = logits.float(), real_frames(batch)
         self.with_model.update(logits, expected, real)
         self.with_truth.update(logits, batch["labels"], real, batch["annotated_frames"])
         self.different += (to_masks(logits) != expected)[real].sum().item()
@@ -136,7 +137,7 @@ def measure_masks(name: str, options: argparse.Namespace) -> list[list[str]]:
     agreements = {title: Agreement(num_labels) for title in variants}
     for index in tqdm(range(options.clips), desc=name):
         batch = collate([clips[index]])
-        inputs = {key: batch[key] for key in ("pixel_values", "input_features", "frame_mask")}
+        inputs = {key: values for key, values in batch.items() if key not in ("labels", "annotated_frames")}
         expected = to_masks(model(**inputs).logits)
         for title, variant in variants.items():
             agreements[title].update(variant(**inputs).logits, expected, batch)

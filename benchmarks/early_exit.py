@@ -28,6 +28,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
+from pcmanet.dataset_scripts.collation import real_frames
 from pcmanet.dataset_scripts.evaluation import markdown_table
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.examples.evaluate_sounding_shapes import held_out_clips
@@ -80,7 +81,7 @@ class Measurement:
         started = time.process_time()
         output = optimized(**inputs, early_exit_threshold=self.threshold)
         seconds = time.process_time() - started
-        real = inputs["frame_mask"]
+        real = real_frames(inputs)
         used = [STAGES[-1]] * int(real.sum()) if output.stages_used is None else output.stages_used[real].tolist()
         return output.logits, used, seconds
 
@@ -119,7 +120,7 @@ def measure(model: Path, options: argparse.Namespace) -> list[Measurement]:
             logits, used, seconds = measurement.run(optimized, clip)
             measurement.seconds += seconds
             measurement.stages_used += used
-            measurement.metrics.update(logits, labels, clip["frame_mask"], annotated_frames)
+            measurement.metrics.update(logits, labels, clip.get("frame_mask"), annotated_frames)
             measurement.silent_seconds += measurement.run(optimized, silent)[2]
     return measurements
 

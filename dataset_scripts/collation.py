@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from modeling_pcmanet.audio_pcmanet import AudioBuffer
+from modeling_pcmanet.audio_pcmanet import AudioBuffer, to_mono
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
+from pcmanet.dataset_scripts.avsbench.rows import SHORT_AUDIO
 from pcmanet.dataset_scripts.sounding_shapes.clips import SyntheticClip
 from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE
 from pcmanet.files import atomic_file
@@ -77,6 +79,7 @@ class ClipCollator:
         arrays = [to_arrays(clip, self.binary) for clip in clips]
         if self.augmentation is not None:
             arrays = self.augmentation(arrays, np.random.default_rng(int(torch.randint(2**63 - 1, ()))))
+        arrays = [self._with_features_of_short_audio(clip) for clip in arrays]
         audio = [_crop_audio(clip, self.processor.audio_reach) for clip in arrays]
         try:
             batch = self.processor(
@@ -94,6 +97,32 @@ class ClipCollator:
                 features[: len(clip.frames)] = torch.from_numpy(clip.log_mel)
         return batch
 
+    def _with_features_of_short_audio(self, clip: ClipArrays) -> ClipArrays:
+        """Add the features of a clip of AVSBench whose audio is too short for the processor.
+
+        AVSBench's preparation uses such clips and repeats the last log-mel patch (S4, MS3) or appends zeros (AVSS), which is
+        the `short_clip` rule of the feature extractor. For other features the missing audio is silence.
+        """
+        if clip.log_mel is not None or clip.waveform is None or not _has_regular_timestamps(clip):
+            return clip
+        missing = len(clip.frames) - clip.waveform.shape[-1] / (clip.sampling_rate or 1)
+        if missing <= SHORT_AUDIO:
+            return clip
+        if self.processor.audio_windows is not None:
+            samples = round(missing * (clip.sampling_rate or 1))
+            return replace(clip, waveform=np.pad(clip.waveform, ((0, 0), (0, samples))))
+        pieces = iter([(to_mono(clip.waveform), clip.sampling_rate or 1)])
+        sound = AudioBuffer(pieces, self.processor.feature_extractor.sampling_rate)
+        frames = [(time,) for time in clip.timestamps.tolist()]
+        patches = [patch.numpy() for _, patch in self.processor.audio_features(frames, sound, "consecutive")]
+        return replace(clip, log_mel=np.stack(patches))
+
+
+def real_frames(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return which frames of a batch are not padding, (batch, frames) bool; the processor says so only if some are."""
+    pixels = batch["pixel_values"]
+    return batch.get("frame_mask", torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device))
+
 
 def _has_regular_timestamps(clip: ClipArrays) -> bool:
     """Return whether the frames have the timestamps of AVSBench, for which the processor handles short audio itself."""
@@ -102,13 +131,13 @@ def _has_regular_timestamps(clip: ClipArrays) -> bool:
 
 
 def _crop_audio(clip: ClipArrays, reach: float) -> tuple[np.ndarray, int]:
-    """Return the audio up to the last sample that any frame needs; silence where features replace the audio.
+    """Return the audio up to the last sample that any frame needs; silence where features are given.
 
     Args:
         clip: The clip.
         reach: Seconds after a frame up to which its audio matters.
     """
-    if clip.waveform is None or clip.sampling_rate is None:
+    if clip.log_mel is not None or clip.waveform is None or clip.sampling_rate is None:
         return np.zeros(len(clip.frames) * SAMPLING_RATE, dtype=np.float32), SAMPLING_RATE
     end = clip.timestamps.max() - SAMPLING_OFFSET + 1.0 + reach
     return clip.waveform[:, : max(1, round(end * clip.sampling_rate))], clip.sampling_rate

@@ -22,7 +22,7 @@ from pcmanet.dataset_scripts.problems import DatasetError
 from .avsbench import find_clips
 from .avsbench.layouts import BINARY_LABELS, Clip, ClipFiles, have_disjoint_objects, label_names
 from .avsbench.rows import RowSettings, inspect_files, read_row, row_features
-from .collation import ClipCollator
+from .collation import ClipCollator, real_frames
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics
 from .paired.clips import PairedClips
 from .paired.files import to_row
@@ -234,7 +234,9 @@ class EvaluationReader:
             ValueError: If a clip cannot be used; DatasetError lists all its problems.
         """
         batch = self.collate([self._row(index, audio) for index in indices])
-        missing = max(0, self.frames - batch["frame_mask"].shape[1])
+        missing = max(0, self.frames - batch["pixel_values"].shape[1])
+        if missing:
+            batch["frame_mask"] = real_frames(batch)
         for name, values in batch.items():
             fill = IGNORE_INDEX if name == "labels" else 0
             batch[name] = torch.cat([values, values.new_full((len(values), missing, *values.shape[2:]), fill)], dim=1)

@@ -62,7 +62,7 @@ def main() -> None:
     for first in tqdm(range(0, len(data.clips), args.batch_size)):
         batch = reader.read(range(len(data.clips))[first : first + args.batch_size]).to(device)
         labels, annotated_frames = batch.pop("labels"), batch.pop("annotated_frames")
-        metrics["positive"].update(model(**batch).logits, labels, batch["frame_mask"], annotated_frames)
+        metrics["positive"].update(model(**batch).logits, labels, batch.get("frame_mask"), annotated_frames)
     print(results_table(protocol_results(metrics)))
 
 

@@ -64,7 +64,7 @@ def count(
         if len(batch) == args.batch_size or number == args.clips:
             inputs = collate(batch).to(model.device)
             labels, annotated_frames = inputs.pop("labels"), inputs.pop("annotated_frames")
-            metrics.update(model(**inputs).logits, labels, inputs["frame_mask"], annotated_frames)
+            metrics.update(model(**inputs).logits, labels, inputs.get("frame_mask"), annotated_frames)
             batch = []
 
 

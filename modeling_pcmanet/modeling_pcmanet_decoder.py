@@ -23,7 +23,7 @@ to clips where the frames of a clip interact: in the cross-attention and at the 
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeVar, cast
 
@@ -146,23 +146,33 @@ class ClipLayout:
         batch: Number of clips.
         frames: Number of frames per clip, padding included.
         real: (batch, frames) bool, False for frames that are not computed; None if all frames are computed.
+        positions: (computed frames,) int64, position of each computed frame among those of all clips; None if all frames
+            are computed.
     """
 
     batch: int
     frames: int
     real: torch.Tensor | None
+    positions: torch.Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.real is not None:
+            # Found once: the number of computed frames depends on values, and on a GPU each question for it waits for them.
+            object.__setattr__(self, "positions", self.real.flatten().nonzero()[:, 0])
+            if torch.compiler.is_compiling():
+                torch._check(self.positions.shape[0] > 0)  # BatchNorm in a graph asks whether there is anything
 
     def to_frames(self, clips: torch.Tensor) -> torch.Tensor:
         """Select the computed frames: (batch, frames, ...) to (computed frames, ...)."""
-        return clips.flatten(0, 1) if self.real is None else clips[self.real]
+        frames = clips.flatten(0, 1)
+        return frames if self.positions is None else frames.index_select(0, self.positions)
 
     def to_clips(self, frames: torch.Tensor) -> torch.Tensor:
         """Restore the clips: (computed frames, ...) to (batch, frames, ...), with zeros for frames that were not computed."""
-        if self.real is None:
-            return frames.unflatten(0, (self.batch, self.frames))
-        clips = frames.new_zeros(self.batch, self.frames, *frames.shape[1:])
-        clips[self.real] = frames
-        return clips
+        if self.positions is not None:
+            padded = frames.new_zeros(self.batch * self.frames, *frames.shape[1:])
+            frames = padded.index_copy(0, self.positions, frames)
+        return frames.unflatten(0, (self.batch, self.frames))
 
     def key_mask(self, tokens_per_frame: int, dtype: torch.dtype) -> torch.Tensor | None:
         """Return an additive mask (batch, 1, 1, frames * tokens_per_frame) that hides frames that are not computed."""
@@ -171,6 +181,18 @@ class ClipLayout:
         hidden = torch.zeros(self.real.shape, dtype=dtype, device=self.real.device)
         hidden = hidden.masked_fill(~self.real, torch.finfo(dtype).min)
         return hidden.repeat_interleave(tokens_per_frame, dim=1)[:, None, None, :]
+
+
+def build_layout(clips: torch.Tensor, frame_mask: torch.Tensor | None, config: PCMANetConfig) -> ClipLayout:
+    """Build the layout of a batch.
+
+    Args:
+        clips: (batch, frames, ...).
+        frame_mask: (batch, frames), False for padding; None if nothing is padded.
+        config: Configuration of the network; published networks compute padded frames as well.
+    """
+    is_excluding = frame_mask is not None and config.padded_frames == "excluded"
+    return ClipLayout(*clips.shape[:2], real=frame_mask.bool() if is_excluding else None)
 
 
 # Modules.
@@ -600,6 +622,7 @@ __all__ = [
     "GuidedFusion",
     "PCMANetOutput",
     "QuerySelectedCrossAttention",
+    "build_layout",
     "register_block",
     "resize_nearest",
     "unit_length_eps",

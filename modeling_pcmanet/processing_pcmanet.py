@@ -47,9 +47,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin
 
 from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, cut_windows, to_mono
 from .configuration_encoders import build_audio_config, check_keywords, loading_saved
@@ -81,6 +82,8 @@ PATCH_REACH = 1.0  # seconds after a frame that the published log-mel patches ma
 DEFAULT_AUDIO_WINDOWS = ((2.0, 2.0),)  # around the frame: audio encoders recognize far more in 4 s than in 1 s
 PIECE_SECONDS = 10  # audio that is in memory already is split into pieces of about this length
 SAMPLING_TIME_TOLERANCE = 1e-3  # seconds within which a timestamp is one at which AVSBench samples
+# Keywords of a call for the image processor and the feature extractor.
+_CALL_KEYWORDS = ("images_kwargs", "audio_kwargs")
 CAMERA_RATE = 1.0  # frames per second: a live frame that stays on screen for longer has the timestamp of its sampling
 
 
@@ -622,8 +625,9 @@ class PCMANetProcessor(ProcessorMixin):
         timestamps: Any = None,
         frames_per_second: float = 1.0,
         audio_alignment: str | None = None,
-        return_tensors: str | None = "pt",
+        return_tensors: str | None = None,
         return_metadata: bool = False,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Turn one clip or a list of clips into a batch.
 
@@ -647,9 +651,12 @@ class PCMANetProcessor(ProcessorMixin):
                 frame; or `"center"`, each patch centered on its frame. By default consecutive for clips of at most 10
                 frames, one in each second, at one frame per second; `"end"` for all others, because consecutive patches
                 drift by 40 ms every second. `audio_windows` are by default placed as configured.
-            return_tensors: `"pt"`, `"np"`, or None, which is numpy as well.
+            return_tensors: `"pt"`, `"np"`, or None, which is numpy as well. The model takes `"pt"`.
             return_metadata: Also return three plain lists with one entry per clip: `timestamps` (float64 arrays),
                 `original_sizes` ((height, width) pairs) and `frames` (uint8 arrays (frames, height, width, 3)).
+            **kwargs: Settings of the image processor for this call only (`size`, `do_resize`, `do_normalize`, ...), as such or
+                in `images_kwargs`; `device`, on which the torchvision backend computes and the tensors are returned; and
+                `sampling_rate` in `audio_kwargs`.
 
         Returns:
             The batch of the table at the top of this file, batch first, clips padded to the longest.
@@ -665,6 +672,8 @@ class PCMANetProcessor(ProcessorMixin):
             )
         frames_per_second = float(check_rate("frames_per_second", frames_per_second))
         check_settings(audio_alignment=audio_alignment)
+        image_settings, audio_settings = self._settings_of_modalities(kwargs, return_tensors)
+        sampling_rate = audio_settings.get("sampling_rate", sampling_rate)
         settings = {"frames_per_second": frames_per_second, "audio_alignment": audio_alignment}
         given = _split(
             videos,
@@ -678,7 +687,7 @@ class PCMANetProcessor(ProcessorMixin):
             try:
                 maps = one.pop("segmentation_maps")
                 frames, timestamps, patches = self._collect(**one, **settings)
-                arrays.append(self._process(frames, patches, maps))
+                arrays.append(self._process(frames, patches, maps, image_settings))
             except MediaError:
                 raise  # it names its source
             except ValueError as error:
@@ -687,14 +696,52 @@ class PCMANetProcessor(ProcessorMixin):
                 metadata["timestamps"].append(timestamps)
                 metadata["original_sizes"].append(frames[0].shape[:2])
                 metadata["frames"].append(stack_and_release(frames))
-        batch = BatchFeature(_collate(arrays), tensor_type=return_tensors)
+        batch = _collate(arrays, return_tensors)
+        if image_settings.get("device") is not None:
+            batch = batch.to(image_settings["device"])
         if return_metadata:
             batch.update(metadata)
         return batch
 
+    def _settings_of_modalities(
+        self, given: dict[str, Any], return_tensors: str | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Merge the keywords of a call with `images_kwargs` and `audio_kwargs`, by the rules of transformers.
+
+        Raises:
+            ValueError: For unknown keywords, one that is given twice, and a device without `return_tensors="pt"`.
+        """
+        flat = ImagesKwargs.__annotations__.keys() - {"return_tensors", "input_data_format"}
+        check_keywords(type(self).__name__, given, {*flat, *_CALL_KEYWORDS}, {"size", *_CALL_KEYWORDS})
+        merged = self._merge_kwargs(ProcessingKwargs, **given)
+        images, audio = merged["images_kwargs"], merged["audio_kwargs"]
+        check_keywords("images_kwargs", images, flat, flat)
+        check_keywords("audio_kwargs", audio.keys() - given.keys(), {"sampling_rate"}, {"sampling_rate"})
+        if images.get("device") is not None and return_tensors != "pt":
+            raise ValueError(f'device={images["device"]!r} needs return_tensors="pt", got {return_tensors!r}.')
+        return images, audio
+
+    @staticmethod
+    def pad(features: Any, return_tensors: str | None = None) -> BatchFeature:
+        """Pad clips to the longest and stack them.
+
+        Args:
+            features: A list with one dictionary per clip, such as the rows of a data set that was processed before: each with
+                the arrays of the batch without its first dimension, frames first. Or a list of batches, whose clips are
+                padded anew.
+            return_tensors: As in a call.
+
+        Returns:
+            The batch, with `frame_mask` if clips were padded.
+
+        Raises:
+            ValueError: If frames differ in size, or a clip lacks what others have.
+        """
+        return _collate([clip for one in features for clip in _clips_of(one)], return_tensors)
+
     def _collect(
         self, video: Any, audio: Any, *, timestamps: Any, **settings: Any
-    ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
+    ) -> tuple[list[np.ndarray], np.ndarray, list[torch.Tensor]]:
         """Read one clip: its frames, their timestamps and their patches, in the order of the clip."""
         order, video = None, media_source(video)
         if timestamps is not None and not is_media(video) and not is_decoder(video):
@@ -709,7 +756,7 @@ class PCMANetProcessor(ProcessorMixin):
                 check_held_frames(len(frames), frame, _name_of_media(video))
             frames.append(frame)
             times.append(timestamp)
-            patches.append(patch.numpy())
+            patches.append(patch)
         if order is not None:
             back = np.argsort(order).tolist()
             frames, times, patches = ([items[index] for index in back] for items in (frames, times, patches))
@@ -743,15 +790,16 @@ class PCMANetProcessor(ProcessorMixin):
             frames = _one_in_each_second(frames)
         yield from self.audio_features(frames, sound, alignment)
 
-    def _process(self, frames: list[np.ndarray], patches: list[np.ndarray], maps: Any) -> dict[str, np.ndarray]:
-        """Make the arrays of one clip, frames first."""
+    def _process(
+        self, frames: list[np.ndarray], patches: list[torch.Tensor], maps: Any, image_settings: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """Make the tensors of one clip, frames first."""
         masks = None if maps is None else fill_maps(maps, (len(frames), *frames[0].shape[:2]))
-        arrays = self.image_processor(
-            frames, segmentation_maps=masks, input_data_format="channels_last", return_tensors="np"
-        )
+        settings = {**image_settings, "input_data_format": "channels_last", "return_tensors": "pt"}
+        tensors = self.image_processor(frames, segmentation_maps=masks, **settings)
         if maps is not None:
-            arrays["annotated_frames"] = np.array([mask is not None for mask in maps])
-        return {**arrays, "input_features": np.stack(patches)}
+            tensors["annotated_frames"] = torch.tensor([mask is not None for mask in maps])
+        return {**tensors, "input_features": torch.stack(patches)}
 
     def stream(
         self,
@@ -1010,35 +1058,69 @@ def _name_of_media(video: Any) -> str:
 # --- Batches ---
 
 
-def _collate(clips: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+# What fills up each tensor of a clip that is shorter than others.
+_FILLINGS = {
+    "pixel_values": 0.0,
+    "input_features": 0.0,
+    "audio_embeds": 0.0,
+    "labels": IGNORED_LABEL,
+    "annotated_frames": 0,
+}
+
+
+def _collate(clips: list[dict[str, torch.Tensor]], return_tensors: str | None) -> BatchFeature:
     """Pad clips to the longest and stack them, batch first."""
     sizes = {clip["pixel_values"].shape[1:] for clip in clips}
     if len(sizes) > 1:
         raise ValueError(
-            f"Clips have different sizes {sorted(sizes)} after processing and cannot be stacked: set in the image processor "
-            "do_resize=True and a size with height and width, or pass one clip at a time."
+            f"Clips have different sizes {sorted(map(tuple, sizes))} after processing and cannot be stacked: set in the image "
+            "processor do_resize=True and a size with height and width, or pass one clip at a time."
         )
-    lengths = np.array([len(clip["pixel_values"]) for clip in clips])
-    frames = int(lengths.max())
-    batch = {name: _stack([clip[name] for clip in clips], frames, 0) for name in ("pixel_values", "input_features")}
-    if (lengths < frames).any():
-        batch["frame_mask"] = np.arange(frames) < lengths[:, None]
-    if any("labels" in clip for clip in clips):
-        height, width = clips[0]["pixel_values"].shape[-2:]
-        no_labels, no_mask = np.empty((0, height, width), np.int64), np.empty(0, bool)
-        batch["labels"] = _stack([clip.get("labels", no_labels) for clip in clips], frames, IGNORED_LABEL)
-        batch["annotated_frames"] = _stack([clip.get("annotated_frames", no_mask) for clip in clips], frames, False)
-    return batch
+    names = {name for clip in clips for name in clip}
+    if "labels" in names:
+        clips = [{**_without_labels(clip), **clip} for clip in clips]
+    batch = {name: _stack(name, [clip[name] for clip in clips]) for name in _FILLINGS if name in names}
+    lengths = torch.tensor([len(clip["pixel_values"]) for clip in clips])
+    if (lengths < lengths.max()).any():
+        batch["frame_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+    if return_tensors != "pt":
+        return BatchFeature({name: tensor.numpy() for name, tensor in batch.items()}, tensor_type=return_tensors)
+    return BatchFeature(batch)
 
 
-def _stack(arrays: list[np.ndarray], frames: int, fill: float) -> np.ndarray:
-    """Fill arrays (frames_i, ...) up to a number of frames and stack them."""
-    if all(len(array) == frames for array in arrays):
-        return np.stack(arrays)
-    stacked = np.full((len(arrays), frames, *arrays[0].shape[1:]), fill, arrays[0].dtype)
-    for row, array in zip(stacked, arrays, strict=True):
-        row[: len(array)] = array
-    return stacked
+def _without_labels(clip: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the labels of a clip without masks."""
+    frames, _, height, width = clip["pixel_values"].shape
+    no_labels = torch.full((frames, height, width), IGNORED_LABEL)
+    return {"labels": no_labels, "annotated_frames": torch.zeros(frames, dtype=torch.bool)}
+
+
+def _stack(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Fill tensors (frames_i, ...) up to the longest and stack them."""
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return torch.stack(tensors)  # pad_sequence copies twice
+    return pad_sequence(tensors, batch_first=True, padding_value=_FILLINGS[name])
+
+
+def _clips_of(features: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the clips of a batch, or the one clip of a row of a data set, without padding and without other columns."""
+    tensors = {name: _as_tensor(features[name]) for name in (*_FILLINGS, "frame_mask") if name in features}
+    if "pixel_values" not in tensors:
+        raise ValueError(
+            f"Expected clips with pixel_values, as the processor makes them, got the keys {list(features)}."
+        )
+    if tensors["pixel_values"].ndim == 5:
+        for values in zip(*tensors.values(), strict=True):
+            yield from _clips_of(dict(zip(tensors, values, strict=True)))
+        return
+    mask = tensors.pop("frame_mask", None)
+    yield tensors if mask is None else {name: tensor[mask] for name, tensor in tensors.items()}
+
+
+def _as_tensor(values: Any) -> torch.Tensor:
+    """Return an array, a tensor or nested lists (the rows of `datasets`) as a tensor, float64 as float32."""
+    tensor = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values))
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 # --- Post-processing ---

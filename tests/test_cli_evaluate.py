@@ -92,13 +92,13 @@ def predict(checkpoint, rows, silent=False):
         batch = collate(rows[first : first + 2])
         if silent:
             batch["input_features"] = torch.full_like(batch["input_features"], float(np.log(0.01)))
-        inputs = {name: batch[name] for name in ("pixel_values", "input_features", "frame_mask")}
+        inputs = {name: batch[name] for name in PROCESSOR.model_input_names if name in batch}
         yield model(**inputs).logits, batch
 
 
 def count(metrics, checkpoint, rows, **options):
     for logits, batch in predict(checkpoint, rows, **options):
-        metrics.update(logits, batch["labels"], batch["frame_mask"], batch["annotated_frames"])
+        metrics.update(logits, batch["labels"], batch.get("frame_mask"), batch["annotated_frames"])
     return metrics
 
 

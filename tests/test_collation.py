@@ -14,7 +14,7 @@ from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCM
 from modeling_pcmanet.audio_pcmanet import AudioBuffer
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench import load_avsbench
-from pcmanet.dataset_scripts.collation import AudioFeatureCache, ClipCollator
+from pcmanet.dataset_scripts.collation import AudioFeatureCache, ClipCollator, real_frames
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 
 
@@ -104,7 +104,7 @@ def test_clips_of_sounding_shapes_are_collated_by_the_processor(processor):
         sampling_rate=16000,
         segmentation_maps=[[dataset[index].binary[0], *[None] * 4] for index in range(2)],
     )
-    assert set(batch) == {"pixel_values", "input_features", "frame_mask", "labels", "annotated_frames"}
+    assert set(batch) == {"pixel_values", "input_features", "labels", "annotated_frames"}
     for name, values in expected.items():
         torch.testing.assert_close(batch[name], values, rtol=0, atol=0)
 
@@ -113,7 +113,7 @@ def test_s4_training_rows_have_labels_in_their_first_frame_only(processor, load)
     batch = ClipCollator(processor, binary=True)(list(load("s4", "train")))
     assert batch["pixel_values"].shape == (2, 5, 3, 32, 48) and batch["input_features"].shape == (2, 5, 1, 96, 64)
     assert batch["annotated_frames"].tolist() == [[True, False, False, False, False]] * 2
-    assert batch["frame_mask"].all()
+    assert real_frames(batch).equal(torch.ones(2, 5, dtype=torch.bool))
     assert set(batch["labels"][:, 0].unique().tolist()) == {0, 1} and (batch["labels"][:, 1:] == 255).all()
 
 

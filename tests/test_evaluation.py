@@ -215,7 +215,7 @@ def test_negative_audio_replaces_the_audio_only(root, collate):
     data = find(root)
     reader = EvaluationReader(data, collate, find_off_screen_audio(data), seed=3)
     batches = {audio: reader.read([1, 2], audio) for audio in ("positive", "silence", "noise", "off_screen")}
-    for name in ("pixel_values", "labels", "frame_mask", "annotated_frames"):
+    for name in ("pixel_values", "labels", "annotated_frames"):
         assert all(torch.equal(batch[name], batches["positive"][name]) for batch in batches.values())
     features = {audio: batch["input_features"] for audio, batch in batches.items()}
     assert torch.allclose(features["silence"], torch.tensor(np.log(0.01), dtype=torch.float32))
@@ -252,6 +252,7 @@ def test_batches_are_padded_to_a_number_of_frames(root, collate):
     data = find(root, "avss")
     plain, filled = (EvaluationReader(data, collate, frames=frames).read([0, 1]) for frames in (0, 10))
     assert plain["labels"].shape[1] == 5
+    assert filled["frame_mask"].tolist() == [[True] * 5 + [False] * 5] * 2
     for name, values in plain.items():
         assert filled[name].shape[1] == 10 and filled[name].dtype == values.dtype
         assert torch.equal(filled[name][:, :5], values)

@@ -1,14 +1,26 @@
 """PCMANet: invariances of clips and frames, confidence masking, gradients, precision, shapes, saving, losses, loading and errors."""
 
 import math
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny_model import tiny_batch, tiny_config, tiny_model
+from tiny_model import TINY_NETWORK, tiny_batch, tiny_config, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForUniversalSegmentation
 
-from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetModel, VGGishModel
+from modeling_pcmanet import (
+    PCMANetConfig,
+    PCMANetFeatureExtractor,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
+    PCMANetModel,
+    PCMANetProcessor,
+    VGGishModel,
+    modeling_pcmanet,
+)
 from modeling_pcmanet.modeling_audio_encoders import load_strict
 from modeling_pcmanet.modeling_pcmanet import (
     binary_loss,
@@ -386,6 +398,67 @@ class TestShapes:
                 given, expected = compiled(**batch), model(**batch)
             torch.testing.assert_close(given.logits, expected.logits, atol=1e-12, rtol=0)
             torch.testing.assert_close(given.loss, expected.loss, atol=1e-12, rtol=0)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("lengths", "annotated"), [((3,), None), ((3,), 1), ((3, 2), 3)])
+    def test_batch_of_the_processor_is_exported_and_compiled_to_one_graph(self, lengths, annotated):
+        audio_config = {**TINY_NETWORK["audio_config"], "num_mel_frames": 96, "num_mel_bins": 64}
+        model = tiny_model(audio_config=audio_config)
+        images = PCMANetImageProcessor(size={"height": 32, "width": 32})
+        processor = PCMANetProcessor(images, PCMANetFeatureExtractor())
+        frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+        masks = [mask if number < (annotated or 0) else None for number, mask in enumerate(frames[..., 0] // 128)]
+        batch = processor(
+            videos=[frames[:length] for length in lengths],
+            audio=[np.zeros(16000 * length, dtype=np.float32) for length in lengths],
+            sampling_rate=16000,
+            segmentation_maps=None if annotated is None else [masks[:length] for length in lengths],
+            return_tensors="pt",
+        )
+        torch.compiler.reset()
+        expected = model(**batch)
+        exported = torch.export.export(model, (), dict(batch)).module()(**batch)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(**batch)
+        for outputs in (exported, compiled):
+            torch.testing.assert_close(outputs.logits, expected.logits)
+            torch.testing.assert_close(outputs.loss, expected.loss)
+
+
+class SynchronizationCounter(TorchDispatchMode):
+    """Count the operations for whose result a GPU makes the host wait: a number, or a shape that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            index is not None and index.dtype == torch.bool
+            for indices in args
+            if isinstance(indices, list | tuple)
+            for index in indices
+            if index is None or isinstance(index, torch.Tensor)
+        )
+        if by_mask or name in ("nonzero", "_local_scalar_dense", "masked_select", "is_nonzero"):
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+class TestSynchronization:
+    @pytest.mark.parametrize(("padded", "expected"), [(False, 0), (True, 1)])
+    @pytest.mark.parametrize("num_labels", [1, 5])
+    def test_training_step_asks_for_no_value(self, num_labels, padded, expected, monkeypatch):
+        """Only the number of frames that are not padding is a value on which shapes depend, and it is asked for once."""
+        model, batch = tiny_model(num_labels=num_labels).train(), tiny_batch()
+        batch["labels"] = torch.zeros(2, 3, 48, 64, dtype=torch.long)
+        batch["annotated_frames"] = torch.tensor([[True, False, False]] * 2)
+        if padded:
+            batch["frame_mask"] = torch.tensor([[True, True, True], [True, True, False]])
+        monkeypatch.setattr(modeling_pcmanet, "_validate_labels", lambda *_: None)  # on a GPU a device-side assert
+        with SynchronizationCounter() as counter:
+            model(**batch).loss.backward()
+        assert counter.counts.total() == expected, counter.counts
 
 
 class TestLoading:

@@ -553,9 +553,10 @@ def logits_of(tensor: torch.Tensor) -> SimpleNamespace:
 def test_the_batch_is_what_its_table_says(default_processor):
     rows = [line.split("|")[1:4] for line in processing_pcmanet.__doc__.splitlines() if line.startswith("| `")]
     table = {name.strip(" `"): (shape.strip(" ()").split(", "), kind.split()[0]) for name, shape, kind in rows}
-    batch = default_processor([RANDOM_FRAMES], [RANDOM_AUDIO], sampling_rate=16000, segmentation_maps=[MASKS])
+    clips = [RANDOM_FRAMES, RANDOM_FRAMES[:3]], [RANDOM_AUDIO, RANDOM_AUDIO[:, :48000]]
+    batch = default_processor(*clips, sampling_rate=16000, segmentation_maps=[MASKS, MASKS[:3]])
     assert set(table) - set(batch) == {"audio_embeds", "logits"}
-    known = {"batch": 1, "frames": 5, **SIZE}
+    known = {"batch": 2, "frames": 5, **SIZE}
     dtypes = {"float,": torch.float32, "bool,": torch.bool, "binary:": torch.int64}
     for name, tensor in batch.items():
         shape, kind = table[name]
@@ -570,7 +571,7 @@ def test_one_clip_of_frames(default_processor):
     assert torch.equal(batch["input_features"][0], expected_features(default_processor, RANDOM_AUDIO, 16000))
     labels = [Image.fromarray(mask).resize((48, 32), Image.Resampling.NEAREST) for mask in MASKS]
     np.testing.assert_array_equal(batch["labels"][0], np.stack(labels))
-    assert batch["frame_mask"].tolist() == [[True] * 5]
+    assert "frame_mask" not in batch
     assert batch["annotated_frames"].tolist() == [[True] * 5]
 
 
@@ -649,7 +650,7 @@ def test_patches_of_a_long_video_follow_its_frames(default_processor, tmp_path):
 
 def test_another_frame_rate_follows_its_frames(default_processor, audio_video):
     batch = default_processor(audio_video, frames_per_second=3, return_metadata=True)
-    assert batch["frame_mask"].shape == (1, 15)
+    assert batch["pixel_values"].shape[:2] == (1, 15)
     media = read_media(audio_video, frames_per_second=3)
     assert batch["timestamps"][0].tolist() == media.timestamps.tolist()
     expected = expected_features(
@@ -704,7 +705,6 @@ def test_metadata_is_returned_only_on_request(default_processor, audio_video):
     assert set(default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000)) == {
         "pixel_values",
         "input_features",
-        "frame_mask",
     }
 
 

@@ -220,7 +220,7 @@ def _compute_jobs(
     with tqdm(desc=title, total=len(assigned), initial=done, unit="batch", disable=hidden) as bar:
         for job, batch in _load_batches(pending, reader, arguments.num_workers):
             logits = cast(torch.Tensor, _predict(model, batch).logits)
-            masks = batch["labels"], batch["frame_mask"], batch["annotated_frames"]
+            masks = batch["labels"], batch.get("frame_mask"), batch["annotated_frames"]
             rows = metrics[job.audio].count(logits.float(), *masks)
             with atomic_file(progress / job.file, durable=False) as temporary:
                 save_file({"rows": rows}, temporary)
@@ -250,8 +250,8 @@ def _read_job(reader: EvaluationReader, job: _Job) -> BatchFeature | Exception:
 @torch.inference_mode()
 def _predict(model: OptimizedPCMANet, batch: BatchFeature) -> PCMANetOutput:
     """Run the optimized model on a batch."""
-    inputs = {name: batch[name].to(model.device) for name in ("pixel_values", "input_features", "frame_mask")}
-    return model(**inputs)
+    labels = ("labels", "annotated_frames")
+    return model(**{name: values.to(model.device) for name, values in batch.items() if name not in labels})
 
 
 def _collect(arguments: Namespace, progress: Path, jobs: Sequence[_Job], num_labels: int) -> RobustnessMetrics:
@@ -300,7 +300,7 @@ def _draw_clip(reader: EvaluationReader, model: OptimizedPCMANet, index: int, ti
     row = reader.data.row(index)
     clip = to_arrays(row, reader.data.binary)
     batch = reader.collate([row])
-    outputs, real = _predict(model, batch), batch["frame_mask"]
+    outputs, real = _predict(model, batch), batch.get("frame_mask")
     size, processor = clip.frames.shape[1:3], cast(PCMANetProcessor, reader.collate.processor)
     masks = processor.post_process_semantic_segmentation(outputs, [size], frame_mask=real)[0].cpu().numpy()
     labels = _labels(model.config)

@@ -23,7 +23,7 @@ from modeling_pcmanet import PCMANetProcessor
 from modeling_pcmanet.modeling_audio_encoders import embed_windows
 from pcmanet.dataset_scripts.augmentation import crop
 from pcmanet.dataset_scripts.avsbench import BINARY_LABELS, find_clips, label_names, load_avsbench
-from pcmanet.dataset_scripts.avsbench.rows import RowSettings, fingerprint
+from pcmanet.dataset_scripts.avsbench.rows import fingerprint
 from pcmanet.dataset_scripts.clips import ClipArrays, to_arrays
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, is_paired_data, read_settings
@@ -43,7 +43,7 @@ def class_names(recipe: Recipe) -> list[str]:
     if recipe.data is not None and is_paired_data(recipe.data):
         return list(read_settings(recipe.data).class_names) if recipe.task == "avss" else list(BINARY_LABELS)
     if recipe.data is not None:
-        return list(label_names(recipe.data, recipe.task))
+        return list(label_names(recipe.data, recipe.task, binary=recipe.binary))
     return ["background", *CLASSES] if recipe.task == "avss" else ["sounding"]
 
 
@@ -70,7 +70,7 @@ def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[
         )
         return training, validation
     if recipe.data is not None:
-        options = {"label_noise": recipe.label_noise, "frames_per_second": recipe.frames_per_second}
+        options = {"on_error": recipe.on_error, **vars(recipe.row_settings)}
         training, validation = (
             load_avsbench(recipe.data, recipe.task, split=split, **options) for split in ("train", "val")
         )
@@ -159,8 +159,7 @@ class TrainingData:
             return count  # the recipe determines the rest
         if is_paired_data(recipe.data):
             return count | {"the settings and files of the paired data": self._training_clips.clips.identity}
-        settings = RowSettings(label_noise=recipe.label_noise, frames_per_second=recipe.frames_per_second)
-        tree = find_clips(recipe.data, recipe.task, settings)
+        tree = find_clips(recipe.data, recipe.task, recipe.row_settings)
         paths = [path for clip in tree.clips if clip.split in ("train", "val") for path in clip.paths]
         return count | {"the state of the clips' files": fingerprint(tree.table, paths)}
 
@@ -208,8 +207,7 @@ class TrainingData:
             generator=torch.Generator().manual_seed(0),
         )
         for batch in loader:
-            batch = self._to_device(batch, device)
-            yield batch | {"annotated_frames": _scored_frames(batch)}
+            yield self._to_device(batch, device)
 
     def _to_device(self, batch: Batch, device: torch.device) -> Batch:
         """Move a batch, and encode its audio where scores are exchanged."""
@@ -421,14 +419,8 @@ def _collate_training(collate: Collate, binary: bool, recipe: Recipe, drawn: Seq
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(state[0] >> np.uint64(1)))
         batch = dict(collate(clips))
-    batch["annotated_frames"] = _scored_frames(batch) & torch.tensor([draw.counts for draw in draws])[:, None]
+    batch["annotated_frames"] &= torch.tensor([draw.counts for draw in draws])[:, None]
     return batch
-
-
-def _scored_frames(batch: Batch) -> torch.Tensor:
-    """Return which frames are annotated and not padded: bool (batch, frames)."""
-    annotated_frames = batch.get("annotated_frames")
-    return batch["frame_mask"] if annotated_frames is None else batch["frame_mask"] & annotated_frames
 
 
 def crop_to_square(clip: ClipArrays) -> ClipArrays:

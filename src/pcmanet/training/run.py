@@ -27,6 +27,7 @@ from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.configuration_pcmanet import NUM_STAGES
 from modeling_pcmanet.modeling_pcmanet import PCMANetOutput
 from pcmanet.checkpoints import uses_cpu
+from pcmanet.dataset_scripts.collation import real_frames
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, SemanticMetrics
 from pcmanet.files import atomic_folder, recover
 
@@ -284,7 +285,7 @@ def evaluate(
     for clip_indices, batch in bar:
         outputs = network(**batch)
         for stage_metrics, logits in zip(metrics, outputs.stage_logits, strict=True):
-            masks = batch["labels"], batch["frame_mask"], batch["annotated_frames"]
+            masks = batch["labels"], batch.get("frame_mask"), batch["annotated_frames"]
             stage_metrics.update(logits.float(), *masks, clip_indices=clip_indices)
         sums += _frame_sums(outputs, batch)
         if panel is None and accelerator.is_main_process:
@@ -296,7 +297,7 @@ def evaluate(
 
 def _frame_sums(outputs: PCMANetOutput, batch: Batch) -> torch.Tensor:
     """Return the sums of one batch, from its means."""
-    annotated, frames = batch["annotated_frames"].sum(), batch["frame_mask"].sum()
+    annotated, frames = batch["annotated_frames"].sum(), real_frames(batch).sum()
     loss, kept_ratios = cast(torch.Tensor, outputs.loss), cast(torch.Tensor, outputs.kept_ratios)
     parts = [loss * annotated, annotated, *(kept_ratios * frames), frames]
     return torch.stack([part.double().cpu() for part in parts])
@@ -315,7 +316,7 @@ def _compute(metrics: list[ClipMetrics], sums: list[float]) -> dict[str, float]:
 
 def _first_clip(outputs: PCMANetOutput, batch: Batch, processor: PCMANetProcessor) -> dict[str, np.ndarray]:
     """Return frames, predicted masks and labels of the first clip of a batch, without padding."""
-    real = batch["frame_mask"][0].cpu()
+    real = real_frames(batch)[0].cpu()
     images = processor.image_processor
     mean, std = (torch.tensor(values)[:, None, None] for values in (images.image_mean, images.image_std))
     pixels = (batch["pixel_values"][0].cpu()[real] * std + mean).clamp(0, 1) * 255
