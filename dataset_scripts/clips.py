@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import read_audio
+from pcmanet.dataset_scripts.avsbench.masks import to_binary
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 from pcmanet.dataset_scripts.sounding_shapes.clips import SyntheticClip
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
@@ -67,7 +68,7 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any] | ClipArrays, binary: bool
     return ClipArrays(
         name=clip["id"],
         frames=frames,
-        masks=_to_binary(masks) if binary else masks,
+        masks=to_binary(masks) if binary else masks,
         annotated_frames=annotated_frames,
         waveform=waveform,
         sampling_rate=sampling_rate,
@@ -95,11 +96,6 @@ def _from_synthetic(clip: SyntheticClip, binary: bool) -> ClipArrays:
 
 def _to_rgb(frame: Any) -> Any:
     return frame.convert("RGB") if isinstance(frame, Image.Image) else frame
-
-
-def _to_binary(masks: np.ndarray) -> np.ndarray:
-    """Convert class indexes to 0 (background) and 1 (any other class); 255 stays."""
-    return np.where(masks == IGNORE_INDEX, masks, masks > 0).astype(np.uint8)
 
 
 def _decode_audio(row: Mapping[str, Any]) -> tuple[np.ndarray | None, int | None]:

@@ -1,5 +1,7 @@
 """Problems of data: all files that cannot be used are reported at once."""
 
+import logging
+import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +11,9 @@ from typing import Any, TypeVar
 # What PIL raises for damaged images.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 SHOWN_PROBLEMS = 100  # lines of an error message; the exception holds all problems
+ON_ERROR = ("raise", "skip")  # what to do with clips that have problems
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -42,10 +47,31 @@ class DatasetError(ValueError):
     def __str__(self) -> str:
         if not self.problems:
             return str(self.args[0])
-        shown = [f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
-        if len(self.problems) > SHOWN_PROBLEMS:
-            shown.append(f"  ... and {len(self.problems) - SHOWN_PROBLEMS} more, see `problems` of this exception")
-        return "\n".join([f"Found {len(self.problems)} problem(s) in the data:", *shown])
+        count = len(self.problems)
+        return "\n".join(
+            [f"Found {count} problem(s) in the data:", *_list(self.problems, "`problems` of this exception")]
+        )
+
+
+def report_skipped(problems: Sequence[Problem], clips: int, total: int, data: str) -> None:
+    """Warn once of the clips that are skipped, in the first process of a launcher.
+
+    Args:
+        problems: Why they are skipped; nothing is reported without any.
+        clips: Number of skipped clips.
+        total: Number of clips, with the skipped ones.
+        data: Name of the data.
+    """
+    if problems and os.environ.get("RANK", "0") == "0":
+        lines = [f"Skipped {clips} of {total} clips of {data}, {len(problems)} problem(s):"]
+        logger.warning("\n".join([*lines, *_list(problems, "`python -m pcmanet.dataset_scripts.avsbench check`")]))
+
+
+def _list(problems: Sequence[Problem], source: str) -> list[str]:
+    """Return a line per problem, up to `SHOWN_PROBLEMS`, and where to find the others."""
+    shown = [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+    more = len(problems) - SHOWN_PROBLEMS
+    return [*shown, f"  ... and {more} more, see {source}"] if more > 0 else shown
 
 
 class ProblemCollector:
@@ -63,6 +89,8 @@ class ProblemCollector:
         """Call a function on a file; record a ValueError or OSError as a problem and return None."""
         try:
             return function(path, *arguments)
+        except DatasetError as error:
+            self.problems += error.problems
         except (ValueError, OSError) as error:
             self.problems.append(Problem(self.clip, path, str(error)))
         return None

@@ -27,8 +27,10 @@ from transformers import EarlyStoppingCallback, HfArgumentParser, TrainingArgume
 
 from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.avsbench import NAMES
+from pcmanet.dataset_scripts.avsbench.rows import MISSING_AUDIO_RULES
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics, TrainerMetrics
+from pcmanet.dataset_scripts.problems import ON_ERROR
 from pcmanet.training.data import class_names, load_datasets
 from pcmanet.training.network import label_settings, load_checkpoint
 from pcmanet.training.publishing import Publication, publish
@@ -51,6 +53,16 @@ class FineTuning:
         default=None, metadata={"help": "folder of AVSBench or of your own clips (default: generated Sounding Shapes)"}
     )
     classes: list[str] = field(default_factory=list, metadata={"help": "of the data; others become background"})
+    subsets: list[str] = field(default_factory=list, metadata={"help": "avss: v1s, v1m, v2 (default: all)"})
+    binary: bool = field(default=False, metadata={"help": "avss, folder: binary masks in place of classes"})
+    missing_audio: str = field(
+        default="raise",
+        metadata={"choices": list(MISSING_AUDIO_RULES), "help": "folder: videos without an audio track"},
+    )
+    log_mel: bool = field(default=False, metadata={"help": "s4, ms3: use the published log-mel features"})
+    on_error: str = field(
+        default="raise", metadata={"choices": list(ON_ERROR), "help": "stop at clips with problems, or skip them"}
+    )
     clips: int = field(default=2000, metadata={"help": "Sounding Shapes: number of training clips"})
     evaluation_clips: int = field(default=64, metadata={"help": "Sounding Shapes: number of validation clips"})
     backbone_learning_rate: float | None = field(default=None, metadata={"help": "default: as the rest"})
@@ -65,6 +77,11 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
         data=settings.data,
         clips=settings.clips,
         evaluation_clips=settings.evaluation_clips,
+        subsets=tuple(settings.subsets),
+        binary=settings.binary,
+        missing_audio=settings.missing_audio,
+        log_mel=settings.log_mel,
+        on_error=settings.on_error,
         seed=arguments.seed,
         freeze=(),
     )
@@ -115,7 +132,9 @@ def parse_args() -> tuple[FineTuning, TrainingArguments]:
     Raises:
         ValueError: If the Trainer's options contradict each other.
     """
-    parser = HfArgumentParser((FineTuning, TrainingArguments), description=__doc__, formatter_class=HelpFormatter)
+    parser = HfArgumentParser(
+        (FineTuning, TrainingArguments), description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False
+    )
     # The first two are required by clips and metrics.
     parser.set_defaults(remove_unused_columns=False, batch_eval_metrics=True)
     parser.set_defaults(metric_for_best_model="miou", learning_rate=5e-4, warmup_steps=0.05)

@@ -12,14 +12,16 @@ import pytest
 import torch
 from datasets import Audio, IterableDataset, Split
 from PIL import Image
+from transformers import ASTFeatureExtractor
 from written_trees import write_trees
 
+from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
-from modeling_pcmanet.feature_extraction_pcmanet import PCMANetFeatureExtractor
 from modeling_pcmanet.media_pcmanet import read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.avsbench import DatasetError, label_names, load_avsbench
 from pcmanet.dataset_scripts.avsbench.masks import voc_palette
+from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
 
 
@@ -72,8 +74,6 @@ def as_array(images):
     return np.stack([np.asarray(image) for image in images])
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_s4_rows_match_the_generated_clips(trees, load, streaming):
 def test_names_and_columns_of_datasets(trees, load):
     # Issue 16, point 14: `datasets` calls the split "validation", and audio is a column that it can decode.
     validation = load(trees, "s4", split="validation")
@@ -84,6 +84,8 @@ def test_names_and_columns_of_datasets(trees, load):
     assert cast[0]["audio"] == validation[0]["audio"] and cast[0]["audio"]["bytes"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_s4_rows_match_the_generated_clips(trees, load, streaming):
     loaded = load(trees, "s4", streaming=streaming)
     assert set(loaded) == {"train", "val"}
     train, val = next(iter(loaded["train"])), next(iter(loaded["val"]))
@@ -171,10 +173,59 @@ def test_all_missing_and_truncated_files_are_listed(trees, load):
         load(trees, "s4", split="val", on_error="skip")
 
 
-def test_clips_with_problems_are_skipped_on_request(trees, load):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_clips_with_problems_are_skipped_on_request_and_listed_once(trees, load, caplog, streaming):
     (first, *_), (second, *_), *_ = rows_of(trees, S4, "s4_meta_data.csv")
+    wav = next(trees.glob(f"{S4}/s4_data/audio_wav/train/*/{first}.wav"))
+    truncate(wav)
+    edit(trees / S4 / "s4_meta_data.csv", lambda text: f"{text}x,0,race-car,train\n")
+    for _ in range(2):  # the second time, the data were prepared before
+        caplog.clear()
+        rows = list(load(trees, "s4", split="train", on_error="skip", streaming=streaming))
+        assert [row["id"] for row in rows] == [second]
+        (record,) = caplog.records
+        assert "Skipped 1 of 2 clips" in record.message and str(wav) in record.message
+        assert streaming or "Unknown category 'race-car'" in record.message
+
+
+def test_a_run_without_problems_reports_nothing(trees, load, caplog):
+    load(trees, "s4", split="train", on_error="skip")
+    assert not caplog.records
+
+
+def test_problems_of_table_and_files_are_listed_together(trees, load):
+    (first, *_), *_ = rows_of(trees, S4, "s4_meta_data.csv")
     truncate(next(trees.glob(f"{S4}/s4_data/audio_wav/train/*/{first}.wav")))
-    assert [row["id"] for row in load(trees, "s4", split="train", on_error="skip")] == [second]
+    edit(trees / S4 / "s4_meta_data.csv", lambda text: f"{text}x,0,race-car,train\ny,0\n")
+    problems = problems_of(lambda: load(trees, "s4", split="train"))
+    assert set(problems) == {"s4_meta_data.csv", f"{first}.wav"}
+    with pytest.raises(DatasetError, match="Unknown category 'race-car'.*\n.*Expected 4 values"):
+        load(trees, "s4", split="train")
+
+
+@pytest.mark.parametrize("name", ["s4", "avss", "folder"])
+def test_a_missing_root_is_called_missing(tmp_path, load, name):
+    with pytest.raises(FileNotFoundError, match="Folder .*nowhere not found"):
+        load(tmp_path / "nowhere", name)
+
+
+def test_subsets_of_avss(trees, load):
+    for subsets in (["v1s"], ("v1m", "v2"), ("v2",)):
+        rows = load(trees, "avss", split="train", subsets=subsets)
+        assert {row["subset"] for row in rows} == set(subsets)
+    with pytest.raises(ValueError, match="No clips of split 'val'"):
+        load(trees, "avss", split="val", subsets=["v2"])
+    with pytest.raises(ValueError, match="Expected some of .*v1s.*got .*v3"):
+        load(trees, "avss", subsets=["v3"])
+
+
+def test_binary_masks_of_avss(trees, load):
+    assert label_names(trees, "avss", binary=True) == ("sounding",)
+    classes = list(load(trees, "avss", split="train"))
+    for row, semantic in zip(load(trees, "avss", split="train", binary=True), classes, strict=True):
+        for mask, indexes in zip(row["masks"], semantic["masks"], strict=True):
+            np.testing.assert_array_equal(np.asarray(mask), np.asarray(indexes) > 0) if mask else None
+    assert max(np.asarray(mask).max() for row in classes for mask in row["masks"] if mask) > 1
 
 
 def test_a_missing_folder_is_listed_once(trees, load):
@@ -193,14 +244,67 @@ def test_missing_and_surplus_frames_are_listed(trees, load):
     assert "the clip has 4 of 5" in problems_of(lambda: load(trees, "avss", split="train"))["4.jpg"]
 
 
-def test_short_audio_is_listed(trees, load):
-    path = next((trees / MS3).glob("ms3_data/audio_wav/test/*.wav"))
+def shorten(path, seconds):
+    """Cut a wav of 16 kHz."""
+    with wave.open(str(path), "rb") as file:
+        parameters, data = file.getparams(), file.readframes(round(16000 * seconds))
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16000)
-        file.writeframes(bytes(2 * 16000 * 3))
-    assert "got 3.00 s" in problems_of(lambda: load(trees, "ms3", split="test"))[path.name]
+        file.setparams(parameters)
+        file.writeframes(data)
+
+
+def test_audio_of_less_than_one_patch_is_listed(trees, load):
+    path = next((trees / MS3).glob("ms3_data/audio_wav/test/*.wav"))
+    shorten(path, 0.9)
+    problem = problems_of(lambda: load(trees, "ms3", split="test"))[path.name]
+    assert "Expected at least 0.975 s of audio" in problem and "got 0.900 s" in problem
+
+
+@pytest.mark.parametrize(("seconds", "patches"), [(3.5, 3), (1.0, 1)])
+@pytest.mark.parametrize("short_clip", ["repeat_last", "zeros"])
+def test_short_audio_is_used_as_in_the_published_preparation(trees, load, seconds, patches, short_clip):
+    """AVSBench's preprocess_s4.py repeats the last log-mel patch; its loader of AVSS fills with zeros."""
+    path = next((trees / MS3).glob("ms3_data/audio_wav/test/*.wav"))
+    extractor = PCMANetFeatureExtractor(short_clip=short_clip)
+    collate = ClipCollator(PCMANetProcessor(PCMANetImageProcessor(), extractor), binary=True)
+    complete = collate([load(trees, "ms3", split="test")[0]])["input_features"][0]
+    shorten(path, seconds)
+    short = collate([load(trees, "ms3", split="test")[0]])["input_features"][0]
+    assert torch.equal(short[:patches], complete[:patches])
+    filling = complete[patches - 1] if short_clip == "repeat_last" else torch.zeros(1, 96, 64)
+    assert all(torch.equal(patch, filling) for patch in short[patches:])
+
+
+def test_other_encoders_get_silence_after_short_audio(trees, load):
+    path = next((trees / MS3).glob("ms3_data/audio_wav/test/*.wav"))
+    shorten(path, 2.0)
+    processor = PCMANetProcessor(PCMANetImageProcessor(), ASTFeatureExtractor(max_length=100), [[1.0, 1.0]])
+    features = ClipCollator(processor, binary=True)([load(trees, "ms3", split="test")[0]])["input_features"][0]
+    assert features[0].std() > 0.1 and torch.isfinite(features).all()
+    assert torch.equal(features[4], features[4, :1].expand_as(features[4]))  # every spectrum the same: silence
+
+
+def test_log_mel_replaces_a_short_or_damaged_wav(trees, load):
+    path = next((trees / MS3).glob("ms3_data/audio_wav/test/*.wav"))
+    features = torch.rand(5, 1, 96, 64)
+    pickled = trees / MS3 / "ms3_data" / "audio_log_mel" / "test" / f"{path.stem}.pkl"
+    pickled.parent.mkdir(parents=True)
+    pickled.write_bytes(pickle.dumps(features))
+    collate = ClipCollator(PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()), binary=True)
+    for damage in (lambda: shorten(path, 0.5), lambda: path.write_bytes(b"no wav")):
+        damage()
+        assert path.name in problems_of(lambda: load(trees, "ms3", split="test"))
+        row = load(trees, "ms3", split="test", log_mel=True)[0]
+        assert not (row["audio"] or {}).get("bytes")
+        assert torch.equal(collate([row])["input_features"][0], features)
+
+
+def test_audio_that_cannot_be_decoded_is_listed(trees, load):
+    path = next((trees / MS3).glob("ms3_data/audio_wav/test/*.wav"))
+    data = bytearray(path.read_bytes())
+    data[20:22] = b"\x34\x12"  # an unknown codec
+    path.write_bytes(data)
+    assert path.name in problems_of(lambda: load(trees, "ms3", split="test"))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -221,7 +325,7 @@ def test_problems_found_in_another_process_are_kept(trees, load):
     paths = sorted(trees.glob(f"{S4}/s4_data/gt_masks/train/*/*/*.png"))
     Image.fromarray(np.full((224, 224), 9, np.uint8)).save(paths[0])
     problems = problems_of(lambda: load(trees, "s4", split="train", num_proc=2))
-    assert "got 9 (mode L)" in problems[paths[0].name]
+    assert "gray values 9" in problems[paths[0].name]
 
 
 def test_a_png_damaged_in_the_middle_is_listed(trees, load):
@@ -361,8 +465,12 @@ def test_pickles_are_read_only_on_request_and_execute_nothing(trees, load, tmp_p
         ({"name": "s4", "split": "test"}, "No clips of split 'test'"),
         ({"name": "s4", "label_noise": "ignore"}, "applies to avss only"),
         ({"name": "avss", "label_noise": "drop"}, "got 'drop'"),
-        ({"name": "avss", "log_mel": True}, "has no log-mel files"),
-        ({"name": "ms3", "frames_per_second": 2}, "applies to custom folders only"),
+        ({"name": "avss", "log_mel": True}, "log_mel=True applies to s4 and ms3 only, but the data are avss"),
+        ({"name": "ms3", "frames_per_second": 2}, "applies to folder only"),
+        ({"name": "s4", "subsets": ["v2"]}, "applies to avss only"),
+        ({"name": "s4", "binary": True}, "applies to avss and folder only"),
+        ({"name": "avss", "missing_audio": "silence"}, "applies to folder only"),
+        ({"name": "folder", "missing_audio": "noise"}, "got 'noise'"),
         ({"name": "folder", "frames_per_second": 0}, "positive"),
         ({"name": "ms3", "on_error": "ignore"}, "got 'ignore'"),
         ({"name": "folder"}, "clips.csv: Missing"),
@@ -452,12 +560,13 @@ def test_problems_of_a_custom_folder_are_listed(custom_folder, load):
         ("clip,split\nvideos/dog.mp4,train\n", "got 'clip,split'"),
         ("video,split,video\nvideos/dog.mp4,train,x\n", "Expected the header"),
         ("video,split\n", "no clips"),
+        ("video;split\nvideos/dog.mp4;train\n", "separated by semicolons"),
         ("video,split\nvideos/dog.mp4\n", "Expected 2 values (video, split), got 1"),
         ("video,split\nvideos/dog.mp4,training\n", "Unknown split 'training'"),
-        ("video,split\nvideos/dog.mp4,train\nvideos/dog.mp4,val\n", "is already in another line"),
+        ("video,split\nvideos/dog.mp4,train\nvideos/dog.mp4,val\n", "is already in line 2"),
         (
             "video,split\n./videos/dog.mp4,train\nvideos//dog.mp4,val\n",
-            "'videos/dog.mp4' is already in another line",
+            "'videos/dog.mp4' is already in line 2",
         ),
         ("video,split,masks\nvideos/dog.mp4,train,masks/../../x\n", "as masks, got 'masks/../../x'"),
         ("video,split,masks\nvideos/dog.mp4,train,masks/cat\n", "No masks found"),
@@ -468,6 +577,76 @@ def test_unusable_tables_of_a_custom_folder_are_rejected(custom_folder, load, ta
     with pytest.raises(DatasetError) as caught:
         load(custom_folder, "folder")
     assert problem in str(caught.value)
+
+
+def test_faults_of_table_and_classes_are_listed_together(custom_folder, load):
+    (custom_folder / "classes.txt").write_text("dog\ncat\n")
+    (custom_folder / "clips.csv").write_text("video,split\nvideos/dog.mp4\nvideos/cat.mp4,training\n")
+    with pytest.raises(DatasetError) as caught:
+        load(custom_folder, "folder")
+    assert [problem.path.rsplit("/", 1)[1] for problem in caught.value.problems] == [
+        "classes.txt",
+        "clips.csv, line 2",
+        "clips.csv, line 3",
+    ]
+
+
+def test_the_first_class_must_be_the_background(custom_folder):
+    (custom_folder / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(DatasetError, match="Expected 'background' as the first line.*got 'dog'"):
+        label_names(custom_folder, "folder")
+
+
+def test_files_of_the_system_are_no_masks(custom_folder, load):
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (custom_folder / "masks/dog" / name).write_bytes(b"x")
+    assert load(custom_folder, "folder", split="train")[0]["annotated_frames"] == [False, True]
+
+
+def test_binary_masks_of_a_custom_folder_with_classes(custom_folder, load):
+    (custom_folder / "classes.txt").write_text("background\ndog\ncat\n")
+    mask = np.full((48, 64), 2, np.uint8)
+    mask[0] = 0
+    Image.fromarray(mask).save(custom_folder / "masks/dog/1.png")
+    loaded = np.asarray(load(custom_folder, "folder", split="train", binary=True)[0]["masks"][1])
+    np.testing.assert_array_equal(loaded, mask // 2)
+
+
+@pytest.fixture
+def silent_video(custom_folder):
+    """Replace a video without masks by one without an audio track."""
+    frames = [np.full((48, 64, 3), 40 * (k // 10), np.uint8) for k in range(20)]
+    write_video(custom_folder / "videos/cat.mp4", frames, 10)
+    return custom_folder
+
+
+def test_a_video_without_audio_is_listed_with_the_setting_that_uses_it(silent_video, load):
+    problem = problems_of(lambda: load(silent_video, "folder"))["cat.mp4"]
+    assert 'has no audio track. Add its audio to the file, or set missing_audio to "silence"' in problem
+    assert "audio=" not in problem  # the argument of another function
+
+
+@pytest.mark.parametrize("rate", [1.0, 4.0])
+def test_a_video_without_audio_is_silence_on_request(silent_video, load, rate):
+    rows = load(silent_video, "folder", split="train", missing_audio="silence", frames_per_second=rate)
+    silent = rows[1]
+    waveform, sampling_rate = read_audio(silent["audio"]["bytes"])
+    assert waveform.shape[-1] / sampling_rate == pytest.approx(2) and not waveform.any()
+    assert silent["annotated_frames"] == [True] * round(2 * rate)
+    assert not any(np.asarray(mask).any() for mask in silent["masks"])
+    assert read_audio(rows[0]["audio"]["bytes"])[1] == 16000 and np.asarray(rows[0]["masks"][1]).any()
+    if rate == 1:
+        collate = ClipCollator(PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()), binary=True)
+        assert collate([silent])["input_features"].numpy() == pytest.approx(np.log(0.01))
+
+
+def test_masks_of_sounding_pixels_contradict_a_video_without_audio(silent_video, load):
+    edit(
+        silent_video / "clips.csv",
+        lambda text: text.replace("videos/cat.mp4,train,,", "videos/cat.mp4,train,masks/dog,"),
+    )
+    problems = problems_of(lambda: load(silent_video, "folder", missing_audio="silence"))
+    assert "marks sounding pixels, but the video has no audio track" in problems["1.png"]
 
 
 @pytest.mark.parametrize("names", ["background\n", "background\ndog\ndog\n", ""])

@@ -1,6 +1,7 @@
 """Tests of dataset_scripts/avsbench/check.py and of `python -m pcmanet.dataset_scripts.avsbench check`."""
 
 import shutil
+import wave
 
 import numpy as np
 import pytest
@@ -46,7 +47,8 @@ def test_problems_are_counted_and_listed(trees, capsys):
     assert main(["check", str(trees), "--only", "s4", "--num-proc", "2"]) == 1
     out = capsys.readouterr().out
     assert (
-        f"problem: {train[0]}: Expected the gray values 0 and 255, or 0 and 1, in a mask, got 38" in out
+        f"problem: {train[0]}: Expected a mask with one channel of the gray values 0 and 255, or 0 and 1, got" in out
+        and "gray values 38" in out
         and "2 problem(s)" in out
     )
 
@@ -79,6 +81,37 @@ def test_notes_report_peculiarities(trees):
     ]
 
 
+def test_notes_report_short_audio(trees):
+    wav = next(trees.glob("Single-source/s4_data/audio_wav/val/*/*.wav"))
+    with wave.open(str(wav), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 16000 * 3))
+    report = check(trees, "s4", RowSettings())
+    assert report.problems == [] and report.complete["val"] == 1
+    (note,) = report.notes
+    assert note.startswith("1 clip(s) whose audio ends more than 1.25 s before the last frame")
+    wav.write_bytes(b"no wav")
+    report = check(trees, "s4", RowSettings(log_mel=True), read=False)
+    assert (
+        report.notes
+        == ["1 clip(s) without a usable wav, which their log-mel features replace"] * report.complete["val"]
+    )
+
+
+def test_subsets_are_checked_alone(trees, capsys):
+    assert main(["check", str(trees), "--only", "avss", "--subsets", "v1m", "v2"]) == 0
+    assert "train         1       5046         1" in capsys.readouterr().out
+
+
+def test_faults_of_table_and_files_are_in_one_report(trees):
+    table = trees / "Single-source" / "s4_meta_data.csv"
+    table.write_text(table.read_text() + "x,0,race-car,train\n")
+    wav = next(trees.glob("Single-source/s4_data/audio_wav/val/*/*.wav"))
+    wav.write_bytes(b"")
+    problems = check(trees, "s4", RowSettings()).problems
+    assert [problem.path for problem in problems] == [f"{table.resolve()}, line 5", str(wav)]
+
+
 def test_colors_that_contradict_indexes_are_found(trees):
     path = next(trees.glob("AVSBench_semantic/v1m/*/labels_rgb/1.png"))
     Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
@@ -90,6 +123,8 @@ def test_unusable_tables_and_empty_folders_have_different_exit_codes(trees, tmp_
     (trees / "Single-source" / "s4_meta_data.csv").write_bytes(b"")
     assert main(["check", str(trees)]) == 1
     assert "s4_meta_data.csv: Empty table" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere not found" in capsys.readouterr().err
     (tmp_path / "nothing").mkdir()
     assert main(["check", str(tmp_path / "nothing")]) == 2
     assert "No table of clips found" in capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_several_processes_write_the_same_shards(written, tmp_path):
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in shards(one))
 
 
-def test_problems_stop_an_export_or_are_skipped(trees, tmp_path):
+def test_problems_stop_an_export_or_are_skipped(trees, tmp_path, caplog):
     masks = sorted(trees.glob("Single-source/s4_data/gt_masks/train/*/*/*.png"))
     Image.fromarray(np.full((224, 224), 100, np.uint8)).save(masks[0])
     Image.fromarray(np.full((224, 224), 200, np.uint8)).save(masks[1])
@@ -98,6 +98,8 @@ def test_problems_stop_an_export_or_are_skipped(trees, tmp_path):
     assert sorted(problem.path for problem in caught.value.problems) == [str(path) for path in masks[:2]]
     assert shards(tmp_path / "out") == []
     folder = export(trees, tmp_path / "skipped", "s4", RowSettings(), on_error="skip")
+    (record,) = caplog.records
+    assert "Skipped 2 of" in record.message and str(masks[0]) in record.message
     assert len(load_dataset(str(folder.parent), "s4", split="train", cache_dir=str(tmp_path / "cache"))) == 1
 
 

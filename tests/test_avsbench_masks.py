@@ -52,11 +52,21 @@ def test_voc_palette():
         Image.fromarray(SQUARE * np.uint8(255)).convert("1"),
         paletted(SQUARE, [[0, 0, 0], [255, 255, 255]]),
         np.dstack([*[SQUARE * np.uint8(255)] * 3, np.full_like(SQUARE, 255)]),
+        paletted(SQUARE, voc_palette(256)),
+        paletted(SQUARE * np.uint8(12), voc_palette(256)),
     ],
-    ids=["0 and 1", "0 and 255", "color", "one bit", "palette", "alpha"],
+    ids=["0 and 1", "0 and 255", "color", "one bit", "palette", "alpha", "VOC class 1", "VOC class 12"],
 )
 def test_binary_masks_of_every_mode(image):
     np.testing.assert_array_equal(decode_mask(png(image), "binary"), SQUARE)
+
+
+def test_the_border_in_masks_of_voc_is_ignored():
+    mask = np.where(SQUARE, np.uint8(3), np.uint8(0))
+    mask[0] = 255
+    decoded = decode_mask(png(paletted(mask, voc_palette(256))), "binary")
+    assert (decoded[0] == 255).all()
+    np.testing.assert_array_equal(decoded[1:], SQUARE[1:])
 
 
 def test_empty_and_full_binary_masks():
@@ -68,16 +78,16 @@ def test_empty_and_full_binary_masks():
 @pytest.mark.parametrize(
     ("image", "values"),
     [
-        (SQUARE * np.uint8(38), "0, 38"),
-        (SQUARE * np.uint8(225), "0, 225"),
-        (paletted(SQUARE, [[0, 0, 0], [128, 0, 0]]), "0, 38"),
-        (np.dstack([SQUARE * np.uint8(255), SQUARE, SQUARE]), "0, 77"),
-        (SQUARE + np.uint8(1), "1, 2"),
+        (SQUARE * np.uint8(38), "a mask of mode L with gray values 0, 38"),
+        (SQUARE * np.uint8(225), "a mask of mode L with gray values 0, 225"),
+        (paletted(SQUARE, [[0, 0, 0], [7, 0, 0]]), "a palette mask with 2 colors such as RGB [[0, 0, 0], [7, 0, 0]]"),
+        (voc_palette()[SQUARE], "an RGB mask with 2 colors such as RGB [[0, 0, 0], [128, 0, 0]]"),
+        (SQUARE + np.uint8(1), "a mask of mode L with gray values 1, 2"),
         (np.arange(48, dtype=np.uint8).reshape(6, 8), "(48 values)"),
     ],
 )
-def test_other_gray_values_are_rejected(image, values):
-    with pytest.raises(ValueError, match="Expected the gray values 0 and 255, or 0 and 1") as caught:
+def test_other_masks_are_rejected_with_what_they_are(image, values):
+    with pytest.raises(ValueError, match="Expected a mask with one channel of the gray values 0 and 255") as caught:
         decode_mask(png(image), "binary")
     assert values in str(caught.value)
 
@@ -102,7 +112,7 @@ def test_colors_outside_the_palette_are_rejected():
 def test_indexes_outside_the_classes_and_color_images_are_rejected():
     with pytest.raises(ValueError, match="class indexes from 0 .* to 70, got 71, 255"):
         decode_mask(png(np.array([[0, 70, 71, 255]], np.uint8)), "indexes")
-    with pytest.raises(ValueError, match="mode RGB"):
+    with pytest.raises(ValueError, match="got an RGB mask with 2 colors"):
         decode_mask(png(voc_palette()[SQUARE]), "indexes")
     with pytest.raises(ValueError, match=r"to 1, got 2"):
         decode_mask(png(SQUARE * np.uint8(2)), "indexes", num_classes=2)

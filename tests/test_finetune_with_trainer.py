@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_model import tiny_config, tiny_model
 from transformers import TrainingArguments, pipeline
+from written_trees import write_trees
 
 from modeling_pcmanet import (
     PCMANetFeatureExtractor,
@@ -134,7 +135,10 @@ def test_metrics_are_those_of_the_accumulator(build):
     table = torch.tensor([names.index(name) if name in names else 0 for name in ["background", *ALL_CLASSES]])
     for index in range(3):
         batch = processor(
-            videos=[shapes[index].frames], audio=[shapes[index].waveform], sampling_rate=shapes[index].sampling_rate
+            videos=[shapes[index].frames],
+            audio=[shapes[index].waveform],
+            sampling_rate=shapes[index].sampling_rate,
+            return_tensors="pt",
         )
         with torch.no_grad():
             logits = model(**batch).logits
@@ -223,6 +227,15 @@ def test_seed_determines_the_new_heads(build):
     heads = [build(seed=seed).model.model.stages[0].head[-1].weight for seed in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+def test_options_of_the_data_reach_the_clips(build, tmp_path: Path):
+    root = write_trees(tmp_path, avss={"train": 4, "val": 1})
+    next(root.glob("AVSBench_semantic/v1m/*/audio.wav")).write_bytes(b"no wav")
+    options = {"data": str(root), "classes": [], "subsets": ["v1s", "v1m"], "binary": True, "on_error": "skip"}
+    trainer = build(settings=options)
+    assert [row["subset"] for row in trainer.train_dataset] == ["v1s", "v1s"]
+    assert trainer.model.config.num_labels == 1
 
 
 def test_invalid_classes_and_checkpoints_are_refused(build, tmp_path: Path):

@@ -100,6 +100,24 @@ def test_step_that_cannot_be_shared_is_refused(changes, message):
         plan(**changes)
 
 
+def test_options_of_the_data_reach_the_clips(tmp_path, caplog):
+    root = write_trees(tmp_path, avss={"train": 4, "val": 4}, ms3={"train": 2, "val": 1})
+    options = {"task": "avss", "data": str(root), "freeze": []}
+    recipe = Recipe(**options, subsets=["v1s", "v2"], binary=True)
+    training, validation = load_datasets(recipe)
+    assert [row["subset"] for row in training] == [row["subset"] for row in validation] == ["v1s", "v2", "v1s"]
+    assert class_names(recipe) == ["sounding"] and np.asarray(training[0]["masks"][0]).max() == 1
+    wav = next(root.glob("Multi-sources/ms3_data/audio_wav/train/*.wav"))
+    wav.write_bytes(b"no wav")
+    with pytest.raises(ValueError, match="Not a wav file"):
+        load_datasets(Recipe(**options | {"task": "ms3"}))
+    caplog.clear()
+    training, _ = load_datasets(Recipe(**options | {"task": "ms3", "on_error": "skip"}))
+    assert len(training) == 1 and [str(wav) in record.message for record in caplog.records] == [True]
+    with pytest.raises(ValueError, match="Missing folder"):
+        load_datasets(Recipe(**options | {"task": "ms3", "log_mel": True}))
+
+
 CPU = torch.device("cpu")
 AUGMENTED = {"augmentation": {"flips": 0.5}}
 

@@ -47,6 +47,14 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
         ({"augmentation": {"flip": 1}}, "augmentation has the unknown key 'flip'. Did you mean flips?"),
         ({"augmentation": {"spins": 1}}, "augmentation has the unknown key 'spins'. Expected one of flips, crops,"),
         ({"augmentation": {}, "audio_cache": "x"}, "Set augmentation.loudness, mixing and replacement to 0"),
+        (
+            {"augmentation": {}, "log_mel": True, "data": "x", "freeze": []},
+            "log_mel features are those of unchanged audio",
+        ),
+        ({"subsets": ["v3"]}, "subsets is 'v3', expected one of v1s, v1m, v2."),
+        ({"missing_audio": "noise"}, "missing_audio is 'noise', expected one of raise, silence."),
+        ({"on_error": "ignore"}, "on_error is 'ignore', expected one of raise, skip."),
+        ({"binary": True, "on_error": "skip"}, "Sounding Shapes has no binary, on_error"),
     ],
 )
 def test_invalid_values_are_refused(values, message):

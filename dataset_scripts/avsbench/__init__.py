@@ -13,8 +13,8 @@ On the command line, `check` reports missing and damaged files, `export` writes 
 rows.py documents the columns.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +25,10 @@ from datasets.download.streaming_download_manager import StreamingDownloadManage
 from datasets.exceptions import DatasetGenerationError
 
 from pcmanet.dataset_scripts import SPLITS
-from pcmanet.dataset_scripts.problems import DatasetError, Problem
+from pcmanet.dataset_scripts.problems import ON_ERROR, DatasetError, Problem, report_skipped
 
 from .layouts import BINARY_LABELS, FOLDER, NAMES, Clip, Tree, find_folder, find_names, find_tree, label_names
-from .rows import RowSettings, fingerprint, inspect_files, read_row, row_features
+from .rows import OPTIONS, RowSettings, clip_problems, fingerprint, inspect_files, read_row, row_features
 
 
 CITATION = """@inproceedings{zhou2022avs,
@@ -38,7 +38,6 @@ CITATION = """@inproceedings{zhou2022avs,
   booktitle = {ECCV},
   year = {2022}
 }"""
-ON_ERROR = ("raise", "skip")
 
 
 def load_avsbench(
@@ -51,6 +50,9 @@ def load_avsbench(
     label_noise: str = "keep",
     log_mel: bool = False,
     frames_per_second: float = 1.0,
+    subsets: Sequence[str] = (),
+    binary: bool = False,
+    missing_audio: str = "raise",
     on_error: str = "raise",
     cache_dir: str | Path | None = None,
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
@@ -67,9 +69,14 @@ def load_avsbench(
         label_noise: AVSS only: pixels of classes that `a_obj` does not list are kept ("keep"), set to background
             ("background") or set to 255, which losses and metrics ignore ("ignore").
         log_mel: S4 and MS3 only: also read the published log-mel pickles, with an unpickler that executes no code; the
-            wav files may then be missing. Without it no pickle is opened.
+            wav files may then be missing, too short or damaged. Without it no pickle is opened.
         frames_per_second: "folder" only: rate at which frames are read, in hertz.
-        on_error: "raise" an error that lists every unusable file, or "skip" clips with problems (`check` lists them).
+        subsets: AVSS only: some of "v1s" (the clips of S4), "v1m" (those of MS3) and "v2"; empty for all.
+        binary: AVSS and "folder" only: make semantic masks binary, 0 (silent) and 1 (sounding).
+        missing_audio: "folder" only: "raise" for a video without an audio track, or use it as "silence", a clip whose
+            frames all have an empty mask.
+        on_error: "raise" an error that lists every problem, or "skip" clips with problems, with one warning that counts
+            and lists them.
         cache_dir: Folder of the prepared data; None uses the cache of `datasets`.
 
     Returns:
@@ -82,7 +89,7 @@ def load_avsbench(
             when it reads the file.
     """
     split = "val" if split == datasets.Split.VALIDATION else split
-    settings = RowSettings(label_noise=label_noise, log_mel=log_mel, frames_per_second=frames_per_second)
+    settings = RowSettings(label_noise, log_mel, frames_per_second, tuple(subsets), binary, missing_audio)
     for value, argument, choices in ((split or "train", "split", SPLITS), (on_error, "on_error", ON_ERROR)):
         if value not in choices:
             raise ValueError(f"Expected one of {choices} as {argument}, got {value!r}")
@@ -90,6 +97,8 @@ def load_avsbench(
     available = [each for each in SPLITS if any(clip.split == each for clip in tree.clips)]
     if split and split not in available:
         raise ValueError(f"No clips of split {split!r} found in {tree.table}; it has clips of {available}")
+    if on_error == "raise" and tree.problems:
+        raise DatasetError(_all_problems(tree, settings, split))
     loaded = {}
     for each in [split] if split else available:
         paths = [path for clip in tree.clips if clip.split == each for path in clip.paths]
@@ -101,13 +110,30 @@ def load_avsbench(
             split=each,
             settings=settings,
             on_error=on_error,
-            labels=label_names(root, name),
+            labels=label_names(root, name, binary=binary),
             state=fingerprint(tree.table, paths),
         )
         loaded[each] = _load(builder, each, streaming, num_proc)
+        if on_error == "skip" and not streaming:
+            _report_skipped(loaded[each], tree, each, settings)
     if split:
         return loaded[split]
     return IterableDatasetDict(loaded) if streaming else DatasetDict(loaded)
+
+
+def _all_problems(tree: Tree, settings: RowSettings, split: str | None) -> list[Problem]:
+    """Return the problems of the table, and of the files of a split or of all."""
+    clips = [clip for clip in tree.clips if split in (None, clip.split)]
+    return [*tree.problems, *inspect_files(clips, settings)]
+
+
+def _report_skipped(rows: Dataset, tree: Tree, split: str, settings: RowSettings) -> None:
+    """Count and list the clips that a prepared split lacks, also when it was prepared by an earlier run."""
+    kept = set(zip(rows["id"], rows["category"], strict=True))
+    clips = [clip for clip in tree.clips if clip.split == split]
+    skipped = [clip for clip in clips if (clip.id, getattr(clip, "category", None)) not in kept]
+    problems = [problem for clip in skipped for problem in clip_problems(clip, settings)]
+    report_skipped([*tree.problems, *problems], len(skipped), len(clips), f"{tree.table}, {split}")
 
 
 def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
@@ -120,21 +146,24 @@ def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
         settings: Options of rows.
 
     Returns:
-        The clips of all splits.
+        The clips of all splits, and the lines of the table that cannot be used.
 
     Raises:
+        FileNotFoundError: If the folder does not exist.
         ValueError: If the name is unknown, or an option does not apply to the data set.
-        DatasetError: If the table of clips is missing or cannot be used; the error lists every such line.
+        DatasetError: If the table of clips is missing or cannot be read.
     """
     if name not in NAMES:
         raise ValueError(f"Expected one of {NAMES} as name, got {name!r}")
-    if settings.log_mel and name not in ("s4", "ms3"):
-        raise ValueError(f"log_mel applies to s4 and ms3 only; {name} has no log-mel files. Use the audio.")
-    if settings.label_noise != "keep" and name != "avss":
-        raise ValueError(f"label_noise {settings.label_noise!r} applies to avss only; {name} has no a_obj")
-    if settings.frames_per_second != 1 and name != FOLDER:
-        raise ValueError(f"frames_per_second applies to custom folders only; {name} has one frame per second")
-    return find_folder(root) if name == FOLDER else find_tree(root, name)
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"Folder {root} not found. Give AVSBench as downloaded, or a folder with a clips.csv.")
+    for option in settings.given:
+        if name not in OPTIONS[option]:
+            value, names = getattr(settings, option), " and ".join(OPTIONS[option])
+            raise ValueError(f"{option}={value!r} applies to {names} only, but the data are {name}. Leave it out.")
+    tree = find_folder(root) if name == FOLDER else find_tree(root, name)
+    chosen = [clip for clip in tree.clips if not settings.subsets or getattr(clip, "subset", None) in settings.subsets]
+    return replace(tree, clips=chosen)
 
 
 def _load(builder: "AVSBench", split: str, streaming: bool, num_proc: int | None) -> Dataset | IterableDataset:
@@ -187,27 +216,37 @@ class AVSBench(datasets.GeneratorBasedBuilder):
         config = self.config
         tree = find_clips(str(config.data_dir), config.name, config.settings)
         clips = [clip for clip in tree.clips if clip.split == config.split]
-        if config.on_error == "skip":
-            clips = [clip for clip in clips if not inspect_files([clip], config.settings)]
-        elif problems := inspect_files(clips, config.settings):
+        if config.on_error == "raise" and (problems := inspect_files(clips, config.settings)):
             raise DatasetError(problems)
         # Streaming must report a problem before the next row; preparing reports all problems together.
-        arguments = {"clips": clips, "collect": not isinstance(dl_manager, StreamingDownloadManager)}
+        arguments = {
+            "clips": clips,  # `datasets` passes a part of a list
+            "total": len(clips),
+            "streaming": isinstance(dl_manager, StreamingDownloadManager),
+        }
         return [datasets.SplitGenerator(name=config.split, gen_kwargs=arguments)]
 
-    def _generate_examples(self, clips: list[Clip], collect: bool) -> Iterator[tuple[Key, dict[str, Any]]]:
+    def _generate_examples(
+        self, clips: list[Clip], total: int, streaming: bool
+    ) -> Iterator[tuple[Key, dict[str, Any]]]:
         problems: list[Problem] = []
+        config, skipped = self.config, 0
         for number, clip in enumerate(clips):
             try:
-                row = read_row(clip, self.config.settings)
+                if config.on_error == "skip" and (found := inspect_files([clip], config.settings)):
+                    raise DatasetError(found)
+                row = read_row(clip, config.settings)
             except DatasetError as error:
-                if self.config.on_error == "raise" and not collect:
+                if config.on_error == "raise" and streaming:
                     raise
                 problems += error.problems
+                skipped += 1
                 continue
             yield Key(number, 0), row
-        if problems and self.config.on_error == "raise":
+        if problems and config.on_error == "raise":
             raise DatasetError(problems)
+        if streaming:
+            report_skipped(problems, skipped, total, f"{config.data_dir}, {config.split}")
 
     def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Prepare as the base class does, but raise DatasetError itself instead of the error that wraps it."""

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
 
-from pcmanet.dataset_scripts.avsbench import NAMES, ON_ERROR, RowSettings, find_names
-from pcmanet.dataset_scripts.problems import DatasetError
+from pcmanet.dataset_scripts.avsbench import NAMES, RowSettings, find_names
+from pcmanet.dataset_scripts.problems import ON_ERROR, DatasetError
 
 from .check import check
 from .export import CLIPS_PER_SHARD, WRITERS, export, push
+from .layouts import SECONDS_OF_SUBSET
 from .masks import LABEL_NOISE_RULES
+from .rows import MISSING_AUDIO_RULES
 
 
 SHOWN_PROBLEMS = 20  # so that a report fits on one screen
@@ -56,6 +58,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("--only", nargs="+", choices=NAMES, help="data sets to use (default: all in DATA)")
         command.add_argument("--num-proc", type=int, default=1, help="number of processes (default: 1)")
         command.add_argument("--log-mel", action="store_true", help="include the published log-mel pickles (s4, ms3)")
+        command.add_argument("--subsets", nargs="+", choices=SECONDS_OF_SUBSET, help="subsets of avss (default: all)")
+        command.add_argument(
+            "--missing-audio",
+            choices=MISSING_AUDIO_RULES,
+            default="raise",
+            help="custom folder: videos without an audio track are problems, or silent clips with empty masks (default: raise)",
+        )
     check_parser.add_argument("--quick", action="store_true", help="check names, sizes and ends of files only")
     check_parser.add_argument(
         "--all", action="store_true", help=f"list all problems instead of the first {SHOWN_PROBLEMS}"
@@ -82,6 +91,9 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--frames-per-second", type=float, default=1.0, help="frame rate of a custom folder in hertz (default: 1)"
     )
     parser.add_argument(
+        "--binary", action="store_true", help="avss, custom folder: 0 (silent) and 1 (sounding) in place of classes"
+    )
+    parser.add_argument(
         "--on-error",
         choices=ON_ERROR,
         default="raise",
@@ -101,6 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
         0 without problems, 1 if the data have problems or cannot be used, 2 if no data set was found.
     """
     args = parse_args(arguments)
+    if not args.data.is_dir():
+        sys.stderr.write(f"Folder {args.data} not found. Give AVSBench as downloaded, or a folder with a clips.csv.\n")
+        return 2
     names = args.only or find_names(args.data)
     if not names:
         sys.stderr.write(f"No table of clips found in {args.data}. Expected one of {', '.join(NAMES)}.\n")
@@ -116,7 +131,9 @@ def run_check(args: argparse.Namespace, names: list[str]) -> int:
     """Print a report per data set; return 1 if any has problems, else 0."""
     failed = False
     for name in names:
-        settings = RowSettings(log_mel=_reads_log_mel(args, name))
+        settings = RowSettings(
+            log_mel=args.log_mel, subsets=tuple(args.subsets or ()), missing_audio=args.missing_audio
+        ).restrict(name)
         try:
             report = check(args.data, name, settings, read=not args.quick, num_proc=args.num_proc, progress=True)
         except DatasetError as error:
@@ -134,10 +151,13 @@ def run_export(args: argparse.Namespace, names: list[str]) -> int:
         validate_repo_id(args.push_to_hub)
     for name in names:
         settings = RowSettings(
-            label_noise=args.label_noise if name == "avss" else "keep",
-            log_mel=_reads_log_mel(args, name),
-            frames_per_second=args.frames_per_second if name == "folder" else 1.0,
-        )
+            label_noise=args.label_noise,
+            log_mel=args.log_mel,
+            frames_per_second=args.frames_per_second,
+            subsets=tuple(args.subsets or ()),
+            binary=args.binary,
+            missing_audio=args.missing_audio,
+        ).restrict(name)
         folder = export(
             args.data,
             args.output,
@@ -153,10 +173,6 @@ def run_export(args: argparse.Namespace, names: list[str]) -> int:
     if args.push_to_hub:
         sys.stdout.write(push(args.output, args.push_to_hub, private=not args.public) + "\n")
     return 0
-
-
-def _reads_log_mel(args: argparse.Namespace, name: str) -> bool:
-    return args.log_mel and name in ("s4", "ms3")
 
 
 if __name__ == "__main__":

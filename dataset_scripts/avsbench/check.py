@@ -14,9 +14,9 @@ from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.avsbench import Clip, RowSettings, find_clips, inspect_files, read_row
 from pcmanet.dataset_scripts.problems import DatasetError, Problem, ProblemCollector
 
-from .layouts import LAYOUTS, ClipFiles
+from .layouts import LAYOUTS, PUBLISHED_SUBSETS, ClipFiles
 from .masks import decode_mask, unlisted_fraction
-from .rows import read_image
+from .rows import SHORT_AUDIO, SHORTEST_AUDIO, audio_seconds, read_image
 
 
 NOISY = 0.5  # fraction of pixels of unlisted classes above which the labels of a clip count as noisy
@@ -33,7 +33,7 @@ class Report:
         name: Name of the data set.
         folder: Its folder.
         clips: Clips in the table, per split.
-        published: Clips in the published table, per split; None for a custom folder.
+        published: Clips in the published table of the data set or of its chosen subsets, per split; None for a custom folder.
         complete: Clips without problems, per split.
         problems: All problems.
         notes: Corrections and peculiarities that are not errors.
@@ -90,7 +90,7 @@ def check(
         The report.
 
     Raises:
-        ValueError: As `find_clips`, if the table of clips cannot be used.
+        OSError, ValueError: As `find_clips`.
     """
     tree = find_clips(root, name, settings)
     problems = inspect_files(tree.clips, settings)
@@ -103,18 +103,41 @@ def check(
             problems += found
             noisy += unlisted > NOISY
             unusable |= {id(clip)} if found else set()
-    notes = [*tree.notes]
+    usable = [clip for clip in tree.clips if id(clip) not in unusable]
+    notes = [*tree.notes, *_describe_audio(usable, settings)]
     if noisy:
         notes.append(f"{noisy} clip(s) whose labels are mostly of classes that a_obj does not list")
     return Report(
         name,
         tree.table.parent,
         _count(tree.clips),
-        dict(LAYOUTS[name].published) if name in LAYOUTS else None,
-        _count([clip for clip in tree.clips if id(clip) not in unusable]),
-        problems,
+        _count_published(name, settings),
+        _count(usable),
+        [*tree.problems, *problems],
         notes,
     )
+
+
+def _describe_audio(clips: Sequence[Clip], settings: RowSettings) -> Iterator[str]:
+    """Yield a note on clips whose wav is unusual but not a problem."""
+    seconds = [(audio_seconds(clip.audio), len(clip.frames)) for clip in clips if isinstance(clip, ClipFiles)]
+    unusable = sum(found is None or found < SHORTEST_AUDIO for found, _ in seconds)
+    if settings.log_mel and unusable:
+        yield f"{unusable} clip(s) without a usable wav, which their log-mel features replace"
+    if short := sum(found is not None and SHORTEST_AUDIO <= found < frames - SHORT_AUDIO for found, frames in seconds):
+        yield (
+            f"{short} clip(s) whose audio ends more than {SHORT_AUDIO} s before the last frame: as in AVSBench's preparation, "
+            "the last log-mel patch is repeated (S4, MS3) or zeros follow (AVSS)"
+        )
+
+
+def _count_published(name: str, settings: RowSettings) -> dict[str, int] | None:
+    """Return the clips of the published table per split, of the chosen subsets of AVSS."""
+    if name not in LAYOUTS:
+        return None
+    if not settings.subsets:
+        return dict(LAYOUTS[name].published)
+    return {split: sum(PUBLISHED_SUBSETS[subset][split] for subset in settings.subsets) for split in SPLITS}
 
 
 def _map_clips(
@@ -135,7 +158,7 @@ def _read(clip: Clip, settings: RowSettings) -> tuple[list[Problem], float]:
         row = read_row(clip, settings)
     except DatasetError as error:
         return error.problems, 0.0
-    if not isinstance(clip, ClipFiles) or clip.mask_encoding == "binary":
+    if not isinstance(clip, ClipFiles) or clip.mask_encoding == "binary" or settings.binary:
         return [], 0.0
     masks = {
         path: decode_mask(mask["bytes"], "indexes")

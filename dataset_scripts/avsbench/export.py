@@ -15,7 +15,6 @@ from modeling_pcmanet.hub_upload_pcmanet import upload_folder
 from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.avsbench import (
     NAMES,
-    ON_ERROR,
     Clip,
     RowSettings,
     find_clips,
@@ -24,7 +23,7 @@ from pcmanet.dataset_scripts.avsbench import (
     label_names,
     read_row,
 )
-from pcmanet.dataset_scripts.problems import DatasetError, Problem
+from pcmanet.dataset_scripts.problems import ON_ERROR, DatasetError, Problem, report_skipped
 from pcmanet.files import check_settings, keep_settings, recover, replace_file, temporary_path, write_text
 
 from .rows import row_features
@@ -77,7 +76,8 @@ def export(
         file_format: "parquet" or "arrow".
         clips_per_shard: Number of rows per shard.
         num_proc: Number of processes that write.
-        on_error: "raise" an error that lists every unusable file, or "skip" clips with problems.
+        on_error: "raise" an error that lists every problem, or "skip" clips with problems, with one warning that counts
+            and lists them.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -98,18 +98,23 @@ def export(
         "version": VERSION,
         "files": fingerprint(tree.table, (path for clip in tree.clips for path in clip.paths)),
         "settings": asdict(settings),
-        "labels": list(label_names(root, name)),
+        "labels": list(label_names(root, name, binary=settings.binary)),
         "format": file_format,
         "clips_per_shard": clips_per_shard,
         "on_error": on_error,
     }
     target, partial_export = Path(output) / name, Path(output) / f".{name}.partial"
     if not _is_complete(target, state):
-        clips = _select(tree.clips, settings, on_error)
+        problems = [*tree.problems, *inspect_files(tree.clips, settings)]
+        if problems and on_error == "raise":
+            raise DatasetError(problems)
+        clips = [clip for clip in tree.clips if not problems or not inspect_files([clip], settings)]
         _begin(partial_export, state)
         shards = dict(_plan_shards(clips, partial_export, file_format, clips_per_shard))
-        _write_shards(shards, settings, num_proc, on_error, progress, f"exporting {name}")
+        found = _write_shards(shards, settings, num_proc, on_error, progress, f"exporting {name}")
         partial_export.rename(target)
+        skipped = len(tree.clips) - len(clips) + len({problem.clip for problem in found})
+        report_skipped([*problems, *found], skipped, len(tree.clips), str(tree.table))
     _write_card(Path(output))
     return target
 
@@ -159,14 +164,6 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _select(clips: Sequence[Clip], settings: RowSettings, on_error: str) -> list[Clip]:
-    """Return the clips without missing or truncated files, or raise DatasetError."""
-    problems = inspect_files(clips, settings)
-    if problems and on_error == "raise":
-        raise DatasetError(problems)
-    return [clip for clip in clips if not inspect_files([clip], settings)] if problems else list(clips)
-
-
 def _plan_shards(
     clips: Sequence[Clip], folder: Path, file_format: str, clips_per_shard: int
 ) -> Iterator[tuple[Path, list[Clip]]]:
@@ -181,8 +178,8 @@ def _plan_shards(
 
 def _write_shards(
     shards: dict[Path, list[Clip]], settings: RowSettings, num_proc: int, on_error: str, progress: bool, title: str
-) -> None:
-    """Write the shards that do not exist yet, and raise DatasetError for all that could not be written."""
+) -> list[Problem]:
+    """Write the shards that do not exist yet, and return the problems; raise DatasetError for them unless skipped."""
     missing = [(path, clips) for path, clips in shards.items() if not path.exists()]
     write = partial(_write_shard, settings=settings, on_error=on_error)
     bar = partial(tqdm, total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=not progress)
@@ -191,8 +188,10 @@ def _write_shards(
     else:
         with ProcessPoolExecutor(num_proc) as pool:
             found = list(bar(pool.map(write, missing), desc=title))
-    if problems := [problem for shard in found for problem in shard if on_error == "raise"]:
+    problems = [problem for shard in found for problem in shard]
+    if problems and on_error == "raise":
         raise DatasetError(problems)
+    return problems
 
 
 def _write_shard(shard: tuple[Path, list[Clip]], settings: RowSettings, on_error: str) -> list[Problem]:

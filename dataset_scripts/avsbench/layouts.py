@@ -4,7 +4,7 @@ Four layouts are known: S4 and MS3 of AVSBench-object (Zhou et al., ECCV 2022) a
 2023) as published, and a custom folder of videos:
 
     clips.csv           a header and one line per clip: video,split and optionally masks,objects
-    classes.txt         only for semantic masks: one class per line, the background first
+    classes.txt         only for semantic masks: one class per line, the first line is `background`
     videos/dog.mp4      any video with audio
     masks/dog/0.png     the mask of the frame in second 0; seconds without a file are not annotated
 
@@ -21,14 +21,18 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from pcmanet.dataset_scripts import SPLITS
-from pcmanet.dataset_scripts.problems import DatasetError, Problem
+from pcmanet.dataset_scripts.problems import DatasetError, Problem, ProblemCollector
 
 
 # Clips and their files
+
+
+SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # of Windows; those of other systems begin with a dot
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ class CustomClipFiles:
     def mask_files(self) -> dict[str, str]:
         """Path of each mask by its name without suffix, which is the number of its frame."""
         names = sorted(os.listdir(self.masks)) if self.masks and os.path.isdir(self.masks) else []
-        return {os.path.splitext(name)[0]: os.path.join(self.masks or "", name) for name in names if name[0] != "."}
+        names = [name for name in names if name[0] != "." and name.lower() not in SYSTEM_FILES]
+        return {os.path.splitext(name)[0]: os.path.join(self.masks or "", name) for name in names}
 
 
 Clip = ClipFiles | CustomClipFiles
@@ -109,11 +114,13 @@ class Tree:
     Attributes:
         table: The table of clips.
         clips: All splits, in the order of the table.
+        problems: Lines of the table that cannot be used, and therefore are no clips.
         notes: Corrections and peculiarities of the table that are not errors.
     """
 
     table: Path
     clips: list[Clip]
+    problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -138,6 +145,9 @@ def have_disjoint_objects(other: Collection[str] | None, objects: Collection[str
 # Tables
 
 
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+
+
 def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[tuple[int, list[str]]]:
     """Read a table of clips.
 
@@ -151,7 +161,7 @@ def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[t
         Line number and values, stripped of white space, of each row.
 
     Raises:
-        DatasetError: If the file is empty, not UTF-8, or has other columns; the error lists every such line.
+        DatasetError: If the file is empty, not UTF-8, not separated by commas, or has another header.
     """
     lines = _read_lines(path)
     if named_header or lines[0][1][-1] not in SPLITS:
@@ -159,12 +169,15 @@ def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[t
         if named_header and tuple(header) != tuple(columns):
             problem = f"Expected the header {','.join(columns)!r}, got {','.join(header)!r}"
             raise DatasetError([Problem("", f"{path}, line {line}", problem)])
-    _require_columns(path, lines, columns)
-    return lines
+    return _require_rows(path, lines)
 
 
 def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Read line number and values of each line of a csv file that is not blank; at least one line."""
+    """Read line number and values of each line of a csv file that is not blank; at least one line.
+
+    Raises:
+        DatasetError: If the file is empty, not UTF-8 or not separated by commas.
+    """
     reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     try:
         lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
@@ -173,22 +186,58 @@ def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
     lines = [(line, values) for line, values in lines if any(values)]
     if not lines:
         raise DatasetError([Problem("", str(path), "Empty table without a header. Download it again.")])
+    line, header = lines[0]
+    for sign, name in OTHER_SEPARATORS.items():
+        if len(header) == 1 and sign in header[0]:
+            problem = f"The columns are separated by {name}, expected commas. Save the table with commas."
+            raise DatasetError([Problem("", f"{path}, line {line}", problem)])
     return lines
 
 
-def _require_columns(path: Path, lines: Sequence[tuple[int, list[str]]], columns: Sequence[str]) -> None:
-    """Raise DatasetError if no line is left, or for each line without one value per column."""
-    problems = [
-        Problem(
-            "", f"{path}, line {line}", f"Expected {len(columns)} values ({', '.join(columns)}), got {len(values)}"
-        )
-        for line, values in lines
-        if len(values) != len(columns)
-    ]
+def _require_rows(path: Path, lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Return the lines below a header; raise DatasetError if there is none."""
     if not lines:
-        problems = [Problem("", str(path), "The table has a header but no clips. Download it again.")]
-    if problems:
-        raise DatasetError(problems)
+        raise DatasetError([Problem("", str(path), "The table has a header but no clips. Download it again.")])
+    return lines
+
+
+def _locate_clips(
+    table: Path,
+    rows: Sequence[tuple[int, list[str]]],
+    columns: Sequence[str],
+    locate: Callable[[Path, dict[str, str]], Clip],
+) -> tuple[list[Clip], list[Problem]]:
+    """Turn the rows of a table into clips.
+
+    Args:
+        table: The table; paths of files are relative to its folder.
+        rows: Line number and values of each row.
+        columns: Its columns.
+        locate: Finds the files of a clip from the folder and the value of each column; raises ValueError for unusable values.
+
+    Returns:
+        The clips, and a problem for each row that has another number of values, unusable values, or the clip of another row.
+    """
+    clips: list[Clip] = []
+    problems: list[Problem] = []
+    lines: dict[tuple[str | None, ...], int] = {}
+    for line, values in rows:
+        try:
+            if len(values) != len(columns):
+                raise ValueError(f"Expected {len(columns)} values ({', '.join(columns)}), got {len(values)}")
+            clip = locate(table.parent, dict(zip(columns, values, strict=True)))
+            if (first := lines.setdefault(_identity(clip), line)) != line:
+                raise ValueError(f"Clip {clip.id!r} is already in line {first}")
+        except ValueError as error:
+            problems.append(Problem(values[0], f"{table}, line {line}", str(error)))
+        else:
+            clips.append(clip)
+    return clips, problems
+
+
+def _identity(clip: Clip) -> tuple[str | None, ...]:
+    """Return what no two rows of a table have in common. A video of a custom folder has one split."""
+    return (clip.split, clip.category, clip.id) if isinstance(clip, ClipFiles) else (clip.id,)
 
 
 def _read_text(path: Path) -> str:
@@ -237,6 +286,11 @@ S4_CATEGORIES = (
     "race_car",
 )
 SECONDS_OF_SUBSET = {"v1s": 5, "v1m": 5, "v2": 10}
+PUBLISHED_SUBSETS = {
+    "v1s": {"train": 3452, "val": 740, "test": 740},
+    "v1m": {"train": 296, "val": 64, "test": 64},
+    "v2": {"train": 4750, "val": 500, "test": 750},
+}  # clips per split; v1s has the clips of S4, v1m those of MS3
 LABEL_NUMBERS = "label2idx.json"  # of AVSS, counted from 1 where masks count from 0
 OBJECT_SECONDS = 5  # of S4 and MS3
 
@@ -270,17 +324,15 @@ LAYOUTS = {
         "s4_meta_data.csv",
         ("name", "start second", "category", "split"),
         False,
-        {"train": 3452, "val": 740, "test": 740},
+        PUBLISHED_SUBSETS["v1s"],
     ),
-    "ms3": Layout(
-        "Multi-sources", "ms3_meta_data.csv", ("video_id", "split"), False, {"train": 296, "val": 64, "test": 64}
-    ),
+    "ms3": Layout("Multi-sources", "ms3_meta_data.csv", ("video_id", "split"), False, PUBLISHED_SUBSETS["v1m"]),
     "avss": Layout(
         "AVSBench_semantic",
         "metadata.csv",
         ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label"),
         True,
-        {"train": 8498, "val": 1304, "test": 1554},
+        {split: sum(counts[split] for counts in PUBLISHED_SUBSETS.values()) for split in SPLITS},
     ),
 }
 
@@ -293,10 +345,11 @@ def find_tree(root: str | Path, name: str) -> Tree:
         name: "s4", "ms3" or "avss".
 
     Returns:
-        The clips of all splits.
+        The clips of all splits, and the lines that cannot be used.
 
     Raises:
-        DatasetError: If the table of clips is missing or cannot be used; the error lists every such line.
+        DatasetError: If the table of clips is missing or cannot be read, or the classes have other numbers; the error also
+            lists the lines that cannot be used.
         ValueError: If the name is unknown.
     """
     if name not in LAYOUTS:
@@ -305,9 +358,19 @@ def find_tree(root: str | Path, name: str) -> Tree:
     if table is None:
         problem = f"Missing in {root} and in {Path(root) / layout.folder}. Give the folder as downloaded: "
         raise DatasetError([Problem("", layout.table, f"{problem}{layout.folder} or the folder that contains it")])
+    collector = ProblemCollector("")
     if name == "avss":
-        _require_published_numbers(table.parent / LABEL_NUMBERS)
-    return read_clips(table, read_table(table, layout.columns, layout.named_header), name)
+        collector.run(_require_published_numbers, str(table.parent / LABEL_NUMBERS))
+    rows = collector.run(lambda _: read_table(table, layout.columns, layout.named_header), str(table)) or []
+    return _require_classes_and_table(collector, read_clips(table, rows, name))
+
+
+def _require_classes_and_table(collector: ProblemCollector, tree: Tree) -> Tree:
+    """Return a tree, or raise DatasetError with its unusable lines if its classes or table have a problem."""
+    if collector.problems:
+        collector.problems += tree.problems
+    collector.finish()
+    return tree
 
 
 def _locate_table(root: str | Path, name: str) -> Path | None:
@@ -321,16 +384,17 @@ def _locate_table(root: str | Path, name: str) -> Path | None:
     return next((table for table in tables if table.is_file()), None)
 
 
-def _require_published_numbers(path: Path) -> None:
-    """Raise DatasetError if AVSS's own table of classes exists and numbers the classes differently."""
+def _require_published_numbers(path: str) -> None:
+    """Raise ValueError if AVSS's own table of classes exists and numbers the classes differently."""
     expected = {label: number for number, label in enumerate(AVSBENCH_SEMANTIC_LABELS, start=1)}
     try:
-        numbers = json.loads(_read_text(path)) if path.is_file() else expected
+        numbers = json.loads(_read_text(Path(path))) if os.path.isfile(path) else expected
     except json.JSONDecodeError as error:
-        raise DatasetError([Problem("", str(path), f"Invalid JSON: {error}")]) from error
+        raise ValueError(f"Invalid JSON: {error}") from error
     if numbers != expected:
-        problem = "Expected the published numbers of the 71 classes, counted from 1; other numbers change the masks."
-        raise DatasetError([Problem("", str(path), problem)])
+        raise ValueError(
+            "Expected the published numbers of the 71 classes, counted from 1; other numbers change the masks."
+        )
 
 
 def read_clips(table: Path, rows: Sequence[tuple[int, list[str]]], name: str) -> Tree:
@@ -342,33 +406,18 @@ def read_clips(table: Path, rows: Sequence[tuple[int, list[str]]], name: str) ->
         name: "s4", "ms3" or "avss".
 
     Returns:
-        The clips.
-
-    Raises:
-        DatasetError: If rows cannot be used; the error lists all of them.
+        The clips, and the rows that cannot be used.
     """
-    locate: Callable[[Path, list[str]], ClipFiles] = {"s4": _locate_s4, "ms3": _locate_ms3, "avss": _locate_avss}[name]
-    clips: list[ClipFiles] = []
-    problems: list[Problem] = []
-    lines: dict[tuple[str, str | None, str], int] = {}
-    for line, values in rows:
-        try:
-            clip = locate(table.parent, values)
-        except ValueError as error:
-            problems.append(Problem(values[0], f"{table}, line {line}", str(error)))
-            continue
-        first = lines.setdefault((clip.split, clip.category, clip.id), line)
-        if first != line:
-            problems.append(Problem(clip.id, f"{table}, line {line}", f"Clip {clip.id!r} is already in line {first}"))
-        clips.append(clip)
-    if problems:
-        raise DatasetError(problems)
-    return Tree(table, list(clips), list(_describe_peculiarities(clips, rows)))
+    locate = {"s4": _locate_s4, "ms3": _locate_ms3, "avss": _locate_avss}[name]
+    clips, problems = _locate_clips(table, rows, LAYOUTS[name].columns, locate)
+    notes = _describe_peculiarities([clip for clip in clips if isinstance(clip, ClipFiles)], rows)
+    return Tree(table, clips, problems, list(notes))
 
 
-def _locate_s4(root: Path, values: list[str]) -> ClipFiles:
-    name, category = _require_name(values[0], "name"), _require_choice(values[2], "category", S4_CATEGORIES)
-    split, data = _require_choice(values[3], "split", SPLITS), root / "s4_data"
+def _locate_s4(root: Path, values: dict[str, str]) -> ClipFiles:
+    name = _require_name(values["name"], "name")
+    category = _require_choice(values["category"], "category", S4_CATEGORIES)
+    split, data = _require_choice(values["split"], "split", SPLITS), root / "s4_data"
     place = f"{split}/{category}/{name}"
     numbers = range(1, OBJECT_SECONDS + 1)
     masks = [str(data / f"gt_masks/{place}/{name}_{number}.png") for number in numbers]
@@ -387,8 +436,9 @@ def _locate_s4(root: Path, values: list[str]) -> ClipFiles:
     )
 
 
-def _locate_ms3(root: Path, values: list[str]) -> ClipFiles:
-    name, split = _require_name(values[0], "video_id"), _require_choice(values[1], "split", SPLITS)
+def _locate_ms3(root: Path, values: dict[str, str]) -> ClipFiles:
+    name = _require_name(values["video_id"], "video_id")
+    split = _require_choice(values["split"], "split", SPLITS)
     data, numbers = root / "ms3_data", range(1, OBJECT_SECONDS + 1)
     return ClipFiles(
         id=name,
@@ -405,17 +455,17 @@ def _locate_ms3(root: Path, values: list[str]) -> ClipFiles:
     )
 
 
-def _locate_avss(root: Path, values: list[str]) -> ClipFiles:
-    subset = _require_choice(values[6], "label", tuple(SECONDS_OF_SUBSET))
-    split, objects = _require_choice(values[5], "split", SPLITS), parse_objects(values[4])
-    folder = root / subset / _require_name(values[1], "uid")
+def _locate_avss(root: Path, values: dict[str, str]) -> ClipFiles:
+    subset = _require_choice(values["label"], "label", tuple(SECONDS_OF_SUBSET))
+    split, objects = _require_choice(values["split"], "split", SPLITS), parse_objects(values["a_obj"])
+    folder = root / subset / _require_name(values["uid"], "uid")
     numbers = range(SECONDS_OF_SUBSET[subset])
     # Indexes are unambiguous; colors are read only where no indexes exist.
     colors = not (folder / "labels_semantic").is_dir() and (folder / "labels_rgb").is_dir()
     labels = folder / ("labels_rgb" if colors else "labels_semantic")
     return ClipFiles(
-        id=values[1],
-        video=values[0],
+        id=values["uid"],
+        video=values["vid"],
         split=split,
         subset=subset,
         category=None,
@@ -470,6 +520,7 @@ FOLDER_TABLE = "clips.csv"
 FOLDER_CLASSES = "classes.txt"
 REQUIRED_COLUMNS, OPTIONAL_COLUMNS = ("video", "split"), ("masks", "objects")
 MAX_CLASSES = 255  # 255 itself means "ignore"
+BACKGROUND = "background"  # the name of class 0
 
 
 def find_folder(root: str | Path) -> Tree:
@@ -479,42 +530,32 @@ def find_folder(root: str | Path) -> Tree:
         root: The folder that contains clips.csv.
 
     Returns:
-        The clips of all splits.
+        The clips of all splits, and the lines that cannot be used.
 
     Raises:
-        DatasetError: If the table is missing or cannot be used; the error lists every such line.
+        DatasetError: If the table is missing or cannot be read, or classes.txt cannot be used; the error also lists the
+            lines that cannot be used.
     """
     table = Path(root).resolve() / FOLDER_TABLE
     if not table.is_file():
         problem = f"Missing. Write a table with the columns {', '.join(REQUIRED_COLUMNS)}."
         raise DatasetError([Problem("", str(table), problem)])
-    (header_line, header), *lines = _read_lines(table)
+    collector = ProblemCollector("")
+    names = collector.run(_read_class_names, str(table.parent)) or ()
+    header, lines = collector.run(_read_custom_table, str(table)) or ([], [])
+    clips, problems = _locate_clips(table, lines, header, partial(_locate_custom, num_classes=len(names)))
+    return _require_classes_and_table(collector, Tree(table, clips, problems))
+
+
+def _read_custom_table(path: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read clips.csv: its columns, and line number and values of each row; raise DatasetError for another header."""
+    (line, header), *lines = _read_lines(Path(path))
     allowed = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}
     if not set(REQUIRED_COLUMNS) <= set(header) <= allowed or len(set(header)) != len(header):
         expected = f"{','.join(REQUIRED_COLUMNS)} and optionally {','.join(OPTIONAL_COLUMNS)}"
         problem = f"Expected the header {expected}, got {','.join(header)!r}"
-        raise DatasetError([Problem("", f"{table}, line {header_line}", problem)])
-    _require_columns(table, lines, header)
-    return Tree(table, _read_custom_clips(table, header, lines))
-
-
-def _read_custom_clips(table: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]]) -> list[Clip]:
-    """Turn the lines of clips.csv into clips, or raise DatasetError with every line that cannot be used."""
-    num_classes = len(_read_class_names(table.parent) or ())
-    clips: dict[str, CustomClipFiles] = {}
-    problems = []
-    for line, values in lines:
-        try:
-            clip = _locate_custom(table.parent, dict(zip(header, values, strict=True)), num_classes)
-        except ValueError as error:
-            problems.append(Problem("", f"{table}, line {line}", str(error)))
-            continue
-        if clips.setdefault(clip.id, clip) is not clip:
-            problem = f"Video {clip.id!r} is already in another line"
-            problems.append(Problem(clip.id, f"{table}, line {line}", problem))
-    if problems:
-        raise DatasetError(problems)
-    return list(clips.values())
+        raise DatasetError([Problem("", f"{path}, line {line}", problem)])
+    return header, _require_rows(Path(path), lines)
 
 
 def _locate_custom(root: Path, values: dict[str, str], num_classes: int) -> CustomClipFiles:
@@ -533,7 +574,8 @@ def _read_class_names(root: str | Path) -> tuple[str, ...] | None:
     """Read classes.txt: names in the order of the class indexes, the background first; None for binary masks.
 
     Raises:
-        DatasetError: If the file exists but is not UTF-8, or has fewer than two names, more than 255, or duplicates.
+        DatasetError: If the file exists but is not UTF-8, has fewer than two names, more than 255, or duplicates, or does not
+            begin with the background.
     """
     path = Path(root) / FOLDER_CLASSES
     if not path.is_file():
@@ -541,6 +583,11 @@ def _read_class_names(root: str | Path) -> tuple[str, ...] | None:
     names = tuple(line.strip() for line in _read_text(path).splitlines() if line.strip())
     if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) != len(names):
         problem = f"Expected 2 to {MAX_CLASSES} different names, the background first, got {len(names)} names"
+        raise DatasetError([Problem("", str(path), problem)])
+    if names[0].lower() != BACKGROUND:
+        problem = (
+            f"Expected {BACKGROUND!r} as the first line, because masks hold 0 for it, got {names[0]!r}. Add that line."
+        )
         raise DatasetError([Problem("", str(path), problem)])
     return names
 
@@ -558,12 +605,13 @@ def find_names(root: str | Path) -> list[str]:
     return [*names, FOLDER] if (Path(root) / FOLDER_TABLE).is_file() else names
 
 
-def label_names(root: str | Path, name: str) -> tuple[str, ...]:
+def label_names(root: str | Path, name: str, *, binary: bool = False) -> tuple[str, ...]:
     """Return the class names of a data set as the model configuration expects them.
 
     Args:
         root: As for `find_clips`.
         name: "s4", "ms3", "avss" or "folder".
+        binary: Whether semantic masks are read as binary ones.
 
     Returns:
         ("sounding",) for binary masks, else one name per class index.
@@ -571,6 +619,8 @@ def label_names(root: str | Path, name: str) -> tuple[str, ...]:
     Raises:
         DatasetError: If classes.txt of a custom folder cannot be used.
     """
+    if binary:
+        return BINARY_LABELS
     if name == "avss":
         return AVSBENCH_SEMANTIC_LABELS
     return (_read_class_names(root) if name == FOLDER else None) or BINARY_LABELS

@@ -18,6 +18,7 @@ from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 NUM_CLASSES = len(AVSBENCH_SEMANTIC_LABELS)
 UNKNOWN_COLOR = 255  # in the table of colors
 LABEL_NOISE_RULES = ("keep", "background", "ignore")
+SHOWN_COLORS = 5
 INDEX_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one number per pixel
 
 # A clip has a systematic error if more than the first fraction of its labeled pixels has a class that `a_obj` does not
@@ -69,12 +70,13 @@ def decode_mask(data: bytes, encoding: str, num_classes: int = NUM_CLASSES) -> n
 
     Args:
         data: An image file.
-        encoding: "binary" (S4, MS3): gray values 0 and 255, or 0 and 1. "indexes" (AVSS's `labels_semantic`): one channel
-            of class indexes. "colors" (AVSS's `labels_rgb`): colors of the VOC palette.
+        encoding: "binary" (S4, MS3): gray values 0 and 255, or 0 and 1, or a palette image with the colors of Pascal VOC,
+            in which every class is foreground. "indexes" (AVSS's `labels_semantic`): one channel of class indexes.
+            "colors" (AVSS's `labels_rgb`): colors of the VOC palette.
         num_classes: Number of classes of "indexes".
 
     Returns:
-        uint8 (height, width), class indexes; 0 and 1 for binary masks.
+        uint8 (height, width), class indexes; 0 and 1 for binary masks, and 255 (ignored) for VOC's index 255.
 
     Raises:
         ValueError: If the mask has another mode or holds another value or color.
@@ -86,6 +88,8 @@ def decode_mask(data: bytes, encoding: str, num_classes: int = NUM_CLASSES) -> n
 
 
 def _decode_binary(image: Image.Image) -> np.ndarray:
+    if image.mode == "P" and _has_voc_colors(image):
+        return to_binary(np.asarray(image))
     gray = np.asarray(image.convert("L"))
     values = np.flatnonzero(np.bincount(gray.ravel(), minlength=256))
     if set(values) <= {0, 255}:
@@ -93,14 +97,36 @@ def _decode_binary(image: Image.Image) -> np.ndarray:
     # Gray 1 is the foreground of a 0/1 mask, unless the image was converted from colors or 16 bits.
     if set(values) <= {0, 1} and image.mode == "L":
         return gray.copy()
-    raise ValueError(
-        f"Expected the gray values 0 and 255, or 0 and 1, in a mask, got {_shorten(values)} (mode {image.mode})"
+    got = (
+        f"gray values {_shorten(values)}" if image.mode in INDEX_MODES and image.mode != "P" else _shown_colors(image)
     )
+    raise ValueError(
+        f"Expected a mask with one channel of the gray values 0 and 255, or 0 and 1, got {_describe(image)} with {got}."
+    )
+
+
+def _has_voc_colors(image: Image.Image) -> bool:
+    """Return whether a palette image has the color of Pascal VOC at every index that it uses."""
+    return np.array_equal(np.asarray(image.convert("RGB")), voc_palette(256)[np.asarray(image)])
+
+
+def _describe(image: Image.Image) -> str:
+    """Describe the mode of a mask."""
+    names = {"P": "a palette mask", "RGB": "an RGB mask", "RGBA": "an RGBA mask"}
+    return names.get(image.mode, f"a mask of mode {image.mode}")
+
+
+def _shown_colors(image: Image.Image) -> str:
+    """List the first few colors of an image."""
+    colors = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
+    return f"{len(colors)} colors such as RGB {colors[:SHOWN_COLORS].tolist()}"
 
 
 def _decode_indexes(image: Image.Image, num_classes: int) -> np.ndarray:
     if image.mode not in INDEX_MODES:
-        raise ValueError(f"Expected one channel with the class index of each pixel, got an image of mode {image.mode}")
+        raise ValueError(
+            f"Expected one channel with the class index of each pixel, got {_describe(image)} with {_shown_colors(image)}."
+        )
     indexes = np.asarray(image).astype(np.int64)
     if indexes.min() < 0 or indexes.max() >= num_classes:
         wrong = np.unique(indexes[(indexes < 0) | (indexes >= num_classes)])
@@ -116,12 +142,17 @@ def _decode_colors(image: Image.Image) -> np.ndarray:
         if (_class_of_color()[_pack(colors[..., ::-1])] != UNKNOWN_COLOR).all():
             raise ValueError(f"Expected colors in the order red, green, blue, but {BLUE_FIRST}. Convert the mask.")
         row, column = np.argwhere(unknown)[0]
-        some = np.unique(colors[unknown], axis=0)[:5].tolist()
+        some = np.unique(colors[unknown], axis=0)[:SHOWN_COLORS].tolist()
         raise ValueError(
             f"Expected colors of classes, got {np.count_nonzero(unknown)} pixels of other colors such as RGB {some}, "
             f"first at row {row}, column {column}. Resized or JPEG-compressed labels cannot be used; download them again."
         )
     return indexes
+
+
+def to_binary(mask: np.ndarray) -> np.ndarray:
+    """Convert class indexes to 0 (background) and 1 (any other class); 255 (ignored) stays."""
+    return np.where(mask == IGNORE_INDEX, mask, mask > 0).astype(np.uint8)
 
 
 def _shorten(values: np.ndarray) -> str:

@@ -22,8 +22,7 @@ import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -34,12 +33,12 @@ from datasets import Array4D, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, read_media
+from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, MediaError, read_audio, read_media
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
 from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem, ProblemCollector
 
-from .layouts import SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles
-from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error
+from .layouts import FOLDER, SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles
+from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error, to_binary
 
 
 PATCH_SHAPE = (1, 96, 64)  # of the published log-mel files
@@ -48,29 +47,63 @@ PATCH_SHAPE = (1, 96, 64)  # of the published log-mel files
 # Options and columns of rows
 
 
+MISSING_AUDIO_RULES = ("raise", "silence")
+
+
 @dataclass(frozen=True)
 class RowSettings:
-    """Options of rows.
+    """Options of rows: which clips are read, and how. Each applies to some data sets, see `OPTIONS`.
 
     Attributes:
         label_noise: AVSS only, treatment of pixels whose class `a_obj` does not list: "keep", "background" or "ignore".
         log_mel: S4 and MS3 only, whether to read the published log-mel files in addition to the wav, which may then be
-            missing.
+            missing; a wav that is too short or damaged counts as missing.
         frames_per_second: Custom folders only, rate at which frames are read, in hertz.
+        subsets: AVSS only, some of "v1s", "v1m" and "v2"; empty for all.
+        binary: AVSS and custom folders only, whether semantic masks become 0 (silent) and 1 (sounding).
+        missing_audio: Custom folders only, what to do with videos without an audio track: "raise", or "silence", which
+            makes them silent clips. Nothing is sounding there, so all their frames have an empty mask.
 
     Raises:
-        ValueError: If the rule is unknown or the rate is not a positive number.
+        ValueError: If a rule or subset is unknown or the rate is not a positive number.
     """
 
     label_noise: str = "keep"
     log_mel: bool = False
     frames_per_second: float = 1.0
+    subsets: tuple[str, ...] = ()
+    binary: bool = False
+    missing_audio: str = "raise"
 
     def __post_init__(self) -> None:
         if self.label_noise not in LABEL_NOISE_RULES:
             raise ValueError(f"Expected one of {LABEL_NOISE_RULES} as label_noise, got {self.label_noise!r}")
         if not 0 < self.frames_per_second < math.inf:
             raise ValueError(f"Expected a positive number as frames_per_second, got {self.frames_per_second}")
+        if unknown := set(self.subsets) - set(SECONDS_OF_SUBSET):
+            raise ValueError(f"Expected some of {tuple(SECONDS_OF_SUBSET)} as subsets, got {sorted(unknown)}")
+        if self.missing_audio not in MISSING_AUDIO_RULES:
+            raise ValueError(f"Expected one of {MISSING_AUDIO_RULES} as missing_audio, got {self.missing_audio!r}")
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that differ from their defaults."""
+        return [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+
+    def restrict(self, name: str) -> "RowSettings":
+        """Return the options that apply to a data set; the others have their defaults."""
+        return RowSettings(**{option: getattr(self, option) for option in self.given if name in OPTIONS[option]})
+
+
+# The data sets to which each option applies.
+OPTIONS = {
+    "label_noise": ("avss",),
+    "log_mel": ("s4", "ms3"),
+    "frames_per_second": (FOLDER,),
+    "subsets": ("avss",),
+    "binary": ("avss", FOLDER),
+    "missing_audio": (FOLDER,),
+}
 
 
 def row_features(log_mel: bool = False) -> Features:
@@ -96,7 +129,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 STREAMED_WAV_BYTES = 0x7FFFFFFF  # from here on the length in a header means "until the end of the file"
-MAX_MISSING_AUDIO = 1.25  # seconds by which audio may be shorter than its clip: AVSBench itself pads that much
+SHORTEST_AUDIO = 0.975  # seconds: one log-mel patch. AVSBench's preparation repeats the last patch of shorter clips
+SHORT_AUDIO = 1.25  # seconds by which the audio of most clips is at most shorter than their frames
+SILENCE_RATE = 16000  # of audio that stands for a missing track, in hertz
 READERS = 8  # threads, which hide the latency of a network drive
 
 
@@ -107,7 +142,7 @@ def inspect_files(clips: Sequence[Clip], settings: RowSettings) -> list[Problem]
 
     Args:
         clips: The clips.
-        settings: With `log_mel`, the log-mel files are required and the wav files may be missing.
+        settings: With `log_mel`, the log-mel files are required and the wav files may be missing or damaged.
 
     Returns:
         The problems in the order of the clips. A problem of several clips is listed once, with their number.
@@ -138,7 +173,7 @@ def _inspect(clip: Clip, settings: RowSettings) -> Iterator[tuple[str, str]]:
         if os.path.isfile(path) and (problem := image_problem(path)):
             yield path, problem
     yield from _find_missing([clip.log_mel or ""] if settings.log_mel else [clip.audio])
-    if os.path.isfile(clip.audio) and (problem := _audio_problem(clip.audio, len(clip.frames))):
+    if not settings.log_mel and os.path.isfile(clip.audio) and (problem := _audio_problem(clip.audio)):
         yield clip.audio, problem
 
 
@@ -237,15 +272,27 @@ def read_image(path: str) -> tuple[bytes, tuple[int, int]]:
     return data, (height, width)
 
 
-def _audio_problem(path: str, seconds: int) -> str | None:
-    """Check the header of a wav file of a clip of so many seconds; return the problem, or None."""
+def audio_seconds(path: str) -> float | None:
+    """Return the duration of a wav file in seconds; None if it is missing or damaged."""
+    try:
+        with open(path, "rb") as file:
+            return read_wav_seconds(file)
+    except (OSError, ValueError):
+        return None
+
+
+def _audio_problem(path: str) -> str | None:
+    """Check the header of a wav file; return the problem, or None."""
     try:
         with open(path, "rb") as file:
             duration = read_wav_seconds(file)
     except ValueError as error:
         return str(error)
-    if duration < seconds - MAX_MISSING_AUDIO:
-        return f"Expected {seconds} s of audio for {seconds} frames, got {duration:.2f} s. Download it again."
+    if duration < SHORTEST_AUDIO:
+        return (
+            f"Expected at least {SHORTEST_AUDIO} s of audio, which is one log-mel patch, got {duration:.3f} s. AVSBench has no "
+            "features of such a clip either. Download it again or skip the clip."
+        )
     return None
 
 
@@ -311,6 +358,17 @@ def fingerprint(table: Path, paths: Iterable[str]) -> str:
 # Rows
 
 
+def clip_problems(clip: Clip, settings: RowSettings) -> list[Problem]:
+    """Return the problems of a clip, for which its files are read if none is missing or truncated."""
+    if problems := inspect_files([clip], settings):
+        return problems
+    try:
+        read_row(clip, settings)
+    except DatasetError as error:
+        return error.problems
+    return []
+
+
 def read_row(clip: Clip, settings: RowSettings) -> dict[str, Any]:
     """Read the files of a clip as one row.
 
@@ -340,8 +398,8 @@ def read_row(clip: Clip, settings: RowSettings) -> dict[str, Any]:
             for path, image in zip(clip.frames, images, strict=True)
         ],
         timestamps=np.arange(len(clip.frames)) + SAMPLING_OFFSET,
-        masks=[_filter(mask, clip, settings) for mask in masks],
-        audio=_read_audio(clip.audio),
+        masks=[_convert(mask, clip, settings) for mask in masks],
+        audio=_read_audio(clip, collector, settings),
         category=clip.category,
         objects=clip.objects,
     )
@@ -374,15 +432,28 @@ def _check_classes(_: str, clip: ClipFiles, masks: Sequence[np.ndarray | None]) 
         raise ValueError(error)
 
 
-def _filter(mask: np.ndarray | None, clip: ClipFiles, settings: RowSettings) -> np.ndarray | None:
+def _convert(mask: np.ndarray | None, clip: ClipFiles, settings: RowSettings) -> np.ndarray | None:
+    """Apply the rule for label noise to a mask of AVSS, and make it binary if requested."""
     if mask is None or clip.subset not in SECONDS_OF_SUBSET:
         return mask
-    return filter_label_noise(mask, clip.objects or (), settings.label_noise)
+    mask = filter_label_noise(mask, clip.objects or (), settings.label_noise)
+    return to_binary(mask) if settings.binary else mask
 
 
-def _read_audio(path: str) -> dict[str, Any] | None:
-    """Read a wav file unchanged; None if it is missing, which is allowed where log-mel features replace it."""
-    return {"path": os.path.basename(path), "bytes": Path(path).read_bytes()} if os.path.isfile(path) else None
+def _read_audio(clip: ClipFiles, collector: ProblemCollector, settings: RowSettings) -> dict[str, Any] | None:
+    """Read a wav file unchanged; None if log-mel features replace it because it cannot be used."""
+    features = settings.log_mel and clip.log_mel
+    if features and (not os.path.isfile(clip.audio) or _audio_problem(clip.audio)):
+        return None
+    data = collector.run(_decode_audio, clip.audio)
+    return data and {"path": os.path.basename(clip.audio), "bytes": data}
+
+
+def _decode_audio(path: str) -> bytes:
+    """Return the bytes of an audio file; raise ValueError if it cannot be decoded."""
+    data = Path(path).read_bytes()
+    read_audio(data)
+    return data
 
 
 def _make_row(
@@ -423,7 +494,7 @@ def _encode_png(image: np.ndarray, compress_level: int) -> bytes:
 def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, Any]:
     """Decode a video and its masks as one row."""
     collector = ProblemCollector(clip.id)
-    media = collector.run(partial(read_media, frames_per_second=settings.frames_per_second), clip.audio)
+    media = collector.run(_read_video, clip.audio, settings)
     encoding = ("indexes", clip.num_classes) if clip.num_classes else ("binary",)
     masks = {number: collector.run(_read_mask, path, *encoding) for number, path in clip.mask_files.items()}
     if media is None:
@@ -431,7 +502,14 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
     for number, path in clip.mask_files.items():
         collector.run(_check_mask, path, int(number), masks[number], media)
     collector.finish()
-    audio = encode_wav(cast(np.ndarray, media.waveform), cast(int, media.sampling_rate))
+    numbers, (height, width) = range(len(media.frames)), media.frames.shape[1:3]
+    if media.waveform is None:
+        waveform, rate = np.zeros((1, round(len(numbers) / settings.frames_per_second * SILENCE_RATE))), SILENCE_RATE
+        masks = {str(number): np.zeros((height, width), dtype=np.uint8) for number in numbers}
+    else:
+        waveform, rate = media.waveform, cast(int, media.sampling_rate)
+    if settings.binary:
+        masks = {number: None if mask is None else to_binary(mask) for number, mask in masks.items()}
     return _make_row(
         clip.id,
         "folder",
@@ -439,10 +517,23 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
             {"path": f"{number}.png", "bytes": _encode_png(frame, 1)} for number, frame in enumerate(media.frames)
         ],
         timestamps=media.timestamps,
-        masks=[masks.get(str(number)) for number in range(len(media.frames))],
-        audio={"path": f"{Path(clip.audio).stem}.wav", "bytes": audio},
+        masks=[masks.get(str(number)) for number in numbers],
+        audio={"path": f"{Path(clip.audio).stem}.wav", "bytes": encode_wav(waveform, rate)},
         objects=clip.objects,
     )
+
+
+def _read_video(path: str, settings: RowSettings) -> Media:
+    """Read a video; without an audio track it has no waveform, if that is allowed."""
+    try:
+        return read_media(path, frames_per_second=settings.frames_per_second)
+    except MediaError as error:
+        if not error.needs_audio:
+            raise
+        if settings.missing_audio == "raise":
+            remedy = 'Add its audio to the file, or set missing_audio to "silence" to use it as a clip in which nothing sounds.'
+            raise ValueError(f"{error.problem} {remedy}") from error
+        return read_media(path, frames_per_second=settings.frames_per_second, audio=False)
 
 
 def _check_mask(_: str, number: int, mask: np.ndarray | None, media: Media) -> None:
@@ -453,6 +544,10 @@ def _check_mask(_: str, number: int, mask: np.ndarray | None, media: Media) -> N
         )
     if mask is not None and mask.shape != media.frames.shape[1:3]:
         raise ValueError(f"Expected a mask of the video's (height, width) {media.frames.shape[1:3]}, got {mask.shape}")
+    if mask is not None and media.waveform is None and mask.any():
+        raise ValueError(
+            "The mask marks sounding pixels, but the video has no audio track. Add its audio to the file, or remove the mask."
+        )
 
 
 # The published log-mel features: pickles, read without executing any of their code

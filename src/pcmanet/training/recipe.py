@@ -16,9 +16,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from pcmanet.dataset_scripts.augmentation import Augmentation
-from pcmanet.dataset_scripts.avsbench.layouts import NAMES
+from pcmanet.dataset_scripts.avsbench.layouts import NAMES, SECONDS_OF_SUBSET
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
+from pcmanet.dataset_scripts.avsbench.rows import MISSING_AUDIO_RULES, RowSettings
 from pcmanet.dataset_scripts.paired.settings import is_paired_data
+from pcmanet.dataset_scripts.problems import ON_ERROR
 from pcmanet.dataset_scripts.sounding_shapes.clips import NEGATIVE_KINDS
 
 
@@ -58,7 +60,16 @@ class Recipe:
     label_noise: str = _setting(
         "keep", "avss: what to do with classes that the label table does not name", choices=LABEL_NOISE_RULES
     )
+    subsets: tuple[str, ...] = _setting((), "avss: subsets to use; empty: all", choices=tuple(SECONDS_OF_SUBSET))
+    binary: bool = _setting(False, "avss, folder: binary masks in place of classes")
     frames_per_second: float = _setting(1.0, "folder: sampling rate of the frames, in hertz", above=0.0)
+    missing_audio: str = _setting(
+        "raise",
+        "folder: reject videos without an audio track, or use them as silent clips with empty masks",
+        choices=MISSING_AUDIO_RULES,
+    )
+    log_mel: bool = _setting(False, "s4, ms3: use the published log-mel features in place of the wav files")
+    on_error: str = _setting("raise", "stop at clips with problems, or skip them and list them once", choices=ON_ERROR)
     audio_cache: str | None = _setting(None, "folder in which log-mel features of unchanged audio are cached")
     image_size: int = _setting(224, "side of the square frames that the network receives, in pixels", minimum=32)
     center_crop: bool = _setting(False, "crop training frames to their central square instead of squashing them")
@@ -153,7 +164,13 @@ class Recipe:
             object.__setattr__(self, one.name, value)
             _check_range(one.name, value, one.metadata)
         _check_network(self)
-        _check_data(self)
+        _check_source(self)
+        _check_augmentation(self)
+
+    @property
+    def row_settings(self) -> RowSettings:
+        """Options by which the rows of the data set are read."""
+        return RowSettings(**{one.name: getattr(self, one.name) for one in fields(RowSettings)})
 
     @property
     def training_augmentation(self) -> Augmentation | None:
@@ -252,15 +269,20 @@ def _check_network(recipe: Recipe) -> None:
         )
 
 
-def _check_data(recipe: Recipe) -> None:
-    """Check values of the data that depend on each other."""
+def _check_source(recipe: Recipe) -> None:
+    """Check that values of the data apply to their source."""
     if recipe.task == "folder" and recipe.data is None:
         raise ValueError("task is folder, but data is not set. Give the folder of your clips: --data FOLDER.")
-    defaults = {"task": recipe.task != "folder", "label_noise": recipe.label_noise == "keep"}
-    defaults["frames_per_second"] = recipe.frames_per_second == 1
-    if recipe.data is not None and is_paired_data(recipe.data) and not all(defaults.values()):
-        wrong = ", ".join(f"{name}={getattr(recipe, name)}" for name, fits in defaults.items() if not fits)
-        raise ValueError(f"data is the paired data {recipe.data}, to which {wrong} does not apply. Leave it out.")
+    for_files = recipe.row_settings.given + ["on_error"] * (recipe.on_error != "raise")
+    if recipe.data is not None and is_paired_data(recipe.data):
+        for_files += ["task"] * (recipe.task == "folder")
+        if for_files:
+            wrong = ", ".join(f"{name}={getattr(recipe, name)}" for name in for_files)
+            raise ValueError(f"data is the paired data {recipe.data}, to which {wrong} does not apply. Leave it out.")
+    if recipe.data is None and for_files:
+        raise ValueError(
+            f"data is not set, and Sounding Shapes has no {', '.join(for_files)}. Set data or leave it out."
+        )
     shapes_only = [
         name for name in ("pair_audio", "negative_fraction", "audio_pretraining_clips") if getattr(recipe, name)
     ]
@@ -269,6 +291,10 @@ def _check_data(recipe: Recipe) -> None:
             f"{', '.join(shapes_only)} needs Sounding Shapes, but data is {recipe.data}. For audio that matches no visible "
             "object, set augmentation.replacement."
         )
+
+
+def _check_augmentation(recipe: Recipe) -> None:
+    """Check the augmentation, and that nothing needs the audio that it changes."""
     _check_known(recipe.augmentation or {}, Augmentation, "augmentation")
     try:
         augmentation = recipe.training_augmentation
@@ -278,6 +304,11 @@ def _check_data(recipe: Recipe) -> None:
         raise ValueError(
             "audio_cache needs audio that does not change. Set augmentation.loudness, mixing and replacement to 0, or "
             "audio_cache to null."
+        )
+    if recipe.log_mel and augmentation is not None and augmentation.changes_audio:
+        raise ValueError(
+            "log_mel features are those of unchanged audio. Set augmentation.loudness, mixing and replacement to 0, or log_mel "
+            "to false."
         )
 
 
