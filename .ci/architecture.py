@@ -207,7 +207,9 @@ def measure(modules: dict[str, Module]) -> dict[str, int]:
 
 def main() -> int:
     """Print the table; return 1 if there is an import cycle or a limit is exceeded."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--details", action="store_true", help="also list the chain and the definitions")
     arguments = parser.parse_args()
     modules = read_library()

@@ -32,7 +32,9 @@ def validation_score(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Train the missing runs and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add_arguments(parser, clips=3200)
     args = parser.parse_args()
     variants = {

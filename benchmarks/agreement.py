@@ -68,7 +68,9 @@ VARIANTS: dict[str, Callable[[PCMANetForAudioVisualSegmentation], nn.Module]] = 
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--models", nargs="+", default=["demo_model", "demo_model_semantic"], help="in examples/")
     parser.add_argument("--clips", type=int, default=200, help="held-out clips (default: 200)")
     parser.add_argument("--seed", type=int, default=2026, help="seed of the held-out clips (training uses 0)")

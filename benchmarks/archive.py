@@ -38,7 +38,9 @@ FORMATS = {
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--model", default="demo", help="checkpoint (default: the semantic demo model)")
     parser.add_argument("--clips", type=int, default=24, help="clips of the archive (default: 24)")
     parser.add_argument("--seconds", type=int, default=10, help="seconds of each clip (default: 10)")

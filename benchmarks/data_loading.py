@@ -34,7 +34,9 @@ WRITTEN_CLIPS = 6
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--data", type=Path, help="AVSBench or a custom folder (default: Sounding Shapes)")
     parser.add_argument("--name", default="s4", help="s4, ms3, avss or folder (default: s4)")
     parser.add_argument("--split", default="train", help="train, val or test (default: train)")

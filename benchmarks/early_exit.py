@@ -88,7 +88,9 @@ class Measurement:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--models", nargs="+", type=Path, default=DEMO_MODELS, help="folders of checkpoints")
     parser.add_argument("--clips", type=int, default=200, help="held-out clips (default: 200)")
     parser.add_argument("--presets", nargs="+", help="time these networks instead of the models")

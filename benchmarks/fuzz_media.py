@@ -318,7 +318,9 @@ def replay(path: Path) -> None:
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--mutants", type=int, default=5000, help="number of mutants")
     parser.add_argument("--seed", type=int, default=0, help="seed of the damage")

@@ -113,7 +113,9 @@ class Case:
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--presets", nargs="+", default=["pvt_v2_b5", "resnet50", "small"])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))

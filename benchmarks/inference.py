@@ -136,7 +136,9 @@ class Encoders(nn.Module):
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--presets", nargs="+", default=["pvt_v2_b5", "resnet50", "small", "tiny"])
     parser.add_argument("--num-labels", nargs="+", type=int, default=[1, 71])
     parser.add_argument("--clips", nargs="+", type=int, default=[1, 4], help="clips per batch")

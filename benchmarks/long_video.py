@@ -53,7 +53,9 @@ COLORS = {"stream": "#0b6bcb", "published": "#d1495b"}
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--minutes", type=int, default=60, help="length of the video")
     parser.add_argument("--size", type=int, default=112, help="height and width of the video in pixels")
     parser.add_argument(

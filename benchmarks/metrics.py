@@ -32,7 +32,9 @@ MAXIMUM_DIFFERENCE = 1e-6
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--clips", type=int, default=2, help="clips of 5 frames")
     parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each; the median is reported")

@@ -74,7 +74,9 @@ NETWORKS = (
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--frames", type=int, default=5, help="frames of the clip")
     parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
     return parser.parse_args()
@@ -106,7 +108,9 @@ def feature_shape(config: PreTrainedConfig) -> tuple[int, ...]:
     """Return the shape of the audio features of one frame."""
     processor = PCMANetProcessor.from_pretrained_backbones(audio=config)
     rate = processor.feature_extractor.sampling_rate
-    batch = processor(videos=np.zeros((1, 32, 32, 3), np.uint8), audio=np.zeros(rate), sampling_rate=rate)
+    batch = processor(
+        videos=np.zeros((1, 32, 32, 3), np.uint8), audio=np.zeros(rate), sampling_rate=rate, return_tensors="pt"
+    )
     return tuple(batch["input_features"].shape[2:])
 
 

@@ -41,7 +41,9 @@ COLUMNS = {
 
 def main() -> None:
     """Train and evaluate the missing runs and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add_arguments(parser, clips=1600)
     parser.add_argument(
         "--test-seed",

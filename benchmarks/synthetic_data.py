@@ -18,7 +18,9 @@ from pcmanet.dataset_scripts.sounding_shapes import TASKS, SoundingShapes, write
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="duration of each measurement (default: 4)")
     parser.add_argument("--size", type=int, nargs="+", default=(112, 224), help="sides of the square frames in pixels")
     parser.add_argument("--num-frames", type=int, default=5, help="seconds and frames per clip (default: 5)")

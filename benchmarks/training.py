@@ -94,7 +94,9 @@ class Clock:
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="rows of the first table")
     parser.add_argument("--clips", type=int, default=2, help="clips per step, an even number")

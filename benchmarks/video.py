@@ -46,7 +46,9 @@ NETWORKS = ("demo_model", "demo_model_semantic", "resnet50", "pvt_v2_b5", "pvt_v
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--seconds", type=int, default=18, help="length of the video; 18 are two windows")
     parser.add_argument("--height", type=int, default=720, help="of the video, pixels")
     parser.add_argument("--width", type=int, default=1280, help="of the video, pixels")

@@ -285,7 +285,9 @@ def _thumbnail(clip: Path) -> Image.Image:
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Serve a web page that segments the sounding objects in a video.")
+    parser = argparse.ArgumentParser(
+        description="Serve a web page that segments the sounding objects in a video.", allow_abbrev=False
+    )
     model = os.environ.get("PCMANET_MODEL", str(DEMO_MODEL))  # a Space is configured by variables
     parser.add_argument("--model", default=model, help="Hub id or folder (default: the semantic demo model)")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: an accelerator if available)")

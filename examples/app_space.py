@@ -83,7 +83,9 @@ def write_space(output: Path) -> None:
 
 def main() -> None:
     """Write the folder of a Space."""
-    parser = argparse.ArgumentParser(description="Write the page of app.py as a Hugging Face Space.")
+    parser = argparse.ArgumentParser(
+        description="Write the page of app.py as a Hugging Face Space.", allow_abbrev=False
+    )
     parser.add_argument("--output", type=Path, required=True, help="new or empty folder to write")
     args = parser.parse_args()
     try:

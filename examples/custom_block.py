@@ -54,7 +54,9 @@ def demo_iou(checkpoint: Path) -> float:
 
 def main() -> None:
     """Train the block, then segment the demo clip with the saved model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--clips", type=int, default=480, help="training clips (default: 480, a minute on two cores)")
     args = parser.parse_args()

@@ -36,7 +36,9 @@ from pcmanet.dataset_scripts.metrics import RobustnessMetrics
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("model", help="folder of a checkpoint with its processor, or Hub id as owner/name")
     parser.add_argument(
         "--data", type=Path, required=True, help="AVSBench as downloaded, or a folder with a clips.csv"

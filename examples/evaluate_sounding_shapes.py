@@ -31,7 +31,9 @@ Rows = dict[str, dict[str, float]]  # audio -> metric and protocol -> value
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("model", type=Path, help="folder of a checkpoint with its processor")
     parser.add_argument("--clips", type=int, default=200, help="number of held-out clips (default: 200)")
     parser.add_argument("--seed", type=int, default=2026, help="seed of the held-out clips (training uses 0)")

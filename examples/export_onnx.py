@@ -71,7 +71,9 @@ class LogitsOnly(nn.Module):
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument(
         "model", nargs="?", default=str(demo_file("demo_model")), help="Hub id or folder (default: the demo model)"
     )
@@ -111,7 +113,9 @@ def input_shapes(
         width = config.num_audio_windows * audio_embedding_size(cast(PreTrainedConfig, config.audio_config))
         return {"pixel_values": (3, *size), audio_input: (width,)}
     rate = processor.feature_extractor.sampling_rate
-    one = processor(videos=np.zeros((1, *size, 3), np.uint8), audio=np.zeros(rate), sampling_rate=rate)
+    one = processor(
+        videos=np.zeros((1, *size, 3), np.uint8), audio=np.zeros(rate), sampling_rate=rate, return_tensors="pt"
+    )
     return {"pixel_values": (3, *size), audio_input: tuple(one[audio_input].shape[2:])}
 
 

@@ -54,7 +54,9 @@ Chunk: TypeAlias = tuple[list[np.ndarray], list[float], np.ndarray | None]
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     (camera_format, camera), (microphone_format, microphone) = DEVICES.get(platform.system(), DEVICES["Linux"])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--input", type=Path, help="video file to play as live input")
     parser.add_argument("--output", type=Path, help="mp4 file to write, with masks, at --frames-per-second")
     parser.add_argument("--model", default=DEMO_MODEL, help="Hub id or folder (default: the semantic demo model)")

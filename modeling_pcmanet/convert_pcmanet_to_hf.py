@@ -723,7 +723,9 @@ _FORMATS: dict[str, tuple[str, tuple[Row, ...]]] = {
 
 def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m modeling_pcmanet.convert_pcmanet_to_hf", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m modeling_pcmanet.convert_pcmanet_to_hf",
+        description=(__doc__ or "").partition("\n")[0],
+        allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="published weights, .pth or .safetensors")
     parser.add_argument("--output", type=Path, required=True, help="folder to write, new or empty")

@@ -44,6 +44,7 @@ PROCESSING = {
 }
 NETWORK = {
     "configuration_pcmanet",
+    "convolutions_pcmanet",
     "inference_pcmanet",
     "modeling_pcmanet",
     "modeling_pcmanet_decoder",
@@ -191,3 +192,18 @@ def test_users_of_the_library_use_installed_names(path):
         node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert not relative
+
+
+def test_no_command_accepts_abbreviated_options():
+    """A misspelled option ends a command instead of setting the option that it is the beginning of."""
+    parsers, abbreviating = 0, []
+    folders = ("modeling_pcmanet", "src", "pipelines", "dataset_scripts", "examples", "benchmarks", ".ci")
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func).endswith(("ArgumentParser", "add_parser")):
+                parsers += 1
+                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+                if keywords.get("allow_abbrev") != "False":
+                    abbreviating.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert parsers > 20
+    assert not abbreviating

@@ -154,7 +154,9 @@ def _mask_photos(args: argparse.Namespace) -> Iterator[tuple[str, str, np.ndarra
 
 def main() -> None:
     """Write the folder of photos with masks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("photos", type=Path, metavar="PHOTOS", help="folder with images/ and photos.csv")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write; it must not exist")
     parser.add_argument("--classes", nargs="+", required=True, help="classes to mask")

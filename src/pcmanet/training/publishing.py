@@ -515,6 +515,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> tuple[Publication, boo
         prog="python -m pcmanet.training.publishing",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="folder of a model with its processor, as training writes it"
