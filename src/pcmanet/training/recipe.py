@@ -275,9 +275,8 @@ def _check_source(recipe: Recipe) -> None:
         raise ValueError("task is folder, but data is not set. Give the folder of your clips: --data FOLDER.")
     for_files = recipe.row_settings.given + ["on_error"] * (recipe.on_error != "raise")
     if recipe.data is not None and is_paired_data(recipe.data):
-        for_files += ["task"] * (recipe.task == "folder")
-        if for_files:
-            wrong = ", ".join(f"{name}={getattr(recipe, name)}" for name in for_files)
+        if wrong_fields := ["task"] * (recipe.task == "folder") + for_files:
+            wrong = ", ".join(f"{name}={getattr(recipe, name)}" for name in wrong_fields)
             raise ValueError(f"data is the paired data {recipe.data}, to which {wrong} does not apply. Leave it out.")
     if recipe.data is None and for_files:
         raise ValueError(
