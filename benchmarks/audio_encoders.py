@@ -46,7 +46,9 @@ def build_row(model_type: str, window: list[float]) -> list[str]:
     places_patches = isinstance(extractor, PCMANetFeatureExtractor)
     processor = PCMANetProcessor(PCMANetImageProcessor(), extractor, None if places_patches else [window])
     rate = extractor.sampling_rate
-    frame = processor(videos=np.zeros((1, 32, 32, 3), np.uint8), audio=np.zeros(rate), sampling_rate=rate)
+    frame = processor(
+        videos=np.zeros((1, 32, 32, 3), np.uint8), audio=np.zeros(rate), sampling_rate=rate, return_tensors="pt"
+    )
     features = frame["input_features"][0]
     with torch.device("meta"):
         encoder = build_audio_encoder(config).eval()

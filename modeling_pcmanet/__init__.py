@@ -25,11 +25,12 @@ from transformers import (
     AutoModelForUniversalSegmentation,
     AutoProcessor,
 )
+from transformers.models.auto.image_processing_auto import DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS
 
 from .configuration_encoders import AudioMobileNetConfig, EfficientNetLiteConfig, VGGishConfig
 from .configuration_pcmanet import PCMANetConfig
 from .feature_extraction_pcmanet import AudioMobileNetFeatureExtractor, PCMANetFeatureExtractor
-from .image_processing_pcmanet import PCMANetImageProcessor
+from .image_processing_pcmanet import PCMANetImageProcessor, PCMANetImageProcessorTorchvision
 from .modeling_audio_encoders import AudioMobileNetModel, VGGishModel
 from .modeling_backbones import EfficientNetLiteBackbone
 from .modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetModel
@@ -47,6 +48,7 @@ __all__ = [
     "PCMANetFeatureExtractor",
     "PCMANetForAudioVisualSegmentation",
     "PCMANetImageProcessor",
+    "PCMANetImageProcessorTorchvision",
     "PCMANetModel",
     "PCMANetProcessor",
     "VGGishConfig",
@@ -80,7 +82,10 @@ def _register_auto_classes() -> None:
         if auto_class is AutoConfig:
             AutoConfig.register(config_class.model_type, ours)
         elif auto_class is AutoImageProcessor:
-            AutoImageProcessor.register(config_class, image_processor_classes={"pil": ours})
+            backends = {"pil": ours, "torchvision": PCMANetImageProcessorTorchvision}
+            AutoImageProcessor.register(config_class, image_processor_classes=backends)
+            # Auto classes prefer torchvision where it is installed. Checkpoints are trained and measured with PIL.
+            DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS.append(ours.__name__)
         else:
             auto_class.register(config_class, ours)
 

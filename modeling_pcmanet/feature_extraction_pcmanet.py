@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
+from numbers import Real
 from os import PathLike
 from typing import Any
 
@@ -239,6 +240,11 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
             raise ValueError(f"Expected short_clip as one of {SHORT_CLIP_RULES}, got {self.short_clip!r}.")
 
     @property
+    @property
+    def feature_size(self) -> int:
+        """Size of the last dimension of the features, by the name that other feature extractors have for it."""
+        return self.num_mel_bins
+
     def patch_stride(self) -> int:
         """Samples between the starts of two consecutive patches: 15,360 = 0.96 s."""
         return self.patch_frames * self.hop_length
@@ -254,7 +260,7 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
 
     def __call__(
         self,
-        audio: Any,
+        raw_speech: Any,
         sampling_rate: int | None = None,
         *,
         num_frames: int | Sequence[int] | None = None,
@@ -265,29 +271,33 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
         """Compute the log-mel patches of one clip, or of each clip of a list.
 
         Args:
-            audio: (samples,) or (channels, samples), numpy array or torch tensor; float in [-1, 1], int16 or int32. A
-                list or tuple of these is a list of clips.
-            sampling_rate: Of the audio, in hertz; required.
+            raw_speech: (samples,) or (channels, samples), numpy array or torch tensor; float in [-1, 1], int16 or int32; or
+                a list of floats. A list or tuple of these, or an array (clips, channels, samples), is a list of clips.
+            sampling_rate: Of the audio, in hertz; required. Audio at another rate than that of the extractor is resampled.
             num_frames: How many video frames the clip has (a list for a list of clips). Without it (and without
                 `timestamps`), consecutive alignment returns every complete patch.
             timestamps: (frames,), seconds from the start of the audio, one per video frame (a list of these for a list
                 of clips); required for `"center"` and `"end"`.
             audio_alignment: `"consecutive"`, `"center"` (each patch is centered on its frame) or `"end"` (each patch ends
                 at its frame).
-            return_tensors: `"pt"` or `"np"`; clips of a list must then have the same number of frames.
+            return_tensors: `"pt"` or `"np"`; clips of a list must then have the same number of frames. A processor pads
+                them.
 
         Returns:
             `input_features`: (frames, 1, patch_frames, num_mel_bins), float32; a list of these for a list of clips.
 
         Raises:
             ValueError: For audio that [`to_mono`] refuses (the error gives the index in a list), a missing or wrong
-                sampling rate, an unknown audio alignment, missing timestamps, or lists of different lengths.
+                sampling rate, an unknown audio alignment, missing timestamps, lists of different lengths, or clips that
+                cannot be stacked.
         """
         settings = {"sampling_rate": check_sampling_rate(sampling_rate), "audio_alignment": audio_alignment}
-        if not isinstance(audio, list | tuple):
-            features = self._extract_clip(audio, num_frames=num_frames, timestamps=timestamps, **settings)
+        waveforms = _as_arrays(raw_speech)
+        if not isinstance(waveforms, list) and np.ndim(waveforms) != 3:
+            features = self._extract_clip(waveforms, num_frames=num_frames, timestamps=timestamps, **settings)
             return BatchFeature({"input_features": features.numpy()}, tensor_type=return_tensors)
-        clips = zip(audio, *(_per_clip(value, len(audio)) for value in (num_frames, timestamps)), strict=True)
+        count = len(waveforms)
+        clips = zip(waveforms, *(_per_clip(value, count) for value in (num_frames, timestamps)), strict=True)
         patches = []
         for index, (clip, frames, times) in enumerate(clips):
             try:
@@ -295,6 +305,11 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
             except ValueError as error:
                 raise ValueError(f"Clip {index}: {error}") from error
         return BatchFeature({"input_features": patches}, tensor_type=return_tensors)
+        lengths = [len(features) for features in patches]
+        if return_tensors is not None and len(set(lengths)) > 1:
+            raise ValueError(
+                f"Clips of {lengths} frames cannot be stacked. Pass num_frames=, or leave out return_tensors and pad them."
+            )
 
     def _extract_clip(
         self, audio: Any, sampling_rate: int, num_frames: Any, timestamps: Any, audio_alignment: str
@@ -431,6 +446,15 @@ def _fill(waveform: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _per_clip(value: Any, count: int) -> Sequence[Any]:
+def _as_arrays(raw_speech: Any) -> Any:
+    """Return one waveform as it is or, given as numbers in a list, as an array; several as a list of such."""
+    if not isinstance(raw_speech, list | tuple):
+        return raw_speech
+    if raw_speech and isinstance(raw_speech[0], Real):
+        return np.asarray(raw_speech, np.float64)
+    return [_as_arrays(waveform) for waveform in raw_speech]
+
+
     """Repeat None for the clips of a list; anything else must be a list with one entry per clip."""
     if value is None:
         return [None] * count
@@ -502,7 +526,7 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
 
     def __call__(
         self,
-        raw_speech: np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor],
+        raw_speech: Any,
         sampling_rate: int | None = None,
         *,
         return_tensors: str | None = None,
@@ -511,8 +535,8 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
         """Compute one spectrogram per waveform.
 
         Args:
-            raw_speech: One waveform (samples,), a batch (windows, samples), or a list of waveforms; mono, full scale
-                [-1, 1]. Shorter waveforms of a list are filled up to the longest, see `padding`.
+            raw_speech: One waveform (samples,), an array, tensor or list of floats; a batch (windows, samples), or a list of
+                waveforms; mono, full scale [-1, 1]. Shorter waveforms of a list are filled up to the longest, see `padding`.
             sampling_rate: Of the waveforms, in hertz (Hz); must be that of the extractor.
             return_tensors: `"pt"` or `"np"`; None gives numpy arrays.
 
@@ -527,8 +551,9 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
                 f"Expected audio at {self.sampling_rate} Hz, got sampling_rate={sampling_rate}. Resample it first, and "
                 "pass its rate."
             )
-        single = isinstance(raw_speech, np.ndarray | torch.Tensor) and raw_speech.ndim == 1
-        waveforms = [torch.as_tensor(wave, dtype=torch.float32) for wave in ([raw_speech] if single else raw_speech)]
+        given = _as_arrays(raw_speech)
+        single = isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 1
+        waveforms = [torch.as_tensor(wave, dtype=torch.float32) for wave in ([given] if single else given)]
         for wave in waveforms:
             if wave.ndim != 1 or len(wave) < 2:
                 raise ValueError(f"Expected mono waveforms (samples,) of at least 2 samples, got {tuple(wave.shape)}.")

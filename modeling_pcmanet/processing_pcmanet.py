@@ -672,8 +672,7 @@ class PCMANetProcessor(ProcessorMixin):
             )
         frames_per_second = float(check_rate("frames_per_second", frames_per_second))
         check_settings(audio_alignment=audio_alignment)
-        image_settings, audio_settings = self._settings_of_modalities(kwargs, return_tensors)
-        sampling_rate = audio_settings.get("sampling_rate", sampling_rate)
+        image_settings, sampling_rate = self._settings_of_modalities(kwargs, sampling_rate, return_tensors)
         settings = {"frames_per_second": frames_per_second, "audio_alignment": audio_alignment}
         given = _split(
             videos,
@@ -696,30 +695,33 @@ class PCMANetProcessor(ProcessorMixin):
                 metadata["timestamps"].append(timestamps)
                 metadata["original_sizes"].append(frames[0].shape[:2])
                 metadata["frames"].append(stack_and_release(frames))
-        batch = _collate(arrays, return_tensors)
-        if image_settings.get("device") is not None:
-            batch = batch.to(image_settings["device"])
+        batch = _collate(arrays, return_tensors, image_settings.get("device"))
         if return_metadata:
             batch.update(metadata)
         return batch
 
     def _settings_of_modalities(
-        self, given: dict[str, Any], return_tensors: str | None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, given: dict[str, Any], sampling_rate: Any, return_tensors: str | None
+    ) -> tuple[dict[str, Any], Any]:
         """Merge the keywords of a call with `images_kwargs` and `audio_kwargs`, by the rules of transformers.
+
+        Returns:
+            The settings of the image processor, and the sampling rate.
 
         Raises:
             ValueError: For unknown keywords, one that is given twice, and a device without `return_tensors="pt"`.
         """
         flat = ImagesKwargs.__annotations__.keys() - {"return_tensors", "input_data_format"}
         check_keywords(type(self).__name__, given, {*flat, *_CALL_KEYWORDS}, {"size", *_CALL_KEYWORDS})
+        check_keywords("images_kwargs", given.get("images_kwargs", ()), flat, flat)
+        check_keywords("audio_kwargs", given.get("audio_kwargs", ()), {"sampling_rate"}, {"sampling_rate"})
         merged = self._merge_kwargs(ProcessingKwargs, **given)
         images, audio = merged["images_kwargs"], merged["audio_kwargs"]
-        check_keywords("images_kwargs", images, flat, flat)
-        check_keywords("audio_kwargs", audio.keys() - given.keys(), {"sampling_rate"}, {"sampling_rate"})
         if images.get("device") is not None and return_tensors != "pt":
             raise ValueError(f'device={images["device"]!r} needs return_tensors="pt", got {return_tensors!r}.')
-        return images, audio
+        if sampling_rate is not None and "sampling_rate" in audio:
+            raise ValueError("Got sampling_rate twice, as such and in audio_kwargs. Pass it once.")
+        return images, audio.get("sampling_rate", sampling_rate)
 
     @staticmethod
     def pad(features: Any, return_tensors: str | None = None) -> BatchFeature:
@@ -728,7 +730,7 @@ class PCMANetProcessor(ProcessorMixin):
         Args:
             features: A list with one dictionary per clip, such as the rows of a data set that was processed before: each with
                 the arrays of the batch without its first dimension, frames first. Or a list of batches, whose clips are
-                padded anew.
+                padded anew; or a dictionary with one such list per array.
             return_tensors: As in a call.
 
         Returns:
@@ -737,6 +739,8 @@ class PCMANetProcessor(ProcessorMixin):
         Raises:
             ValueError: If frames differ in size, or a clip lacks what others have.
         """
+        if isinstance(features, Mapping):
+            features = [dict(zip(features, row, strict=True)) for row in zip(*features.values(), strict=True)]
         return _collate([clip for one in features for clip in _clips_of(one)], return_tensors)
 
     def _collect(
@@ -1068,7 +1072,9 @@ _FILLINGS = {
 }
 
 
-def _collate(clips: list[dict[str, torch.Tensor]], return_tensors: str | None) -> BatchFeature:
+def _collate(
+    clips: list[dict[str, torch.Tensor]], return_tensors: str | None, device: torch.device | str | None = None
+) -> BatchFeature:
     """Pad clips to the longest and stack them, batch first."""
     sizes = {clip["pixel_values"].shape[1:] for clip in clips}
     if len(sizes) > 1:
@@ -1079,13 +1085,17 @@ def _collate(clips: list[dict[str, torch.Tensor]], return_tensors: str | None) -
     names = {name for clip in clips for name in clip}
     if "labels" in names:
         clips = [{**_without_labels(clip), **clip} for clip in clips]
+        names |= {"annotated_frames"}
+    for index, clip in enumerate(clips):
+        if names - set(clip):
+            raise ValueError(f"Clip {index} lacks {sorted(names - set(clip))}, which others have. Pass all of a kind.")
     batch = {name: _stack(name, [clip[name] for clip in clips]) for name in _FILLINGS if name in names}
     lengths = torch.tensor([len(clip["pixel_values"]) for clip in clips])
     if (lengths < lengths.max()).any():
         batch["frame_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
     if return_tensors != "pt":
         return BatchFeature({name: tensor.numpy() for name, tensor in batch.items()}, tensor_type=return_tensors)
-    return BatchFeature(batch)
+    return BatchFeature({name: tensor.to(device=device) for name, tensor in batch.items()})
 
 
 def _without_labels(clip: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -43,7 +43,7 @@ def save_checkpoint(folder: Path, **settings: object) -> Path:
     """Save a tiny model that segments about half of the frame, and its processor."""
     model = tiny_model(sharpness=8.0, audio_config=AUDIO_ENCODER, **settings)
     processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
-    batch = processor(videos=frames(3)[::10], audio=audio(3), sampling_rate=RATE)
+    batch = processor(videos=frames(3)[::10], audio=audio(3), sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
         for stage in model.model.stages:
             stage.head[-1].bias -= model(**batch).logits.median()

@@ -81,7 +81,7 @@ def test_stages_are_those_of_the_model_and_all_files_are_deleted(analysis_module
     # Five frames are one window, so the model returns the same for the complete clip.
     processor = PCMANetProcessor.from_pretrained(MODEL)
     with torch.no_grad():
-        outputs = segmenter.model(**processor(videos=str(CLIP)))
+        outputs = segmenter.model(**processor(videos=str(CLIP), return_tensors="pt"))
     stages = analysis.stages(2)
     for stage, mask in zip(stages[1:], outputs.confidence_masks, strict=True):
         assert stage.queried == pytest.approx(mask[0, 2].float().mean().item())

@@ -219,7 +219,7 @@ def build_network(name: str, **settings: Any) -> PCMANetForAudioVisualSegmentati
 
 
 def build_batch(processor: PCMANetProcessor) -> dict[str, torch.Tensor]:
-    return dict(processor(videos=FRAMES, audio=AUDIO, sampling_rate=RATE))
+    return dict(processor(videos=FRAMES, audio=AUDIO, sampling_rate=RATE, return_tensors="pt"))
 
 
 def assert_same_weights(given: torch.nn.Module, expected: torch.nn.Module) -> None:
@@ -284,7 +284,7 @@ class TestEveryEncoder:
 
     def test_gets_the_same_features_streamed_and_live(self, name, clip):
         processor = build_processor(name)
-        called = processor(videos=str(clip))["input_features"][0]
+        called = processor(videos=str(clip), return_tensors="pt")["input_features"][0]
         streamed = torch.stack([frame["input_features"] for frame in processor.stream(str(clip))])
         assert torch.equal(streamed, called)
 
@@ -298,7 +298,12 @@ class TestEveryEncoder:
         times = [frame["timestamp"] for frame in live]
         alignment = "end" if processor.audio_windows is None else None
         expected = processor(
-            videos=FRAMES, audio=AUDIO, sampling_rate=RATE, timestamps=times, audio_alignment=alignment
+            videos=FRAMES,
+            audio=AUDIO,
+            sampling_rate=RATE,
+            timestamps=times,
+            audio_alignment=alignment,
+            return_tensors="pt",
         )
         torch.testing.assert_close(
             torch.stack([frame["input_features"] for frame in live]),
@@ -543,7 +548,7 @@ for folder in sys.argv[3:]:
     model = AutoModelForUniversalSegmentation.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     with torch.no_grad():
-        logits = model(**processor(videos=sys.argv[2])).logits
+        logits = model(**processor(videos=sys.argv[2], return_tensors="pt")).logits
     kinds = [type(part).__name__ for part in (model.model.audio_encoder, processor.feature_extractor)]
     print(json.dumps([type(model).__module__.split(".")[0], *kinds, processor.audio_windows, logits.double().sum().item()]))
 """
@@ -558,7 +563,7 @@ def test_code_from_the_hub_has_every_encoder(clip, tmp_path):
             model.save_pretrained(tmp_path / name)
             processor.save_pretrained(tmp_path / name)
         with torch.no_grad():
-            logits = model(**processor(videos=str(clip))).logits
+            logits = model(**processor(videos=str(clip), return_tensors="pt")).logits
         kinds = [type(part).__name__ for part in (model.model.audio_encoder, processor.feature_extractor)]
         expected.append(["transformers_modules", *kinds, processor.audio_windows, logits.double().sum().item()])
     arguments = (ROOT, clip, *(tmp_path / name for name in names))

@@ -441,7 +441,7 @@ def tiny_pipeline(**labels: object) -> Pipeline:
     # Random weights predict one class everywhere: spread the logits and center them on the decision.
     head = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)][-1]
     torch.nn.init.normal_(head.weight, std=2.0)
-    batch = processor(videos=clip_frames(5, 7)[::10], audio=clip_audio(5, 7), sampling_rate=RATE)
+    batch = processor(videos=clip_frames(5, 7)[::10], audio=clip_audio(5, 7), sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
         head.bias -= model(**batch).logits.mean(dim=(0, 1, 3, 4))
     return pipeline("audio-visual-segmentation", model=model, processor=processor, device="cpu")
@@ -510,7 +510,7 @@ def run_model(pipe: Pipeline, batch: dict) -> torch.Tensor:
 class TestResult:
     def test_binary_equals_the_processor(self, binary: Pipeline, clips: list[Path]):
         result = binary(clips[1])
-        batch = binary.processor(videos=str(clips[1]))
+        batch = binary.processor(videos=str(clips[1]), return_tensors="pt")
         logits = run_model(binary, batch)
         masks = binary.processor.post_process_semantic_segmentation(
             SimpleNamespace(logits=logits), target_sizes=SIZE[::-1]
@@ -527,7 +527,7 @@ class TestResult:
 
     def test_semantic_equals_the_processor(self, semantic: Pipeline, clips: list[Path]):
         result = semantic(clips[2])
-        logits = run_model(semantic, semantic.processor(videos=str(clips[2])))
+        logits = run_model(semantic, semantic.processor(videos=str(clips[2]), return_tensors="pt"))
         ids = semantic.processor.post_process_semantic_segmentation(
             SimpleNamespace(logits=logits), target_sizes=SIZE[::-1]
         )[0]
@@ -620,7 +620,7 @@ class TestWindows:
         self, binary: Pipeline, clips: list[Path], length: int, overlap: int, starts: list[int]
     ):
         result = binary(clips[1], frames_per_window=length, window_overlap=overlap)
-        batch = binary.processor(videos=str(clips[1]))
+        batch = binary.processor(videos=str(clips[1]), return_tensors="pt")
         windows = []
         for start in starts:
             window = {name: tensor[:, start : start + length] for name, tensor in batch.items()}
@@ -687,7 +687,7 @@ class TestStream:
         assert [frame["timestamp"] for frame in result] == pytest.approx(
             read_media(clips[1], frames_per_second=4).timestamps
         )
-        batch = binary.processor(videos=str(clips[1]), return_metadata=True)
+        batch = binary.processor(videos=str(clips[1]), return_metadata=True, return_tensors="pt")
         logits, times = run_model(binary, batch)[0], batch["timestamps"][0]
         for frame, mask in zip(result, masks_of(result), strict=True):
             position = np.interp(frame["timestamp"], times, np.arange(len(times)))
@@ -752,7 +752,9 @@ class TestLive:
         frames, audio = clip_frames(5, 4), clip_audio(5, 4)
         live = list(binary.live(live_chunks(frames, audio, []), sampling_rate=RATE, frames_per_window=3))
         times = [result["timestamp"] for result in live]
-        batch = binary.processor(frames[9::10], audio, sampling_rate=RATE, timestamps=times, audio_alignment="end")
+        batch = binary.processor(
+            frames[9::10], audio, sampling_rate=RATE, timestamps=times, audio_alignment="end", return_tensors="pt"
+        )
         for index, mask in enumerate(masks_of(live)):
             window = {name: tensor[:, max(0, index - 2) : index + 1] for name, tensor in batch.items()}
             logits = torch.nn.functional.interpolate(run_model(binary, window)[0, -1:], SIZE[::-1], mode="bilinear")

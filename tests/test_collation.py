@@ -103,6 +103,7 @@ def test_clips_of_sounding_shapes_are_collated_by_the_processor(processor):
         audio=[dataset[index].waveform for index in range(2)],
         sampling_rate=16000,
         segmentation_maps=[[dataset[index].binary[0], *[None] * 4] for index in range(2)],
+        return_tensors="pt",
     )
     assert set(batch) == {"pixel_values", "input_features", "labels", "annotated_frames"}
     for name, values in expected.items():
@@ -241,7 +242,7 @@ def test_a_custom_folder_gives_a_batch(processor, tmp_path):
     (tmp_path / "clips.csv").write_text("video,split,masks\nclip.mp4,train,masks\n")
     rows = list(load_avsbench(tmp_path, "folder", split="train", cache_dir=tmp_path / "cache"))
     batch = ClipCollator(processor, binary=True)(rows)
-    direct = processor(videos=[str(tmp_path / "clip.mp4")])
+    direct = processor(videos=[str(tmp_path / "clip.mp4")], return_tensors="pt")
     assert batch["annotated_frames"].tolist() == [[False, True]]
     torch.testing.assert_close(batch["pixel_values"], direct["pixel_values"], rtol=0, atol=0)
     torch.testing.assert_close(batch["input_features"], direct["input_features"], rtol=0, atol=0.02)

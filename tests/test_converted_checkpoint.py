@@ -35,7 +35,7 @@ def test_save_load_and_pipeline_are_bit_identical(setting, backbone, tmp_path):
     frames = generator.integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     audio = generator.uniform(-0.5, 0.5, 32000).astype(np.float32)
     with torch.no_grad():
-        batch = processor(videos=frames, audio=audio, sampling_rate=16000)
+        batch = processor(videos=frames, audio=audio, sampling_rate=16000, return_tensors="pt")
         expected = converted(**batch).logits[0, :, 0].sigmoid() > 0.5
         assert torch.equal(loaded(**batch).logits[0, :, 0].sigmoid() > 0.5, expected)
     segment = pipeline(

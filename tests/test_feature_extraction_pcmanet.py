@@ -307,6 +307,28 @@ def test_a_click_at_the_end_of_ten_minutes_keeps_its_time(rate):
     assert start + 0.01 * row + 0.0125 == pytest.approx(599.2, abs=0.0125)
 
 
+def test_the_conventions_of_transformers(extractor):
+    # Issue 16, point 16.
+    waveforms = np.random.default_rng(0).uniform(-1, 1, (2, 16000)).astype(np.float32)
+    expected = [extractor(waveform, sampling_rate=16000)["input_features"] for waveform in waveforms]
+    for batch in (list(waveforms), waveforms.tolist(), waveforms[:, None], tuple(map(torch.from_numpy, waveforms))):
+        features = extractor(raw_speech=batch, sampling_rate=16000, return_tensors="pt")["input_features"]
+        np.testing.assert_array_equal(features, np.stack(expected))
+    one = extractor(waveforms[0].tolist(), sampling_rate=16000)["input_features"]
+    np.testing.assert_array_equal(one, expected[0])
+    assert extractor.feature_size == one.shape[-1] == 64
+    lengths = [np.zeros(16000), np.zeros(48000)]
+    assert [len(patches) for patches in extractor(lengths, sampling_rate=16000)["input_features"]] == [1, 3]
+    with pytest.raises(ValueError, match=r"Clips of \[1, 3\] frames cannot be stacked"):
+        extractor(lengths, sampling_rate=16000, return_tensors="pt")
+    for_windows = AudioMobileNetFeatureExtractor()
+    long = np.random.default_rng(0).uniform(-1, 1, 32000)
+    np.testing.assert_array_equal(
+        for_windows(long.tolist(), sampling_rate=32000)["input_features"],
+        for_windows(long, sampling_rate=32000)["input_features"],
+    )
+
+
 @pytest.mark.parametrize(
     ("audio", "settings", "message"),
     [

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from modeling_pcmanet import PCMANetImageProcessor
+from modeling_pcmanet import PCMANetImageProcessor, PCMANetImageProcessorTorchvision
 
 
 MEAN = np.array([0.485, 0.456, 0.406])
@@ -123,6 +123,32 @@ def test_settings_survive_saving_and_act(tmp_path):
     np.testing.assert_allclose(
         pixels, reference_pixels(FRAMES, 48, 32) * DEVIATION[:, None, None] + MEAN[:, None, None], atol=1e-6
     )
+
+
+@pytest.mark.parametrize("size", [(224, 224), (60, 100), (131, 75), (240, 400)])
+@pytest.mark.parametrize("settings", [{}, {"do_normalize": False}, {"do_resize": False}, {"image_mean": [0.5] * 3}])
+def test_both_backends_give_the_same(size, settings):
+    # Issue 16, point 16: frames to one level of 255, labels exactly.
+    settings = {"size": {"height": size[0], "width": size[1]}, **settings}
+    of_pil = PCMANetImageProcessor(**settings)(FRAMES, MASKS, return_tensors="pt")
+    of_torchvision = PCMANetImageProcessorTorchvision(**settings)(FRAMES, MASKS, return_tensors="pt")
+    level = 1 / 255 / (1 if "do_normalize" in settings else DEVIATION.min())
+    torch.testing.assert_close(of_torchvision["pixel_values"], of_pil["pixel_values"], rtol=0, atol=1.001 * level)
+    assert torch.equal(of_torchvision["labels"], of_pil["labels"])
+
+
+def test_the_backend_is_chosen_where_a_processor_is_loaded(tmp_path):
+    for processor in (PCMANetImageProcessor(size={"height": 32, "width": 48}), PCMANetImageProcessorTorchvision()):
+        processor.save_pretrained(tmp_path)
+        for settings, expected in (
+            ({}, PCMANetImageProcessor),
+            ({"backend": "pil"}, PCMANetImageProcessor),
+            ({"backend": "torchvision"}, PCMANetImageProcessorTorchvision),
+        ):
+            loaded = AutoImageProcessor.from_pretrained(tmp_path, **settings)
+            assert type(loaded) is expected
+            assert loaded.to_dict() == processor.to_dict()
+            assert loaded.backend == settings.get("backend", "pil")
 
 
 def test_calls_do_not_change_the_settings(processor):

@@ -31,7 +31,7 @@ import torch
 
 def describe(model, processor, pipe, clip):
     with torch.no_grad():
-        logits = model(**processor(videos=clip)).logits
+        logits = model(**processor(videos=clip, return_tensors="pt")).logits
     scores = [[segment["score"] for segment in frame["segments"]] for frame in pipe(clip)]
     digest = hashlib.sha256(logits.numpy().tobytes()).hexdigest()
     return {"shape": list(logits.shape), "spread": logits.std().item(), "logits": digest, "scores": scores}

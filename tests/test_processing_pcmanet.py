@@ -3,12 +3,14 @@
 import io
 import json
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from torch.nn import functional
 from transformers import AutoProcessor, Wav2Vec2FeatureExtractor
@@ -252,7 +254,7 @@ def folder(tmp_path_factory) -> Path:
 
 def assert_streams_as_called(processor: PCMANetProcessor, video, audio=None, *, stream_video=None, **settings) -> None:
     frames = list(processor.stream(video if stream_video is None else stream_video, audio, **settings))
-    batch = processor(video, audio, **settings, return_metadata=True)
+    batch = processor(video, audio, **settings, return_metadata=True, return_tensors="pt")
     assert [frame["timestamp"] for frame in frames] == pytest.approx(batch["timestamps"][0])
     assert torch.equal(torch.stack([frame["pixel_values"] for frame in frames]), batch["pixel_values"][0])
     heard = torch.stack([frame["input_features"] for frame in frames])
@@ -444,7 +446,12 @@ def test_windows_are_placed_as_configured_or_aligned(audio_alignment, bounds):
     processor = PCMANetProcessor(PCMANetImageProcessor(size=SIZE), extractor, [[0.25, 0.25], [0.0, 0.5]])
     mono = SOUND.mean(axis=0).astype(np.float32)
     features = processor(
-        FRAMES, SOUND, sampling_rate=16000, timestamps=[1.0, 1.5, 2.0, 3.0], audio_alignment=audio_alignment
+        FRAMES,
+        SOUND,
+        sampling_rate=16000,
+        timestamps=[1.0, 1.5, 2.0, 3.0],
+        audio_alignment=audio_alignment,
+        return_tensors="pt",
     )["input_features"]
     assert features.shape == (1, 4, 2, 8000)
     for given, (start, stop) in zip(features[0, 0], bounds, strict=True):
@@ -554,7 +561,7 @@ def test_the_batch_is_what_its_table_says(default_processor):
     rows = [line.split("|")[1:4] for line in processing_pcmanet.__doc__.splitlines() if line.startswith("| `")]
     table = {name.strip(" `"): (shape.strip(" ()").split(", "), kind.split()[0]) for name, shape, kind in rows}
     clips = [RANDOM_FRAMES, RANDOM_FRAMES[:3]], [RANDOM_AUDIO, RANDOM_AUDIO[:, :48000]]
-    batch = default_processor(*clips, sampling_rate=16000, segmentation_maps=[MASKS, MASKS[:3]])
+    batch = default_processor(*clips, sampling_rate=16000, segmentation_maps=[MASKS, MASKS[:3]], return_tensors="pt")
     assert set(table) - set(batch) == {"audio_embeds", "logits"}
     known = {"batch": 2, "frames": 5, **SIZE}
     dtypes = {"float,": torch.float32, "bool,": torch.bool, "binary:": torch.int64}
@@ -566,7 +573,9 @@ def test_the_batch_is_what_its_table_says(default_processor):
 
 
 def test_one_clip_of_frames(default_processor):
-    batch = default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000, segmentation_maps=MASKS)
+    batch = default_processor(
+        RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000, segmentation_maps=MASKS, return_tensors="pt"
+    )
     assert torch.equal(batch["pixel_values"][0], expected_pixels(default_processor, RANDOM_FRAMES))
     assert torch.equal(batch["input_features"][0], expected_features(default_processor, RANDOM_AUDIO, 16000))
     labels = [Image.fromarray(mask).resize((48, 32), Image.Resampling.NEAREST) for mask in MASKS]
@@ -582,9 +591,10 @@ def test_clips_of_different_length_and_size_are_padded(default_processor):
         [RANDOM_AUDIO, RANDOM_AUDIO[0, :48000]],
         sampling_rate=16000,
         segmentation_maps=[[Image.fromarray(MASKS[0]), None, None, None, None], MASKS[:3, :40, :30]],
+        return_tensors="pt",
     )
     alone = default_processor(
-        small, RANDOM_AUDIO[0, :48000], sampling_rate=16000, segmentation_maps=MASKS[:3, :40, :30]
+        small, RANDOM_AUDIO[0, :48000], sampling_rate=16000, segmentation_maps=MASKS[:3, :40, :30], return_tensors="pt"
     )
     for name in ("pixel_values", "input_features", "labels"):
         assert torch.equal(batch[name][1, :3], alone[name][0])
@@ -599,11 +609,15 @@ def test_clips_of_different_length_and_size_are_padded(default_processor):
 
 def test_a_clip_without_masks_next_to_one_with_masks(default_processor):
     batch = default_processor(
-        [RANDOM_FRAMES] * 2, [RANDOM_AUDIO] * 2, sampling_rate=16000, segmentation_maps=[None, MASKS]
+        [RANDOM_FRAMES] * 2,
+        [RANDOM_AUDIO] * 2,
+        sampling_rate=16000,
+        segmentation_maps=[None, MASKS],
+        return_tensors="pt",
     )
     assert (batch["labels"][0] == 255).all()
     assert batch["annotated_frames"].tolist() == [[False] * 5, [True] * 5]
-    assert "labels" not in default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000)
+    assert "labels" not in default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000, return_tensors="pt")
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "bytes", "file object"])
@@ -615,7 +629,7 @@ def test_a_video_with_its_own_audio(default_processor, audio_video, kind):
         "file object": io.BytesIO(audio_video.read_bytes()),
     }[kind]
     media = read_media(audio_video)
-    batch = default_processor(source)
+    batch = default_processor(source, return_tensors="pt")
     assert torch.equal(batch["pixel_values"][0], expected_pixels(default_processor, media.frames))
     expected = expected_features(default_processor, media.waveform, media.sampling_rate, num_frames=5)
     assert torch.equal(batch["input_features"][0], expected)
@@ -627,8 +641,11 @@ def test_videos_frames_and_separate_audio_in_one_batch(default_processor, audio_
         [audio_video, RANDOM_FRAMES, audio_video],
         [None, tmp_path / "sound.wav", RANDOM_AUDIO[:, :40000]],
         sampling_rate=[None, None, 8000],
+        return_tensors="pt",
     )
-    assert torch.equal(batch["input_features"][0], default_processor(audio_video)["input_features"][0])
+    assert torch.equal(
+        batch["input_features"][0], default_processor(audio_video, return_tensors="pt")["input_features"][0]
+    )
     expected = expected_features(default_processor, RANDOM_AUDIO, 16000)
     torch.testing.assert_close(batch["input_features"][1], expected, rtol=0, atol=1e-2)
     assert torch.equal(
@@ -642,14 +659,16 @@ def test_patches_of_a_long_video_follow_its_frames(default_processor, tmp_path):
     media = read_media(path)
     arguments = (media.waveform, media.sampling_rate)
     at_end = expected_features(default_processor, *arguments, timestamps=media.timestamps, audio_alignment="end")
-    assert torch.equal(default_processor(path)["input_features"][0], at_end)
+    assert torch.equal(default_processor(path, return_tensors="pt")["input_features"][0], at_end)
     consecutive = expected_features(default_processor, *arguments, num_frames=11)
-    assert torch.equal(default_processor(path, audio_alignment="consecutive")["input_features"][0], consecutive)
+    assert torch.equal(
+        default_processor(path, audio_alignment="consecutive", return_tensors="pt")["input_features"][0], consecutive
+    )
     assert not torch.equal(at_end, consecutive)
 
 
 def test_another_frame_rate_follows_its_frames(default_processor, audio_video):
-    batch = default_processor(audio_video, frames_per_second=3, return_metadata=True)
+    batch = default_processor(audio_video, frames_per_second=3, return_metadata=True, return_tensors="pt")
     assert batch["pixel_values"].shape[:2] == (1, 15)
     media = read_media(audio_video, frames_per_second=3)
     assert batch["timestamps"][0].tolist() == media.timestamps.tolist()
@@ -685,7 +704,9 @@ def test_audio_is_aligned_as_published_only_where_that_fits(timestamps, frames_p
 def test_timestamps_place_frames_in_long_audio(default_processor):
     sound = np.random.default_rng(2).uniform(-1, 1, 60 * 16000)
     times = [3.0, 10.5, 20.0, 40.0, 59.9]
-    batch = default_processor(RANDOM_FRAMES, sound, sampling_rate=16000, timestamps=times, return_metadata=True)
+    batch = default_processor(
+        RANDOM_FRAMES, sound, sampling_rate=16000, timestamps=times, return_metadata=True, return_tensors="pt"
+    )
     expected = expected_features(default_processor, sound, 16000, timestamps=times, audio_alignment="end")
     assert torch.equal(batch["input_features"][0], expected)
     assert batch["timestamps"][0].tolist() == times
@@ -693,7 +714,11 @@ def test_timestamps_place_frames_in_long_audio(default_processor):
 
 def test_metadata_is_returned_only_on_request(default_processor, audio_video):
     batch = default_processor(
-        [RANDOM_FRAMES, audio_video], [RANDOM_AUDIO, None], sampling_rate=16000, return_metadata=True
+        [RANDOM_FRAMES, audio_video],
+        [RANDOM_AUDIO, None],
+        sampling_rate=16000,
+        return_metadata=True,
+        return_tensors="pt",
     )
     assert batch["original_sizes"] == [(60, 80), (48, 64)]
     assert [times.tolist() for times in batch["timestamps"]] == [
@@ -702,10 +727,78 @@ def test_metadata_is_returned_only_on_request(default_processor, audio_video):
     ]
     np.testing.assert_array_equal(batch["frames"][0], RANDOM_FRAMES)
     assert batch["frames"][1].shape == (5, 48, 64, 3)
-    assert set(default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000)) == {
+    assert set(default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000, return_tensors="pt")) == {
         "pixel_values",
         "input_features",
     }
+
+
+def test_settings_of_one_call_follow_the_conventions_of_transformers(default_processor):
+    # Issue 16, point 16.
+    call = partial(default_processor, RANDOM_FRAMES, RANDOM_AUDIO, return_tensors="pt")
+    size = {"height": 24, "width": 40}
+    flat = call(sampling_rate=16000, size=size, do_normalize=False)
+    nested = call(
+        images_kwargs={"size": size, "do_normalize": False}, audio_kwargs={"sampling_rate": 16000}, device="cpu"
+    )
+    expected = PCMANetImageProcessor(size=size, do_normalize=False)(RANDOM_FRAMES, return_tensors="pt")["pixel_values"]
+    for batch in (flat, nested):
+        assert torch.equal(batch["pixel_values"][0], expected)
+        assert torch.equal(batch["input_features"], call(sampling_rate=16000)["input_features"])
+    assert call(sampling_rate=16000, do_resize=False)["pixel_values"].shape[-2:] == RANDOM_FRAMES.shape[1:3]
+    assert call(sampling_rate=16000, device="meta")["input_features"].device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sized": 3}, "unknown keyword `sized`. Did you mean `size`?"),
+        ({"images_kwargs": {"do_resiz": False}}, "images_kwargs got .* `do_resiz`. Did you mean `do_resize`?"),
+        ({"audio_kwargs": {"padding": True}}, "audio_kwargs got .* `padding`. Accepted keywords are sampling_rate"),
+        ({"audio_kwargs": {"sampling_rate": 16000}}, "sampling_rate twice"),
+        ({"device": "cpu"}, 'needs return_tensors="pt", got None'),
+        ({"size": 32, "images_kwargs": {"size": 32}}, "size was passed two times"),
+    ],
+)
+def test_wrong_settings_of_a_call_are_refused(default_processor, settings, message):
+    with pytest.raises(ValueError, match=message):
+        default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000, **settings)
+
+
+@pytest.mark.parametrize("kind", ["batches", "rows", "rows of datasets", "columns"])
+def test_clips_are_padded_later(default_processor, kind):
+    # Issue 16, point 16: a map of `datasets`, or a collate function, processes clips one by one.
+    clips = {"videos": [RANDOM_FRAMES, RANDOM_FRAMES[:3]], "audio": [RANDOM_AUDIO, RANDOM_AUDIO[:, :48000]]}
+    settings = {"sampling_rate": 16000, "size": {"height": 8, "width": 12}}
+    expected = default_processor(
+        **clips, **settings, segmentation_maps=[MASKS, [None, *MASKS[1:3]]], return_tensors="pt"
+    )
+    one_by_one = [
+        default_processor(video, audio, segmentation_maps=masks, **settings)
+        for video, audio, masks in zip(*clips.values(), [MASKS, [None, *MASKS[1:3]]], strict=True)
+    ]
+    rows = [{name: array[0] for name, array in batch.items()} | {"id": "a"} for batch in one_by_one]
+    features = {
+        "batches": one_by_one,
+        "rows": rows,
+        "rows of datasets": list(Dataset.from_list(rows)),
+        "columns": {name: [row[name] for row in rows] for name in rows[0]},
+    }[kind]
+    padded = default_processor.pad(features, return_tensors="pt")
+    assert set(padded) == set(expected)
+    for name, tensor in padded.items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor, expected[name]), name
+    again = default_processor.pad([padded], return_tensors="pt")
+    assert all(torch.equal(again[name], padded[name]) for name in padded)
+
+
+def test_clips_that_cannot_be_padded_are_refused(default_processor):
+    batch = default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000)
+    with pytest.raises(ValueError, match="Clip 1 lacks \\['input_features'\\]"):
+        default_processor.pad([batch, {"pixel_values": batch["pixel_values"]}])
+    with pytest.raises(ValueError, match="Expected clips with pixel_values"):
+        default_processor.pad([{"id": "a"}])
 
 
 @pytest.mark.parametrize("return_tensors", ["np", None])
@@ -798,11 +891,11 @@ def test_saving_and_loading_keeps_the_batch(default_processor, tmp_path):
     saved = json.loads((tmp_path / "processor_config.json").read_text())
     assert saved["image_processor"]["size"] == SIZE
     assert saved["feature_extractor"]["short_clip"] == "zeros"
-    expected = default_processor(RANDOM_FRAMES, RANDOM_AUDIO[:, :61680], sampling_rate=16000)
+    expected = default_processor(RANDOM_FRAMES, RANDOM_AUDIO[:, :61680], sampling_rate=16000, return_tensors="pt")
     for factory in (PCMANetProcessor, AutoProcessor):
         loaded = factory.from_pretrained(tmp_path)
         assert type(loaded) is PCMANetProcessor
-        batch = loaded(RANDOM_FRAMES, RANDOM_AUDIO[:, :61680], sampling_rate=16000)
+        batch = loaded(RANDOM_FRAMES, RANDOM_AUDIO[:, :61680], sampling_rate=16000, return_tensors="pt")
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
     assert not batch["input_features"][0, 4].any()
 

@@ -32,7 +32,7 @@ from transformers import AutoModel, AutoModelForUniversalSegmentation, AutoProce
 model = AutoModelForUniversalSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 with torch.no_grad():
-    logits = model(**processor(videos=sys.argv[2])).logits
+    logits = model(**processor(videos=sys.argv[2], return_tensors="pt")).logits
 bases = [AutoModel.from_pretrained(folder, trust_remote_code=True) for folder in (sys.argv[1], sys.argv[4])]
 print(json.dumps({{
     "module": type(model).__module__, "sum": logits.double().sum().item(), "shape": list(logits.shape),
@@ -109,6 +109,6 @@ def test_logits_are_equal_without_this_package(build, tmp_path):
     assert output["bases"] == ["PCMANetModel", "PCMANetModel"]
     assert output["same_weights"]
     with torch.no_grad():
-        logits = model(**processor(videos=tmp_path / "clip.mp4")).logits
+        logits = model(**processor(videos=tmp_path / "clip.mp4", return_tensors="pt")).logits
     assert output["shape"] == list(logits.shape) == [1, 2, 1, 48, 64]
     assert output["sum"] == pytest.approx(logits.double().sum().item(), rel=1e-5)
