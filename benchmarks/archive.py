@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default="demo", help="checkpoint (default: the semantic demo model)")
+    parser.add_argument("--model", default=str(demo_file("demo_model_semantic")), help="checkpoint")
     parser.add_argument("--clips", type=int, default=24, help="clips of the archive (default: 24)")
     parser.add_argument("--seconds", type=int, default=10, help="seconds of each clip (default: 10)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes (default: 1 2)")

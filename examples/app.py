@@ -1,6 +1,6 @@
 """A web page that segments the sounding objects in a video: overlay, timeline, threshold, decoder stages, masks.
 
-    python examples/app.py                                   # the demo model, http://127.0.0.1:7860
+    python examples/app.py                                   # the bundled model, http://127.0.0.1:7860
     python examples/app.py --model you/your-pcmanet --port 8000
     python examples/app.py --host 0.0.0.0 --max-seconds 120 --max-megabytes 300
 
@@ -36,17 +36,17 @@ from pcmanet.pipelines.colors import class_colors
 
 
 HERE = Path(__file__).resolve().parent
-DEMO_MODEL = HERE / "demo_model_semantic"
-DEMO_MODELS = (DEMO_MODEL, HERE / "demo_model")
-CLIPS = {"demo.mp4": "5 s, gray background", "demo_trio.mp4": "9 s, green background"}
+MODEL = HERE / "real_world_model"
+CLIPS = {
+    "real_world.mp4": "dog, rooster, helicopter; 10 s",
+    "demo.mp4": "drawn shapes, for models trained on them; 5 s",
+    "demo_trio.mp4": "three drawn shapes; 9 s",
+}
 CARD_FRAME = 1  # the second of a clip that its card shows
 CARD_SIDE = 240
 
-DEMO_NOTICE = (
-    "**This demo model recognizes Sounding Shapes only**: twelve kinds of drawn shapes, each with a synthetic sound. "
-    "In other videos it looks for striped discs, not for dogs."
-)
-MODEL_NOTICE = "**This model recognizes {number} classes**, listed below the video. It ignores all other sounds."
+DESCRIPTION_NOTICE = "**This model** {description}."
+CLASSES_NOTICE = "**This model recognizes {number} classes**, listed below the video. It ignores all other sounds."
 EXPIRED = "This result was deleted after an hour without activity. Upload the video again."
 
 SECONDS_KEPT = 3600
@@ -64,17 +64,17 @@ class Page:
         segmenter: The pipeline, shared by all users; it serves one at a time.
         limits: The videos that the page accepts.
         folder: Folder for the temporary folders of the sessions.
-        is_demo: Whether the model is a bundled demo model, whose limits the page explains.
     """
 
-    def __init__(self, segmenter: LogitsPipeline, limits: Limits, folder: Path, is_demo: bool) -> None:
+    def __init__(self, segmenter: LogitsPipeline, limits: Limits, folder: Path) -> None:
         self._segmenter = segmenter
         self._limits = limits
         self._folder = folder
         config = segmenter.model.config
         self._colors = class_colors(config.id2label)
         self._is_binary = config.num_labels == 1
-        self._notice = DEMO_NOTICE if is_demo else MODEL_NOTICE.format(number=len(self._colors))
+        described = DESCRIPTION_NOTICE.format(description=config.description)
+        self._notice = described if config.description else CLASSES_NOTICE.format(number=len(self._colors))
 
     def build(self) -> gr.Blocks:
         """Create the components and connect their events."""
@@ -288,8 +288,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Serve a web page that segments the sounding objects in a video.", allow_abbrev=False
     )
-    model = os.environ.get("PCMANET_MODEL", str(DEMO_MODEL))  # a Space is configured by variables
-    parser.add_argument("--model", default=model, help="Hub id or folder (default: the semantic demo model)")
+    model = os.environ.get("PCMANET_MODEL", str(MODEL))  # a Space is configured by variables
+    parser.add_argument("--model", default=model, help="Hub id or folder (default: the bundled model)")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: an accelerator if available)")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this computer only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
@@ -322,14 +322,13 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     logging.enable_progress_bar()
-    is_demo = Path(args.model).resolve() in DEMO_MODELS
     limits = Limits(megabytes=args.max_megabytes, seconds=args.max_seconds)
     with tempfile.TemporaryDirectory(prefix="pcmanet_page_") as folder:
         # Gradio serves uploads and results from this folder, but not the session folders next to it.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "served")
         sessions = Path(folder) / "sessions"
         sessions.mkdir()
-        page = Page(segmenter, limits, sessions, is_demo).build()
+        page = Page(segmenter, limits, sessions).build()
         page.launch(
             server_name=args.host,
             server_port=args.port,

@@ -4,7 +4,7 @@
     hf repos create you/pcmanet --type space --space-sdk gradio
     hf upload you/pcmanet space . --repo-type space
 
-The Space runs `python app.py` in that folder, with the semantic demo model. For another model, set the variable
+The Space runs `python app.py` in that folder, with the bundled model. For another model, set the variable
 `PCMANET_MODEL` of the Space to its Hub id.
 """
 
@@ -31,10 +31,11 @@ APP_FILES = (
     "app.css",
     "app.js",
     "app_upload.js",
+    "real_world.mp4",
     "demo.mp4",
     "demo_trio.mp4",
 )
-MODEL = "demo_model_semantic"
+MODEL = "real_world_model"
 PACKAGES = {"modeling_pcmanet": modeling_pcmanet, "pcmanet": pcmanet, "pcmanet/pipelines": pcmanet.pipelines}
 
 CARD = f"""---

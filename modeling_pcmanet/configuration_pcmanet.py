@@ -37,6 +37,10 @@ from .configuration_encoders import (
 
 NUM_STAGES = 4
 
+# The Hub's task of a model that maps a video to masks for each of its frames. transformers has no pipeline of this name that
+# would be taken for ours, as it has for `image-segmentation` and `video-classification`.
+PIPELINE_TAG = "video-to-video"
+
 # The 71 classes of AVSBench-semantic: background, then 70 sound sources in plain ASCII order (index = label2idx - 1).
 # fmt: off
 AVSBENCH_SEMANTIC_LABELS = (
@@ -110,6 +114,7 @@ class PCMANetConfig(CheckedConfig):
         padded_frames: `"excluded"` computes only real frames; `"zeroed"` multiplies their feature maps by zero as
             published.
         gather_queries: Whether QSCA computes only the selected queries instead of multiplying by the mask.
+        description: One sentence about what the trained network knows and does not know, which the command and the page show.
     """
 
     model_type = "pcmanet"
@@ -152,6 +157,7 @@ class PCMANetConfig(CheckedConfig):
     padded_frames: str = "excluded"
     # Gives the same values as multiplying by the mask with less work, but copies one count per batch to the host.
     gather_queries: bool = False
+    description: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = build_backbone_config(self.backbone_config)
@@ -260,4 +266,4 @@ class PCMANetConfig(CheckedConfig):
         )
 
 
-__all__ = ["AVSBENCH_SEMANTIC_LABELS", "PCMANetConfig"]
+__all__ = ["AVSBENCH_SEMANTIC_LABELS", "PIPELINE_TAG", "PCMANetConfig"]

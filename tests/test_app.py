@@ -96,9 +96,17 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The page with low limits, which are quick to exceed; screenshots for the README show the defaults."""
-    limits = [] if SCREENSHOTS else ["--max-seconds", "12", "--max-megabytes", "1"]
-    server = Server(tmp_path_factory.mktemp("page"), *limits).wait()
+    """The page with a model of drawn shapes, and low limits, which are quick to exceed."""
+    limits = ["--max-seconds", "12", "--max-megabytes", "1"]
+    server = Server(tmp_path_factory.mktemp("page"), "--model", str(MODEL), *limits).wait()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page with the bundled model and the default limits, as screenshots show it."""
+    server = Server(tmp_path_factory.mktemp("default_page")).wait()
     yield server
     server.stop()
 
@@ -239,7 +247,7 @@ def drag_threshold(page: Page, fraction: float) -> float:
 
 
 def test_upload_play_threshold_and_download(page: Page, segmenter: AudioVisualSegmentationPipeline):
-    expect(page.locator(".notice")).to_contain_text("This demo model recognizes Sounding Shapes only")
+    expect(page.locator(".notice")).to_contain_text("knows drawn shapes (Sounding Shapes) only")
     upload(page, CLIP)
     wait_for_result(page, CLIP.name)
     expect(page.locator(".message")).to_have_count(0)
@@ -356,11 +364,11 @@ def test_stages_and_masks_per_second_of_an_example(page: Page):
 
 
 @pytest.mark.slow
-def test_page_fits_the_screen_of_a_phone(server: Server, browser: Browser, tmp_path: Path):
+def test_page_fits_the_screen_of_a_phone(default_server: Server, browser: Browser, tmp_path: Path):
     page = new_session(browser, viewport=PHONE, has_touch=True, is_mobile=True)
-    page.goto(server.address)
-    page.locator("[data-clip='demo_trio.mp4']").tap()
-    wait_for_result(page, "demo_trio.mp4")
+    page.goto(default_server.address)
+    page.locator("[data-clip='real_world.mp4']").tap()
+    wait_for_result(page, "real_world.mp4")
     assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
     for part in ("#source", "#overlay", ".timeline", "#settings", ".stages"):
         box = page.locator(part).bounding_box()
@@ -373,9 +381,13 @@ def test_page_fits_the_screen_of_a_phone(server: Server, browser: Browser, tmp_p
 
 
 @pytest.mark.slow
-def test_screenshot(page: Page, tmp_path: Path):
-    page.click("[data-clip='demo.mp4']")
-    wait_for_result(page, "demo.mp4")
+def test_screenshot_of_the_bundled_model(default_server: Server, browser: Browser, tmp_path: Path):
+    page = new_session(browser, viewport={"width": 1280, "height": 900})
+    page.goto(default_server.address)
+    expect(page.locator(".notice")).to_contain_text("of the real world: person, dog, cat")
+    page.click("[data-clip='real_world.mp4']")
+    wait_for_result(page, "real_world.mp4")
+    assert {"dog", "rooster", "helicopter"} <= set(bars(page))
     # Show the frame of the stage maps. Gradio fades content that it updates: wait until that is complete.
     page.evaluate(
         """() => { const video = document.querySelector('#overlay video');
@@ -389,6 +401,7 @@ def test_screenshot(page: Page, tmp_path: Path):
     )
     page.wait_for_function("() => document.querySelectorAll('.row.now').length > 0")
     take_screenshot(page, "app_screenshot.png", tmp_path, part=".main")
+    page.context.close()
 
 
 def take_screenshot(page: Page, name: str, folder: Path, part: str) -> None:

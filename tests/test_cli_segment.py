@@ -18,6 +18,7 @@ from command_runs import end_process, finish_process, save_checkpoint, start_pro
 from datasets import load_dataset
 from isolated_python import WITHOUT_EDITABLE_INSTALL
 from PIL import Image
+from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetConfig
 from pcmanet.cli import segment
@@ -26,11 +27,11 @@ from pcmanet.cli.results import SCHEMA, SETTINGS, SHARDS, RecordedResults
 
 
 ROOT = Path(__file__).parents[1]
-FOUND = ["striped-disc", "speckled-heart", "gridded-cross"]
+FOUND = ["dog", "rooster", "helicopter"]
 
 
 def assert_demo_results(output: Path, printed: str, folder: Path = Path()) -> None:
-    assert sorted(path.name for path in (folder / output / "demo").iterdir()) == [
+    assert sorted(path.name for path in (folder / output / "real_world").iterdir()) == [
         "contact_sheet.png",
         "masks",
         "overlay.mp4",
@@ -39,13 +40,15 @@ def assert_demo_results(output: Path, printed: str, folder: Path = Path()) -> No
     ]
     assert all(name in printed for name in FOUND)
     assert [line.split()[-1] for line in printed.splitlines()[-3:]] == [
-        str(output / "demo" / name) for name in ("overlay.mp4", "masks", "contact_sheet.png")
+        str(output / "real_world" / name) for name in ("overlay.mp4", "masks", "contact_sheet.png")
     ]
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(["demo", "--output", str(tmp_path / "demo_output")]) == 0
-    assert_demo_results(tmp_path / "demo_output", capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert_demo_results(tmp_path / "demo_output", printed.out)
+    assert "model: knows 17 classes of the real world: person, dog, cat" in printed.err
 
 
 @pytest.mark.slow
@@ -74,6 +77,21 @@ def test_demo_from_a_wheel(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert_demo_results(Path("pcmanet_demo"), done.stdout, work)
+
+
+def test_clips_of_avsbench(tmp_path: Path, capsys: pytest.CaptureFixture):
+    root, model = write_trees(tmp_path, ms3={"test": 2}), str(save_checkpoint(tmp_path / "model"))
+    words = ["segment", "--data", str(root), "--split", "test", "--model", model, "--output", str(tmp_path / "out")]
+    assert main([*words, "--contact-sheet"]) == 0
+    clips = sorted(path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert len(clips) == 2 and all((clip / "contact_sheet.png").is_file() for clip in clips)
+    times = [json.loads(line)["timestamp"] for line in (clips[0] / "segments.jsonl").read_text().splitlines()]
+    assert times == [0.9375, 1.9375, 2.9375, 3.9375, 4.9375]
+    before = {path: path.stat().st_mtime_ns for path in clips[0].rglob("*")}
+    assert main([*words, "--contact-sheet"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in clips[0].rglob("*")} == before
+    assert main([*words, "--name", "s4"]) == 2
+    assert "contains ms3, not s4" in capsys.readouterr().err
 
 
 def recorded(path: Path, *found: tuple[str, ...]) -> RecordedResults:
@@ -247,12 +265,55 @@ class TestRows:
             assert main(["segment", "--data", folder, *options, "--output", f"out_{folder}"]) == 0
             assert set(rows(here / f"out_{folder}")["video"].to_pylist()) == {"zero", "two"}
         assert main(command("--shard-minutes", "0", output="plain", videos="clips/day_0")) == 0
-        wanted = rows(here / "plain").filter(pyarrow.compute.field("video") == "clips/day_0/2.mp4").drop("video")
-        got = rows(here / "out_saved").filter(pyarrow.compute.field("video") == "two").drop("video")
+        columns = ["video", "content"]
+        wanted = rows(here / "plain").filter(pyarrow.compute.field("video") == "clips/day_0/2.mp4").drop(columns)
+        got = rows(here / "out_saved").filter(pyarrow.compute.field("video") == "two").drop(columns)
         assert got.equals(wanted)
 
 
 class TestRestart:
+    @pytest.mark.parametrize("form", ["png", "parquet"])
+    def test_replaced_file_is_segmented_again(self, here: Path, form: str, capsys: pytest.CaptureFixture):
+        clips, options = here / "some", ["--format", form]
+        for seed in (1, 2):
+            write_clip(clips / f"{seed}.mp4", seconds=2, seed=seed)
+        assert main(command(*options, videos="some")) == 0
+        assert main(command(*options, videos="some")) == 0
+        assert "changed" not in capsys.readouterr().err
+        write_clip(clips / "1.mp4", seconds=3, seed=3)
+        assert main(command(*options, videos="some")) == 0
+        captured = capsys.readouterr()
+        assert "some/1.mp4 has changed since it was segmented; it is segmented again" in captured.err
+        assert "some/2.mp4" not in captured.out + captured.err
+        write_clip(clips / "again.mp4", seconds=3, seed=3)
+        assert main(command(*options, output="fresh", videos="some/again.mp4")) == 0
+        if form == "png":
+            found, expected = (here / folder / "segments.jsonl" for folder in ("out/1", "fresh/again"))
+            assert found.read_text() == expected.read_text()
+        else:
+            counts = rows(here / "out")["video"].value_counts().to_pylist()
+            assert {row["values"]: row["counts"] for row in counts} == {"some/1.mp4": 3, "some/2.mp4": 2}
+
+    def test_other_audio_is_other_results(self, here: Path, capsys: pytest.CaptureFixture):
+        write_clip(here / "silent.mp4", seconds=1, silent=True)
+        write_clip(here / "a.mp4", seconds=1, seed=1)
+        for seed in (1, 2):
+            write_clip(here / "a.mp4", seconds=1, seed=seed)
+            assert main(command("--audio", "a.mp4", videos="silent.mp4")) == 0
+            assert ("silent.mp4 has changed" in capsys.readouterr().err) == (seed == 2)
+        assert main(command("--audio", "a.mp4", videos="silent.mp4")) == 0
+        assert "has changed" not in capsys.readouterr().err
+
+    def test_standard_input(self, here: Path):
+        command_line = [sys.executable, "-m", "pcmanet", *command("--format", "png", videos="/dev/stdin"), "--overlay"]
+        for number in (0, 1):
+            clip = here / "clips" / f"day_{number}" / f"{number}.mp4"
+            with subprocess.Popen(["cat", clip], stdout=subprocess.PIPE) as pipe:
+                done = subprocess.run(command_line, stdin=pipe.stdout, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert len((here / "out" / "stdin" / "segments.jsonl").read_text().splitlines()) == 1 + number % 3
+        assert "/dev/stdin has changed since" in done.stderr
+
     def test_other_settings_are_refused(self, here: Path, capsys: pytest.CaptureFixture):
         assert main(command(videos="clips/day_0/0.mp4")) == 0
         assert main(command("--threshold", "0.3", videos="clips/day_0/0.mp4")) == 2

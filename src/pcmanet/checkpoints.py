@@ -1,23 +1,30 @@
-"""Load checkpoints, always with the installed code, and identify their weights.
+"""Load checkpoints, always with the installed code, identify their weights, and measure their cost.
 
-A checkpoint is a folder, a Hub id (owner/name), or "demo" for the semantic demo model that is installed with the package.
+A checkpoint is a folder, a Hub id (owner/name), or "real_world" for the model that is installed with the package.
 """
 
 import hashlib
+import statistics
+import time
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
 from transformers.utils import logging
 
-from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.modeling_audio_encoders import load_strict
 from pcmanet.files import find_checkpoint
 from pcmanet.pipelines.audio_visual_segmentation import AudioVisualSegmentationPipeline
 
+
+CLIP_FRAMES = 5  # of a clip of S4 and MS3, for which costs are given
+TIMED_RUNS, TIMED_SECONDS = 20, 3.0  # at most, to measure the speed
 
 Segmenter = TypeVar("Segmenter", bound=AudioVisualSegmentationPipeline)
 
@@ -26,7 +33,7 @@ def load_model(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMANetPro
     """Load a checkpoint with its processor.
 
     Args:
-        name: A folder, a Hub id or "demo".
+        name: A folder, a Hub id or "real_world".
 
     Returns:
         The model in evaluation mode on the CPU, and its processor.
@@ -49,7 +56,7 @@ def load_segmenter(
     """Load a checkpoint as a pipeline.
 
     Args:
-        name: A folder, a Hub id or "demo".
+        name: A folder, a Hub id or "real_world".
         device: The device of the model.
         pipeline_class: The class of the pipeline.
 
@@ -80,6 +87,63 @@ def digest(model: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor
     for values in model.state_dict().values():
         checksum.update(values.cpu().flatten().view(torch.uint8).numpy())
     return checksum.hexdigest()[:32]
+
+
+def count_parameters(config: PCMANetConfig) -> int:
+    """Count the parameters of a network, with its audio encoder."""
+    with torch.device("meta"):
+        return sum(values.numel() for values in PCMANetForAudioVisualSegmentation(config).parameters())
+
+
+def count_gmacs(config: PCMANetConfig, processor: PCMANetProcessor, frames: int = CLIP_FRAMES) -> float:
+    """Count the multiply-accumulates of convolutions and matrix products, with the audio encoder.
+
+    Args:
+        config: Configuration of the network. All queries count, whatever part of them it selects.
+        processor: Its processor, which determines the sizes of the inputs.
+        frames: Frames of the clip.
+
+    Returns:
+        Per frame, in billions.
+    """
+    settings = {**config.to_dict(), "gather_queries": False}  # how many queries are gathered depends on the values
+    batch = {name: values.to("meta") for name, values in _example(processor, frames).items()}
+    with torch.device("meta"):
+        network = PCMANetForAudioVisualSegmentation(type(config).from_dict(settings)).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(**batch)
+    return counter.get_total_flops() / 2e9 / frames  # a multiply-accumulate is two operations
+
+
+def measure_speed(model: Any, processor: PCMANetProcessor, frames: int = CLIP_FRAMES) -> float:
+    """Measure how fast a network segments clips one by one, with its audio encoder, without reading files.
+
+    Args:
+        model: The network, optimized or not, on its device.
+        processor: Its processor.
+        frames: Frames of a clip.
+
+    Returns:
+        Frames per second, the median of several runs after one that is not timed.
+    """
+    batch = {name: values.to(model.device) for name, values in _example(processor, frames).items()}
+    seconds: list[float] = []
+    with torch.inference_mode():
+        while len(seconds) <= TIMED_RUNS and (len(seconds) < 3 or sum(seconds) < TIMED_SECONDS):
+            start = time.perf_counter()
+            model(**batch).logits.flatten()[0].item()  # waits until the device has finished
+            seconds.append(time.perf_counter() - start)
+    return frames / statistics.median(seconds[1:])
+
+
+def _example(processor: PCMANetProcessor, frames: int) -> dict[str, torch.Tensor]:
+    """Return the inputs of a clip of noise."""
+    generator, rate = np.random.default_rng(0), processor.feature_extractor.sampling_rate
+    video = generator.integers(0, 256, (frames, 32, 32, 3), dtype=np.uint8)
+    batch = processor(
+        videos=video, audio=generator.uniform(-0.1, 0.1, frames * rate), sampling_rate=rate, return_tensors="pt"
+    )
+    return dict(batch)
 
 
 def uses_cpu() -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 TEMPORARY = ".pcmanet-"  # how the name of everything that is not complete begins; hidden, so that no loader reads it
 _REPLACED = f"{TEMPORARY}replaced-"  # a folder while its successor takes its place
 MANIFEST = "manifest.json"
-DEMO_MODEL = "demo"  # name of the demo model that is installed with the package
+DEFAULT_MODEL = "real_world"  # name of the model that is installed with the package
 
 
 class DamagedFolderError(ValueError):
@@ -36,7 +36,7 @@ class SettingsError(ValueError):
 
 
 def demo_file(name: str) -> Path:
-    """Return the path of a file that is installed with the package: `demo.mp4`, `demo_model`, `demo_model_semantic`."""
+    """Return the path of a file or folder of examples/ that is installed with the package, such as `real_world.mp4`."""
     return Path(str(files("pcmanet.examples") / name))
 
 
@@ -44,13 +44,13 @@ def find_checkpoint(name: str) -> str:
     """Return the folder or Hub id of a checkpoint.
 
     Args:
-        name: A folder, a Hub id or "demo".
+        name: A folder, a Hub id or "real_world".
 
     Raises:
         FileNotFoundError: If it is none of these. Whether the Hub has the id is not checked.
     """
-    if name == DEMO_MODEL:
-        return str(demo_file("demo_model_semantic"))
+    if name == DEFAULT_MODEL:
+        return str(demo_file("real_world_model"))
     if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise FileNotFoundError(f"Checkpoint folder {name} not found. Give a folder, or a Hub id as owner/name.")
     return name

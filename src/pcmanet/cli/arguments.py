@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pcmanet import __version__
+from pcmanet.files import DEFAULT_MODEL
 
 
 FORMATS = ("png", "rle", "parquet")
 DATA_SETS = ("s4", "ms3", "avss", "folder")
 LABEL_NOISE_RULES = ("keep", "background", "ignore")
+SUBSETS = ("v1s", "v1m", "v2")
+MISSING_AUDIO_RULES = ("raise", "silence")
+ON_ERROR = ("raise", "skip")
 NEGATIVE_AUDIO = ("silence", "noise", "off_screen")
 
 DONE, SOME_FAILED, STOPPED, INTERNAL_ERROR, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 0, 1, 2, 70, 130, 141, 143
@@ -41,13 +45,14 @@ Run `pcmanet COMMAND --help` for the options of a command.
 {EXIT_CODES}"""
 
 SEGMENT_EXAMPLES = f"""examples:
-  pcmanet segment clip.mp4                                      # masks of the demo model in segmented/clip
+  pcmanet segment clip.mp4                                      # masks of the bundled model in segmented/clip
   pcmanet segment clip.mp4 --output results --overlay --overlay-frames-per-second 4 --contact-sheet
   pcmanet segment silent.mp4 --audio audio.wav                  # audio from another file
   pcmanet segment a.mp4 https://example.org/b.mp4 --model owner/name --threshold 0.6
   pcmanet segment videos/ --output results --format parquet     # rows for `datasets.load_dataset`
   pcmanet segment list.txt --output results --format parquet    # one path or URL per line
   pcmanet segment --data owner/data --split train --column video --output results --format parquet
+  pcmanet segment --data AVSBench --name s4 --split test --model owner/name --output results
   torchrun --nproc_per_node 8 -m pcmanet segment videos/ --output results --format parquet
   pcmanet segment videos/ --output /shared/results --format parquet --ray auto    # on a Ray cluster
 
@@ -79,15 +84,19 @@ EVALUATE_EXAMPLES = f"""examples:
   pcmanet evaluate owner/name --data AVSBench --name avss --per-class      # 71 classes
   pcmanet evaluate owner/name --data AVSBench --name s4 --negative-audio silence noise off_screen
   pcmanet evaluate owner/name --data my_clips --split val                  # your own clips, with a clips.csv
+  pcmanet evaluate s4=runs/s4/best ms3=runs/ms3/best avss=runs/avss/best --data AVSBench --compare   # one table
+  pcmanet evaluate runs/seed_0/best runs/seed_1/best runs/seed_2/best --data AVSBench --name ms3     # mean and deviation
   torchrun --nproc_per_node 8 -m pcmanet evaluate owner/name --data AVSBench --name avss
   ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m pcmanet evaluate owner/name --data AVSBench --name s4
 
-OUTPUT receives results.md, results.json (also the metrics of each clip), worst_clips.png and progress/, with one small file
-per batch. Run the same command again, with any number of processes, to resume an interrupted run. Batches whose files were
+OUTPUT receives results.md, results.json (also the metrics of each clip), table.tex, worst_clips.png, with --save-masks
+masks/, and progress/, with one small file per batch. With several evaluations it receives the common table, and
+OUTPUT/NAME/MODEL the files of each. Run the same command again, with any number of processes, to resume an interrupted run. Batches whose files were
 changed are computed again. After a complete run only the report is written again, so --per-class or another
---negative-audio can be added later. The results do not depend on the number of processes.
+--negative-audio or --save-masks can be added later. The results do not depend on the number of processes.
 
-Masks are compared at the input size of the network, as AVSBench does. For AVSS, only real frames are scored and class 0 is
+Masks are compared at the input size of the network, as AVSBench does, or with --original-resolution at the size of the
+frames. For AVSS, only real frames are scored and class 0 is
 the background; --score-padding and --published-no-background reproduce the published evaluation.
 
 {EXIT_CODES}"""
@@ -134,10 +143,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_demo(commands)
     _add_info(commands)
     _add_evaluate(commands)
-    _add_train(commands)
+    train = _add_train(commands)
     parsed = parser.parse_args(arguments)
     if parsed.command == "segment":
         _check_segment(segment, parsed)
+    if parsed.command == "train" and parsed.allow and not parsed.resume:
+        train.error("--allow says what may differ from the run to resume. Add --resume.")
     return parsed
 
 
@@ -172,7 +183,13 @@ def _add_evaluate(commands: Commands) -> None:
     parser = _add_command(
         commands, "evaluate", "compute the metrics of a checkpoint on AVSBench or on your own clips", EVALUATE_EXAMPLES
     )
-    _add_checkpoint(parser)
+    parser.add_argument(
+        "models",
+        nargs="+",
+        type=_text,
+        metavar="MODEL",
+        help="folder of a checkpoint, or Hub id; NAME=MODEL evaluates it on the data set NAME (s4, ms3, avss, folder) alone",
+    )
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
@@ -181,7 +198,10 @@ def _add_evaluate(commands: Commands) -> None:
         help="AVSBench as downloaded, a folder of clips with a clips.csv, or the YAML file of paired data",
     )
     group.add_argument(
-        "--name", choices=DATA_SETS, help="data set, if there are several (default of paired data: avss)"
+        "--name",
+        nargs="+",
+        choices=DATA_SETS,
+        help="data sets, if there are several; each MODEL is evaluated on those with its classes (default of paired data: avss)",
     )
     group.add_argument(
         "--clips", type=_positive_integer, default=500, help="paired data: number of clips (default: 500)"
@@ -194,6 +214,22 @@ def _add_evaluate(commands: Commands) -> None:
         help="avss: what to do with pixels of classes that the clip does not list (default: keep)",
     )
     group.add_argument("--log-mel", action="store_true", help="s4 and ms3: read the published log-mel spectrograms")
+    group.add_argument("--subsets", nargs="+", choices=SUBSETS, default=[], help="avss: subsets (default: all)")
+    group.add_argument(
+        "--binary", action="store_true", help="avss and your own clips: masks of sounding pixels in place of classes"
+    )
+    group.add_argument(
+        "--missing-audio",
+        choices=MISSING_AUDIO_RULES,
+        default="raise",
+        help="your own clips: videos without an audio track are problems, or silent clips with empty masks (default: raise)",
+    )
+    group.add_argument(
+        "--on-error",
+        choices=ON_ERROR,
+        default="raise",
+        help="stop at clips with problems, or skip and list them (default: raise)",
+    )
     group.add_argument(
         "--frames-per-second",
         type=_positive,
@@ -202,7 +238,9 @@ def _add_evaluate(commands: Commands) -> None:
         help="your own clips: network frames per second (default: 1)",
     )
     group = parser.add_argument_group("results")
-    group.add_argument("--output", type=_path, help="folder of the results (default: MODEL_on_NAME_SPLIT)")
+    group.add_argument(
+        "--output", type=_path, help="folder of the results (default: MODEL_on_NAME_SPLIT, or evaluation_SPLIT)"
+    )
     group.add_argument(
         "--per-class", action="store_true", help="also by class; for binary masks, by the class of the sounding object"
     )
@@ -218,6 +256,15 @@ def _add_evaluate(commands: Commands) -> None:
     )
     group.add_argument(
         "--off-screen-audio", type=_path, metavar="FOLDER", help="audio files for off_screen (default: other clips)"
+    )
+    group.add_argument(
+        "--compare",
+        action="store_true",
+        help="add published results of other methods to the tables, with their sources",
+    )
+    group.add_argument("--save-masks", action="store_true", help="write the predicted masks of all clips as PNG")
+    group.add_argument(
+        "--original-resolution", action="store_true", help="score at the size of the frames, not of the network input"
     )
     group.add_argument("--score-padding", action="store_true", help="avss: also score frames that pad clips")
     group.add_argument(
@@ -243,8 +290,8 @@ def _add_evaluate(commands: Commands) -> None:
     )
 
 
-def _add_train(commands: Commands) -> None:
-    """Add `pcmanet train`."""
+def _add_train(commands: Commands) -> argparse.ArgumentParser:
+    """Add `pcmanet train` and return its parser."""
     parser = _add_command(
         commands, "train", "train a model on AVSBench, your own clips or Sounding Shapes", TRAIN_EXAMPLES
     )
@@ -269,6 +316,13 @@ def _add_train(commands: Commands) -> None:
         help="resume the run in OUTPUT from its latest checkpoint, or from another of its checkpoints",
     )
     parser.add_argument(
+        "--allow",
+        nargs="+",
+        choices=("processes", "data"),
+        default=[],
+        help="resume also with another number of processes, or with the same data in another place; not bit-identical",
+    )
+    parser.add_argument(
         "--max-steps",
         type=_positive_integer,
         metavar="NUMBER",
@@ -278,6 +332,7 @@ def _add_train(commands: Commands) -> None:
     group.add_argument("--push-to-hub", metavar="ID", help="upload the best weights to this repository at the end")
     group.add_argument("--hub-code", action="store_true", help="also upload the code, for use without this package")
     group.add_argument("--hub-private", action="store_true", help="create the repository as private")
+    return parser
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -306,8 +361,11 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
         help="video file, http(s) URL, folder (all videos in it and in its subfolders), or .txt list of files and URLs",
     )
     group.add_argument("--audio", help="file with the audio of a single video without an audio track")
-    group.add_argument("--data", help="a data set instead of VIDEO: Hub id, or local folder of `datasets`")
+    group.add_argument(
+        "--data", help="a data set instead of VIDEO: Hub id, local folder of `datasets`, or AVSBench as downloaded"
+    )
     group.add_argument("--split", default="train", help="split of the data set (default: train)")
+    group.add_argument("--name", choices=DATA_SETS, help="AVSBench: data set, if the folder has several")
     group.add_argument("--column", default="video", help="column with the videos (default: video)")
     group.add_argument("--audio-column", help="column with the audio, for videos without an audio track")
     group.add_argument("--name-column", help="column with a unique name for each video (default: the file names)")
@@ -337,8 +395,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         type=_text,
-        default="demo",
-        help="Hub id or folder of a checkpoint (default: demo, the bundled model, which was trained on procedural shapes only)",
+        default=DEFAULT_MODEL,
+        help=f"Hub id or folder of a checkpoint (default: {DEFAULT_MODEL}, the bundled model; `pcmanet info {DEFAULT_MODEL}` says what "
+        "it knows)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if one is available)")
     group.add_argument(
@@ -396,6 +455,8 @@ def _check_segment(parser: argparse.ArgumentParser, arguments: argparse.Namespac
     """Reject options that contradict each other."""
     if bool(arguments.videos) == bool(arguments.data):
         parser.error("give either VIDEO or --data")
+    if arguments.name and not arguments.data:
+        parser.error("--name requires --data")
     if arguments.audio and len(arguments.videos) != 1:
         parser.error("--audio requires exactly one VIDEO")
     if arguments.overlay_frames_per_second and not arguments.overlay:

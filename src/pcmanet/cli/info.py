@@ -54,11 +54,17 @@ def _describe(model: str) -> str:
         raise ValueError(
             f"Expected a checkpoint of {PCMANetConfig.model_type}, but {model} is one of {config.model_type}."
         )
-    lines = [("model", model), *_task(config), *_sizes(model, config), *_parameters(config)]
+    lines = [("model", model), *_knowledge(config), *_task(config), *_sizes(model, config), *_parameters(config)]
     lines += [(name.replace("_", " "), _text(getattr(config, name))) for name in SWITCHES]
     lines += [("license", _license(model)), *_metrics(model)]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _knowledge(config: PCMANetConfig) -> Iterator[tuple[str, str]]:
+    """Yield what the trained network knows."""
+    if config.description is not None:
+        yield "about", config.description
 
 
 def _task(config: PCMANetConfig) -> Iterator[tuple[str, str]]:

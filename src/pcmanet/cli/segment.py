@@ -9,10 +9,12 @@ import errno
 import logging
 import math
 import os
+import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,16 +25,25 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from modeling_pcmanet import PCMANetConfig
-from modeling_pcmanet.media_pcmanet import MediaReader
+from modeling_pcmanet.media_pcmanet import MediaReader, copy_pipe, is_open_pipe
 from pcmanet.checkpoints import digest, load_segmenter, start_processes
 from pcmanet.files import demo_file, find_checkpoint, temporary_folder
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 from .arguments import STOPPED, parse_arguments
-from .inputs import VIDEO_ERRORS, Videos, find_videos, format_error, name_folders, printable
+from .inputs import VIDEO_ERRORS, Source, Videos, find_videos, format_error, name_folders, printable
 from .progress import Progress
 from .render import draw, record
-from .results import RECORDS, OutputFolder, RecordedResults, ShardWriter, read_archive, rows_of_video
+from .results import (
+    RECORDS,
+    OutputFolder,
+    RecordedResults,
+    Row,
+    ShardWriter,
+    differs,
+    read_archive,
+    rows_of_video,
+)
 
 
 SETTINGS = (
@@ -48,7 +59,8 @@ SETTINGS = (
 OVERLAY_RECORDS = "overlay.jsonl"  # temporary: the results that only an overlay at a rate of its own shows
 TABLE_FRAMES = 60  # network frames in the printed table of one video
 
-DEMO_OVERLAY_RATE = "4"  # masks per second of the overlay, because the shapes of the clip move
+DEMO_CLIP = "real_world.mp4"
+DEMO_OVERLAY_RATE = "4"  # masks per second of the overlay, so that it follows the sounds
 
 # A row of a Ray job is a few videos, which become one shard.
 MAXIMUM_VIDEOS_PER_ROW = 32  # lost with a machine
@@ -78,8 +90,8 @@ def _run_demo(arguments: Namespace) -> bool:
     """Segment the bundled clip, and return whether it failed. Earlier results are replaced."""
     options = ["--output", str(arguments.output), "--overwrite"]
     images = ["--overlay", "--overlay-frames-per-second", DEMO_OVERLAY_RATE, "--contact-sheet"]
-    failed = run(parse_arguments(["segment", str(demo_file("demo.mp4")), *options, *images]))
-    folder = arguments.output / "demo"
+    failed = run(parse_arguments(["segment", str(demo_file(DEMO_CLIP)), *options, *images]))
+    folder = arguments.output / Path(DEMO_CLIP).stem
     print(f"\noverlay        {folder / 'overlay.mp4'}")
     print(f"masks          {folder / 'masks'}")
     print(f"contact sheet  {folder / 'contact_sheet.png'}")
@@ -95,7 +107,7 @@ def _explain_full_disk(output: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
-            f"No space left on the disk of {output}. Finished results are complete and kept. Free some space and run the "
+            f"No space left on the disk of {output}, or of temporary files (TMPDIR). Finished results are complete and kept. Free some space and run the "
             "same command again, without --overwrite."
         ) from error
 
@@ -107,11 +119,18 @@ def _find_and_check_videos(arguments: Namespace, output: OutputFolder) -> Videos
     """Find the videos, and check that the output folder can receive their results."""
     output.check(overwrite=arguments.overwrite)
     videos = find_videos(arguments)
-    if _has_folders(arguments):
+    for line in videos.left_out:
+        print(line, file=sys.stderr)
+    if _has_folders(arguments) and not arguments.overwrite:
         for name, folder in name_folders(videos.names).items():
-            if output.has_video(folder) and not arguments.overwrite:
-                output.check_video(folder, videos.identify(name))
+            if output.has_video(folder) and output.has_changed(folder, videos.identify(name)):
+                _print_changed(name)
     return videos
+
+
+def _print_changed(name: str) -> None:
+    """Say that earlier results of a video are replaced."""
+    print(f"{printable(name)} has changed since it was segmented; it is segmented again", file=sys.stderr)
 
 
 def _has_folders(arguments: Namespace) -> bool:
@@ -119,7 +138,9 @@ def _has_folders(arguments: Namespace) -> bool:
     return arguments.format != "parquet" or arguments.overlay or arguments.contact_sheet
 
 
-def _begin(output: OutputFolder, arguments: Namespace, segmenter: AudioVisualSegmentationPipeline) -> None:
+def _begin(
+    output: OutputFolder, arguments: Namespace, videos: Videos, segmenter: AudioVisualSegmentationPipeline
+) -> None:
     """Begin a run in the output folder."""
     settings = {"checkpoint": digest(segmenter.model, segmenter.processor)}
     output.begin(
@@ -127,17 +148,27 @@ def _begin(output: OutputFolder, arguments: Namespace, segmenter: AudioVisualSeg
         settings | {name: getattr(arguments, name) for name in SETTINGS},
         is_archive=arguments.format == "parquet",
         overwrite=arguments.overwrite,
-        retry_failed=arguments.retry_failed,
+        is_stale=partial(_is_stale, arguments, videos, {printable(name): name for name in videos.names}),
     )
 
 
-def _find_results(arguments: Namespace, videos: Videos, output: OutputFolder) -> dict[str, bool]:
-    """Return the videos that have results, and whether each was segmented (otherwise it failed)."""
+def _is_stale(arguments: Namespace, videos: Videos, names: Mapping[str, str], row: Row) -> bool:
+    """Return whether a video of the archive is to be segmented again: it has changed, or has failed and is retried."""
+    name = names.get(row["video"])
+    if name is not None and differs(row["content"], videos.fingerprint(name)):
+        _print_changed(name)
+        return True
+    return arguments.retry_failed and row["error"] is not None
+
+
+def _find_results(arguments: Namespace, videos: Videos, names: Sequence[str], output: OutputFolder) -> dict[str, bool]:
+    """Return those of the named videos that have results, and whether each was segmented (otherwise it failed)."""
     if arguments.format == "parquet":
         done = read_archive(output.path)
-        return {name: done[printable(name)] for name in videos.names if printable(name) in done}
+        return {name: done[printable(name)] for name in names if printable(name) in done}
     folders = name_folders(videos.names)
-    return {name: True for name in videos.names if output.has_video(folders[name])}
+    found = (name for name in names if output.has_video(folders[name]))
+    return {name: True for name in found if not output.has_changed(folders[name], videos.identify(name))}
 
 
 # Segmentation of one video.
@@ -192,8 +223,11 @@ class Worker:
             folder.mkdir()
             results = RecordedResults((temporary if self.shards is not None else folder) / RECORDS)
             overlay_results = RecordedResults(temporary / OVERLAY_RECORDS)
+            content = None
             try:
+                content = self.videos.fingerprint(name)
                 source, audio = self.videos.read(name)
+                source = _keep_pipe(source, temporary)
                 with (
                     MediaReader(source, audio=audio is None) as reader,
                     progress.stage(shown, reader.duration) as advance,
@@ -213,24 +247,33 @@ class Worker:
                         progress=advance,
                     )
             except VIDEO_ERRORS as error:
-                return self._add_error(shown, format_error(error)), True
+                return self._add_error(shown, content, format_error(error)), True
 
             line = _summary(shown, results, self.segmenter.model.config)
             table = _table(results) if len(self.videos.names) == 1 else None
             if self.folders:
                 self.output.publish(folder, self.folders[name], self.videos.identify(name))
             if self.shards is not None:
-                self.shards.add(shown, rows_of_video(shown, results.records()))
+                self.shards.add(shown, rows_of_video(shown, content, results.records()))
         # Printed after the results are published, so that a reader who closes the output does not prevent it.
         if table is not None:
             progress.print(table)
         return line, False
 
-    def _add_error(self, name: str, error: str) -> str:
+    def _add_error(self, name: str, content: str | None, error: str) -> str:
         """Add the row of a failed video to an archive, and return a line about it."""
         if self.shards is not None:
-            self.shards.add_error(name, error)
+            self.shards.add_error(name, content, error)
         return f"failed: {name}: {error}"
+
+
+def _keep_pipe(source: Source, folder: Path) -> Source:
+    """Return a source that can be opened twice: a pipe is copied to a file in a folder."""
+    if not isinstance(source, str) or not is_open_pipe(Path(source)):
+        return source
+    with Path(source).open("rb") as pipe, (folder / "piped").open("wb") as file:
+        copy_pipe(pipe, file)
+    return str(folder / "piped")
 
 
 def _summary(video: str, results: RecordedResults, config: PCMANetConfig) -> str:
@@ -319,10 +362,17 @@ def _prepare(
     videos = _find_and_check_videos(arguments, output) if first else find_videos(arguments, list_files=False)
     segmenter = load_segmenter(arguments.model, _choose_device(arguments.device, state))
     if first:
-        _begin(output, arguments, segmenter)
+        _print_description(segmenter.model.config)
+        _begin(output, arguments, videos, segmenter)
     else:
         output.join()
     return videos, segmenter
+
+
+def _print_description(config: PCMANetConfig) -> None:
+    """Say what the model knows, so that results without masks explain themselves."""
+    if config.description is not None:
+        print(f"model: {config.description}", file=sys.stderr)
 
 
 def _choose_device(device: str | None, state: PartialState) -> torch.device:
@@ -355,7 +405,7 @@ def _segment_assigned(
 ) -> None:
     """Segment the videos of this process that have no results yet."""
     assigned = videos.names[state.process_index :: state.num_processes]
-    results = _find_results(arguments, videos, output)
+    results = _find_results(arguments, videos, assigned, output)
     pending = [name for name in assigned if name not in results]
     title = "segmenting" if state.num_processes == 1 else f"segmenting (process 1 of {state.num_processes})"
     done, hidden = len(assigned) - len(pending), not state.is_main_process
@@ -372,7 +422,7 @@ def _segment_assigned(
 
 def _report(arguments: Namespace, videos: Videos, output: OutputFolder, *, quiet: bool = False) -> bool:
     """Print how many videos of the run were segmented, and return whether some failed."""
-    results = _find_results(arguments, videos, output)
+    results = _find_results(arguments, videos, videos.names, output)
     segmented = sum(results.get(name, False) for name in videos.names)
     if not quiet:
         reading = f', read them with load_dataset("{output.path}")' if arguments.format == "parquet" else ""
@@ -394,8 +444,10 @@ def _run_on_ray(arguments: Namespace) -> bool:
     output = OutputFolder(arguments.output)
     try:
         videos = _find_and_check_videos(arguments, output)
-        _begin(output, arguments, load_segmenter(arguments.model, torch.device("cpu")))
-        results = _find_results(arguments, videos, output)
+        segmenter = load_segmenter(arguments.model, torch.device("cpu"))
+        _print_description(segmenter.model.config)
+        _begin(output, arguments, videos, segmenter)
+        results = _find_results(arguments, videos, videos.names, output)
         pending = [name for name in videos.names if name not in results]
         _connect(ray, arguments.ray)
         with Progress("segmenting on Ray", len(videos.names), len(videos.names) - len(pending)) as progress:

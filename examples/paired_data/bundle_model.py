@@ -1,0 +1,63 @@
+"""Make the bundled model of a training run: weights in half precision, the size of the frames, and one sentence about it.
+
+    python examples/paired_data/bundle_model.py runs/real_world/best examples/real_world_model --size 224 \
+        --description "knows 17 classes of the real world: person, dog, ..."
+
+The weights are rounded to float16 and computed with in float32, so that the file has half the size at the same speed. The
+running statistics of BatchNorm stay in float32. Prints the largest difference of a logit on random frames.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+
+
+WEIGHTS = "model.safetensors"
+
+
+def is_rounded(name: str, values: torch.Tensor) -> bool:
+    """Return whether an entry of the weights is rounded."""
+    return values.is_floating_point() and values.ndim > 0 and "running_" not in name
+
+
+@torch.no_grad()
+def largest_difference(before: PCMANetForAudioVisualSegmentation, after: PCMANetForAudioVisualSegmentation) -> str:
+    """Compare both networks on random frames and audio embeddings."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randn(2, 5, 3, 224, 224, generator=generator)
+    audio = torch.randn(2, 5, before.model.audio_projection.in_features, generator=generator)
+    logits = [network(frames, audio_embeds=audio).logits for network in (before, after)]
+    return f"{(logits[0] - logits[1]).abs().max():.1e} of {logits[0].abs().max():.1f}"
+
+
+def main() -> None:
+    """Write the folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", help="folder of a trained checkpoint")
+    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the frames, in pixels")
+    parser.add_argument("--description", required=True, help="what the model knows, in one sentence")
+    arguments = parser.parse_args()
+
+    model = PCMANetForAudioVisualSegmentation.from_pretrained(arguments.checkpoint, dtype=torch.float32).eval()
+    processor = PCMANetProcessor.from_pretrained(arguments.checkpoint)
+    processor.image_processor.size = {"height": arguments.size, "width": arguments.size}
+    model.config.description = arguments.description
+    model.save_pretrained(arguments.output)  # the configuration names float32, in which the weights will be loaded
+    processor.save_pretrained(arguments.output)
+    weights = load_file(arguments.output / WEIGHTS)
+    rounded = {name: values.half() if is_rounded(name, values) else values for name, values in weights.items()}
+    (arguments.output / WEIGHTS).write_bytes(save(rounded, metadata={"format": "pt"}))
+    after = PCMANetForAudioVisualSegmentation.from_pretrained(arguments.output).eval()
+    print(f"Largest difference of a logit: {largest_difference(model, after)}")
+    print(f"Written to {arguments.output}: {(arguments.output / WEIGHTS).stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
