@@ -19,10 +19,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
+from torchaudio.transforms import Resample
 
 
 SAMPLING_RATE = 16_000  # hertz, of the published log-mel features
@@ -185,24 +187,24 @@ def resampled_rate(sampling_rate: int, target_rate: int = SAMPLING_RATE) -> floa
 
 
 @lru_cache(maxsize=4)
-def _resampling_kernel(down: int, up: int) -> torch.Tensor:
-    """Build the filter from `down` to `up` samples: (up, down + 2 * reach), float64, one row per output sample."""
-    cutoff = RESAMPLING_ROLLOFF * min(down, up)
-    reach = math.ceil(RESAMPLING_ZEROS * down / cutoff)
-    taps = torch.arange(-reach, reach + down, dtype=torch.float64) / down
-    outputs = torch.arange(up, dtype=torch.float64)[:, None] / up
-    crossings = ((taps - outputs) * cutoff).clamp(-RESAMPLING_ZEROS, RESAMPLING_ZEROS)
-    beta = torch.tensor(RESAMPLING_BETA, dtype=torch.float64)
-    window = torch.i0(beta * torch.sqrt(1 - (crossings / RESAMPLING_ZEROS) ** 2)) / torch.i0(beta)
-    return torch.sinc(crossings) * window * (cutoff / down)
+def _resampling_kernel(down: int, up: int, repeats: int) -> torch.Tensor:
+    """Return torchaudio's filter from `down` to `up` samples, repeated for blocks of `repeats` times as many.
+
+    Returns:
+        (repeats * up, repeats * down + 2 * reach), float64, one row per output sample.
+    """
+    torchaudio_resample = Resample(
+        down, up, "sinc_interp_kaiser", RESAMPLING_ZEROS, RESAMPLING_ROLLOFF, RESAMPLING_BETA, dtype=torch.float64
+    )
+    kernel = cast(torch.Tensor, torchaudio_resample.kernel)[:, 0]
+    return torch.cat([pad(kernel, (each * down, (repeats - 1 - each) * down)) for each in range(repeats)])
 
 
 class Resampler:
     """Resample a waveform that arrives in chunks with the filter of AVSBench's tools, without seams.
 
-    It is `torchaudio.functional.resample` with AVSBench's arguments, equal to 1e-6 (torchaudio rounds beta to float32).
-    It is written as a product of matrices, because torchaudio's float64 convolution takes longer than all other steps
-    together.
+    The filter is torchaudio's with AVSBench's arguments. It is applied as a product of matrices, because torchaudio itself
+    needs the complete waveform, and its float64 convolution takes longer than all other steps together.
 
     Args:
         sampling_rate: Of the waveform, in hertz.
@@ -215,13 +217,15 @@ class Resampler:
     def __init__(self, sampling_rate: int, target_rate: int = SAMPLING_RATE) -> None:
         self._ratio = _ratio(sampling_rate, target_rate)
         self.rate = resampled_rate(sampling_rate, target_rate)
+        self._changes = self._ratio != 1
+        if not self._changes:
+            return
         repeats = math.ceil(RESAMPLING_ROWS / self._ratio.denominator)
         self._down = repeats * self._ratio.numerator
-        self._kernel = _resampling_kernel(self._down, repeats * self._ratio.denominator)
+        self._kernel = _resampling_kernel(self._ratio.numerator, self._ratio.denominator, repeats)
         self._reach = (self._kernel.shape[1] - self._down) // 2
         self._pending = torch.zeros(self._reach, dtype=torch.float64)
         self._received = self._returned = 0
-        self._changes = sampling_rate != target_rate
 
     def add(self, chunk: torch.Tensor) -> torch.Tensor:
         """Return as much of the result, (samples,), as is final after the next chunk, (samples,), float64."""
@@ -240,9 +244,9 @@ class Resampler:
 
     def finish(self) -> torch.Tensor:
         """Return the rest of the result, (samples,). The total is ceil(samples / ratio of the rates)."""
-        silence = torch.zeros(self._reach + self._down, dtype=torch.float64)
         if not self._changes:
-            return silence[:0]
+            return torch.zeros(0, dtype=torch.float64)
+        silence = torch.zeros(self._reach + self._down, dtype=torch.float64)
         length = math.ceil(self._received * self._ratio.denominator / self._ratio.numerator)
         missing = length - self._returned
         return self.add(silence)[:missing]
