@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= auto
+TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
+SUITE := .venv/transformers_tests/$(TRANSFORMERS)
 
 .PHONY: help install browser demo test test-slow check style
 
@@ -32,7 +34,13 @@ demo: $(STAMP)  ## segment the bundled clip and show the results
 test: $(STAMP) browser  ## all tests but the slow ones
 	$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not slow"
 
-test-slow: $(STAMP) browser  ## all tests
+# Transformers' own common tests are in its source distribution only.
+$(SUITE): $(STAMP)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary transformers --dest .venv/sources transformers==$(TRANSFORMERS)
+	mkdir -p $@
+	tar -xzf .venv/sources/transformers-$(TRANSFORMERS).tar.gz --strip-components=2 -C $@ transformers-$(TRANSFORMERS)/tests
+
+test-slow: $(STAMP) browser $(SUITE)  ## all tests
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
 check: $(STAMP)  ## lint, formatting, types and the layout of the library; changes nothing

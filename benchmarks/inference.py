@@ -38,15 +38,16 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from model_cost import feature_shape
 from plain_pcmanet import PlainPCMANet
 from torch import nn
-from transformers import AutoModelForUniversalSegmentation
+from transformers import AutoModelForSemanticSegmentation
 
 from modeling_pcmanet import PCMANetConfig
 from modeling_pcmanet.configuration_encoders import audio_embedding_size
@@ -56,6 +57,7 @@ from pcmanet.examples.export_onnx import export, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEGABYTE = 1e6
+Key = TypeVar("Key")
 # Behavior of the published code, so that the outputs of plain and optimized are equal.
 PUBLISHED = {"token_layout": "scrambled", "padded_frames": "zeroed"}
 # Part of the network to the names of its modules in the plain network and in the optimized model.
@@ -171,7 +173,7 @@ def build_model(setting: Setting) -> nn.Module:
     torch.manual_seed(0)
     switches = PUBLISHED if setting.real_frames == setting.frames else {}
     config = PCMANetConfig.from_preset(setting.preset, num_labels=setting.num_labels, **switches)
-    return AutoModelForUniversalSegmentation.from_config(config).eval()
+    return AutoModelForSemanticSegmentation.from_config(config).eval()
 
 
 def build_batch(setting: Setting) -> dict[str, torch.Tensor]:
@@ -225,8 +227,8 @@ def build_onnx_run(setting: Setting, model: nn.Module, batch: dict[str, torch.Te
 
 
 def time_rounds(
-    runs: dict[Variant, Callable[[], torch.Tensor]], rounds: int, clock: Callable[[], float]
-) -> dict[Variant, list[float]]:
+    runs: Mapping[Key, Callable[[], torch.Tensor]], rounds: int, clock: Callable[[], float]
+) -> dict[Key, list[float]]:
     """Time the variants alternately, in seconds; the first two runs of each are not counted."""
     seconds = defaultdict(list)
     for current in range(rounds + 2):
@@ -262,12 +264,12 @@ def _resident_peak(run: Callable[[], torch.Tensor]) -> float:
     """Read the kernel's high-water mark, after returning free memory of the heap."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    held = _status("VmRSS")
+    held = status("VmRSS")
     run()
-    return (_status("VmHWM") - held) / MEGABYTE
+    return (status("VmHWM") - held) / MEGABYTE
 
 
-def _status(field: str) -> float:
+def status(field: str) -> float:
     """Return the bytes of a field of /proc/self/status."""
     return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 

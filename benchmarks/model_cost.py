@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForUniversalSegmentation, PreTrainedConfig
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout
@@ -85,7 +85,7 @@ def parse_args() -> argparse.Namespace:
 def build(network: Network, **switches: Any) -> PCMANetForAudioVisualSegmentation:
     """Build a network with eager attention, because the counter does not support every fused one."""
     config = PCMANetConfig.from_preset(network.preset, **network.overrides, **switches)
-    return AutoModelForUniversalSegmentation.from_config(config, attn_implementation="eager").eval()
+    return AutoModelForSemanticSegmentation.from_config(config, attn_implementation="eager").eval()
 
 
 def module_names(pattern: str) -> list[str]:

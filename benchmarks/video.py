@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipeline
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor, Pipeline
 
 from modeling_pcmanet import (
     PCMANetConfig,
@@ -66,7 +66,7 @@ def build(network: str, device: str = "cpu", dtype: torch.dtype = torch.float32)
         preset, _, classes = network.partition(", ")
         config = PCMANetConfig.from_preset(preset, **({"num_labels": AVSS_CLASSES} if classes else {}))
         torch.manual_seed(0)
-        model = AutoModelForUniversalSegmentation.from_config(config)
+        model = AutoModelForSemanticSegmentation.from_config(config)
         processor = PCMANetProcessor.from_pretrained_backbones(audio=config.audio_config)
     return AudioVisualSegmentationPipeline(model=model.eval().to(dtype), processor=processor, device=device)
 

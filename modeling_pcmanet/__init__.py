@@ -22,7 +22,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModel,
-    AutoModelForUniversalSegmentation,
+    AutoModelForSemanticSegmentation,
     AutoProcessor,
 )
 from transformers.models.auto.image_processing_auto import DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS
@@ -65,7 +65,7 @@ AUTO_CLASSES = (
     (AudioMobileNetConfig, AutoConfig, AudioMobileNetConfig),
     (EfficientNetLiteConfig, AutoConfig, EfficientNetLiteConfig),
     (PCMANetModel, AutoModel, PCMANetConfig),
-    (PCMANetForAudioVisualSegmentation, AutoModelForUniversalSegmentation, PCMANetConfig),
+    (PCMANetForAudioVisualSegmentation, AutoModelForSemanticSegmentation, PCMANetConfig),
     (VGGishModel, AutoModel, VGGishConfig),
     (AudioMobileNetModel, AutoModel, AudioMobileNetConfig),
     (EfficientNetLiteBackbone, AutoBackbone, EfficientNetLiteConfig),

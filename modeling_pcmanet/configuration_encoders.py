@@ -73,6 +73,20 @@ def loading_saved() -> Iterator[None]:
         _is_loading.reset(token)
 
 
+def drop_code_entries(owner: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved settings without the entries that make transformers look for the code next to them.
+
+    With them, saving again would point to code that is not there, and a pipeline would need `trust_remote_code`. Classes that
+    are themselves loaded from a checkpoint keep them.
+
+    Args:
+        owner: The class that loads the settings.
+        saved: The settings.
+    """
+    is_remote = owner.__module__.startswith("transformers_modules.")
+    return {name: value for name, value in saved.items() if is_remote or name not in ("auto_map", "custom_pipelines")}
+
+
 def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str], accepted: Iterable[str]) -> None:
     """Check that a class defines the keywords that it received.
 
@@ -111,7 +125,7 @@ class CheckedConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a configuration from a saved dictionary as transformers does; unknown keywords stay attributes."""
         with loading_saved():
-            return super().from_dict(config_dict, **kwargs)
+            return super().from_dict(drop_code_entries(cls, config_dict), **kwargs)
 
 
 def require(condition: bool, message: str) -> None:
@@ -547,7 +561,12 @@ def build_backbone_config(settings: PreTrainedConfig | dict[str, Any] | None) ->
 
 
 def is_plain_vit(config: PreTrainedConfig) -> bool:
-    """Return whether all feature maps of a backbone have the stride of its patches, as in DINOv2 and ViTDet."""
+    """Return whether all feature maps of a backbone have the stride of its patches, as in DINOv2 and ViTDet.
+
+    BEiT has a feature pyramid of its own, with `add_fpn=True`.
+    """
+    if getattr(config, "add_fpn", False):
+        return False
     stages = len(getattr(config, "stage_names", None) or ())
     return not hasattr(config, "depths") and stages == (getattr(config, "num_hidden_layers", None) or 0) + 1
 
@@ -572,6 +591,7 @@ __all__ = [
     "build_audio_config",
     "build_backbone_config",
     "check_keywords",
+    "drop_code_entries",
     "is_plain_vit",
     "loading_saved",
     "require",

@@ -33,7 +33,7 @@ from modeling_pcmanet import save_code_with_weights
 from pcmanet.files import atomic_folder
 
 from .configuration_encoders import AudioMobileNetConfig, EfficientNetLiteConfig, VGGishConfig
-from .configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS, PCMANetConfig
+from .configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS, PIPELINE_TAG, PCMANetConfig
 from .feature_extraction_pcmanet import AudioMobileNetFeatureExtractor, PCMANetFeatureExtractor
 from .hub_upload_pcmanet import upload_folder
 from .image_processing_pcmanet import PCMANetImageProcessor
@@ -66,7 +66,8 @@ license: other
 
 # {title}, converted
 
-Published weights under the names of `{name}`, with unchanged values. The license is that of the published file. Output of
+Published weights under the names of `{name}`, with unchanged values. Run `import pcmanet` before loading them with transformers,
+which does not know all of these architectures. The license is that of the published file. Output of
 `python -m modeling_pcmanet.convert_pcmanet_to_hf`:
 
 ```text
@@ -125,7 +126,8 @@ class Conversion:
 
     def card(self) -> str:
         """Return the model card."""
-        task = "pipeline_tag: image-segmentation\n" if isinstance(self.model.config, PCMANetConfig) else ""
+        is_complete = isinstance(self.model.config, PCMANetConfig)
+        task = f"pipeline_tag: {PIPELINE_TAG}\n" if is_complete else ""
         return _CARD.format(task=task, title=self.title, name=type(self.model).__name__, description=self.describe())
 
 

@@ -52,6 +52,7 @@ from .configuration_encoders import (
     VGGishConfig,
     build_audio_config,
     check_keywords,
+    drop_code_entries,
     loading_saved,
 )
 
@@ -152,7 +153,7 @@ class CheckedFeatureExtractor(FeatureExtractionMixin):
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a feature extractor from a saved dictionary as transformers does; unknown keywords stay attributes."""
         with loading_saved():
-            return super().from_dict(feature_extractor_dict, **kwargs)
+            return super().from_dict(drop_code_entries(cls, feature_extractor_dict), **kwargs)
 
 
 class PCMANetFeatureExtractor(CheckedFeatureExtractor):
@@ -240,11 +241,11 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
             raise ValueError(f"Expected short_clip as one of {SHORT_CLIP_RULES}, got {self.short_clip!r}.")
 
     @property
-    @property
     def feature_size(self) -> int:
         """Size of the last dimension of the features, by the name that other feature extractors have for it."""
         return self.num_mel_bins
 
+    @property
     def patch_stride(self) -> int:
         """Samples between the starts of two consecutive patches: 15,360 = 0.96 s."""
         return self.patch_frames * self.hop_length
@@ -304,12 +305,12 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
                 patches.append(self._extract_clip(clip, num_frames=frames, timestamps=times, **settings).numpy())
             except ValueError as error:
                 raise ValueError(f"Clip {index}: {error}") from error
-        return BatchFeature({"input_features": patches}, tensor_type=return_tensors)
         lengths = [len(features) for features in patches]
         if return_tensors is not None and len(set(lengths)) > 1:
             raise ValueError(
                 f"Clips of {lengths} frames cannot be stacked. Pass num_frames=, or leave out return_tensors and pad them."
             )
+        return BatchFeature({"input_features": patches}, tensor_type=return_tensors)
 
     def _extract_clip(
         self, audio: Any, sampling_rate: int, num_frames: Any, timestamps: Any, audio_alignment: str
@@ -445,7 +446,6 @@ def _fill(waveform: torch.Tensor, length: int) -> torch.Tensor:
     return functional.pad(waveform, (0, max(0, length - len(waveform))))
 
 
-def _per_clip(value: Any, count: int) -> Sequence[Any]:
 def _as_arrays(raw_speech: Any) -> Any:
     """Return one waveform as it is or, given as numbers in a list, as an array; several as a list of such."""
     if not isinstance(raw_speech, list | tuple):
@@ -455,6 +455,7 @@ def _as_arrays(raw_speech: Any) -> Any:
     return [_as_arrays(waveform) for waveform in raw_speech]
 
 
+def _per_clip(value: Any, count: int) -> Sequence[Any]:
     """Repeat None for the clips of a list; anything else must be a list with one entry per clip."""
     if value is None:
         return [None] * count

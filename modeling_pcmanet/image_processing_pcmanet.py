@@ -58,6 +58,11 @@ class FramesAndMasks(BaseImageProcessor):
     rescale_factor = 1 / 255
 
     @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build an image processor from a saved dictionary as transformers does."""
+        return super().from_dict(drop_code_entries(cls, image_processor_dict), **kwargs)
+
+    @classmethod
     def from_backbone(cls, backbone: str | PathLike[str] | PreTrainedConfig, **settings: Any) -> Self:
         """Build the image processor for a visual backbone, with the normalization that it is trained with.
 
@@ -145,11 +150,6 @@ class FramesAndMasks(BaseImageProcessor):
         return super().process_image(image, **kwargs)
 
 
-def _class_indices(segmentation_map: Any, index: int) -> np.ndarray:
-    """Convert one mask to (height, width), uint8, or raise ValueError if it does not hold class indices."""
-    array = np.asarray(segmentation_map)
-    if array.ndim != 2:
-        raise ValueError(
 class PCMANetImageProcessor(FramesAndMasks, PilBackend):
     """Resize frames to 224x224 and normalize them as AVSBench does; resize masks without creating new classes.
 
@@ -181,6 +181,11 @@ class PCMANetImageProcessorTorchvision(FramesAndMasks, TorchvisionBackend):
         return super().to_dict() | {"image_processor_type": PCMANetImageProcessor.__name__}
 
 
+def _class_indices(segmentation_map: Any, index: int) -> np.ndarray:
+    """Convert one mask to (height, width), uint8, or raise ValueError if it does not hold class indices."""
+    array = np.asarray(segmentation_map)
+    if array.ndim != 2:
+        raise ValueError(
             f"Segmentation map {index}: expected (height, width) with one class index per pixel, got shape {array.shape}. "
             "Decode color-coded maps to class indices first."
         )

@@ -24,7 +24,6 @@ The file goes from the model to its parts: model, decoder stage, visual backbone
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -38,6 +37,16 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import logging, output_capturing
 
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
+from .convolutions_pcmanet import (
+    convolve_transformed,
+    convolve_upsampled,
+    in_chunks,
+    is_supported,
+    is_worth_mixing_first,
+    is_worth_transforming,
+    resize,
+    transform_weight,
+)
 from .modeling_audio_encoders import embed_windows
 from .modeling_backbones import compute_feature_maps
 from .modeling_pcmanet_decoder import (
@@ -253,12 +262,12 @@ class OptimizedPCMANet(nn.Module):
         size = pixel_values.shape[-2:]
         if early_exit_threshold is None:
             logits, masks = self._decode(maps, audio, layout, zeroing)
-            logits, stages_used = _resize(logits.contiguous(), size), None
+            logits, stages_used = resize(logits.contiguous(), size), None
         else:
             logits, masks, stages_used = self._decode_with_early_exit(
                 maps, audio, layout, zeroing, size, early_exit_threshold
             )
-        clip_masks = tuple(layout.to_clips(mask) for mask in masks)
+        clip_masks = tuple(layout.to_clips(mask.to(torch.uint8)) for mask in masks)
         return layout.to_clips(logits), clip_masks, None if stages_used is None else layout.to_clips(stages_used)
 
     def _decode(
@@ -305,17 +314,17 @@ class OptimizedPCMANet(nn.Module):
                 feature_map, active_audio, audio_token, fused, uncertain, layout, active_zeroing
             )
             if stage.is_finest:
-                logits[active] = _resize(stage_logits.contiguous(), size)
+                logits[active] = resize(stage_logits.contiguous(), size)
                 break
             uncertain = self.confidence_masking(stage_logits, uncertain)
             masks[index][active] = uncertain
             # At its own size a stage can be certain of every pixel while the outline of an object runs between them.
-            resized = _resize(stage_logits, maps[-1].shape[-2:])
+            resized = resize(stage_logits, maps[-1].shape[-2:])
             continues = self.confidence_masking(resized, None).float().mean(dim=(1, 2)) > threshold
             if continues.all():
                 continue
             stopped = active[~continues]
-            logits[stopped] = _resize(stage_logits[~continues].contiguous(), size)
+            logits[stopped] = resize(stage_logits[~continues].contiguous(), size)
             stages_used[stopped] = index + 1
             layout = _keep_frames(layout, continues)
             active, fused, audio_token, uncertain = (x[continues] for x in (active, fused, audio_token, uncertain))
@@ -550,13 +559,13 @@ class OptimizedDecoderStage(nn.Module):
         """
         values = self.channels * feature_map.shape[2] * feature_map.shape[3]
         chunk = None if self.weights_all_frames else values
-        (visual,) = _in_chunks(self._weight_by_audio, chunk, feature_map, audio, zeroing)
+        (visual,) = in_chunks(self._weight_by_audio, chunk, feature_map, audio, zeroing)
         guidance = None
         if self.cross_attention is not None:
             guidance, audio_token = self.cross_attention(visual, audio_token, uncertain, layout)
         # The fusion has nine intermediate values for each value of a map of half the height and width.
         chunk = None if self.fuses_all_frames else values * 9 // 4
-        *fused, logits = _in_chunks(self._fuse, chunk, visual, guidance, coarser)
+        *fused, logits = in_chunks(self._fuse, chunk, visual, guidance, coarser)
         return fused[0] if fused else None, logits, audio_token
 
     def _weight_by_audio(
@@ -573,7 +582,7 @@ class OptimizedDecoderStage(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Apply GF and the head; return the fused map, unless this is the finest stage, and the logits."""
         if guidance is not None and isinstance(self.fusion, UnchangedModule):
-            guidance = _resize(guidance, visual.shape[-2:])
+            guidance = resize(guidance, visual.shape[-2:])
         fused = self.fusion(visual, guidance, coarser)
         logits = self.head(fused)
         return (logits,) if self.is_finest else (fused, logits)
@@ -775,7 +784,7 @@ class OptimizedEfficientNetLiteStage(nn.Module):
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """Map the feature map of the finer stage, (frames, channels, height, width), to that of this stage."""
         values = self.expanded_channels * feature_map.shape[2] * feature_map.shape[3]
-        (feature_map,) = _in_chunks(lambda frames: (self.blocks(frames),), values, feature_map)
+        (feature_map,) = in_chunks(lambda frames: (self.blocks(frames),), values, feature_map)
         return feature_map
 
 
@@ -868,52 +877,7 @@ def _stack_linear(*layers: nn.Linear) -> nn.Linear:
     return stacked
 
 
-# Convolutions: folded with their BatchNorms and, in float32 and float64 on a CPU, with fewer multiplications by two exact
-# rearrangements. A feature map that was only upsampled is convolved before the upsampling, and other 3x3 convolutions use
-# Winograd's F(4x4, 3x3). All steps around the products over channels are products with small constant matrices, as fast as
-# the matrix products of the machine, and exact at borders of any size. docs/inference.md has the measurements of each rule.
-
-CHUNK_VALUES = 2_400_000  # upper limit of values in the largest tensor of a chunk of frames: 9.6 MB in float32
-
-
-def _in_chunks(
-    function: Callable[..., tuple[torch.Tensor, ...]], values_per_frame: int | None, *inputs: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
-    """Apply a function to a few frames at a time, so that its intermediate tensors are small and stay in the cache.
-
-    Only on a CPU: on a GPU the parts would be too small to occupy it, and each would start its own kernels.
-
-    Args:
-        function: Maps tensors (frames, ...) to tensors (frames, ...), each frame independently.
-        values_per_frame: Size of the largest tensor that the function creates, per frame. None: all frames at a time.
-        *inputs: Arguments of the function; None is passed on, but not as the first one.
-    """
-    # A compiled or exported graph must not depend on the number of frames.
-    first = cast(torch.Tensor, inputs[0])
-    if values_per_frame is None or not first.is_cpu or torch.compiler.is_compiling():
-        return function(*inputs)
-    chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(first)
-    if frames <= chunk:
-        return function(*inputs)
-    parts = [
-        function(*(None if values is None else values[start : start + chunk] for values in inputs))
-        for start in range(0, frames, chunk)
-    ]
-    return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
-
-
-def _resize(feature_map: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """Resize (frames, channels, height, width) bilinearly."""
-    return functional.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
-
-
-def _multiplications_are_expensive(tensor: torch.Tensor) -> bool:
-    """Whether fewer multiplications outweigh more memory traffic: not in half precision and not on GPUs.
-
-    Compilers and other runtimes have their own convolutions, and their graphs should stay small.
-    """
-    is_full = tensor.dtype in (torch.float32, torch.float64)
-    return is_full and tensor.is_cpu and not torch.compiler.is_compiling()
+# Convolutions with their BatchNorms folded in; convolutions_pcmanet.py has their fast forms.
 
 
 class FoldedConvolution(nn.Module):
@@ -928,66 +892,26 @@ class FoldedConvolution(nn.Module):
         transformed_weight: Input of Winograd's algorithm, or None if the algorithm does not apply.
     """
 
-    transformed_weight: torch.Tensor
+    transformed_weight: torch.Tensor | None
 
     def __init__(self, convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d, activation: nn.Module | None = None):
         super().__init__()
         self.convolution = _fold_batch_norm(convolution, batch_norm)
         self.activation = nn.ReLU(inplace=True) if activation is None else activation
-        geometry = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
-        is_supported = geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and convolution.groups == 1
-        transformed = _transform_weight(self.convolution.weight) if is_supported else None
+        transformed = transform_weight(self.convolution.weight) if is_supported(convolution) else None
         self.register_buffer("transformed_weight", transformed, persistent=False)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """Convolve (frames, in channels, height, width)."""
-        if self._is_worth_transforming(feature_map):
-            tiles = _num_tiles(feature_map.shape[2]) * _num_tiles(feature_map.shape[3])
-            values = _NUM_PRODUCTS**2 * tiles * max(self.transformed_weight.shape[1:])
-            (feature_map,) = _in_chunks(self._multiply_transformed, values, feature_map)
-            return self.activation(feature_map)
+        transformed = self.transformed_weight
+        if transformed is not None and is_worth_transforming(feature_map, self.convolution.weight):
+            return self.activation(convolve_transformed(feature_map, transformed, self.bias))
         return self.activation(self.convolution(feature_map))
 
     @property
     def bias(self) -> torch.Tensor:
         """Bias of the convolution; folding adds one if there was none."""
         return cast(torch.Tensor, self.convolution.bias)
-
-    def _is_worth_transforming(self, feature_map: torch.Tensor) -> bool:
-        """Compare the savings, channels times channels, with the transforms, channels times the side of the map."""
-        if self.transformed_weight is None or not _multiplications_are_expensive(feature_map):
-            return False
-        out_channels, in_channels = self.convolution.weight.shape[:2]
-        saved = in_channels * out_channels / (in_channels + out_channels)
-        return saved >= 1.7 * max(feature_map.shape[2:])
-
-    def _multiply_transformed(self, feature_map: torch.Tensor) -> tuple[torch.Tensor]:
-        frames, in_channels, height, width = feature_map.shape
-        bias, out_channels = self.bias, self.convolution.out_channels
-        rows, columns = _num_tiles(height), _num_tiles(width)
-        kind = (feature_map.dtype, feature_map.device)
-        input_down, output_down = _transform_matrices(height, *kind)
-        input_across, output_across = _transform_matrices(width, *kind)
-
-        # Along the height, then along the width: (frames, products, rows, products, columns, channels).
-        states = feature_map.permute(0, 2, 3, 1).reshape(frames, height, width * in_channels)
-        states = torch.bmm(input_down.expand(frames, -1, -1), states)
-        states = states.view(frames * _NUM_PRODUCTS * rows, width, in_channels)
-        states = torch.bmm(input_across.expand(len(states), -1, -1), states)
-        states = states.view(frames, _NUM_PRODUCTS, rows, _NUM_PRODUCTS, columns, in_channels)
-
-        # Over the channels, for each of the 36 products of all tiles of all frames.
-        states = states.permute(1, 3, 0, 2, 4, 5).reshape(_NUM_PRODUCTS**2, frames * rows * columns, in_channels)
-        states = torch.bmm(states, self.transformed_weight)
-        states = states.view(_NUM_PRODUCTS, _NUM_PRODUCTS, frames, rows, columns, out_channels)
-
-        # Output transform along the width, then along the height, added to the bias: (frames, height, width, channels).
-        states = states.permute(2, 0, 3, 1, 4, 5)
-        states = states.reshape(frames * _NUM_PRODUCTS * rows, _NUM_PRODUCTS * columns, out_channels)
-        states = torch.bmm(output_across.expand(len(states), -1, -1), states)
-        states = states.view(frames, _NUM_PRODUCTS * rows, width * out_channels)
-        states = torch.baddbmm(bias.repeat(width), output_down.expand(frames, -1, -1), states)
-        return (states.view(frames, height, width, out_channels).permute(0, 3, 1, 2),)
 
 
 def _fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.Conv2d:
@@ -1035,12 +959,7 @@ def _fold_head(head: nn.Sequential) -> nn.Sequential:
 
 
 class UpsampledConvolution(nn.Module):
-    """Convolution (3x3), BatchNorm and ReLU of a bilinearly upsampled feature map, exact without upsampling the input.
-
-    Upsampling is linear and the same for all channels, so the channels may be mixed before it: nine 1x1 convolutions run at
-    the low resolution, a quarter of the work at a factor of two. Their results are upsampled, shifted by one pixel in each
-    direction and added by two products with small constant matrices, first along the rows, then along the columns.
-    """
+    """Convolution (3x3), BatchNorm and ReLU of a bilinearly upsampled feature map."""
 
     def __init__(self, block: ConvolutionBlock):
         super().__init__()
@@ -1049,130 +968,17 @@ class UpsampledConvolution(nn.Module):
     def forward(self, feature_map: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         """Map (frames, channels, height, width) to (frames, out channels, *size)."""
         height, width = feature_map.shape[2:]
-        if self._is_worth_mixing_first(feature_map, size):
-            values = 9 * height * width * self.block.convolution.out_channels
-            (mixed,) = _in_chunks(lambda part: self._mix_then_upsample(part, size), values, feature_map)
+        if is_worth_mixing_first(feature_map, size):
+            weight, bias = self.block.convolution.weight, self.block.bias
+            (mixed,) = in_chunks(
+                lambda part: (convolve_upsampled(part, size, weight, bias),),
+                9 * height * width * len(weight),
+                feature_map,
+            )
             return self.block.activation(mixed)
         if (height, width) != tuple(size):
-            feature_map = _resize(feature_map, size)
+            feature_map = resize(feature_map, size)
         return self.block(feature_map)
-
-    def _is_worth_mixing_first(self, feature_map: torch.Tensor, size: tuple[int, ...]) -> bool:
-        """Compare products per value: of the mixing and both interpolations with those of the convolution."""
-        channels, height, width = feature_map.shape[1:]
-        shrinking = height * width / (size[0] * size[1])
-        instead = 9 * channels * shrinking + 9 * width * height / size[0] + 3 * height
-        return 1.4 * instead <= 9 * channels and _multiplications_are_expensive(feature_map)
-
-    def _mix_then_upsample(self, feature_map: torch.Tensor, size: tuple[int, ...]) -> tuple[torch.Tensor]:
-        frames, channels, height, width = feature_map.shape
-        weight, bias = self.block.convolution.weight, self.block.bias
-        out_channels, kind = self.block.convolution.out_channels, (feature_map.dtype, feature_map.device)
-        tokens = feature_map.permute(0, 2, 3, 1)
-
-        # One product per row of the kernel: (frames, 3 rows, height, width, 3 columns * out channels).
-        kernel_rows = weight.permute(2, 3, 0, 1).reshape(3, 3 * out_channels, channels)
-        mixed = torch.stack([functional.linear(tokens, row) for row in kernel_rows], dim=1)
-
-        # Along the width, all rows of all frames as one batch: (frames * 3 rows * height, new width, out channels).
-        across = _interpolation_taps(width, size[1], *kind).flatten(1)
-        mixed = mixed.view(frames * 3 * height, width * 3, out_channels)
-        mixed = torch.bmm(across.expand(len(mixed), -1, -1), mixed)
-
-        # Along the height, added to the bias: (frames, new height, new width * out channels).
-        down = _interpolation_taps(height, size[0], *kind).transpose(1, 2).flatten(1)
-        mixed = mixed.view(frames, 3 * height, size[1] * out_channels)
-        mixed = torch.baddbmm(bias.repeat(size[1]), down.expand(frames, -1, -1), mixed)
-        return (mixed.unflatten(2, (size[1], out_channels)).permute(0, 3, 1, 2),)
-
-
-@lru_cache(maxsize=64)
-def _interpolation_taps(length: int, resized: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Build bilinear interpolation along one axis as a matrix for each of the three taps of a zero-padded convolution.
-
-    Cached, because a network has few sizes of feature maps.
-
-    Returns:
-        (resized, length, 3): entry [:, :, k] maps `length` samples to the `resized` ones shifted by k - 1, with zeros
-        outside of the border.
-    """
-    samples = torch.eye(length, dtype=dtype, device=device)[None]
-    weights = functional.interpolate(samples, size=resized, mode="linear", align_corners=False)[0].T
-    padded = functional.pad(weights, (0, 0, 1, 1))
-    return torch.stack([padded[tap : tap + resized] for tap in range(3)], dim=2)
-
-
-# Winograd's F(4x4, 3x3) as matrices: along each axis 6 products give 4 values of a convolution with 3 taps (Lavin and Gray,
-# "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308). The points 0, 2/3, -2/3, 3/2, -3/2 and infinity
-# keep the error in float32 five times below that of the usual 0, 1, -1, 2, -2. A transform is one matrix for a complete
-# axis, including all its tiles and the zero padding, so that applying it is one matrix product.
-
-_TILE = 4
-_WINDOW = 6  # values that the 3 taps read around the 4 of a tile
-_NUM_PRODUCTS = 6
-
-_P, _Q = 2 / 3, 3 / 2
-_SUM = _P**2 + _Q**2
-_AT_P, _AT_Q = -81 / 130, 8 / 65
-# From the values of a window to the factors of its products, (products, window).
-_INPUT_TRANSFORM = (
-    (1, 0, -_SUM, 0, 1, 0),
-    (0, -_Q, -(_Q**2), _P, 1, 0),
-    (0, _Q, -(_Q**2), -_P, 1, 0),
-    (0, -_P, -(_P**2), _Q, 1, 0),
-    (0, _P, -(_P**2), -_Q, 1, 0),
-    (0, 1, 0, -_SUM, 0, 1),
-)
-# From the three weights to the other factors, (products, taps).
-_WEIGHT_TRANSFORM = (
-    (1, 0, 0),
-    (_AT_P, _AT_P * _P, _AT_P * _P**2),
-    (_AT_P, -_AT_P * _P, _AT_P * _P**2),
-    (_AT_Q, _AT_Q * _Q, _AT_Q * _Q**2),
-    (_AT_Q, -_AT_Q * _Q, _AT_Q * _Q**2),
-    (0, 0, 1),
-)
-# From the products to the convolution, (tile, products).
-_OUTPUT_TRANSFORM = (
-    (1, 1, 1, 1, 1, 0),
-    (0, _P, -_P, _Q, -_Q, 0),
-    (0, _P**2, _P**2, _Q**2, _Q**2, 0),
-    (0, _P**3, -(_P**3), _Q**3, -(_Q**3), 1),
-)
-
-
-def _num_tiles(length: int) -> int:
-    """Return the number of tiles that cover an axis."""
-    return -(-length // _TILE)
-
-
-def _transform_weight(weight: torch.Tensor) -> torch.Tensor:
-    """Map (out channels, in channels, 3, 3) to (36 products, in channels, out channels); computed in float64."""
-    matrix = torch.tensor(_WEIGHT_TRANSFORM, dtype=torch.float64, device=weight.device)
-    products = torch.einsum("px,qy,oixy->pqio", matrix, matrix, weight.detach().double())
-    return products.flatten(0, 1).to(weight.dtype).contiguous()
-
-
-@lru_cache(maxsize=64)
-def _transform_matrices(length: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Build the transforms along one axis of a feature map; cached, because a network has few sizes of feature maps.
-
-    Args:
-        length: Size of the axis.
-        dtype: Data type of the feature map.
-        device: Device of the feature map.
-
-    Returns:
-        The input transform (products * tiles, length) and the output transform (length, products * tiles).
-    """
-    options: dict[str, Any] = {"dtype": dtype, "device": device}
-    tiles = _num_tiles(length)
-    # One zero before the first value, and as many after the last value as the last tile needs.
-    padded = functional.pad(torch.eye(length, **options), (1, _TILE * tiles + 1 - length))
-    windows = padded.unfold(1, _WINDOW, _TILE)
-    inputs = torch.einsum("pw,ltw->ptl", torch.tensor(_INPUT_TRANSFORM, **options), windows).flatten(0, 1)
-    outputs = torch.einsum("op,tu->topu", torch.tensor(_OUTPUT_TRANSFORM, **options), torch.eye(tiles, **options))
-    return inputs, outputs.flatten(2).flatten(0, 1)[:length]
 
 
 __all__ = ["FoldedConvolution", "OptimizedPCMANet", "UpsampledConvolution"]

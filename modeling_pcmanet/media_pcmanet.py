@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeGuard, TypeVar, cast
@@ -146,7 +147,7 @@ AUDIO_MARGIN_SECONDS = 1.0
 # Audio is given in pieces of at least this length.
 JOINED_SECONDS = 0.5
 
-# Silence that is filled in is noted from this length on: codecs and containers differ by less.
+# Silence that is filled in is noted from this length on, all holes together: codecs and containers differ by less.
 NOTED_SILENCE_SECONDS = 0.25
 
 
@@ -294,12 +295,17 @@ class MediaReader:
         self._reads = {"video": video, "audio": audio}
         self._size: tuple[int, int] | None = None
         self._skips: Callable[[av.Packet], bool] = lambda _: False
-        # Notes on the audio, which are added after those on the complete file: a text with its level, or an event to count.
-        self._audio_notes: list[tuple[str, int | None]] = []
+        # Notes on the audio, which are added after those on the complete file: a text with its level.
+        self._audio_notes: list[tuple[str, int]] = []
+        # The seconds of holes and overlaps, and their number.
+        self._gap_seconds: Counter[str] = Counter()
+        self._gaps: Counter[str] = Counter()
         self._audio_seconds: float | None = None
 
     def __enter__(self) -> "MediaReader":
         with ExitStack() as stack:
+            if isinstance(self._source, str) and is_open_pipe(Path(self._source)):
+                self._source = stack.enter_context(_open_path(Path(self._source)))
             if _is_file_object(self._source):
                 self._source = stack.enter_context(_seekable(self._source))
             container, self.notes = stack.enter_context(open_media(self._source, self.name))
@@ -411,8 +417,10 @@ class MediaReader:
         if self._reads["video"] and self.has_ended:
             note_missing_end(self._video, self.end, self.notes, self._audio_seconds)
         for text, level in self._audio_notes:
-            self.notes.count(text) if level is None else self.notes.add(text, level)
-        self.notes.finish()
+            self.notes.add(text, level)
+        for text, seconds in self._gap_seconds.items():
+            if seconds >= NOTED_SILENCE_SECONDS:
+                self.notes.add(f"{text}: {self._gaps[text]} ({seconds:.2f} s)")
 
     def _reopen(self, stream: VideoStream | AudioStream) -> tuple[InputContainer, VideoStream | AudioStream]:
         """Open the source a second time, for one stream."""
@@ -422,9 +430,10 @@ class MediaReader:
 
     def _packets_of(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
         """Yield the packets of one stream; errors of FFmpeg name the source."""
+        failure = av.FFmpegError  # as in `open_media`
         try:
             yield from self._packets.of(stream)
-        except av.FFmpegError as error:
+        except failure as error:
             raise _unreadable(self._source, self.name, error) from error
 
     def _decode_video(self) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -439,7 +448,7 @@ class MediaReader:
             self._converter.measure(frame)
             yield seconds, frame
         if seconds is None:
-            raise no_frames(self.name)
+            raise _encrypted(self.name) if _names_encryption(self._source) else no_frames(self.name)
         self.has_ended = True
 
     def _restart_video(self) -> Iterator[av.Packet]:
@@ -504,10 +513,19 @@ class MediaReader:
                 )
                 return False
             yield from self._known_silence(timeline, start)
-        if abs(hole) / rate >= NOTED_SILENCE_SECONDS:
-            self._audio_notes.append(_note_of_hole(hole / rate, is_at_start=start == 0))
+        if start:
+            self._count_gap(hole / rate)
+        elif abs(hole) / rate >= NOTED_SILENCE_SECONDS:
+            self._audio_notes.append(_note_of_start(hole / rate))
         yield from timeline.silence(start + hole)
         return True
+
+    def _count_gap(self, seconds: float) -> None:
+        """Count a hole in the audio, or below 0 an overlap: many short ones are as much as a long one."""
+        if seconds:
+            text = "holes in its audio filled with silence" if seconds > 0 else "overlaps in its audio cut"
+            self._gaps[text] += 1
+            self._gap_seconds[text] += abs(seconds)
 
     def _known_silence(self, timeline: "AudioTimeline", start: int) -> Iterator[AudioPiece]:
         """Yield the silence after sample `start` as far as the video was read; None if it is not known to be silence.
@@ -745,6 +763,9 @@ MEDIA_FORMATS = (
 # 8192x8192: 8K and 12K video passes. A decoder holds up to 20 frames at once, at this size 2 GB.
 LARGEST_FRAME_PIXELS = 2**26
 
+# The table of an mp4 file that names its codecs is at its start or end: with it, hours of video.
+SEARCHED_BYTES = 2**24
+
 # Data from a pipe is kept in a temporary file first.
 LARGEST_PIPED_BYTES = 16 * 2**30
 PIPED_READ_BYTES = 2**20
@@ -772,6 +793,7 @@ def open_media(source: MediaSource, name: str | None = None) -> Iterator[tuple[I
     """
     source = media_source(source)
     notes = MediaNotes(source_name(source) if name is None else name)
+    failure = av.FFmpegError  # named here: at exit the interpreter clears modules before the last generators end
     with ExitStack() as stack:
         try:
             if _is_url(source):
@@ -779,7 +801,7 @@ def open_media(source: MediaSource, name: str | None = None) -> Iterator[tuple[I
             else:
                 container = _open_file(stack.enter_context(_file_of(source, notes.name)))
             yield stack.enter_context(container), notes
-        except av.FFmpegError as error:
+        except failure as error:
             raise _unreadable(source, notes.name, error) from error
 
 
@@ -787,6 +809,8 @@ def _unreadable(source: MediaSource, name: str, error: av.FFmpegError) -> MediaE
     """Return the error for a source that FFmpeg cannot read."""
     if isinstance(error, av.error.ExitError):
         return MediaError(f"{name} did not respond for {NETWORK_TIMEOUT_SECONDS} s. Download it first.")
+    if _names_encryption(source):
+        return _encrypted(name)
     check = "the address, its certificate, and that it returns" if _is_url(source) else "that it is"
     return MediaError(
         f"{name} cannot be read as audio or video: {error.strerror or error}. "
@@ -824,6 +848,23 @@ def _local_path(path: str) -> str:
     if url.netloc not in ("", "localhost"):
         raise MediaError(f"{path} names the machine {url.netloc!r}. Pass a path of this machine, or an http(s) URL.")
     return url2pathname(url.path)
+
+
+def _encrypted(name: str) -> MediaError:
+    """Return the error for protected media."""
+    return MediaError(f"{name} is encrypted (DRM). Get a copy without protection.")
+
+
+def _names_encryption(source: MediaSource) -> bool:
+    """Return whether an mp4 file that cannot be read names encrypted video or audio as its codec."""
+    if _is_url(source):
+        return False
+    with _file_of(source, source_name(source)) as file:
+        head = file.read(SEARCHED_BYTES)
+        file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - SEARCHED_BYTES))
+        return head[4:8] == b"ftyp" and any(
+            codec in part for part in (head, file.read()) for codec in (b"encv", b"enca")
+        )
 
 
 def source_name(source: MediaSource) -> str:
@@ -875,7 +916,8 @@ def _file_of(source: MediaSource, name: str) -> Iterator[BinaryIO]:
     """Yield a seekable file object at its start: the index of an mp4 file is often at its end."""
     with ExitStack() as stack:
         if isinstance(source, str):
-            file = stack.enter_context(_open_on_hub(source) if "hf://" in source else _open_path(Path(source)))
+            opened = stack.enter_context(_open_on_hub(source) if "hf://" in source else _open_path(Path(source)))
+            file = stack.enter_context(_seekable(opened))
         elif isinstance(source, bytes):
             file = io.BytesIO(source)
         else:
@@ -897,10 +939,10 @@ def _open_path(path: Path) -> BinaryIO:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise MediaError(f"{path} is a directory. Pass the path of one media file in it.")
-        if not stat.S_ISREG(mode):
+        if not (stat.S_ISREG(mode) or is_open_pipe(path)):
             # Opening a pipe may block permanently, and a device such as /dev/zero never ends.
             raise MediaError(
-                f"{path} is a pipe or a device, not a file. Pass the result of `open(..., 'rb')` instead."
+                f"{path} is a pipe or a device, not a file. Pass the result of `open(..., 'rb')`, or /dev/stdin."
             )
         return path.open("rb")
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -910,6 +952,11 @@ def _open_path(path: Path) -> BinaryIO:
         raise FileNotFoundError(message) from error
     except OSError as error:
         raise MediaError(f"{path} cannot be opened: {error.strerror}. Check its permissions.") from error
+
+
+def is_open_pipe(path: Path) -> bool:
+    """Return whether a path names a pipe that this process has open, as /dev/stdin and `<(...)` of a shell do."""
+    return str(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")) and path.is_fifo()
 
 
 def _is_file_object(source: MediaSource) -> TypeGuard[BinaryIO]:
@@ -943,9 +990,15 @@ def _second_source(source: MediaSource) -> Iterator[MediaSource]:
 
 
 def copy_pipe(source: BinaryIO, file: IO[bytes]) -> None:
-    """Copy the data of a pipe to a file, or raise MediaError if it does not end."""
+    """Copy the data of a pipe to a file, or raise MediaError if it does not end or the disk is full."""
     while data := source.read(PIPED_READ_BYTES):
-        file.write(data)
+        try:
+            file.write(data)
+        except OSError as error:
+            raise MediaError(
+                f"{source_name(source)} cannot be copied to a temporary file: {error.strerror}. Write it to a file and pass "
+                "its path, or set TMPDIR to a folder with more space."
+            ) from error
         if file.tell() > LARGEST_PIPED_BYTES:
             raise MediaError(
                 f"{source_name(source)} gave more than {LARGEST_PIPED_BYTES / 2**30:.3g} GiB and does not end. "
@@ -1050,7 +1103,7 @@ class PacketQueues:
         """
         for packet in self._queued(stream):
             if packet.has_sidedata("encryption_info"):
-                raise MediaError(f"{self._notes} is encrypted (DRM). Get a copy without protection.")
+                raise _encrypted(self._notes.name)
             yield packet
 
     def restart(self, stream: VideoStream | AudioStream) -> None:
@@ -1124,6 +1177,7 @@ def demux(
         streams: The streams to demux.
         count_unreadable: Called at each place that cannot be read, with the number of such places so far.
     """
+    unreadable = (av.error.InvalidDataError, av.error.EOFError)  # as in `open_media`
     failures = in_a_row = 0
     while in_a_row < MOST_UNREADABLE_IN_A_ROW:
         try:
@@ -1131,7 +1185,7 @@ def demux(
                 in_a_row = 0
                 yield packet
             return
-        except (av.error.InvalidDataError, av.error.EOFError):
+        except unreadable:
             failures, in_a_row = failures + 1, in_a_row + 1
             count_unreadable(failures)
         except IndexError:
@@ -1300,13 +1354,10 @@ def _stream_seconds(video: VideoStream) -> float | None:
     return float(video.duration * video.time_base) if video.duration and video.time_base else None
 
 
-def has_decoding_times_only(video: VideoStream) -> bool:
-    """Return whether the container stores when packets are decoded, but not when their frames are shown.
-
-    FFmpeg derives the time of presentation for most codecs, but not for those in which the order of packets leaves it open.
-    """
-    container = cast(InputContainer, video.container)
-    return container.format.name in ("avi", "asf") and video.codec_context.name in ("h264", "hevc", "vvc")
+# Containers that store when packets are decoded, but not when their frames are shown. FFmpeg derives that for most codecs
+# (one frame late if frames are out of order), but not for those in which the order of packets leaves it open.
+DECODING_TIME_CONTAINERS = ("avi", "asf")
+UNDERIVED_CODECS = ("h264", "hevc", "vvc")
 
 
 class VideoClock:
@@ -1326,19 +1377,20 @@ class VideoClock:
         self.period = float(1 / frame_rate(video))
         self.origin = 0.0
         self.end = 0.0
-        self.goes_by_decoding = has_decoding_times_only(video)
+        is_by_decoding = cast(InputContainer, video.container).format.name in DECODING_TIME_CONTAINERS
+        self.goes_by_decoding = is_by_decoding and video.codec_context.name in UNDERIVED_CODECS
+        self._known_origin = float((video.start_time or 0) * (video.time_base or 0)) if is_by_decoding else None
         self._start = -math.inf
         self._shift = 0.0
         self._backwards = 0
         self._last: tuple[float | None, float | None] = None, None
-        self._first_packet = float((video.start_time or 0) * (video.time_base or 0))
 
     def read(self, frame: av.VideoFrame) -> float:
         """Return the timestamp of the next frame, in seconds since the first frame."""
         stamp = self._stamp(frame)
         if self._start == -math.inf:
             self._shift = stamp or 0.0
-            self.origin = self._first_packet if self.goes_by_decoding else self._shift
+            self.origin = self._shift if self._known_origin is None else self._known_origin
 
         # A frame without a timestamp, or one not after the last, follows the last; so does one after a splice.
         seconds = self.place(stamp)
@@ -1505,6 +1557,27 @@ class FrameSkipper:
 # Anamorphic video has 2 or less; values beyond 4 are errors.
 LARGEST_PIXEL_ASPECT = 4
 
+# Frames that are stretched by less look the same; encoders declare pixels of 4096:4095 by rounding.
+NOTED_STRETCH = 0.01
+
+
+# Numbers of ITU-T H.273 for the transfer characteristics of HDR video.
+HDR_TRANSFERS = {16: "pq", 18: "hlg"}
+
+# Candela per square meter: the white of usual video within HDR (BT.2408), and the brightest light that is told apart, that
+# of a BT.2100 display for HLG.
+HDR_WHITE = 203.0
+HDR_PEAK = 1000.0
+
+# Of usual white: FFmpeg's default.
+TONE_MAPPING_START = 0.3
+
+HLG_SYSTEM_GAMMA = 1.2  # BT.2100, at 1,000 candela
+DISPLAY_GAMMA = 2.4  # BT.1886
+
+# BT.2087
+BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
+
 
 class FrameConverter:
     """Convert the decoded frames of one video to RGB at one size, that which a player shows.
@@ -1559,6 +1632,10 @@ class FrameConverter:
 
     def _to_rgb(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
         """Return a frame in RGB at (width, height), transparent parts on black."""
+        if frame.color_trc in HDR_TRANSFERS:
+            self._notes.add("its video is HDR; its colors are mapped to the usual range of brightness", logging.INFO)
+            codes = self._reformatter.reformat(frame, width=size[0], height=size[1], format="rgb48le", threads=1)
+            return tone_map(codes.to_ndarray(), HDR_TRANSFERS[frame.color_trc])
         is_transparent = any(component.is_alpha for component in frame.format.components)
         form = "rgba" if is_transparent else "rgb24"
 
@@ -1587,6 +1664,49 @@ class FrameConverter:
         return self._to_rgb(av.VideoFrame.from_ndarray(rgb, format="rgb24"), self._size)
 
 
+def tone_map(codes: np.ndarray, transfer: str) -> np.ndarray:
+    """Convert HDR colors to those of usual video, which the networks were trained on.
+
+    Args:
+        codes: (height, width, 3), uint16, red, green and blue with the primaries of BT.2020. The 7 highest bits count.
+        transfer: "pq" (SMPTE ST 2084) or "hlg" (BT.2100, hybrid log-gamma).
+
+    Returns:
+        (height, width, 3), uint8, with the primaries of BT.709.
+    """
+    red, green, blue = np.moveaxis(codes >> 9, 2, 0)
+    return _tone_map_table(transfer)[red, green, blue]
+
+
+@cache
+def _tone_map_table(transfer: str) -> np.ndarray:
+    """Return the usual color of each HDR color, (128, 128, 128, 3), uint8: as much work as one frame of full HD.
+
+    Light up to `TONE_MAPPING_START` of the white of usual video stays as it is; brighter light is compressed by the curve
+    "mobius" of FFmpeg's filter `tonemap`. The hue stays, because all three values are scaled alike.
+    """
+    light = np.stack(np.meshgrid(*[_display_light(np.linspace(0, 1, 128), transfer)] * 3, indexing="ij"), axis=-1)
+    if transfer == "hlg":
+        light *= (light @ [0.2627, 0.678, 0.0593])[..., None] ** (HLG_SYSTEM_GAMMA - 1)
+    light = np.maximum(light * (HDR_PEAK / HDR_WHITE) @ BT2020_TO_BT709.T, 0)
+    brightest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
+    start, peak = TONE_MAPPING_START, HDR_PEAK / HDR_WHITE
+    a = -(start**2) * (peak - 1) / (start**2 - 2 * start + peak)
+    b = (start**2 - 2 * start * peak + peak) / (peak - 1)
+    compressed = (b**2 + 2 * b * start + start**2) / (b - a) * (brightest + a) / (brightest + b)
+    light *= np.where(brightest <= start, brightest, compressed) / brightest
+    return np.rint(255 * np.minimum(light, 1) ** (1 / DISPLAY_GAMMA)).astype(np.uint8)
+
+
+def _display_light(code: np.ndarray, transfer: str) -> np.ndarray:
+    """Return the light of codes from 0 to 1, as a fraction of `HDR_PEAK`: of the display for "pq", of the scene for "hlg"."""
+    if transfer == "pq":
+        root = code ** (32 / 2523)
+        light = np.maximum(root - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * root)
+        return light ** (8192 / 1305) * 10_000 / HDR_PEAK
+    return np.where(code <= 0.5, code**2 / 3, (np.exp((code - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+
+
 def shown_size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
     """Return width and height with square pixels, so that neither decreases (as browsers do).
 
@@ -1608,7 +1728,7 @@ def _pixel_aspect(video: VideoStream, notes: MediaNotes) -> Fraction:
             f"its pixel aspect of {aspect.numerator}:{aspect.denominator} is invalid; pixels are taken as square"
         )
         return Fraction(1)
-    if aspect != 1:
+    if abs(math.log(aspect)) >= NOTED_STRETCH:
         notes.add(
             f"its pixels are {aspect.numerator}:{aspect.denominator}; frames are stretched to square pixels",
             logging.INFO,
@@ -1719,10 +1839,8 @@ def finite_waveform(waveform: np.ndarray, name: str, start: int = 0) -> np.ndarr
     return waveform
 
 
-def _note_of_hole(seconds: float, is_at_start: bool) -> tuple[str, int | None]:
-    """Return the note on silence that is filled in, or below 0 on audio that is cut: a text and its level."""
-    if not is_at_start:
-        return "holes in its audio filled with silence" if seconds > 0 else "overlaps in its audio cut", None
+def _note_of_start(seconds: float) -> tuple[str, int]:
+    """Return the note on audio that starts later than the video, or below 0 earlier: a text and its level."""
     if seconds > 0:
         return f"its audio starts {seconds:.2f} s after its video; silence is filled in", logging.WARNING
     return "its audio starts before its video; this is left out", logging.INFO

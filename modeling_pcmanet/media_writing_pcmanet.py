@@ -28,6 +28,7 @@ from pcmanet.files import atomic_file
 from .media_pcmanet import (
     LONGEST_HOLE_SECONDS,
     LONGEST_OVERLAP_SECONDS,
+    SAMPLING_OFFSET,
     MediaError,
     MediaReader,
     MediaSource,
@@ -54,6 +55,7 @@ AAC_FRAME_SAMPLES = 1024
 AAC_SAMPLING_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 FALLBACK_SAMPLING_RATE = 48_000  # hertz (Hz), for an audio stream with a rate that AAC does not support
 CHANNEL_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+LOSSLESS_RATE = 16  # frames per second: 15/16 s is the time of a frame
 FALLBACK_LAYOUT = "stereo"  # for an audio stream with another number of channels
 
 # FFmpeg's AAC at its default rate leaves holes in pure tones; it clamps this to what a sampling rate allows.
@@ -178,6 +180,37 @@ def encode_wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
         file.setsampwidth(2)
         file.setframerate(sampling_rate)
         file.writeframes(steps.astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def encode_lossless(frames: np.ndarray, waveform: np.ndarray, sampling_rate: int) -> bytes:
+    """Encode one frame per second and audio without loss, so that what reads videos can read clips of AVSBench.
+
+    Args:
+        frames: uint8 RGB (frames, height, width, 3).
+        waveform: float32 (channels, samples) with full scale [-1, 1].
+        sampling_rate: Samples per second in hertz (Hz).
+
+    Returns:
+        The bytes of a Matroska file. Reading it at one frame per second gives the same frames and samples, and for frame k the
+        timestamp k + 15/16, as AVSBench has.
+    """
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        output.flags |= Flags.bitexact.value  # the same bytes in every run
+        video = output.add_stream("ffv1", rate=LOSSLESS_RATE)
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "bgr0"
+        audio = output.add_stream("pcm_f32le", rate=sampling_rate, layout=CHANNEL_LAYOUTS[len(waveform)])
+        for second, frame in enumerate(frames):
+            # On screen for a second, and again where it is sampled.
+            for position in (second, second + SAMPLING_OFFSET):
+                image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                image.pts, image.time_base = round(position * LOSSLESS_RATE), Fraction(1, LOSSLESS_RATE)
+                output.mux(video.encode(image))
+        output.mux(video.encode())
+        for packet in _encoded(audio, _frames_of_waveform(waveform.astype(np.float32), sampling_rate)):
+            output.mux(packet)
     return buffer.getvalue()
 
 

@@ -215,7 +215,8 @@ def feature_strides(backbone: Any) -> list[int]:
         return [strides[name] for name in config.out_features]
     sizes, weight = getattr(config, "image_size", 64), next(backbone.parameters())
     height, width = (sizes, sizes) if isinstance(sizes, int) else sizes
-    frames = torch.zeros(1, config.num_channels, height, width, dtype=weight.dtype, device=weight.device)
+    channels = getattr(config, "num_channels", 3)  # TextNet and others have no such field
+    frames = torch.zeros(1, channels, height, width, dtype=weight.dtype, device=weight.device)
     was_training = backbone.training
     with torch.no_grad():
         feature_maps = backbone.eval()(frames).feature_maps

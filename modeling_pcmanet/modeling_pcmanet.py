@@ -21,6 +21,7 @@ of logits and labels.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import torch
@@ -29,12 +30,12 @@ from torch.nn import functional
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_encoders import audio_embedding_size
-from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
+from .configuration_pcmanet import NUM_STAGES, PIPELINE_TAG, PCMANetConfig
 from .inference_pcmanet import OptimizedPCMANet, find_obstacle
 from .modeling_audio_encoders import build_audio_encoder, embed_windows, load_audio_encoder
 from .modeling_backbones import build_backbone, build_pyramid, compute_feature_maps, load_backbone
@@ -50,10 +51,29 @@ from .modeling_pcmanet_decoder import (
 )
 
 
+logger = logging.get_logger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Keywords that the decorators of transformers take from a forward call or add to it.
 _CAPTURE_KEYWORDS = frozenset({"output_attentions", "output_hidden_states", "return_dict", "use_cache"})
+
+
+# transformers says only that it does not recognize the architecture.
+_README = f"""---
+library_name: transformers
+pipeline_tag: {PIPELINE_TAG}
+tags: [audio-visual-segmentation, pcmanet]
+---
+
+`import pcmanet` registers the architecture and the task of this checkpoint with transformers:
+
+```python
+import pcmanet
+from transformers import pipeline
+
+segmenter = pipeline("audio-visual-segmentation", model="path or owner/name")
+```
+"""
 
 
 @dataclass
@@ -63,14 +83,14 @@ class PCMANetModelOutput(ModelOutput):
     Attributes:
         last_hidden_state: (batch, frames, hidden_size, height / 4, width / 4), the finest fused feature map.
         stage_logits: Four tensors (batch, frames, num_labels, stage height, stage width), coarse to fine.
-        confidence_masks: Three bool tensors (batch, frames, stage height, stage width) of the three coarser stages,
-            True where the prediction is uncertain and the next stage selects queries.
+        confidence_masks: Three uint8 tensors (batch, frames, stage height, stage width) of the three coarser stages, 1 where
+            the prediction is uncertain and the next stage selects queries, else 0.
         kept_ratios: (3,), fraction of the pixels of the real frames that each of these masks keeps.
         hidden_states: If requested, the input of the decoder (the neck output of stage 4) and the fused feature map of
             every stage, (real frames, hidden_size, stage height, stage width), coarse to fine.
         audio_embeds: (batch, frames, windows * width), outputs of the audio encoder.
-        attentions: If requested and with `attn_implementation="eager"`, the attention weights of QSCA in order of
-            computation: audio to visual, then visual to audio, stage by stage (stage 1 has only the latter).
+        attentions: If requested, the attention weights of QSCA in order of computation: audio to visual, then visual to
+            audio, stage by stage (stage 1 has only the latter). Empty unless `attn_implementation="eager"`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -93,7 +113,7 @@ class PCMANetPreTrainedModel(PreTrainedModel):
     # The loss is a mean over frames, so Trainer must not rescale it by the number of items in a batch.
     accepts_loss_kwargs = False
     _supports_sdpa = True
-    # The modules that FSDP2 wraps. A `device_map` over several GPUs is not supported: `ClipLayout` stays on one device.
+    # The modules that FSDP2 wraps.
     _no_split_modules = ["DecoderStage"]
     _can_record_outputs = {
         "hidden_states": OutputRecorder(DecoderStage, index=0),
@@ -103,13 +123,33 @@ class PCMANetPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> None:
         """Return None: the inputs are frames and audio. FSDP2 in Accelerate calls this and expects no error."""
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load a checkpoint as transformers does.
+
+        Raises:
+            ValueError: If `device_map` places parts of the network on several devices.
+        """
+        _check_device_map(kwargs.get("device_map"))
+        loaded = super().from_pretrained(*args, **kwargs)
+        _check_device_map(getattr(loaded, "hf_device_map", None))  # of "auto" on a machine with several GPUs
+        return loaded
+
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
-        """Save as transformers does; with code, both model classes are registered for the weights."""
+        """Save as transformers does, with a README.md unless there is one.
+
+        With code, both model classes are registered for the weights.
+        """
         if self.is_remote_code():
             both = (PCMANetModel, PCMANetForAudioVisualSegmentation)
             names = {ours._auto_class: f"modeling_pcmanet.{ours.__name__}" for ours in both if ours._auto_class}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **names}
+        else:
+            vars(self.config).pop("auto_map", None)  # of an earlier call with code
         super().save_pretrained(save_directory, **kwargs)
+        readme = Path(save_directory) / "README.md"
+        if kwargs.get("is_main_process", True) and not readme.exists():
+            readme.write_text(_README, encoding="utf-8")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -126,6 +166,19 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         for stage in new:
             stage.initialize_custom_blocks(self.config)
+
+
+def _check_device_map(device_map: Any) -> None:
+    """Raise ValueError if parts of the network are computed on several devices; those on the CPU or disk are offloaded."""
+    placed = device_map.values() if isinstance(device_map, dict) else ()
+    names = {f"cuda:{device}" if isinstance(device, int) else str(device) for device in placed}
+    devices = sorted(names - {"cpu", "disk"})
+    if len(devices) > 1:
+        raise ValueError(
+            f"`device_map` places parts of the network on the devices {', '.join(devices)}, but the stages share the layout of "
+            'the clips on one device, and all weights fit there. Pass a single device, such as device_map="cuda:0", and start '
+            "one process for each GPU."
+        )
 
 
 class PCMANetModel(PCMANetPreTrainedModel):
@@ -194,8 +247,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
-            ValueError: If a shape is wrong, not exactly one of the two audio inputs is given, or the attention
-                implementation does not return weights.
+            ValueError: If a shape is wrong, or not exactly one of the two audio inputs is given.
             TypeError: If a keyword is unknown.
         """
         if unknown := set(kwargs) - _CAPTURE_KEYWORDS:
@@ -206,9 +258,9 @@ class PCMANetModel(PCMANetPreTrainedModel):
         validate_inputs(pixel_values, input_features, audio_embeds, frame_mask, self.config)
         attention = self.config._attn_implementation
         if kwargs.get("output_attentions") and attention != "eager":
-            raise ValueError(
-                f"`output_attentions` needs eager attention, got {attention}, which does not return weights: load the "
-                'model with `attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
+            logger.warning_once(
+                f"`attentions` stays empty, because {attention} attention does not return its weights: load the model with "
+                '`attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
             )
         layout = build_layout(pixel_values, frame_mask, self.config)
         embeddings = self._embed_audio(input_features, audio_embeds, layout)
@@ -224,7 +276,8 @@ class PCMANetModel(PCMANetPreTrainedModel):
         return PCMANetModelOutput(
             last_hidden_state=layout.to_clips(fused),
             stage_logits=tuple(layout.to_clips(logits) for logits in stage_logits),
-            confidence_masks=tuple(layout.to_clips(mask) for mask in masks),
+            # Not bool, with which no arithmetic on outputs works, such as that of transformers' own tests.
+            confidence_masks=tuple(layout.to_clips(mask.to(torch.uint8)) for mask in masks),
             kept_ratios=torch.stack([mask.float().mean() for mask in masks]),
             audio_embeds=layout.to_clips(embeddings),
         )

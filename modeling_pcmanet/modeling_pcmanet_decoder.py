@@ -38,6 +38,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_encoders import audio_embedding_size
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
+from .convolutions_pcmanet import Convolution, resize
 
 
 _MINIMUM_IMAGE_SIZE = 32  # pixels, the stride of the coarsest feature map, which would be empty for smaller images
@@ -116,8 +117,8 @@ class PCMANetOutput(ModelOutput):
         loss: Scalar, if labels were given.
         logits: (batch, frames, num_labels, height, width), the finest stage at the input size. Padded frames are 0.
         stage_logits: The logits of all four stages at the input size, coarse to fine; the last one is `logits`.
-        confidence_masks: Three bool tensors (batch, frames, stage height, stage width) of the three coarser stages, True
-            where the prediction is uncertain and the next stage selects queries. False at stages that a frame did not reach
+        confidence_masks: Three uint8 tensors (batch, frames, stage height, stage width) of the three coarser stages, 1 where
+            the prediction is uncertain and the next stage selects queries, else 0. 0 at stages that a frame did not reach
             because of an early exit.
         kept_ratios: See [`PCMANetModelOutput`].
         hidden_states: See [`PCMANetModelOutput`].
@@ -203,10 +204,15 @@ class ConvolutionBlock(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, groups: int = 1):
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups),
+            Convolution(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(),
         )
+
+    def forward(self, input: torch.Tensor, size: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Map (frames, in channels, height, width), resized to `size` before if it is given."""
+        convolution, batch_norm, activation = self
+        return activation(batch_norm(convolution(input, size)))
 
 
 class AudioVisualGroupAttention(nn.Module):
@@ -328,7 +334,8 @@ class QuerySelectedCrossAttention(nn.Module):
             layout: The clip of each frame.
 
         Returns:
-            The guidance (frames, channels, height, width) and the audio token (frames, channels).
+            The guidance (frames, channels, token grid, token grid), which the fusion resizes, and the audio token (frames,
+            channels).
         """
         grid = self.token_grid_size
         pooled = functional.adaptive_avg_pool2d(visual, grid).flatten(2).transpose(1, 2)
@@ -342,10 +349,7 @@ class QuerySelectedCrossAttention(nn.Module):
         visual_tokens = visual_tokens + self.output_projection(layout.to_frames(visual_update))
         if audio_update is not None:
             audio_token = audio_token + self.output_projection(layout.to_frames(audio_update))
-        guidance = functional.interpolate(
-            self._to_map(visual_tokens), size=visual.shape[-2:], mode="bilinear", align_corners=False
-        )
-        return guidance, audio_token
+        return self._to_map(visual_tokens), audio_token
 
     def _attend(
         self, visual: torch.Tensor, audio: torch.Tensor, selected: torch.Tensor | None, layout: ClipLayout
@@ -450,18 +454,17 @@ class GuidedFusion(nn.Module):
 
         Args:
             visual: (frames, channels, height, width).
-            guidance: The same shape, or None in a network without cross-attention.
+            guidance: (frames, channels, any height, any width), or None in a network without cross-attention.
             coarser: (frames, channels, coarser height, coarser width), or None at the coarsest stage.
 
         Returns:
             (frames, channels, height, width).
         """
-        fused = visual
+        fused, size = visual, visual.shape[-2:]
         if guidance is not None and self.guidance_projection is not None:
-            fused = fused + self.guidance_projection(guidance)
+            fused = fused + self.guidance_projection(guidance, size)
         if coarser is not None and self.coarser_projection is not None:
-            upsampled = functional.interpolate(coarser, size=visual.shape[-2:], mode="bilinear", align_corners=False)
-            fused = fused + self.coarser_projection(upsampled)
+            fused = fused + self.coarser_projection(coarser, size)
         return self.output_projection(fused)
 
 
@@ -594,6 +597,9 @@ class DecoderStage(GradientCheckpointingLayer):
         guidance = None
         if self.cross_attention is not None:
             guidance, audio_token = self.cross_attention(visual, audio_token, uncertain, layout)
+            # CODEPATH: custom blocks get the guidance in the size of the feature map.
+            if type(self.fusion) is not GuidedFusion:
+                guidance = resize(guidance, visual.shape[-2:])
         fused = self.fusion(visual, guidance, coarser)
         return fused, self.head(fused), audio_token
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from transformers import AutoModelForUniversalSegmentation
+from transformers import AutoModelForSemanticSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
@@ -40,6 +40,8 @@ from .segments import find_segments
 
 
 logger = logging.get_logger(__name__)
+
+TASK = "audio-visual-segmentation"
 
 # The longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with its length.
 FRAMES_PER_WINDOW = 10
@@ -314,6 +316,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             super().save_pretrained(save_directory, **kwargs)
         finally:
             self.feature_extractor, self.image_processor = components
+            # Saving the model elsewhere must not refer to the code of this pipeline.
+            vars(self.model.config).pop("custom_pipelines", None)
         self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(
@@ -414,7 +418,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         minimum_area: float = 0.0,
     ) -> list[dict[str, Any]]:
         """Return the entries of one clip from its windows and their logits."""
-        return list(self._entries(model_outputs, threshold, minimum_area))
+        entries = list(self._entries(model_outputs, threshold, minimum_area))
+        description = self.model.config.description
+        if description is not None and not any(entry["segments"] for entry in entries):
+            logger.warning_once(f"No sounding object was found in a clip. This model {description}.")
+        return entries
 
     def get_iterator(
         self,
@@ -564,9 +572,9 @@ def _find_heard(names: Sequence[str], scores: torch.Tensor) -> list[dict[str, An
 
 
 PIPELINE_REGISTRY.register_pipeline(
-    "audio-visual-segmentation",
+    TASK,
     pipeline_class=AudioVisualSegmentationPipeline,
-    pt_model=AutoModelForUniversalSegmentation,
+    pt_model=AutoModelForSemanticSegmentation,
     type="multimodal",
 )
 

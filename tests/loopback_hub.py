@@ -261,9 +261,18 @@ class LoopbackHub:
                 "private": repository.private,
                 "lastModified": DATE,
                 "tags": [],
+                "library_name": "transformers",
+                "pipeline_tag": self._pipeline_tag(commit),
                 "siblings": [{"rfilename": path} for path in sorted(commit.files)],
             }
         )
+
+    def _pipeline_tag(self, commit: Commit) -> str | None:
+        """Return the task that the card of a repository names."""
+        card = commit.files.get("README.md")
+        metadata = "" if card is None else self._blob(card.sha256).read_text().partition("\n---\n")[0]
+        found = re.search(r"^pipeline_tag: (.*)$", metadata, flags=re.MULTILINE)
+        return None if found is None else found[1]
 
     # Writing.
 

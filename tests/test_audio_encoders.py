@@ -543,9 +543,9 @@ sys.path = [path for path in sys.path if path not in ("", sys.argv[1])]
 {WITHOUT_OUR_PACKAGE}
 import json
 import torch
-from transformers import AutoModelForUniversalSegmentation, AutoProcessor
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor
 for folder in sys.argv[3:]:
-    model = AutoModelForUniversalSegmentation.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     with torch.no_grad():
         logits = model(**processor(videos=sys.argv[2], return_tensors="pt")).logits

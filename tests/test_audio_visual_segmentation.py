@@ -25,7 +25,7 @@ from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torchcodec_decoders import audio_decoder, video_decoder
-from transformers import AutoModelForUniversalSegmentation, AutoProcessor, Pipeline, pipeline
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor, Pipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from written_trees import write_trees
 
@@ -37,9 +37,11 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
+from modeling_pcmanet.configuration_pcmanet import PIPELINE_TAG
 from modeling_pcmanet.media_pcmanet import read_audio, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.files import DEMO_MODEL, find_checkpoint
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import (
     Window,
@@ -402,7 +404,7 @@ print(json.dumps({{"module": type(segmenter).__module__, "scores": scores}}))
 """
 AUTO_CLASSES = {
     PCMANetConfig: "AutoConfig",
-    PCMANetForAudioVisualSegmentation: "AutoModelForUniversalSegmentation",
+    PCMANetForAudioVisualSegmentation: "AutoModelForSemanticSegmentation",
     PCMANetProcessor: "AutoProcessor",
     PCMANetImageProcessor: "AutoImageProcessor",
     PCMANetFeatureExtractor: "AutoFeatureExtractor",
@@ -1111,8 +1113,23 @@ class TestRegistrationAndSaving:
     def test_task_is_registered(self):
         _, task, _ = PIPELINE_REGISTRY.check_task("audio-visual-segmentation")
         assert task["impl"] is AudioVisualSegmentationPipeline
-        assert task["pt"] == (AutoModelForUniversalSegmentation,)
+        assert task["pt"] == (AutoModelForSemanticSegmentation,)
         assert task["type"] == "multimodal"
+
+    def test_default_checkpoint_and_task_of_the_hub(self, tmp_path: Path):
+        segmenter = pipeline("audio-visual-segmentation", device="cpu")
+        assert segmenter.model.name_or_path == find_checkpoint(DEMO_MODEL)
+        assert PIPELINE_REGISTRY.check_task(PIPELINE_TAG)[1]["impl"] is AudioVisualSegmentationPipeline
+        # No path of this machine belongs into a checkpoint.
+        segmenter.save_pretrained(tmp_path)
+        assert find_checkpoint(DEMO_MODEL) not in (tmp_path / "config.json").read_text()
+
+    def test_a_saved_folder_says_what_to_import(self, binary: Pipeline, tmp_path: Path):
+        binary.model.save_pretrained(tmp_path)
+        assert "\nimport pcmanet\n" in (tmp_path / "README.md").read_text()
+        (tmp_path / "README.md").write_text("mine")
+        binary.model.save_pretrained(tmp_path)
+        assert (tmp_path / "README.md").read_text() == "mine"
 
     def test_saved_pipeline_is_complete(self, semantic: Pipeline, clips: list[Path], tmp_path: Path):
         semantic.save_pretrained(tmp_path)

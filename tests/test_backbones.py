@@ -14,6 +14,7 @@ from training_runs import TRAINED_NETWORK, train
 from transformers import (
     AutoBackbone,
     AutoConfig,
+    BeitConfig,
     ConvNextConfig,
     ConvNextForImageClassification,
     ConvNextV2Config,
@@ -26,6 +27,7 @@ from transformers import (
     ResNetConfig,
     SwinConfig,
     SwinForImageClassification,
+    TextNetConfig,
     TimmBackboneConfig,
 )
 
@@ -228,6 +230,27 @@ def test_known_strides_are_those_of_the_feature_maps(config):
         backbone = build_backbone(build_backbone_config(config)).eval()
         maps = backbone(torch.empty(1, 3, 64, 64)).feature_maps
     assert feature_strides(backbone) == [64 // feature_map.shape[-1] for feature_map in maps]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TextNetConfig(out_features=ALL_STAGES),
+        BeitConfig(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=16,
+            add_fpn=True,
+            reshape_hidden_states=True,
+            out_features=ALL_STAGES,
+        ),
+    ],
+    ids=["without a number of channels", "with a feature pyramid"],
+)
+def test_strides_of_other_backbones_are_found(config):
+    config = PCMANetConfig(backbone_config=config).backbone_config
+    assert feature_strides(build_backbone(config)) == [4, 8, 16, 32]
 
 
 def test_unknown_backbone_is_refused():

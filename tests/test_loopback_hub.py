@@ -66,10 +66,10 @@ print(json.dumps(describe(model, processor, pipe, sys.argv[1])))
 """
 
 PULL_WITHOUT_OUR_PACKAGE = f"""{WITHOUT_OUR_PACKAGE}{DESCRIBE}
-from transformers import AutoModelForUniversalSegmentation, AutoProcessor, PvtV2Backbone, pipeline
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor, PvtV2Backbone, pipeline
 
 name = "someone/tiny-with-code"
-model = AutoModelForUniversalSegmentation.from_pretrained(name, trust_remote_code=True)
+model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
 pipe = pipeline("audio-visual-segmentation", model=name, trust_remote_code=True, device="cpu")
 backbone = PvtV2Backbone.from_pretrained("someone/backbone")

@@ -28,8 +28,8 @@ sys.path = [path for path in sys.path if path not in ("", sys.argv[3])]
 {WITHOUT_OUR_PACKAGE}
 import json
 import torch
-from transformers import AutoModel, AutoModelForUniversalSegmentation, AutoProcessor
-model = AutoModelForUniversalSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
+from transformers import AutoModel, AutoModelForSemanticSegmentation, AutoProcessor
+model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 with torch.no_grad():
     logits = model(**processor(videos=sys.argv[2], return_tensors="pt")).logits
@@ -77,7 +77,7 @@ def test_code_is_saved_only_if_requested(tmp_path):
     assert json.loads((folder / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_pcmanet.PCMANetConfig",
         "AutoModel": "modeling_pcmanet.PCMANetModel",
-        "AutoModelForUniversalSegmentation": "modeling_pcmanet.PCMANetForAudioVisualSegmentation",
+        "AutoModelForSemanticSegmentation": "modeling_pcmanet.PCMANetForAudioVisualSegmentation",
     }
     # Code is no longer saved after the `with` block.
     PCMANetForAudioVisualSegmentation(model.config).save_pretrained(tmp_path / "later")

@@ -19,9 +19,17 @@ from isolated_python import WITHOUT_OUR_PACKAGE
 from loopback_hub import Failure, HubError, LoopbackHub
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_config, tiny_model
+from transformers import pipeline
 
-from modeling_pcmanet import PCMANetConfig, PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet import (
+    PCMANetConfig,
+    PCMANetFeatureExtractor,
+    PCMANetImageProcessor,
+    PCMANetProcessor,
+    save_code_with_weights,
+)
 from modeling_pcmanet.media_writing_pcmanet import write_video
+from pcmanet.checkpoints import load_model
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.training import publishing
 from pcmanet.training.publishing import (
@@ -35,6 +43,7 @@ from pcmanet.training.publishing import (
     write_card,
 )
 from pcmanet.training.record import describe_environment, write_record
+from pcmanet.training.run import save_model
 
 
 METRICS = {
@@ -77,7 +86,7 @@ def section(model_card: ModelCard, title: str) -> str:
 
 def test_metadata_has_the_metrics_with_their_protocols():
     data = card(evaluations=(evaluation("pcmanet evaluate"),), datasets=("me/avsbench",)).data
-    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-segmentation", "other")
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "video-to-video", "other")
     assert data.tags == ["audio-visual-segmentation", "pcmanet"]
     assert (data.datasets, data.metrics, data.model_name) == (["me/avsbench"], ["mean_iou", "f_score"], "shapes")
     found = {
@@ -266,7 +275,7 @@ def test_code_and_pipeline_entry_are_published_together(result: Path):
     assert config["custom_pipelines"] == {
         "audio-visual-segmentation": {
             "impl": "audio_visual_segmentation.AudioVisualSegmentationPipeline",
-            "pt": ["AutoModelForUniversalSegmentation"],
+            "pt": ["AutoModelForSemanticSegmentation"],
             "type": "multimodal",
         }
     }
@@ -278,6 +287,26 @@ def test_code_and_pipeline_entry_are_published_together(result: Path):
     assert not [name for name in os.listdir(plain) if name.endswith(".py")]
     assert not {"custom_pipelines", "auto_map"} & set(json.loads((plain / "config.json").read_text()))
     assert "auto_map" not in (plain / "processor_config.json").read_text()
+
+
+def test_a_checkpoint_with_code_needs_no_trust_where_the_package_is_installed(result: Path, tmp_path: Path):
+    folder = prepare(Publication(result, "me/shapes", with_code=True))
+    segmenter = pipeline("audio-visual-segmentation", model=str(folder), device="cpu")
+    assert type(segmenter) is AudioVisualSegmentationPipeline
+    # Weights that are trained from it are saved without its code, and nothing may refer to that code.
+    model, processor = load_model(str(folder))
+    save_model(tmp_path / "trained", model, processor, {})
+    saved = "".join(path.read_text() for path in (tmp_path / "trained").glob("*.json"))
+    assert not any(entry in saved for entry in ("auto_map", "custom_pipelines"))
+    assert type(pipeline("audio-visual-segmentation", model=str(tmp_path / "trained"), device="cpu")) is type(
+        segmenter
+    )
+    # The same model saved with code, then without.
+    segmenter.save_pretrained(tmp_path / "again")
+    with save_code_with_weights():
+        segmenter.model.save_pretrained(tmp_path / "again")
+    segmenter.model.save_pretrained(tmp_path / "plain")
+    assert not {"custom_pipelines", "auto_map"} & set(json.loads((tmp_path / "plain" / "config.json").read_text()))
 
 
 def test_earlier_folder_is_replaced_completely(result: Path):
@@ -336,6 +365,19 @@ def test_command_line_prepares_or_prints_an_error(result: Path, capsys: pytest.C
     assert "license: mit\n" in (folder / "README.md").read_text()
     with pytest.raises(SystemExit, match="error: config.json not found"):
         main([str(result.parent.parent), "--to", "me/shapes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--code"]])
+def test_the_pipeline_of_a_published_model_is_found_without_naming_its_task(
+    options: list[str], result: Path, hub: LoopbackHub, tmp_path: Path
+):
+    environment = hub.environment(tmp_path / "home")
+    publishing_command = [sys.executable, "-m", "pcmanet.training.publishing", str(result), "--to", "someone/shapes"]
+    subprocess.run([*publishing_command, *options], env=environment, check=True, capture_output=True)
+    use = "import pcmanet; from transformers import pipeline; print(type(pipeline(model='someone/shapes')).__name__)"
+    done = subprocess.run([sys.executable, "-c", use], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "AudioVisualSegmentationPipeline\n", done.stderr[-3000:]
 
 
 @pytest.mark.slow

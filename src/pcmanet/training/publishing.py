@@ -28,6 +28,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor, save_code_with_weights
+from modeling_pcmanet.configuration_pcmanet import PIPELINE_TAG
 from modeling_pcmanet.hub_upload_pcmanet import WAITS, push_command, upload_folder
 from modeling_pcmanet.modeling_audio_encoders import load_strict
 from pcmanet.dataset_scripts.evaluation import (
@@ -165,6 +166,8 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         text = (folder / "results.md").read_text(encoding="utf-8")
         (command,) = re.findall(r"^ {4}(.+)$", text, flags=re.MULTILINE)[:1]
+        if "evaluations" in results:
+            raise ValueError("it has several evaluations, each in a folder of its own")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{folder} is not the output of a finished `pcmanet evaluate` ({error}). Give the folder that contains its "
@@ -201,9 +204,6 @@ def _save(
 
     An entry without code would stop `pipeline`, which would look for the code in the repository.
     """
-    for part in (model.config, processor, processor.image_processor, processor.feature_extractor):
-        for name in ("auto_map", "custom_pipelines"):  # of a checkpoint that was loaded with code
-            part.__dict__.pop(name, None)
     if with_code:
         with save_code_with_weights():
             cpu = torch.device("cpu")
@@ -271,11 +271,13 @@ from transformers import pipeline
 segmenter = pipeline("audio-visual-segmentation", model="{repository}", trust_remote_code=True)
 {loop}
 ```
+
+Where `pcmanet` is installed, `import pcmanet` replaces `trust_remote_code=True`.
 """
 WITHOUT_CODE = """With the package `pcmanet` installed:
 
 ```python
-import pcmanet.pipelines  # registers the task
+import pcmanet  # registers the architecture and the task with transformers
 from transformers import pipeline
 
 segmenter = pipeline("audio-visual-segmentation", model="{repository}")
@@ -399,7 +401,7 @@ def _metadata(content: CardContent) -> str:
     card = ModelCardData(
         license=content.publication.license or describe_data(content.settings)["license"],
         library_name="transformers",
-        pipeline_tag="image-segmentation",
+        pipeline_tag=PIPELINE_TAG,
         tags=["audio-visual-segmentation", "pcmanet"],
         datasets=list(content.publication.datasets) or None,
         metrics=list(METRIC_TYPES.values()) if results else None,
@@ -417,7 +419,7 @@ def _eval_results(content: CardContent) -> Iterator[EvalResult]:
         for protocol, values in metrics.items():
             for metric in (known for known in METRIC_TYPES if known in values):
                 yield EvalResult(
-                    task_type="image-segmentation",
+                    task_type=PIPELINE_TAG,
                     task_name="Audio-visual segmentation",
                     dataset_type=name.lower().replace(", ", "-").replace(" ", "-"),
                     dataset_name=name,

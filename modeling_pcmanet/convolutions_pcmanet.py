@@ -1,0 +1,379 @@
+# Copyright 2026 The pcmanet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Exact convolutions (3x3) of fewer multiplications, for float32 and float64 on CPUs, in training and inference.
+
+A feature map that was only upsampled is convolved before the upsampling, and other convolutions use Winograd's F(4x4, 3x3).
+All steps around the products over channels are products with small constant matrices, as fast as the matrix products of the
+machine, and exact at borders of any size. docs/inference.md and docs/training_cost.md have the measurements of each rule.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+class Convolution(nn.Conv2d):
+    """A convolution that, in training, computes the same values and gradients with fewer multiplications where that is faster.
+
+    In evaluation mode it is PyTorch's convolution. The optimized model has its own.
+    """
+
+    def forward(self, input: torch.Tensor, size: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Convolve a feature map.
+
+        Args:
+            input: (frames, in channels, height, width).
+            size: (height, width) to which to resize it before, bilinearly; None convolves it as it is.
+
+        Returns:
+            (frames, out channels, new height, new width).
+        """
+        is_rearranged = self.training and is_supported(self)
+        if size is not None and tuple(input.shape[2:]) != tuple(size):
+            if is_rearranged and is_worth_mixing_first(input, size):
+                return convolve_upsampled(input, size, self.weight, self.bias)
+            input = resize(input, size)
+        pixels = len(input) * input.shape[2] * input.shape[3]
+        if is_rearranged and pixels >= _TRAINED_PIXELS and is_worth_transforming(input, self.weight):
+            return cast(torch.Tensor, _TransformedConvolution.apply(input, self.weight, self.bias))
+        return super().forward(input)
+
+
+def is_supported(convolution: nn.Conv2d) -> bool:
+    """Return whether a convolution has 3x3 taps, keeps height and width, and mixes all channels."""
+    geometry = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and convolution.groups == 1
+
+
+_TRAINED_PIXELS = 3000  # for fewer, transforming weights that change with every step takes longer than it saves
+CHUNK_VALUES = 2_400_000  # upper limit of values in the largest tensor of a chunk of frames: 9.6 MB in float32
+
+
+def in_chunks(
+    function: Callable[..., tuple[torch.Tensor, ...]], values_per_frame: int | None, *inputs: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """Apply a function to a few frames at a time, so that its intermediate tensors are small and stay in the cache.
+
+    Only on a CPU: on a GPU the parts would be too small to occupy it, and each would start its own kernels.
+
+    Args:
+        function: Maps tensors (frames, ...) to tensors (frames, ...), each frame independently.
+        values_per_frame: Size of the largest tensor that the function creates, per frame. None: all frames at a time.
+        *inputs: Arguments of the function; None is passed on, but not as the first one.
+    """
+    # A compiled or exported graph must not depend on the number of frames.
+    first = cast(torch.Tensor, inputs[0])
+    if values_per_frame is None or not first.is_cpu or torch.compiler.is_compiling():
+        return function(*inputs)
+    chunk, frames = max(1, CHUNK_VALUES // values_per_frame), len(first)
+    if frames <= chunk:
+        return function(*inputs)
+    parts = [
+        function(*(None if values is None else values[start : start + chunk] for values in inputs))
+        for start in range(0, frames, chunk)
+    ]
+    return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+
+def resize(feature_map: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Resize (frames, channels, height, width) bilinearly."""
+    return functional.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+
+
+def multiplications_are_expensive(tensor: torch.Tensor) -> bool:
+    """Whether fewer multiplications outweigh more memory traffic: not in half precision and not on GPUs.
+
+    Compilers and other runtimes have their own convolutions, and their graphs should stay small.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
+
+
+# Convolution before upsampling. Upsampling is linear and the same for all channels, so the channels may be mixed before it:
+# nine 1x1 convolutions run at the low resolution, a quarter of the work at a factor of two. Their results are upsampled,
+# shifted by one pixel in each direction and added by two products with small constant matrices, first along the rows, then
+# along the columns.
+
+
+def is_worth_mixing_first(feature_map: torch.Tensor, size: tuple[int, ...]) -> bool:
+    """Compare products per value: of the mixing and both interpolations with those of the convolution."""
+    channels, height, width = feature_map.shape[1:]
+    shrinking = height * width / (size[0] * size[1])
+    instead = 9 * channels * shrinking + 9 * width * height / size[0] + 3 * height
+    return 1.4 * instead <= 9 * channels and multiplications_are_expensive(feature_map)
+
+
+def convolve_upsampled(
+    feature_map: torch.Tensor, size: tuple[int, ...], weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Convolve a bilinearly upsampled feature map without upsampling it.
+
+    Args:
+        feature_map: (frames, channels, height, width).
+        size: The height and width to which it is upsampled.
+        weight: (out channels, channels, 3, 3).
+        bias: (out channels,), or None.
+
+    Returns:
+        (frames, out channels, *size).
+    """
+    frames, channels, height, width = feature_map.shape
+    out_channels, kind = len(weight), (feature_map.dtype, feature_map.device)
+    tokens = feature_map.permute(0, 2, 3, 1)
+
+    # One product per row of the kernel: (frames, 3 rows, height, width, 3 columns * out channels).
+    kernel_rows = weight.permute(2, 3, 0, 1).reshape(3, 3 * out_channels, channels)
+    mixed = torch.stack([functional.linear(tokens, row) for row in kernel_rows], dim=1)
+
+    # Along the width, all rows of all frames as one batch: (frames * 3 rows * height, new width, out channels).
+    across = _interpolation_taps(width, size[1], *kind).flatten(1)
+    mixed = mixed.view(frames * 3 * height, width * 3, out_channels)
+    mixed = torch.bmm(across.expand(len(mixed), -1, -1), mixed)
+
+    # Along the height, added to the bias: (frames, new height, new width * out channels).
+    down = _interpolation_taps(height, size[0], *kind).transpose(1, 2).flatten(1)
+    mixed = mixed.view(frames, 3 * height, size[1] * out_channels)
+    mixed = _add_product(bias, size[1], down.expand(frames, -1, -1), mixed)
+    return mixed.unflatten(2, (size[1], out_channels)).permute(0, 3, 1, 2)
+
+
+def _add_product(bias: torch.Tensor | None, repeats: int, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the batch of products plus the repeated bias."""
+    return torch.bmm(first, second) if bias is None else torch.baddbmm(bias.repeat(repeats), first, second)
+
+
+@lru_cache(maxsize=64)
+def _interpolation_taps(length: int, resized: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Build bilinear interpolation along one axis as a matrix for each of the three taps of a zero-padded convolution.
+
+    Cached, because a network has few sizes of feature maps.
+
+    Returns:
+        (resized, length, 3): entry [:, :, k] maps `length` samples to the `resized` ones shifted by k - 1, with zeros
+        outside of the border.
+    """
+    samples = torch.eye(length, dtype=dtype, device=device)[None]
+    weights = functional.interpolate(samples, size=resized, mode="linear", align_corners=False)[0].T
+    padded = functional.pad(weights, (0, 0, 1, 1))
+    return torch.stack([padded[tap : tap + resized] for tap in range(3)], dim=2)
+
+
+# Winograd's F(4x4, 3x3) as matrices: along each axis 6 products give 4 values of a convolution with 3 taps (Lavin and Gray,
+# "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308). The points 0, 2/3, -2/3, 3/2, -3/2 and infinity
+# keep the error in float32 five times below that of the usual 0, 1, -1, 2, -2. A transform is one matrix for a complete
+# axis, including all its tiles and the zero padding, so that applying it is one matrix product.
+
+_TILE = 4
+_WINDOW = 6  # values that the 3 taps read around the 4 of a tile
+_NUM_PRODUCTS = 6
+
+_P, _Q = 2 / 3, 3 / 2
+_SUM = _P**2 + _Q**2
+_AT_P, _AT_Q = -81 / 130, 8 / 65
+# From the values of a window to the factors of its products, (products, window).
+_INPUT_TRANSFORM = (
+    (1, 0, -_SUM, 0, 1, 0),
+    (0, -_Q, -(_Q**2), _P, 1, 0),
+    (0, _Q, -(_Q**2), -_P, 1, 0),
+    (0, -_P, -(_P**2), _Q, 1, 0),
+    (0, _P, -(_P**2), -_Q, 1, 0),
+    (0, 1, 0, -_SUM, 0, 1),
+)
+# From the three weights to the other factors, (products, taps).
+_WEIGHT_TRANSFORM = (
+    (1, 0, 0),
+    (_AT_P, _AT_P * _P, _AT_P * _P**2),
+    (_AT_P, -_AT_P * _P, _AT_P * _P**2),
+    (_AT_Q, _AT_Q * _Q, _AT_Q * _Q**2),
+    (_AT_Q, -_AT_Q * _Q, _AT_Q * _Q**2),
+    (0, 0, 1),
+)
+# From the products to the convolution, (tile, products).
+_OUTPUT_TRANSFORM = (
+    (1, 1, 1, 1, 1, 0),
+    (0, _P, -_P, _Q, -_Q, 0),
+    (0, _P**2, _P**2, _Q**2, _Q**2, 0),
+    (0, _P**3, -(_P**3), _Q**3, -(_Q**3), 1),
+)
+
+
+def is_worth_transforming(feature_map: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Compare the savings, channels times channels, with the transforms, channels times the side of the map."""
+    out_channels, in_channels = weight.shape[:2]
+    saved = in_channels * out_channels / (in_channels + out_channels)
+    return saved >= 1.7 * max(feature_map.shape[2:]) and multiplications_are_expensive(feature_map)
+
+
+def transform_weight(weight: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Map (out channels, in channels, 3, 3) to (36 products, in channels, out channels); computed in `dtype`."""
+    out_channels, in_channels = weight.shape[:2]
+    taps = weight.detach().to(dtype).permute(2, 3, 1, 0).reshape(9, in_channels * out_channels)
+    products = _weight_matrix(dtype, weight.device) @ taps
+    return products.to(weight.dtype).view(-1, in_channels, out_channels)
+
+
+@lru_cache(maxsize=8)
+def _weight_matrix(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Build the transform of the taps along both axes, (36 products, 9 taps)."""
+    matrix = torch.tensor(_WEIGHT_TRANSFORM, dtype=dtype, device=device)
+    return torch.kron(matrix, matrix)
+
+
+def convolve_transformed(
+    feature_map: torch.Tensor, transformed_weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Convolve (frames, in channels, height, width) with the result of `transform_weight`, a few frames at a time."""
+    (convolved,) = in_chunks(
+        lambda part: (_convolve_transformed(part, transformed_weight, bias),),
+        _largest_tensor(feature_map, transformed_weight),
+        feature_map,
+    )
+    return convolved
+
+
+def _largest_tensor(feature_map: torch.Tensor, transformed_weight: torch.Tensor) -> int:
+    """Return the number of values per frame of the largest intermediate tensor."""
+    tiles = _num_tiles(feature_map.shape[2]) * _num_tiles(feature_map.shape[3])
+    return _NUM_PRODUCTS**2 * tiles * max(transformed_weight.shape[1:])
+
+
+def _convolve_transformed(
+    feature_map: torch.Tensor, transformed_weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    frames, _, height, width = feature_map.shape
+    kind, out_channels = (feature_map.dtype, feature_map.device), transformed_weight.shape[2]
+    rows, columns = _num_tiles(height), _num_tiles(width)
+    input_down, output_down = _transform_matrices(height, *kind)
+    input_across, output_across = _transform_matrices(width, *kind)
+
+    # Over the channels, for each of the 36 products of all tiles of all frames.
+    states = torch.bmm(_to_products(feature_map, input_down, input_across), transformed_weight)
+    states = states.view(_NUM_PRODUCTS, _NUM_PRODUCTS, frames, rows, columns, out_channels)
+
+    # Output transform along the width, then along the height, added to the bias: (frames, height, width, channels).
+    states = states.permute(2, 0, 3, 1, 4, 5)
+    states = states.reshape(frames * _NUM_PRODUCTS * rows, _NUM_PRODUCTS * columns, out_channels)
+    states = torch.bmm(output_across.expand(len(states), -1, -1), states)
+    states = states.view(frames, _NUM_PRODUCTS * rows, width * out_channels)
+    states = _add_product(bias, width, output_down.expand(frames, -1, -1), states)
+    return states.view(frames, height, width, out_channels).permute(0, 3, 1, 2)
+
+
+def _to_products(feature_map: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """Transform a feature map along both axes.
+
+    Args:
+        feature_map: (frames, channels, height, width).
+        down: (6 products * tile rows, height).
+        across: (6 products * tile columns, width).
+
+    Returns:
+        (36 products, frames * tiles, channels).
+    """
+    frames, channels, height, width = feature_map.shape
+    rows, columns = len(down) // _NUM_PRODUCTS, len(across) // _NUM_PRODUCTS
+
+    # Along the height, then along the width: (frames, products, rows, products, columns, channels).
+    states = feature_map.permute(0, 2, 3, 1).reshape(frames, height, width * channels)
+    states = torch.bmm(down.expand(frames, -1, -1), states)
+    states = states.view(frames * _NUM_PRODUCTS * rows, width, channels)
+    states = torch.bmm(across.expand(len(states), -1, -1), states)
+    states = states.view(frames, _NUM_PRODUCTS, rows, _NUM_PRODUCTS, columns, channels)
+    return states.permute(1, 3, 0, 2, 4, 5).reshape(_NUM_PRODUCTS**2, frames * rows * columns, channels)
+
+
+class _TransformedConvolution(torch.autograd.Function):
+    """Winograd's algorithm with gradients, which it also computes; only the input is kept, as for PyTorch's convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, feature_map: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Convolve (frames, in channels, height, width)."""
+        ctx.save_for_backward(feature_map, weight)
+        return convolve_transformed(feature_map, transform_weight(weight, weight.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Return the gradients of feature map, weight and bias for that of the output."""
+        feature_map, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        mirrored = transform_weight(weight.transpose(0, 1).flip(2, 3), weight.dtype) if needs_input else None
+        return (
+            None if mirrored is None else convolve_transformed(gradient, mirrored, None),
+            _weight_gradient(feature_map, gradient) if needs_weight else None,
+            gradient.sum((0, 2, 3)) if needs_bias else None,
+        )
+
+
+def _weight_gradient(feature_map: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Return the gradient (out channels, in channels, 3, 3) for a feature map and the gradient of its convolution."""
+    kind = (feature_map.dtype, feature_map.device)
+    input_down, output_down = _transform_matrices(feature_map.shape[2], *kind)
+    input_across, output_across = _transform_matrices(feature_map.shape[3], *kind)
+    products = feature_map.new_zeros(_NUM_PRODUCTS**2, feature_map.shape[1], gradient.shape[1])
+    chunk = max(1, CHUNK_VALUES // _largest_tensor(feature_map, products))
+    for inputs, gradients in zip(feature_map.split(chunk), gradient.split(chunk), strict=True):
+        transformed = _to_products(inputs, input_down, input_across)
+        of_products = _to_products(gradients, output_down.T, output_across.T)
+        products.baddbmm_(transformed.transpose(1, 2), of_products)
+    taps = _weight_matrix(*kind).T @ products.flatten(1)
+    return taps.view(3, 3, feature_map.shape[1], gradient.shape[1]).permute(3, 2, 0, 1)
+
+
+def _num_tiles(length: int) -> int:
+    """Return the number of tiles that cover an axis."""
+    return -(-length // _TILE)
+
+
+@lru_cache(maxsize=64)
+def _transform_matrices(length: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Build the transforms along one axis of a feature map; cached, because a network has few sizes of feature maps.
+
+    Args:
+        length: Size of the axis.
+        dtype: Data type of the feature map.
+        device: Device of the feature map.
+
+    Returns:
+        The input transform (products * tiles, length) and the output transform (length, products * tiles).
+    """
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    tiles = _num_tiles(length)
+    # One zero before the first value, and as many after the last value as the last tile needs.
+    padded = functional.pad(torch.eye(length, **options), (1, _TILE * tiles + 1 - length))
+    windows = padded.unfold(1, _WINDOW, _TILE)
+    inputs = torch.einsum("pw,ltw->ptl", torch.tensor(_INPUT_TRANSFORM, **options), windows).flatten(0, 1)
+    outputs = torch.einsum("op,tu->topu", torch.tensor(_OUTPUT_TRANSFORM, **options), torch.eye(tiles, **options))
+    return inputs, outputs.flatten(2).flatten(0, 1)[:length]
+
+
+__all__ = [
+    "Convolution",
+    "convolve_transformed",
+    "convolve_upsampled",
+    "in_chunks",
+    "is_supported",
+    "is_worth_mixing_first",
+    "is_worth_transforming",
+    "resize",
+    "transform_weight",
+]
