@@ -104,6 +104,21 @@ def test_semantic_module_matches_the_accumulator():
     assert module.compute(predictions=predictions, references=labels) == metrics.compute()
 
 
+def test_the_semantic_module_is_called_like_mean_iou():
+    # Issue 16, point 19.
+    _, predictions, labels = make_clips(3)
+    labels[0, 0, :2] = 9
+    clips = {"predictions": predictions, "references": labels}
+    module = load("avs_semantic")
+    given = module.compute(**clips, num_labels=3, ignore_index=9)
+    assert given == load("avs_semantic", num_labels=3, ignore_index=9).compute(**clips)
+    assert module.metrics.num_labels == 71
+    module.add_batch(predictions=predictions, references=predictions)
+    with pytest.raises(ValueError, match="4 clips were added with num_labels=71.*Pass these to evaluate.load"):
+        module.compute(num_labels=3)
+    assert module.compute(num_labels=71, ignore_index=255)["miou_seen_classes"] == 1
+
+
 def test_robustness_module_matches_the_accumulator():
     _, masks, labels = make_clips(2)
     audio_types = ["positive", "silence", "noise", "positive"]

@@ -1,6 +1,6 @@
 """Mean IoU and F score over the classes of sounding objects, as in AVSBench-semantic: a module for the `evaluate` library."""
 
-from typing import Any
+from typing import Any, cast
 
 import evaluate
 
@@ -10,6 +10,8 @@ from pcmanet.dataset_scripts.metrics import Protocol, SemanticMetrics, evaluate_
 
 class AvsSemantic(evaluate_module.ClipEvaluation):
     """Metrics of semantic audio-visual segmentation. Each example is a clip.
+
+    `compute` has the form of that of `mean_iou`.
 
     Args:
         num_labels: Number of classes including background, which is class 0 (AVSBench-semantic: 71).
@@ -35,6 +37,36 @@ class AvsSemantic(evaluate_module.ClipEvaluation):
             report_published_no_background=report_published_no_background,
         )
         super().__init__(metrics, binary=False, ignore_index=ignore_index, **options)
+
+    def compute(
+        self, *, num_labels: int | None = None, ignore_index: int | None = None, **inputs: Any
+    ) -> dict[str, float]:
+        """Compute the scores; `num_labels` and `ignore_index` can be passed here, as to `mean_iou`, for this call.
+
+        Args:
+            num_labels: Number of classes; None = the number with which the module was loaded.
+            ignore_index: Label of pixels that are not counted; None = that with which the module was loaded.
+            **inputs: As for the other modules: `predictions`, `references` and `protocol`.
+
+        Raises:
+            ValueError: If clips were added before with another setting, or as for the other modules.
+        """
+        loaded = cast(SemanticMetrics, self.metrics)
+        given = {"num_labels": num_labels or loaded.num_labels}
+        given["ignore_index"] = loaded.ignore_index if ignore_index is None else ignore_index
+        if given == {name: getattr(loaded, name) for name in given}:
+            return super().compute(**inputs)
+        if len(loaded):
+            raise ValueError(
+                f"{len(loaded)} clips were added with num_labels={loaded.num_labels} and ignore_index={loaded.ignore_index}, but "
+                f"compute() got {given}. Pass these to evaluate.load() instead."
+            )
+        report = loaded.report_published_no_background
+        self.metrics = SemanticMetrics(**given, protocol=loaded.protocol, report_published_no_background=report)
+        try:
+            return super().compute(**inputs)
+        finally:
+            self.metrics = loaded
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
