@@ -17,11 +17,12 @@ from transformers import BatchFeature
 
 from modeling_pcmanet.media_pcmanet import read_audio
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
-from pcmanet.dataset_scripts.problems import DatasetError
+from pcmanet.dataset_scripts.problems import DatasetError, Problem
 
 from .avsbench import find_clips
 from .avsbench.layouts import BINARY_LABELS, Clip, ClipFiles, have_disjoint_objects, label_names
 from .avsbench.rows import RowSettings, inspect_files, read_row, row_features
+from .clips import to_arrays
 from .collation import ClipCollator, real_frames
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics
 from .paired.clips import PairedClips
@@ -64,6 +65,8 @@ class EvaluationClips:
         settings: Options of rows.
         labels: Names of the classes; a single one if masks are binary.
         identity: What generated clips depend on; empty if the clips are files.
+        problems: Why clips of the table were left out.
+        total: Number of clips in the table, with those left out.
     """
 
     name: str
@@ -73,6 +76,8 @@ class EvaluationClips:
     settings: RowSettings
     labels: tuple[str, ...]
     identity: str = ""
+    problems: Sequence[Problem] = ()
+    total: int = 0
 
     @property
     def binary(self) -> bool:
@@ -137,11 +142,15 @@ def find_paired_clips(path: str | Path, name: str, split: str, length: int, seed
         clips.append(ClipFiles(label, label, split, name, None, objects, (), (), "indexes", "", None))
     labels = BINARY_LABELS if generated.binary else names
     return PairedEvaluationClips(
-        *(name, split, Path(path), clips, RowSettings(), labels, generated.identity), generated=generated
+        *(name, split, Path(path), clips, RowSettings(), labels, generated.identity),
+        total=length,
+        generated=generated,
     )
 
 
-def find_evaluation_clips(root: str | Path, name: str, split: str, settings: RowSettings) -> EvaluationClips:
+def find_evaluation_clips(
+    root: str | Path, name: str, split: str, settings: RowSettings, on_error: str = "raise"
+) -> EvaluationClips:
     """Find the clips of a split and check that their files exist and are complete.
 
     Args:
@@ -149,22 +158,27 @@ def find_evaluation_clips(root: str | Path, name: str, split: str, settings: Row
         name: "s4", "ms3", "avss" or "folder".
         split: "train", "val" or "test".
         settings: Options of rows.
+        on_error: "raise" an error that lists every problem, or "skip" clips with problems.
 
     Returns:
         The clips, in the order of the table.
 
     Raises:
+        FileNotFoundError: If the folder does not exist.
         ValueError: If the name is unknown, an option does not apply to the data set, or the split has no clips.
-        DatasetError: If lines of the table or files cannot be used; the error lists all of them.
+        DatasetError: If lines of the table or files cannot be used and are not skipped; the error lists all of them.
     """
     tree = find_clips(root, name, settings)
     clips = [clip for clip in tree.clips if clip.split == split]
     if not clips:
         splits = ", ".join(sorted({clip.split for clip in tree.clips}))
         raise ValueError(f"No clips of split {split!r} found in {tree.table}; it has clips of {splits}.")
-    if problems := inspect_files(clips, settings):
+    problems = [*tree.problems, *inspect_files(clips, settings)]
+    if problems and on_error == "raise":
         raise DatasetError(problems)
-    return EvaluationClips(name, split, tree.table, clips, settings, label_names(root, name))
+    usable = [clip for clip in clips if not problems or not inspect_files([clip], settings)]
+    labels = label_names(root, name, binary=settings.binary)
+    return EvaluationClips(*(name, split, tree.table, usable, settings, labels), problems=problems, total=len(clips))
 
 
 def find_off_screen_audio(data: EvaluationClips, folder: Path | None = None) -> list[str]:
@@ -210,6 +224,7 @@ class EvaluationReader:
         off_screen: From `find_off_screen_audio`; may be empty if "off_screen" is not read.
         seed: Seed of the noise, 0 or more.
         frames: Minimum number of frames to which batches are padded; the published AVSS evaluation uses 10.
+        original_labels: Whether batches also have the labels at the size of the frames.
     """
 
     data: EvaluationClips
@@ -217,6 +232,7 @@ class EvaluationReader:
     off_screen: Sequence[str] = ()
     seed: int = 0
     frames: int = 0
+    original_labels: bool = False
 
     def read(self, indices: Sequence[int], audio: Audio = "positive") -> BatchFeature:
         """Read a batch.
@@ -228,19 +244,50 @@ class EvaluationReader:
 
         Returns:
             The batch as documented in the processor's module. Labels are those of the clips' own audio, as
-            `RobustnessMetrics` expects them.
+            `RobustnessMetrics` expects them. With `original_labels`, it also has those of each clip at the size of its
+            frames, uint8 (frames, height, width), 255 where nothing is annotated.
 
         Raises:
             ValueError: If a clip cannot be used; DatasetError lists all its problems.
         """
-        batch = self.collate([self._row(index, audio) for index in indices])
+        clips = [to_arrays(self._row(index, audio), self.collate.binary) for index in indices]
+        batch = self.collate(clips)
         missing = max(0, self.frames - batch["pixel_values"].shape[1])
         if missing:
             batch["frame_mask"] = real_frames(batch)
         for name, values in batch.items():
             fill = IGNORE_INDEX if name == "labels" else 0
             batch[name] = torch.cat([values, values.new_full((len(values), missing, *values.shape[2:]), fill)], dim=1)
+        if self.original_labels:
+            batch["original_labels"] = [clip.masks for clip in clips]
         return batch
+
+    def read_usable(
+        self, indices: Sequence[int], audio: Audio = "positive"
+    ) -> tuple[BatchFeature | None, list[int], list[Problem]]:
+        """Read a batch without the clips that cannot be used.
+
+        Args:
+            indices: Positions of its clips.
+            audio: As for [`read`].
+
+        Returns:
+            The batch, None if no clip is left; the positions of its clips; and the problems of the others.
+        """
+        problems = [problem for index in indices for problem in self._problems(index, audio)]
+        unusable = {problem.clip for problem in problems}
+        usable = [index for index in indices if self.data.clips[index].id not in unusable]
+        return self.read(usable, audio) if usable else None, usable, problems
+
+    def _problems(self, index: int, audio: Audio) -> list[Problem]:
+        """Return why a clip cannot be used; empty if it can."""
+        try:
+            self.read([index], audio)
+        except DatasetError as error:
+            return error.problems
+        except (ValueError, OSError) as error:
+            return [Problem(self.data.clips[index].id, str(self.data.table), str(error))]
+        return []
 
     def _row(self, index: int, audio: Audio) -> dict[str, Any]:
         """Read a clip and replace its audio if `audio` is negative."""

@@ -16,17 +16,21 @@ import pytest
 import torch
 from PIL import Image
 from tiny_model import tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from pcmanet.checkpoints import load_model
 from pcmanet.cli import arguments, evaluate
 from pcmanet.cli.main import main
 from pcmanet.dataset_scripts.avsbench import load_avsbench
-from pcmanet.dataset_scripts.avsbench.layouts import NAMES
+from pcmanet.dataset_scripts.avsbench.layouts import NAMES, SECONDS_OF_SUBSET
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
+from pcmanet.dataset_scripts.avsbench.rows import MISSING_AUDIO_RULES
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.evaluation import NEGATIVES, PROTOCOLS
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, FalsePositiveMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.problems import ON_ERROR
 from pcmanet.dataset_scripts.sounding_shapes import files as files_module
 
 
@@ -65,6 +69,14 @@ def checkpoints(tmp_path_factory):
     return {labels: save(folder / f"of_{labels}", num_labels=labels) for labels in (1, 71)}
 
 
+def read_results(folder: Path):
+    """Read results.json without the measured speed, which differs between runs."""
+    results = json.loads((folder / "results.json").read_text())
+    for one in results.get("evaluations", [results]):
+        assert one["cost"].pop("frames_per_second") > 0
+    return results
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Run the command in this process; return the results, or the exit code if it is not 0."""
@@ -72,12 +84,13 @@ def run(monkeypatch, tmp_path):
 
     def run_command(checkpoint, data, *arguments, output="results"):
         options = ["--data", str(data), *QUICK, *arguments, "--output", output]
-        monkeypatch.setattr(sys, "argv", ["pcmanet", "evaluate", str(checkpoint), *options])
+        models = [str(one) for one in ([checkpoint] if isinstance(checkpoint, str | Path) else checkpoint)]
+        monkeypatch.setattr(sys, "argv", ["pcmanet", "evaluate", *models, *options])
         try:
             code = main()
         except SystemExit as stop:
             return stop.code
-        return code or json.loads((tmp_path / output / "results.json").read_text())
+        return code or read_results(tmp_path / output)
 
     return run_command
 
@@ -110,6 +123,9 @@ def test_choices_of_the_command_line_match_the_library():
     assert arguments.DATA_SETS == NAMES
     assert arguments.LABEL_NOISE_RULES == LABEL_NOISE_RULES
     assert list(arguments.NEGATIVE_AUDIO) == NEGATIVES
+    assert tuple(SECONDS_OF_SUBSET) == arguments.SUBSETS
+    assert arguments.MISSING_AUDIO_RULES == MISSING_AUDIO_RULES
+    assert arguments.ON_ERROR == ON_ERROR
 
 
 @pytest.mark.parametrize(("name", "split", "frames"), [("s4", "test", 25), ("s4", "train", 2), ("ms3", "test", 15)])
@@ -269,7 +285,11 @@ def test_custom_clips_are_evaluated_on_annotated_frames(run, custom_clips, check
     [
         (1, "", ["--name", "avss"], "predicts binary masks, but avss has 71 classes"),
         (71, "", ["--name", "s4"], "predicts 71 classes, but s4 has binary masks"),
-        (1, "", [], "contains s4 and ms3 and avss. Choose one with --name"),
+        (1, "", [], "contains s4 and ms3 and avss. Choose with --name"),
+        (1, "", ["--name", "s4", "avss"], "No checkpoint is given for avss"),
+        (71, "", ["--name", "s4", "ms3"], "predicts 71 classes, which none of"),
+        (1, "", ["--name", "s4", "--subsets", "v2"], "applies to avss only"),
+        (71, "", ["--name", "avss", "--score-padding", "--original-resolution"], "no original resolution"),
         (1, "Single-source/s4_data", [], "No table of clips found"),
         (1, "nowhere", [], "nowhere not found"),
         (1, "", ["--name", "s4", "--split", "val"], "No clips of split 'val' found"),
@@ -306,6 +326,173 @@ def test_other_settings_raise(run, root, checkpoints, capsys):
     error = capsys.readouterr().err
     assert "was begun with other settings: " in error and "batch_size is " in error and "seed is " in error
     assert run(checkpoints[1], root, "--name", "s4") == 2
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory, checkpoints):
+    """The binary checkpoint with other weights, as of another seed."""
+    folder = tmp_path_factory.mktemp("seeds") / "seed_1"
+    model, processor = load_model(str(checkpoints[1]))
+    with torch.no_grad():
+        for stage in model.model.stages:
+            stage.head[-1].bias += 2.0
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return [checkpoints[1], folder]
+
+
+def test_all_data_sets_in_one_run_and_one_table(run, root, checkpoints, seeds):
+    models = [*seeds, checkpoints[71]]
+    options = ["--name", "s4", "ms3", "avss", "--score-padding", "--per-class", "--log-mel", "--label-noise", "ignore"]
+    assert run(models, root, *options) == 2  # no tree has log-mel features
+    results = run(models, root, *[option for option in options if option != "--log-mel"])["evaluations"]
+    found = [(one["name"], Path(one["checkpoint"]).name) for one in results]
+    assert found == [(name, folder.name) for folder in seeds for name in ("s4", "ms3")] + [("avss", "of_71")]
+    alone = run(checkpoints[1], root, "--name", "ms3", output="alone")
+    assert results[1]["metrics"] == alone["metrics"]
+    text = Path("results/results.md").read_text()
+    (row,) = [line.split("|")[2:] for line in text.splitlines() if line.startswith("| PCMANet")]
+    cells = [cell.strip() for cell in row]
+    for name, column in (("s4", 1), ("ms3", 3)):
+        for key, place in (("miou", column), ("f_score", column + 1)):
+            values = [100 * one["metrics"]["official"][key] for one in results if one["name"] == name]
+            assert cells[place] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+    avss = results[-1]["metrics"]["official"]
+    assert cells[5:7] == [f"{100 * avss[key]:.1f}" for key in ("miou", "f_score")]
+    latex = Path("results/table.tex").read_text()
+    assert latex.count(r"\\") == 3 and latex.count(r"$\pm$") == 4 and "S4" in latex
+    assert all((Path("results") / name).is_dir() for name in ("s4", "ms3", "avss"))
+    assert "By class" in next(Path("results/avss").glob("*/results.md")).read_text()
+
+
+def test_a_checkpoint_can_be_given_for_one_data_set(run, root, checkpoints, seeds):
+    models = [f"s4={seeds[0]}", f"ms3={seeds[1]}", f"avss={checkpoints[71]}"]
+    results = run(models, root)["evaluations"]
+    assert [(one["name"], one["checkpoint"]) for one in results] == [
+        (name, str(path)) for name, path in (("s4", seeds[0]), ("ms3", seeds[1]), ("avss", checkpoints[71]))
+    ]
+
+
+def test_variants_of_a_network_are_no_seeds():
+    def result(name, architecture, checkpoint):
+        return {"name": name, "architecture": architecture, "checkpoint": checkpoint}
+
+    seeds = [result("s4", "x", "a"), result("s4", "x", "b"), result("ms3", "y", "c")]
+    assert evaluate._variants(seeds) == [("PCMANet", seeds)]
+    variants = [result("s4", "x", "a"), result("s4", "y", "b"), result("ms3", "y", "c")]
+    assert evaluate._variants(variants) == [("PCMANet, a", variants[:1]), ("PCMANet, b", variants[1:])]
+
+
+def test_cost_of_the_evaluated_checkpoint(run, root, checkpoints):
+    cost = run(checkpoints[1], root, "--name", "ms3")["cost"]
+    model, processor = load_model(str(checkpoints[1]))
+    assert cost["parameters"] == sum(values.numel() for values in model.parameters())
+    assert cost["device"] == "cpu, 1 thread(s)"
+    batch = processor(np.zeros((5, 9, 9, 3), np.uint8), np.zeros(80000), sampling_rate=16000, return_tensors="pt")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**batch)
+    # The network of this test gathers queries, so that it computes less than what is counted.
+    assert counter.get_total_flops() / 1e10 <= cost["gmacs_per_frame"] < 1.5 * counter.get_total_flops() / 1e10
+    text = Path("results/results.md").read_text()
+    assert f"{cost['parameters'] / 1e6:.2f}" in text and f"{cost['gmacs_per_frame']:.2f}" in text
+    before = Path("results/progress/speed.json").read_bytes()
+    run(checkpoints[1], root, "--name", "ms3")
+    assert Path("results/progress/speed.json").read_bytes() == before
+
+
+def test_published_results_are_added_with_their_sources(run, root, checkpoints, capsys):
+    run(checkpoints[1], root, "--name", "ms3", "--compare")
+    text, latex = Path("results/results.md").read_text(), Path("results/table.tex").read_text()
+    assert "| COMBO" in text and "59.2" in text and "github.com/yannqi/COMBO-AVS" in text
+    assert "S4 mIoU" not in text and "84.7" not in text  # of data that were not evaluated
+    assert "% COMBO: arXiv 2312.06462" in latex and "COMBO" in capsys.readouterr().out
+    run(checkpoints[1], root, "--name", "ms3")
+    assert "COMBO" not in Path("results/results.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "labels"), [("s4", 1), ("avss", 71)])
+def test_masks_of_all_clips_are_written_on_request(run, root, checkpoints, name, labels):
+    run(checkpoints[labels], root, "--name", name)
+    assert not Path("results/masks").exists()
+    run(checkpoints[labels], root, "--name", name, "--save-masks")
+    rows = load(root, name)
+    predicted = [
+        clip[batch["frame_mask"][k]] if "frame_mask" in batch else clip
+        for logits, batch in predict(checkpoints[labels], rows)
+        for k, clip in enumerate(logits)
+    ]
+    for row, logits in zip(rows, predicted, strict=True):
+        folder = Path("results/masks") / (row["category"] or "") / row["id"]
+        assert sorted(int(path.stem) for path in folder.iterdir()) == list(range(len(row["frames"])))
+        for number, frame in enumerate(row["frames"]):
+            mask = np.asarray(Image.open(folder / f"{number}.png"))
+            assert mask.shape == frame.size[::-1]
+            resized = torch.nn.functional.interpolate(logits[number][None], mask.shape, mode="bilinear")[0]
+            expected = (resized[0] > 0).numpy() * 255 if labels == 1 else resized.argmax(0).numpy()
+            assert (mask != expected).mean() < 1e-3
+    one = next(Path("results/masks").rglob("3.png"))
+    damaged = one.parent
+    for path in damaged.iterdir():
+        path.unlink()
+    damaged.rmdir()
+    run(checkpoints[labels], root, "--name", name, "--save-masks")
+    assert one.is_file()
+
+
+def test_original_resolution(run, root, checkpoints):
+    small = run(checkpoints[71], root, "--name", "avss")
+    results = run(checkpoints[71], root, "--name", "avss", "--original-resolution", output="original")
+    rows = load(root, "avss")
+    metrics = SemanticMetrics(71)
+    for first, (logits, _) in zip((0, 2), predict(checkpoints[71], rows), strict=True):
+        for clip, row in zip(logits, rows[first : first + 2], strict=True):
+            size = row["frames"][0].size[::-1]
+            resized = torch.nn.functional.interpolate(clip[: len(row["frames"])], size, mode="bilinear")
+            metrics.update(resized[None], torch.from_numpy(np.stack(row["masks"])).long()[None])
+    assert results["metrics"]["official"] == pytest.approx(metrics.compute("official"), abs=1e-6)
+    assert results["metrics"] != small["metrics"] and results["resolution"] == "original"
+    assert "scored at the size of the frames" in Path("original/results.md").read_text()
+
+
+def test_subsets_and_binary_masks_of_avss(run, root, checkpoints):
+    results = run(checkpoints[1], root, "--name", "avss", "--binary", "--subsets", "v1s", "v2")
+    assert results["clips"] == 2
+    rows = list(load_avsbench(root, "avss", split="test", streaming=True, subsets=["v1s", "v2"], binary=True))
+    assert results["metrics"]["official"] == count(BinaryMetrics(), checkpoints[1], rows).compute("official")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_clips_with_problems_are_skipped_on_request(run, checkpoints, tmp_path, caplog, workers):
+    write_trees(tmp_path, ms3={"test": 5})
+    rows = load(tmp_path, "ms3")
+    missing = next(tmp_path.rglob(f"visual_frames/{rows[0]['id']}/*_5.png"))
+    damaged = next(tmp_path.rglob(f"gt_masks/test/{rows[2]['id']}/*_5.png"))
+    missing.unlink()
+    Image.fromarray(np.full((224, 224), 100, np.uint8)).save(damaged)
+    options = [tmp_path, "--name", "ms3", "--num-workers", workers, "--negative-audio", "silence"]
+    assert run(checkpoints[1], *options) == 2
+    results = run(checkpoints[1], *options, "--on-error", "skip")
+    assert [clip["clip"] for clip in results["per_clip"]] == [rows[index]["id"] for index in (1, 3, 4)]
+    assert results["skipped_clips"] == 2 and len(results["skipped"]) == 2
+    kept = [rows[index] for index in (1, 3, 4)]
+    expected = count(BinaryMetrics(), checkpoints[1], kept).compute("official")
+    assert results["metrics"]["official"]["miou"] == expected["miou"]
+    text = Path("results/results.md").read_text()
+    (record,) = caplog.records
+    for path in (missing, damaged):
+        assert str(path) in text and str(path) in record.message
+    assert "Skipped 2 of 5 clips" in record.message
+
+
+def test_videos_without_audio_are_silence_on_request(run, custom_clips, checkpoints, capsys):
+    frames = [np.zeros((64, 64, 3), np.uint8)] * 16
+    files_module.write_video(custom_clips / "silent.mp4", frames, 8)
+    with (custom_clips / "clips.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(("silent.mp4", "test", "", ""))
+    assert run(checkpoints[1], custom_clips) == 2
+    assert 'set missing_audio to "silence"' in capsys.readouterr().err
+    results = run(checkpoints[1], custom_clips, "--missing-audio", "silence", output="silence")
+    assert (results["clips"], results["frames"]) == (3, 4)
 
 
 def test_damaged_file_is_listed_and_the_rest_is_kept(run, root, checkpoints, tmp_path, capsys):
@@ -353,7 +540,7 @@ def test_two_processes_and_a_resumed_run_match_one_process(run, root, checkpoint
     both = launch(checkpoints[1], root, *options, "--output", tmp_path / "both", processes=2)
     printed, _ = both.communicate(timeout=600)
     assert both.returncode == 0, printed
-    assert json.loads((tmp_path / "both" / "results.json").read_text()) == expected
+    assert read_results(tmp_path / "both") == expected
     assert printed.count("| mIoU") == 1
 
     killed = launch(checkpoints[1], root, *options, "--output", tmp_path / "killed")
@@ -369,6 +556,6 @@ def test_two_processes_and_a_resumed_run_match_one_process(run, root, checkpoint
     again = launch(checkpoints[1], root, *options, "--output", tmp_path / "killed", processes=2)
     printed, _ = again.communicate(timeout=600)
     assert again.returncode == 0, printed
-    assert json.loads((tmp_path / "killed" / "results.json").read_text()) == expected
+    assert read_results(tmp_path / "killed") == expected
     assert all(path.stat().st_mtime_ns == timestamp for path, timestamp in done.items())
-    assert len(list(progress.iterdir())) == 13
+    assert len(list(progress.iterdir())) == 14

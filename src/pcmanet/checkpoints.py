@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import pipeline
+from transformers import AutoConfig, pipeline
 from transformers.utils import logging
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
@@ -46,6 +46,24 @@ def load_model(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMANetPro
     silence_transformers()
     model = load_strict(PCMANetForAudioVisualSegmentation, checkpoint)
     return model, PCMANetProcessor.from_pretrained(checkpoint)
+
+
+def load_config(name: str) -> PCMANetConfig:
+    """Load the configuration of a checkpoint, without its weights.
+
+    Args:
+        name: A folder, a Hub id or "demo".
+
+    Raises:
+        OSError: If the checkpoint is not found.
+        ValueError: If it has another architecture.
+    """
+    config = AutoConfig.from_pretrained(find_checkpoint(name))
+    if not isinstance(config, PCMANetConfig):
+        raise ValueError(
+            f"Expected a checkpoint of {PCMANetConfig.model_type}, but {name} is one of {config.model_type}."
+        )
+    return config
 
 
 def load_segmenter(

@@ -1,24 +1,29 @@
-"""`pcmanet evaluate`: compute the metrics of a checkpoint on AVSBench or on your own clips.
+"""`pcmanet evaluate`: compute the metrics of checkpoints on AVSBench or on your own clips.
 
-Every batch with every type of audio is a job, whose counts are written to a file of its own. A run that was interrupted
-computes the missing files only, and any number of processes can share the jobs.
+Each checkpoint on each data set is an evaluation with its own folder. Every batch with every type of audio is a job, whose
+counts are written to a file of its own. A run that was interrupted computes the missing files only, and any number of
+processes can share the jobs.
 """
 
+import hashlib
 import json
+import re
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BatchFeature
@@ -26,17 +31,36 @@ from transformers import BatchFeature
 from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
 from modeling_pcmanet.inference_pcmanet import OptimizedPCMANet
 from modeling_pcmanet.modeling_pcmanet_decoder import PCMANetOutput
-from pcmanet.checkpoints import digest, load_model, start_processes
+from pcmanet.checkpoints import (
+    CLIP_FRAMES,
+    count_gmacs,
+    count_parameters,
+    digest,
+    load_config,
+    load_model,
+    measure_speed,
+    start_processes,
+)
 from pcmanet.dataset_scripts.avsbench import find_names
-from pcmanet.dataset_scripts.avsbench.layouts import NAMES, SECONDS_OF_SUBSET
+from pcmanet.dataset_scripts.avsbench.layouts import NAMES, SECONDS_OF_SUBSET, Clip
+from pcmanet.dataset_scripts.avsbench.masks import voc_palette
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings, fingerprint
 from pcmanet.dataset_scripts.clips import to_arrays
 from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.comparison import (
+    Row,
+    comparison_table,
+    describe_sources,
+    latex_table,
+    measured_row,
+    published_rows,
+)
 from pcmanet.dataset_scripts.evaluation import (
     NEGATIVES,
     POSITIVE,
     EvaluationClips,
     EvaluationReader,
+    Results,
     class_results,
     class_table,
     clip_results,
@@ -48,9 +72,10 @@ from pcmanet.dataset_scripts.evaluation import (
     results_table,
     worst_clips,
 )
-from pcmanet.dataset_scripts.metrics import IGNORE_INDEX, Audio, RobustnessMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import IGNORE_INDEX, Audio, ClipMetrics, RobustnessMetrics, SemanticMetrics
 from pcmanet.dataset_scripts.paired import is_paired_data
-from pcmanet.files import atomic_file, keep_settings, recover, write_text
+from pcmanet.dataset_scripts.problems import DatasetError, Problem, report_skipped
+from pcmanet.files import atomic_file, atomic_folder, keep_settings, recover, write_text
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet
 from pcmanet.pipelines.overlay import draw_segments
@@ -58,14 +83,23 @@ from pcmanet.pipelines.overlay import draw_segments
 from .inputs import is_user_error
 
 
+AVSS_OPTIONS = ("score_padding", "published_no_background")
+MASKS = "masks"  # folder of the predicted masks
+# Fields of a configuration that name classes and versions.
+NOT_ARCHITECTURE = ("id2label", "label2id", "description", "transformers_version", "dtype", "_name_or_path")
+
+# The batch of a job, None if no clip of it can be used; positions of its clips; problems of the clips left out.
+ReadBatch: TypeAlias = tuple[BatchFeature | None, list[int], list[Problem]]
+
+
 def run(arguments: Namespace) -> bool:
-    """Evaluate a checkpoint on a split. Every process runs this; the first one reports.
+    """Evaluate checkpoints on a split. Every process runs this; the first one reports.
 
     Args:
         arguments: Of `pcmanet evaluate`.
 
     Returns:
-        False: all clips were evaluated.
+        False: all clips were evaluated, or skipped on request.
 
     Raises:
         OSError: If the data or the checkpoint are not found.
@@ -73,81 +107,186 @@ def run(arguments: Namespace) -> bool:
     """
     state = start_processes()
     torch.set_num_threads(arguments.threads)
-    data = _find_data(arguments)
-    model, processor = load_model(arguments.model)
-    _check_compatibility(arguments, model.config, data)
+    evaluations = _plan(arguments)
+    several = len(evaluations) > 1
+    output = arguments.output or _default_output(arguments, evaluations)
+    results = []
+    for checkpoint, data in evaluations:
+        folder = output / data.name / re.sub(r"[^\w.-]+", "_", checkpoint).strip("_") if several else output
+        options = _restrict(arguments, data) if several else arguments
+        results.append(_evaluate(options, checkpoint, data, folder, state))
+    if several and state.is_main_process:
+        _report_comparison(arguments, output, results)
+    state.destroy_process_group()
+    return False
+
+
+# What is evaluated on what
+
+
+def _plan(arguments: Namespace) -> list[tuple[str, EvaluationClips]]:
+    """Return each checkpoint with each data set on which it is evaluated, after checking that they match.
+
+    Raises:
+        OSError: If the data or a checkpoint are not found.
+        ValueError: If a checkpoint, the data and the options do not match, or no checkpoint is for a data set.
+    """
+    given = [_split_name(model) for model in dict.fromkeys(arguments.models)]
+    names = _choose_names(arguments, [name for name, _ in given])
+    data_sets = [_find_data(arguments, name, several=len(names) > 1) for name in names]
+    evaluations = []
+    for name, checkpoint in given:
+        config = load_config(checkpoint)
+        fitting = [data for data in data_sets if name == data.name or (name is None and len(data_sets) == 1)]
+        if name is None and len(data_sets) > 1:
+            fitting = [data for data in data_sets if len(_labels(config)) == len(data.labels)]
+        for data in fitting:
+            _check_compatibility(_restrict(arguments, data) if len(names) > 1 else arguments, checkpoint, config, data)
+        evaluations += [(checkpoint, data) for data in fitting]
+        if not fitting:
+            raise ValueError(f"{checkpoint} predicts {_describe_labels(_labels(config))}, which none of {names} has.")
+    if missing := [data.name for data in data_sets if all(data is not other for _, other in evaluations)]:
+        raise ValueError(
+            f"No checkpoint is given for {', '.join(missing)}. Give NAME=MODEL, or leave it out of --name."
+        )
+    return evaluations
+
+
+def _split_name(model: str) -> tuple[str | None, str]:
+    """Split NAME=MODEL; the name is None if there is none."""
+    name, separator, checkpoint = model.partition("=")
+    return (name, checkpoint) if separator and name in NAMES else (None, model)
+
+
+def _choose_names(arguments: Namespace, given: Sequence[str | None]) -> list[str]:
+    """Return the names of the data sets: those of --name and NAME=MODEL, or the only one that is found."""
+    if is_paired_data(arguments.data):
+        return arguments.name or [name for name in dict.fromkeys(given) if name] or ["avss"]
+    if not arguments.data.is_dir():
+        raise FileNotFoundError(
+            f"Folder {arguments.data} not found. Give AVSBench as downloaded, or a folder of clips."
+        )
+    chosen = [*(arguments.name or []), *(name for name in given if name)]
+    if chosen:
+        return list(dict.fromkeys(chosen))
+    names = find_names(arguments.data)
+    if not names:
+        raise ValueError(f"No table of clips found in {arguments.data}. Supported data sets: {', '.join(NAMES)}.")
+    if len(names) > 1:
+        raise ValueError(f"{arguments.data} contains {' and '.join(names)}. Choose with --name.")
+    return names
+
+
+def _restrict(arguments: Namespace, data: EvaluationClips) -> Namespace:
+    """Return the options without those that do not apply to one of several data sets."""
+    options = dict(vars(arguments))
+    for option in AVSS_OPTIONS:
+        options[option] = options[option] and data.name == "avss"
+    options["per_class"] = options["per_class"] and _has_classes(data)
+    return Namespace(**options)
+
+
+def _has_classes(data: EvaluationClips) -> bool:
+    """Return whether results by class can be computed."""
+    return not data.binary or any(clip.objects for clip in data.clips)
+
+
+def _default_output(arguments: Namespace, evaluations: Sequence[tuple[str, EvaluationClips]]) -> Path:
+    """Return the folder of the results if none is given."""
+    if len(evaluations) > 1:
+        return Path(f"evaluation_{arguments.split}")
+    checkpoint, data = evaluations[0]
+    return Path(f"{Path(checkpoint).resolve().name}_on_{data.name}_{data.split}")
+
+
+def _find_data(arguments: Namespace, name: str, *, several: bool) -> EvaluationClips:
+    """Find the clips of a data set, and check all their files before anything is computed."""
+    if is_paired_data(arguments.data):
+        return _generate_clips(arguments, name)
+    settings = RowSettings(
+        label_noise=arguments.label_noise,
+        log_mel=arguments.log_mel,
+        frames_per_second=arguments.frames_per_second,
+        subsets=tuple(arguments.subsets),
+        binary=arguments.binary,
+        missing_audio=arguments.missing_audio,
+    )
+    settings = settings.restrict(name) if several else settings
+    return find_evaluation_clips(arguments.data, name, arguments.split, settings, arguments.on_error)
+
+
+def _generate_clips(arguments: Namespace, name: str) -> EvaluationClips:
+    """Prepare clips of paired data."""
+    for_files = arguments.label_noise != "keep" or arguments.log_mel or arguments.subsets or arguments.binary
+    if name == "folder" or for_files:
+        raise ValueError(
+            "Paired data have the rules --name s4, ms3 or avss, and none of --label-noise, --log-mel, --subsets and --binary."
+        )
+    if "off_screen" in arguments.negative_audio and arguments.off_screen_audio is None:
+        raise ValueError(
+            "--negative-audio off_screen: paired clips have no audio files. Give a folder with --off-screen-audio."
+        )
+    return find_paired_clips(arguments.data, name, arguments.split, arguments.clips, arguments.seed)
+
+
+def _check_compatibility(arguments: Namespace, checkpoint: str, config: PCMANetConfig, data: EvaluationClips) -> None:
+    """Check that the checkpoint and the options are for these data."""
+    labels = _labels(config)
+    if len(labels) != len(data.labels):
+        predicted, annotated = _describe_labels(labels), _describe_labels(data.labels)
+        raise ValueError(
+            f"{checkpoint} predicts {predicted}, but {data.name} has {annotated}. Choose a checkpoint for the data."
+        )
+    for index, name in enumerate(data.labels[1:], start=1):
+        # Classes without names are called class 1, class 2 ... or LABEL_1, LABEL_2 ...
+        if (predicted := labels[index]) not in (name, f"class {index}", f"LABEL_{index}"):
+            raise ValueError(f"Class {index} is {predicted!r} in {checkpoint}, but {name!r} in {data.name}.")
+    for option in AVSS_OPTIONS:
+        if getattr(arguments, option) and data.name != "avss":
+            raise ValueError(f"--{option.replace('_', '-')} applies to avss only, but the data are {data.name}.")
+    if arguments.score_padding and arguments.original_resolution:
+        raise ValueError(
+            "Padded frames have no original resolution. Leave out --score-padding or --original-resolution."
+        )
+    if arguments.per_class and not _has_classes(data):
+        raise ValueError(f"--per-class: {data.table} lists no sounding objects, and the masks are binary.")
+
+
+def _describe_labels(labels: Sized) -> str:
+    """Describe the masks of a number of labels."""
+    return f"{len(labels)} classes" if len(labels) > 1 else "binary masks"
+
+
+def _labels(config: PCMANetConfig) -> dict[int, str]:
+    """Return the class names of a checkpoint; a binary checkpoint has a single one."""
+    return cast(dict[int, str], config.id2label)
+
+
+# One evaluation
+
+
+def _evaluate(
+    arguments: Namespace, checkpoint: str, data: EvaluationClips, output: Path, state: PartialState
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on a data set, write its report, and return its results, empty in other processes."""
+    model, processor = load_model(checkpoint)
     cast(torch.nn.Module, model).to(state.device)
     reader = _create_reader(arguments, data, processor)
-    output = arguments.output or Path(f"{Path(arguments.model).resolve().name}_on_{data.name}_{data.split}")
     progress = output / "progress"
     settings = {"checkpoint": digest(model, processor), **_describe(arguments, reader, model.device)}
     with state.main_process_first():
         progress.mkdir(parents=True, exist_ok=True)
         keep_settings(progress / "settings.json", settings, "Give another --output, or remove that folder.")
     jobs, optimized = _list_jobs(arguments, reader), model.for_inference()
-    _compute_jobs(arguments, progress, jobs, reader, optimized)
+    _compute_jobs(arguments, output, jobs, reader, optimized)
     state.wait_for_everyone()
+    results: dict[str, Any] = {}
     if state.is_main_process:
-        metrics = _collect(arguments, progress, jobs, len(data.labels))
-        _report(arguments, output, metrics, reader, optimized)
-    state.destroy_process_group()
-    return False
-
-
-def _find_data(arguments: Namespace) -> EvaluationClips:
-    """Find the clips, and check all their files before anything is computed."""
-    if is_paired_data(arguments.data):
-        return _generate_clips(arguments)
-    if not arguments.data.is_dir():
-        raise FileNotFoundError(
-            f"Folder {arguments.data} not found. Give AVSBench as downloaded, or a folder of clips."
-        )
-    names = [arguments.name] if arguments.name else find_names(arguments.data)
-    if not names:
-        raise ValueError(f"No table of clips found in {arguments.data}. Supported data sets: {', '.join(NAMES)}.")
-    if len(names) > 1:
-        raise ValueError(f"{arguments.data} contains {' and '.join(names)}. Choose one with --name.")
-    settings = RowSettings(arguments.label_noise, arguments.log_mel, arguments.frames_per_second)
-    return find_evaluation_clips(arguments.data, names[0], arguments.split, settings)
-
-
-def _generate_clips(arguments: Namespace) -> EvaluationClips:
-    """Prepare clips of paired data."""
-    if arguments.name == "folder" or arguments.label_noise != "keep" or arguments.log_mel:
-        raise ValueError("Paired data have the rules --name s4, ms3 or avss, and neither --label-noise nor --log-mel.")
-    if "off_screen" in arguments.negative_audio and arguments.off_screen_audio is None:
-        raise ValueError(
-            "--negative-audio off_screen: paired clips have no audio files. Give a folder with --off-screen-audio."
-        )
-    return find_paired_clips(
-        arguments.data, arguments.name or "avss", arguments.split, arguments.clips, arguments.seed
-    )
-
-
-def _check_compatibility(arguments: Namespace, config: PCMANetConfig, data: EvaluationClips) -> None:
-    """Check that the checkpoint and the options are for these data."""
-    labels = _labels(config)
-    if len(labels) != len(data.labels):
-        predicted, annotated = (
-            f"{len(names)} classes" if len(names) > 1 else "binary masks" for names in (labels, data.labels)
-        )
-        raise ValueError(
-            f"{arguments.model} predicts {predicted}, but {data.name} has {annotated}. Choose a checkpoint for the data."
-        )
-    for index, name in enumerate(data.labels[1:], start=1):
-        # Classes without names are called class 1, class 2 ... or LABEL_1, LABEL_2 ...
-        if (predicted := labels[index]) not in (name, f"class {index}", f"LABEL_{index}"):
-            raise ValueError(f"Class {index} is {predicted!r} in {arguments.model}, but {name!r} in {data.name}.")
-    for option in ("score_padding", "published_no_background"):
-        if getattr(arguments, option) and data.name != "avss":
-            raise ValueError(f"--{option.replace('_', '-')} applies to avss only, but the data are {data.name}.")
-    if arguments.per_class and data.binary and not any(clip.objects for clip in data.clips):
-        raise ValueError(f"--per-class: {data.table} lists no sounding objects, and the masks are binary.")
-
-
-def _labels(config: PCMANetConfig) -> dict[int, str]:
-    """Return the class names of a checkpoint; a binary checkpoint has a single one."""
-    return cast(dict[int, str], config.id2label)
+        metrics, problems = _collect(arguments, progress, jobs, data)
+        cost = _measure_cost(arguments, progress, optimized, reader)
+        results = _report(arguments, checkpoint, output, metrics, problems, cost, reader, optimized)
+    state.wait_for_everyone()  # the speed is measured while no other process computes
+    return results
 
 
 def _create_reader(arguments: Namespace, data: EvaluationClips, processor: PCMANetProcessor) -> EvaluationReader:
@@ -159,7 +298,9 @@ def _create_reader(arguments: Namespace, data: EvaluationClips, processor: PCMAN
         except ValueError as error:
             raise ValueError(f"--negative-audio off_screen: {error} The option is --off-screen-audio.") from error
     frames = max(SECONDS_OF_SUBSET.values()) if arguments.score_padding else 0
-    return EvaluationReader(data, ClipCollator(processor, data.binary), off_screen, arguments.seed, frames)
+    original = arguments.original_resolution or arguments.save_masks
+    collate = ClipCollator(processor, data.binary)
+    return EvaluationReader(data, collate, off_screen, arguments.seed, frames, original_labels=original)
 
 
 def _describe(arguments: Namespace, reader: EvaluationReader, device: torch.device) -> dict[str, Any]:
@@ -172,6 +313,7 @@ def _describe(arguments: Namespace, reader: EvaluationReader, device: torch.devi
         **asdict(reader.data.settings),
         "batch_size": arguments.batch_size,
         "score_padding": arguments.score_padding,
+        "original_resolution": arguments.original_resolution,
         "seed": arguments.seed,
         "device": device.type,
         "threads": arguments.threads,
@@ -208,91 +350,315 @@ def _list_jobs(arguments: Namespace, reader: EvaluationReader) -> list[_Job]:
 
 
 def _compute_jobs(
-    arguments: Namespace, progress: Path, jobs: Sequence[_Job], reader: EvaluationReader, model: OptimizedPCMANet
+    arguments: Namespace, output: Path, jobs: Sequence[_Job], reader: EvaluationReader, model: OptimizedPCMANet
 ) -> None:
     """Compute the jobs of this process that are not done yet."""
     state = PartialState()
+    masks = output / MASKS if arguments.save_masks else None
     assigned = jobs[state.process_index :: state.num_processes]
-    pending = [job for job in assigned if not (progress / job.file).is_file()]
+    pending = [job for job in assigned if not _is_done(job, output / "progress", masks, reader.data)]
     metrics = RobustnessMetrics(len(reader.data.labels), score_padding=arguments.score_padding)
     title = "evaluating" if state.num_processes == 1 else f"evaluating (process 1 of {state.num_processes})"
     done, hidden = len(assigned) - len(pending), not state.is_main_process
     with tqdm(desc=title, total=len(assigned), initial=done, unit="batch", disable=hidden) as bar:
-        for job, batch in _load_batches(pending, reader, arguments.num_workers):
-            logits = cast(torch.Tensor, _predict(model, batch).logits)
-            masks = batch["labels"], batch.get("frame_mask"), batch["annotated_frames"]
-            rows = metrics[job.audio].count(logits.float(), *masks)
-            with atomic_file(progress / job.file, durable=False) as temporary:
-                save_file({"rows": rows}, temporary)
+        for job, (batch, clips, problems) in _load_batches(pending, reader, arguments):
+            rows = torch.zeros(0)
+            if batch is not None:
+                outputs = _predict(model, batch)
+                rows = _count(metrics[job.audio], outputs, batch, arguments.original_resolution)
+                if masks is not None and job.audio == POSITIVE:
+                    _save_masks(
+                        [_mask_folder(masks, reader.data.clips[index]) for index in clips], outputs, batch, reader
+                    )
+            with atomic_file(output / "progress" / job.file, durable=False) as temporary:
+                values = {"rows": rows, "clips": torch.tensor(clips, dtype=torch.long)}
+                save_file(values, temporary, metadata={"problems": json.dumps([asdict(one) for one in problems])})
             bar.update()
 
 
-def _load_batches(jobs: Sequence[_Job], reader: EvaluationReader, workers: int) -> Iterator[tuple[_Job, BatchFeature]]:
+def _is_done(job: _Job, progress: Path, masks: Path | None, data: EvaluationClips) -> bool:
+    """Return whether the counts of a job are written, and its masks if they are requested."""
+    if not (progress / job.file).is_file():
+        return False
+    if masks is None or job.audio != POSITIVE:
+        return True
+    clips, _ = _read_counts(progress / job.file)[1:]
+    return all(_mask_folder(masks, data.clips[index]).is_dir() for index in clips)
+
+
+def _read_counts(path: Path) -> tuple[torch.Tensor, list[int], list[Problem]]:
+    """Read the file of a job: a row of counts per clip, the positions of the clips, and the problems of skipped ones."""
+    with safe_open(path, "pt") as file:
+        problems = [Problem(**one) for one in json.loads(file.metadata()["problems"])]
+        return file.get_tensor("rows"), file.get_tensor("clips").tolist(), problems
+
+
+def _load_batches(
+    jobs: Sequence[_Job], reader: EvaluationReader, arguments: Namespace
+) -> Iterator[tuple[_Job, ReadBatch]]:
     """Read batches ahead in worker processes."""
-    read: Any = partial(_read_job, reader)  # not a local function: workers that are not forked pickle it
-    loader = DataLoader(cast(Any, jobs), batch_size=None, collate_fn=read, num_workers=min(workers, len(jobs)))
+    # Not a local function: workers that are not forked pickle it.
+    read: Any = partial(_read_job, reader, arguments.on_error)
+    workers = min(arguments.num_workers, len(jobs))
+    loader = DataLoader(cast(Any, jobs), batch_size=None, collate_fn=read, num_workers=workers)
     for job, batch in zip(jobs, loader, strict=True):
         if isinstance(batch, Exception):
             raise batch
         yield job, batch
 
 
-def _read_job(reader: EvaluationReader, job: _Job) -> BatchFeature | Exception:
+def _read_job(reader: EvaluationReader, on_error: str, job: _Job) -> ReadBatch | Exception:
     """Read the batch of a job. User errors are returned, because a worker would wrap them in its traceback."""
     try:
-        return reader.read(job.clips, job.audio)
+        return reader.read(job.clips, job.audio), list(job.clips), []
     except Exception as error:
         if not is_user_error(error):
             raise
-        return error
+        return reader.read_usable(job.clips, job.audio) if on_error == "skip" else error
 
 
 @torch.inference_mode()
 def _predict(model: OptimizedPCMANet, batch: BatchFeature) -> PCMANetOutput:
     """Run the optimized model on a batch."""
-    labels = ("labels", "annotated_frames")
+    labels = ("labels", "annotated_frames", "original_labels")
     return model(**{name: values.to(model.device) for name, values in batch.items() if name not in labels})
 
 
-def _collect(arguments: Namespace, progress: Path, jobs: Sequence[_Job], num_labels: int) -> RobustnessMetrics:
-    """Add up the counts of all processes, batch by batch."""
-    metrics = RobustnessMetrics(num_labels, score_padding=arguments.score_padding)
+@torch.inference_mode()
+def _count(metrics: ClipMetrics, outputs: PCMANetOutput, batch: BatchFeature, original: bool) -> torch.Tensor:
+    """Count a batch at the size of the network input, or of the frames: a row per clip."""
+    logits = cast(torch.Tensor, outputs.logits).float()
+    if not original:
+        return metrics.count(logits, batch["labels"], batch.get("frame_mask"), batch["annotated_frames"])
+    rows = []
+    for clip, masks, annotated in zip(logits, batch["original_labels"], batch["annotated_frames"], strict=True):
+        labels = torch.from_numpy(masks).to(clip.device, torch.long)[None]
+        frames = [  # one at a time: 71 classes at full size are large
+            metrics.reduce(interpolate(frame[None], labels.shape[2:], mode="bilinear", align_corners=False)[None])
+            for frame in clip[: labels.shape[1]]
+        ]
+        known = annotated[None, : labels.shape[1]].to(clip.device)
+        rows.append(metrics.count_predictions(torch.cat(frames, dim=1), labels, None, known))
+    return torch.cat(rows)
+
+
+def _mask_folder(masks: Path, clip: Clip) -> Path:
+    """Return the folder of the masks of a clip: its category (S4) and its name."""
+    return masks / (getattr(clip, "category", None) or "") / clip.id
+
+
+def _save_masks(
+    folders: Sequence[Path], outputs: PCMANetOutput, batch: BatchFeature, reader: EvaluationReader
+) -> None:
+    """Write the masks of each clip at the size of its frames, `0.png` for the first: 0 and 255, or class indexes."""
+    processor = cast(PCMANetProcessor, reader.collate.processor)
+    sizes = [labels.shape[1:] for labels in batch["original_labels"]]
+    predicted = processor.post_process_semantic_segmentation(outputs, sizes, frame_mask=batch.get("frame_mask"))
+    for folder, masks in zip(folders, predicted, strict=True):
+        with atomic_folder(folder, overwrite=True, durable=False) as temporary:
+            for number, mask in enumerate(masks.cpu().numpy().astype(np.uint8)):
+                image = Image.fromarray(mask * np.uint8(255) if reader.data.binary else mask)
+                if not reader.data.binary:
+                    image.putpalette(voc_palette(256).tobytes())  # viewers show the classes, readers get their indexes
+                image.save(temporary / f"{number}.png")
+
+
+def _measure_cost(
+    arguments: Namespace, progress: Path, model: OptimizedPCMANet, reader: EvaluationReader
+) -> dict[str, Any]:
+    """Return parameters, multiply-accumulates and speed of the evaluated checkpoint; the speed is measured once."""
+    file, processor = progress / "speed.json", cast(PCMANetProcessor, reader.collate.processor)
+    if not file.is_file():
+        speed = {"frames_per_second": measure_speed(model, processor), "device": _describe_device(arguments, model)}
+        write_text(file, json.dumps(speed, indent=2) + "\n")
+    counts = {"parameters": count_parameters(model.config), "gmacs_per_frame": count_gmacs(model.config, processor)}
+    return {**counts, **json.loads(file.read_text(encoding="utf-8"))}
+
+
+def _describe_device(arguments: Namespace, model: OptimizedPCMANet) -> str:
+    """Name the device on which the speed is measured."""
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_name(model.device)
+    return f"{model.device.type}, {arguments.threads} thread(s)"
+
+
+def _collect(
+    arguments: Namespace, progress: Path, jobs: Sequence[_Job], data: EvaluationClips
+) -> tuple[RobustnessMetrics, list[Problem]]:
+    """Add up the counts of all processes, batch by batch, and list the problems of skipped clips."""
+    metrics = RobustnessMetrics(len(data.labels), score_padding=arguments.score_padding)
+    problems = dict.fromkeys(data.problems)
     for job in jobs:
-        metrics[job.audio].append(load_file(progress / job.file)["rows"], job.clips)
+        rows, clips, found = _read_counts(progress / job.file)
+        problems |= dict.fromkeys(found)
+        if clips:
+            metrics[job.audio].append(rows, clips)
     recover(progress)
+    if problems and (arguments.on_error == "raise" or not len(metrics[POSITIVE])):
+        raise DatasetError(list(problems))
     positive = metrics[POSITIVE]
     if isinstance(positive, SemanticMetrics):
         positive.report_published_no_background = arguments.published_no_background
-    return metrics
+    return metrics, list(problems)
+
+
+# Reports
 
 
 def _report(
-    arguments: Namespace, output: Path, metrics: RobustnessMetrics, reader: EvaluationReader, model: OptimizedPCMANet
-) -> None:
-    """Write the tables and the worst clips, and print the main table."""
+    arguments: Namespace,
+    checkpoint: str,
+    output: Path,
+    metrics: RobustnessMetrics,
+    problems: Sequence[Problem],
+    cost: dict[str, Any],
+    reader: EvaluationReader,
+    model: OptimizedPCMANet,
+) -> dict[str, Any]:
+    """Write the tables and the worst clips, print the main tables, and return the results."""
     data, positive = reader.data, metrics[POSITIVE]
     clips, by_protocol = clip_results(positive), protocol_results(metrics)
-    frames, size = int(by_protocol["official"]["frames"]), arguments.batch_size
-    results: dict[str, Any] = {"checkpoint": arguments.model, "name": data.name, "split": data.split}
-    results |= {"clips": len(clips), "frames": frames, "batch_size": size, "metrics": by_protocol}
-    table = results_table(by_protocol)
-    text = f"# {arguments.model} on {data.name} {data.split}\n\n    pcmanet {shlex.join(sys.argv[1:])}\n\n"
-    text += f"{len(clips)} clips, {frames} frames. Ratios are computed per clip (official), per {size} clips (batch) or once "
-    text += f"for all pixels (dataset).\n\n{table}"
+    results = _results(arguments, checkpoint, by_protocol, clips, problems, cost, reader)
+    results["skipped_clips"] = data.total - len(positive)
+    report_skipped(problems, results["skipped_clips"], data.total, f"{data.name} {data.split}")
+    table, rows = results_table(by_protocol), _comparison_rows(arguments, [results])
+    text = _title(f"{checkpoint} on {data.name} {data.split}")
+    text += f"{_scope(arguments, results)}\n\n{table}\n{_comparison(rows, [results])}"
     if arguments.per_class:
         results["classes"] = class_results(positive, data.labels, [clip.objects for clip in data.clips])
         text += f"\n## By class\n\n{class_table(results['classes'])}"
+    if problems:
+        listed = "".join(f"- {problem}\n" for problem in problems)
+        text += f"\n## Skipped clips\n\n{results['skipped_clips']} of {data.total} clips:\n\n{listed}"
     if worst := worst_clips(clips, arguments.worst):
-        rows = [[data.clips[index].id, *(f"{value:.4f}" for value in clips[index].values())] for index in worst]
-        text += f"\n## Worst clips\n\n{markdown_table(['clip', 'mIoU', 'F'], rows)}"
-        titles = [f"{place}. {name}: mIoU {miou}" for place, (name, miou, _) in enumerate(rows, start=1)]
+        ranked = [[data.clips[index].id, *(f"{value:.4f}" for value in clips[index].values())] for index in worst]
+        text += f"\n## Worst clips\n\n{markdown_table(['clip', 'mIoU', 'F'], ranked)}"
+        titles = [f"{place}. {name}: mIoU {miou}" for place, (name, miou, _) in enumerate(ranked, start=1)]
         sheets = [_draw_clip(reader, model, index, title) for index, title in zip(worst, titles, strict=True)]
         with atomic_file(output / "worst_clips.png") as temporary:
             _stack(sheets).save(temporary)
-    results["per_clip"] = [{"clip": data.clips[index].id, **values} for index, values in clips.items()]
     write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(output / "results.md", text)
-    print(f"\n{table}\nresults  {output}")
+    write_text(output / "table.tex", latex_table(rows))
+    print(f"\n{table}\n{comparison_table(rows)}\nresults  {output}")
+    return results
+
+
+def _results(
+    arguments: Namespace,
+    checkpoint: str,
+    by_protocol: Results,
+    clips: dict[int, dict[str, float]],
+    problems: Sequence[Problem],
+    cost: dict[str, Any],
+    reader: EvaluationReader,
+) -> dict[str, Any]:
+    """Return the content of results.json, without results by class."""
+    data, config = reader.data, load_config(checkpoint)
+    size = cast(PCMANetProcessor, reader.collate.processor).image_processor.size
+    return {
+        "checkpoint": checkpoint,
+        "name": data.name,
+        "split": data.split,
+        "clips": len(clips),
+        "frames": int(by_protocol["official"]["frames"]),
+        "batch_size": arguments.batch_size,
+        "resolution": "original" if arguments.original_resolution else "network",
+        "network": _network(config, size),
+        "architecture": _architecture(config),
+        "cost": cost,
+        "metrics": by_protocol,
+        "per_clip": [{"clip": data.clips[index].id, **values} for index, values in clips.items()],
+        "skipped": [asdict(problem) for problem in problems],
+    }
+
+
+def _network(config: PCMANetConfig, size: dict[str, int]) -> str:
+    """Name the visual backbone and the size of the frames."""
+    backbone, (height, width) = config.backbone_config, (size["height"], size["width"])
+    name = getattr(backbone, "backbone", None) or getattr(backbone, "architecture", None) or backbone.model_type
+    return f"{name} @{height if height == width else f'{height}x{width}'}"
+
+
+def _architecture(config: PCMANetConfig) -> str:
+    """Return what checkpoints of one architecture and data set have in common, whatever their weights and classes."""
+    settings = json.dumps(_architecture_fields(config.to_dict()), sort_keys=True, default=str)
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+def _architecture_fields(settings: Any) -> Any:
+    """Remove the fields that name classes and versions from a configuration and those inside it."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: _architecture_fields(value) for key, value in settings.items() if key not in NOT_ARCHITECTURE}
+
+
+def _title(subject: str) -> str:
+    """Return the first lines of a report: its subject and the command that wrote it."""
+    return f"# {subject}\n\n    pcmanet {shlex.join(sys.argv[1:])}\n\n"
+
+
+def _scope(arguments: Namespace, results: dict[str, Any]) -> str:
+    """Say what was counted, and how the protocols differ."""
+    size = "the size of the frames" if arguments.original_resolution else "the input size of the network"
+    return (
+        f"{results['clips']} clips, {results['frames']} frames, scored at {size}. Ratios are computed per clip (official), per "
+        f"{arguments.batch_size} clips (batch) or once for all pixels (dataset)."
+    )
+
+
+def _comparison_rows(arguments: Namespace, results: Sequence[dict[str, Any]]) -> list[Row]:
+    """Return a row for each network, whose checkpoints differ by data set and seed, and published ones if requested."""
+    rows = []
+    for network in dict.fromkeys(one["network"] for one in results):
+        for method, members in _variants([one for one in results if one["network"] == network]):
+            found = [{"name": one["name"], **one["cost"], **_scores(one)} for one in members]
+            rows.append(measured_row(method, network, found))
+    return rows + (published_rows() if arguments.compare else [])
+
+
+def _variants(results: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the rows of one backbone: one for all, or one by architecture if a data set has several, which are no seeds.
+
+    The architecture alone does not identify a network, because published ones differ a little between S4 and MS3.
+    """
+    architectures = dict.fromkeys(one["architecture"] for one in results)
+    pairs = {(one["name"], one["architecture"]) for one in results}
+    if len(pairs) == len({name for name, _ in pairs}):
+        return [("PCMANet", list(results))]
+    groups = [[one for one in results if one["architecture"] == architecture] for architecture in architectures]
+    return [(f"PCMANet, {members[0]['checkpoint']}", members) for members in groups]
+
+
+def _scores(results: dict[str, Any]) -> dict[str, float]:
+    """Return mIoU and F under the official protocol."""
+    return {name: results["metrics"]["official"][name] for name in ("miou", "f_score")}
+
+
+def _comparison(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:
+    """Format the section of a report with the table for a paper."""
+    devices = ", ".join(dict.fromkeys(one["cost"]["device"] for one in results))
+    text = (
+        "## In percent, official protocol\n\n"
+        f"{comparison_table(rows)}\n"
+        f"Costs of PCMANet: with the audio encoder; GMACs of convolutions and matrix products, and frames/s of the network alone, "
+        f"for single clips of {CLIP_FRAMES} frames ({devices}). Several checkpoints: mean ± standard deviation.\n"
+    )
+    return text + "".join(f"\n- {source}" for source in describe_sources(rows)) + "\n"
+
+
+def _report_comparison(arguments: Namespace, output: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Write and print the table of several evaluations."""
+    rows = _comparison_rows(arguments, results)
+    listed = [
+        [one["name"], one["checkpoint"], *(f"{100 * value:.2f}" for value in _scores(one).values())] for one in results
+    ]
+    text = _title(f"{len(results)} evaluations, {arguments.split} split") + _comparison(rows, results)
+    text += f"\n## By checkpoint\n\n{markdown_table(['data', 'checkpoint', 'mIoU, %', 'F, %'], listed)}"
+    write_text(output / "results.json", json.dumps({"evaluations": list(results)}, indent=2) + "\n")
+    write_text(output / "results.md", text)
+    write_text(output / "table.tex", latex_table(rows))
+    print(f"\n{comparison_table(rows)}\nresults  {output}")
 
 
 def _draw_clip(reader: EvaluationReader, model: OptimizedPCMANet, index: int, title: str) -> Image.Image:

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from pcmanet.checkpoints import silence_transformers
+from pcmanet.checkpoints import load_config, silence_transformers
 from pcmanet.files import find_checkpoint
 
 
@@ -49,11 +48,7 @@ def run(arguments: Namespace) -> bool:
 
 def _describe(model: str) -> str:
     """Return lines with a name and a value each."""
-    config = AutoConfig.from_pretrained(model)
-    if not isinstance(config, PCMANetConfig):
-        raise ValueError(
-            f"Expected a checkpoint of {PCMANetConfig.model_type}, but {model} is one of {config.model_type}."
-        )
+    config = load_config(model)
     lines = [("model", model), *_knowledge(config), *_task(config), *_sizes(model, config), *_parameters(config)]
     lines += [(name.replace("_", " "), _text(getattr(config, name))) for name in SWITCHES]
     lines += [("license", _license(model)), *_metrics(model)]
