@@ -9,11 +9,13 @@
 
     --bf16 or --fp16 (on a CPU: --use_cpu --bf16)  --gradient_accumulation_steps 4  --gradient_checkpointing
     --backbone_learning_rate 1e-5  --resume_from_checkpoint latest  --report_to tensorboard
+    --dataloader_num_workers 8 and --ddp_timeout 36000 (seconds) for data that take long to prepare
     --load_best_model_at_end  --early_stopping_patience 3 (which also keeps the best weights)
     --push_to_hub --hub_model_id me/mine --hub_strategy every_save  --hub_code
 
 OUTPUT_DIR receives checkpoints, each with its processor, so that the pipeline can load them, and at the end the last or best
-weights. With --push_to_hub these are uploaded with a model card, from the folder OUTPUT_DIR-hub.
+weights. With --push_to_hub these are uploaded with a model card, from the folder OUTPUT_DIR-hub. A folder that contains a run
+is refused, unless the run is resumed.
 """
 
 import sys
@@ -32,11 +34,11 @@ from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics, TrainerMetrics
 from pcmanet.dataset_scripts.problems import ON_ERROR
 from pcmanet.training.data import class_names, load_datasets
-from pcmanet.training.network import label_settings, load_checkpoint
+from pcmanet.training.network import freeze_unused, label_settings, load_checkpoint
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.record import write_record
-from pcmanet.training.trainer import SegmentationTrainer, choose_classes, collate_for_trainer
+from pcmanet.training.trainer import SegmentationTrainer, choose_classes, collate_for_trainer, open_output
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
@@ -84,6 +86,7 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
         on_error=settings.on_error,
         seed=arguments.seed,
         freeze=(),
+        num_workers=arguments.dataloader_num_workers,
     )
     names, table = choose_classes(class_names(recipe), settings.classes)
     patience = settings.early_stopping_patience
@@ -91,7 +94,9 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
     model = load_checkpoint(settings.checkpoint, label_settings(names))
     processor = PCMANetProcessor.from_pretrained(settings.checkpoint)
     size = processor.image_processor.size
-    training, validation = load_datasets(recipe, size=(size["height"], size["width"]))
+    freeze_unused(model, processor)
+    with arguments.main_process_first(desc="preparing data"):
+        training, validation = load_datasets(recipe, size=(size["height"], size["width"]))
     binary = len(names) == 1
     metrics = TrainerMetrics(BinaryMetrics() if binary else SemanticMetrics(len(names)))
     return SegmentationTrainer(
@@ -149,9 +154,9 @@ def main() -> None:
     """Fine-tune a checkpoint, or resume an interrupted fine-tuning."""
     try:
         settings, arguments = parse_args()
-        resume = arguments.resume_from_checkpoint
+        checkpoint = open_output(arguments)
         trainer = build_trainer(settings, arguments)
-        result = trainer.train(resume_from_checkpoint=True if resume == "latest" else resume)
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finish(trainer, settings, round(result.metrics["train_runtime"] / 60, 1))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -27,6 +27,7 @@ from typing import Any, Self, TypeVar, cast
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -36,7 +37,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_encoders import audio_embedding_size
 from .configuration_pcmanet import NUM_STAGES, PIPELINE_TAG, PCMANetConfig
-from .inference_pcmanet import OptimizedPCMANet, find_obstacle
+from .inference_pcmanet import OptimizedPCMANet, find_obstacle, find_quantized
 from .modeling_audio_encoders import build_audio_encoder, embed_windows, load_audio_encoder
 from .modeling_backbones import build_backbone, build_pyramid, compute_feature_maps, load_backbone
 from .modeling_pcmanet_decoder import (
@@ -205,8 +206,16 @@ class PCMANetModel(PCMANetPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; a frozen audio encoder stays in evaluation mode."""
+        """Set training or evaluation mode; a frozen audio encoder and frozen BatchNorms stay in evaluation mode.
+
+        The statistics of a frozen BatchNorm belong to its weights. Adapters (LoRA) are saved without them, so statistics that
+        changed in training would be lost.
+        """
         super().train(mode)
+        for module in self.modules():
+            is_frozen = not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+            if isinstance(module, _BatchNorm) and module.affine and is_frozen:
+                module.eval()
         # CODEPATH: as in __init__.
         if self.config.freeze_audio_encoder:
             self.audio_encoder.eval()
@@ -383,7 +392,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
         Raises:
             TypeError: If a data type is not a floating-point `torch.dtype`.
-            ValueError: If weights are offloaded.
+            ValueError: If weights are offloaded, quantized or sharded.
         """
         dtype = dtype or self.dtype
         for given in (dtype, audio_dtype or dtype):
@@ -392,6 +401,11 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         if any(weight.is_meta for weight in self.parameters()):
             raise ValueError(
                 "Weights offloaded by `device_map` cannot be copied: load the model without `device_map`."
+            )
+        if (quantized := find_quantized(self)) is not None or getattr(self, "is_quantized", False):
+            raise ValueError(
+                f"The weights of {quantized or 'the model'} are quantized or sharded and cannot be optimized. Run the model itself, "
+                "or optimize the model that was not quantized, which can have dtype=torch.bfloat16."
             )
         return OptimizedPCMANet(self.model, dtype, audio_dtype or dtype)
 

@@ -224,7 +224,7 @@ def test_loss_of_a_step_is_the_mean_over_its_annotated_frames_for_any_accumulati
         batches = [{name: tensor[first:last] for name, tensor in batch.items()} for first, last in cuts]
         values.append(take_step(run, batches))
         # The average is not updated yet, so it holds the weights before the step.
-        assert values[-1]["loss"] == pytest.approx(run.average.network(**batch).loss.item(), rel=1e-5)
+        assert values[-1]["loss"] == pytest.approx(run.average(**batch).loss.item(), rel=1e-5)
     for other in (1, 2):
         assert values[other] == pytest.approx(values[0], rel=1e-5)
 

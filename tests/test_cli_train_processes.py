@@ -224,13 +224,13 @@ def test_error_in_one_process_ends_the_job(tree, tmp_path):
     failing.write_text(
         "import os, sys\n"
         "from pcmanet.cli.main import main\n"
-        "from pcmanet.training.network import WeightAverage\n"
-        "update = WeightAverage.update\n"
-        "def fail(self, network):\n"
-        "    if os.environ['RANK'] == '1' and self.steps == 2:\n"
+        "from pcmanet.training import run\n"
+        "update = run.update_average\n"
+        "def fail(average, network):\n"
+        "    if os.environ['RANK'] == '1' and average.n_averaged == 2:\n"
         "        raise RuntimeError('the second process failed')\n"
-        "    update(self, network)\n"
-        "WeightAverage.update = fail\n"
+        "    update(average, network)\n"
+        "run.update_average = fail\n"
         "sys.exit(main())\n"
     )
     process = start(tree, output, 2, script=failing)
@@ -241,13 +241,19 @@ def test_error_in_one_process_ends_the_job(tree, tmp_path):
     assert not (output / "last").exists()
 
 
-def test_another_number_of_processes_is_refused_on_resume(tree, tmp_path):
+def test_another_number_of_processes_is_refused_on_resume_and_possible_on_request(tree, tmp_path):
     output = tmp_path / "run"
     run(tree, output, 2, "--max-steps", "1")
     process = start(tree, output, 1, "--resume")
     _, errors = finish(process)
     assert process.returncode == 2
     assert "processes is 1, was 2" in errors
+    printed = run(tree, output, 1, "--resume", "--allow", "processes")
+    assert (
+        printed.count("Resuming with other processes: batch statistics and random numbers of the processes differ")
+        == 1
+    )
+    assert f"Finished after {STEPS} steps" in printed
 
 
 def test_batch_that_cannot_be_shared_is_refused(tree, tmp_path):
@@ -277,3 +283,24 @@ def test_an_error_of_the_input_is_printed_once(failing, tree, tmp_path):
     assert process.returncode != 0
     assert errors.count("error: The recipe cannot be used.") == 1
     assert 'cli/main.py", line' not in errors  # no traceback but that of the launcher
+
+
+def test_network_with_parameters_without_gradient_trains_in_two_processes(tree, tmp_path):
+    swin = {"model_type": "swin", "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 1, 2, 2], "window_size": 2}
+    configuration = {
+        "backbone_config": {**swin, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+        "masked_query_gradients": False,
+    }
+    printed = run(tree, tmp_path / "run", 2, configuration=configuration, epochs=1)
+    assert "Finished after 2 steps" in printed
+
+
+def test_processes_wait_for_the_first_one_and_take_over_its_audio_encoder(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).parent / "unequal_processes.py"), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert second["entered"] > 8  # longer than the exchange of gradients may take
+    assert first["before"] != second["before"] and first["after"] == second["after"]

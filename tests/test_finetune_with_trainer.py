@@ -223,6 +223,36 @@ def test_options_that_keep_the_best_weights(script, monkeypatch, capsys):
     assert "\n    python examples/finetune_with_trainer.py --output_dir runs/semantic " in capsys.readouterr().out
 
 
+def test_finished_run_is_not_overwritten_and_damage_names_the_last_good_checkpoint(
+    script, checkpoint: Path, tmp_path: Path, monkeypatch
+):
+    words = ["--checkpoint", str(checkpoint), "--classes", *CLASSES, "--clips", "8", "--evaluation_clips", "2"]
+    words += ["--output_dir", str(tmp_path / "run"), "--use_cpu", "--report_to", "none", "--num_train_epochs", "2"]
+    command = [str(SCRIPT), *words, "--per_device_train_batch_size", "8"]
+
+    def error_of(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        with pytest.raises(SystemExit) as stopped:
+            script.main()
+        return str(stopped.value)
+
+    monkeypatch.setattr(sys, "argv", [*command, "--resume_from_checkpoint", "latest"])
+    script.main()  # nothing to resume yet
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    error = error_of()
+    assert error.startswith(f"error: {tmp_path / 'run'} already contains a run (checkpoint-1, checkpoint-2, model.")
+    assert "Resume it with --resume_from_checkpoint latest, or choose another --output_dir." in error
+    (tmp_path / "run" / "checkpoint-2" / "model.safetensors").write_bytes(b"damaged")
+    error = error_of("--resume_from_checkpoint", "latest")
+    assert "checkpoint-2 is damaged: " in error and "model.safetensors has 7 bytes instead of" in error
+    assert f"The last good checkpoint is {tmp_path / 'run' / 'checkpoint-1'}. Resume with: python " in error
+    assert error.endswith(f"--resume_from_checkpoint {tmp_path / 'run' / 'checkpoint-1'}")
+    damaged = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {path for path in before if after[path] != before[path]} == {damaged} and after.keys() == before.keys()
+    assert error_of("--learning_rat", "1") == "2"  # a usage error
+
+
 def test_seed_determines_the_new_heads(build):
     heads = [build(seed=seed).model.model.stages[0].head[-1].weight for seed in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1])

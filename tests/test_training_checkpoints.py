@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import datasets
 import pytest
 from training_runs import (
     assert_same_weights,
@@ -18,6 +19,7 @@ from training_runs import (
     train_in_process,
     weights,
 )
+from written_trees import write_trees
 
 from pcmanet import files
 from pcmanet.training import checkpoints as checkpoints_module
@@ -200,10 +202,36 @@ def test_run_resumes_exactly_from_an_earlier_checkpoint(complete, run):
     assert checkpoints(run) == ["step-00000004", "step-00000006"]
 
 
+def test_run_resumes_exactly_on_request_after_the_data_were_moved(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    first = write_trees(tmp_path / "first", ms3={"train": 4, "val": 1})
+    settings = {"task": "ms3", "freeze": [], "negative_fraction": 0.0, "evaluations": 1}
+    train(tmp_path / "complete", **settings, data=str(first))
+    train(tmp_path / "run", "--max-steps", "1", **settings, data=str(first))
+    second = first.rename(tmp_path / "second")
+    for path in second.rglob("*.png"):
+        os.utime(path)
+    error = error_of(capsys, tmp_path / "run", "--resume", **settings, data=str(second))
+    assert f"data is '{second}', was '{first}'; the place and times of the clips' files is " in error
+    assert "moved data (--allow processes data)" in error
+    train(tmp_path / "run", "--resume", "--allow", "data", **settings, data=str(second))
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("Resuming with other data: training continues exactly only if the content of the files is") == 1
+    )
+    assert_same_weights(tmp_path / "complete", tmp_path / "run")
+
+    mask = next(second.rglob("*.png"))
+    mask.write_bytes(mask.read_bytes() + b" ")
+    error = error_of(capsys, tmp_path / "run", "--resume", "--allow", "data", **settings, data=str(second))
+    assert "the names and sizes of the clips' files is " in error and "data is" not in error
+    assert "Add --resume" in error_of(capsys, tmp_path / "run", "--allow", "data")
+
+
 def test_error_without_a_good_checkpoint(run, capsys):
     for folder in (run / "checkpoints").iterdir():
         (folder / "state.json").write_text("{")
-    assert "No good checkpoint was found. Start a new run in another --output." in error_of(capsys, run, "--resume")
+    assert "No good checkpoint was found. Start a new run in another folder." in error_of(capsys, run, "--resume")
     error = error_of(capsys, run, "--resume", "elsewhere")
     assert "Checkpoint elsewhere not found" in error
 

@@ -1,6 +1,8 @@
 """The clips of every step, for any number of processes and any first step; paired audio, seeded collation, loaders."""
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,8 @@ from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.paired import Library, PairedClips, SoundEvent, read_settings
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.training.data import (
+    FILES,
+    PLACE,
     Batch,
     BatchPlan,
     Draw,
@@ -142,20 +146,25 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def test_identity_of_the_data_changes_with_the_files_of_training_and_validation(tmp_path):
-    write_trees(tmp_path, ms3={"train": 1, "val": 1, "test": 1})
+    tree = write_trees(tmp_path / "tree", ms3={"train": 1, "val": 1, "test": 1})
 
     def identity() -> dict:
-        return tiny_data([None], task="ms3", data=str(tmp_path), freeze=[], negative_fraction=0.0).identity()
+        return tiny_data([None], task="ms3", data=str(tree), freeze=[], negative_fraction=0.0).identity()
 
     before = identity()
     assert identity() == before
     for split, changes in (("test", False), ("val", True), ("train", True)):
-        mask = next(tmp_path.rglob(f"gt_masks/{split}/*/*.png"))
+        mask = next(tree.rglob(f"gt_masks/{split}/*/*.png"))
         mask.write_bytes(mask.read_bytes() + b" ")
         after = identity()
-        assert (after != before) is changes
+        assert [after[name] != before[name] for name in (FILES, PLACE)] == [changes] * 2
         before = after
-    assert after.keys() == {"clips", "the state of the clips' files"}
+    assert after.keys() == {"clips", FILES, PLACE}
+    os.utime(mask)
+    touched = identity()
+    tree = tree.rename(tmp_path / "moved")
+    assert len({before[PLACE], touched[PLACE], identity()[PLACE]}) == 3
+    assert before[FILES] == touched[FILES] == identity()[FILES]
 
 
 def test_identity_of_sounding_shapes_is_their_number(clips):
@@ -270,6 +279,17 @@ def test_sounding_shapes_of_a_recipe():
 
 
 # --- Stand-ins ---
+
+
+def test_recipe_changes_the_clips_of_paired_data(tmp_path):
+    path = write_paired_data(tmp_path, clips={"seconds": 2, "context_seconds": 0.0})
+    settings = {"task": "ms3", "data": str(path), "audio_encoder": "x", "negative_fraction": 0.0, "evaluation_clips": 3}
+    recipe = Recipe(**TINY_RUN | settings | {"paired_clips": {"seconds": 1}})
+    training, validation = load_datasets(recipe)
+    assert (training[0].frames.shape[0], validation[0].frames.shape[0], len(validation)) == (1, 1, 3)
+    assert load_datasets(replace(recipe, paired_clips={}))[0][0].frames.shape[0] == 2
+    with pytest.raises(ValueError, match="paired_clips needs paired data, but data is AVSBench"):
+        replace(recipe, data="AVSBench")
 
 
 def test_stand_in_exchanges_the_scores_of_two_classes():

@@ -6,26 +6,29 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from tiny_model import tiny_model
+from tiny_model import tiny_batch, tiny_model
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from training_runs import TINY_RUN, TRAINED_NETWORK
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetImageProcessor, VGGishConfig, VGGishModel
-from modeling_pcmanet.configuration_encoders import EFFICIENTNET_LITE_0
+from modeling_pcmanet.configuration_encoders import ALL_STAGES, EFFICIENTNET_LITE_0
 from pcmanet.dataset_scripts.sounding_shapes.sound import SoundMixtures
 from pcmanet.training.network import (
-    WeightAverage,
     _collate_audio,
     build_network,
     build_optimizer,
     build_processor,
+    freeze_unused,
     learning_rate_factor,
     load_checkpoint,
     prepare_for_training,
     pretrain_audio_encoder,
     set_learning_rate,
+    start_average,
+    update_average,
 )
 from pcmanet.training.recipe import Recipe
 
@@ -105,6 +108,38 @@ def test_frozen_parts_require_no_gradient(freeze):
     for part in ("audio_encoder", "backbone"):
         required = {weight.requires_grad for weight in getattr(network.model, part).parameters()}
         assert required == {part not in freeze}
+
+
+SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 1, 2, 2], "window_size": 2}
+DINO = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, set()),
+        ({"masked_query_gradients": False}, {"audio_to_visual", "visual_to_audio"}),
+        ({"backbone_config": {**SWIN, "out_features": ALL_STAGES}}, {"swin.layernorm"}),
+        (
+            {"backbone_config": {**DINO, "out_features": ["stage1"]}, "neck": "feature_pyramid"},
+            {"mask_token", "layer"},
+        ),
+    ],
+)
+def test_parameters_without_gradient_are_frozen(changes, expected):
+    settings = recipe(configuration={**TRAINED_NETWORK, **changes})
+    torch.manual_seed(0)
+    network = build_network(settings, ["sounding"])
+    trainable = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    statistics = {name: value.clone() for name, value in network.named_buffers()}
+    frozen = freeze_unused(network, build_processor(settings))
+    assert all(any(part in name for name in frozen) for part in expected) and bool(frozen) == bool(expected)
+    assert network.training and all(value.equal(statistics[name]) for name, value in network.named_buffers())
+    batch = tiny_batch(size=(32, 32))
+    batch["input_features"] = torch.randn(2, 3, 1, 96, 64)
+    network(**batch, labels=torch.ones(2, 3, 32, 32, dtype=torch.long)).loss.backward()
+    trained = {name for name, weight in network.named_parameters() if weight.grad is not None}
+    assert trained == trainable - set(frozen)
 
 
 def test_gradient_checkpointing_changes_no_gradient():
@@ -257,52 +292,64 @@ def network(value: float) -> nn.Module:
     return module
 
 
+def average_of(*values: float, decay: float | None) -> AveragedModel:
+    """Average networks of these values, the first of which is the initial one."""
+    average = start_average(network(values[0]), decay, torch.device("cpu"))
+    for value in values[1:]:
+        update_average(average, network(value))
+    return average
+
+
 def test_first_step_replaces_the_average_and_the_others_blend():
-    average = WeightAverage(network(100.0), decay=0.1)
-    for value in (1.0, 3.0, 8.0):
-        average.update(network(value))
+    average = average_of(100.0, 1.0, 3.0, 8.0, decay=0.1).module
     second = 1 / 11 * 1 + 10 / 11 * 3
     expected = 0.1 * second + 0.9 * 8
-    assert average.network.weight.item() == pytest.approx(expected)
-    assert average.network.running_mean.item() == pytest.approx(10 * expected)
-    assert average.network.num_batches_tracked.item() == 8  # integers are copied
+    assert average.weight.item() == pytest.approx(expected)
+    assert average.running_mean.item() == pytest.approx(10 * expected)
+    assert average.num_batches_tracked.item() == 8  # integers are copied
 
 
 def test_average_of_a_short_run_forgets_its_first_step():
-    average = WeightAverage(network(0.0), decay=0.998)
-    average.update(network(100.0))
-    for _ in range(49):
-        average.update(network(1.0))
-    assert average.network.weight.item() == pytest.approx(1.0, abs=1e-3)
+    assert average_of(0.0, 100.0, *[1.0] * 49, decay=0.998).module.weight.item() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_without_average_the_weights_are_copied_on_request():
-    average = WeightAverage(network(1.0), decay=None)
-    average.update(network(2.0))
-    assert average.network.weight.item() == 1.0
-    assert average.synchronized(network(3.0), Accelerator(cpu=True)).weight.item() == 3.0
+def test_without_average_the_weights_are_copied():
+    assert average_of(1.0, 2.0, 3.0, decay=None).module.weight.item() == 3.0
+
+
+def test_average_is_bit_equal_to_the_formula_in_weights_and_buffers():
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)) for _ in range(30)]
+    for number, each in enumerate(networks):
+        each[1].running_var.uniform_(0, 2)
+        each[1].num_batches_tracked.fill_(number)
+    average = start_average(networks[0], 0.7, torch.device("cpu"))
+    expected = networks[0].state_dict()
+    for step, each in enumerate(networks[1:]):
+        update_average(average, each)
+        keep = min(0.7, step / (step + 10))
+        for name, new in each.state_dict().items():
+            expected[name] = torch.lerp(expected[name], new, 1 - keep) if new.is_floating_point() else new.clone()
+    assert all(value.equal(expected[name]) for name, value in average.module.state_dict().items())
 
 
 def test_copy_is_independent_frozen_and_in_evaluation_mode():
     model = tiny_model().train()
-    average = WeightAverage(model, decay=0.9)
-    assert model.training and not average.network.training
-    assert not any(parameter.requires_grad for parameter in average.network.parameters())
-    average.update(model)
+    average = start_average(model, 0.9, torch.device("cpu"))
+    assert model.training and not average.module.training
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    update_average(average, model)
     with torch.no_grad():
         next(model.model.neck.parameters()).add_(1.0)
-    kept = average.network.model.neck.state_dict()
+    kept = average.module.model.neck.state_dict()
     changed = model.model.neck.state_dict()
     assert [name for name in kept if not torch.equal(kept[name], changed[name])] == ["0.0.weight"]
 
 
-@pytest.mark.parametrize("decay", [0.05, None])
-def test_loaded_average_continues_as_the_saved_one(decay):
-    first = WeightAverage(network(1.0), decay)
-    first.update(network(1.0))
-    second = WeightAverage(network(7.0), decay)
+def test_loaded_average_continues_as_the_saved_one():
+    first = average_of(1.0, 1.0, decay=0.05)
+    second = start_average(network(7.0), 0.05, torch.device("cpu"))
     second.load_state_dict(first.state_dict())
     for average in (first, second):
-        average.update(network(5.0))
-    found = [average.synchronized(network(5.0), Accelerator(cpu=True)).weight.item() for average in (first, second)]
-    assert found[0] == found[1] == pytest.approx(4.8 if decay else 5.0)
+        update_average(average, network(5.0))
+    assert first.module.weight.item() == second.module.weight.item() == pytest.approx(4.8)

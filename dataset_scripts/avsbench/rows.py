@@ -334,23 +334,26 @@ def _data_bytes(file: BinaryIO, announced: int) -> int:
     return announced
 
 
-def fingerprint(table: Path, paths: Iterable[str]) -> str:
+def fingerprint(table: Path, paths: Iterable[str], *, moved: bool = False) -> str:
     """Identify the state of a data set: another table, or another size or time of any file, changes the fingerprint.
 
     Args:
         table: The table of clips.
         paths: All files of the clips; missing files count as missing.
+        moved: Ignore the place of the data set and the times of its files.
 
     Returns:
         32 hexadecimal digits.
     """
-    digest = hashlib.sha256(str(table.resolve()).encode() + b"\0" + table.read_bytes())
+    place = "" if moved else str(table.resolve())
+    digest = hashlib.sha256(place.encode() + b"\0" + table.read_bytes())
     for path in paths:
         try:
             state = os.stat(path)
-            line = f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n"
+            line = f"{state.st_size}\0{'' if moved else state.st_mtime_ns}\n"
         except OSError:
-            line = f"{path}\0missing\n"
+            line = "missing\n"
+        line = f"{os.path.relpath(path, table.parent) if moved else path}\0{line}"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 

@@ -31,7 +31,7 @@ def run(arguments: Namespace) -> int:
     training = None
     try:
         recipe = read_recipe(arguments.recipe, arguments.set, data=arguments.data)
-        training = start_run(recipe, arguments.output, arguments.resume, arguments.max_steps)
+        training = start_run(recipe, arguments.output, arguments.resume, arguments.max_steps, arguments.allow)
         report = train(training)
     except FloatingPointError as error:
         # The message says what to change, so no traceback is needed.

@@ -8,7 +8,7 @@ never a partial gradient accumulation.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,20 @@ from pcmanet.files import (
     write_manifest,
 )
 
+from .data import PLACE
 from .recipe import Recipe
 from .record import resume_command
 
 
 FOLDER = "checkpoints"
 STATE = "state.json"
-FORMAT = 1  # of state.json
+FORMAT = 2  # of state.json
+# What may differ on request, and what is then not as in an uninterrupted run.
+ALLOWED = {"processes": ("processes",), "data": ("data", PLACE)}
+EFFECTS = {
+    "processes": "batch statistics and random numbers of the processes differ, and sums in their last digits",
+    "data": "training continues exactly only if the content of the files is the same, of which names and sizes were compared",
+}
 
 
 class CheckpointError(OSError):
@@ -47,10 +54,18 @@ class Checkpoints:
         output: The run's folder.
         recipe: The run's recipe.
         data: What must be the same of the clips for a run to resume, by name.
+        allow: What may differ nevertheless: "processes" (their number), "data" (their place, and the times of the files).
     """
 
-    def __init__(self, accelerator: Accelerator, output: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
-        self.accelerator, self.recipe = accelerator, recipe
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output: Path,
+        recipe: Recipe,
+        data: Mapping[str, Any],
+        allow: Sequence[str] = (),
+    ) -> None:
+        self.accelerator, self.recipe, self.allow = accelerator, recipe, allow
         self.folder = output / FOLDER
         # What must be the same in addition to the recipe, so that the resumed steps are identical.
         self.circumstances = {"processes": accelerator.num_processes, **data}
@@ -156,9 +171,14 @@ class Checkpoints:
             )
         settings = {**self.recipe.settings(), **self.circumstances}
         earlier = {**state["recipe"], **state["circumstances"]}
+        for kind in self.allow:
+            different = [name for name in ALLOWED[kind] if settings.get(name) != earlier.get(name)]
+            if different:
+                self.accelerator.print(f"Resuming with other {kind}: {EFFECTS[kind]}.")
+            settings |= {name: earlier.get(name) for name in different}
         remedy = (
-            "Give the same values to resume, or start a new run in another --output (from these weights with "
-            "--set initialize_from=FOLDER)."
+            "Give the same values to resume, allow another number of processes or moved data (--allow processes data), or "
+            "start a new run in another --output (from these weights with --set initialize_from=FOLDER)."
         )
         check_settings(self.folder.parent, settings, {name: earlier.get(name) for name in settings}, remedy)
 
@@ -166,14 +186,23 @@ class Checkpoints:
         """Return a sentence with the last good checkpoint and the command that resumes from it."""
         if not self.all():
             return f"No checkpoint was written yet. Start again with: {resume_command()}"
-        for checkpoint in reversed(self.all()):
-            try:
-                if checkpoint != damaged:
-                    verify(checkpoint)
-                    return f"The last good checkpoint is {checkpoint}. Resume with: {resume_command(checkpoint)}"
-            except DamagedFolderError:
-                continue
-        return "No good checkpoint was found. Start a new run in another --output."
+        return resume_hint([checkpoint for checkpoint in self.all() if checkpoint != damaged])
+
+
+def resume_hint(checkpoints: Sequence[Path], option: str = "--resume") -> str:
+    """Return a sentence with the last good one of these checkpoints and the command that resumes from it.
+
+    Args:
+        checkpoints: Folders with manifests, oldest first.
+        option: The option of the command to resume from a checkpoint.
+    """
+    for checkpoint in reversed(checkpoints):
+        try:
+            verify(checkpoint)
+        except DamagedFolderError:
+            continue
+        return f"The last good checkpoint is {checkpoint}. Resume with: {resume_command(checkpoint, option)}"
+    return "No good checkpoint was found. Start a new run in another folder."
 
 
 def _create_folder(temporary: Path) -> None:

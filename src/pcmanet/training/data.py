@@ -38,6 +38,10 @@ Collate: TypeAlias = Callable[[Sequence[Any]], BatchFeature]
 Clips: TypeAlias = Any  # an indexable data set with a length: SoundingShapes, PairedClips, or rows of load_avsbench
 
 
+FILES = "the names and sizes of the clips' files"
+PLACE = "the place and times of the clips' files"
+
+
 def class_names(recipe: Recipe) -> list[str]:
     """Return the names of the classes of a recipe's data, background first; a single one for binary masks."""
     if recipe.data is not None and is_paired_data(recipe.data):
@@ -62,7 +66,7 @@ def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[
         DatasetError: If files are missing or damaged; the message names all of them.
     """
     if recipe.data is not None and is_paired_data(recipe.data):
-        library = Library(read_settings(recipe.data), progress=True)
+        library = Library(read_settings(recipe.data, recipe.paired_clips), progress=True)
         lengths = {"train": recipe.clips, "val": recipe.evaluation_clips}
         training, validation = (
             PairedClips(library, recipe.task, split, length=length, seed=recipe.seed)
@@ -70,7 +74,7 @@ def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[
         )
         return training, validation
     if recipe.data is not None:
-        options = {"on_error": recipe.on_error, **vars(recipe.row_settings)}
+        options = {"on_error": recipe.on_error, "num_proc": recipe.num_workers or None, **vars(recipe.row_settings)}
         training, validation = (
             load_avsbench(recipe.data, recipe.task, split=split, **options) for split in ("train", "val")
         )
@@ -153,15 +157,15 @@ class TrainingData:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return, by name, what must be the same of the training clips for a run to resume."""
+        """Return, by name, what must be the same of the clips for a run to resume; `PLACE` may differ for moved data."""
         recipe, count = self._recipe, {"clips": self.plan.num_clips}
         if recipe.data is None:
             return count  # the recipe determines the rest
         if is_paired_data(recipe.data):
-            return count | {"the settings and files of the paired data": self._training_clips.clips.identity}
+            return count | {PLACE: self._training_clips.clips.identity}
         tree = find_clips(recipe.data, recipe.task, recipe.row_settings)
         paths = [path for clip in tree.clips if clip.split in ("train", "val") for path in clip.paths]
-        return count | {"the state of the clips' files": fingerprint(tree.table, paths)}
+        return count | {FILES: fingerprint(tree.table, paths, moved=True), PLACE: fingerprint(tree.table, paths)}
 
     def training_batches(self, first: int, last: int, process: int, device: torch.device) -> Iterator[list[Batch]]:
         """Yield the batches of one process, step by step.

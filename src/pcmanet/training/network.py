@@ -1,9 +1,9 @@
 """The network of a training run: initial weights, normalization, optimizer, learning rate and weight average."""
 
-import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -148,12 +149,41 @@ def load_checkpoint(
     return network
 
 
+def freeze_unused(network: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor) -> list[str]:
+    """Freeze the parameters that get no gradient, for which distributed training would wait in every step.
+
+    Backbones have some beyond their feature maps, such as the mask token of Swin or DINOv2, and with
+    `masked_query_gradients=False` the attention of selected queries is not trained, as published.
+
+    Args:
+        network: On the CPU.
+        processor: Makes the frame on which the loss is computed once.
+
+    Returns:
+        Names of the parameters that were trainable before.
+    """
+    size, rate = processor.image_processor.size, processor.feature_extractor.sampling_rate
+    frame = np.zeros((1, size["height"], size["width"], 3), np.uint8)
+    audio: dict[str, Any] = {"audio": np.zeros(rate, np.float32), "sampling_rate": rate}
+    batch = processor(videos=frame, segmentation_maps=frame[..., 0], return_tensors="pt", **audio)
+    trainable = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    mode = network.training
+    network.eval()  # draws no random numbers and changes no statistics
+    gradients = torch.autograd.grad(network(**batch).loss, list(trainable.values()), allow_unused=True)
+    network.train(mode)
+    unused = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is None]
+    for name in unused:
+        trainable[name].requires_grad_(False)
+    return unused
+
+
 def pretrain_audio_encoder(
     audio_encoder: PreTrainedModel, processor: PCMANetProcessor, recipe: Recipe, device: torch.device, quiet: bool
 ) -> None:
     """Train the audio encoder to classify the sounds in every second, with a linear layer that is then discarded.
 
-    Every process does the same work on the same audio: it is short, and the weights stay equal without communication.
+    Every process does the same work on the same audio, because it is short. All of them take the weights of the first one: on
+    GPUs equal steps can differ in the last digits, and FSDP2 would join shards of different weights.
 
     Args:
         audio_encoder: Trained in place. Afterwards the same parameters require gradients as before.
@@ -192,6 +222,15 @@ def pretrain_audio_encoder(
     optimizer.zero_grad()
     for parameter, required in zip(audio_encoder.parameters(), trainable, strict=True):
         parameter.requires_grad_(required)
+    broadcast([*audio_encoder.parameters(), *audio_encoder.buffers()])
+
+
+@torch.no_grad()
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
+    """Replace the values of tensors by those of the first process, if there are several."""
+    if torch.distributed.is_initialized():
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
 
 
 def _collate_audio(
@@ -281,73 +320,54 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup_fraction: 
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-class WeightAverage:
-    """An exponential moving average of the weights: a copy of the network, complete on every process, never wrapped.
+def start_average(
+    network: PCMANetForAudioVisualSegmentation, decay: float | None, device: torch.device
+) -> AveragedModel:
+    """Copy a network for the moving average of its weights and of the statistics of BatchNorm.
 
-    An evaluation of the copy needs no communication between the processes and computes in float32; saving it needs no
-    gathering.
+    The copy is complete on every process and never wrapped. So an evaluation of it needs no communication between the
+    processes and computes in float32, and saving it needs no gathering.
 
     Args:
-        network: The network before `accelerator.prepare`; it is copied.
-        decay: Fraction of the average that each step keeps. Step n keeps at most n / (n + 10), so that the first step
-            replaces the initial weights. None keeps no average: the copy takes over the weights on request.
+        network: The network before `accelerator.prepare`.
+        decay: Fraction of the average that each update keeps. Update n keeps at most n / (n + 10), so that the first one
+            replaces the initial weights. With None every update does.
+        device: Of the copy.
     """
 
-    def __init__(self, network: PCMANetForAudioVisualSegmentation, decay: float | None) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay = decay
-        self.steps = 0
+    def blend(own: list[torch.Tensor], new: list[torch.Tensor], _: torch.Tensor | int) -> None:
+        updates = int(average.n_averaged)  # which stays on the CPU, so that reading it waits for no device
+        # The plain decay would keep mostly the initial weights until 1 / (1 - decay) steps are done.
+        keep = min(decay or 0.0, updates / (updates + AVERAGE_WARMUP_STEPS))
+        if own[0].is_floating_point():
+            torch._foreach_lerp_(own, new, 1 - keep)
+        else:
+            torch._foreach_copy_(own, new)
 
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Add the weights and running statistics of the trained network after a step; without average do nothing.
+    average = AveragedModel(network, multi_avg_fn=blend, use_buffers=True).eval().requires_grad_(False)
+    average.module.to(device)
+    return average
 
-        Args:
-            network: The trained network without its wrappers. Its parameters may be sharded (FSDP2).
-        """
-        if self.decay is not None:
-            # The plain decay would keep mostly the initial weights until 1 / (1 - decay) steps are done.
-            self._blend(network, min(self.decay, self.steps / (self.steps + AVERAGE_WARMUP_STEPS)))
-        self.steps += 1
 
-    @torch.no_grad()
-    def synchronized(self, network: nn.Module, accelerator: Accelerator) -> PCMANetForAudioVisualSegmentation:
-        """Return the network to evaluate or save, equal on every process.
+@torch.no_grad()
+def update_average(average: AveragedModel, network: nn.Module) -> None:
+    """Add the weights and statistics of the trained network after a step. All processes must call this.
 
-        Args:
-            network: As for `update`.
-            accelerator: The number of processes.
-        """
-        if self.decay is None:
-            self._blend(network, 0.0)
-        if accelerator.num_processes > 1:
-            # Parameters are equal on all processes, but each has its own running statistics of BatchNorm.
-            for buffer in self.network.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-        return self.network
+    Args:
+        average: See [`start_average`].
+        network: The trained network without its wrappers. Its parameters may be sharded (FSDP2) or of another data type.
+    """
 
-    def _blend(self, network: nn.Module, keep: float) -> None:
-        """Move all values toward those of the network, keeping a fraction of the earlier ones."""
-        own = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-        new = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        values = {name: _gather(new[name].detach()) for name in own}
-        blended = [name for name, average in own.items() if keep > 0.0 and average.is_floating_point()]
-        if blended:
-            targets = [values[name].to(own[name].dtype) for name in blended]
-            torch._foreach_lerp_([own[name] for name in blended], targets, 1 - keep)
-        for name in (name for name in own if name not in set(blended)):
-            own[name].copy_(values[name])
+    def values(own: Iterable[tuple[str, Any]], new: Iterable[tuple[str, Any]]) -> Iterator[torch.Tensor]:
+        found = dict(new)
+        return (_gather(found[name].detach()).to(tensor.dtype) for name, tensor in own)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
-        weights = None if self.decay is None else self.network.state_dict()
-        return {"steps": self.steps, "weights": weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state from a checkpoint."""
-        self.steps = state["steps"]
-        if state["weights"] is not None:
-            self.network.load_state_dict(state["weights"])
+    # All that `update_parameters` reads of a network.
+    complete = SimpleNamespace(
+        parameters=lambda: values(average.module.named_parameters(), network.named_parameters()),
+        buffers=lambda: values(average.module.named_buffers(), network.named_buffers()),
+    )
+    average.update_parameters(cast(nn.Module, complete))
 
 
 def _gather(values: torch.Tensor) -> torch.Tensor:

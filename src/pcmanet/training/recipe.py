@@ -78,6 +78,7 @@ class Recipe:
     )
     clips: int = _setting(16000, "Sounding Shapes, paired data: number of training clips", minimum=1)
     evaluation_clips: int = _setting(64, "Sounding Shapes, paired data: number of validation clips", minimum=1)
+    paired_clips: dict[str, Any] = _setting({}, "paired data: settings of `clips` that differ from those in its file")
     pair_audio: bool = _setting(False, "Sounding Shapes: use every video twice, with different audio")
     negative_fraction: float = _setting(
         0.0, "Sounding Shapes: fraction of clips without a sounding object", minimum=0.0, maximum=0.5
@@ -151,7 +152,7 @@ class Recipe:
         2, "number of checkpoints to keep; null: all", affects_weights=False, minimum=1
     )
     num_workers: int = _setting(
-        1, "data loading processes for each training process", affects_weights=False, minimum=0
+        1, "processes that prepare and load data, for each training process", affects_weights=False, minimum=0
     )
     trackers: tuple[str, ...] = _setting(
         ("tensorboard",), "where to log in addition to OUTPUT/log.jsonl", affects_weights=False
@@ -274,14 +275,16 @@ def _check_source(recipe: Recipe) -> None:
     if recipe.task == "folder" and recipe.data is None:
         raise ValueError("task is folder, but data is not set. Give the folder of your clips: --data FOLDER.")
     for_files = recipe.row_settings.given + ["on_error"] * (recipe.on_error != "raise")
-    if recipe.data is not None and is_paired_data(recipe.data):
-        if wrong_fields := ["task"] * (recipe.task == "folder") + for_files:
-            wrong = ", ".join(f"{name}={getattr(recipe, name)}" for name in wrong_fields)
-            raise ValueError(f"data is the paired data {recipe.data}, to which {wrong} does not apply. Leave it out.")
+    wrong = ["task"] * (recipe.task == "folder") + for_files
+    if recipe.data is not None and is_paired_data(recipe.data) and wrong:
+        listed = ", ".join(f"{name}={getattr(recipe, name)}" for name in wrong)
+        raise ValueError(f"data is the paired data {recipe.data}, to which {listed} does not apply. Leave it out.")
     if recipe.data is None and for_files:
         raise ValueError(
             f"data is not set, and Sounding Shapes has no {', '.join(for_files)}. Set data or leave it out."
         )
+    if recipe.paired_clips and not (recipe.data is not None and is_paired_data(recipe.data)):
+        raise ValueError(f"paired_clips needs paired data, but data is {recipe.data}. Set data to a YAML file of paired data.")
     shapes_only = [
         name for name in ("pair_audio", "negative_fraction", "audio_pretraining_clips") if getattr(recipe, name)
     ]

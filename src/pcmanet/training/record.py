@@ -52,11 +52,16 @@ def describe_environment() -> dict[str, str]:
     }
 
 
-def resume_command(checkpoint: Path | None = None) -> str:
-    """Return the command of this process with `--resume`, or `--resume CHECKPOINT`, and without `--max-steps`."""
-    words = _without_option(_without_option(sys.argv, "--resume"), "--max-steps")
-    option = ["--resume", *([] if checkpoint is None else [str(checkpoint)])]
-    return _launch_command([*words, *option]) or f"the same launch command with {shlex.join(option)}"
+def resume_command(checkpoint: Path | None = None, option: str = "--resume") -> str:
+    """Return the command of this process with `--resume`, or `--resume CHECKPOINT`, and without `--max-steps`.
+
+    Args:
+        checkpoint: The folder; None for the latest.
+        option: The option in place of `--resume`.
+    """
+    words = _without_option(_without_option(sys.argv, option), "--max-steps")
+    added = [option, *([] if checkpoint is None else [str(checkpoint)])]
+    return _launch_command([*words, *added]) or f"the same launch command with {shlex.join(added)}"
 
 
 def _launch_command(words: Sequence[str]) -> str | None:

@@ -9,8 +9,9 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, broadcast_object_list, set_seed
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -34,19 +36,23 @@ from pcmanet.files import atomic_folder, recover
 from .checkpoints import FOLDER, Checkpoints
 from .data import Batch, TrainingData, class_names, load_datasets
 from .network import (
-    WeightAverage,
+    broadcast,
     build_network,
     build_optimizer,
     build_processor,
+    freeze_unused,
     prepare_for_training,
     pretrain_audio_encoder,
     set_learning_rate,
+    start_average,
+    update_average,
 )
 from .recipe import Recipe
 from .record import resume_command, write_record
 from .tracking import Tracker
 
 
+PREPARATION_TIMEOUT = timedelta(hours=12)  # of the data set, by the first process
 RECIPE = "recipe.yaml"
 BEST, LAST = "best", "last"
 
@@ -54,7 +60,13 @@ BEST, LAST = "best", "last"
 STAGES = tuple(range(NUM_STAGES, 0, -1))
 
 
-def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps: int | None = None) -> "Run":
+def start_run(
+    recipe: Recipe,
+    output: Path,
+    resume: str | None = None,
+    max_steps: int | None = None,
+    allow: Sequence[str] = (),
+) -> "Run":
     """Build all parts of a run. All processes must call this.
 
     Args:
@@ -62,6 +74,7 @@ def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps
         output: The run's folder.
         resume: The folder of a checkpoint or "latest", to resume the run in `output`; None for a new run.
         max_steps: Number of steps in total after which to stop; the schedule remains that of the complete run.
+        allow: What may differ from the run to resume, see [`Checkpoints`].
 
     Returns:
         The run, ready for its next step.
@@ -78,7 +91,8 @@ def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps
     names, processor = class_names(recipe), build_processor(recipe)
     network = build_network(recipe, names)
     cast(torch.nn.Module, network).to(memory_format=torch.channels_last)
-    with accelerator.main_process_first():  # it prepares the cache of the data set, if there is one
+    freeze_unused(network, processor)
+    with main_process_first(accelerator):  # it prepares the cache of the data set, if there is one
         datasets = load_datasets(recipe)
     data = TrainingData(
         recipe,
@@ -90,16 +104,16 @@ def start_run(recipe: Recipe, output: Path, resume: str | None = None, max_steps
     )
     # As the first process sees it: on another machine the same files may have other times.
     (identity,) = broadcast_object_list([data.identity()])
-    checkpoints = Checkpoints(accelerator, output, recipe, identity)
+    checkpoints = Checkpoints(accelerator, output, recipe, identity, allow)
     if recipe.audio_pretraining_clips and not (resume and checkpoints.all()):
         quiet = not accelerator.is_main_process
         pretrain_audio_encoder(network.model.audio_encoder, processor, recipe, accelerator.device, quiet)
 
-    average = WeightAverage(network, recipe.average_decay)
-    average.network.to(accelerator.device)
+    average = start_average(network, recipe.average_decay, accelerator.device)
     network = prepare_for_training(network, recipe, accelerator)
     wrapped, optimizer = accelerator.prepare(network, build_optimizer(network, recipe))
-    accelerator.register_for_checkpointing(average)
+    if recipe.average_decay is not None:
+        accelerator.register_for_checkpointing(average)
     # From here on the processes draw different random numbers, for example for the drop path of the backbone.
     set_seed(recipe.seed, device_specific=True)
 
@@ -136,6 +150,24 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         settings = {"train_micro_batch_size_per_gpu": share, "gradient_clipping": recipe.gradient_clipping or 0.0}
         accelerator.state.deepspeed_plugin.deepspeed_config.update(settings)
     return accelerator
+
+
+@contextlib.contextmanager
+def main_process_first(accelerator: Accelerator, timeout: timedelta = PREPARATION_TIMEOUT) -> Iterator[None]:
+    """Run a block in the main process and then in the others, which wait for it longer than for an exchange of gradients.
+
+    Args:
+        accelerator: The processes.
+        timeout: After which the others end with an error.
+    """
+    group = None
+    if accelerator.num_processes > 1:
+        group = torch.distributed.new_group(backend="gloo", timeout=timeout)
+    if not accelerator.is_main_process:
+        torch.distributed.barrier(group)
+    yield
+    if accelerator.is_main_process and group is not None:
+        torch.distributed.barrier(group)
 
 
 def open_output(output: Path, resume: bool, accelerator: Accelerator) -> None:
@@ -399,7 +431,7 @@ class Run:
     network: PCMANetForAudioVisualSegmentation
     wrapped: torch.nn.Module
     optimizer: AcceleratedOptimizer
-    average: WeightAverage
+    average: AveragedModel
     data: TrainingData
     tracker: Tracker
     checkpoints: Checkpoints
@@ -439,7 +471,8 @@ class Run:
         Args:
             values: See [`take_step`].
         """
-        self.average.update(self.network)
+        if self.recipe.average_decay is not None:
+            update_average(self.average, self.network)
         self.progress.step += 1
         self.progress.seconds = time.monotonic() - self.started
         self.tracker.log_step(self.progress.step, values)
@@ -450,10 +483,17 @@ class Run:
             state = {"progress": asdict(self.progress), "tracker": self.tracker.state_dict()}
             self.checkpoints.save(self.progress.step, state)
 
+    def averaged_network(self) -> PCMANetForAudioVisualSegmentation:
+        """Return the weights to evaluate and save, equal on every process; without average those of the last step."""
+        if self.recipe.average_decay is None:
+            update_average(self.average, self.network)
+        # Parameters are equal on all processes, but each has its own running statistics of BatchNorm.
+        broadcast(self.average.module.buffers())
+        return cast(PCMANetForAudioVisualSegmentation, self.average.module)
+
     def evaluate(self) -> None:
         """Evaluate the averaged weights on the validation clips, and save them if they are the best so far."""
-        averaged = self.average.synchronized(self.network, self.accelerator)
-        metrics, panel = evaluate(averaged, self.data, self.processor, self.accelerator)
+        metrics, panel = evaluate(self.averaged_network(), self.data, self.processor, self.accelerator)
         better = self.progress.update(metrics, self.recipe.early_stopping_patience)
         self.tracker.log_evaluation(self.progress.step, metrics)
         if panel is not None:
@@ -468,7 +508,7 @@ class Run:
         Args:
             name: Name of the folder in `output`.
         """
-        averaged, progress = self.average.synchronized(self.network, self.accelerator), self.progress
+        averaged, progress = self.averaged_network(), self.progress
         if self.accelerator.is_main_process:
             record = {
                 "validation": progress.metrics,

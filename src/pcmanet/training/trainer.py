@@ -1,14 +1,22 @@
-"""Fine-tuning with transformers' Trainer: choice of classes, collation, and a separate learning rate of the backbone."""
+"""Fine-tuning with transformers' Trainer: choice of classes, collation, learning rate of the backbone, verified checkpoints."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.files import DamagedFolderError, verify, write_manifest
+
+from .checkpoints import CheckpointError, resume_hint
+from .record import RECORD
 
 
+RESUME = "--resume_from_checkpoint"
 LABEL_VALUES = 256  # masks are uint8; 255 is ignored
 
 
@@ -56,8 +64,43 @@ def collate_for_trainer(collate: ClipCollator, table: torch.Tensor, clips: Seque
     return batch | {"labels": table[batch["labels"]]}
 
 
+def open_output(arguments: TrainingArguments) -> Path | None:
+    """Check that the output folder is free, or find the checkpoint to resume from. Call this before a Trainer is built.
+
+    Args:
+        arguments: With `output_dir`, and `resume_from_checkpoint`: a folder, or "latest".
+
+    Returns:
+        The checkpoint; None to start, also if the run to resume was killed before its first checkpoint.
+
+    Raises:
+        FileExistsError: If the folder contains a run that is not to be resumed.
+        CheckpointError: If the checkpoint is not found or damaged; the message names the last good one.
+    """
+    output, name = Path(cast(str, arguments.output_dir)), arguments.resume_from_checkpoint
+    steps = {path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in output.glob("*")}
+    checkpoints = sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]))
+    if name is None:
+        found = [path.name for path in (*checkpoints, output / SAFE_WEIGHTS_NAME, output / RECORD) if path.exists()]
+        if found:
+            raise FileExistsError(
+                f"{output} already contains a run ({', '.join(found)}). Resume it with {RESUME} latest, or choose another "
+                "--output_dir."
+            )
+        return None
+    if name == "latest" and not checkpoints:
+        return None
+    checkpoint = checkpoints[-1] if name == "latest" else Path(name)
+    try:
+        verify(checkpoint)
+    except DamagedFolderError as error:
+        hint = resume_hint([other for other in checkpoints if other != checkpoint], RESUME)
+        raise CheckpointError(f"Checkpoint {checkpoint} is damaged: {error}. {hint}") from error
+    return checkpoint
+
+
 class SegmentationTrainer(Trainer):
-    """A Trainer with an optional separate learning rate of the visual backbone.
+    """A Trainer with verified checkpoints and an optional separate learning rate of the visual backbone.
 
     Args:
         *args: As for `Trainer`.
@@ -81,3 +124,10 @@ class SegmentationTrainer(Trainer):
             group["params"] = [weight for weight in group["params"] if id(weight) not in backbone]
             optimizer.add_param_group({**group, "params": inside, "lr": self.backbone_learning_rate})
         return optimizer
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save a checkpoint, with a manifest that shows later whether it is complete and unchanged."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes the state of its random numbers
+        if self.args.should_save:
+            write_manifest(Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
