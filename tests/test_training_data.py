@@ -283,7 +283,13 @@ def test_sounding_shapes_of_a_recipe():
 
 def test_recipe_changes_the_clips_of_paired_data(tmp_path):
     path = write_paired_data(tmp_path, clips={"seconds": 2, "context_seconds": 0.0})
-    settings = {"task": "ms3", "data": str(path), "audio_encoder": "x", "negative_fraction": 0.0, "evaluation_clips": 3}
+    settings = {
+        "task": "ms3",
+        "data": str(path),
+        "audio_encoder": "x",
+        "negative_fraction": 0.0,
+        "evaluation_clips": 3,
+    }
     recipe = Recipe(**TINY_RUN | settings | {"paired_clips": {"seconds": 1}})
     training, validation = load_datasets(recipe)
     assert (training[0].frames.shape[0], validation[0].frames.shape[0], len(validation)) == (1, 1, 3)

@@ -284,7 +284,9 @@ def _check_source(recipe: Recipe) -> None:
             f"data is not set, and Sounding Shapes has no {', '.join(for_files)}. Set data or leave it out."
         )
     if recipe.paired_clips and not (recipe.data is not None and is_paired_data(recipe.data)):
-        raise ValueError(f"paired_clips needs paired data, but data is {recipe.data}. Set data to a YAML file of paired data.")
+        raise ValueError(
+            f"paired_clips needs paired data, but data is {recipe.data}. Set data to a YAML file of paired data."
+        )
     shapes_only = [
         name for name in ("pair_audio", "negative_fraction", "audio_pretraining_clips") if getattr(recipe, name)
     ]

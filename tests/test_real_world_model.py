@@ -1,0 +1,69 @@
+"""Tests of the bundled model on the bundled clip of the real world, and of what a model says about itself."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import pipeline
+from transformers.utils import logging as transformers_logging
+
+from modeling_pcmanet.media_writing_pcmanet import write_video
+from pcmanet.cli.main import main
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CLIP = EXAMPLES / "real_world.mp4"
+SIDES = {"dog": slice(0, 256), "rooster": slice(256, 512), "helicopter": slice(0, 256)}  # columns of the clip
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> AudioVisualSegmentationPipeline:
+    """The pipeline without a model: the bundled one."""
+    return pipeline("audio-visual-segmentation", device="cpu")
+
+
+def write_noise_video(path: Path) -> Path:
+    """Three seconds of gray frames with white noise."""
+    generator = np.random.default_rng(0)
+    frames = (np.full((64, 64, 3), 128, np.uint8) for _ in range(30))
+    write_video(path, frames, 10, 0.1 * generator.standard_normal((1, 48000)).astype(np.float32), 16000)
+    return path
+
+
+def test_bundled_model_finds_what_sounds_in_the_bundled_clip(segmenter):
+    """Seconds 0 to 1: dog; 2: rooster begins; 5: silence; 6 to 9: helicopter, beside a silent motorcycle."""
+    results = segmenter(str(CLIP))
+    assert len(results) == 10
+    found = [{segment["label"] for segment in result["segments"]} for result in results]
+    assert found[0] == found[1] == {"dog"}
+    assert "rooster" in found[3]
+    assert found[5] == set()
+    assert found[6:] == [{"helicopter"}] * 4
+    for result in results:
+        for segment in result["segments"]:
+            mask = np.asarray(segment["mask"]) > 0
+            assert mask[:, SIDES[segment["label"]]].sum() > 0.9 * mask.sum(), (result["timestamp"], segment["label"])
+    assert {sound["label"] for sound in results[0]["heard"]} >= {"dog"}
+
+
+def test_empty_result_explains_itself(segmenter, tmp_path, caplog):
+    transformers_logging.enable_propagation()
+    transformers_logging.get_logger("pcmanet").warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        results = segmenter(str(write_noise_video(tmp_path / "noise.mp4")))
+    assert all(result["segments"] == [] for result in results)
+    assert f"This model {segmenter.model.config.description}" in caplog.text
+    assert set(segmenter.model.config.label2id) - {"background"} <= set(
+        segmenter.model.config.description.replace(";", ",").replace(":", ",").replace(", ", ",").split(",")
+    )
+
+
+def test_command_says_what_a_model_of_drawn_shapes_knows(tmp_path, capsys):
+    write_noise_video(tmp_path / "noise.mp4")
+    command = ["segment", str(tmp_path / "noise.mp4"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--model", str(EXAMPLES / "demo_model_semantic")]) == 0
+    assert "model: knows drawn shapes (Sounding Shapes) only" in capsys.readouterr().err
+    assert main(["info", str(EXAMPLES / "demo_model")]) == 0
+    assert "knows drawn shapes (Sounding Shapes) only" in capsys.readouterr().out
