@@ -1,5 +1,6 @@
 """Shared set-up: one thread a process (tests run side by side), no network, and the keys of published checkpoints."""
 
+import gc
 import json
 import os
 import re
@@ -15,8 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Containers often set PYTHONDONTWRITEBYTECODE. Without the cache, pytest rewrites every assertion again in each process of
 # each run: a third of the time to collect.
 sys.dont_write_bytecode = False
+# Imports and collected tests stay: searching the million of their objects for garbage again and again takes a third of the
+# time to collect, and half a second of every full search afterwards.
+gc.disable()
 
 PUBLISHED_KEYS = json.loads((Path(__file__).parent / "fixtures" / "published_keys.json").read_text())
+
+
+def pytest_collection_finish() -> None:
+    """Search for garbage again, but only among the objects of running tests."""
+    gc.freeze()
+    gc.enable()
 
 
 def expand_braces(template: str) -> list[str]:

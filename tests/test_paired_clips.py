@@ -22,8 +22,8 @@ ONLY = {"matching": 1.0}
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """Photos and tones, read once."""
-    return Library(read_settings(write_paired_data(tmp_path_factory.mktemp("paired"))))
+    """Photos and tones, each decoded once."""
+    return Library(read_settings(write_paired_data(tmp_path_factory.mktemp("paired"), cache="kept")))
 
 
 def make_clips(library: Library, **changes: Any) -> PairedClips:
