@@ -41,7 +41,7 @@ from modeling_pcmanet.configuration_pcmanet import PIPELINE_TAG
 from modeling_pcmanet.media_pcmanet import read_audio, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.avsbench import load_avsbench
-from pcmanet.files import DEMO_MODEL, find_checkpoint
+from pcmanet.files import DEFAULT_MODEL, find_checkpoint
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import (
     Window,
@@ -1118,11 +1118,11 @@ class TestRegistrationAndSaving:
 
     def test_default_checkpoint_and_task_of_the_hub(self, tmp_path: Path):
         segmenter = pipeline("audio-visual-segmentation", device="cpu")
-        assert segmenter.model.name_or_path == find_checkpoint(DEMO_MODEL)
+        assert segmenter.model.name_or_path == find_checkpoint(DEFAULT_MODEL)
         assert PIPELINE_REGISTRY.check_task(PIPELINE_TAG)[1]["impl"] is AudioVisualSegmentationPipeline
         # No path of this machine belongs into a checkpoint.
         segmenter.save_pretrained(tmp_path)
-        assert find_checkpoint(DEMO_MODEL) not in (tmp_path / "config.json").read_text()
+        assert find_checkpoint(DEFAULT_MODEL) not in (tmp_path / "config.json").read_text()
 
     def test_a_saved_folder_says_what_to_import(self, binary: Pipeline, tmp_path: Path):
         binary.model.save_pretrained(tmp_path)

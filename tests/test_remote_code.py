@@ -82,7 +82,12 @@ def test_code_is_saved_only_if_requested(tmp_path):
     # Code is no longer saved after the `with` block.
     PCMANetForAudioVisualSegmentation(model.config).save_pretrained(tmp_path / "later")
     processor.save_pretrained(tmp_path / "later")
-    assert sorted(os.listdir(tmp_path / "later")) == ["config.json", "model.safetensors", "processor_config.json"]
+    assert sorted(os.listdir(tmp_path / "later")) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+    ]
 
 
 def test_error_in_the_block_restores_the_classes():
