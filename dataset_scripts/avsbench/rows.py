@@ -449,7 +449,7 @@ def _read_audio(clip: ClipFiles, collector: ProblemCollector, settings: RowSetti
     if features and (not os.path.isfile(clip.audio) or _audio_problem(clip.audio)):
         return None
     data = collector.run(_decode_audio, clip.audio)
-    return data and {"path": os.path.basename(clip.audio), "bytes": data}
+    return None if data is None else {"path": os.path.basename(clip.audio), "bytes": data}
 
 
 def _decode_audio(path: str) -> bytes:

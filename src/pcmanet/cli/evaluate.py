@@ -576,7 +576,8 @@ def _results(
 def _network(config: PCMANetConfig, size: dict[str, int]) -> str:
     """Name the visual backbone and the size of the frames."""
     backbone, (height, width) = config.backbone_config, (size["height"], size["width"])
-    name = getattr(backbone, "backbone", None) or getattr(backbone, "architecture", None) or backbone.model_type
+    names = (getattr(backbone, field, None) for field in ("backbone", "architecture", "model_type"))
+    name = next(filter(None, names), "unknown")
     return f"{name} @{height if height == width else f'{height}x{width}'}"
 
 
