@@ -2,6 +2,7 @@
 
     python benchmarks/real_world.py examples/real_world_model --data examples/paired_data/real_world.yaml
     python benchmarks/real_world.py runs/real_world --data examples/paired_data/real_world.yaml --split val --clips 100
+    python benchmarks/real_world.py MODEL --data examples/paired_data/real_world.yaml --pictures sheet.jpg --only 3 7 12
 
 The photos and recordings of a split are paired by class (dataset_scripts/paired). Every clip is one frame with the audio around
 it, except for the last row. Measured are
@@ -14,6 +15,9 @@ it, except for the last row. Measured are
 - the fraction of pixels that is claimed in silence, under background recordings, under sounds of no class and under sounds
   of a class that is not in view, and in clips of five seconds under the sound of another class.
 
+With `--pictures` it draws clips instead: half of them single photos, half of them two photos side by side, with what was
+predicted in color, the true object as a white line, the IoU, and what sounds; `--only` chooses clips by number.
+
 A class without recordings (its stand-ins, see `stand_ins` in dataset_scripts/paired/settings.py) is measured with exchanged
 scores of a recording of another class; the table marks it.
 """
@@ -25,16 +29,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
+from pcmanet.pipelines.colors import class_colors
 from pcmanet.training.data import ScoreExchange, collate_with_order
 
 
 FIRST_CLASSES = ("person", "dog", "cat", "horse", "sheep", "cow")
 IGNORED = 255
+TILE, TITLE = (320, 240), 22  # pixels of a drawn clip and of the line above it
 ONE_FRAME = {
     "seconds": 1,
     "context_seconds": 2.0,
@@ -141,6 +148,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="settings of the paired data")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--clips", type=int, default=600, help="clips with matching sounds; other rows have fewer")
+    parser.add_argument("--pictures", help="file of a sheet of 30 clips with predictions, in place of the tables")
+    parser.add_argument("--only", type=int, nargs="+", help="with --pictures: numbers of the clips to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
@@ -152,6 +161,12 @@ def main() -> None:
         library.settings = read_settings(arguments.data, ONE_FRAME | overrides)
         return PairedClips(library, "avss", arguments.split, length=count, seed=arguments.seed)
 
+    if arguments.pictures is not None:
+        clips = generate(
+            arguments.clips, pictures={"single": 0.5, "mosaic": 0.5}, sounds={"matching": 0.9, "absent": 0.1}
+        )
+        draw_pictures(predictor, clips, arguments.only or list(range(30)), arguments.pictures)
+        return
     print(f"`python benchmarks/real_world.py {' '.join(sys.argv[1:])}`\n")
     totals = measure_matching(predictor, generate(arguments.clips, sounds={"matching": 1.0}))
     names = library.settings.class_names
@@ -187,6 +202,43 @@ def main() -> None:
         arguments.clips // 12, sounds={"absent": 1.0}, contrast=0.0, seconds=5, background=0.25, steady=0.5
     )
     print(f"| another class, clips of 5 s | {100 * measure_claims(predictor, clips, 'absent, 5 s'):.2f} % |")
+
+
+def draw_pictures(predictor: Predictor, clips: PairedClips, numbers: list[int], path: str) -> None:
+    """Draw clips with their predictions into one image."""
+    columns, font = 6, ImageFont.load_default(size=13)
+    sheet = Image.new("RGB", (columns * TILE[0], -(-len(numbers) // columns) * (TILE[1] + TITLE)), "white")
+    drawing = ImageDraw.Draw(sheet)
+    for place, number in enumerate(numbers):
+        clip = clips[number]
+        predicted = predictor.predict([clip])[0][0][0]
+        left, top = place % columns * TILE[0], place // columns * (TILE[1] + TITLE)
+        sheet.paste(_draw_clip(clip, predicted), (left, top + TITLE))
+        names = ", ".join(dict.fromkeys(event.label for event in clip.events)) or "silence"
+        drawing.text((left + 4, top + 4), f"{number}: {names}, IoU {_binary_iou(clip, predicted):.2f}", "black", font)
+    sheet.save(path, quality=85)
+
+
+def _draw_clip(clip: PairedClip, predicted: np.ndarray) -> Image.Image:
+    """Draw the frame of a clip with the predicted pixels in color and the outline of the true ones in white."""
+    frame, truth = clip.frames[0].copy(), (clip.masks[0] > 0) & (clip.masks[0] != IGNORED)
+    colors = np.array([(0, 0, 0), *class_colors(dict(enumerate(clip.class_names))).values()], np.uint8)
+    claimed = predicted > 0
+    frame[claimed] = frame[claimed] // 2 + colors[predicted[claimed]] // 2
+    inner = truth.copy()
+    for axis in (0, 1):
+        for shift in (-2, 2):
+            inner &= np.roll(truth, shift, axis)
+    frame[truth & ~inner] = 255
+    return ImageOps.contain(Image.fromarray(frame), TILE)
+
+
+def _binary_iou(clip: PairedClip, predicted: np.ndarray) -> float:
+    """Return the IoU of all claimed and all true pixels; 1 if there are none."""
+    valid = clip.masks[0] != IGNORED
+    claimed, truth = (predicted > 0) & valid, (clip.masks[0] > 0) & valid
+    union = (claimed | truth).sum()
+    return float((claimed & truth).sum() / union) if union else 1.0
 
 
 def _mean_iou(sums: np.ndarray, indexes: Any) -> float:
