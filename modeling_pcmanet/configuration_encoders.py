@@ -111,6 +111,7 @@ def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str], ac
         logger.warning_once(f"The saved {owner} has the unknown keyword `{keyword}`, which has no effect.{hint}")
 
 
+@strict
 class CheckedConfig(PreTrainedConfig):
     """Base class of the configurations: an unknown keyword is an error, or a warning where a file is loaded."""
 
