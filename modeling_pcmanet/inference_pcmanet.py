@@ -370,6 +370,22 @@ def find_obstacle(model: nn.Module) -> str | None:
             return f"hooks or another `forward` of {name or 'the model'}"
         if not type(module).__module__.startswith(_KNOWN_PACKAGES):
             return f"the module {name or 'model'}, a {type(module).__qualname__} of {type(module).__module__}"
+    quantized = find_quantized(model)
+    return None if quantized is None else f"the quantized or sharded weight of {quantized}"
+
+
+def find_quantized(model: nn.Module) -> str | None:
+    """Return the name of the first module with weights that are not plain tensors (quantized, sharded); None without.
+
+    Args:
+        model: The model, with or without its head.
+    """
+    for name, module in model.named_modules():
+        weights = [weight for weight in module._parameters.values() if weight is not None]
+        if type(module).__module__.startswith("torch.ao.") or any(
+            type(one.data) is not torch.Tensor for one in weights
+        ):
+            return name
     return None
 
 

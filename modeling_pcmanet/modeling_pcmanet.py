@@ -248,7 +248,8 @@ class PCMANetModel(PCMANetPreTrainedModel):
         """Run the network.
 
         Args:
-            pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32.
+            pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32; converted
+                to the data type of the model.
             input_features: (batch, frames, ...), the features of the audio of each frame, from the processor; with several
                 windows per frame (batch, frames, windows, ...).
             audio_embeds: (batch, frames, windows * width), outputs of the audio encoder, instead of `input_features`.
@@ -271,6 +272,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
                 f"`attentions` stays empty, because {attention} attention does not return its weights: load the model with "
                 '`attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
             )
+        pixel_values = pixel_values.to(self.dtype)  # the Trainer's `bf16_full_eval` converts weights, but not inputs
         layout = build_layout(pixel_values, frame_mask, self.config)
         embeddings = self._embed_audio(input_features, audio_embeds, layout)
         maps = compute_feature_maps(self.backbone, self.pyramid, layout.to_frames(pixel_values))[::-1]
@@ -296,8 +298,8 @@ class PCMANetModel(PCMANetPreTrainedModel):
     ) -> torch.Tensor:
         """Return the audio embeddings of the computed frames, (computed frames, windows * width)."""
         if audio_embeds is not None:
-            return layout.to_frames(audio_embeds)
-        input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
+            return layout.to_frames(audio_embeds.to(self.dtype))
+        input_features = cast(torch.Tensor, input_features).to(self.dtype)  # `validate_inputs` requires one of the two
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_audio_encoder):
             return embed_windows(self.audio_encoder, layout.to_frames(input_features), self.config.num_audio_windows)
 
