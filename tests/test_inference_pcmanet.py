@@ -8,6 +8,7 @@ import torch
 from tiny_model import tiny_batch, tiny_model
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
+from modeling_pcmanet.convolutions_pcmanet import is_worth_mixing_first, is_worth_transforming
 from modeling_pcmanet.inference_pcmanet import FoldedConvolution, OptimizedPCMANet, UpsampledConvolution
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout, ConvolutionBlock
 
@@ -376,7 +377,7 @@ def test_early_exit_in_an_exported_graph_raises():
 
 @pytest.fixture
 def chunks_of_one_frame(monkeypatch):
-    monkeypatch.setattr("modeling_pcmanet.inference_pcmanet.CHUNK_VALUES", 1)
+    monkeypatch.setattr("modeling_pcmanet.convolutions_pcmanet.CHUNK_VALUES", 1)
 
 
 def direct_and_given(block, module, feature_map, *size):
@@ -388,6 +389,12 @@ def direct_and_given(block, module, feature_map, *size):
         return block(resized), module(feature_map, *size)
 
 
+def is_transforming(convolution, feature_map):
+    """Return whether a convolution of the optimized model uses Winograd's algorithm."""
+    weight = convolution.convolution.weight
+    return convolution.transformed_weight is not None and is_worth_transforming(feature_map, weight)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 9), (7, 7), (12, 3), (14, 13)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.usefixtures("chunks_of_one_frame")
@@ -395,7 +402,7 @@ def test_winograd_convolution(size, dtype, tolerance):
     torch.manual_seed(0)
     block = ConvolutionBlock(40, 72).to(dtype).eval()
     convolution, feature_map = FoldedConvolution(block[0], block[1]), torch.randn(3, 40, *size, dtype=dtype)
-    assert convolution._is_worth_transforming(feature_map)
+    assert is_transforming(convolution, feature_map)
     expected, given = direct_and_given(block, convolution, feature_map)
     torch.testing.assert_close(given, expected, atol=tolerance, rtol=0)
 
@@ -409,7 +416,7 @@ def test_convolutions_without_winograd():
         (torch.nn.Conv2d(64, 64, 3, padding=1).bfloat16(), torch.randn(1, 64, 7, 7).bfloat16()),
     ]:
         batch_norm = torch.nn.BatchNorm2d(64).to(feature_map.dtype)
-        assert not FoldedConvolution(module, batch_norm)._is_worth_transforming(feature_map)
+        assert not is_transforming(FoldedConvolution(module, batch_norm), feature_map)
 
 
 @pytest.mark.parametrize("channels", [6, 80])
@@ -425,9 +432,8 @@ def test_upsampled_convolution(low, resized, channels):
 
 
 def test_rule_for_mixing_before_upsampling():
-    block = UpsampledConvolution(ConvolutionBlock(80, 10).eval())
     feature_map = torch.randn(1, 80, 4, 5)
-    assert block._is_worth_mixing_first(feature_map, (8, 10))
-    assert not block._is_worth_mixing_first(feature_map, (4, 5))
-    assert not block._is_worth_mixing_first(feature_map.bfloat16(), (8, 10))
-    assert not block._is_worth_mixing_first(torch.randn(1, 80, 200, 200), (400, 400))
+    assert is_worth_mixing_first(feature_map, (8, 10))
+    assert not is_worth_mixing_first(feature_map, (4, 5))
+    assert not is_worth_mixing_first(feature_map.bfloat16(), (8, 10))
+    assert not is_worth_mixing_first(torch.randn(1, 80, 200, 200), (400, 400))

@@ -289,7 +289,10 @@ def build_optimizer(network: PCMANetForAudioVisualSegmentation, recipe: Recipe) 
             for inside, rate in rates.items()
         ]
     return kind(
-        [group for group in groups if group["params"]], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        [group for group in groups if group["params"]],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=True,  # one pass over weights, gradients and moments
     )
 
 
