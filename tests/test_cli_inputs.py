@@ -1,12 +1,19 @@
 """Tests of src/pcmanet/cli/inputs.py."""
 
+import os
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, Features, Value, Video
+from written_trees import write_trees
 
-from pcmanet.cli.inputs import Videos, find_videos, name_folders
+from modeling_pcmanet.media_pcmanet import read_audio, read_media
+from pcmanet.cli.inputs import Videos, find_videos, format_error, name_folders
+from pcmanet.cli.results import SETTINGS
+from pcmanet.dataset_scripts.avsbench import load_avsbench
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -36,7 +43,7 @@ class TestFiles:
 
     def test_lists_and_addresses_without_duplicates(self, here: Path):
         touch(here, "a.mp4", "b.mp4")
-        (here / "list.TXT").write_text("a.mp4\n\n  # a comment\n missing.mp4 \nhttps://example.org/c.mp4?x=1\n")
+        (here / "list.TXT").write_text("a.mp4\n\n# a comment\nmissing.mp4\nhttps://example.org/c.mp4?x=1\n")
         found = find_videos(arguments("b.mp4", "list.TXT", "HTTP://example.org/d", "b.mp4"))
         assert found.names == [
             "b.mp4",
@@ -51,6 +58,47 @@ class TestFiles:
         (here / "list.txt").write_bytes("été.mp4\r\nb.mp4\r\n".encode("utf-8-sig"))
         assert find_videos(arguments("list.txt")).names == ["été.mp4", "b.mp4"]
 
+    def test_names_in_lists_are_taken_as_they_are(self, here: Path):
+        names = [
+            "#1.mp4",
+            " leading.mp4",
+            "trailing.mp4 ",
+            "line\u2028separator.mp4",
+            "next\u0085line.mp4",
+            "form\x0cfeed.mp4",
+        ]
+        touch(here, "#1.mp4")
+        (here / "list.txt").write_bytes("\n".join([*names, "#2.mp4", "  ", ""]).encode())
+        assert find_videos(arguments("list.txt")).names == names
+
+    def test_results_of_other_runs_are_left_out(self, here: Path):
+        touch(here, "in/b.mp4", f"in/old/{SETTINGS}", "in/old/b/overlay.mp4", "in/more/c.mp4")
+        found = find_videos(arguments("in"))
+        assert found.names == ["in/b.mp4", "in/more/c.mp4"]
+        assert found.left_out == ["in/old is left out: it contains results of `pcmanet segment`."]
+        with pytest.raises(FileNotFoundError, match=r"No video found in in/old\..*contains results"):
+            find_videos(arguments("in/old"))
+
+    def test_other_files_are_named(self, here: Path):
+        touch(
+            here,
+            "in/a.m2t",
+            "in/b.3G2",
+            "in/c.f4v",
+            "in/d.dv",
+            "in/e.gif",
+            "in/f.gif",
+            "in/g.ogg",
+            "in/h",
+            "in/.i.gif",
+        )
+        found = find_videos(arguments("in"))
+        assert found.names == ["in/a.m2t", "in/b.3G2", "in/c.f4v", "in/d.dv"]
+        (line,) = found.left_out
+        assert line.startswith(
+            "in: files that are no videos by their suffix are left out: .gif 2, .ogg 1, no suffix 1."
+        )
+
     def test_separate_audio(self, here: Path):
         touch(here, "a.mp4", "a.wav")
         assert find_videos(arguments("a.mp4", audio="a.wav")).read("a.mp4") == ("a.mp4", "a.wav")
@@ -64,9 +112,30 @@ class TestFiles:
             for audio in ("a.wav", str(here / "a.wav"))
         }
         real = here.resolve()
-        assert identities == {(("video", str(real / "in" / "a.mp4")), ("audio", str(real / "a.wav")))}
+        ((video, audio, (_, content)),) = identities
+        assert (video, audio) == (("video", str(real / "in" / "a.mp4")), ("audio", str(real / "a.wav")))
+        assert content.startswith("0 bytes, ")
         address = "https://example.org/a.mp4"
-        assert Videos([address]).identify(address) == {"video": address, "audio": None}
+        assert Videos([address]).identify(address) == {"video": address, "audio": None, "content": None}
+
+    def test_fingerprint_changes_with_the_content(self, here: Path):
+        def fingerprint() -> str | None:
+            return Videos(["a.mp4"], "a.wav").fingerprint("a.mp4")
+
+        assert fingerprint() is None
+        touch(here, "a.mp4", "a.wav")
+        seen = {fingerprint()}
+        for name in ("a.mp4", "a.wav"):
+            (here / name).write_bytes(bytes(200_000))
+            seen.add(fingerprint())
+            status = (here / name).stat()
+            (here / name).write_bytes(bytes(199_999) + b"1")
+            os.utime(here / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+            seen.add(fingerprint())
+            os.utime(here / name, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+            seen.add(fingerprint())
+        assert len(seen) == 7
+        assert fingerprint() in seen
 
     def test_only_one_process_lists_files(self):
         assert find_videos(arguments("nowhere"), list_files=False).names == []
@@ -150,9 +219,11 @@ class TestDataSet:
         assert identity == {
             "video": f"7 of {data.resolve()}, train, video",
             "audio": f"7 of {data.resolve()}, train, audio",
+            "content": "1 bytes, 559aead08264d579 with audio a.wav",
         }
         assert Videos.from_data_set(str(data), "train", "video", None, "id").identify("7") == identity | {
-            "audio": None
+            "audio": None,
+            "content": "1 bytes, 559aead08264d579",
         }
 
     def test_names_from_a_column(self, data: Path):
@@ -188,3 +259,76 @@ class TestDataSet:
 
 def test_order_is_kept_without_duplicates():
     assert Videos(["b", "a", "b"]).names == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (
+            PermissionError(13, "Permission denied", "out"),
+            "Permission denied: out. Check its permissions, or give another path.",
+        ),
+        (
+            OSError(28, "No space left on device", "/tmp/x"),
+            "No space left on device: /tmp/x. Free some space, or set TMPDIR",
+        ),
+        (OSError(5, "Input/output error"), "Input/output error."),
+    ],
+)
+def test_errors_of_the_system_are_sentences(error: OSError, expected: str):
+    assert format_error(error).startswith(expected)
+
+
+class TestClips:
+    @pytest.fixture(scope="class")
+    def root(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return write_trees(
+            tmp_path_factory.mktemp("trees"), s4={"test": 1}, ms3={"train": 1, "test": 2}, avss={"test": 3}
+        )
+
+    @staticmethod
+    def find(data: Path, name: str | None = None, split: str = "test"):
+        chosen = {"data": str(data), "name": name, "split": split, "column": "video"}
+        return find_videos(Namespace(**chosen, audio_column=None, name_column=None))
+
+    @pytest.mark.parametrize("name", ["s4", "ms3", "avss"])
+    def test_clips_of_avsbench_are_videos_with_the_frames_and_samples_of_the_files(self, root: Path, name: str):
+        rows = list(load_avsbench(root, name, split="test", streaming=True))
+        found = self.find(root, name)
+        assert [Path(clip).name for clip in found.names] == [row["id"] for row in rows]
+        assert all(clip.startswith("test/") for clip in found.names)
+        for clip, row in zip(found.names, rows, strict=True):
+            content, audio = found.read(clip)
+            assert audio is None and content == found.read(clip)[0]
+            media = read_media(content)
+            assert media.notes == () and media.timestamps.tolist() == row["timestamps"]
+            assert np.array_equal(media.frames, np.stack([np.asarray(frame) for frame in row["frames"]]))
+            waveform, rate = read_audio(row["audio"]["bytes"])
+            assert media.sampling_rate == rate and np.array_equal(media.waveform, waveform)
+
+    def test_identity_follows_the_files(self, root: Path, tmp_path: Path):
+        shutil.copytree(root / "Multi-sources", tmp_path / "tree")
+        before = self.find(tmp_path / "tree", "ms3")
+        known = [before.identify(name) for name in before.names]
+        assert [self.find(tmp_path / "tree").identify(name) for name in before.names] == known
+        clip = before.names[0].removeprefix("test/")
+        os.utime(tmp_path / "tree" / "ms3_data" / "audio_wav" / "test" / f"{clip}.wav", ns=(1, 1))
+        changed = [self.find(tmp_path / "tree").identify(name) for name in before.names]
+        assert [new["content"] == old["content"] for new, old in zip(changed, known, strict=True)] == [False, True]
+
+    def test_folder_of_videos(self, here: Path):
+        touch(here, "mine/a.mp4", "mine/b.mp4")
+        (here / "mine/clips.csv").write_text("video,split\na.mp4,test\nb.mp4,train\nc.mp4,valid\n")
+        found = self.find(here / "mine")
+        assert found.names == ["test/a.mp4"] and found.read("test/a.mp4") == (str(here / "mine/a.mp4"), None)
+        assert "Unknown split 'valid'" in found.left_out[0]
+
+    def test_choices_that_do_not_fit_are_refused(self, root: Path, here: Path):
+        with pytest.raises(ValueError, match="contains s4 and ms3 and avss. Choose one with --name"):
+            self.find(root)
+        with pytest.raises(ValueError, match="contains ms3, not s4"):
+            self.find(root / "Multi-sources", "s4")
+        with pytest.raises(ValueError, match="No clips of split 'val' found"):
+            self.find(root, "ms3", "val")
+        with pytest.raises(ValueError, match="contains no AVSBench, not s4"):
+            self.find(here, "s4")

@@ -18,6 +18,16 @@ def test_videos_and_time_left(capsys: pytest.CaptureFixture, monkeypatch: pytest
     assert "2/4" in captured.err
 
 
+def test_time_left_after_a_resume(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress("segmenting", 100, 97) as progress:
+        progress._bar.start_t -= 40
+        progress._bar.last_print_t -= 40
+        progress.finish_video()
+    # Two videos are left, of which each takes 40 s; the 97 of the earlier run took no time of this one.
+    assert "98/100 [00:40<01:20" in capsys.readouterr().err
+
+
 def test_single_video_has_no_bar_of_videos(capsys: pytest.CaptureFixture):
     with Progress("segmenting", 1) as progress:
         progress.finish_video()

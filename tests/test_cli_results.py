@@ -26,12 +26,14 @@ from pcmanet.cli.results import (
     SOURCE,
     OutputFolder,
     RecordedResults,
+    Row,
     ShardWriter,
     decode_mask,
     describe_columns,
+    differs,
     encode_mask,
     read_archive,
-    remove_errors,
+    remove_videos,
     row_of_error,
     rows_of_video,
     shard_name,
@@ -47,26 +49,27 @@ def record(number: int, *labels: str) -> dict:
 
 
 def test_row_per_segment_and_row_for_a_silent_frame():
-    (batch,) = rows_of_video("a.mp4", [record(0, "dog", "cat"), record(1)])
+    (batch,) = rows_of_video("a.mp4", "1 bytes", [record(0, "dog", "cat"), record(1)])
     assert batch.schema.equals(SCHEMA)
     dog, cat, silence = batch.to_pylist()
     assert (dog["video"], dog["frame"], dog["timestamp"], dog["label"]) == ("a.mp4", 0, 0.9375, "dog")
     assert cat == dog | {"label": "cat"}
     expected = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
     assert (coco.decode(dog["segmentation"]) == expected).all()
-    empty = {"label": None, "score": None, "segmentation": None, "error": None}
+    empty = {"label": None, "score": None, "segmentation": None, "error": None, "content": "1 bytes"}
     assert silence == {"video": "a.mp4", "frame": 1, "timestamp": 1.9375, "height": 3, "width": 4, **empty}
 
 
 def test_long_video_gives_batches():
-    batches = list(rows_of_video("a.mp4", (record(number) for number in range(FRAMES_PER_BATCH * 2 + 1))))
+    batches = list(rows_of_video("a.mp4", None, (record(number) for number in range(FRAMES_PER_BATCH * 2 + 1))))
     assert [batch.num_rows for batch in batches] == [FRAMES_PER_BATCH, FRAMES_PER_BATCH, 1]
     assert [row["frame"] for batch in batches for row in batch.to_pylist()] == list(range(FRAMES_PER_BATCH * 2 + 1))
 
 
 def test_row_of_an_error():
-    (row,) = row_of_error("b.mp4", "no audio track").to_pylist()
+    (row,) = row_of_error("b.mp4", "1 bytes", "no audio track").to_pylist()
     assert row.pop("video") == "b.mp4"
+    assert row.pop("content") == "1 bytes"
     assert row.pop("error") == "no audio track"
     assert set(row.values()) == {None}
 
@@ -145,7 +148,7 @@ def test_rows_that_end_with_an_error_leave_nothing(tmp_path):
 def test_segmented_and_failed_videos_are_read_from_the_shards(tmp_path):
     writer = ShardWriter(tmp_path, seconds=0)
     writer.add("a", rows("a"))
-    writer.add_error("b", "no audio track")
+    writer.add_error("b", None, "no audio track")
     assert read_archive(tmp_path) == {"a": True, "b": False}
 
 
@@ -172,17 +175,38 @@ def test_damaged_shard_is_an_error(tmp_path, damage):
         read_archive(tmp_path)
 
 
+def is_failed(row: Row) -> bool:
+    return row["error"] is not None
+
+
+def test_changed_videos_are_removed(tmp_path):
+    writer = ShardWriter(tmp_path, seconds=1000)
+    for video in "abc":
+        frames = [record(0, "dog"), record(1)]
+        writer.add(video, rows_of_video(video, f"{video} as it was", frames))
+    writer.publish()
+    assert remove_videos(tmp_path, lambda row: row["content"] == "b as it was") == 1
+    assert list(shards(tmp_path).values()) == [["a"] * 2 + ["c"] * 2]
+
+
+@pytest.mark.parametrize(
+    "earlier, content, expected", [("x", "y", True), ("x", "x", False), (None, "x", False), ("x", None, False)]
+)
+def test_only_known_contents_differ(earlier: str | None, content: str | None, expected: bool):
+    assert differs(earlier, content) == expected
+
+
 def test_errors_are_removed(tmp_path):
     writer = ShardWriter(tmp_path, seconds=1000)
     writer.add("a", rows("a"))
-    writer.add_error("b", "no answer")
+    writer.add_error("b", None, "no answer")
     writer.add("c", rows("c"))
     writer.publish()
-    writer.add_error("d", "no answer")
+    writer.add_error("d", None, "no answer")
     writer.publish()
-    assert remove_errors(tmp_path) == 2
+    assert remove_videos(tmp_path, is_failed) == 2
     assert list(shards(tmp_path).values()) == [["a"] * 3 + ["c"] * 3]
-    assert remove_errors(tmp_path) == 0
+    assert remove_videos(tmp_path, is_failed) == 0
     assert read_archive(tmp_path) == {"a": True, "c": True}
 
 
@@ -220,10 +244,12 @@ def test_kill_while_a_shard_is_written(tmp_path, monkeypatch, step, published):
 def test_kill_while_errors_are_removed(tmp_path, monkeypatch):
     writer = ShardWriter(tmp_path, seconds=1000)
     writer.add("a", rows("a"))
-    writer.add("b", [row_of_error("b", "no answer")])
+    writer.add("b", [row_of_error("b", None, "no answer")])
     writer.publish()
     monkeypatch.setattr(files.os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    assert finish_process(start_process(lambda: remove_errors(tmp_path), tmp_path / "log")) == -signal.SIGKILL
+    assert (
+        finish_process(start_process(lambda: remove_videos(tmp_path, is_failed), tmp_path / "log")) == -signal.SIGKILL
+    )
     assert read_archive(tmp_path) == {"a": True, "b": False}
 
 
@@ -279,7 +305,7 @@ def test_lines_are_json(tmp_path):
     assert decode_mask(record["segments"][0]["segmentation"]).tobytes() == mask(3).tobytes()
 
 
-VIDEO = {"video": "/a/clip.mp4", "audio": None}
+VIDEO = {"video": "/a/clip.mp4", "audio": None, "content": "5 bytes"}
 
 
 def begin(folder: Path, *, is_archive: bool = False, overwrite: bool = False, **settings: object) -> OutputFolder:
@@ -352,6 +378,19 @@ def test_folder_of_a_video_is_replaced(tmp_path: Path):
         assert json.loads((tmp_path / "out" / "clip" / SOURCE).read_text()) == VIDEO
         assert (tmp_path / "out" / "clip" / RECORDS).read_text() == text
         assert not list((tmp_path / "out").glob(".pcmanet-*"))
+    output.leave()
+
+
+def test_results_belong_to_a_video_and_its_content(tmp_path: Path):
+    output = begin(tmp_path / "out")
+    with temporary_folder(output.path) as temporary:
+        (temporary / "complete").mkdir()
+        output.publish(temporary / "complete", "clip", VIDEO)
+    assert not output.has_changed("clip", VIDEO)
+    assert output.has_changed("clip", VIDEO | {"content": "6 bytes"})
+    assert not output.has_changed("clip", VIDEO | {"content": None})
+    with pytest.raises(ValueError, match=r"results of /a/clip\.mp4, not of /a/clip\.mp4 with the audio of /b\.wav"):
+        output.has_changed("clip", VIDEO | {"audio": "/b.wav"})
     output.leave()
 
 

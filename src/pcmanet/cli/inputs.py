@@ -1,7 +1,10 @@
-"""The videos that `pcmanet segment` reads: files, addresses, folders and lists, or a column of a data set."""
+"""The videos that `pcmanet segment` reads: files, addresses, folders and lists, a column of a data set, or AVSBench."""
 
+import errno
+import hashlib
 import os
 import re
+import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -9,24 +12,40 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pyarrow
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from safetensors import SafetensorError
 
-from modeling_pcmanet.media_pcmanet import MediaError
+from modeling_pcmanet.media_pcmanet import MediaError, is_open_pipe, read_audio
+from modeling_pcmanet.media_writing_pcmanet import encode_lossless
+
+from .results import SETTINGS
 
 
 # Errors of one video; the others are segmented. A full disk is another OSError and stops the run.
 VIDEO_ERRORS = (ValueError, FileNotFoundError, MemoryError, torch.OutOfMemoryError)
 _USER_ERRORS = (*VIDEO_ERRORS, OSError, StrictDataclassError, SafetensorError, ModuleNotFoundError)
 
+# What the user can do about an error of the system that names only its number.
+_REMEDIES = {
+    errno.EACCES: "Check its permissions, or give another path.",
+    errno.EPERM: "Check its permissions, or give another path.",
+    errno.EROFS: "Give a path on a disk that can be written to.",
+    errno.ENOSPC: "Free some space, or set TMPDIR to a folder on another disk if this one has only temporary files.",
+    errno.EDQUOT: "Free some space, or set TMPDIR to a folder on another disk if this one has only temporary files.",
+}
+
 LIST_SUFFIX = ".txt"
-_CAMERA_AND_BROADCAST_SUFFIXES = (".3gp", ".m2ts", ".mts", ".mxf", ".ts", ".vob")
+_CAMERA_AND_BROADCAST_SUFFIXES = (".3g2", ".3gp", ".dv", ".m2t", ".m2ts", ".mts", ".mxf", ".ts", ".vob")
 VIDEO_SUFFIXES = frozenset(
-    (".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
+    (".asf", ".avi", ".f4v", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
     + _CAMERA_AND_BROADCAST_SUFFIXES
 )
+
+FINGERPRINT_BYTES = 2**16  # of the head and of the tail of a file
 
 # Path, URL or the bytes of a file.
 Source: TypeAlias = str | bytes
@@ -41,10 +60,13 @@ class Videos:
 
     Attributes:
         names: Names of the videos to segment.
+        left_out: What was found but is not segmented, one sentence each.
     """
 
     def __init__(self, names: Iterable[str], audio: str | None = None) -> None:
         self.names = list(dict.fromkeys(names))
+        self.left_out: list[str] = []
+        self._contents: dict[str, str | None] = {}
         self._audio = audio
         self._rows: Any = None  # of a data set, see [`from_data_set`]
         self._numbers: dict[str, int] = {}
@@ -102,13 +124,72 @@ class Videos:
         return _source_of(row[self._column]), audio
 
     def identify(self, name: str) -> dict[str, str | None]:
-        """Return which `video` with which `audio` a name is, independent of the spelling of paths."""
+        """Return which `video` with which `audio` a name is, independent of the spelling of paths, and its `content`."""
+        content = {"content": self.fingerprint(name)}
         if self._rows is None:
-            return {"video": _absolute(name), "audio": self._audio and _absolute(self._audio)}
+            return {"video": _absolute(name), "audio": self._audio and _absolute(self._audio)} | content
         data = _absolute(self._data) if Path(self._data).exists() else self._data
         row = f"{name} of {data}, {self._split}"
         audio = None if self._audio_column is None else f"{row}, {self._audio_column}"
-        return {"video": f"{row}, {self._column}", "audio": audio}
+        return {"video": f"{row}, {self._column}", "audio": audio} | content
+
+    def fingerprint(self, name: str) -> str | None:
+        """Return a text that changes with the content of a video and of its audio, as it was at the first call.
+
+        It has the size, the modification time and a digest of the first and last 64 KiB of each file. It is `None` if they
+        cannot be read here, as those of an address.
+        """
+        if name not in self._contents:
+            video, audio = self.read(name)
+            prints = [_fingerprint(video), *([] if audio is None else [_fingerprint(audio) or _shown(audio)])]
+            self._contents[name] = None if prints[0] is None else " with audio ".join(map(str, prints))
+        return self._contents[name]
+
+
+class ClipVideos(Videos):
+    """Clips of AVSBench as downloaded, or of a custom folder.
+
+    Args:
+        data: As for [`find_clips`].
+        name: "s4", "ms3", "avss" or "folder".
+        split: "train", "val" or "test".
+
+    Raises:
+        ValueError: If the split has no clips, or lines of the table cannot be used.
+    """
+
+    def __init__(self, data: str, name: str, split: str) -> None:
+        from pcmanet.dataset_scripts.avsbench import RowSettings, find_clips  # it imports `datasets`
+
+        tree = find_clips(data, name, RowSettings())
+        clips = [clip for clip in tree.clips if clip.split == split]
+        if not clips:
+            raise ValueError(f"No clips of split {split!r} found in {tree.table}. Choose with --split.")
+        parts = [(split, getattr(clip, "category", None), clip.id) for clip in clips]
+        self._clips = {"/".join(filter(None, part)): clip for part, clip in zip(parts, clips, strict=True)}
+        self._table = tree.table
+        super().__init__(self._clips)
+        self.left_out = [str(problem) for problem in tree.problems]
+
+    def read(self, name: str) -> tuple[Source, Source | None]:
+        """Return a clip as a video: the file of a custom folder, or what the frames and the wav of AVSBench become."""
+        from pcmanet.dataset_scripts.avsbench.layouts import ClipFiles
+
+        clip = self._clips[name]
+        if not isinstance(clip, ClipFiles):
+            return clip.audio, None
+        frames = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in clip.frames])
+        return encode_lossless(frames, *read_audio(clip.audio)), None
+
+    def identify(self, name: str) -> dict[str, str | None]:
+        """Return which `video` a name is, and its `content`, as for other videos."""
+        return {"video": f"{name} of {self._table}", "audio": None, "content": self.fingerprint(name)}
+
+    def fingerprint(self, name: str) -> str | None:
+        """Return a text that changes with the table and with size or time of a file of the clip."""
+        from pcmanet.dataset_scripts.avsbench import fingerprint
+
+        return fingerprint(self._table, self._clips[name].paths)
 
 
 def find_videos(arguments: Namespace, *, list_files: bool = True) -> Videos:
@@ -126,14 +207,20 @@ def find_videos(arguments: Namespace, *, list_files: bool = True) -> Videos:
         FileNotFoundError: If a file, folder or data set does not exist, or a folder or list contains no video.
         ValueError: If the data set does not have the split or columns.
     """
+    if arguments.data is not None and (name := _choose_clips(arguments)):
+        return ClipVideos(arguments.data, name, arguments.split)
     if arguments.data is not None:
         columns = arguments.column, arguments.audio_column, arguments.name_column
         return Videos.from_data_set(arguments.data, arguments.split, *columns)
     audio = arguments.audio
     if audio is not None and not is_address(audio) and not Path(audio).is_file():
         raise FileNotFoundError(f"File {audio} not found. Check --audio.")
-    given = arguments.videos if list_files else ()
-    return Videos([name for source in given for name in _expand(source, arguments.output.resolve())], audio)
+    given, left_out = arguments.videos if list_files else (), []
+    videos = Videos(
+        [name for source in given for name in _expand(source, arguments.output.resolve(), left_out)], audio
+    )
+    videos.left_out = left_out
+    return videos
 
 
 def name_folders(names: Iterable[str]) -> dict[str, str]:
@@ -172,6 +259,9 @@ def format_error(error: Exception) -> str:
     if hasattr(error, "problems"):
         return printable(str(error))
     message = str(error)
+    if isinstance(error, OSError) and message.startswith("[Errno"):
+        place = f": {os.fsdecode(error.filename)}" if error.filename else ""
+        message = f"{error.strerror}{place}. {_REMEDIES.get(error.errno or 0, '')}"
     if isinstance(error, MediaError) and error.needs_audio:
         message = f"{error.problem} Give the file with its audio with --audio."
     return printable(" ".join(message.split())) or type(error).__name__
@@ -188,8 +278,34 @@ def is_address(source: str) -> bool:
 
 
 def _absolute(source: str) -> str:
-    """Return the real path of a file, with links resolved, or an address as it is."""
-    return source if is_address(source) else os.path.realpath(source)
+    """Return the real path of a file, with links resolved, or an address or pipe as it is."""
+    return source if is_address(source) or is_open_pipe(Path(source)) else os.path.realpath(source)
+
+
+def _fingerprint(source: Source) -> str | None:
+    """Return the size, the modification time and a digest of head and tail; None for what cannot be read in place."""
+    if isinstance(source, bytes):
+        tail = source[max(FINGERPRINT_BYTES, len(source) - FINGERPRINT_BYTES) :]
+        digest = hashlib.sha256(source[:FINGERPRINT_BYTES] + tail)
+        return f"{len(source)} bytes, {digest.hexdigest()[:16]}"
+    if is_open_pipe(Path(source)):
+        return f"pipe at {time.time_ns()}"  # each time another one
+    if is_address(source) or not os.path.isfile(source):
+        return None
+    try:
+        with open(source, "rb") as file:
+            status = os.fstat(file.fileno())
+            digest = hashlib.sha256(file.read(FINGERPRINT_BYTES))
+            file.seek(max(file.tell(), status.st_size - FINGERPRINT_BYTES))
+            digest.update(file.read(FINGERPRINT_BYTES))
+    except OSError:
+        return None
+    return f"{status.st_size} bytes, {status.st_mtime_ns} ns, {digest.hexdigest()[:16]}"
+
+
+def _shown(source: Source) -> str:
+    """Return an address or path, or the size of bytes."""
+    return source if isinstance(source, str) else f"{len(source)} bytes"
 
 
 def _folder_name(video: str) -> str:
@@ -198,13 +314,13 @@ def _folder_name(video: str) -> str:
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", stem).lstrip(".") or "video"
 
 
-def _expand(source: str, excluded: Path) -> Iterator[str]:
-    """Yield the videos in a folder or list, or the one that was named."""
+def _expand(source: str, excluded: Path, left_out: list[str]) -> Iterator[str]:
+    """Yield the videos in a folder or list, or the one that was named; add to `left_out` what is not segmented."""
     path = Path(source)
     if is_address(source):
         yield source
     elif path.is_dir():
-        yield from _videos_in(path, excluded)
+        yield from _videos_in(path, excluded, left_out)
     elif not path.exists():
         raise FileNotFoundError(f"File or folder {source} not found. Check the path.")
     elif path.suffix.lower() == LIST_SUFFIX:
@@ -213,34 +329,74 @@ def _expand(source: str, excluded: Path) -> Iterator[str]:
         yield source
 
 
-def _videos_in(folder: Path, excluded: Path) -> list[str]:
-    """List the videos in a folder and its subfolders, without hidden ones."""
-    found = [
-        str(path)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in VIDEO_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and excluded not in path.resolve().parents
-        and path.is_file()
-    ]
+def _videos_in(folder: Path, excluded: Path, left_out: list[str]) -> list[str]:
+    """List the videos in a folder and its subfolders, without hidden ones and without results of earlier runs."""
+    found, others = [], Counter()
+    for path in _files_in(folder, excluded, left_out):
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            found.append(str(path))
+        else:
+            others[suffix or "no suffix"] += 1
+    if others:
+        shown = ", ".join(f"{suffix} {number}" for suffix, number in others.most_common())
+        left_out.append(
+            f"{folder}: files that are no videos by their suffix are left out: {shown}. Name one to segment it."
+        )
     if not found:
-        raise FileNotFoundError(f"No video found in {folder}. Supported suffixes: {' '.join(sorted(VIDEO_SUFFIXES))}.")
+        reasons = " ".join(left_out)
+        raise FileNotFoundError(
+            f"No video found in {folder}. Supported suffixes: {' '.join(sorted(VIDEO_SUFFIXES))}. {reasons}".rstrip()
+        )
     return found
+
+
+def _files_in(folder: Path, excluded: Path, left_out: list[str]) -> list[Path]:
+    """List the files in a folder and its subfolders in order, without hidden ones and without results of earlier runs."""
+    files = []
+    for place, folders, names in os.walk(folder):
+        parent = Path(place)
+        if parent.resolve() == excluded:
+            folders.clear()
+        elif (parent / SETTINGS).is_file():
+            left_out.append(f"{parent} is left out: it contains results of `pcmanet segment`.")
+            folders.clear()
+        else:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            files += [parent / name for name in names if not name.startswith(".") and (parent / name).is_file()]
+    return sorted(files)
 
 
 def _videos_listed(path: Path) -> list[str]:
     """Read a list. Whether its files exist is checked when they are segmented."""
     try:
-        # Windows begins a text in UTF-8 with a byte order mark, which is not part of the first path.
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        # Windows begins a text in UTF-8 with a byte order mark, which is not part of the first path, and ends lines with
+        # a carriage return. Names may contain every other character, also those that Python takes as the end of a line.
+        lines = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not a text file: {error}. Expected one path or URL per line, in UTF-8."
         ) from error
-    found = [line for line in lines if line and not line.startswith("#")]
+    found = [line for line in lines if line.strip() and not (line.startswith("#") and not Path(line).exists())]
     if not found:
         raise FileNotFoundError(f"No video found in {path}. Expected one path or URL per line.")
     return found
+
+
+def _choose_clips(arguments: Namespace) -> str | None:
+    """Return the name of the data set in the layout of AVSBench that --data is, or None for another data set.
+
+    Raises:
+        ValueError: If there are several and none is chosen, or the chosen one is not there.
+    """
+    from pcmanet.dataset_scripts.avsbench import find_names  # it imports `datasets`
+
+    names = find_names(arguments.data) if Path(arguments.data).is_dir() else []
+    if arguments.name is not None and arguments.name not in names:
+        raise ValueError(f"{arguments.data} contains {' and '.join(names) or 'no AVSBench'}, not {arguments.name}.")
+    if len(names) > 1 and arguments.name is None:
+        raise ValueError(f"{arguments.data} contains {' and '.join(names)}. Choose one with --name.")
+    return arguments.name or (names[0] if names else None)
 
 
 def _select_columns(data: str, split: str, columns: list[str]) -> Any:

@@ -17,10 +17,11 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 from PIL import Image
 from pycocotools import mask as coco
@@ -55,6 +56,14 @@ _ALL_FILES = (
     rf"{re.escape(SETTINGS)}|{re.escape(CARD)}|{SHARDS.replace('.', '[.]').replace('*', '[0-9a-f]{16}')}|"
     rf"{re.escape(TEMPORARY)}.*|{re.escape(LOCK)}|.+/({_VIDEO_FILES})"
 )
+
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def differs(earlier: str | None, content: str | None) -> bool:
+    """Return whether two contents of [`Videos.fingerprint`] differ; one that is not known differs from none."""
+    return None not in (earlier, content) and earlier != content
 
 
 class OutputFolder:
@@ -97,7 +106,7 @@ class OutputFolder:
         *,
         is_archive: bool,
         overwrite: bool = False,
-        retry_failed: bool = False,
+        is_stale: Callable[[Row], bool] | None = None,
     ) -> None:
         """Prepare the folder. One process calls this before the others [`join`].
 
@@ -106,7 +115,8 @@ class OutputFolder:
             settings: Everything on which the results depend, as JSON can hold it.
             is_archive: Whether to write the card of an archive.
             overwrite: Whether to remove earlier results.
-            retry_failed: Whether to remove the rows of failed videos from the archive.
+            is_stale: Called with the first row of each video of the archive; the rows of those for which it returns true are
+                removed.
 
         Raises:
             FileExistsError: If the path is a file, or a folder with files of others.
@@ -128,8 +138,8 @@ class OutputFolder:
         write_text(file, json.dumps({"model": model, "settings": settings}, indent=2) + "\n")
         if is_archive:
             write_text(self.path / CARD, _card())
-        if retry_failed:
-            remove_errors(self.path)
+        if is_stale is not None:
+            remove_videos(self.path, is_stale)
         self._acquire(fcntl.LOCK_SH)
 
     def join(self) -> None:
@@ -163,15 +173,22 @@ class OutputFolder:
         """Return whether the folder of a video exists."""
         return (self.path / name / SOURCE).is_file()
 
-    def check_video(self, name: str, video: Mapping[str, str | None]) -> None:
-        """Raise ValueError if the folder contains the results of another video, or of the video with another audio."""
+    def has_changed(self, name: str, video: Mapping[str, str | None]) -> bool:
+        """Return whether a video has another content than that of the results in its folder.
+
+        Raises:
+            ValueError: If the folder contains the results of another video, or of the video with another audio.
+        """
         earlier = json.loads((self.path / name / SOURCE).read_text(encoding="utf-8"))
-        if earlier != video:
-            found, given = (" with the audio of ".join(filter(None, each.values())) for each in (earlier, video))
+        found, given = (
+            " with the audio of ".join(filter(None, (each["video"], each["audio"]))) for each in (earlier, video)
+        )
+        if found != given:
             raise ValueError(
                 f"{self.path / name} contains the results of {found}, not of {given}. Give another --output, or "
                 "--overwrite to remove these results."
             )
+        return differs(earlier["content"], video["content"])
 
     def _acquire(self, kind: int) -> None:
         """Lock the folder, or change the lock of this process. The system releases it even after kill -9."""
@@ -319,6 +336,7 @@ COLUMNS: dict[str, tuple[pyarrow.DataType, str]] = {
     "score": (pyarrow.float32(), "mean probability inside the mask, 0 to 1"),
     "segmentation": (SEGMENTATION, "the mask in COCO run-length encoding: `size` (height, width) and `counts`"),
     "error": (pyarrow.string(), "why the video failed; null if it was segmented"),
+    "content": (pyarrow.string(), "size, time and digest of the file and of its `--audio`; null for a URL"),
 }
 SCHEMA = pyarrow.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 
@@ -337,11 +355,14 @@ def describe_columns() -> str:
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *lines]) + "\n"
 
 
-def rows_of_video(video: str, records: Iterable[Mapping[str, Any]]) -> Iterator[pyarrow.RecordBatch]:
+def rows_of_video(
+    video: str, content: str | None, records: Iterable[Mapping[str, Any]]
+) -> Iterator[pyarrow.RecordBatch]:
     """Convert the records of a video to rows.
 
     Args:
         video: Value of the column `video`.
+        content: Value of the column `content`.
         records: The lines of [`RecordedResults`], in order of time.
 
     Yields:
@@ -349,7 +370,11 @@ def rows_of_video(video: str, records: Iterable[Mapping[str, Any]]) -> Iterator[
     """
     rows: list[dict[str, Any]] = []
     for number, record in enumerate(records, start=1):
-        frame = {"video": video, **{name: record[name] for name in ("frame", "timestamp", "height", "width")}}
+        frame = {
+            "video": video,
+            "content": content,
+            **{name: record[name] for name in ("frame", "timestamp", "height", "width")},
+        }
         rows += [frame | dict(segment) for segment in record["segments"]] or [frame]
         if number % FRAMES_PER_BATCH == 0:
             yield pyarrow.RecordBatch.from_pylist(rows, SCHEMA)
@@ -358,9 +383,9 @@ def rows_of_video(video: str, records: Iterable[Mapping[str, Any]]) -> Iterator[
         yield pyarrow.RecordBatch.from_pylist(rows, SCHEMA)
 
 
-def row_of_error(video: str, error: str) -> pyarrow.RecordBatch:
+def row_of_error(video: str, content: str | None, error: str) -> pyarrow.RecordBatch:
     """Return the row of a failed video."""
-    return pyarrow.RecordBatch.from_pylist([{"video": video, "error": error}], SCHEMA)
+    return pyarrow.RecordBatch.from_pylist([{"video": video, "content": content, "error": error}], SCHEMA)
 
 
 class ShardWriter:
@@ -400,9 +425,9 @@ class ShardWriter:
         if self._clock() - self._begun >= self.seconds or self._bytes >= SHARD_BYTES:
             self.publish()
 
-    def add_error(self, video: str, error: str) -> None:
+    def add_error(self, video: str, content: str | None, error: str) -> None:
         """Add the row of a failed video."""
-        self.add(video, [row_of_error(video, error)])
+        self.add(video, [row_of_error(video, content, error)])
 
     def publish(self) -> None:
         """Complete the open shard and give it its name, if there is one."""
@@ -468,33 +493,37 @@ def read_archive(folder: Path) -> dict[str, bool]:
     return done
 
 
-def remove_errors(folder: Path) -> int:
-    """Remove the rows of failed videos from the shards, so that these videos are processed again.
+def remove_videos(folder: Path, is_stale: Callable[[Row], bool]) -> int:
+    """Remove videos from the shards, so that they are processed again.
 
     Args:
         folder: The folder of the shards.
+        is_stale: Called with `video`, `content` and `error` of each video: whether to remove it.
 
     Returns:
-        The number of rows removed.
+        The number of videos removed.
     """
     removed = 0
     for path in sorted(folder.glob(SHARDS)):
-        errors = sum(table.num_rows - table["error"].null_count for table in _row_groups(path, ["error"]))
-        if errors:
-            _rewrite_without_errors(path)
-        removed += errors
+        stale = set()
+        for table in _row_groups(path, ["video", "content", "error"]):
+            rows = table.group_by(table.column_names).aggregate([]).to_pylist()
+            stale |= {row["video"] for row in rows if is_stale(row)}
+        if stale:
+            _rewrite_without(path, stale)
+        removed += len(stale)
     return removed
 
 
-def _rewrite_without_errors(path: Path) -> None:
-    """Replace a shard by its rows of segmented videos, in one step."""
+def _rewrite_without(path: Path, videos: set[str]) -> None:
+    """Replace a shard by its rows of all but some videos, in one step."""
     temporary = temporary_path(path)
     kept = 0
     with pyarrow.parquet.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for table in _row_groups(path, SCHEMA.names):
-            segmented = table.filter(table["error"].is_null())
-            writer.write_table(segmented)
-            kept += segmented.num_rows
+            rest = table.filter(pyarrow.compute.invert(pyarrow.compute.is_in(table["video"], pyarrow.array(videos))))
+            writer.write_table(rest)
+            kept += rest.num_rows
     if kept:
         replace_file(temporary, path)
     else:
