@@ -1,6 +1,7 @@
 """Damage media files by the thousand and read them: each must be used or refused with a clear error.
 
     python benchmarks/fuzz_media.py --mutants 5000 --seed 0 --keep failures
+    python benchmarks/fuzz_media.py --threads 1 16          # each mutant must give the same with 1 and with 16 threads
     python benchmarks/fuzz_media.py --replay failures/mp4-1234.bin
 
 Videos in seven containers are written, damaged (bits flipped, bytes overwritten, removed, inserted, blocks swapped, the
@@ -10,12 +11,14 @@ outcomes:
 
 - used: read without a note; used with a note: read, and a note says what is missing;
 - clear error: a `MediaError`;
-- anything else: another exception, a crash, a hang, too much memory. Such a mutant is saved with its number.
+- anything else: another exception, a crash, a hang, too much memory, frames that depend on the number of threads. Such a
+  mutant is saved with its number.
 
 Mutant `n` of a container is the same for the same seed, on every machine with the same FFmpeg.
 """
 
 import argparse
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -31,15 +34,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from media_damage import VIDEOS, damaged, write_videos
 
+from modeling_pcmanet import media_pcmanet
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio, read_media
 
 
-OUTCOMES = ("used", "used with a note", "clear error", "other exception", "crash", "hang", "too much memory")
+OUTCOMES = (
+    "used",
+    "used with a note",
+    "clear error",
+    "other exception",
+    "depends on threads",
+    "crash",
+    "hang",
+    "too much memory",
+)
 GOOD_OUTCOMES = OUTCOMES[:3]
 
 PROGRESS_EVERY = 500
@@ -99,12 +113,13 @@ class _LogRecorder(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def read_as_a_user(data: bytes, container: str) -> tuple[str, str]:
-    """Read a mutant in every way.
+def read_as_a_user(data: bytes, container: str, threads: Sequence[int] = (0,)) -> tuple[str, str]:
+    """Read a mutant in every way, once with each number of threads.
 
     Args:
         data: The mutant.
         container: Suffix of the video that it was made from; of a wav file only the audio is read.
+        threads: Numbers of threads that decode frames, 0 for one per core.
 
     Returns:
         The outcome, and the message or the notes.
@@ -112,26 +127,44 @@ def read_as_a_user(data: bytes, container: str) -> tuple[str, str]:
     Raises:
         Exception: Anything but a MediaError, which is what this script searches for.
     """
+    readings = []
+    for media_pcmanet.FRAME_THREADS in threads:
+        readings.append(_read(data, container))
+    if any(reading != readings[0] for reading in readings):
+        return "depends on threads", "; or ".join(f"{outcome}: {detail}" for outcome, detail, _ in readings)
+    return readings[0][:2]
+
+
+def _read(data: bytes, container: str) -> tuple[str, str, str]:
+    """Read a mutant and return the outcome, the message or the notes, and a digest of frames and audio."""
     logger, recorder = logging.getLogger("modeling_pcmanet"), _LogRecorder()
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers[:] = [recorder]
+    digest = hashlib.sha256()
     try:
         if container == "wav":
             waveform, _ = read_audio(data)
         else:
-            waveform = _read_video(data)
+            waveform = _read_video(data, digest)
     except MediaError as error:
-        return "clear error", str(error)
+        return "clear error", str(error), digest.hexdigest()
+    digest.update(waveform.tobytes())
     if not waveform.size or not np.isfinite(waveform).all():
         raise RuntimeError(f"The waveform {waveform.shape} is empty or not finite.")
-    return ("used with a note" if recorder.messages else "used"), "; ".join(recorder.messages)
+    outcome = "used with a note" if recorder.messages else "used"
+    return outcome, "; ".join(recorder.messages), digest.hexdigest()
 
 
-def _read_video(data: bytes) -> np.ndarray:
-    """Read a video at once and frame by frame, and return its waveform (channels, samples)."""
+def _read_video(data: bytes, digest: Any) -> np.ndarray:
+    """Read a video at once and frame by frame, add both to a digest, and return its waveform (channels, samples)."""
     media = read_media(data, frames_per_second=READING_RATE)
-    every = [seconds for seconds, _ in iterate_frames(data)]
+    digest.update(media.timestamps.tobytes() + media.frames.tobytes())
+    every = []
+    for seconds, frame in iterate_frames(data):
+        every.append(seconds)
+        digest.update(frame.tobytes())
+    digest.update(np.array(every).tobytes())
     if len(media.frames) != len(media.timestamps) or not every:
         raise RuntimeError(f"{len(media.frames)} frames have {len(media.timestamps)} times, {len(every)} in all.")
     if (np.diff(media.timestamps) < 0).any() or (np.diff(every) <= 0).any():
@@ -139,7 +172,7 @@ def _read_video(data: bytes) -> np.ndarray:
     return media.waveform
 
 
-def work(connection: Connection, videos: dict[str, bytes], seed: int, limits: Limits) -> None:
+def work(connection: Connection, videos: dict[str, bytes], seed: int, limits: Limits, threads: Sequence[int]) -> None:
     """Read the requested mutants, one after another, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -151,7 +184,7 @@ def work(connection: Connection, videos: dict[str, bytes], seed: int, limits: Li
         data = damaged(videos[container], container, number, seed)
         before = _peak_bytes(reset=True)
         try:
-            outcome, detail = read_as_a_user(data, container)
+            outcome, detail = read_as_a_user(data, container, threads)
         except MemoryError as error:
             outcome, detail = "too much memory", repr(error)
         except Exception as error:
@@ -177,10 +210,11 @@ class Reader:
         videos: The videos by suffix.
         seed: Seed of the mutants.
         limits: Limits of a mutant.
+        threads: Numbers of threads with which it is read.
     """
 
-    def __init__(self, videos: dict[str, bytes], seed: int, limits: Limits) -> None:
-        self._arguments = videos, seed, limits
+    def __init__(self, videos: dict[str, bytes], seed: int, limits: Limits, threads: Sequence[int] = (0,)) -> None:
+        self._arguments = videos, seed, limits, threads
         self._limits = limits
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
@@ -248,7 +282,12 @@ def _wants_to_run(process: int) -> bool:
 
 
 def fuzz(
-    mutants: int, seed: int, workers: int, limits: Limits, containers: Sequence[str] = tuple(VIDEOS)
+    mutants: int,
+    seed: int,
+    workers: int,
+    limits: Limits,
+    threads: Sequence[int] = (0,),
+    containers: Sequence[str] = tuple(VIDEOS),
 ) -> list[Result]:
     """Read mutants 0 .. `mutants` - 1 of the containers in turn.
 
@@ -257,6 +296,7 @@ def fuzz(
         seed: Seed of the damage.
         workers: Number of processes.
         limits: Limits of a mutant.
+        threads: Numbers of threads with which a mutant is read.
         containers: Containers of the videos to damage.
 
     Returns:
@@ -266,7 +306,7 @@ def fuzz(
         videos = write_videos(Path(folder))
     readers: queue.SimpleQueue[Reader] = queue.SimpleQueue()
     for _ in range(workers):
-        readers.put(Reader(videos, seed, limits))
+        readers.put(Reader(videos, seed, limits, threads))
 
     def read(number: int) -> Result:
         reader = readers.get()
@@ -310,9 +350,9 @@ def keep(results: Sequence[Result], seed: int, folder: Path) -> None:
         (folder / f"{name}.txt").write_text(f"{result.outcome}: {result.detail}\n")
 
 
-def replay(path: Path) -> None:
+def replay(path: Path, threads: Sequence[int]) -> None:
     """Read one saved mutant in this process and print its outcome."""
-    print(*read_as_a_user(path.read_bytes(), path.name.split("-")[0]), sep=": ")
+    print(*read_as_a_user(path.read_bytes(), path.name.split("-")[0], threads), sep=": ")
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -326,6 +366,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of the damage")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
     parser.add_argument("--seconds", type=float, default=20.0, help="CPU time of a mutant")
+    parser.add_argument("--threads", type=int, nargs="+", default=[0], help="numbers of threads, 0 for one per core")
     parser.add_argument("--memory", type=float, default=1024.0, help="memory of a mutant in MiB")
     parser.add_argument(
         "--keep", type=Path, default=Path("fuzz_failures"), help="folder for mutants with bad outcomes"
@@ -338,11 +379,11 @@ def main() -> None:
     """Run the search, print its table, and exit with 1 if a mutant was neither used nor refused with a clear error."""
     arguments = parse_args()
     if arguments.replay:
-        replay(arguments.replay)
+        replay(arguments.replay, arguments.threads)
         return
     limits = Limits(arguments.seconds, int(arguments.memory * 2**20))
     start = time.monotonic()
-    results = fuzz(arguments.mutants, arguments.seed, arguments.workers, limits)
+    results = fuzz(arguments.mutants, arguments.seed, arguments.workers, limits, arguments.threads)
     bad = [result for result in results if result.outcome not in GOOD_OUTCOMES]
     slowest = max(results, key=lambda result: result.seconds)
     print(table(results))

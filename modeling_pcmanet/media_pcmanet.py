@@ -317,7 +317,9 @@ class MediaReader:
             if self._reads["audio"]:
                 self._audio = audio_stream(container, self.notes)
                 streams.append(self._audio)
-            self._packets = PacketQueues(container, streams, self.notes, self._reopen)
+            # A URL is not read twice, because a broadcast would have gone on: one thread decodes what it gives.
+            threads = 1 if _is_url(self._source) else FRAME_THREADS
+            self._packets = PacketQueues(container, streams, self.notes, self._reopen, threads)
             if self._reads["video"]:
                 self._clock, self._converter = VideoClock(self._video), FrameConverter(self._video, self.notes)
                 self._decoded = self._decode_video()
@@ -439,7 +441,6 @@ class MediaReader:
     def _decode_video(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yield every frame that can be decoded, and is not skipped, with its timestamp in seconds."""
         packets = self._packets_of(self._video)
-        # A URL is not read twice: a broadcast would have gone on.
         restart = None if _is_url(self._source) else self._restart_video
         seconds = None
         for frame in decode_video(packets, self.notes, lambda packet: self._skips(packet), restart):
@@ -921,7 +922,7 @@ def _file_of(source: MediaSource, name: str) -> Iterator[BinaryIO]:
         elif isinstance(source, bytes):
             file = io.BytesIO(source)
         else:
-            file = stack.enter_context(_seekable(source))
+            file = stack.enter_context(_seekable(cast(BinaryIO, source)))
         if file.seek(0, os.SEEK_END) == 0:
             raise MediaError(f"{name} is empty (0 bytes). Pass a complete media file.")
         file.seek(0)
@@ -1075,6 +1076,7 @@ class PacketQueues:
         reopen: Opens the file a second time and returns the container with the stream. Called if a file interleaves its
             streams so badly that more than `LARGEST_QUEUE_BYTES` of one wait for the other: the stream is then read from
             the second handle on.
+        frame_threads: Threads that decode the frames of a video, 0 for one per core.
     """
 
     def __init__(
@@ -1083,6 +1085,7 @@ class PacketQueues:
         streams: Sequence[VideoStream | AudioStream],
         notes: MediaNotes,
         reopen: Callable[[VideoStream | AudioStream], tuple[InputContainer, VideoStream | AudioStream]],
+        frame_threads: int,
     ) -> None:
         self._notes = notes
         self._reopen = reopen
@@ -1093,7 +1096,7 @@ class PacketQueues:
         self._seen: Counter[int] = Counter()
         self._reopened: dict[int, Iterator[av.Packet]] = {}
         for stream in streams:
-            _set_threads(stream, FRAME_THREADS if isinstance(stream, VideoStream) else 1)
+            _set_threads(stream, frame_threads if isinstance(stream, VideoStream) else 1)
 
     def of(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
         """Yield the packets of a stream; the last one is empty and drains the decoder.
@@ -1220,7 +1223,7 @@ def decode_video(
     """
     skipped = bytearray()
     if restart is None:
-        yield from _decode_in_order(packets, notes, skips)
+        yield from _decode_in_order(packets, notes, lambda each: skips(each) and not notes.has_counted(DAMAGED))
     elif (yielded := (yield from _decode_in_threads(packets, notes, skips, skipped))) is not None:
         flags = iter(skipped)
         yield from islice(_decode_in_order(restart(), notes, lambda _: next(flags, 0) > 0), yielded, None)
@@ -1245,14 +1248,15 @@ def _decode_in_threads(
     """
     yielded, inside = 0, Counter()  # timestamps of the packets of which the frame has not come out
     for packet in packets:
-        skipped.append(skips(packet))
+        is_damaged = packet.is_corrupt or notes.has_counted(DAMAGED)
+        skipped.append(skips(packet) and not is_damaged)
         try:
             frames = _frames_of(packet, skips=skipped[-1] > 0)
         except av.FFmpegError:
             return yielded
         if packet.size and not (skipped[-1] or packet.is_discard):
             inside[packet.pts] += 1
-        if packet.is_corrupt or notes.has_counted(DAMAGED) or any(frame.is_corrupt for frame in frames):
+        if is_damaged or any(frame.is_corrupt for frame in frames):
             return yielded
         for frame in frames:
             yielded += 1
@@ -1271,22 +1275,27 @@ def _decode_in_order(
     is_complete = True
     for packet in packets:
         is_complete = is_complete and not packet.is_corrupt
-        is_skipped = skips(packet) and is_complete and not notes.has_counted(DAMAGED)
-        for frame in _decoded(packet, notes, skips=is_skipped):
+        try:
+            frames = _frames_of(packet, skips=is_complete and skips(packet))
+        except av.FFmpegError:
+            notes.count(DAMAGED)
+            is_complete = False
+            continue
+        for frame in frames:
             is_complete = is_complete and not frame.is_corrupt
             yield frame
 
 
-def _decoded(packet: av.Packet, notes: MediaNotes, *, skips: bool = False) -> list[Any]:
-    """Return the frames of a packet, none of a damaged one, which is counted in the notes."""
+def _decoded(packet: av.Packet, notes: MediaNotes) -> list[Any]:
+    """Return the audio frames of a packet, none of a damaged one, which is counted in the notes."""
     try:
-        return _frames_of(packet, skips=skips)
+        return _frames_of(packet)
     except av.FFmpegError:
         notes.count(DAMAGED)
         return []
 
 
-def _frames_of(packet: av.Packet, *, skips: bool) -> list[Any]:
+def _frames_of(packet: av.Packet, *, skips: bool = False) -> list[Any]:
     """Decode a packet; with `skips` its frame may be left out if no other frame refers to it."""
     stream: Any = packet.stream
     if isinstance(stream, VideoStream):
@@ -1383,7 +1392,7 @@ class VideoClock:
         self._start = -math.inf
         self._shift = 0.0
         self._backwards = 0
-        self._last: tuple[float | None, float | None] = None, None
+        self._last = -math.inf, -math.inf
 
     def read(self, frame: av.VideoFrame) -> float:
         """Return the timestamp of the next frame, in seconds since the first frame."""
@@ -1408,15 +1417,13 @@ class VideoClock:
 
     def _stamp(self, frame: av.VideoFrame) -> float | None:
         """Return the time of a frame in the container, in seconds; None if it has none."""
-        shown, decoded = (
-            frame.time,
-            float(frame.dts * frame.time_base) if None not in (frame.dts, frame.time_base) else None,
-        )
-        if not self.goes_by_decoding and None not in (shown, decoded, *self._last):
+        shown = frame.time
+        decoded = None if frame.dts is None or frame.time_base is None else float(frame.dts * frame.time_base)
+        if shown is not None and decoded is not None:
             self._backwards += shown < self._last[0] and decoded > self._last[1]
-            if self._backwards > MOST_TIMES_BACKWARDS:
+            self._last = shown, decoded
+            if self._backwards > MOST_TIMES_BACKWARDS and not self.goes_by_decoding:
                 self.goes_by_decoding, self._shift = True, decoded - self.end
-        self._last = shown, decoded
         return decoded if self.goes_by_decoding else shown
 
     def place(self, stamp: float | None) -> float | None:

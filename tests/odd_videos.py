@@ -87,6 +87,16 @@ def setting(**attributes: object) -> Callable[[VideoStream], None]:
     return configure
 
 
+def hdr_code(image: np.ndarray) -> np.ndarray:
+    """Return the codes (BT.2020, PQ) of the colors of usual video, as bright as they are in HDR (white at 203 candela)."""
+    to_bt2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # BT.2087
+    light = (image / 255.0) ** 2.4 @ to_bt2020.T
+    linear = np.clip(light * 203 / 10_000, 0, 1) ** (1305 / 8192)
+    return np.rint(255 * ((107 / 128 + 2413 / 128 * linear) / (1 + 2392 / 128 * linear)) ** (2523 / 32)).astype(
+        np.uint8
+    )
+
+
 def half_transparent(seconds: float) -> np.ndarray:
     """The second's color in the middle, and around it transparent yellow."""
     image = np.full((HEIGHT, WIDTH, 4), (255, 255, 0, 0), np.uint8)
@@ -222,6 +232,9 @@ VIDEOS = {
         ),
         notes=(r"1:200 is invalid",),
     ),
+    "pixels that nobody sees are wide": UsableVideo(
+        ".mp4", written(configure=setting(sample_aspect_ratio=Fraction(4096, 4095)))
+    ),
     "turned and wide pixels": UsableVideo(
         ".mp4",
         written(
@@ -246,6 +259,18 @@ VIDEOS = {
             options=QUIET_X265,
             colors=(Colorspace.BT2020, 9, ColorRange.MPEG),
         ),
+    ),
+    "hdr, pq": UsableVideo(
+        ".mp4",
+        written(
+            codec="libx265",
+            pixel_format="yuv420p10le",
+            options=QUIET_X265,
+            colors=(Colorspace.BT2020, 9, ColorRange.MPEG),
+            paint=lambda seconds: hdr_code(flat_frame(seconds)),
+            configure=setting(color_trc=16, color_primaries=9),
+        ),
+        notes=("its video is HDR",),
     ),
     "bt709": UsableVideo(".mp4", written(colors=(Colorspace.ITU709, 1, ColorRange.MPEG))),
     "bt709, full range": UsableVideo(".mp4", written(colors=(Colorspace.ITU709, 1, ColorRange.JPEG))),
@@ -388,6 +413,11 @@ REFUSED = {
         ".mp4", lambda path: clip_of(path, np.random.default_rng(0).bytes(2**20)), "complete media file|has no"
     ),
     "a giant frame": Refused(".mov", giant, r"no more than 67 million pixels"),
+    "encrypted, in an unknown way": Refused(
+        ".mp4",
+        lambda path: replaced(path, b"tenc", b"free", container_options=CENC),
+        r"is encrypted \(DRM\)",
+    ),
     "encrypted": Refused(".mp4", written(container_options=CENC), r"is encrypted \(DRM\)"),
     "unknown codec": Refused(
         ".mkv",

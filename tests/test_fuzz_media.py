@@ -13,6 +13,8 @@ from types import ModuleType
 
 import pytest
 
+from modeling_pcmanet import media_pcmanet
+
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "fuzz_media.py"
 
@@ -57,10 +59,33 @@ def test_two_hundred_mutants_are_used_or_refused(fuzz_media: ModuleType, videos:
     assert set(outcomes) == set(fuzz_media.GOOD_OUTCOMES)
 
 
+def test_mutants_do_not_depend_on_threads(fuzz_media: ModuleType, videos: dict[str, bytes]) -> None:
+    for number in range(70):
+        container = list(videos)[number % len(videos)]
+        data = fuzz_media.damaged(videos[container], container, number, 3)
+        outcome, detail = fuzz_media.read_as_a_user(data, container, threads=(1, 16))
+        assert outcome in fuzz_media.GOOD_OUTCOMES, detail
+
+
+def test_a_dependence_on_threads_is_found(
+    fuzz_media: ModuleType, videos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuzz_media, "_read", lambda *_: ("used", "", str(media_pcmanet.FRAME_THREADS)))
+    assert fuzz_media.read_as_a_user(videos["mp4"], "mp4", threads=(1, 16)) == (
+        "depends on threads",
+        "used: ; or used: ",
+    )
+
+
+@pytest.fixture(autouse=True)
+def threads_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_pcmanet, "FRAME_THREADS", media_pcmanet.FRAME_THREADS)
+
+
 def test_a_crash_a_hang_and_memory_are_told_apart_and_survived(
     fuzz_media: ModuleType, videos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(_data: bytes, container: str) -> tuple[str, str]:
+    def read(_data: bytes, container: str, _threads: tuple[int, ...]) -> tuple[str, str]:
         if container == "mp4":
             os.kill(os.getpid(), signal.SIGKILL)
         if container == "mov":
@@ -87,8 +112,8 @@ def test_a_crash_a_hang_and_memory_are_told_apart_and_survived(
     assert results[4].detail == "OverflowError: too far"
     assert time.monotonic() - start < 60
     rows = fuzz_media.table(results).splitlines()
-    assert rows[-1] == "| all | 6 | 1 | 0 | 0 | 1 | 1 | 2 | 1 |"
-    assert rows[2] == "| mp4 | 1 | 0 | 0 | 0 | 0 | 1 | 0 | 0 |"
+    assert rows[-1] == "| all | 6 | 1 | 0 | 0 | 1 | 0 | 1 | 2 | 1 |"
+    assert rows[2] == "| mp4 | 1 | 0 | 0 | 0 | 0 | 0 | 1 | 0 | 0 |"
 
 
 def test_bad_mutants_are_kept_with_what_came_of_them(fuzz_media: ModuleType, tmp_path: Path) -> None:

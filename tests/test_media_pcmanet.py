@@ -5,12 +5,15 @@ import http.server
 import io
 import logging
 import math
+import re
 import socket
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from itertools import accumulate, islice
+from itertools import accumulate, count, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -226,6 +229,18 @@ def test_a_file_of_the_hub_is_read_through_its_file_system(clip: Path, monkeypat
     monkeypatch.setattr("fsspec.open", lambda address, mode: opened.append(address) or clip.open(mode))
     np.testing.assert_array_equal(read_audio("hf://datasets/owner/name/clip.mp4")[0], read_audio(clip)[0])
     assert opened == ["hf://datasets/owner/name/clip.mp4"]
+
+
+def test_standard_input_is_read_from_a_pipe(clip: Path) -> None:
+    program = """
+from modeling_pcmanet.media_pcmanet import read_media
+media = read_media("/dev/stdin")
+print(len(media.frames), media.waveform.shape[1])
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(["cat", clip], stdout=subprocess.PIPE) as pipe:
+        done = subprocess.run(command, stdin=pipe.stdout, capture_output=True, text=True, check=True)
+    assert done.stdout == f"1 {read_media(clip).waveform.shape[1]}\n"
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:
@@ -796,6 +811,27 @@ def test_a_hole_in_the_audio_becomes_silence(tmp_path: Path) -> None:
     np.testing.assert_array_equal(media.waveform[0], expected.astype(np.float32))
 
 
+@pytest.mark.parametrize(("kept", "noted"), [(1, False), (10, True)])
+def test_many_short_holes_are_noted_together(tmp_path: Path, kept: int, noted: bool) -> None:
+    whole = write_odd_video(tmp_path / "whole.mkv", tracks=[Track(sampling_rate=48000, seconds=4.0)])
+    path = tmp_path / "thin.mkv"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        numbers = count()
+        for packet in source.demux():
+            is_kept = packet.stream.type == "video" or next(numbers) % kept == 0
+            if packet.dts is not None and is_kept:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    media = read_media(path)
+    assert media.waveform.shape[1] == pytest.approx(4 * 48000, abs=48000)
+    found = re.search(r"holes in its audio filled with silence: (\d+) \((.*) s\)", "".join(media.notes))
+    assert bool(found) == noted
+    if found:
+        assert int(found[1]) >= 15
+        assert float(found[2]) == pytest.approx(0.9 * 4, abs=0.3)
+
+
 def test_audio_after_a_hole_that_reaches_past_the_video_is_left_out(tmp_path: Path) -> None:
     chunks = [(0.0, tone(0.5)), (400.0, tone(0.5))]
     media = read_media(write_streams(tmp_path / "clip.mkv", spaced(0.04, 50), chunks))
@@ -1132,6 +1168,19 @@ def test_a_file_without_the_stream_is_refused_when_it_is_opened(tmp_path: Path) 
     write_video(tmp_path / "silent.mp4", np.zeros((5, 32, 48, 3), np.uint8), 10)
     with pytest.raises(MediaError, match=r"silent\.mp4 has no audio track"), MediaReader(tmp_path / "silent.mp4"):
         pass
+
+
+@pytest.mark.parametrize("opened", ["iterate_frames(path)", "MediaReader(path).__enter__().frames()"])
+def test_a_reader_that_is_left_open_ends_quietly(video: Path, opened: str) -> None:
+    program = f"""
+import sys
+from modeling_pcmanet.media_pcmanet import MediaReader, iterate_frames
+path = sys.argv[1]
+frames = {opened}
+next(frames)
+"""
+    done = subprocess.run([sys.executable, "-c", program, video], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_decoders_are_freed_with_the_reader(video: Path) -> None:

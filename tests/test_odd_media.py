@@ -3,7 +3,7 @@
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from odd_media import (
     HEIGHT,
     WIDTH,
     Track,
+    flat_frame,
     onset,
     pitch,
     shown_colors,
@@ -215,6 +216,76 @@ def test_a_browser_shows_the_same_frame(tmp_path: Path) -> None:
                 ours = frame[height // 4 :: height // 2, width // 4 :: width // 2][:2, :2].reshape(4, 3)
                 np.testing.assert_allclose(colors, ours, atol=12)
         browser.close()
+
+
+# --- The table of containers and codecs in docs/odd_media.md ---
+
+PAGE = (Path(__file__).parents[1] / "docs" / "odd_media.md").read_text()
+ORDERED, X265, AV1 = {"bf": "3"}, {"x265-params": "log-level=none"}, {"preset": "12", "svtav1-params": "lp=1"}
+
+# Suffix, name of the video codec, its encoder and its options; name of the audio codec, its encoder and sampling rate.
+CONTAINERS = [
+    (".mp4", "H.264, B-frames", "libx264", ORDERED, "AAC", "aac", 44100),
+    (".mp4", "HEVC", "libx265", X265, "AAC", "aac", 44100),
+    (".mp4", "AV1", "libsvtav1", AV1, "Opus", "libopus", 48000),
+    (".mp4", "MPEG-4, B-frames", "mpeg4", {"bf": "2"}, "MP3", "libmp3lame", 44100),
+    (".m4v", "H.264, B-frames", "libx264", ORDERED, "AAC", "aac", 44100),
+    (".mov", "H.264, B-frames", "libx264", ORDERED, "PCM", "pcm_s16le", 44100),
+    (".mov", "ProRes", "prores_ks", {}, "PCM, 24 bits", "pcm_s24le", 48000),
+    (".mov", "Motion JPEG", "mjpeg", {}, "ALAC", "alac", 44100),
+    (".mov", "QuickTime Animation", "qtrle", {}, "AAC", "aac", 44100),
+    (".mkv", "H.264, B-frames", "libx264", ORDERED, "FLAC", "flac", 44100),
+    (".mkv", "HEVC", "libx265", X265, "AC-3", "ac3", 48000),
+    (".mkv", "FFV1", "ffv1", {}, "PCM", "pcm_s16le", 44100),
+    (".mkv", "MPEG-2, B-frames", "mpeg2video", {"bf": "2"}, "MP2", "mp2", 44100),
+    (".webm", "VP8", "libvpx", {}, "Opus", "libopus", 48000),
+    (".webm", "VP9", "libvpx-vp9", {"cpu-used": "8"}, "Opus", "libopus", 48000),
+    (".webm", "AV1", "libsvtav1", AV1, "Opus", "libopus", 48000),
+    (".avi", "H.264, B-frames", "libx264", ORDERED, "MP3", "libmp3lame", 44100),
+    (".avi", "MPEG-4, B-frames", "mpeg4", {"bf": "2"}, "MP3", "libmp3lame", 44100),
+    (".avi", "Motion JPEG", "mjpeg", {}, "PCM", "pcm_s16le", 44100),
+    (".avi", "HuffYUV", "huffyuv", {}, "PCM", "pcm_s16le", 44100),
+    (".asf", "H.264, B-frames", "libx264", ORDERED, "AAC", "aac", 44100),
+    (".wmv", "MPEG-4, version 3 of Microsoft", "msmpeg4v3", {}, "MP3", "libmp3lame", 44100),
+    (".flv", "Sorenson H.263", "flv", {}, "MP3", "libmp3lame", 44100),
+    (".flv", "H.264, B-frames", "libx264", ORDERED, "AAC", "aac", 44100),
+    (".f4v", "H.264, B-frames", "libx264", ORDERED, "AAC", "aac", 44100),
+    (".mpg", "MPEG-2, B-frames", "mpeg2video", {"bf": "2"}, "MP2", "mp2", 44100),
+    (".vob", "MPEG-2, B-frames", "mpeg2video", {"bf": "2"}, "AC-3", "ac3", 48000),
+    (".ts", "H.264, B-frames", "libx264", ORDERED, "AAC", "aac", 44100),
+    (".ts", "HEVC", "libx265", X265, "AAC", "aac", 44100),
+    (".m2ts", "H.264, B-frames", "libx264", ORDERED, "AC-3", "ac3", 48000),
+    (".m2t", "MPEG-2, B-frames", "mpeg2video", {"bf": "2"}, "MP2", "mp2", 44100),
+    (".3gp", "H.264, B-frames", "libx264", ORDERED, "AMR", "libopencore_amrnb", 8000),
+    (".3g2", "H.264, B-frames", "libx264", ORDERED, "AAC", "aac", 44100),
+    (".nut", "H.264, B-frames", "libx264", ORDERED, "PCM", "pcm_s16le", 44100),
+    (".rm", "RealVideo 2", "rv20", {}, "AC-3", "ac3", 48000),
+    (".gif", "GIF", "gif", {}, "", "", 0),
+    (".apng", "APNG", "apng", {}, "", "", 0),
+]
+
+
+def write_container(path: Path, encoder: str, options: Mapping[str, str], audio_encoder: str, rate: int) -> Path:
+    """Write 4 s of video at 10 frames per second in the first pixel format of an encoder, and the tone."""
+    formats = [each.name for each in av.codec.Codec(encoder, "w").video_formats]
+    pixel_format = {"mjpeg": "yuvj420p"}.get(encoder, "yuv420p" if "yuv420p" in formats else formats[0])
+    paint = sized(160, 120) if encoder == "libsvtav1" else flat_frame
+    tracks = [Track(audio_encoder, rate)] if audio_encoder else []
+    return write_odd_video(path, codec=encoder, pixel_format=pixel_format, options=options, paint=paint, tracks=tracks)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=" ".join(case[:2])) for case in CONTAINERS])
+def test_the_page_says_what_each_container_and_codec_gives(tmp_path: Path, case: tuple) -> None:
+    suffix, video, encoder, options, audio, audio_encoder, rate = case
+    path = write_container(tmp_path / f"video{suffix}", encoder, options, audio_encoder, rate)
+    media = read_media(path, audio=bool(audio))
+    assert shown_colors(media.frames) == "RGBW"
+    assert media.notes == ()
+    seconds = [timestamp for timestamp, _ in iterate_frames(path)]
+    np.testing.assert_allclose(seconds, np.arange(len(seconds)) / 10, atol=0.0011)
+    late = f"{onset(media.waveform, media.sampling_rate) - 1:+.2f} s" if audio else ""
+    row = f"| `{suffix}` | {video} | {audio or 'none'} | {len(seconds)} of 40 | {late} |"
+    assert row in PAGE, row
 
 
 # --- Sources that are not regular files ---
