@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields
+from os import PathLike
 from typing import Any, NamedTuple
 
 from huggingface_hub.dataclasses import strict
@@ -127,6 +128,12 @@ class CheckedConfig(PreTrainedConfig):
         """Build a configuration from a saved dictionary as transformers does; unknown keywords stay attributes."""
         with loading_saved():
             return super().from_dict(drop_code_entries(cls, config_dict), **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | PathLike[str]) -> Any:
+        """Build a configuration from a file as transformers does; unknown keywords stay attributes."""
+        with loading_saved():
+            return super().from_json_file(json_file)
 
 
 def require(condition: bool, message: str) -> None:

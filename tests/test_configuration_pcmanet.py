@@ -113,6 +113,7 @@ def test_saved_attributes_are_loaded_with_a_warning(auto_class, tmp_path, caplog
     config.save_pretrained(tmp_path)
     loaded = auto_class.from_pretrained(tmp_path)
     assert loaded.to_diff_dict() == config.to_diff_dict()
+    assert PCMANetConfig.from_json_file(tmp_path / "config.json").training_run == "x"
     for part in ("PCMANetConfig", "AudioMobileNetConfig", "EfficientNetLiteConfig"):
         assert f"The saved {part} has the unknown keyword `training_run`, which has no effect." in caplog.text
     assert "`hidden_sise`, which has no effect. Did you mean `hidden_size`?" in caplog.text
