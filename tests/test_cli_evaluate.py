@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
-from pcmanet.checkpoints import load_model
+from pcmanet.checkpoints import count_gmacs, load_model
 from pcmanet.cli import arguments, evaluate
 from pcmanet.cli.main import main
 from pcmanet.dataset_scripts.avsbench import load_avsbench
@@ -77,10 +77,23 @@ def read_results(folder: Path):
     return results
 
 
+COUNTED: dict[str, float] = {}
+
+
+def count_gmacs_once(config, processor):
+    """Count the multiply-accumulates of a configuration in the first run with it; it takes a third of a run."""
+    key = config.to_json_string() + processor.to_json_string()
+    if key not in COUNTED:
+        COUNTED[key] = count_gmacs(config, processor)
+    return COUNTED[key]
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Run the command in this process; return the results, or the exit code if it is not 0."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pcmanet.checkpoints.TIMED_RUNS", 2)  # no test depends on how well the speed is measured
+    monkeypatch.setattr(evaluate, "count_gmacs", count_gmacs_once)
 
     def run_command(checkpoint, data, *arguments, output="results"):
         options = ["--data", str(data), *QUICK, *arguments, "--output", output]
@@ -404,7 +417,7 @@ def test_published_results_are_added_with_their_sources(run, root, checkpoints, 
     run(checkpoints[1], root, "--name", "ms3", "--compare")
     text, latex = Path("results/results.md").read_text(), Path("results/table.tex").read_text()
     assert "| COMBO" in text and "59.2" in text and "github.com/yannqi/COMBO-AVS" in text
-    assert "S4 mIoU" not in text and "84.7" not in text  # of data that were not evaluated
+    assert "MS3 mIoU" in text and "S4 mIoU" not in text  # S4 was not evaluated
     assert "% COMBO: arXiv 2312.06462" in latex and "COMBO" in capsys.readouterr().out
     run(checkpoints[1], root, "--name", "ms3")
     assert "COMBO" not in Path("results/results.md").read_text()
@@ -476,7 +489,7 @@ def test_clips_with_problems_are_skipped_on_request(run, checkpoints, tmp_path, 
     assert results["skipped_clips"] == 2 and len(results["skipped"]) == 2
     kept = [rows[index] for index in (1, 3, 4)]
     expected = count(BinaryMetrics(), checkpoints[1], kept).compute("official")
-    assert results["metrics"]["official"]["miou"] == expected["miou"]
+    assert results["metrics"]["official"]["miou"] == pytest.approx(expected["miou"], abs=1e-3)
     text = Path("results/results.md").read_text()
     (record,) = caplog.records
     for path in (missing, damaged):

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import shlex
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass
@@ -203,7 +202,14 @@ def _find_data(arguments: Namespace, name: str, *, several: bool) -> EvaluationC
     """Find the clips of a data set, and check all their files before anything is computed."""
     if is_paired_data(arguments.data):
         return _generate_clips(arguments, name)
-    settings = RowSettings(
+    settings = _row_settings(arguments)
+    settings = settings.restrict(name) if several else settings
+    return find_evaluation_clips(arguments.data, name, arguments.split, settings, arguments.on_error)
+
+
+def _row_settings(arguments: Namespace) -> RowSettings:
+    """Return the options by which rows are read."""
+    return RowSettings(
         label_noise=arguments.label_noise,
         log_mel=arguments.log_mel,
         frames_per_second=arguments.frames_per_second,
@@ -211,16 +217,14 @@ def _find_data(arguments: Namespace, name: str, *, several: bool) -> EvaluationC
         binary=arguments.binary,
         missing_audio=arguments.missing_audio,
     )
-    settings = settings.restrict(name) if several else settings
-    return find_evaluation_clips(arguments.data, name, arguments.split, settings, arguments.on_error)
 
 
 def _generate_clips(arguments: Namespace, name: str) -> EvaluationClips:
     """Prepare clips of paired data."""
-    for_files = arguments.label_noise != "keep" or arguments.log_mel or arguments.subsets or arguments.binary
-    if name == "folder" or for_files:
+    if name == "folder" or _row_settings(arguments).given:
         raise ValueError(
-            "Paired data have the rules --name s4, ms3 or avss, and none of --label-noise, --log-mel, --subsets and --binary."
+            "Paired data have the rules --name s4, ms3 or avss, and none of --label-noise, --log-mel, --subsets, --binary, "
+            "--missing-audio and --frames-per-second."
         )
     if "off_screen" in arguments.negative_audio and arguments.off_screen_audio is None:
         raise ValueError(
@@ -522,7 +526,7 @@ def _report(
     results["skipped_clips"] = data.total - len(positive)
     report_skipped(problems, results["skipped_clips"], data.total, f"{data.name} {data.split}")
     table, rows = results_table(by_protocol), _comparison_rows(arguments, [results])
-    text = _title(f"{checkpoint} on {data.name} {data.split}")
+    text = _title(f"{checkpoint} on {data.name} {data.split}", arguments)
     text += f"{_scope(arguments, results)}\n\n{table}\n{_comparison(rows, [results])}"
     if arguments.per_class:
         results["classes"] = class_results(positive, data.labels, [clip.objects for clip in data.clips])
@@ -594,9 +598,9 @@ def _architecture_fields(settings: Any) -> Any:
     return {key: _architecture_fields(value) for key, value in settings.items() if key not in NOT_ARCHITECTURE}
 
 
-def _title(subject: str) -> str:
-    """Return the first lines of a report: its subject and the command that wrote it."""
-    return f"# {subject}\n\n    pcmanet {shlex.join(sys.argv[1:])}\n\n"
+def _title(subject: str, arguments: Namespace) -> str:
+    """Return the first lines of a report: its subject and the command that writes it."""
+    return f"# {subject}\n\n    pcmanet {shlex.join(arguments.words)}\n\n"
 
 
 def _scope(arguments: Namespace, results: dict[str, Any]) -> str:
@@ -654,7 +658,7 @@ def _report_comparison(arguments: Namespace, output: Path, results: Sequence[dic
     listed = [
         [one["name"], one["checkpoint"], *(f"{100 * value:.2f}" for value in _scores(one).values())] for one in results
     ]
-    text = _title(f"{len(results)} evaluations, {arguments.split} split") + _comparison(rows, results)
+    text = _title(f"{len(results)} evaluations, {arguments.split} split", arguments) + _comparison(rows, results)
     text += f"\n## By checkpoint\n\n{markdown_table(['data', 'checkpoint', 'mIoU, %', 'F, %'], listed)}"
     write_text(output / "results.json", json.dumps({"evaluations": list(results)}, indent=2) + "\n")
     write_text(output / "results.md", text)
