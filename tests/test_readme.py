@@ -23,7 +23,7 @@ def test_python_of_the_readme_runs(number):
     assert result.stdout.strip()
 
 
-@pytest.mark.parametrize("page", ["docs/backbones.md", "docs/streaming.md"])
+@pytest.mark.parametrize("page", ["docs/backbones.md", "docs/inputs.md", "docs/streaming.md"])
 def test_programs_of_a_page_run(page):
     programs = re.findall(r"```python\n(import.*?|from.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     result = subprocess.run(
