@@ -160,6 +160,7 @@ def _add_product(bias: torch.Tensor | None, repeats: int, first: torch.Tensor, s
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # training uses the cached matrices too
 def _interpolation_taps(length: int, resized: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Build bilinear interpolation along one axis as a matrix for each of the three taps of a zero-padded convolution.
 
@@ -230,6 +231,7 @@ def transform_weight(weight: torch.Tensor, dtype: torch.dtype = torch.float64) -
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # training uses the cached matrices too
 def _weight_matrix(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Build the transform of the taps along both axes, (36 products, 9 taps)."""
     matrix = torch.tensor(_WEIGHT_TRANSFORM, dtype=dtype, device=device)
@@ -345,6 +347,7 @@ def _num_tiles(length: int) -> int:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # training uses the cached matrices too
 def _transform_matrices(length: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Build the transforms along one axis of a feature map; cached, because a network has few sizes of feature maps.
 

@@ -77,6 +77,15 @@ def test_other_convolutions_are_those_of_pytorch(rearranged, convolution):
     assert not any(rearranged.values())
 
 
+@pytest.mark.parametrize("size", [None, (6, 14)])
+def test_training_after_inference_of_the_same_size(rearranged, size):
+    convolution, feature_map = Convolution(40, 40, 3, padding=1), torch.randn(1, 40, 3, 7)
+    with torch.inference_mode():
+        convolution(feature_map, size)
+    assert any(rearranged.values())
+    values_and_gradients(convolution, feature_map, size)
+
+
 def test_autocast_uses_the_convolution_of_pytorch(rearranged):
     with torch.autocast("cpu", torch.bfloat16):
         assert Convolution(40, 40, 3, padding=1)(torch.randn(1, 40, 4, 4)).dtype == torch.bfloat16
