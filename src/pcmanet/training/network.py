@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -152,7 +152,7 @@ def load_checkpoint(
 def freeze_unused(network: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor) -> list[str]:
     """Freeze the parameters that get no gradient, for which distributed training would wait in every step.
 
-    Backbones have some beyond their feature maps, such as the mask token of Swin or DINOv2, and with
+    Backbones have some beyond their feature maps, such as the last norm of Swin or the mask token of DINOv2, and with
     `masked_query_gradients=False` the attention of selected queries is not trained, as published.
 
     Args:
@@ -338,7 +338,7 @@ def start_average(
         device: Of the copy.
     """
 
-    def blend(own: list[torch.Tensor], new: list[torch.Tensor], _: torch.Tensor | int) -> None:
+    def blend(own: PARAM_LIST, new: PARAM_LIST, _: torch.Tensor | int) -> None:
         updates = int(average.n_averaged)  # which stays on the CPU, so that reading it waits for no device
         # The plain decay would keep mostly the initial weights until 1 / (1 - decay) steps are done.
         keep = min(decay or 0.0, updates / (updates + AVERAGE_WARMUP_STEPS))

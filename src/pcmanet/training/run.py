@@ -9,7 +9,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -160,7 +160,7 @@ def main_process_first(accelerator: Accelerator, timeout: timedelta = PREPARATIO
         accelerator: The processes.
         timeout: After which the others end with an error.
     """
-    group = None
+    group: Any = None
     if accelerator.num_processes > 1:
         group = torch.distributed.new_group(backend="gloo", timeout=timeout)
     if not accelerator.is_main_process:
@@ -195,11 +195,12 @@ def write_recipe(output: Path, recipe: Recipe, accelerator: Accelerator) -> None
     accelerator.wait_for_everyone()
 
 
-def train(run: "Run") -> str:
+def train(run: "Run", test: Callable[[], object] | None = None) -> str:
     """Train from the run's next step to its end. All processes must call this.
 
     Args:
         run: The run.
+        test: Called at the end of the complete training, when the weights are saved and the processes are still connected.
 
     Returns:
         How the run ended, in a few lines.
@@ -226,7 +227,7 @@ def train(run: "Run") -> str:
         if run.progress.stopped:
             break
     bar.close()
-    return run.finish()
+    return run.finish(test)
 
 
 def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
@@ -518,13 +519,21 @@ class Run:
                 "minutes": round(progress.seconds / 60, 1),
                 "processes": self.accelerator.num_processes,
                 "recipe": self.recipe.to_dict(),
+                "datasets": self.data.dataset_ids,
             }
             save_model(self.output / name, averaged, self.processor, record)
 
-    def finish(self) -> str:
-        """Save the last weights, close the trackers and return how the run ended."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether no step is left, or the training stopped early because it no longer improved."""
+        return self.progress.stopped or self.progress.step == self.data.plan.steps
+
+    def finish(self, test: Callable[[], object] | None = None) -> str:
+        """Save the last weights, test a complete run, close the trackers and return how the run ended."""
         self.save_weights(LAST)
         self.accelerator.wait_for_everyone()
+        if test is not None and self.is_complete:
+            test()
         self.accelerator.end_training()
         return self._report()
 
