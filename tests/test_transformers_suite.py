@@ -60,6 +60,7 @@ class TestWithResNet(common.ModelTesterMixin, unittest.TestCase):
     not_applicable = NOT_APPLICABLE
     all_model_classes = (PCMANetModel, PCMANetForAudioVisualSegmentation)
     additional_model_inputs = ("input_features",)
+    test_resize_embeddings = False  # there is no vocabulary
 
     def setUp(self) -> None:
         if reason := self.not_applicable.get(self._testMethodName):
