@@ -36,7 +36,7 @@ def values_and_gradients(convolution, feature_map, size):
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("size", [None, (8, 10), (9, 6), (4, 5)])
+@pytest.mark.parametrize("size", [None, (8, 10), (9, 6), (4, 6)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)])
 def test_training_equals_evaluation(rearranged, size, has_bias, dtype, tolerance):
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def test_training_equals_evaluation(rearranged, size, has_bias, dtype, tolerance
     expected = values_and_gradients(convolution.eval(), feature_map, size)
     assert not any(rearranged.values())
     given = values_and_gradients(convolution.train(), feature_map, size)
-    assert rearranged["convolve_upsampled" if size == (8, 10) else "convolve_transformed"]
+    assert rearranged["convolve_upsampled" if size in ((8, 10), (9, 6)) else "convolve_transformed"]
     for value, own in zip(expected, given, strict=True):
         torch.testing.assert_close(own, value, atol=tolerance * value.abs().max().item(), rtol=0)
 
