@@ -26,6 +26,10 @@ Layouts of recordings:
 
 Any source may have `split: train`, val or test, for all of its files. Photos or recordings of one group (the photo itself,
 the source recording, the speaker) are never in two splits.
+
+Any source may be in a data set on the Hub that holds these files: `repo: owner/name`, optionally with `revision`. Its paths
+are relative to the root of the data set, `.` in YAML. The files under these paths are downloaded once, to the cache of
+huggingface_hub; of a table, all files in its folder.
 """
 
 import csv
@@ -37,11 +41,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
 from pycocotools import mask as coco_masks
 from tqdm import tqdm
@@ -53,7 +58,7 @@ from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem
 from pcmanet.files import atomic_folder
 
-from .settings import PairedSettings, suggest
+from .settings import NO_PATHS, PairedSettings, suggest
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +243,7 @@ RECORDING_LAYOUTS: dict[
 
 
 def read_sources(sources: Sequence[Mapping[str, Any]], layouts: Mapping[str, Any]) -> tuple[list[Any], list[Problem]]:
-    """List the photos or recordings of all sources; files may be missing.
+    """List the photos or recordings of all sources; files may be missing, unless they are downloaded here.
 
     Args:
         sources: Layout and options of each source.
@@ -250,14 +255,20 @@ def read_sources(sources: Sequence[Mapping[str, Any]], layouts: Mapping[str, Any
     found: list[Any] = []
     problems: list[Problem] = []
     for source in sources:
-        place = source.get("annotations") or source.get("path") or source["layout"]
+        place = source.get("repo") or source.get("annotations") or source.get("path") or source["layout"]
         if wrong := _option_problem(source, layouts):
             problems.append(Problem("", str(place), wrong))
             continue
         try:
-            found += layouts[source["layout"]][0](source)
+            local = _download(source) if "repo" in source else source
+        except (OSError, ValueError) as error:
+            problems.append(Problem("", str(place), _download_problem(error)))
+            continue
+        try:
+            found += layouts[source["layout"]][0](local)
         except FileNotFoundError as error:
-            problems.append(Problem("", str(error.filename), f"Missing; layout {source['layout']} needs it"))
+            owner = f" in the data set {source['repo']}" if "repo" in source else ""
+            problems.append(Problem("", str(error.filename), f"Missing; layout {source['layout']} needs it{owner}"))
         except (ValueError, OSError, KeyError, TypeError) as error:
             text = f"no {error}" if isinstance(error, KeyError) else str(error)
             problems.append(Problem("", str(place), f"Not in the layout {source['layout']}: {text}"))
@@ -269,11 +280,35 @@ def _option_problem(source: Mapping[str, Any], layouts: Mapping[str, Any]) -> st
     if source["layout"] not in layouts:
         return f"Unknown layout {source['layout']!r}. Expected one of {', '.join(layouts)}."
     _, required, optional = layouts[source["layout"]]
-    given = set(source) - {"layout", "split"}
+    given = set(source) - set(NO_PATHS)
     if given - {*required, *optional} or set(required) - given:
         options = ", ".join((*required, *(f"optionally {name}" for name in optional)))
         return f"Expected the options {options} of the layout {source['layout']}, got {', '.join(sorted(given))}"
     return None
+
+
+def _download(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Download the files of a source from its data set on the Hub, and return the source with local paths."""
+    paths = {key: PurePosixPath(value) for key, value in source.items() if key not in NO_PATHS}
+    # The files that a table lists are next to it.
+    needed = [path.parent if source["layout"] == "table" else path for path in paths.values()]
+    patterns = [f"{path}{end}" for path in needed for end in ("", "/*")]
+    folder = snapshot_download(
+        source["repo"],
+        repo_type="dataset",
+        revision=source.get("revision"),
+        allow_patterns=None if PurePosixPath() in needed else patterns,
+    )
+    return {**source, **{key: str(Path(folder) / path) for key, path in paths.items()}}
+
+
+def _download_problem(error: Exception) -> str:
+    """Return why the files of a data set on the Hub are not available, and what to do."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"Not downloaded from the Hub's data sets: {reason} Check repo and revision, log in with `hf auth login` if the data "
+        "set is gated or private, or leave out repo and give local paths."
+    )
 
 
 # Splits
@@ -632,7 +667,8 @@ def _identify(settings: PairedSettings, photos: Sequence[Photo], recordings: Seq
     decoding = [VERSION, clips.image_size, clips.sampling_rate, clips.recording_seconds]
     decoding += [[one.name, one.photos, one.sounds] for one in settings.classes]
     paths = [path for one in photos for path in (one.image, *([one.mask] if isinstance(one.mask, str) else []))]
-    paths += [str(source["annotations"]) for source in settings.photos if "annotations" in source]
+    # The path of a downloaded photo contains the commit, which determines its annotations too.
+    paths += [str(one["annotations"]) for one in settings.photos if "annotations" in one and "repo" not in one]
     digest = hashlib.sha256(json.dumps(decoding).encode())
     for path in (*paths, *(one.file for one in recordings)):
         state = os.stat(path) if os.path.exists(path) else None

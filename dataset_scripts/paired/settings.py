@@ -7,10 +7,12 @@ settings alone; `library` opens the tables they name.
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.problems import DatasetError, Problem
@@ -19,6 +21,7 @@ from pcmanet.dataset_scripts.problems import DatasetError, Problem
 PICTURES = ("single", "mosaic", "paste")
 SOUNDS = ("matching", "absent", "unknown", "background", "silence")
 MAX_CLASSES = 254  # 0 is the background and 255 is ignored
+NO_PATHS = ("layout", "split", "repo", "revision")  # options of a source that are not paths
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,11 @@ class PairedSettings:
         """Names of the classes by class index, the background first."""
         return ("background", *(one.name for one in self.classes))
 
+    @property
+    def dataset_ids(self) -> list[str]:
+        """Ids of the data sets on the Hub that the sources are in."""
+        return list(dict.fromkeys(source["repo"] for source in (*self.photos, *self.recordings) if "repo" in source))
+
 
 def is_paired_data(data: str | Path) -> bool:
     """Return whether the data of a recipe or a command are the settings file of a paired data set."""
@@ -152,7 +160,7 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
         overrides: Fields of `ClipSettings` in place of those in the file.
 
     Returns:
-        The settings, with absolute paths.
+        The settings, with absolute paths, except for those in data sets on the Hub.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -181,9 +189,11 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def _absolute(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a source with paths relative to a folder; every text but its layout and split is a path."""
+    """Return a source with absolute paths; those of a data set on the Hub stay relative to it."""
+    if "repo" in source:
+        return dict(source)
     return {
-        key: str(folder / value) if isinstance(value, str) and key not in ("layout", "split") else value
+        key: str(folder / value) if isinstance(value, str) and key not in NO_PATHS else value
         for key, value in source.items()
     }
 
@@ -256,6 +266,26 @@ def _source_problems(section: str, sources: Any) -> Iterator[str]:
             yield f"{section}, source {number}: Expected a layout and its options, got {source!r}"
         elif source.get("split") not in (None, *SPLITS):
             yield f"{section}, source {number}: Expected one of {', '.join(SPLITS)} as split, got {source['split']!r}"
+        else:
+            yield from (f"{section}, source {number}: {problem}" for problem in _repository_problems(source))
+
+
+def _repository_problems(source: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the id, the revision and the paths of a data set on the Hub."""
+    if "repo" not in source:
+        if "revision" in source:
+            yield "revision is that of a data set on the Hub. Add repo: OWNER/NAME, or leave it out."
+        return
+    try:
+        validate_repo_id(source["repo"])
+    except HFValidationError:
+        yield f"Expected the id of a data set on the Hub as repo, such as owner/name, got {source['repo']!r}"
+    if not isinstance(source.get("revision", ""), str):
+        yield f"Expected a branch, tag or commit as revision, got {source['revision']!r}"
+    for key, value in source.items():
+        path = PurePosixPath(value) if isinstance(value, str) and key not in NO_PATHS else PurePosixPath()
+        if path.is_absolute() or ".." in path.parts:
+            yield f"Expected {key} relative to the root of the data set {source['repo']}, got {value!r}"
 
 
 def _class_problems(classes: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ it in `pcmanet.cli.main.COMMANDS`. This module must not import torch or transfor
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import TypeAlias
 
@@ -114,7 +115,8 @@ AUDIO_ENCODER is the Hub id or folder of an audio encoder, such as what `python 
 from published weights.
 
 OUTPUT receives best/ and last/ (checkpoints for `from_pretrained`, with their processor and metrics.json), checkpoints/ (to
-resume from), recipe.yaml, log.jsonl, overlays/ and tensorboard/.
+resume from), recipe.yaml, log.jsonl, overlays/ and tensorboard/; with --test also test/, what `pcmanet evaluate` writes.
+--push-to-hub uploads the best weights with a model card that contains all these metrics.
 
 {EXIT_CODES}"""
 
@@ -128,7 +130,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         arguments: The words after `pcmanet`; by default those of this process.
 
     Returns:
-        The options, with the name of the command as `command`.
+        The options, with the name of the command as `command` and the words after `pcmanet` as `words`.
     """
     parser = argparse.ArgumentParser(
         prog="pcmanet",
@@ -145,6 +147,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_evaluate(commands)
     train = _add_train(commands)
     parsed = parser.parse_args(arguments)
+    parsed.words = sys.argv[1:] if arguments is None else list(arguments)
     if parsed.command == "segment":
         _check_segment(segment, parsed)
     if parsed.command == "train" and parsed.allow and not parsed.resume:
@@ -327,6 +330,14 @@ def _add_train(commands: Commands) -> argparse.ArgumentParser:
         type=_positive_integer,
         metavar="NUMBER",
         help="stop with a checkpoint after this total number of steps; the schedule does not change",
+    )
+    parser.add_argument(
+        "--test",
+        nargs="?",
+        type=_positive_integer,
+        const=500,
+        metavar="CLIPS",
+        help="at the end evaluate the best weights on the test split; of paired data, on this number of clips (default: 500)",
     )
     group = parser.add_argument_group("publishing")
     group.add_argument("--push-to-hub", metavar="ID", help="upload the best weights to this repository at the end")

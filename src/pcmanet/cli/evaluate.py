@@ -562,6 +562,7 @@ def _results(
     size = cast(PCMANetProcessor, reader.collate.processor).image_processor.size
     return {
         "checkpoint": checkpoint,
+        "data": str(arguments.data),
         "name": data.name,
         "split": data.split,
         "clips": len(clips),

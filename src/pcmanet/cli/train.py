@@ -1,16 +1,23 @@
-"""`pcmanet train`: train from a recipe, resume an interrupted run, and upload the best weights."""
+"""`pcmanet train`: train from a recipe, resume an interrupted run, evaluate the best weights, and upload them."""
 
+import functools
 import os
 import signal
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 from modeling_pcmanet.hub_upload_pcmanet import create_repository
+from pcmanet.dataset_scripts.paired import is_paired_data
 from pcmanet.training.publishing import Publication, publish
-from pcmanet.training.recipe import describe_fields, read_recipe
+from pcmanet.training.recipe import Recipe, describe_fields, read_recipe
 from pcmanet.training.run import BEST, LAST, Run, start_run, train
 
-from .arguments import INTERRUPTED, TERMINATED
+from . import evaluate
+from .arguments import INTERRUPTED, TERMINATED, parse_arguments
+
+
+TEST = "test"  # folder of the evaluation on the test split
 
 
 def run(arguments: Namespace) -> int:
@@ -30,9 +37,9 @@ def run(arguments: Namespace) -> int:
         create_repository(arguments.push_to_hub, private=arguments.hub_private)
     training = None
     try:
-        recipe = read_recipe(arguments.recipe, arguments.set, data=arguments.data)
+        recipe = _read_recipe(arguments)
         training = start_run(recipe, arguments.output, arguments.resume, arguments.max_steps, arguments.allow)
-        report = train(training)
+        report = train(training, functools.partial(_test, training, arguments.test))
     except FloatingPointError as error:
         # The message says what to change, so no traceback is needed.
         raise ValueError(str(error)) from error
@@ -53,8 +60,64 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _read_recipe(arguments: Namespace) -> Recipe:
+    """Read the recipe; ValueError if its data have no test split to evaluate on."""
+    recipe = read_recipe(arguments.recipe, arguments.set, data=arguments.data)
+    if arguments.test and recipe.data is None:
+        raise ValueError("--test: Sounding Shapes has no test split. Add --data, or leave out --test.")
+    return recipe
+
+
+def _test(training: Run, clips: int | None) -> None:
+    """Evaluate the best weights on the test split, if requested, as `pcmanet evaluate` does; all processes take part."""
+    if clips is None:
+        return
+    words = evaluation_words(training.recipe, _weights(training), training.output / TEST, clips)
+    evaluate.run(parse_arguments(words))
+
+
+def evaluation_words(recipe: Recipe, folder: Path, output: Path, clips: int) -> list[str]:
+    """Return the words of the command that evaluates weights on the test split of the data of their recipe.
+
+    Args:
+        recipe: Of the training.
+        folder: Of the weights.
+        output: Folder of the results.
+        clips: Number of clips of paired data.
+    """
+    data = str(recipe.data)
+    words = [
+        "evaluate",
+        str(folder),
+        "--data",
+        data,
+        "--name",
+        recipe.task,
+        "--split",
+        "test",
+        "--output",
+        str(output),
+    ]
+    words += ["--negative-audio", "silence", "noise", "--num-workers", str(recipe.num_workers)]
+    words += ["--clips", str(clips)] if is_paired_data(data) else []
+    words += ["--per-class"] if recipe.task == "avss" and not recipe.binary else []
+    words += ["--on-error", recipe.on_error] if recipe.on_error != "raise" else []
+    for name in recipe.row_settings.given:
+        value = getattr(recipe, name)
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
+
+
+def _weights(training: Run) -> Path:
+    """Return the folder of the best weights, or of the last ones if there was no evaluation."""
+    return training.output / (BEST if training.progress.best else LAST)
+
+
 def _push(training: Run, arguments: Namespace) -> None:
-    """Upload the best weights, or the last ones if there was no evaluation."""
-    folder = arguments.output / (BEST if training.progress.best else LAST)
-    publication = Publication(folder, arguments.push_to_hub, arguments.hub_code, arguments.hub_private)
+    """Upload the weights, with the evaluation on the test split if there was one."""
+    tested = (training.output / TEST,) if arguments.test and training.is_complete else ()
+    publication = Publication(
+        _weights(training), arguments.push_to_hub, arguments.hub_code, arguments.hub_private, tested
+    )
     print(f"Uploaded to {publish(publication)}")

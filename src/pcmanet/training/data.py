@@ -156,6 +156,12 @@ class TrainingData:
                 for collate in (self._collate, self._collate_validation)
             )
 
+    @property
+    def dataset_ids(self) -> list[str]:
+        """Ids of the data sets on the Hub that the clips are generated from."""
+        clips = self._training_clips.clips
+        return clips.library.settings.dataset_ids if isinstance(clips, PairedClips) else []
+
     def identity(self) -> dict[str, Any]:
         """Return, by name, what must be the same of the clips for a run to resume; `PLACE` may differ for moved data."""
         recipe, count = self._recipe, {"clips": self.plan.num_clips}

@@ -41,6 +41,7 @@ from pcmanet.dataset_scripts.evaluation import (
     metric_name,
     results_table,
 )
+from pcmanet.dataset_scripts.paired.settings import is_paired_data
 from pcmanet.files import atomic_folder
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
@@ -58,7 +59,7 @@ class Publication:
         private: Whether a new repository is private.
         evaluations: Output folders of `pcmanet evaluate`, for the card.
         license: For the card; None uses that of the training data.
-        datasets: Ids of the data on the Hub, for the card.
+        datasets: Ids of the data on the Hub, for the card; without them, those that the training recorded.
     """
 
     folder: Path
@@ -334,6 +335,11 @@ class CardContent:
         return self.record.get("recipe") or self.record.get("arguments") or {}
 
     @property
+    def datasets(self) -> Sequence[str]:
+        """Ids of the data on the Hub: those given, or those of the training."""
+        return self.publication.datasets or self.record.get("datasets", ())
+
+    @property
     def validation(self) -> dict[str, float]:
         """The metrics on the validation clips, without losses, counts and stages."""
         metrics = self.record.get("validation", {})
@@ -383,6 +389,13 @@ def describe_data(settings: Mapping[str, Any]) -> dict[str, str]:
         return _other_data(
             f"custom clips, {name}", f"Clips of the author, in the folder `{name}`, with a `clips.csv`."
         )
+    if is_paired_data(data):
+        name = Path(data).name
+        text = (
+            f"Generated clips: photos with masks under labeled recordings, paired by class as the file `{name}` says (paired data "
+            "of `pcmanet.dataset_scripts.paired`). No photo or recording is in two of the training, validation and test splits."
+        )
+        return _other_data(f"paired data, {name}, {task}", text)
     text = (
         f"[AVSBench](https://github.com/OpenNLPLab/AVSBench), {SUBSETS[task]}. It is available on request, for research, and "
         "not part of this repository."
@@ -403,7 +416,7 @@ def _metadata(content: CardContent) -> str:
         library_name="transformers",
         pipeline_tag=PIPELINE_TAG,
         tags=["audio-visual-segmentation", "pcmanet"],
-        datasets=list(content.publication.datasets) or None,
+        datasets=list(content.datasets) or None,
         metrics=list(METRIC_TYPES.values()) if results else None,
         model_name=content.name if results else None,
         eval_results=results or None,
@@ -414,7 +427,7 @@ def _metadata(content: CardContent) -> str:
 def _eval_results(content: CardContent) -> Iterator[EvalResult]:
     """Yield mIoU and F under each protocol, for the metadata."""
     validation = describe_data(content.settings)["name"], "val", {PROTOCOLS[0]: content.validation}
-    tests = [(found["name"], found["split"], found["metrics"]) for found in content.evaluations]
+    tests = [(_evaluated_data(found), found["split"], found["metrics"]) for found in content.evaluations]
     for name, split, metrics in (validation, *tests):
         for protocol, values in metrics.items():
             for metric in (known for known in METRIC_TYPES if known in values):
@@ -460,10 +473,16 @@ def _result_sections(content: CardContent) -> Iterator[str]:
         table = results_table(found["metrics"])
         if "classes" in found:
             table += f"\n{class_table(found['classes'])}"
-        title = f"{found['name']}, {found['split']} split: {found['clips']} clips, {found['frames']} frames"
+        title = f"{_evaluated_data(found)}, {found['split']} split: {found['clips']} clips, {found['frames']} frames"
         yield f"### {title}\n\nPrinted by\n\n```bash\n{found['command']}\n```\n\n{table}"
     if not content.validation and not content.evaluations:
         yield "Not recorded.\n"
+
+
+def _evaluated_data(found: Mapping[str, Any]) -> str:
+    """Name the data of an evaluation; those of paired data are none of AVSBench, whose rules they follow."""
+    data = found.get("data", "")
+    return describe_data({"task": found["name"], "data": data})["name"] if is_paired_data(data) else found["name"]
 
 
 def _training(content: CardContent) -> str:

@@ -4,7 +4,8 @@
     write_record(folder, record)  # adds the command and the environment
 
 A record may contain more. The model card uses `validation` (metrics under the official protocol), `clips`, `minutes`,
-`recipe` or `arguments` (settings, of which `task` and `data` describe the training data), `command` and `environment`.
+`recipe` or `arguments` (settings, of which `task` and `data` describe the training data), `datasets` (ids of the data on the
+Hub), `command` and `environment`.
 """
 
 import json
