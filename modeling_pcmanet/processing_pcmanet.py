@@ -715,7 +715,8 @@ class PCMANetProcessor(ProcessorMixin):
         check_keywords(type(self).__name__, given, {*flat, *_CALL_KEYWORDS}, {"size", *_CALL_KEYWORDS})
         check_keywords("images_kwargs", given.get("images_kwargs", ()), flat, flat)
         check_keywords("audio_kwargs", given.get("audio_kwargs", ()), {"sampling_rate"}, {"sampling_rate"})
-        merged = self._merge_kwargs(ProcessingKwargs, **given)
+        conventions: Any = ProcessingKwargs  # transformers declares an instance, but reads the class
+        merged = self._merge_kwargs(conventions, **given)
         images, audio = merged["images_kwargs"], merged["audio_kwargs"]
         if images.get("device") is not None and return_tensors != "pt":
             raise ValueError(f'device={images["device"]!r} needs return_tensors="pt", got {return_tensors!r}.')

@@ -514,7 +514,10 @@ def test_an_encoder_of_your_own_is_used_trained_and_loaded(clip, tmp_path, monke
     loaded = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path)
     assert type(loaded.model.audio_encoder) is names["WaveformModel"]
     with torch.no_grad():
-        batches = [one(videos=str(clip)) for one in (processor, PCMANetProcessor.from_pretrained(tmp_path))]
+        batches = [
+            one(videos=str(clip), return_tensors="pt")
+            for one in (processor, PCMANetProcessor.from_pretrained(tmp_path))
+        ]
         assert torch.equal(loaded(**batches[1]).logits, model.eval()(**batches[0]).logits)
 
 
@@ -532,7 +535,9 @@ def test_checkpoints_of_before_audio_encoders_were_exchangeable_are_loaded(clip,
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     assert (old.config.audio_config.model_type, old.config.num_audio_windows) == ("vggish", 1)
     new = PCMANetForAudioVisualSegmentation.from_pretrained(demo)
-    batches = [PCMANetProcessor.from_pretrained(folder)(videos=str(clip)) for folder in (tmp_path, demo)]
+    batches = [
+        PCMANetProcessor.from_pretrained(folder)(videos=str(clip), return_tensors="pt") for folder in (tmp_path, demo)
+    ]
     assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[1])
     assert torch.equal(old.eval()(**batches[0]).logits, new.eval()(**batches[1]).logits)
 

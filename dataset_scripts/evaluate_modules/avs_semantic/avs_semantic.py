@@ -52,17 +52,19 @@ class AvsSemantic(evaluate_module.ClipEvaluation):
             ValueError: If clips were added before with another setting, or as for the other modules.
         """
         loaded = cast(SemanticMetrics, self.metrics)
-        given = {"num_labels": num_labels or loaded.num_labels}
-        given["ignore_index"] = loaded.ignore_index if ignore_index is None else ignore_index
-        if given == {name: getattr(loaded, name) for name in given}:
+        classes = loaded.num_labels if num_labels is None else num_labels
+        ignored = loaded.ignore_index if ignore_index is None else ignore_index
+        if (classes, ignored) == (loaded.num_labels, loaded.ignore_index):
             return super().compute(**inputs)
         if len(loaded):
             raise ValueError(
                 f"{len(loaded)} clips were added with num_labels={loaded.num_labels} and ignore_index={loaded.ignore_index}, but "
-                f"compute() got {given}. Pass these to evaluate.load() instead."
+                f"compute() got {classes} and {ignored}. Pass these to evaluate.load() instead."
             )
         report = loaded.report_published_no_background
-        self.metrics = SemanticMetrics(**given, protocol=loaded.protocol, report_published_no_background=report)
+        self.metrics = SemanticMetrics(
+            classes, loaded.protocol, ignore_index=ignored, report_published_no_background=report
+        )
         try:
             return super().compute(**inputs)
         finally:
