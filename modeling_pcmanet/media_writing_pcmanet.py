@@ -192,11 +192,12 @@ def encode_lossless(frames: np.ndarray, waveform: np.ndarray, sampling_rate: int
         sampling_rate: Samples per second in hertz (Hz).
 
     Returns:
-        The bytes of a Matroska file. Reading it at one frame per second gives the same frames and samples, and for frame k the
+        The bytes of a NUT file. Reading it at one frame per second gives the same frames and samples, and for frame k the
         timestamp k + 15/16, as AVSBench has.
     """
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska") as output:
+    # Matroska would round times to milliseconds.
+    with av.open(buffer, "w", format="nut") as output:
         output.flags |= Flags.bitexact.value  # the same bytes in every run
         video = output.add_stream("ffv1", rate=LOSSLESS_RATE)
         video.height, video.width = frames.shape[1:3]
