@@ -18,7 +18,7 @@ import os
 import ssl
 import stat
 import tempfile
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -298,7 +298,7 @@ class MediaReader:
         # Notes on the audio, which are added after those on the complete file: a text with its level.
         self._audio_notes: list[tuple[str, int]] = []
         # The seconds of holes and overlaps, and their number.
-        self._gap_seconds: Counter[str] = Counter()
+        self._gap_seconds: defaultdict[str, float] = defaultdict(float)
         self._gaps: Counter[str] = Counter()
         self._audio_seconds: float | None = None
 

@@ -521,7 +521,7 @@ def _rewrite_without(path: Path, videos: set[str]) -> None:
     kept = 0
     with pyarrow.parquet.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for table in _row_groups(path, SCHEMA.names):
-            rest = table.filter(pyarrow.compute.invert(pyarrow.compute.is_in(table["video"], pyarrow.array(videos))))
+            rest = table.filter(~pyarrow.compute.field("video").isin(list(videos)))
             writer.write_table(rest)
             kept += rest.num_rows
     if kept:
