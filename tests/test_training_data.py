@@ -21,8 +21,6 @@ from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.paired import Library, PairedClips, SoundEvent, read_settings
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.training.data import (
-    FILES,
-    PLACE,
     Batch,
     BatchPlan,
     Draw,
@@ -34,7 +32,7 @@ from pcmanet.training.data import (
     order_scores,
 )
 from pcmanet.training.network import build_processor
-from pcmanet.training.recipe import Recipe
+from pcmanet.training.recipe import FILES, PLACE, Recipe
 
 
 def plan(**changes) -> BatchPlan:

@@ -26,8 +26,7 @@ from pcmanet.files import (
     write_manifest,
 )
 
-from .data import PLACE
-from .recipe import Recipe
+from .recipe import PLACE, Recipe
 from .record import resume_command
 
 

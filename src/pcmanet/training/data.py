@@ -30,16 +30,12 @@ from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, is_
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 
-from .recipe import Recipe
+from .recipe import FILES, PLACE, Recipe
 
 
 Batch: TypeAlias = dict[str, torch.Tensor]  # see the table in the processor's module docstring
 Collate: TypeAlias = Callable[[Sequence[Any]], BatchFeature]
 Clips: TypeAlias = Any  # an indexable data set with a length: SoundingShapes, PairedClips, or rows of load_avsbench
-
-
-FILES = "the names and sizes of the clips' files"
-PLACE = "the place and times of the clips' files"
 
 
 def class_names(recipe: Recipe) -> list[str]:

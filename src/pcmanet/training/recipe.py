@@ -24,6 +24,9 @@ from pcmanet.dataset_scripts.problems import ON_ERROR
 from pcmanet.dataset_scripts.sounding_shapes.clips import NEGATIVE_KINDS
 
 
+# What must be the same of the data to resume a run, in addition to the recipe.
+FILES = "the names and sizes of the clips' files"
+PLACE = "the place and times of the clips' files"
 FREEZABLE = ("audio_encoder", "backbone")
 
 
