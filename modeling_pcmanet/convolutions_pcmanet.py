@@ -18,6 +18,7 @@ All steps around the products over channels are products with small constant mat
 machine, and exact at borders of any size. docs/inference.md and docs/training_cost.md have the measurements of each rule.
 """
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
@@ -26,12 +27,13 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.nn.utils import fuse_conv_bn_eval
 
 
 class Convolution(nn.Conv2d):
     """A convolution that, in training, computes the same values and gradients with fewer multiplications where that is faster.
 
-    In evaluation mode it is PyTorch's convolution. The optimized model has its own.
+    In evaluation mode it is PyTorch's convolution. The optimized model has [`FoldedConvolution`].
     """
 
     def forward(self, input: torch.Tensor, size: tuple[int, ...] | None = None) -> torch.Tensor:
@@ -53,6 +55,75 @@ class Convolution(nn.Conv2d):
         if is_rearranged and pixels >= _TRAINED_PIXELS and is_worth_transforming(input, self.weight):
             return cast(torch.Tensor, _TransformedConvolution.apply(input, self.weight, self.bias))
         return super().forward(input)
+
+
+class FoldedConvolution(nn.Module):
+    """A convolution with its BatchNorm folded in, computed by Winograd's algorithm where that is faster.
+
+    Args:
+        convolution: The convolution; it is not modified.
+        batch_norm: The BatchNorm after it.
+        activation: The activation after both; defaults to an in-place ReLU.
+
+    Attributes:
+        transformed_weight: Input of Winograd's algorithm, or None if the algorithm does not apply.
+    """
+
+    transformed_weight: torch.Tensor | None
+
+    def __init__(self, convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d, activation: nn.Module | None = None):
+        super().__init__()
+        self.convolution = fold_batch_norm(convolution, batch_norm)
+        self.activation = nn.ReLU(inplace=True) if activation is None else activation
+        transformed = transform_weight(self.convolution.weight) if is_supported(convolution) else None
+        self.register_buffer("transformed_weight", transformed, persistent=False)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Convolve (frames, in channels, height, width)."""
+        transformed = self.transformed_weight
+        if transformed is not None and is_worth_transforming(feature_map, self.convolution.weight):
+            return self.activation(convolve_transformed(feature_map, transformed, self.bias))
+        return self.activation(self.convolution(feature_map))
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """Bias of the convolution; folding adds one if there was none."""
+        return cast(torch.Tensor, self.convolution.bias)
+
+
+def fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Fold a BatchNorm in evaluation mode into a copy of the convolution before it; computed in float64."""
+    folded = fuse_conv_bn_eval(copy.deepcopy(convolution).double().eval(), copy.deepcopy(batch_norm).double().eval())
+    return folded.to(convolution.weight.dtype)
+
+
+def fold_block(block: nn.Sequential) -> FoldedConvolution:
+    """Copy a chain that starts with convolution, BatchNorm and ReLU as these three, folded."""
+    convolution, batch_norm = cast(nn.Conv2d, block[0]), cast(nn.BatchNorm2d, block[1])
+    return FoldedConvolution(convolution, batch_norm)
+
+
+class UpsampledConvolution(nn.Module):
+    """Convolution (3x3), BatchNorm and ReLU of a bilinearly upsampled feature map."""
+
+    def __init__(self, block: nn.Sequential):
+        super().__init__()
+        self.block = fold_block(block)
+
+    def forward(self, feature_map: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+        """Map (frames, channels, height, width) to (frames, out channels, *size)."""
+        height, width = feature_map.shape[2:]
+        if is_worth_mixing_first(feature_map, size):
+            weight, bias = self.block.convolution.weight, self.block.bias
+            (mixed,) = in_chunks(
+                lambda part: (convolve_upsampled(part, size, weight, bias),),
+                9 * height * width * len(weight),
+                feature_map,
+            )
+            return self.block.activation(mixed)
+        if (height, width) != tuple(size):
+            feature_map = resize(feature_map, size)
+        return self.block(feature_map)
 
 
 def is_supported(convolution: nn.Conv2d) -> bool:
@@ -371,12 +442,12 @@ def _transform_matrices(length: int, dtype: torch.dtype, device: torch.device) -
 
 __all__ = [
     "Convolution",
-    "convolve_transformed",
-    "convolve_upsampled",
+    "FoldedConvolution",
+    "UpsampledConvolution",
+    "fold_batch_norm",
+    "fold_block",
     "in_chunks",
-    "is_supported",
     "is_worth_mixing_first",
     "is_worth_transforming",
     "resize",
-    "transform_weight",
 ]

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
@@ -38,14 +37,12 @@ from transformers.utils import logging, output_capturing
 
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
 from .convolutions_pcmanet import (
-    convolve_transformed,
-    convolve_upsampled,
+    FoldedConvolution,
+    UpsampledConvolution,
+    fold_batch_norm,
+    fold_block,
     in_chunks,
-    is_supported,
-    is_worth_mixing_first,
-    is_worth_transforming,
     resize,
-    transform_weight,
 )
 from .modeling_audio_encoders import embed_windows
 from .modeling_backbones import compute_feature_maps
@@ -433,7 +430,7 @@ def _optimize_stages(network: "PCMANetModel") -> nn.ModuleList:
         with torch.device("meta"):
             published_neck = ConvolutionBlock(channels, network.config.hidden_size)
             published = DecoderStage(_with_published_blocks(network.config), index)
-        neck = _optimize(neck, published_neck, _fold_block)
+        neck = _optimize(neck, published_neck, fold_block)
         is_known = type(stage) is DecoderStage and not _is_hooked(stage)
         build = OptimizedDecoderStage if is_known else UnchangedDecoderStage
         stages.append(build(neck, stage, published))
@@ -610,9 +607,9 @@ class OptimizedGroupAttention(nn.Module):
     def __init__(self, attention: AudioVisualGroupAttention):
         super().__init__()
         self.num_groups = attention.num_groups
-        self.visual_projection = _fold_block(attention.visual_projection)
+        self.visual_projection = fold_block(attention.visual_projection)
         self.audio_projection = copy.deepcopy(attention.audio_projection)
-        self.output_projection = _fold_block(attention.output_projection)
+        self.output_projection = fold_block(attention.output_projection)
 
     def forward(self, visual: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
         """Weight a feature map (frames, channels, height, width) by the audio (frames, channels)."""
@@ -713,7 +710,7 @@ class OptimizedGuidedFusion(nn.Module):
         self.guidance_projection, self.coarser_projection = (
             None if block is None else UpsampledConvolution(block) for block in blocks
         )
-        self.output_projection = _fold_block(fusion.output_projection)
+        self.output_projection = fold_block(fusion.output_projection)
 
     def forward(
         self, visual: torch.Tensor, guidance: torch.Tensor | None, coarser: torch.Tensor | None
@@ -896,46 +893,6 @@ def _stack_linear(*layers: nn.Linear) -> nn.Linear:
 # Convolutions with their BatchNorms folded in; convolutions_pcmanet.py has their fast forms.
 
 
-class FoldedConvolution(nn.Module):
-    """A convolution with its BatchNorm folded in, computed by Winograd's algorithm where that is faster.
-
-    Args:
-        convolution: The convolution; it is not modified.
-        batch_norm: The BatchNorm after it.
-        activation: The activation after both; defaults to an in-place ReLU.
-
-    Attributes:
-        transformed_weight: Input of Winograd's algorithm, or None if the algorithm does not apply.
-    """
-
-    transformed_weight: torch.Tensor | None
-
-    def __init__(self, convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d, activation: nn.Module | None = None):
-        super().__init__()
-        self.convolution = _fold_batch_norm(convolution, batch_norm)
-        self.activation = nn.ReLU(inplace=True) if activation is None else activation
-        transformed = transform_weight(self.convolution.weight) if is_supported(convolution) else None
-        self.register_buffer("transformed_weight", transformed, persistent=False)
-
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """Convolve (frames, in channels, height, width)."""
-        transformed = self.transformed_weight
-        if transformed is not None and is_worth_transforming(feature_map, self.convolution.weight):
-            return self.activation(convolve_transformed(feature_map, transformed, self.bias))
-        return self.activation(self.convolution(feature_map))
-
-    @property
-    def bias(self) -> torch.Tensor:
-        """Bias of the convolution; folding adds one if there was none."""
-        return cast(torch.Tensor, self.convolution.bias)
-
-
-def _fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Fold a BatchNorm in evaluation mode into a copy of the convolution before it; computed in float64."""
-    folded = fuse_conv_bn_eval(copy.deepcopy(convolution).double().eval(), copy.deepcopy(batch_norm).double().eval())
-    return folded.to(convolution.weight.dtype)
-
-
 def _fold_sequences(network: Any) -> Any:
     """Fold, in place, every BatchNorm that follows a convolution in an `nn.Sequential`."""
     sequences = [module for module in network.modules() if type(module).forward is nn.Sequential.forward]
@@ -943,7 +900,7 @@ def _fold_sequences(network: Any) -> Any:
         layers = cast(nn.Sequential, sequence)
         for index, (first, second) in enumerate(pairwise(layers)):
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d) and not is_parametrized(first):
-                folded = _fold_batch_norm(first, second)
+                folded = fold_batch_norm(first, second)
                 is_pointwise = (folded.kernel_size, folded.stride, folded.groups) == ((1, 1), (1, 1), 1)
                 layers[index] = PointwiseConvolution(folded) if is_pointwise else folded
                 layers[index + 1] = nn.Identity()
@@ -963,38 +920,9 @@ class PointwiseConvolution(nn.Linear):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _fold_block(block: nn.Sequential) -> FoldedConvolution:
-    """Copy a chain that starts with convolution, BatchNorm and ReLU as these three, folded."""
-    convolution, batch_norm = cast(nn.Conv2d, block[0]), cast(nn.BatchNorm2d, block[1])
-    return FoldedConvolution(convolution, batch_norm)
-
-
 def _fold_head(head: nn.Sequential) -> nn.Sequential:
     """Copy a segmentation head, folded."""
-    return nn.Sequential(_fold_block(head), copy.deepcopy(head[-1]))
+    return nn.Sequential(fold_block(head), copy.deepcopy(head[-1]))
 
 
-class UpsampledConvolution(nn.Module):
-    """Convolution (3x3), BatchNorm and ReLU of a bilinearly upsampled feature map."""
-
-    def __init__(self, block: ConvolutionBlock):
-        super().__init__()
-        self.block = _fold_block(block)
-
-    def forward(self, feature_map: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-        """Map (frames, channels, height, width) to (frames, out channels, *size)."""
-        height, width = feature_map.shape[2:]
-        if is_worth_mixing_first(feature_map, size):
-            weight, bias = self.block.convolution.weight, self.block.bias
-            (mixed,) = in_chunks(
-                lambda part: (convolve_upsampled(part, size, weight, bias),),
-                9 * height * width * len(weight),
-                feature_map,
-            )
-            return self.block.activation(mixed)
-        if (height, width) != tuple(size):
-            feature_map = resize(feature_map, size)
-        return self.block(feature_map)
-
-
-__all__ = ["FoldedConvolution", "OptimizedPCMANet", "UpsampledConvolution"]
+__all__ = ["OptimizedPCMANet"]

@@ -8,8 +8,13 @@ import torch
 from tiny_model import tiny_batch, tiny_model
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
-from modeling_pcmanet.convolutions_pcmanet import is_worth_mixing_first, is_worth_transforming
-from modeling_pcmanet.inference_pcmanet import FoldedConvolution, OptimizedPCMANet, UpsampledConvolution
+from modeling_pcmanet.convolutions_pcmanet import (
+    FoldedConvolution,
+    UpsampledConvolution,
+    is_worth_mixing_first,
+    is_worth_transforming,
+)
+from modeling_pcmanet.inference_pcmanet import OptimizedPCMANet
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout, ConvolutionBlock
 
 
