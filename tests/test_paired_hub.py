@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, constants
-from huggingface_hub.utils import close_session
-from loopback_hub import TOKEN, USER, LoopbackHub
+from huggingface_hub import ModelCard
+from loopback_hub import USER, LoopbackHub
 from paired_files import RATE, TONES, make_mask, write_photo, write_table, write_tone
 from training_runs import TRAINED_NETWORK
 
 from pcmanet.cli.arguments import parse_arguments
 from pcmanet.cli.train import evaluation_words
-from pcmanet.dataset_scripts.paired import Library, read_settings
-from pcmanet.dataset_scripts.paired.library import PHOTO_LAYOUTS, RECORDING_LAYOUTS, read_sources
+from pcmanet.dataset_scripts.paired import read_settings
+from pcmanet.dataset_scripts.paired.library import PHOTO_LAYOUTS, read_sources
 from pcmanet.dataset_scripts.problems import DatasetError
 from pcmanet.training.recipe import Recipe
 
@@ -86,14 +85,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     folder = tmp_path_factory.mktemp("hub")
     for split, count in (("train", 12), ("val", 6)):
         write_coco_split(folder / "coco", split, count)
-    write_photo(folder / "coco" / "test" / "unused.jpg", make_mask(0))
+    write_photo(folder / "coco" / "test" / "unused.jpg", make_mask(3))
     write_esc50(folder / "esc50")
-    write_tone(folder / "esc50" / "tables" / "dog.wav", "dog")
-    write_table(folder / "esc50" / "tables" / "sounds.csv", [{"file": "dog.wav", "class": "dog"}])
+    write_tone(folder / "sounds" / "tables" / "dog.wav", "dog")
+    write_table(folder / "sounds" / "tables" / "sounds.csv", [{"file": "dog.wav", "class": "dog"}])
+    write_tone(folder / "sounds" / "others" / "unused.wav", "cat")
     with LoopbackHub(folder / "server") as server:
         environment = server.environment(folder / "home")
         hf = str(Path(sys.executable).with_name("hf"))
-        for name in ("coco", "esc50"):
+        for name in ("coco", "esc50", "sounds"):
             words = [hf, "upload", f"{USER}/{name}", str(folder / name), ".", "--repo-type", "dataset"]
             subprocess.run(words, env=environment, check=True, capture_output=True)
         yield server
@@ -111,61 +111,65 @@ def run(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.CompletedP
     return command
 
 
-@pytest.fixture
-def online(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make this process a user of the Hub with an empty cache."""
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    values = {"HF_HUB_OFFLINE": False, "ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_XET": True}
-    for name, value in values.items():
-        monkeypatch.setattr(constants, name, value)
-    close_session()
-    yield
-    close_session()
+READ_SOURCES = """
+import json, sys
+from huggingface_hub import constants
+from pcmanet.dataset_scripts.paired import Library, read_settings
+from pcmanet.dataset_scripts.paired.library import RECORDING_LAYOUTS, read_sources
+from pcmanet.dataset_scripts.problems import DatasetError
+
+good, wrong, table = sys.argv[1:]
+first = Library(read_settings(good))
+constants.HF_HUB_OFFLINE = True
+again = Library(read_settings(good))
+constants.HF_HUB_OFFLINE = False
+try:
+    Library(read_settings(wrong))
+except DatasetError as error:
+    problems = str(error)
+recordings, others = read_sources([json.loads(table)], RECORDING_LAYOUTS)
+print(json.dumps({
+    "photos": [one.image for one in first.photos],
+    "recordings": len(first.recordings),
+    "identities": [first.identity, again.identity],
+    "problems": problems,
+    "table": [one.file for one in recordings],
+    "other problems": len(others),
+}))
+"""
 
 
-@pytest.mark.usefixtures("online")
-def test_sources_on_the_hub_are_downloaded_once(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = write_yaml(tmp_path / "paired.yaml", settings_of_stand_ins())
-    before = len(hub.requests)
-    first = Library(read_settings(path))
-    assert len(first.photos) == 18 and len(first.recordings) == 4 * 6
-    commit = hub.repositories["datasets", f"{USER}/coco"].at("main").oid
-    assert all(f"/snapshots/{commit}/" in photo.image for photo in first.photos)
-    downloads = [name for method, name in hub.requests[before:] if method == "GET" and "/resolve/" in name]
-    assert len(downloads) == len(set(downloads)) > 20
-    assert not any(f"{USER}/coco/resolve/{commit}/test" in name for name in downloads)  # which no source names
-
-    # Afterwards neither the network is needed, nor is anything downloaded again.
-    before = len(hub.requests)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert Library(read_settings(path)).identity == first.identity
-    assert len(hub.requests) == before
-
-
-@pytest.mark.usefixtures("online")
-def test_problems_of_sources_on_the_hub_are_reported_together(tmp_path: Path):
+def test_sources_on_the_hub(hub: LoopbackHub, run: Callable[..., Any], tmp_path: Path):
     values = settings_of_stand_ins()
+    good = write_yaml(tmp_path / "paired.yaml", values)
     values["photos"][0]["annotations"] = "annotations/other.json"
     values["photos"][1]["revision"] = "v2"
     values["recordings"] = [{"layout": "esc50", "repo": f"{USER}/missing", "path": "."}]
-    with pytest.raises(DatasetError) as caught:
-        Library(read_settings(write_yaml(tmp_path / "paired.yaml", values)))
-    text = str(caught.value)
-    assert f"other.json: Missing; layout coco needs it in the data set {USER}/coco" in text
-    assert f"{USER}/coco: Not downloaded from the Hub's data sets: 404" in text
-    assert f"{USER}/missing: Not downloaded from the Hub's data sets: 404" in text
-    assert "log in with `hf auth login`" in text
-
-
-@pytest.mark.usefixtures("online")
-def test_files_that_a_table_lists_are_downloaded_with_it(hub: LoopbackHub):
-    source = {"layout": "table", "repo": f"{USER}/esc50", "path": "tables/sounds.csv"}
+    wrong = write_yaml(tmp_path / "wrong.yaml", values)
+    table = {"layout": "table", "repo": f"{USER}/sounds", "path": "tables/sounds.csv"}
     before = len(hub.requests)
-    recordings, problems = read_sources([source], RECORDING_LAYOUTS)
-    assert problems == [] and [Path(one.file).name for one in recordings] == ["dog.wav"]
-    assert Path(recordings[0].file).is_file()
-    assert not any("/audio/" in name for _, name in hub.requests[before:])
+    done = run("-c", READ_SOURCES, good, wrong, json.dumps(table))
+    assert done.returncode == 0, done.stderr[-3000:]
+    read = json.loads(done.stdout)
+
+    # Only the files that the sources name are downloaded, and once. Their paths contain the commit.
+    commit = hub.repositories["datasets", f"{USER}/coco"].at("main").oid
+    assert len(read["photos"]) == 18 and all(f"/snapshots/{commit}/" in path for path in read["photos"])
+    assert read["recordings"] == 4 * 6
+    downloads = [path for method, path in hub.requests[before:] if method == "GET" and "/resolve/" in path]
+    assert downloads and len(downloads) == len(set(downloads))
+    assert not any("unused" in path for path in downloads)
+    # Without the network, the downloaded files are the same data.
+    assert read["identities"][0] == read["identities"][1]
+    # A table comes with the files next to it.
+    assert [Path(path).name for path in read["table"]] == ["dog.wav"] and Path(read["table"][0]).is_file()
+    assert read["other problems"] == 0
+
+    # All problems are reported together.
+    assert f"other.json: Missing; layout coco needs it in the data set {USER}/coco" in read["problems"]
+    assert f"{USER}/coco: Not downloaded from the Hub's data sets: 404" in read["problems"]
+    assert f"{USER}/missing: Not downloaded from the Hub's data sets: 404" in read["problems"]
+    assert "log in with `hf auth login`" in read["problems"]
 
 
 def test_without_network_and_cache_the_problem_is_named():
