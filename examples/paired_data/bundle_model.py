@@ -1,9 +1,10 @@
-"""Make the bundled model of a training run: weights in half precision, the size of the frames, and one sentence about it.
+"""Make the bundled model of a training: averaged weights in half precision, the size of the frames, and one sentence about it.
 
-    python examples/paired_data/bundle_model.py runs/real_world/best examples/real_world_model --size 224 \
-        --description "knows 17 classes of the real world: person, dog, ..."
+    python examples/paired_data/bundle_model.py runs/real_world/best runs/real_world_second/best \
+        --output examples/real_world_model --size 224 --description "knows 17 classes of the real world: person, dog, ..."
 
-The weights are rounded to float16 and computed with in float32, so that the file has half the size at the same speed. The
+The weights of several checkpoints are averaged: that of a network before and after fine-tuning is often better than both
+(Wortsman et al., arXiv 2109.01903). The weights are rounded to float16 and computed with in float32, so that the file has half the size at the same speed. The
 running statistics of BatchNorm stay in float32. Prints the largest difference of a logit on random frames.
 """
 
@@ -24,6 +25,20 @@ def is_rounded(name: str, values: torch.Tensor) -> bool:
     return values.is_floating_point() and values.ndim > 0 and "running_" not in name
 
 
+def load_average(checkpoints: list[str]) -> PCMANetForAudioVisualSegmentation:
+    """Load checkpoints of one network and average their weights and running statistics."""
+    networks = [
+        PCMANetForAudioVisualSegmentation.from_pretrained(path, dtype=torch.float32).eval() for path in checkpoints
+    ]
+    states = [network.state_dict() for network in networks]
+    average = {
+        name: torch.stack([state[name] for state in states]).mean(0) if values.is_floating_point() else values
+        for name, values in states[-1].items()
+    }
+    networks[-1].load_state_dict(average)
+    return networks[-1]
+
+
 @torch.no_grad()
 def largest_difference(before: PCMANetForAudioVisualSegmentation, after: PCMANetForAudioVisualSegmentation) -> str:
     """Compare both networks on random frames and audio embeddings."""
@@ -39,14 +54,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("checkpoint", help="folder of a trained checkpoint")
-    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument(
+        "checkpoints", nargs="+", help="folders of checkpoints of one network, the last of which is completed"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--size", type=int, default=224, help="height and width of the frames, in pixels")
     parser.add_argument("--description", required=True, help="what the model knows, in one sentence")
     arguments = parser.parse_args()
 
-    model = PCMANetForAudioVisualSegmentation.from_pretrained(arguments.checkpoint, dtype=torch.float32).eval()
-    processor = PCMANetProcessor.from_pretrained(arguments.checkpoint)
+    model = load_average(arguments.checkpoints)
+    processor = PCMANetProcessor.from_pretrained(arguments.checkpoints[-1])
     processor.image_processor.size = {"height": arguments.size, "width": arguments.size}
     model.config.description = arguments.description
     model.save_pretrained(arguments.output)  # the configuration names float32, in which the weights will be loaded
