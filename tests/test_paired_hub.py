@@ -259,8 +259,8 @@ def test_one_command_from_data_sets_on_the_hub_to_a_published_model(
     section = text[text.index("test split: 6 clips") :]
     row = next(line for line in section.splitlines() if line.startswith("| mIoU  "))
     assert [cell.strip() for cell in row.split("|")[2:-1]] == list(measured.values())
-    published = {result.metric_value for result in card.data.eval_results or [] if result.dataset_split == "test"}
-    assert results["metrics"]["official"]["miou"] in {pytest.approx(value, abs=1e-4) for value in published}
+    published = [round(result.metric_value, 4) for result in card.data.eval_results if result.dataset_split == "test"]
+    assert {round(values["miou"], 4) for values in results["metrics"].values()} <= set(published)
     assert "the file `stand_ins.yaml` says" in " ".join(text.split()) and "AVSBench, avss" not in text
     assert "has not been measured" not in text  # false positives under silence and noise are in the table
     # The command of the card computes the same again.
