@@ -1,7 +1,4 @@
-"""Tests with what changes a loaded model: adapters (LoRA), quantized weights, half precision (issue 16, point 19).
-
-The tests with `peft` and `torchao` need these packages; the others show the same without them.
-"""
+"""Tests with what changes a loaded model: adapters (LoRA of `peft`), quantized weights (`torchao`), half precision."""
 
 import copy
 from pathlib import Path
@@ -49,7 +46,8 @@ def test_frozen_batch_norms_keep_their_statistics():
 
 @pytest.mark.parametrize("as_method", [False, True])
 def test_lora(tmp_path: Path, as_method: bool):
-    peft = pytest.importorskip("peft")
+    import peft
+
     config = peft.LoraConfig(r=2, target_modules=PROJECTIONS)
     model = tiny_model()
     expected = logits_of(model)
@@ -101,7 +99,8 @@ def test_weights_that_are_not_plain_tensors_are_not_optimized():
 
 @pytest.mark.parametrize("while_loading", [False, True])
 def test_torchao(tmp_path: Path, while_loading: bool):
-    quantization = pytest.importorskip("torchao.quantization")
+    from torchao import quantization
+
     model = tiny_model()
     exact = logits_of(model)
     if while_loading:
