@@ -40,7 +40,9 @@ LIMIT = 1.5  # times what nobody can avoid: torch, transformers and the network
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--model", default=str(ROOT / "examples" / "demo_model"), help="folder or Hub id")
     parser.add_argument("--clip", default=str(demo_file("demo.mp4")), help="video with sound")
     parser.add_argument("--rounds", type=int, default=3, help="processes")

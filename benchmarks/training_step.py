@@ -111,7 +111,9 @@ def _draw_labels(pixel_values: torch.Tensor, num_labels: int) -> torch.Tensor:
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--presets", nargs="+", default=["resnet50", "pvt_v2_b5"])
     parser.add_argument("--clips", nargs="+", type=int, default=[1], help="clips of five frames per step")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
