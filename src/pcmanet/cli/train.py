@@ -1,6 +1,7 @@
 """`pcmanet train`: train from a recipe, resume an interrupted run, evaluate the best weights, and upload them."""
 
 import functools
+import importlib
 import os
 import signal
 import sys
@@ -13,7 +14,6 @@ from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe, describe_fields, read_recipe
 from pcmanet.training.run import BEST, LAST, Run, start_run, train
 
-from . import evaluate
 from .arguments import INTERRUPTED, TERMINATED, parse_arguments
 
 
@@ -73,7 +73,8 @@ def _test(training: Run, clips: int | None) -> None:
     if clips is None:
         return
     words = evaluation_words(training.recipe, _weights(training), training.output / TEST, clips)
-    evaluate.run(parse_arguments(words))
+    # Like `pcmanet.cli.main`, import a command only when it runs.
+    importlib.import_module("pcmanet.cli.evaluate").run(parse_arguments(words))
 
 
 def evaluation_words(recipe: Recipe, folder: Path, output: Path, clips: int) -> list[str]:
