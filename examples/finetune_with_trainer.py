@@ -34,10 +34,10 @@ from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics, TrainerMetrics
 from pcmanet.dataset_scripts.problems import ON_ERROR
 from pcmanet.training.data import class_names, load_datasets
-from pcmanet.training.network import freeze_unused, label_settings, load_checkpoint
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.record import write_record
+from pcmanet.training.run import freeze_unused, label_settings, load_checkpoint
 from pcmanet.training.trainer import SegmentationTrainer, choose_classes, collate_for_trainer, open_output
 
 

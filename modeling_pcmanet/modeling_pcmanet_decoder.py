@@ -159,9 +159,10 @@ class ClipLayout:
     def __post_init__(self) -> None:
         if self.real is not None:
             # Found once: the number of computed frames depends on values, and on a GPU each question for it waits for them.
-            object.__setattr__(self, "positions", self.real.flatten().nonzero()[:, 0])
+            positions = self.real.flatten().nonzero()[:, 0]
+            object.__setattr__(self, "positions", positions)
             if torch.compiler.is_compiling():
-                torch._check(self.positions.shape[0] > 0)  # BatchNorm in a graph asks whether there is anything
+                torch._check(positions.shape[0] > 0)  # BatchNorm in a graph asks whether there is anything
 
     def to_frames(self, clips: torch.Tensor) -> torch.Tensor:
         """Select the computed frames: (batch, frames, ...) to (computed frames, ...)."""
@@ -192,8 +193,10 @@ def build_layout(clips: torch.Tensor, frame_mask: torch.Tensor | None, config: P
         frame_mask: (batch, frames), False for padding; None if nothing is padded.
         config: Configuration of the network; published networks compute padded frames as well.
     """
-    is_excluding = frame_mask is not None and config.padded_frames == "excluded"
-    return ClipLayout(*clips.shape[:2], real=frame_mask.bool() if is_excluding else None)
+    real = None
+    if frame_mask is not None and config.padded_frames == "excluded":
+        real = frame_mask.bool()
+    return ClipLayout(*clips.shape[:2], real=real)
 
 
 # Modules.

@@ -31,8 +31,8 @@ from pcmanet.training.data import (
     load_datasets,
     order_scores,
 )
-from pcmanet.training.network import build_processor
 from pcmanet.training.recipe import FILES, PLACE, Recipe
+from pcmanet.training.run import build_processor
 
 
 def plan(**changes) -> BatchPlan:

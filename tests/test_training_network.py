@@ -16,7 +16,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetImageProcessor, VGGishConfig, VGGishModel
 from modeling_pcmanet.configuration_encoders import ALL_STAGES, EFFICIENTNET_LITE_0
 from pcmanet.dataset_scripts.sounding_shapes.sound import SoundMixtures
-from pcmanet.training.network import (
+from pcmanet.training.recipe import Recipe
+from pcmanet.training.run import (
     _collate_audio,
     build_network,
     build_optimizer,
@@ -30,7 +31,6 @@ from pcmanet.training.network import (
     start_average,
     update_average,
 )
-from pcmanet.training.recipe import Recipe
 
 
 def recipe(**changes) -> Recipe:

@@ -21,10 +21,10 @@ from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.training import run as run_module
 from pcmanet.training.data import TrainingData
-from pcmanet.training.network import build_processor
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.run import (
     Progress,
+    build_processor,
     evaluate,
     evaluation_steps,
     open_output,

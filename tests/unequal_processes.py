@@ -16,9 +16,8 @@ from accelerate import Accelerator
 from training_runs import TINY_RUN
 
 from modeling_pcmanet import VGGishConfig, VGGishModel
-from pcmanet.training.network import build_processor, pretrain_audio_encoder
 from pcmanet.training.recipe import Recipe
-from pcmanet.training.run import main_process_first
+from pcmanet.training.run import build_processor, main_process_first, pretrain_audio_encoder
 
 
 TIMEOUT = 4  # seconds of an exchange between processes
