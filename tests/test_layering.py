@@ -147,9 +147,10 @@ def test_processing_and_network_never_import_each_other(library):
 
 
 def test_pipelines_use_drawing_and_files_only(library):
-    # The package itself imports modeling_pcmanet to register the model type.
+    # The package itself imports modeling_pcmanet to register the model type, and the name of the task on the Hub.
     allowed = {
         "modeling_pcmanet",
+        "modeling_pcmanet.configuration_pcmanet",
         "modeling_pcmanet.media_writing_pcmanet",
         "modeling_pcmanet.media_pcmanet",
         "pcmanet.files",

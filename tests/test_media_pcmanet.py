@@ -813,7 +813,9 @@ def test_a_hole_in_the_audio_becomes_silence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kept", "noted"), [(1, False), (10, True)])
 def test_many_short_holes_are_noted_together(tmp_path: Path, kept: int, noted: bool) -> None:
-    whole = write_odd_video(tmp_path / "whole.mkv", options={"bf": "0"}, tracks=[Track(sampling_rate=48000, seconds=4.0)])
+    whole = write_odd_video(
+        tmp_path / "whole.mkv", options={"bf": "0"}, tracks=[Track(sampling_rate=48000, seconds=4.0)]
+    )
     path = tmp_path / "thin.mkv"
     with av.open(str(whole)) as source, av.open(str(path), "w") as target:
         streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}

@@ -479,7 +479,9 @@ class TestLoading:
     def test_device_map_over_several_devices_is_refused(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         parts = {"model.backbone": 0, "model.stages": "cuda:1", "model.neck": "cpu"}
-        with pytest.raises(ValueError, match=r"parts of the network on the devices cuda:0, cuda:1, but .* single device"):
+        with pytest.raises(
+            ValueError, match=r"parts of the network on the devices cuda:0, cuda:1, but .* single device"
+        ):
             PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path, device_map={**parts, "": 0})
         for one in ("cpu", "auto", {"": "cpu"}):
             loaded = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path, device_map=one)

@@ -125,9 +125,7 @@ def test_problems_of_layouts(tmp_path: Path) -> None:
         write_tree(library, tmp_path / "out", "avss", COUNTS)
     assert "class 'dog': Expected a class of AVSBench as `avss`, got 'hound'" in str(caught.value)
     assert "class 'cat': Expected a class of AVSBench as `avss`, got None" in str(caught.value)
-    with pytest.raises(
-        DatasetError, match="class 'dog': Expected a category of AVSBench as `s4`, got None"
-    ) as caught:
+    with pytest.raises(DatasetError, match="class 'dog': Expected a category of AVSBench as `s4`, got None") as caught:
         write_tree(library, tmp_path / "out", "s4", COUNTS)
     assert len(caught.value.problems) == 1  # a cat has no recordings, so no clip needs its category
     with pytest.raises(ValueError, match="Expected counts"):
