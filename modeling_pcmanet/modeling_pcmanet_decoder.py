@@ -194,6 +194,7 @@ def build_layout(clips: torch.Tensor, frame_mask: torch.Tensor | None, config: P
         config: Configuration of the network; published networks compute padded frames as well.
     """
     real = None
+    # CODEPATH: the published network for AVSS computes padded frames ("zeroed"); all other checkpoints leave them out.
     if frame_mask is not None and config.padded_frames == "excluded":
         real = frame_mask.bool()
     return ClipLayout(*clips.shape[:2], real=real)
