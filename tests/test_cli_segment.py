@@ -240,14 +240,18 @@ class TestRows:
         assert main(command("--format", "png", output="images", videos="odd")) == 1
         assert (here / "images" / "clip" / "masks").is_dir()
 
-    def test_retry_failed(self, here: Path):
+    def test_retry_failed(self, here: Path, capsys: pytest.CaptureFixture):
         (here / "late").mkdir()
         write_clip(here / "late" / "good.mp4", seconds=1)
         (here / "late" / "late.mp4").write_bytes(b"not yet")
         assert main(command(videos="late")) == 1
-        write_clip(here / "late" / "late.mp4", seconds=1, seed=3)
+        assert "failed: late/late.mp4" in "".join(capsys.readouterr())
         assert main(command(videos="late")) == 1
-        assert main(command("--retry-failed", videos="late")) == 0
+        assert "failed: late/late.mp4" not in "".join(capsys.readouterr())
+        assert main(command("--retry-failed", videos="late")) == 1
+        assert "failed: late/late.mp4" in "".join(capsys.readouterr())
+        write_clip(here / "late" / "late.mp4", seconds=1, seed=3)  # a changed file is tried again anyway
+        assert main(command(videos="late")) == 0
         assert rows(here / "out")["error"].null_count == rows(here / "out").num_rows
 
     def test_rows_of_a_data_set(self, here: Path):

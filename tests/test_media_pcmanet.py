@@ -1182,7 +1182,7 @@ frames = {opened}
 next(frames)
 """
     done = subprocess.run([sys.executable, "-c", program, video], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    assert "Exception ignored" not in done.stderr and "Traceback" not in done.stderr
 
 
 def test_decoders_are_freed_with_the_reader(video: Path) -> None:

@@ -64,7 +64,7 @@ def test_every_make_target_that_is_named_exists():
 def test_figures_of_the_readme_stand_in_the_model_card():
     card = (ROOT / "MODEL_CARD.md").read_text()
     rows = re.findall(
-        r"^\| .*\d.*\|$", README.split("## What the demo models know")[1].split("## ")[0], flags=re.MULTILINE
+        r"^\| .*\d.*\|$", README.split("## What the bundled models know")[1].split("## ")[0], flags=re.MULTILINE
     )
     assert rows
     for row in rows:
