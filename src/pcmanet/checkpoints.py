@@ -52,7 +52,7 @@ def load_config(name: str) -> PCMANetConfig:
     """Load the configuration of a checkpoint, without its weights.
 
     Args:
-        name: A folder, a Hub id or "demo".
+        name: A folder, a Hub id or "real_world".
 
     Raises:
         OSError: If the checkpoint is not found.
