@@ -51,8 +51,12 @@ class Convolution(nn.Conv2d):
             if is_rearranged and is_worth_mixing_first(input, size):
                 return convolve_upsampled(input, size, self.weight, self.bias)
             input = resize(input, size)
-        pixels = len(input) * input.shape[2] * input.shape[3]
-        if is_rearranged and pixels >= _TRAINED_PIXELS and is_worth_transforming(input, self.weight):
+        # The number of frames may be symbolic in an exported program, so it is asked for in training alone.
+        if (
+            is_rearranged
+            and input.numel() >= _TRAINED_PIXELS * input.shape[1]
+            and is_worth_transforming(input, self.weight)
+        ):
             return cast(torch.Tensor, _TransformedConvolution.apply(input, self.weight, self.bias))
         return super().forward(input)
 
