@@ -91,8 +91,9 @@ def test_command_line_exports_the_demo_model(tmp_path):
 
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     processor = PCMANetProcessor.from_pretrained(DEMO_MODEL)
-    batch = processor(videos=str(ROOT / "examples" / "demo.mp4"), return_tensors="np")
-    (logits,) = session.run(["logits"], dict(batch))
+    batch = dict(processor(videos=str(ROOT / "examples" / "demo.mp4"), return_tensors="np"))
+    batch.setdefault("frame_mask", np.ones(batch["pixel_values"].shape[:2], bool))
+    (logits,) = session.run(["logits"], batch)
     fractions = (logits[0, :, 0] > 0).mean(axis=(1, 2))
     # Large sounding objects in the first three seconds, none in the fourth.
     np.testing.assert_allclose(fractions, [0.273, 0.216, 0.373, 0, 0.072], atol=2e-3)
