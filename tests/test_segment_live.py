@@ -12,6 +12,7 @@ from modeling_pcmanet.media_writing_pcmanet import write_video
 
 
 ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "examples" / "demo_model_semantic"
 SCRIPT = ROOT / "examples" / "segment_live.py"
 
 
@@ -23,7 +24,9 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_file_is_played_as_live_input(tmp_path: Path):
     output = tmp_path / "live.mp4"
-    result = run("--input", ROOT / "examples" / "demo.mp4", "--output", output, "--frames-per-second", 1)
+    result = run(
+        "--input", ROOT / "examples" / "demo.mp4", "--model", MODEL, "--output", output, "--frames-per-second", 1
+    )
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines() if " ago " in line]
     timestamps = [float(line[0]) for line in lines]
