@@ -55,6 +55,7 @@ NEEDED = {
 if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
     sys.exit(f"Missing: {', '.join(missing)}. Run: {sys.executable} -m pip install --no-deps {' '.join(missing)}")
 
+# E402: the imports follow the check of what they need.
 import torch  # noqa: E402
 import video  # noqa: E402
 from inference import (  # noqa: E402

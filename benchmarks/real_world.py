@@ -16,7 +16,8 @@ it, except for the last row. Measured are
   of a class that is not in view, and in clips of five seconds under the sound of another class.
 
 With `--pictures` it draws clips instead: half of them single photos, half of them two photos side by side, with what was
-predicted in color, the true object as a white line, the IoU, and what sounds; `--only` chooses clips by number.
+predicted in color, the outline of the ground truth in white, the IoU, and the labels of the sounds; `--only` selects clips by
+number.
 
 A class without recordings (its stand-ins, see `stand_ins` in dataset_scripts/paired/settings.py) is measured with exchanged
 scores of a recording of another class; the table marks it.

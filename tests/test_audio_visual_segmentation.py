@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import GeneratorType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -857,7 +858,10 @@ class TestOptimizedModel:
         if kind == "hook":
             handle = head[-1].register_forward_hook(lambda *_: _[-1] + 100.0)
         elif kind == "hook of all modules":
-            add = lambda module, _, logits: logits + 100.0 if module is head[-1] else None  # noqa: E731
+
+            def add(module: torch.nn.Module, _: Any, logits: torch.Tensor) -> torch.Tensor | None:
+                return logits + 100.0 if module is head[-1] else None
+
             handle = torch.nn.modules.module.register_module_forward_hook(add)
         elif kind == "forward":
             forward = head[-1].forward

@@ -26,7 +26,7 @@ from pcmanet.dataset_scripts.avsbench import BINARY_LABELS, find_clips, label_na
 from pcmanet.dataset_scripts.avsbench.rows import fingerprint
 from pcmanet.dataset_scripts.clips import ClipArrays, to_arrays
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, is_paired_data, read_settings
+from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 
@@ -40,8 +40,8 @@ Clips: TypeAlias = Any  # an indexable data set with a length: SoundingShapes, P
 
 def class_names(recipe: Recipe) -> list[str]:
     """Return the names of the classes of a recipe's data, background first; a single one for binary masks."""
-    if recipe.data is not None and is_paired_data(recipe.data):
-        return list(read_settings(recipe.data).class_names) if recipe.task == "avss" else list(BINARY_LABELS)
+    if recipe.paired_data is not None:
+        return list(read_settings(recipe.paired_data).class_names) if recipe.task == "avss" else list(BINARY_LABELS)
     if recipe.data is not None:
         return list(label_names(recipe.data, recipe.task, binary=recipe.binary))
     return ["background", *CLASSES] if recipe.task == "avss" else ["sounding"]
@@ -61,8 +61,8 @@ def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[
         ValueError: If a split has no clip.
         DatasetError: If files are missing or damaged; the message names all of them.
     """
-    if recipe.data is not None and is_paired_data(recipe.data):
-        library = Library(read_settings(recipe.data, recipe.paired_clips), progress=True)
+    if recipe.paired_data is not None:
+        library = Library(read_settings(recipe.paired_data, recipe.paired_clips), progress=True)
         lengths = {"train": recipe.clips, "val": recipe.evaluation_clips}
         training, validation = (
             PairedClips(library, recipe.task, split, length=length, seed=recipe.seed)
@@ -135,7 +135,7 @@ class TrainingData:
             processes=num_processes,
             epochs=recipe.epochs,
             # A generated clip is drawn from its index, so the order is random already.
-            shuffle=recipe.data is not None and not is_paired_data(recipe.data),
+            shuffle=recipe.data is not None and recipe.paired_data is None,
             seed=recipe.seed,
         )
         cache = recipe.audio_cache
@@ -163,7 +163,7 @@ class TrainingData:
         recipe, count = self._recipe, {"clips": self.plan.num_clips}
         if recipe.data is None:
             return count  # the recipe determines the rest
-        if is_paired_data(recipe.data):
+        if recipe.paired_data is not None:
             return count | {PLACE: self._training_clips.clips.identity}
         tree = find_clips(recipe.data, recipe.task, recipe.row_settings)
         paths = [path for clip in tree.clips if clip.split in ("train", "val") for path in clip.paths]

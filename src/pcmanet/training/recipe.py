@@ -172,6 +172,11 @@ class Recipe:
         _check_augmentation(self)
 
     @property
+    def paired_data(self) -> str | None:
+        """The settings file of the paired data; None for other data."""
+        return self.data if self.data is not None and is_paired_data(self.data) else None
+
+    @property
     def row_settings(self) -> RowSettings:
         """Options by which the rows of the data set are read."""
         return RowSettings(**{one.name: getattr(self, one.name) for one in fields(RowSettings)})
@@ -279,14 +284,14 @@ def _check_source(recipe: Recipe) -> None:
         raise ValueError("task is folder, but data is not set. Give the folder of your clips: --data FOLDER.")
     for_files = recipe.row_settings.given + ["on_error"] * (recipe.on_error != "raise")
     wrong = ["task"] * (recipe.task == "folder") + for_files
-    if recipe.data is not None and is_paired_data(recipe.data) and wrong:
+    if recipe.paired_data is not None and wrong:
         listed = ", ".join(f"{name}={getattr(recipe, name)}" for name in wrong)
         raise ValueError(f"data is the paired data {recipe.data}, to which {listed} does not apply. Leave it out.")
     if recipe.data is None and for_files:
         raise ValueError(
             f"data is not set, and Sounding Shapes has no {', '.join(for_files)}. Set data or leave it out."
         )
-    if recipe.paired_clips and not (recipe.data is not None and is_paired_data(recipe.data)):
+    if recipe.paired_clips and recipe.paired_data is None:
         raise ValueError(
             f"paired_clips needs paired data, but data is {recipe.data}. Set data to a YAML file of paired data."
         )
