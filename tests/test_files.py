@@ -12,6 +12,7 @@ from pcmanet.files import (
     atomic_file,
     atomic_folder,
     check_settings,
+    find_recipe,
     keep_settings,
     recover,
     remove_folder,
@@ -178,3 +179,12 @@ def test_setting_that_only_one_run_has_is_a_difference(tmp_path):
     check_settings(tmp_path, {}, {}, "")
     with pytest.raises(SettingsError, match="rate is not set, was 1"):
         check_settings(tmp_path, {}, {"rate": 1}, "")
+
+
+def test_recipes_are_found_by_name_or_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("s4").read_text().startswith("# S4 as published")
+    (tmp_path / "mine.yaml").write_text("task: s4")
+    assert find_recipe("mine.yaml").read_text() == "task: s4"
+    with pytest.raises(FileNotFoundError, match="Recipe s5 not found. Give a YAML file, or one of avss, ms3, .*s4"):
+        find_recipe("s5")

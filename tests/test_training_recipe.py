@@ -7,6 +7,7 @@ import pytest
 import yaml
 from training_runs import RECIPES
 
+from pcmanet.files import find_recipe
 from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe_from_dict
 
 
@@ -122,7 +123,7 @@ def test_every_recipe_file_is_valid(path: Path):
     }
     recipe = read_recipe(path, changes.get(path.stem, []))
     assert recipe.seed in (0, 1, 123)
-    assert f"pcmanet train --recipe examples/recipes/{path.name}" in path.read_text()
+    assert f"pcmanet train --recipe {path.stem} " in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_published_recipes_have_the_published_settings(task, epochs, center_crop
 
 ROOT = RECIPES.parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "docs/recipes.md", "examples/train_pcmanet.py")),
+    *(ROOT / name for name in ("README.md", "docs/reference/recipes.md", "examples/train_pcmanet.py")),
     *sorted(RECIPES.glob("*.yaml")),
     *sorted((ROOT / "examples" / "accelerate_configs").glob("*.yaml")),
 ]
@@ -157,7 +158,7 @@ def test_every_documented_command_is_valid(page):
     commands = re.findall(r"^.*pcmanet train .*--recipe (?!\.\.\.).*$", text, flags=re.MULTILINE)
     assert commands
     for command in commands:
-        path = ROOT / re.search(r"--recipe (\S+)", command)[1]
+        path = find_recipe(re.search(r"--recipe (\S+)", command)[1])
         given = re.search(r"--set ((?:\"?[\w.]+=\S+ ?)+)", command)
         data = re.search(r"--data (\S+)", command)
         assignments = [word.strip('"') for word in given[1].split()] if given else []

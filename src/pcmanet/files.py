@@ -56,6 +56,23 @@ def find_checkpoint(name: str) -> str:
     return name
 
 
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a training recipe.
+
+    Args:
+        name: A YAML file, or the name of a recipe that is installed with the package, such as "s4".
+
+    Raises:
+        FileNotFoundError: If it is neither of these.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    installed = {path.stem: path for path in sorted(demo_file("recipes").glob("*.yaml"))}
+    if str(name) not in installed:
+        raise FileNotFoundError(f"Recipe {name} not found. Give a YAML file, or one of {', '.join(installed)}.")
+    return installed[str(name)]
+
+
 @contextmanager
 def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Write a file that appears when it is complete; an earlier file is replaced in one step.

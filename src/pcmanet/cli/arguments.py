@@ -38,7 +38,7 @@ EXAMPLES = f"""examples:
   pcmanet segment clip.mp4 --output results --overlay --contact-sheet
   pcmanet segment videos/ --model owner/name --output results --format parquet
   pcmanet evaluate owner/name --data AVSBench --name s4
-  pcmanet train --recipe examples/recipes/s4.yaml --data AVSBench --output runs/s4
+  pcmanet train --recipe s4 --data AVSBench --output runs/s4
   pcmanet info owner/name
 
 Run `pcmanet COMMAND --help` for the options of a command.
@@ -103,12 +103,12 @@ the background; --score-padding and --published-no-background reproduce the publ
 {EXIT_CODES}"""
 
 TRAIN_EXAMPLES = f"""examples:
-  pcmanet train --recipe examples/recipes/smoke.yaml --output runs/smoke      # a minute on a CPU
-  pcmanet train --recipe examples/recipes/s4.yaml --data AVSBench --output runs/s4 \\
+  pcmanet train --recipe smoke --output runs/smoke      # a minute on a CPU
+  pcmanet train --recipe s4 --data AVSBench --output runs/s4 \\
       --set visual_backbone=OpenGVLab/pvt_v2_b5 audio_encoder=AUDIO_ENCODER
-  pcmanet train --recipe examples/recipes/smoke.yaml --output runs/smoke --resume
+  pcmanet train --recipe smoke --output runs/smoke --resume
   pcmanet train --list-fields                                                 # everything that a recipe can set
-  accelerate launch --num_processes 8 -m pcmanet train --recipe examples/recipes/ours.yaml --output runs/ours \\
+  accelerate launch --num_processes 8 -m pcmanet train --recipe ours --output runs/ours \\
       --set batch_size=8
 
 AUDIO_ENCODER is the Hub id or folder of an audio encoder, such as what `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes
@@ -302,7 +302,10 @@ def _add_train(commands: Commands) -> argparse.ArgumentParser:
     mode.add_argument("--output", type=_path, help="folder of the run")
     mode.add_argument("--list-fields", action="store_true", help="print the fields of a recipe with their defaults")
     parser.add_argument(
-        "--recipe", type=_path, metavar="FILE", help="YAML file with the fields that differ from the defaults"
+        "--recipe",
+        type=_path,
+        metavar="FILE",
+        help="YAML file with the fields that differ from the defaults, or the name of an installed recipe, such as s4",
     )
     parser.add_argument(
         "--data",
@@ -436,13 +439,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         type=_fraction,
         metavar="FRACTION",
         help="faster: skip the last decoder stages for frames with at most this fraction of uncertain pixels (default: never; "
-        "docs/early_exit.md)",
+        "docs/benchmarks/early_exit.md)",
     )
 
 
 def _add_archive(parser: argparse.ArgumentParser) -> None:
     """Add the options for many videos."""
-    group = parser.add_argument_group("many videos (docs/archives.md)")
+    group = parser.add_argument_group("many videos (docs/guides/archives.md)")
     group.add_argument(
         "--shard-minutes",
         type=_non_negative,

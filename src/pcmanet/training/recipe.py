@@ -1,6 +1,6 @@
 """Recipes: the typed and validated settings of a training run, from a YAML file and the command line.
 
-    recipe = read_recipe("examples/recipes/s4.yaml", ["preset=resnet50", "configuration.num_groups=4"], data="AVSBench")
+    recipe = read_recipe("s4", ["preset=resnet50", "configuration.num_groups=4"], data="AVSBench")
 
 All defaults are here. A recipe file contains the fields that differ.
 """
@@ -22,6 +22,7 @@ from pcmanet.dataset_scripts.avsbench.rows import MISSING_AUDIO_RULES, RowSettin
 from pcmanet.dataset_scripts.paired.settings import is_paired_data
 from pcmanet.dataset_scripts.problems import ON_ERROR
 from pcmanet.dataset_scripts.sounding_shapes.clips import NEGATIVE_KINDS
+from pcmanet.files import find_recipe
 
 
 # What must be the same of the data to resume a run, in addition to the recipe.
@@ -73,7 +74,9 @@ class Recipe:
     )
     log_mel: bool = _setting(False, "s4, ms3: use the published log-mel features in place of the wav files")
     on_error: str = _setting("raise", "stop at clips with problems, or skip them and list them once", choices=ON_ERROR)
-    audio_cache: str | None = _setting(None, "folder in which log-mel features of unchanged audio are cached")
+    audio_cache: str | None = _setting(
+        None, "folder that caches the features of unchanged audio, or if the audio encoder is frozen its outputs"
+    )
     image_size: int = _setting(224, "side of the square frames that the network receives, in pixels", minimum=32)
     center_crop: bool = _setting(False, "crop training frames to their central square instead of squashing them")
     augmentation: dict[str, Any] | None = _setting(
@@ -175,6 +178,11 @@ class Recipe:
     def paired_data(self) -> str | None:
         """The settings file of the paired data; None for other data."""
         return self.data if self.data is not None and is_paired_data(self.data) else None
+
+    @property
+    def audio_encoder_is_fixed(self) -> bool:
+        """Whether the audio encoder keeps the weights that it has before any training."""
+        return "audio_encoder" in self.freeze and not self.audio_pretraining_clips
 
     @property
     def row_settings(self) -> RowSettings:
@@ -355,7 +363,7 @@ def read_recipe(path: str | Path | None, assignments: Sequence[str] = (), *, dat
     """Read a recipe file and change fields of it.
 
     Args:
-        path: YAML file with any of the recipe's fields; None for the defaults.
+        path: YAML file with any of the recipe's fields, or the name of an installed recipe; None for the defaults.
         assignments: `key=value` with a value as in YAML, `key.inner=value` for a field of a field.
         data: Value of the field `data`, which takes precedence.
 
@@ -366,7 +374,7 @@ def read_recipe(path: str | Path | None, assignments: Sequence[str] = (), *, dat
     values: Any = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            values = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

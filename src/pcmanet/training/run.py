@@ -1,6 +1,6 @@
 """A training run: its start, its loop, its evaluations, and what it writes to its folder.
 
-    run = start_run(read_recipe("examples/recipes/smoke.yaml"), Path("runs/smoke"))
+    run = start_run(read_recipe("smoke"), Path("runs/smoke"))
     print(train(run))
 
 `pcmanet train` does the same with command line options.
@@ -109,7 +109,7 @@ def start_run(
         processor,
         binary=len(names) == 1,
         num_processes=accelerator.num_processes,
-        audio_encoder=network.model.audio_encoder if "audio_encoder" in recipe.freeze else None,
+        audio_encoder=network.model.audio_encoder if recipe.audio_encoder_is_fixed else None,
     )
     # As the first process sees it: on another machine the same files may have other times.
     (identity,) = broadcast_object_list([data.identity()])
