@@ -3,7 +3,7 @@
     python benchmarks/ablation.py --output runs/ablation
 
 The script trains five variants with three seeds each (15 runs of `pcmanet train`, two at a time) and prints the table of
-docs/ablation.md. With the same seed all variants see the same clips; only the fields named below differ. Finished runs are
+docs/benchmarks/ablation.md. With the same seed all variants see the same clips; only the fields named below differ. Finished runs are
 kept: run the same command again to resume.
 """
 

@@ -1,6 +1,6 @@
 """How much time does early exit save, and what does it cost?
 
-    python benchmarks/early_exit.py                                             # the demo models; writes docs/early_exit.png
+    python benchmarks/early_exit.py                                             # the demo models; writes docs/benchmarks/early_exit.png
     python benchmarks/early_exit.py --models runs/mine/best --clips 50 --plot /tmp/early_exit.png
     python benchmarks/early_exit.py --presets resnet50 pvt_v2_b5                # the upper limit for large networks
 
@@ -96,7 +96,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--presets", nargs="+", help="time these networks instead of the models")
     parser.add_argument("--seed", type=int, default=2026, help="seed of the held-out clips (training uses 0)")
     parser.add_argument(
-        "--plot", type=Path, default=ROOT / "docs" / "early_exit.png", help="plot to write, PNG or SVG"
+        "--plot", type=Path, default=ROOT / "docs" / "benchmarks" / "early_exit.png", help="plot to write, PNG or SVG"
     )
     return parser.parse_args()
 

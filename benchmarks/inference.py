@@ -7,7 +7,7 @@
     python benchmarks/inference.py --presets pvt_v2_b5 --num-labels 71 --clips 1 --frames 10 --real-frames 5
     python benchmarks/inference.py --threads 1 --processor-time
     python benchmarks/inference.py --device cuda --clips 1 8 --compile
-    python benchmarks/inference.py --audio-encoder --clips 1 --num-labels 1 --dtypes float32 --threads 1   # docs/backbones.md
+    python benchmarks/inference.py --audio-encoder --clips 1 --num-labels 1 --dtypes float32 --threads 1   # docs/benchmarks/sizes.md
 
 For every setting the variants run alternately, round after round, in one process, so that other load on the machine affects
 all of them: plain (benchmarks/plain_pcmanet.py), optimized (`model.for_inference()`) and backbone (the visual backbone alone,

@@ -1,6 +1,6 @@
 """Memory, quality and audio timing of streaming an hour of video.
 
-    python benchmarks/long_video.py                                    # an hour; writes docs/streaming.png
+    python benchmarks/long_video.py                                    # an hour; writes docs/benchmarks/streaming.png
     python benchmarks/long_video.py --minutes 5 --plot /tmp/streaming.png
 
 Makes a video of Sounding Shapes (25 frames per second, AAC audio at 44.1 kHz), in which the sounding objects change every
@@ -62,7 +62,9 @@ def parse_args() -> argparse.Namespace:
         "--model", default=str(ROOT / "examples" / "demo_model"), help="checkpoint, of the binary task"
     )
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "pcmanet_long_video")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "streaming.png", help="image file to write")
+    parser.add_argument(
+        "--plot", type=Path, default=ROOT / "docs" / "benchmarks" / "streaming.png", help="image file to write"
+    )
     parser.add_argument("--measure", nargs=2, metavar=("VIDEO", "ALIGNMENT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 

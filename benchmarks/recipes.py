@@ -4,7 +4,7 @@
 
 The script trains every variant below with three seeds (runs of `pcmanet train`, two at a time), evaluates the last weights
 of each in float32 on the same held-out clips (examples/evaluate_sounding_shapes.py) and prints the table of
-docs/recipes.md. Run the same command again to resume an interrupted run.
+docs/benchmarks/recipes.md. Run the same command again to resume an interrupted run.
 """
 
 import argparse

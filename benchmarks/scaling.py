@@ -1,6 +1,6 @@
 """How do time and memory grow with the number of frames, of clips, and with the size of the frames?
 
-    python benchmarks/scaling.py --plot docs/scaling.png
+    python benchmarks/scaling.py --plot docs/benchmarks/scaling.png
     python benchmarks/scaling.py --presets resnet50 --plot resnet50.png   # half an hour on two cores
 
 One axis grows while the other two stay at a clip of AVSBench: five frames of 224 x 224 pixels. At each point the plain

@@ -2,7 +2,7 @@
 
     python examples/custom_block.py --output runs/custom_block
 
-docs/fusion_blocks.md explains the interface of the blocks. OUTPUT is the folder of a run, as `pcmanet train` writes it.
+docs/guides/custom_blocks.md explains the interface of the blocks. OUTPUT is the folder of a run, as `pcmanet train` writes it.
 """
 
 import argparse

@@ -15,7 +15,7 @@
 
 A feature map that was only upsampled is convolved before the upsampling, and other convolutions use Winograd's F(4x4, 3x3).
 All steps around the products over channels are products with small constant matrices, as fast as the matrix products of the
-machine, and exact at borders of any size. docs/inference.md and docs/training_cost.md have the measurements of each rule.
+machine, and exact at borders of any size. docs/benchmarks/inference.md and docs/benchmarks/training_cost.md have the measurements of each rule.
 """
 
 import copy

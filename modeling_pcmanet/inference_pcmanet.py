@@ -13,11 +13,11 @@
 # limitations under the License.
 """Optimized model of PCMANet: the logits of [`PCMANetForAudioVisualSegmentation`], computed faster and without training.
 
-`model.for_inference()` builds it; docs/inference.md has the measurements of each part. BatchNorms are folded into
+`model.for_inference()` builds it; docs/benchmarks/inference.md has the measurements of each part. BatchNorms are folded into
 convolutions, feature maps are channels_last, so that reading them as tokens or as groups of channels copies nothing, only
 the logits of the finest stage are resized to the input size, padded frames are not computed, and a CPU computes one clip
 after the other, so that its feature maps stay in the cache. With an early-exit threshold, frames leave the decoder at the
-first stage that is certain of them (docs/early_exit.md). Custom blocks run unchanged (docs/fusion_blocks.md).
+first stage that is certain of them (docs/benchmarks/early_exit.md). Custom blocks run unchanged (docs/guides/custom_blocks.md).
 
 The file goes from the model to its parts: model, decoder stage, visual backbones, convolutions.
 """

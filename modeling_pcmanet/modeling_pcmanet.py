@@ -387,7 +387,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
         Args:
             dtype: Data type of the copy, for example `torch.bfloat16`; defaults to that of this model.
-            audio_dtype: Data type of the audio encoder only; defaults to `dtype`. See docs/inference.md.
+            audio_dtype: Data type of the audio encoder only; defaults to `dtype`. See docs/benchmarks/inference.md.
 
         Returns:
             A module that takes the same frames, audio and `frame_mask` and whose output has the same `logits`.

@@ -564,7 +564,7 @@ class DecoderStage(GradientCheckpointingLayer):
         self.index = index
         self.group_attention = _build_block("group_attention", config, index)
         self.cross_attention = None
-        # CODEPATH: every published network has QSCA; only the ablation in docs/ablation.md does not.
+        # CODEPATH: every published network has QSCA; only the ablation in docs/benchmarks/ablation.md does not.
         if config.cross_attention is not None:
             self.cross_attention = _build_block("cross_attention", config, index)
         self.fusion = _build_block("fusion", config, index)

@@ -45,7 +45,7 @@ TASK = "audio-visual-segmentation"
 
 # The longest clip of the published tasks (AVSS): attention spans a clip, and memory grows with its length.
 FRAMES_PER_WINDOW = 10
-DEFAULT_OVERLAP = 1 / 5  # fraction of a window; docs/streaming.md shows what seams cost
+DEFAULT_OVERLAP = 1 / 5  # fraction of a window; docs/benchmarks/streaming.md shows what seams cost
 
 WINDOWS_AHEAD = 2  # windows read before the network needs them, per clip
 LIVE_FRAMES_AHEAD = 100  # frames of live input that can wait for a slow network

@@ -1,4 +1,4 @@
-"""Tests of docs/archives.md: its Python code runs on an archive, and its columns and commands exist."""
+"""Tests of docs/guides/archives.md: its Python code runs on an archive, and its columns and commands exist."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from pcmanet.cli.main import main
 from pcmanet.cli.results import describe_columns
 
 
-PAGE = (Path(__file__).parents[1] / "docs" / "archives.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "archives.md").read_text()
 
 
 @pytest.fixture(scope="module")

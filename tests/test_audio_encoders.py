@@ -499,8 +499,8 @@ def test_the_number_of_windows_has_to_fit():
 
 
 def test_an_encoder_of_your_own_is_used_trained_and_loaded(clip, tmp_path, monkeypatch):
-    """The program in docs/audio_encoders.md."""
-    page = (ROOT / "docs" / "audio_encoders.md").read_text()
+    """The program in docs/concepts/audio_encoders.md."""
+    page = (ROOT / "docs" / "concepts" / "audio_encoders.md").read_text()
     (program,) = re.findall(r"```python\n(import torch.*?)```", page, re.DOTALL)
     monkeypatch.chdir(ROOT)
     names: dict[str, Any] = {}

@@ -218,9 +218,9 @@ def test_a_browser_shows_the_same_frame(tmp_path: Path) -> None:
         browser.close()
 
 
-# --- The table of containers and codecs in docs/odd_media.md ---
+# --- The table of containers and codecs in docs/reference/odd_media.md ---
 
-PAGE = (Path(__file__).parents[1] / "docs" / "odd_media.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "odd_media.md").read_text()
 ORDERED, X265, AV1 = {"bf": "3"}, {"x265-params": "log-level=none"}, {"preset": "12", "svtav1-params": "lp=1"}
 
 # Suffix, name of the video codec, its encoder and its options; name of the audio codec, its encoder and sampling rate.

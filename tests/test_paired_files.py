@@ -205,12 +205,12 @@ def test_recipe_rejects_what_paired_data_do_not_have(root: Path) -> None:
         Recipe(data=data, pair_audio=True, freeze=())
 
 
-# docs/paired_data.md
+# docs/guides/paired_data.md
 
 
 def read_page(language: str) -> str:
     """Return the code of a language on the page, without the sources that are on the Hub."""
-    page = (Path(__file__).parents[1] / "docs" / "paired_data.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "paired_data.md").read_text(encoding="utf-8")
     blocks = re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
     return "\n".join(block for block in blocks if "repo: owner" not in block)
 

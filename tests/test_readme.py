@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-DOCS = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = ["README.md", "MODEL_CARD.md", "CONTRIBUTING.md", "examples/README.md", *DOCS]
 
 
@@ -23,7 +23,9 @@ def test_python_of_the_readme_runs(number):
     assert result.stdout.strip()
 
 
-@pytest.mark.parametrize("page", ["docs/backbones.md", "docs/inputs.md", "docs/streaming.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/guides/backbones.md", "docs/reference/inputs.md", "docs/benchmarks/streaming.md"]
+)
 def test_programs_of_a_page_run(page):
     programs = re.findall(r"```python\n(import.*?|from.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     result = subprocess.run(

@@ -325,7 +325,7 @@ def decode_mask(segmentation: Mapping[str, Any]) -> Image.Image:
 
 SEGMENTATION = pyarrow.struct([("size", pyarrow.list_(pyarrow.int32())), ("counts", pyarrow.string())])
 
-# Name -> type and meaning, as in docs/archives.md and in the card of every archive.
+# Name -> type and meaning, as in docs/guides/archives.md and in the card of every archive.
 COLUMNS: dict[str, tuple[pyarrow.DataType, str]] = {
     "video": (pyarrow.string(), "path, URL or name of the video, as it was given"),
     "frame": (pyarrow.int32(), "index of the network frame, from 0; null in the row of a failed video"),
