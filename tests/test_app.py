@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsers import require_browser
 from isolated_python import WITHOUT_EDITABLE_INSTALL
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -36,7 +36,6 @@ CLIP = EXAMPLES / "demo.mp4"
 MODEL = EXAMPLES / "demo_model_semantic"
 RATE = 4
 MINIMUM_AREA = 0.001
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PHONE = {"width": 390, "height": 844}
 TIMEOUT = 180_000  # milliseconds: the machine may be busy
 
@@ -113,14 +112,12 @@ def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = [path for path in map(shutil.which, BROWSERS) if path]
-    if not found:
-        pytest.fail(f"Found none of {BROWSERS}. Install a browser to test the page: `apt-get install chromium`.")
+    path = require_browser()
     expect.set_options(timeout=TIMEOUT)
     with sync_playwright() as playwright:
         # The sandbox does not start as root, the user of CI containers.
         arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        browser = playwright.chromium.launch(executable_path=found[0], args=arguments)
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
 

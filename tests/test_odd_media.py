@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from av.video.stream import VideoStream
+from browsers import require_browser
 from odd_media import (
     COLORS,
     HEIGHT,
@@ -200,18 +201,18 @@ def test_a_browser_shows_the_same_frame(tmp_path: Path) -> None:
             setting(sample_aspect_ratio=aspect)(stream),
         )
 
+    path = require_browser()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--allow-file-access-from-files"]
-        )
+        arguments = ["--no-sandbox", "--allow-file-access-from-files"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
         page = browser.new_page()
         for degrees in (0, 90, 180, 270):
             for aspect in (Fraction(1), Fraction(16, 15), Fraction(8, 9), Fraction(2)):
-                path = write_odd_video(tmp_path / "video.mp4", paint=paint, configure=configured(degrees, aspect))
+                video = write_odd_video(tmp_path / "video.mp4", paint=paint, configure=configured(degrees, aspect))
                 (tmp_path / "page.html").write_text('<video src="video.mp4" muted></video>')
                 page.goto(f"file://{tmp_path}/page.html")
                 width, height, colors = page.evaluate(BROWSER_LOOKS)
-                frame = read_media(path).frames[0]
+                frame = read_media(video).frames[0]
                 assert (width, height) == (frame.shape[1], frame.shape[0]), (degrees, aspect)
                 ours = frame[height // 4 :: height // 2, width // 4 :: width // 2][:2, :2].reshape(4, 3)
                 np.testing.assert_allclose(colors, ours, atol=12)
