@@ -1,14 +1,14 @@
 """A web page that segments the sounding objects in a video: overlay, timeline, threshold, decoder stages, masks.
 
-    python examples/app.py                                   # the bundled model, http://127.0.0.1:7860
-    python examples/app.py --model you/your-pcmanet --port 8000
-    python examples/app.py --host 0.0.0.0 --max-seconds 120 --max-megabytes 300
+    python -m pcmanet.examples.app                                   # the bundled model, http://127.0.0.1:7860
+    python -m pcmanet.examples.app --model you/your-pcmanet --port 8000
+    python -m pcmanet.examples.app --host 0.0.0.0 --max-seconds 120 --max-megabytes 300
 
 Requires gradio (`pip install "pcmanet[app]"`, included in the `.venv` of `make install`). The page loads nothing from
 other servers and sends no telemetry. Uploads are stored in one temporary folder, separately for each session. They are
 deleted after an hour without activity, and when the server stops.
 
-As a Hugging Face Space: `python examples/app_space.py --output space` writes all required files to one folder, then
+As a Hugging Face Space: `python -m pcmanet.examples.app_space --output space` writes all required files to one folder, then
 
     hf repos create you/pcmanet --type space --space-sdk gradio
     hf upload you/pcmanet space . --repo-type space
@@ -23,20 +23,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import app_views as views
 import gradio as gr
-from app_analysis import Analysis, LogitsPipeline
-from app_probe import Limits, RefusedVideoError
 from PIL import Image
 from transformers.utils import logging
 
 from modeling_pcmanet.media_pcmanet import read_media
 from pcmanet.checkpoints import load_segmenter
+from pcmanet.examples import app_views as views
+from pcmanet.examples.app_analysis import Analysis, LogitsPipeline
+from pcmanet.examples.app_probe import Limits, RefusedVideoError
+from pcmanet.files import DEFAULT_MODEL
 from pcmanet.pipelines.colors import class_colors
 
 
 HERE = Path(__file__).resolve().parent
-MODEL = HERE / "real_world_model"
 CLIPS = {
     "real_world.mp4": "dog, rooster, helicopter; 10 s",
     "demo.mp4": "drawn shapes, for models trained on them; 5 s",
@@ -288,7 +288,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Serve a web page that segments the sounding objects in a video.", allow_abbrev=False
     )
-    model = os.environ.get("PCMANET_MODEL", str(MODEL))  # a Space is configured by variables
+    model = os.environ.get("PCMANET_MODEL", DEFAULT_MODEL)  # a Space is configured by variables
     parser.add_argument("--model", default=model, help="Hub id or folder (default: the bundled model)")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: an accelerator if available)")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this computer only)")

@@ -1,6 +1,6 @@
 """Write the page of app.py as a Hugging Face Space: one folder with all required files, including our packages.
 
-    python examples/app_space.py --output space
+    python -m pcmanet.examples.app_space --output space
     hf repos create you/pcmanet --type space --space-sdk gradio
     hf upload you/pcmanet space . --repo-type space
 
@@ -24,6 +24,7 @@ from pcmanet.files import atomic_folder
 
 HERE = Path(__file__).resolve().parent
 APP_FILES = (
+    "__init__.py",
     "app.py",
     "app_analysis.py",
     "app_probe.py",
@@ -37,6 +38,8 @@ APP_FILES = (
 )
 MODEL = "real_world_model"
 PACKAGES = {"modeling_pcmanet": modeling_pcmanet, "pcmanet": pcmanet, "pcmanet/pipelines": pcmanet.pipelines}
+EXAMPLES = "pcmanet/examples"
+LAUNCHER = "from pcmanet.examples.app import main\n\n\nmain()\n"
 
 CARD = f"""---
 title: Segment what you hear
@@ -71,13 +74,14 @@ def write_space(output: Path) -> None:
         FileExistsError: If it is a file or a folder that is not empty.
     """
     with atomic_folder(output, durable=False) as space:
-        for name in APP_FILES:
-            shutil.copyfile(HERE / name, space / name)
-        shutil.copytree(HERE / MODEL, space / MODEL)
         for folder, package in PACKAGES.items():
             (space / folder).mkdir()
             for module in sorted(Path(package.__file__).parent.glob("*.py")):
                 shutil.copyfile(module, space / folder / module.name)
+        shutil.copytree(HERE / MODEL, space / EXAMPLES / MODEL)
+        for name in APP_FILES:
+            shutil.copyfile(HERE / name, space / EXAMPLES / name)
+        (space / "app.py").write_text(LAUNCHER, encoding="utf-8")
         (space / "requirements.txt").write_text(requirements(), encoding="utf-8")
         (space / "README.md").write_text(CARD, encoding="utf-8")
 

@@ -33,6 +33,7 @@ from pcmanet.dataset_scripts.avsbench.rows import MISSING_AUDIO_RULES
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics, TrainerMetrics
 from pcmanet.dataset_scripts.problems import ON_ERROR
+from pcmanet.files import demo_file
 from pcmanet.training.data import class_names, load_datasets
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe
@@ -49,7 +50,9 @@ class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
 class FineTuning:
     """Checkpoint, data and classes; everything else is in the Trainer's own options."""
 
-    checkpoint: str = field(default="examples/demo_model", metadata={"help": "folder or Hub id, with any classes"})
+    checkpoint: str = field(
+        default=str(demo_file("demo_model")), metadata={"help": "folder or Hub id, with any classes"}
+    )
     task: str = field(default="avss", metadata={"choices": list(NAMES), "help": "layout of the data"})
     data: str | None = field(
         default=None, metadata={"help": "folder of AVSBench or of your own clips (default: generated Sounding Shapes)"}

@@ -1,8 +1,6 @@
 """The analysis behind the page, without a server: limits, stored and deleted files."""
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from transformers import pipeline
 from modeling_pcmanet import PCMANetProcessor
 from modeling_pcmanet.media_pcmanet import read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
+from pcmanet.examples import app_analysis
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -21,17 +20,9 @@ MODEL = EXAMPLES / "demo_model_semantic"
 
 
 @pytest.fixture(scope="module")
-def analysis_module() -> ModuleType:
-    """The scripts in examples/ import each other, so their folder has to be on the path."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        return importlib.import_module("app_analysis")
-
-
-@pytest.fixture(scope="module")
-def segmenter(analysis_module: ModuleType):
+def segmenter():
     return pipeline(
-        "audio-visual-segmentation", model=str(MODEL), pipeline_class=analysis_module.LogitsPipeline, device="cpu"
+        "audio-visual-segmentation", model=str(MODEL), pipeline_class=app_analysis.LogitsPipeline, device="cpu"
     )
 
 
@@ -41,9 +32,9 @@ def video(path: Path, *, seconds: float, audio_seconds: float) -> Path:
     return path
 
 
-def test_probe_returns_the_properties_of_a_video(analysis_module, tmp_path):
+def test_probe_returns_the_properties_of_a_video(tmp_path):
     path = video(tmp_path / "clip.mp4", seconds=2, audio_seconds=2)
-    info = analysis_module.probe_video(path, "clip.mp4", analysis_module.Limits())
+    info = app_analysis.probe_video(path, "clip.mp4", app_analysis.Limits())
     assert (info.frames, info.width, info.height) == (16, 64, 48)
     assert info.seconds == pytest.approx(2, abs=0.01)
 
@@ -56,24 +47,24 @@ def test_probe_returns_the_properties_of_a_video(analysis_module, tmp_path):
         ((1, 1), {"pixels": 3071}, r"frames of 64x48 pixels"),
     ],
 )
-def test_videos_beyond_a_limit_are_refused(analysis_module, tmp_path, lengths, limits, reason):
+def test_videos_beyond_a_limit_are_refused(tmp_path, lengths, limits, reason):
     path = video(tmp_path / "clip.mp4", seconds=lengths[0], audio_seconds=lengths[1])
-    with pytest.raises(analysis_module.RefusedVideoError, match=reason):
-        analysis_module.probe_video(path, "clip", analysis_module.Limits(**limits))
+    with pytest.raises(app_analysis.RefusedVideoError, match=reason):
+        app_analysis.probe_video(path, "clip", app_analysis.Limits(**limits))
 
 
-def test_masks_beyond_the_memory_limit_are_refused_with_a_suggestion(analysis_module, tmp_path):
-    info = analysis_module.probe_video(
-        video(tmp_path / "clip.mp4", seconds=4, audio_seconds=4), "clip", analysis_module.Limits()
+def test_masks_beyond_the_memory_limit_are_refused_with_a_suggestion(tmp_path):
+    info = app_analysis.probe_video(
+        video(tmp_path / "clip.mp4", seconds=4, audio_seconds=4), "clip", app_analysis.Limits()
     )
-    limits = analysis_module.Limits(held_bytes=4 * 1000 * 8)
+    limits = app_analysis.Limits(held_bytes=4 * 1000 * 8)
     limits.check_memory(info, rate=2, logits_per_frame=1000)
-    with pytest.raises(analysis_module.RefusedVideoError, match="at 4 masks per second .* cut the video to 2 s"):
+    with pytest.raises(app_analysis.RefusedVideoError, match="at 4 masks per second .* cut the video to 2 s"):
         limits.check_memory(info, rate=4, logits_per_frame=1000)
 
 
-def test_stages_are_those_of_the_model_and_all_files_are_deleted(analysis_module, segmenter, tmp_path):
-    analysis = analysis_module.Analysis(segmenter, CLIP, "my clip.mp4", analysis_module.Limits(), tmp_path)
+def test_stages_are_those_of_the_model_and_all_files_are_deleted(segmenter, tmp_path):
+    analysis = app_analysis.Analysis(segmenter, CLIP, "my clip.mp4", app_analysis.Limits(), tmp_path)
     analysis.run(rate=1)
     assert analysis.timestamps == pytest.approx([0.92, 1.92, 2.92, 3.92, 4.92])
     assert analysis.loudness.max() == 1
@@ -91,19 +82,19 @@ def test_stages_are_those_of_the_model_and_all_files_are_deleted(analysis_module
     assert not list(tmp_path.iterdir())
 
 
-def test_overlay_of_a_recording_with_a_late_start_is_synchronous(analysis_module, segmenter, tmp_path):
+def test_overlay_of_a_recording_with_a_late_start_is_synchronous(segmenter, tmp_path):
     video = begin_late(write_odd_video(tmp_path / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"}), 0.05)
-    analysis = analysis_module.Analysis(segmenter, video, "cut.ts", analysis_module.Limits(), tmp_path)
+    analysis = app_analysis.Analysis(segmenter, video, "cut.ts", app_analysis.Limits(), tmp_path)
     analysis.run(rate=1)
     overlay = read_media(analysis.draw(0.5, lambda *_: None).overlay)
     assert onset(overlay.waveform, overlay.sampling_rate) == pytest.approx(0.2, abs=0.05)
     analysis.close()
 
 
-def test_refused_videos_leave_no_file(analysis_module, segmenter, tmp_path):
+def test_refused_videos_leave_no_file(segmenter, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     sessions = tmp_path / "sessions"
     sessions.mkdir()
-    with pytest.raises(analysis_module.RefusedVideoError, match=r"^text.mp4 cannot be read as audio or video"):
-        analysis_module.Analysis(segmenter, tmp_path / "text.mp4", "text.mp4", analysis_module.Limits(), sessions)
+    with pytest.raises(app_analysis.RefusedVideoError, match=r"^text.mp4 cannot be read as audio or video"):
+        app_analysis.Analysis(segmenter, tmp_path / "text.mp4", "text.mp4", app_analysis.Limits(), sessions)
     assert not list(sessions.iterdir())
