@@ -41,6 +41,15 @@ def section_shapes(section: str) -> dict[str, list[int]]:
     return {key: shape for template, shape in PUBLISHED_KEYS["keys"][section] for key in expand_braces(template)}
 
 
+def vggish_shapes() -> dict[str, list[int]]:
+    """Return key to shape of the published VGGish."""
+    widths = {0: (64, 1), 3: (128, 64), 6: (256, 128), 8: (256, 256), 11: (512, 256), 13: (512, 512)}
+    shapes = {f"features.{index}.weight": [*width, 3, 3] for index, width in widths.items()}
+    linear = {0: (4096, 12288), 2: (4096, 4096), 4: (128, 4096)}
+    shapes |= {f"embeddings.{index}.weight": list(width) for index, width in linear.items()}
+    return shapes | {key.replace("weight", "bias"): shape[:1] for key, shape in shapes.items()}
+
+
 def seeded_weight(key: str, shape: list[int], salt: int) -> torch.Tensor:
     """Draw one weight from a seed that depends on its key."""
     if key.endswith("num_batches_tracked"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from published_backbones import PublishedPvtV2, PublishedResNet, published_vggish
-from published_weights import published_shapes, section_shapes, seeded_state_dict
+from published_weights import published_shapes, section_shapes, seeded_state_dict, vggish_shapes
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoProcessor, PvtV2Backbone, ResNetBackbone
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
@@ -42,14 +42,6 @@ def backbone_shapes(backbone):
     shapes = {re.sub(r"^layer([34])_1", r"layer\1", key): shape for key, shape in shapes.items() if "_2." not in key}
     head = {"pvt": "head", "resnet": "fc"}[backbone]
     return shapes | {f"{head}.weight": [1000, 512 if backbone == "pvt" else 2048], f"{head}.bias": [1000]}
-
-
-def vggish_shapes():
-    widths = {0: (64, 1), 3: (128, 64), 6: (256, 128), 8: (256, 256), 11: (512, 256), 13: (512, 512)}
-    shapes = {f"features.{index}.weight": [*width, 3, 3] for index, width in widths.items()}
-    linear = {0: (4096, 12288), 2: (4096, 4096), 4: (128, 4096)}
-    shapes |= {f"embeddings.{index}.weight": list(width) for index, width in linear.items()}
-    return shapes | {key.replace("weight", "bias"): shape[:1] for key, shape in shapes.items()}
 
 
 # The six variants.

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from published_weights import published_shapes, seeded_state_dict
-from test_convert_pcmanet_to_hf import vggish_shapes
+from published_weights import published_shapes, seeded_state_dict, vggish_shapes
 from transformers import pipeline
 
 from modeling_pcmanet import (

@@ -1,51 +1,123 @@
-"""README and docs: their Python runs, their commands and files exist, the figures are those of the model cards."""
+"""README and docs: their code runs, their commands are valid, their links lead somewhere, their figures are the cards'."""
 
 import importlib.util
+import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
+from loopback_hub import LoopbackHub
+from page_workspace import (
+    build_wheel,
+    code_of,
+    commands_of,
+    fill_hub,
+    fill_working_folder,
+    make_environment,
+    read_blocks,
+    run_page,
+    write_downloads,
+)
+
+from pcmanet.cli.arguments import parse_arguments
+from pcmanet.training.recipe import read_recipe
 
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 DOCS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = ["README.md", "MODEL_CARD.md", "CONTRIBUTING.md", "examples/README.md", *DOCS]
+# Pages whose code is run as it is, in the order of the page: shell first, then Python.
+TUTORIALS = ["README.md", "docs/index.md", *(page for page in DOCS if page.startswith("docs/guides/"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+REPOSITORY = "https://github.com/pcmanet/pcmanet"
+RAW = "https://raw.githubusercontent.com/pcmanet/pcmanet/main/"
+SITE = "https://pcmanet.github.io/pcmanet/"
+LANGUAGES = {"bash", "bibtex", "python", "text", "yaml"}
 
 
-@pytest.mark.parametrize("number", range(README.count("```python\n")))
-def test_python_of_the_readme_runs(number):
-    code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[number]
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.strip()
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 250
 
 
-@pytest.mark.parametrize(
-    "page", ["docs/guides/backbones.md", "docs/reference/inputs.md", "docs/benchmarks/streaming.md"]
-)
-def test_programs_of_a_page_run(page):
-    programs = re.findall(r"```python\n(import.*?|from.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
-    result = subprocess.run(
-        [sys.executable, "-c", "\n".join(programs)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert len(result.stdout.splitlines()) >= len(programs) > 0
+def test_python_of_the_readme_runs_outside_the_clone(tmp_path: Path):
+    code, environment = code_of("README.md", "python"), {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(name in done.stdout for name in ("dog", "rooster", "helicopter", "torch.Size([10, 288, 512])"))
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mapping[str, str], Path]]:
+    """The environment of a reader with the built wheel, and a folder with the data that the pages name."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_downloads(folder / "downloads")
+    with LoopbackHub(folder / "server") as hub:
+        environment = make_environment(hub, build_wheel(folder / "wheel"), folder)
+        fill_hub(environment, folder)
+        yield environment, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_code_of_a_page_runs_outside_the_clone(page: str, reader: tuple[Mapping[str, str], Path], tmp_path: Path):
+    fill_working_folder(tmp_path)
+    run_page(page, reader[0], tmp_path)
+
+
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_blocks_say_what_they_are(page: str):
+    blocks = read_blocks(page)
+    assert {block.language for block in blocks} <= LANGUAGES
+    assert all(block.language in ("bash", "python") for block in blocks if block.reason)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text()
-    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
-    missing = [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()]
-    assert missing == []
+def test_commands_are_valid(page: str):
+    for command in commands_of(page):
+        words = shlex.split(re.sub(r"^\$ ", "", command))
+        start = next((k + 1 for k, word in enumerate(words) if word == "pcmanet"), None)
+        if start is None or words[start - 2 :][:1] == ["cd"]:
+            continue
+        arguments = parse_arguments(words[start:])
+        if arguments.command == "train" and arguments.recipe:
+            recipe = read_recipe(arguments.recipe, arguments.set, data=arguments.data)
+            processes = re.search(r"--num_processes (\d+)", command)
+            assert recipe.batch_size % int(processes[1] if processes else 1) == 0, command
+
+
+def local_target(page: str, link: str) -> Path | None:
+    """Return the file of this repository that a link leads to, or None for other places."""
+    address = link.partition("#")[0]
+    if address.startswith(SITE):
+        name = address.removeprefix(SITE).strip("/")
+        return ROOT / "docs" / (f"{name}.md" if name else "index.md")
+    for prefix in (RAW, f"{REPOSITORY}/blob/main/", f"{REPOSITORY}/tree/main/"):
+        if address.startswith(prefix):
+            return ROOT / address.removeprefix(prefix)
+    return None if "://" in address or not address else (ROOT / page).parent / address
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_named_scripts_and_modules_exist(page):
-    text = (ROOT / page).read_text()
+def test_links_lead_somewhere(page: str):
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    targets = [target for link in links if (target := local_target(page, link))]
+    assert [str(target) for target in targets if not target.exists()] == []
+
+
+def test_links_of_the_readme_are_absolute():
+    """The package index shows the README without the repository."""
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_scripts_and_modules_exist(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
     scripts = set(re.findall(r"python ((?:examples|benchmarks)/\w+\.py)", text))
     assert all((ROOT / script).is_file() for script in scripts), scripts
     modules = set(re.findall(r"python -m ((?:modeling_pcmanet|pcmanet)[\w.]+)", text))
@@ -63,12 +135,22 @@ def test_every_make_target_that_is_named_exists():
     assert named <= targets
 
 
-def test_figures_of_the_readme_stand_in_the_model_card():
-    card = (ROOT / "MODEL_CARD.md").read_text()
-    rows = re.findall(
-        r"^\| .*\d.*\|$", README.split("## What the bundled models know")[1].split("## ")[0], flags=re.MULTILINE
-    )
-    assert rows
-    for row in rows:
-        for figure in re.findall(r"\d+\.\d+", row):
-            assert figure in card, figure
+def test_figures_of_the_readme_stand_in_the_model_cards():
+    cards = "".join((ROOT / name).read_text() for name in ("MODEL_CARD.md", "examples/real_world_model/README.md"))
+    section = README.split("## Models")[1].split("## ")[0]
+    figures = [
+        figure for row in re.findall(r"^\| .*\|$", section, re.MULTILINE) for figure in re.findall(r"\d+\.\d+", row)
+    ]
+    assert len(figures) > 5
+    assert [figure for figure in figures if figure not in cards and figure != "2.0"] == []
+
+
+def test_citation_of_the_readme_is_that_of_the_citation_file():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    entries = "".join(block.code for block in read_blocks("README.md") if block.language == "bibtex")
+    paper = citation["references"][0]
+    authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    for value in (citation["title"], citation["version"], citation["license"], paper["title"], paper["url"], authors):
+        assert str(value) in entries, value
+    assert citation["repository-code"] == REPOSITORY
+    assert REPOSITORY in entries

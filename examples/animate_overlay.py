@@ -1,0 +1,78 @@
+"""Turn an overlay into an animated picture for a web page, with the loudness of the audio below the frames.
+
+    pcmanet demo --output demo_output
+    python -m pcmanet.examples.animate_overlay demo_output/real_world/overlay.mp4 --output overlay.webp
+
+The suffix of OUTPUT selects the format: .webp, or .gif, which is larger and has 256 colors. The bars that were heard before
+the shown frame are dark.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from modeling_pcmanet.media_pcmanet import read_media
+from pcmanet.pipelines.timeline import loudness
+
+
+BARS_HEIGHT = 40  # pixels below the frames
+BAR_STEP, BAR_WIDTH = 4, 3  # pixels
+BACKGROUND, HEARD, COMING = "#ffffff", "#334155", "#cbd5e1"
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("video", type=Path, help="overlay.mp4 of `pcmanet segment --overlay`, or any video with audio")
+    parser.add_argument("--output", type=Path, required=True, help=".webp or .gif file to write")
+    parser.add_argument("--frames-per-second", type=float, default=5.0, help="of the animation (default: 5)")
+    parser.add_argument("--width", type=int, default=512, help="of the frames, in pixels (default: 512)")
+    return parser.parse_args()
+
+
+def draw_bars(levels: np.ndarray, size: tuple[int, int], position: float) -> Image.Image:
+    """Draw the loudness of the video as bars.
+
+    Args:
+        levels: (bars,) in [0, 1].
+        size: Width and height of the image, in pixels.
+        position: Fraction of the video that has been heard, 0 to 1.
+    """
+    image = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    middle = size[1] / 2
+    for number, level in enumerate(levels):
+        left, half = number * BAR_STEP, max(1.0, level * (middle - 2))
+        color = HEARD if (number + 1) / len(levels) <= position else COMING
+        draw.rectangle((left, middle - half, left + BAR_WIDTH - 1, middle + half), fill=color)
+    return image
+
+
+def main() -> None:
+    """Read the video, draw the audio below its frames, and write the animation."""
+    args = parse_args()
+    media = read_media(args.video, frames_per_second=args.frames_per_second)
+    width, height = args.width, round(args.width * media.frames.shape[1] / media.frames.shape[2])
+    duration = len(media.frames) / args.frames_per_second
+    levels = loudness(media.waveform, media.sampling_rate, duration, width // BAR_STEP)
+    pictures = []
+    for number, frame in enumerate(media.frames):
+        picture = Image.new("RGB", (width, height + BARS_HEIGHT))
+        picture.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+        bars = draw_bars(levels, (width, BARS_HEIGHT), (number + 1) / len(media.frames))
+        picture.paste(bars, (0, height))
+        pictures.append(picture)
+    milliseconds = round(1000 / args.frames_per_second)
+    # Of the animation: 0 means without end. Quality and method are those of WebP; GIF ignores them.
+    pictures[0].save(
+        args.output, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, quality=70, method=6
+    )
+    print(f"{args.output}: {len(pictures)} frames, {args.output.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
