@@ -31,7 +31,7 @@ from modeling_pcmanet.media_pcmanet import read_media
 from pcmanet.checkpoints import load_segmenter
 from pcmanet.examples import app_views as views
 from pcmanet.examples.app_analysis import Analysis, LogitsPipeline
-from pcmanet.examples.app_probe import Limits, RefusedVideoError
+from pcmanet.examples.uploads import Limits, RefusedVideoError
 from pcmanet.files import DEFAULT_MODEL
 from pcmanet.pipelines.colors import class_colors
 

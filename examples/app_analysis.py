@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from modeling_pcmanet.media_pcmanet import EVERY_FRAME, MediaError, MediaReader, iterate_frames, read_media
-from pcmanet.examples.app_probe import Limits, RefusedVideoError, probe_video
+from pcmanet.examples.uploads import Limits, RefusedVideoError, probe_video
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import MaskLogits, Window, iterate_mask_logits
 from pcmanet.pipelines.colors import class_colors

@@ -27,7 +27,7 @@ APP_FILES = (
     "__init__.py",
     "app.py",
     "app_analysis.py",
-    "app_probe.py",
+    "uploads.py",
     "app_views.py",
     "app.css",
     "app.js",

@@ -298,7 +298,7 @@ def test_invalid_uploads_show_the_reason_and_a_valid_one_still_works(page: Page,
         "empty.mp4": "empty.mp4 is empty (0 bytes)",
         "large.mp4": "large.mp4 is 1 MB large. This page accepts up to 1 MB",
         "silent.mp4": "silent.mp4 has no audio track",
-        "long.mp4": "long.mp4 is 14 s long. This page accepts up to 12 s",
+        "long.mp4": "long.mp4 is 14 s long. This server accepts up to 12 s",
         "<img src=x onerror='document.title=1'>.mp4": "has no audio track",
     }
     for name, reason in reasons.items():

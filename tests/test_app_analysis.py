@@ -42,7 +42,7 @@ def test_probe_returns_the_properties_of_a_video(tmp_path):
 @pytest.mark.parametrize(
     "lengths, limits, reason",
     [
-        ((3, 3), {"seconds": 2}, r"^clip is 3 s long. This page accepts up to 2 s"),
+        ((3, 3), {"seconds": 2}, r"^clip is 3 s long. This server accepts up to 2 s"),
         ((1, 4), {"seconds": 2}, r"^The audio of clip is 4 s long"),
         ((1, 1), {"pixels": 3071}, r"frames of 64x48 pixels"),
     ],

@@ -265,13 +265,7 @@ class RecordedResults(Sequence[dict[str, Any]]):
             result: `{"timestamp", "segments"}` dictionary of a pipeline.
             size: (height, width) of the video in pixels.
         """
-        record = {"frame": len(self), "timestamp": result["timestamp"], "height": size[0], "width": size[1]}
-        record["segments"] = [
-            {"label": segment["label"], "score": segment["score"], "segmentation": encode_mask(segment["mask"])}
-            for segment in result["segments"]
-        ]
-        if "heard" in result:
-            record["heard"] = result["heard"]
+        record = describe_result(len(self), result, size)
         with self.path.open("ab") as file:
             self._starts.append(file.tell())
             file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
@@ -293,6 +287,26 @@ class RecordedResults(Sequence[dict[str, Any]]):
             for found in record["segments"]
         ]
         return {"timestamp": record["timestamp"], "segments": segments}
+
+
+def describe_result(number: int, result: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Describe one result as JSON can hold it.
+
+    Args:
+        number: Index of the network frame.
+        result: `{"timestamp", "segments"}` dictionary of a pipeline.
+        size: (height, width) of the video in pixels.
+
+    Returns:
+        `{"frame", "timestamp", "height", "width", "segments"}` with `{"label", "score", "segmentation"}` of each segment, its mask from
+        [`encode_mask`], and `"heard"` if the result has it.
+    """
+    record = {"frame": number, "timestamp": result["timestamp"], "height": size[0], "width": size[1]}
+    record["segments"] = [
+        {"label": segment["label"], "score": segment["score"], "segmentation": encode_mask(segment["mask"])}
+        for segment in result["segments"]
+    ]
+    return record | ({"heard": result["heard"]} if "heard" in result else {})
 
 
 def encode_mask(mask: Image.Image) -> dict[str, Any]:
@@ -462,8 +476,8 @@ class ShardWriter:
 
 
 def shard_name(videos: Iterable[str]) -> str:
-    """Return the name of a shard, a hash of its videos, so that the same videos replace it."""
-    digest = hashlib.sha256("\0".join(videos).encode("utf-8", "surrogateescape"))
+    """Return the name of a shard, a hash of its videos in any order, so that the same videos replace it."""
+    digest = hashlib.sha256("\0".join(sorted(videos)).encode("utf-8", "surrogateescape"))
     return SHARDS.replace("*", digest.hexdigest()[:16])
 
 
