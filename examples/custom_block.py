@@ -1,6 +1,6 @@
 """Replace the fusion block of the demo model by a custom one, train it for a minute, save, load and segment a video.
 
-    python examples/custom_block.py --output runs/custom_block
+    python -m pcmanet.examples.custom_block --output runs/custom_block
 
 docs/guides/custom_blocks.md explains the interface of the blocks. OUTPUT is the folder of a run, as `pcmanet train` writes it.
 """

@@ -32,7 +32,15 @@ ROOT = Path(__file__).parent.parent
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
-SHORT = {"epochs": 1, "evaluations": 1, "image_size": 64, "num_workers": 0, "mixed_precision": "none"}
+SHORT = {
+    "epochs": 1,
+    "evaluations": 1,
+    "image_size": 64,
+    "batch_size": 2,
+    "gradient_accumulation": 1,
+    "num_workers": 0,
+    "mixed_precision": "none",
+}
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ def fill_working_folder(folder: Path) -> None:
     (folder / "list.txt").write_text("clip.mp4\nvideos/0.mp4\n")
     write_trees(folder / "AVSBench", **{task: {"train": 2, "val": 1, "test": 2} for task in ("s4", "ms3", "avss")})
     write_own_clips(folder / "my_clips")
-    write_paired_data(folder)
+    write_paired_data(folder, clips={"seconds": 5})
     write_recipes(folder)
 
 
