@@ -1,68 +1,58 @@
-"""Pushing to the Hub and loading from it, in separate processes with a Hub on this machine."""
+"""Pushing to the Hub and loading from it, with a Hub on this machine."""
 
 import hashlib
+import inspect
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
+from huggingface_hub.errors import HfHubHTTPError
 from isolated_python import WITHOUT_OUR_PACKAGE
 from loopback_hub import LoopbackHub
 from published_weights import section_shapes, seeded_state_dict
+from tiny_model import tiny_config, tiny_model
+from transformers import pipeline
 from written_trees import write_trees
 
+from modeling_pcmanet import (
+    PCMANetFeatureExtractor,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
+    PCMANetProcessor,
+    save_code_with_weights,
+)
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, evaluate_module
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 
 Client = Callable[..., str]
-TESTS = Path(__file__).parent
 MODULE = Path(evaluate_module.__file__).parents[1] / "evaluate_modules" / "avs_binary"
 
-# Outputs of model and pipeline for a clip, as values that JSON preserves exactly.
-DESCRIBE = """
-import hashlib, json, sys
-import torch
 
-def describe(model, processor, pipe, clip):
+def describe(model: Any, processor: Any, pipe: Any, clip: str) -> dict[str, Any]:
+    """Return the outputs of model and pipeline for a clip, as values that JSON preserves exactly."""
     with torch.no_grad():
         logits = model(**processor(videos=clip, return_tensors="pt")).logits
     scores = [[segment["score"] for segment in frame["segments"]] for frame in pipe(clip)]
     digest = hashlib.sha256(logits.numpy().tobytes()).hexdigest()
     return {"shape": list(logits.shape), "spread": logits.std().item(), "logits": digest, "scores": scores}
-"""
 
-PUSH = f"""{DESCRIBE}
-from tiny_model import tiny_config, tiny_model
-from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
-from modeling_pcmanet import save_code_with_weights
-from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
-audio_config = tiny_config().audio_config.to_dict()
-model = tiny_model(audio_config={{**audio_config, "num_mel_frames": 96, "num_mel_bins": 64}})
-processor = PCMANetProcessor(PCMANetImageProcessor(size={{"height": 48, "width": 64}}), PCMANetFeatureExtractor())
-model.push_to_hub("someone/tiny")
-processor.push_to_hub("someone/tiny")
-pipe = AudioVisualSegmentationPipeline(model=model, processor=processor, device="cpu")
-with save_code_with_weights():
-    pipe.push_to_hub("someone/tiny-with-code")
-print(json.dumps(describe(model, processor, pipe, sys.argv[1])))
-"""
+DESCRIBE = f"""
+import hashlib, json, sys
+from typing import Any
+import torch
 
-PULL = f"""{DESCRIBE}
-import pcmanet.pipelines
-from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from transformers import pipeline
-
-model = PCMANetForAudioVisualSegmentation.from_pretrained("someone/tiny")
-processor = PCMANetProcessor.from_pretrained("someone/tiny")
-pipe = pipeline("audio-visual-segmentation", model="someone/tiny", device="cpu")
-print(json.dumps(describe(model, processor, pipe, sys.argv[1])))
+{inspect.getsource(describe)}
 """
 
 PULL_WITHOUT_OUR_PACKAGE = f"""{WITHOUT_OUR_PACKAGE}{DESCRIBE}
@@ -122,52 +112,6 @@ print(json.dumps(module.compute(protocol="official")))
 """
 
 
-# The server itself, used by the client library of the Hub.
-HISTORY = """
-import json
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
-from huggingface_hub.errors import HfHubHTTPError
-
-def status(call, *arguments, **options):
-    try:
-        call(*arguments, **options)
-    except HfHubHTTPError as error:
-        return [type(error).__name__, error.response.status_code]
-
-api, name = HfApi(), "someone/history"
-statuses = {"missing": status(api.model_info, name)}
-api.create_repo(name)
-api.create_repo(name, exist_ok=True)
-statuses["exists"] = status(api.create_repo, name)
-large = CommitOperationAdd("weights/model.bin", b"large")
-first = api.create_commit(name, [CommitOperationAdd("a.txt", b"first"), large], commit_message="first")
-changes = [CommitOperationAdd("a.txt", b"second"), CommitOperationDelete("weights/")]
-raced = {"commit_message": "late", "parent_commit": first.oid}
-api.create_commit(name, changes, commit_message="second", parent_commit=first.oid)
-statuses["race"] = status(api.create_commit, name, [CommitOperationAdd("b.txt", b"late")], **raced)
-statuses["file"] = status(api.hf_hub_download, name, "b.txt")
-statuses["revision"] = status(api.hf_hub_download, name, "a.txt", revision="other")
-late = [CommitOperationAdd("c.txt", b"late")]
-statuses["expired"] = status(HfApi(token="expired").create_commit, name, late, commit_message="late")
-contents = {
-    revision: {path: open(api.hf_hub_download(name, path, revision=revision)).read() for path in paths}
-    for revision, paths in ((first.oid, ("a.txt", "weights/model.bin")), ("main", ("a.txt",)))
-}
-trees = [
-    [entry.path for entry in api.list_repo_tree(name, revision=first.oid, recursive=deep)] for deep in (False, True)
-]
-(info,) = api.get_paths_info(name, "weights/model.bin", revision=first.oid)
-print(json.dumps({
-    "user": api.whoami()["name"],
-    "statuses": statuses,
-    "contents": list(contents.values()),
-    "trees": trees,
-    "info": [info.size, info.lfs.sha256],
-    "range": HfFileSystem().cat_file(f"{name}/a.txt", start=1, end=4).decode(),
-}))
-"""
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     with LoopbackHub(tmp_path_factory.mktemp("hub")) as server:
@@ -209,16 +153,32 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pushed(client: Client, clip: Path) -> dict:
+def pushed(hub: LoopbackHub, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Push a model, its processor and, to a second repository, their pipeline with code; return their outputs."""
-    return last_json(client(sys.executable, "-c", PUSH, clip, PYTHONPATH=str(TESTS)))
+    audio_config = {**tiny_config().audio_config.to_dict(), "num_mel_frames": 96, "num_mel_bins": 64}
+    model = tiny_model(audio_config=audio_config)
+    processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 48, "width": 64}), PCMANetFeatureExtractor())
+    pipe = AudioVisualSegmentationPipeline(model=model, processor=processor, device="cpu")
+    with pytest.MonkeyPatch.context() as patches:
+        hub.connect(patches, tmp_path_factory.mktemp("home"))
+        model.push_to_hub("someone/tiny")
+        processor.push_to_hub("someone/tiny")
+        with save_code_with_weights():
+            pipe.push_to_hub("someone/tiny-with-code")
+    return describe(model, processor, pipe, str(clip))
 
 
-def test_pushed_model_gives_equal_logits_after_loading(hub: LoopbackHub, client: Client, clip: Path, pushed: dict):
+def test_pushed_model_gives_equal_logits_after_loading(
+    hub: LoopbackHub, clip: Path, pushed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert pushed["shape"] == [1, 3, 1, 48, 64] and pushed["spread"] > 0.1
     assert [len(scores) for scores in pushed["scores"]] == [1, 1, 1]
-    # Public repositories need no token.
-    assert last_json(client(sys.executable, "-c", PULL, clip, HF_TOKEN="")) == pushed
+    hub.connect(monkeypatch, tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "")  # public repositories need no token
+    model = PCMANetForAudioVisualSegmentation.from_pretrained("someone/tiny")
+    processor = PCMANetProcessor.from_pretrained("someone/tiny")
+    pipe = pipeline("audio-visual-segmentation", model="someone/tiny", device="cpu")
+    assert describe(model, processor, pipe, str(clip)) == pushed
     repository = hub.repositories["models", "someone/tiny"]
     assert [commit.title for commit in repository.commits[1:]] == [
         "Upload PCMANetForAudioVisualSegmentation",
@@ -244,7 +204,15 @@ def test_converted_backbone_and_pushed_code_work_without_this_package(
     command = [sys.executable, "-m", "modeling_pcmanet.convert_pcmanet_to_hf", "--checkpoint", "pvt_v2_b0.pth"]
     client(*command, "--output", "converted", "--push-to-hub", "someone/backbone", folder=tmp_path)
     repository = hub.repositories["models", "someone/backbone"]
-    assert sorted(repository.at("main").files) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
+    assert sorted(repository.at("main").files) == [
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "configuration_encoders.py",
+        "image_processing_pcmanet.py",  # how the images of the backbone are normalized
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
 
     output = last_json(client(sys.executable, "-c", PULL_WITHOUT_OUR_PACKAGE, clip))
     assert output["modules"] == ["transformers_modules"] * 3
@@ -296,21 +264,51 @@ def test_metric_is_loaded_from_a_space(hub: LoopbackHub, client: Client, tmp_pat
     assert scores == metrics.compute()
 
 
-def test_server_keeps_a_history_and_raises_the_errors_of_the_hub(client: Client):
-    output = last_json(client(sys.executable, "-c", HISTORY))
-    assert output["user"] == "someone"
-    assert output["statuses"] == {
-        "missing": ["RepositoryNotFoundError", 404],
-        "exists": ["HfHubHTTPError", 409],
-        "race": ["HfHubHTTPError", 412],
-        "file": ["RemoteEntryNotFoundError", 404],
-        "revision": ["RevisionNotFoundError", 404],
-        "expired": ["HfHubHTTPError", 401],
-    }
-    assert output["contents"] == [{"a.txt": "first", "weights/model.bin": "large"}, {"a.txt": "second"}]
-    assert output["trees"] == [
+def status(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[str, int]:
+    """Return the class and the status of the error that a request to the Hub raises."""
+    with pytest.raises(HfHubHTTPError) as caught:
+        call(*arguments, **options)
+    return type(caught.value).__name__, caught.value.response.status_code
+
+
+def test_server_keeps_a_history_and_raises_the_errors_of_the_hub(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The server itself, used by the client library of the Hub."""
+    hub.connect(monkeypatch, tmp_path)
+    api, name = HfApi(), "someone/history"
+    assert api.whoami()["name"] == "someone"
+    assert status(api.model_info, name) == ("RepositoryNotFoundError", 404)
+    api.create_repo(name)
+    api.create_repo(name, exist_ok=True)
+    assert status(api.create_repo, name) == ("HfHubHTTPError", 409)
+
+    large = CommitOperationAdd("weights/model.bin", b"large")
+    first = api.create_commit(name, [CommitOperationAdd("a.txt", b"first"), large], commit_message="first")
+    changes = [CommitOperationAdd("a.txt", b"second"), CommitOperationDelete("weights/")]
+    raced = {"commit_message": "late", "parent_commit": first.oid}
+    api.create_commit(name, changes, commit_message="second", parent_commit=first.oid)
+    late = [CommitOperationAdd("b.txt", b"late")]
+    assert status(api.create_commit, name, late, **raced) == ("HfHubHTTPError", 412)
+    assert status(api.hf_hub_download, name, "b.txt") == ("RemoteEntryNotFoundError", 404)
+    assert status(api.hf_hub_download, name, "a.txt", revision="other") == ("RevisionNotFoundError", 404)
+    expired = HfApi(token="expired")
+    assert status(expired.create_commit, name, late, commit_message="late") == ("HfHubHTTPError", 401)
+
+    for revision, contents in (
+        (first.oid, {"a.txt": "first", "weights/model.bin": "large"}),
+        ("main", {"a.txt": "second"}),
+    ):
+        for path, content in contents.items():
+            assert Path(api.hf_hub_download(name, path, revision=revision)).read_text() == content
+    trees = [
+        [entry.path for entry in api.list_repo_tree(name, revision=first.oid, recursive=deep)]
+        for deep in (False, True)
+    ]
+    assert trees == [
         ["weights", ".gitattributes", "a.txt"],
         ["weights", ".gitattributes", "a.txt", "weights/model.bin"],
     ]
-    assert output["info"] == [5, hashlib.sha256(b"large").hexdigest()]
-    assert output["range"] == "eco"
+    (info,) = api.get_paths_info(name, "weights/model.bin", revision=first.oid)
+    assert (info.size, info.lfs.sha256) == (5, hashlib.sha256(b"large").hexdigest())
+    assert HfFileSystem(endpoint=hub.url).cat_file(f"{name}/a.txt", start=1, end=4) == b"eco"
