@@ -1,11 +1,13 @@
 """Helpers of tests that run the `pcmanet` command: a tiny checkpoint, small real clips, and processes to kill."""
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,20 @@ def save_checkpoint(folder: Path, **settings: object) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@contextlib.contextmanager
+def piped_input(path: Path) -> Iterator[None]:
+    """Make a pipe with the contents of a file the standard input of this process."""
+    before = os.dup(0)
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        os.dup2(writer.stdout.fileno(), 0)
+        try:
+            yield
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
 
 
 def start_process(work: Callable[[], object], log: Path) -> int:

@@ -2,6 +2,7 @@
 
     with LoopbackHub(folder) as hub:
         subprocess.run(command, env=hub.environment(home))
+        hub.connect(monkeypatch, home)  # for this process, which saves the seconds that a new one takes to start
 
 Repositories of models, data sets and Spaces can be created, committed to (small files inside the commit, large ones uploaded
 before it, by the LFS protocol), listed and downloaded, completely or in ranges. Writing needs the token, and so does reading a
@@ -23,6 +24,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants, hf_api
 
 
 USER = "someone"  # owner of the token
@@ -176,6 +180,21 @@ class LoopbackHub:
             "PATH": "/usr/bin:/bin",
             "OMP_NUM_THREADS": "1",
         }
+
+    def connect(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+        """Make this process use this server as the Hub and `home` for its cache of the Hub, until the patches are undone."""
+        values = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+        }
+        for name, value in values.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(hf_api.api, "endpoint", self.url)  # of the functions that transformers calls
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
 
     def respond(self, request: Request) -> Response:
         """Process a request; a HubError raised here is sent to the client."""

@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from command_runs import end_process, finish_process, save_checkpoint, start_process, wait_until, write_clip
+from command_runs import (
+    end_process,
+    finish_process,
+    piped_input,
+    save_checkpoint,
+    start_process,
+    wait_until,
+    write_clip,
+)
 from datasets import load_dataset
 from isolated_python import WITHOUT_EDITABLE_INSTALL
 from PIL import Image
@@ -308,15 +316,12 @@ class TestRestart:
         assert main(command("--audio", "a.mp4", videos="silent.mp4")) == 0
         assert "has changed" not in capsys.readouterr().err
 
-    def test_standard_input(self, here: Path):
-        command_line = [sys.executable, "-m", "pcmanet", *command("--format", "png", videos="/dev/stdin"), "--overlay"]
+    def test_standard_input(self, here: Path, capsys: pytest.CaptureFixture):
         for number in (0, 1):
-            clip = here / "clips" / f"day_{number}" / f"{number}.mp4"
-            with subprocess.Popen(["cat", clip], stdout=subprocess.PIPE) as pipe:
-                done = subprocess.run(command_line, stdin=pipe.stdout, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
+            with piped_input(here / "clips" / f"day_{number}" / f"{number}.mp4"):
+                assert main(command("--format", "png", "--overlay", videos="/dev/stdin")) == 0
             assert len((here / "out" / "stdin" / "segments.jsonl").read_text().splitlines()) == 1 + number % 3
-        assert "/dev/stdin has changed since" in done.stderr
+        assert "/dev/stdin has changed since" in capsys.readouterr().err
 
     def test_other_settings_are_refused(self, here: Path, capsys: pytest.CaptureFixture):
         assert main(command(videos="clips/day_0/0.mp4")) == 0

@@ -329,17 +329,17 @@ def run_converter(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture
-def small_checkpoint(tmp_path):
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory):
     """Write a PVT-v2-B0 file, the smallest published one."""
-    torch.save(seeded_state_dict(section_shapes("pvt_v2_b0")), tmp_path / "pvt_v2_b0.pth")
-    return tmp_path / "pvt_v2_b0.pth"
+    path = tmp_path_factory.mktemp("published") / "pvt_v2_b0.pth"
+    torch.save(seeded_state_dict(section_shapes("pvt_v2_b0")), path)
+    return path
 
 
-def test_command_line_converts_backbone_file(small_checkpoint, tmp_path):
-    run = run_converter("--checkpoint", small_checkpoint, "--output", tmp_path / "output")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("Recognized: PVT-v2-B0.\nNote: PVT-v2 expects eps 1e-5")
+def test_command_line_converts_backbone_file(small_checkpoint, tmp_path, capsys):
+    main(["--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "output")])
+    assert capsys.readouterr().out.startswith("Recognized: PVT-v2-B0.\nNote: PVT-v2 expects eps 1e-5")
     assert PvtV2Backbone.from_pretrained(tmp_path / "output").channels == [32, 64, 160, 256]
 
 
@@ -389,7 +389,7 @@ def test_failed_save_leaves_no_folder(small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
     with pytest.raises(SystemExit, match="disk full"):
         main(["--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "output")])
-    assert os.listdir(tmp_path) == ["pvt_v2_b0.pth"]
+    assert os.listdir(tmp_path) == []
 
 
 def test_push_to_hub_uploads_the_output(small_checkpoint, tmp_path, monkeypatch, capsys):

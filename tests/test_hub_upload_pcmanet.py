@@ -7,41 +7,28 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
 from loopback_hub import Failure, HubError, LoopbackHub
 
 from modeling_pcmanet import hub_upload_pcmanet
+from modeling_pcmanet.hub_upload_pcmanet import HubUploadError, create_repository, upload_folder
 
 
 NAME = "someone/result"
-# The module on its own, because a process that imports the complete package takes seconds to start.
-CALL = f"""
-import runpy, sys
-from pathlib import Path
-module = runpy.run_path({hub_upload_pcmanet.__file__!r})
-HubUploadError, create_repository, upload_folder = map(
-    module.get, ("HubUploadError", "create_repository", "upload_folder")
-)
-
-repo_type, private, action = sys.argv[3], sys.argv[4] == "private", sys.argv[5]
-options = dict(repo_type=repo_type, private=private, waits=(0.01, 0.02, 0.04))
-try:
-    if action == "create":
-        create_repository(sys.argv[2], **options)
-    else:
-        address = upload_folder(Path(sys.argv[1]), sys.argv[2], message="result", exclude=[".*"], **options)
-        print(address)
-except (HubUploadError, ValueError) as error:
-    sys.exit(f"{{type(error).__name__}}: {{error}}")
-"""
-Push = Callable[..., subprocess.CompletedProcess]
+WAITS = (0.01, 0.02, 0.04)
+Push = Callable[..., str]
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     with LoopbackHub(tmp_path / "server") as server:
+        server.connect(monkeypatch, tmp_path / "home")
         yield server
 
 
@@ -57,22 +44,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def push(hub: LoopbackHub, folder: Path, tmp_path: Path) -> Push:
-    """Upload in a separate process, as users do."""
-
-    def run(
-        name: str = NAME,
-        *,
-        repo_type: str = "model",
-        private: str = "public",
-        action: str = "upload",
-        **variables: str,
-    ) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", CALL, str(folder), name, repo_type, private, action]
-        environment = hub.environment(tmp_path / "home") | variables
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-
-    return run
+def push(folder: Path) -> Push:
+    """Upload the folder with short waits."""
+    return partial(upload_folder, folder, NAME, message="result", exclude=[".*"], waits=WAITS)
 
 
 def stored(hub: LoopbackHub, kind: str = "models") -> dict[str, str]:
@@ -100,26 +74,15 @@ TEMPORARY = {
 }
 
 
-# Every case starts a process; these three cover all kinds of failures.
-QUICK = {"connection lost during the large file", "response of the commit lost", "every error once"}
-
-
-@pytest.mark.parametrize(
-    "failures",
-    [
-        pytest.param(failures, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, failures in TEMPORARY.items()
-    ],
-)
+@pytest.mark.parametrize("failures", TEMPORARY.values(), ids=TEMPORARY)
 def test_temporary_errors_are_retried(hub: LoopbackHub, folder: Path, push: Push, failures: list[Failure]):
     hub.failures = failures
-    done = push()
-    assert done.returncode == 0, done.stderr
+    address = push()
     assert all(failure.times == 0 for failure in failures)
     assert stored(hub) == hashes(folder)
     commits = hub.repositories["models", NAME].commits
     assert len(commits) == 2  # also if the first attempt succeeded and only its response was lost
-    assert done.stdout.strip().endswith(f"/{NAME}/commit/{commits[-1].oid}")
+    assert address.endswith(f"/{NAME}/commit/{commits[-1].oid}")
 
 
 PERMANENT = {
@@ -130,76 +93,81 @@ PERMANENT = {
 }
 
 
-@pytest.mark.parametrize(
-    "status", [pytest.param(status, marks=[] if status == 401 else pytest.mark.slow) for status in PERMANENT]
-)
-def test_permanent_errors_are_explained_and_the_named_command_uploads_all(
-    hub: LoopbackHub, folder: Path, push: Push, tmp_path: Path, status: int | None
-):
+@pytest.mark.parametrize("status", PERMANENT)
+def test_permanent_errors_are_explained(hub: LoopbackHub, folder: Path, push: Push, status: int | None):
     error = None if status is None else HubError(status, "It is out of order.")
     hub.failures = [Failure(r"POST .*/commit/", error, times=100)]
-    done = push(private="private")
-    assert done.returncode == 1
-    message = " ".join(done.stderr.splitlines())
     pattern = PERMANENT[status] if status in (500, None) else re.escape(PERMANENT[status])
-    assert re.search(rf"HubUploadError: The upload to {NAME} failed: .*{pattern}", message), done.stderr
-    assert f"No files are lost: they are in {folder}." in message
+    with pytest.raises(HubUploadError, match=f"^The upload to {NAME} failed: .*{pattern}") as caught:
+        push(private=True)
+    assert f"No files are lost: they are in {folder}." in str(caught.value)
     # Another attempt does not fix a wrong token.
     assert 100 - hub.failures[0].times == (1 if status in (401, 403) else 4)
     assert len(hub.repositories["models", NAME].commits) == 1
 
+
+def test_the_named_command_uploads_all(hub: LoopbackHub, folder: Path, push: Push, tmp_path: Path):
+    hub.failures = [Failure(r"POST .*/commit/", HubError(401, "It is out of order."), times=100)]
+    with pytest.raises(HubUploadError) as caught:
+        push(private=True)
     hub.failures = []
-    (command,) = re.findall(r"^    (hf upload .*)$", done.stderr, flags=re.MULTILINE)
+    (command,) = re.findall(r"^    (hf upload .*)$", str(caught.value), flags=re.MULTILINE)
     words = [str(Path(sys.executable).with_name("hf")), *shlex.split(command)[1:]]
     subprocess.run(words, env=hub.environment(tmp_path / "home"), check=True, capture_output=True, timeout=120)
     assert stored(hub) == hashes(folder)
     assert hub.repositories["models", NAME].private
 
 
-def test_create_repository_finds_an_expired_token(hub: LoopbackHub, push: Push):
-    done = push(action="create", HF_TOKEN="expired")
-    assert done.returncode == 1
-    assert f"Repository {NAME} cannot be created or accessed: status 401, the token is missing" in done.stderr
+def test_create_repository_finds_an_expired_token(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patches:
+        patches.setenv("HF_TOKEN", "expired")
+        message = f"Repository {NAME} cannot be created or accessed: status 401, the token is missing"
+        with pytest.raises(HubUploadError, match=message):
+            create_repository(NAME, waits=WAITS)
     assert hub.repositories == {}
-    done = push(action="create", private="private")
-    assert done.returncode == 0, done.stderr
+    create_repository(NAME, private=True, waits=WAITS)
     assert hub.repositories["models", NAME].private
 
 
 def test_upload_to_a_dataset_repository(hub: LoopbackHub, folder: Path, push: Push):
-    done = push(repo_type="dataset", private="private")
-    assert done.returncode == 0, done.stderr
+    push(repo_type="dataset", private=True)
     assert stored(hub, "datasets") == hashes(folder)
     hub.failures = [Failure(r"POST ", HubError(403, "Forbidden"), times=100)]
-    done = push(repo_type="dataset", private="private")
-    assert f"hf upload {NAME} '{folder}' . --repo-type dataset --private --exclude '.*'" in done.stderr
+    command = f"hf upload {NAME} '{folder}' . --repo-type dataset --private --exclude '.*'"
+    with pytest.raises(HubUploadError, match=re.escape(command)):
+        push(repo_type="dataset", private=True)
 
 
 def test_concurrent_uploads_both_succeed(hub: LoopbackHub, tmp_path: Path):
-    commands = []
-    for number in range(2):
-        part = tmp_path / f"part{number}"
-        part.mkdir()
-        (part / f"{number}.txt").write_text(str(number))
-        commands.append([sys.executable, "-c", CALL, str(part), NAME, "model", "public", "upload"])
-    running = [subprocess.Popen(command, env=hub.environment(tmp_path / "home")) for command in commands]
-    assert [process.wait(120) for process in running] == [0, 0]
+    folders = [tmp_path / f"part{number}" for number in range(2)]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / f"{number}.txt").write_text(str(number))
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda folder: upload_folder(folder, NAME, message="result", waits=WAITS), folders))
     assert sorted(stored(hub)) == ["0.txt", "1.txt"]
 
 
 @pytest.mark.parametrize(
-    ("variables", "name", "message"),
+    ("token", "constant", "value", "message"),
     [
-        ({"HF_TOKEN": ""}, NAME, "HubUploadError: .*the token is missing, wrong or expired"),
-        ({"HF_HUB_OFFLINE": "1"}, NAME, "HubUploadError: .*unset the `HF_HUB_OFFLINE` environment variable"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, NAME, "HubUploadError: .*Connection refused"),
-        ({}, "so me/result", "HFValidationError: .*so me/result"),
+        ("", "HF_HUB_OFFLINE", False, "the token is missing, wrong or expired"),
+        ("x", "HF_HUB_OFFLINE", True, "unset the `HF_HUB_OFFLINE` environment variable"),
+        ("x", "ENDPOINT", "http://127.0.0.1:9", "Connection refused"),
     ],
 )
-def test_local_errors_are_explained(push: Push, variables: dict[str, str], name: str, message: str):
-    done = push(name, **variables)
-    assert done.returncode == 1
-    assert re.search(message, " ".join(done.stderr.splitlines())), done.stderr
+def test_local_errors_are_explained(
+    push: Push, monkeypatch: pytest.MonkeyPatch, token: str, constant: str, value: object, message: str
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(constants, constant, value)
+    with pytest.raises(HubUploadError, match=message):
+        push()
+
+
+def test_a_wrong_repository_id_is_refused(folder: Path):
+    with pytest.raises(HFValidationError, match="so me/result"):
+        upload_folder(folder, "so me/result", message="result", waits=WAITS)
 
 
 def test_docstring_example():

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from loopback_hub import USER, LoopbackHub
 from paired_files import RATE, TONES, make_mask, write_photo, write_table, write_tone
 from training_runs import TRAINED_NETWORK
 
+from modeling_pcmanet.hub_upload_pcmanet import upload_folder
 from pcmanet.cli.arguments import parse_arguments
 from pcmanet.cli.train import evaluation_words
-from pcmanet.dataset_scripts.paired import read_settings
-from pcmanet.dataset_scripts.paired.library import PHOTO_LAYOUTS, read_sources
+from pcmanet.dataset_scripts.paired import Library, read_settings
+from pcmanet.dataset_scripts.paired.library import PHOTO_LAYOUTS, RECORDING_LAYOUTS, read_sources
 from pcmanet.dataset_scripts.problems import DatasetError
 from pcmanet.training.recipe import Recipe
 
@@ -91,11 +92,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     write_table(folder / "sounds" / "tables" / "sounds.csv", [{"file": "dog.wav", "class": "dog"}])
     write_tone(folder / "sounds" / "others" / "unused.wav", "cat")
     with LoopbackHub(folder / "server") as server:
-        environment = server.environment(folder / "home")
-        hf = str(Path(sys.executable).with_name("hf"))
-        for name in ("coco", "esc50", "sounds"):
-            words = [hf, "upload", f"{USER}/{name}", str(folder / name), ".", "--repo-type", "dataset"]
-            subprocess.run(words, env=environment, check=True, capture_output=True)
+        with pytest.MonkeyPatch.context() as patches:
+            server.connect(patches, folder / "home")
+            for name in ("coco", "esc50", "sounds"):
+                upload_folder(folder / name, f"{USER}/{name}", message="stand-ins", repo_type="dataset")
         yield server
 
 
@@ -111,65 +111,41 @@ def run(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.CompletedP
     return command
 
 
-READ_SOURCES = """
-import json, sys
-from huggingface_hub import constants
-from pcmanet.dataset_scripts.paired import Library, read_settings
-from pcmanet.dataset_scripts.paired.library import RECORDING_LAYOUTS, read_sources
-from pcmanet.dataset_scripts.problems import DatasetError
-
-good, wrong, table = sys.argv[1:]
-first = Library(read_settings(good))
-constants.HF_HUB_OFFLINE = True
-again = Library(read_settings(good))
-constants.HF_HUB_OFFLINE = False
-try:
-    Library(read_settings(wrong))
-except DatasetError as error:
-    problems = str(error)
-recordings, others = read_sources([json.loads(table)], RECORDING_LAYOUTS)
-print(json.dumps({
-    "photos": [one.image for one in first.photos],
-    "recordings": len(first.recordings),
-    "identities": [first.identity, again.identity],
-    "problems": problems,
-    "table": [one.file for one in recordings],
-    "other problems": len(others),
-}))
-"""
-
-
-def test_sources_on_the_hub(hub: LoopbackHub, run: Callable[..., Any], tmp_path: Path):
+def test_sources_on_the_hub(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hub.connect(monkeypatch, tmp_path / "home")
+    before = len(hub.requests)
     values = settings_of_stand_ins()
-    good = write_yaml(tmp_path / "paired.yaml", values)
+    path = write_yaml(tmp_path / "paired.yaml", values)
+    library = Library(read_settings(path))
+    # Only the files that the sources name are downloaded. Their paths contain the commit.
+    commit = hub.repositories["datasets", f"{USER}/coco"].at("main").oid
+    assert len(library.photos) == 18 and all(f"/snapshots/{commit}/" in one.image for one in library.photos)
+    assert len(library.recordings) == 4 * 6
+    # Without the network, the downloaded files are the same data.
+    with monkeypatch.context() as patches:
+        patches.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert Library(read_settings(path)).identity == library.identity
+
+    # All problems are reported together.
     values["photos"][0]["annotations"] = "annotations/other.json"
     values["photos"][1]["revision"] = "v2"
     values["recordings"] = [{"layout": "esc50", "repo": f"{USER}/missing", "path": "."}]
-    wrong = write_yaml(tmp_path / "wrong.yaml", values)
-    table = {"layout": "table", "repo": f"{USER}/sounds", "path": "tables/sounds.csv"}
-    before = len(hub.requests)
-    done = run("-c", READ_SOURCES, good, wrong, json.dumps(table))
-    assert done.returncode == 0, done.stderr[-3000:]
-    read = json.loads(done.stdout)
+    with pytest.raises(DatasetError) as caught:
+        Library(read_settings(write_yaml(tmp_path / "wrong.yaml", values)))
+    problems = str(caught.value)
+    assert f"other.json: Missing; layout coco needs it in the data set {USER}/coco" in problems
+    assert f"{USER}/coco: Not downloaded from the Hub's data sets: 404" in problems
+    assert f"{USER}/missing: Not downloaded from the Hub's data sets: 404" in problems
+    assert "log in with `hf auth login`" in problems
 
-    # Only the files that the sources name are downloaded, and once. Their paths contain the commit.
-    commit = hub.repositories["datasets", f"{USER}/coco"].at("main").oid
-    assert len(read["photos"]) == 18 and all(f"/snapshots/{commit}/" in path for path in read["photos"])
-    assert read["recordings"] == 4 * 6
+    # A table comes with the files next to it.
+    table = {"layout": "table", "repo": f"{USER}/sounds", "path": "tables/sounds.csv"}
+    (recording,), others = read_sources([table], RECORDING_LAYOUTS)
+    assert Path(recording.file).name == "dog.wav" and Path(recording.file).is_file() and others == []
+    # Each file is downloaded once.
     downloads = [path for method, path in hub.requests[before:] if method == "GET" and "/resolve/" in path]
     assert downloads and len(downloads) == len(set(downloads))
     assert not any("unused" in path for path in downloads)
-    # Without the network, the downloaded files are the same data.
-    assert read["identities"][0] == read["identities"][1]
-    # A table comes with the files next to it.
-    assert [Path(path).name for path in read["table"]] == ["dog.wav"] and Path(read["table"][0]).is_file()
-    assert read["other problems"] == 0
-
-    # All problems are reported together.
-    assert f"other.json: Missing; layout coco needs it in the data set {USER}/coco" in read["problems"]
-    assert f"{USER}/coco: Not downloaded from the Hub's data sets: 404" in read["problems"]
-    assert f"{USER}/missing: Not downloaded from the Hub's data sets: 404" in read["problems"]
-    assert "log in with `hf auth login`" in read["problems"]
 
 
 def test_without_network_and_cache_the_problem_is_named():
