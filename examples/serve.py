@@ -1,0 +1,505 @@
+"""A server that segments the sounding objects in uploads: a video, or an image with its audio, to JSON with COCO masks.
+
+    python -m pcmanet.examples.serve                                      # the bundled model, http://127.0.0.1:8000
+    python -m pcmanet.examples.serve --model you/your-pcmanet --device cuda:0 --batch-size 4
+    PCMANET_TOKEN=secret python -m pcmanet.examples.serve --host 0.0.0.0 --max-seconds 120
+
+    curl -F video=@clip.mp4 http://127.0.0.1:8000/segment
+    curl -F video=@clip.mp4 "http://127.0.0.1:8000/segment?frames_per_second=4&threshold=0.6"
+    curl -F image=@photo.jpg -F audio=@recording.wav http://127.0.0.1:8000/segment
+    curl http://127.0.0.1:8000/model                                      # classes and limits; /health, /docs
+
+Requires FastAPI (`pip install "pcmanet[serve]"`, included in the `.venv` of `make install`). `examples/Dockerfile` runs it in a
+container.
+
+The answer has the `model`, the `video` as it was named, `frames` and `notes` on what was unusual about the file. A frame is a line of
+the `segments.jsonl` of `pcmanet segment`: `timestamp` in seconds, and `segments` with `label`, `score` (the confidence, 0 to 1) and
+`segmentation`, the mask in COCO's run-length encoding. Errors are `{"error": reason and remedy}` with a status from 400 to 499:
+
+    400, 405, 422   not what /segment accepts: the form, a parameter, or the content of a file
+    401             PCMANET_TOKEN is set, and the request has no `Authorization: Bearer` header with it
+    408, 413        the upload takes too long, or is too large
+    429             as many requests as the server accepts are in progress; `Retry-After` says when to try again
+
+One process holds one model and computes one upload at a time, because a video alone uses all CPU threads, and on a GPU a batch
+of `--batch-size` windows of ten frames. More throughput comes from more processes behind a load balancer: one per GPU, or on a
+CPU one per 4 threads with `--threads 4`. Uploads are read while others are computed. To segment many videos that are already
+there, `pcmanet segment` is faster, because it needs no uploads and resumes.
+
+Uploads are temporary files without a name, which the system removes even when the server is killed. SIGTERM and Ctrl-C finish the
+requests in progress, for at most `--shutdown-seconds`. If a client disconnects, its video is stopped at the next window.
+"""
+
+import argparse
+import asyncio
+import math
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import uvicorn
+from fastapi import FastAPI, File, HTTPException, Query, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from PIL import Image, ImageOps
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import pcmanet
+from modeling_pcmanet.media_pcmanet import MediaError, MediaReader
+from pcmanet.checkpoints import load_segmenter
+from pcmanet.cli.results import describe_result
+from pcmanet.examples.uploads import Limits, RefusedVideoError, check_pixels, probe_audio, probe_video
+from pcmanet.files import DEFAULT_MODEL
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
+
+
+PATH = "/segment"
+FORM = "the form fields `video`, or `image` and `audio`; a video without an audio track also accepts `audio`"
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+LONGEST_NAME = 100  # characters of the name of an upload in answers
+SECONDS_BETWEEN_CHECKS = 0.2  # whether the client is still connected
+RETRY_SECONDS = 5
+CLIENT_CLOSED_REQUEST = 499  # in the log only: nobody receives it
+
+Upload = Annotated[UploadFile | None, File()]
+
+
+@dataclass(frozen=True)
+class ServerLimits(Limits):
+    """What the server accepts.
+
+    Attributes:
+        frames: Most network frames of a video.
+        requests: Most requests in progress: uploading, waiting or being computed.
+        upload_seconds: Longest time to receive an upload.
+    """
+
+    frames: int = 600
+    requests: int = 8
+    upload_seconds: float = 60.0
+
+    def check_frames(self, seconds: float, rate: float, name: str) -> None:
+        """Refuse a video with too many network frames."""
+        frames = max(1, math.ceil(seconds * rate))
+        if frames > self.frames:
+            raise RefusedVideoError(
+                f"{name} has {seconds:.1f} s, at {rate:g} frames per second {frames} network frames. This server accepts up to "
+                f"{self.frames}. Lower `frames_per_second` to {self.frames / seconds:.3g}, or cut the video."
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of a request, as those of `pcmanet segment`.
+
+    Attributes:
+        frames_per_second: Network frames per second of video.
+        threshold: Probability that the pixels of a mask must exceed; None for the default of the model.
+        minimum_area: Smallest mask as a fraction of the frame.
+    """
+
+    frames_per_second: float
+    threshold: float | None
+    minimum_area: float
+
+
+class Segmentation:
+    """Segment uploads with one model.
+
+    Args:
+        segmenter: The pipeline.
+        limits: What is accepted.
+        batch_size: Windows per batch.
+    """
+
+    def __init__(self, segmenter: AudioVisualSegmentationPipeline, limits: ServerLimits, batch_size: int = 1) -> None:
+        self._segmenter = segmenter
+        self._batch_size = batch_size
+        self.limits = limits
+        self.turn = asyncio.Lock()
+
+    def warm_up(self) -> None:
+        """Segment a black frame, so that the first request does not wait for the optimized model."""
+        rate = self._segmenter.processor.feature_extractor.sampling_rate
+        frames = {"frames": np.zeros((1, 64, 64, 3), np.uint8), "audio": np.zeros(rate), "sampling_rate": rate}
+        self._segmenter(frames)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the model and the limits."""
+        config = self._segmenter.model.config
+        return {
+            "model": self.name,
+            "version": pcmanet.__version__,
+            "description": config.description,
+            "classes": [
+                config.id2label[index] for index in sorted(config.id2label) if config.num_labels == 1 or index
+            ],
+            "device": str(self._segmenter.device),
+            "limits": {
+                "megabytes": self.limits.megabytes,
+                "seconds": self.limits.seconds,
+                "pixels": self.limits.pixels,
+                "frames": self.limits.frames,
+                "requests": self.limits.requests,
+                "upload_seconds": self.limits.upload_seconds,
+            },
+        }
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint."""
+        path = self._segmenter.model.name_or_path
+        return Path(path).name if Path(path).is_dir() else path
+
+    def segment_video(
+        self, video: UploadFile, audio: UploadFile | None, settings: Settings, stopped: threading.Event
+    ) -> dict[str, Any]:
+        """Segment a video, until `stopped` is set.
+
+        Raises:
+            ValueError: If it cannot be used, or exceeds a limit.
+        """
+        name = _shown_name(video)
+        info = probe_video(video.file, name, self.limits, needs_audio=audio is None)
+        self.limits.check_frames(info.seconds, settings.frames_per_second, name)
+        reader = MediaReader(video.file, audio=audio is None)
+        reader.name = name
+        audio_arguments, notes = ({}, []) if audio is None else self._read_audio(audio)
+        with reader:
+            frames = self._stream(reader, reader.size, settings, stopped, **audio_arguments)
+            reader.finish()
+        return {"model": self.name, "video": name, "frames": frames, "notes": [*reader.notes.texts, *notes]}
+
+    def segment_image(
+        self, image: UploadFile, audio: UploadFile, settings: Settings, stopped: threading.Event
+    ) -> dict[str, Any]:
+        """Segment an image that is shown while the audio plays, until `stopped` is set.
+
+        Raises:
+            ValueError: If one of them cannot be used, or exceeds a limit.
+        """
+        picture = _read_image(image, self.limits)
+        seconds = probe_audio(audio.file, _shown_name(audio), self.limits)
+        self.limits.check_frames(seconds, settings.frames_per_second, _shown_name(audio))
+        audio_arguments, notes = self._read_audio(audio)
+        clip = {"frames": [picture] * max(1, math.floor(seconds * settings.frames_per_second)), **audio_arguments}
+        frames = self._stream(clip, (picture.height, picture.width), settings, stopped)
+        return {"model": self.name, "video": _shown_name(image), "frames": frames, "notes": notes}
+
+    def _read_audio(self, audio: UploadFile) -> tuple[dict[str, Any], list[str]]:
+        """Return the arguments of the pipeline for a file of audio, and the notes on it."""
+        probe_audio(audio.file, _shown_name(audio), self.limits)
+        reader = MediaReader(audio.file, video=False)
+        reader.name = _shown_name(audio)
+        with reader:
+            pieces = [(samples, rate) for samples, rate in reader.audio() if samples is not None]
+            reader.finish()
+        waveform = np.concatenate([samples for samples, _ in pieces], axis=1)
+        return {"audio": waveform, "sampling_rate": pieces[0][1]}, reader.notes.texts
+
+    def _stream(
+        self, clip: Any, size: tuple[int, int], settings: Settings, stopped: threading.Event, **audio: Any
+    ) -> list[dict[str, Any]]:
+        """Return the records of a clip; when `stopped` is set, those so far."""
+        stream = self._segmenter.stream(
+            clip,
+            batch_size=self._batch_size,
+            frames_per_second=settings.frames_per_second,
+            threshold=settings.threshold,
+            minimum_area=settings.minimum_area,
+            **audio,
+        )
+        records = []
+        with closing(stream):
+            for number, result in enumerate(stream):
+                records.append(describe_result(number, result, size))
+                if stopped.is_set():
+                    break
+        return records
+
+
+def _shown_name(upload: UploadFile) -> str:
+    """Return the name of an upload for answers: without folders and control characters."""
+    name = "".join(filter(str.isprintable, Path(upload.filename or "").name))
+    return name[:LONGEST_NAME] or "upload"
+
+
+def _read_image(upload: UploadFile, limits: Limits) -> Image.Image:
+    """Decode an image, upright, after its size was checked."""
+    name = _shown_name(upload)
+    try:
+        image = Image.open(upload.file, formats=IMAGE_FORMATS)
+        check_pixels(image.width, image.height, name, limits)
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RefusedVideoError(
+            f"{name} cannot be read as an image: {error}. Upload a complete {', '.join(IMAGE_FORMATS)} file."
+        ) from error
+
+
+class Gate:
+    """Refuse a request before its body is read: without the token, one too many, or too large; and stop slow uploads.
+
+    Args:
+        app: The application.
+        limits: What is accepted.
+        token: The expected token; None accepts every request.
+    """
+
+    def __init__(self, app: ASGIApp, limits: ServerLimits, token: str | None) -> None:
+        self._app = app
+        self._limits = limits
+        self._token = token
+        self._in_progress = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with the reason why not."""
+        if scope["type"] != "http" or scope["path"] != PATH:
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(Headers(scope=scope))
+        if refusal is not None:
+            await self._refuse(refusal, receive, send)
+            return
+        self._in_progress += 1
+        try:
+            await self._app(scope, self._limited(receive), send)
+        finally:
+            self._in_progress -= 1
+
+    def _refusal(self, headers: Headers) -> HTTPException | None:
+        """Return why a request is refused, if it is."""
+        expected, given = f"Bearer {self._token}", headers.get("authorization", "")
+        if self._token is not None and not secrets.compare_digest(given.encode(), expected.encode()):
+            received = "another `Authorization` header" if given else "no `Authorization` header"
+            message = f"Received {received}. Send `Authorization: Bearer` with the token of this server."
+            return HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
+        if self._in_progress >= self._limits.requests:
+            message = f"{self._in_progress} requests are in progress, as many as this server accepts. Try again in {RETRY_SECONDS} s."
+            return HTTPException(429, message, {"Retry-After": str(RETRY_SECONDS)})
+        length = headers.get("content-length", "0")
+        return self._too_large(int(length)) if length.isdecimal() and int(length) > self._largest else None
+
+    @property
+    def _largest(self) -> int:
+        """Largest upload in bytes."""
+        return self._limits.megabytes * 10**6
+
+    def _too_large(self, size: int) -> HTTPException:
+        """Return the error for an upload of at least `size` bytes."""
+        return HTTPException(
+            413,
+            f"The upload has {size / 1e6:.1f} MB or more. This server accepts up to {self._limits.megabytes} MB. Cut the video, "
+            "reduce its size, or run `pcmanet segment` on your own computer.",
+        )
+
+    async def _refuse(self, refusal: HTTPException, receive: Receive, send: Send) -> None:
+        """Answer at once, then discard the body: many clients read the answer only after they have sent everything."""
+        answer = _error(
+            refusal.status_code, str(refusal.detail), dict(refusal.headers or {}) | {"Connection": "close"}
+        )
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
+        await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+        discarded, message = 0, {"more_body": True}
+        limited = self._limited(receive)
+        try:
+            while message.get("more_body", False) and discarded <= self._largest:
+                message = await limited()
+                discarded += len(message.get("body", b""))
+        except HTTPException:
+            pass  # it takes too long, or is too large: the answer was sent
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Return a function that receives a body, and raises HTTPException if it is too large or takes too long."""
+        end = asyncio.get_running_loop().time() + self._limits.upload_seconds
+        received, is_complete = 0, False
+
+        async def limited() -> Message:
+            nonlocal received, is_complete
+            if is_complete:
+                return await receive()  # waits until the client disconnects
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(
+                    408,
+                    f"The upload was not complete after {self._limits.upload_seconds:g} s, with {received / 1e6:.1f} MB received. "
+                    "Upload a smaller file, or use a faster connection.",
+                ) from None
+            received += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
+            if received > self._largest:
+                raise self._too_large(received)
+            return message
+
+        return limited
+
+
+def create_app(segmentation: Segmentation, token: str | None = None) -> FastAPI:
+    """Create the application.
+
+    Args:
+        segmentation: The model.
+        token: The token that requests must send; None accepts every request.
+    """
+    app = FastAPI(title="pcmanet", version=pcmanet.__version__, description="Segment the sounding objects in a video.")
+    app.add_middleware(Gate, limits=segmentation.limits, token=token)
+    app.add_exception_handler(StarletteHTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(Exception, _on_internal_error)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Say that the server accepts requests."""
+        return {"status": "ok"}
+
+    @app.get("/model")
+    async def model() -> dict[str, Any]:
+        """Describe the model and the limits."""
+        return segmentation.describe()
+
+    @app.post(PATH)
+    async def segment(
+        request: Request,
+        video: Upload = None,
+        image: Upload = None,
+        audio: Upload = None,
+        frames_per_second: Annotated[float, Query(gt=0, le=120)] = 1.0,
+        threshold: Annotated[float | None, Query(ge=0, le=1)] = None,
+        minimum_area: Annotated[float, Query(ge=0, le=1)] = 0.001,
+    ) -> Response:
+        """Segment a video (with its own audio, or with `audio`), or an `image` that is shown while `audio` plays."""
+        settings = Settings(frames_per_second, threshold, minimum_area)
+        if video is not None and image is None:
+            work = partial(segmentation.segment_video, video, audio, settings)
+        elif image is not None and audio is not None and video is None:
+            work = partial(segmentation.segment_image, image, audio, settings)
+        else:
+            received = ", ".join(await request.form()) or "no form fields"
+            raise HTTPException(422, f"Received {received}. Send {FORM}.")
+        return await _compute(request, segmentation.turn, work)
+
+    return app
+
+
+async def _compute(
+    request: Request, turn: asyncio.Lock, work: Callable[[threading.Event], dict[str, Any]]
+) -> Response:
+    """Wait for the turn of a request, and run its work in a thread until it is done or the client disconnects."""
+    stopped = threading.Event()
+    async with turn:
+        if await request.is_disconnected():
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        task = asyncio.create_task(asyncio.to_thread(work, stopped))
+        try:
+            while not (await asyncio.wait({task}, timeout=SECONDS_BETWEEN_CHECKS))[0]:
+                if await request.is_disconnected():
+                    stopped.set()
+            return JSONResponse(task.result())
+        except ValueError as error:
+            raise HTTPException(422, error.problem if isinstance(error, MediaError) else str(error)) from error
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            message = "The video needs more memory than this server has. Reduce its size, or cut it."
+            raise HTTPException(413, message) from error
+        finally:
+            stopped.set()  # the thread goes on after a cancellation, up to the next window
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return the answer for an error."""
+    return JSONResponse({"error": message}, status, headers)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Answer an error with its reason."""
+    assert isinstance(error, StarletteHTTPException)
+    message = str(error.detail)
+    if error.status_code in (404, 405):
+        message = f"Received {request.method} {request.url.path}. Send POST {PATH}, GET /model or GET /health."
+    elif error.status_code == 400:
+        message = f"The body cannot be read as a multipart form: {message} Send {FORM}."
+    return _error(error.status_code, message, dict(error.headers or {}))
+
+
+async def _on_invalid_request(_: Request, error: Exception) -> Response:
+    """Answer parameters that are out of range, or fields that are not files."""
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        f"Received {problem['loc'][-1]}={str(problem['input'])[:LONGEST_NAME]!r}: {problem['msg']}."
+        for problem in error.errors()
+    ]
+    return _error(422, f"{' '.join(problems)} See /docs for the parameters.")
+
+
+async def _on_internal_error(_: Request, __: Exception) -> Response:
+    """Answer an error of the server, which is in its log."""
+    return _error(500, "Internal error. Its reason is in the log of the server; please report it there.")
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description="Serve a model over HTTP: uploads of videos to JSON with the masks of the sounding objects.",
+        allow_abbrev=False,
+    )
+    limits = ServerLimits()
+    model = os.environ.get("PCMANET_MODEL", DEFAULT_MODEL)  # a container is configured by variables
+    parser.add_argument("--model", default=model, help="Hub id or folder (default: the bundled model)")
+    parser.add_argument("--device", help="for example cpu or cuda:0 (default: an accelerator if available)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--batch-size", type=int, default=1, help="windows of ten frames per batch (default: 1)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the network (default: all)")
+    parser.add_argument("--max-megabytes", type=int, default=limits.megabytes, help="largest upload, in MB")
+    parser.add_argument("--max-seconds", type=float, default=limits.seconds, help="longest video, in seconds")
+    parser.add_argument("--max-frames", type=int, default=limits.frames, help="most network frames of a video")
+    parser.add_argument("--max-requests", type=int, default=limits.requests, help="most requests in progress")
+    parser.add_argument(
+        "--upload-seconds", type=float, default=limits.upload_seconds, help="longest upload, in seconds"
+    )
+    parser.add_argument("--shutdown-seconds", type=int, default=30, help="how long to finish requests at the end")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Serve until the process is stopped."""
+    args = parse_args()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    try:
+        segmenter = load_segmenter(args.model, args.device)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    limits = ServerLimits(
+        megabytes=args.max_megabytes,
+        seconds=args.max_seconds,
+        frames=args.max_frames,
+        requests=args.max_requests,
+        upload_seconds=args.upload_seconds,
+    )
+    segmentation = Segmentation(segmenter, limits, args.batch_size)
+    segmentation.warm_up()
+    uvicorn.run(
+        create_app(segmentation, os.environ.get("PCMANET_TOKEN")),
+        host=args.host,
+        port=args.port,
+        server_header=False,
+        timeout_graceful_shutdown=args.shutdown_seconds,
+    )
+
+
+if __name__ == "__main__":
+    main()
