@@ -17,9 +17,9 @@
 convolutions, feature maps are channels_last, so that reading them as tokens or as groups of channels copies nothing, only
 the logits of the finest stage are resized to the input size, padded frames are not computed, and a CPU computes one clip
 after the other, so that its feature maps stay in the cache. With an early-exit threshold, frames leave the decoder at the
-first stage that is certain of them (docs/benchmarks/early_exit.md). Custom blocks run unchanged (docs/guides/custom_blocks.md).
+first stage that is certain of them (docs/concepts/early_exit.md). Custom blocks run unchanged (docs/guides/custom_blocks.md).
 
-The file goes from the model to its parts: model, decoder stage, visual backbones, convolutions.
+The file goes from the model to its parts: model, its data type, decoder stage, visual backbones, convolutions.
 """
 
 import copy
@@ -339,6 +339,50 @@ def _keep_frames(layout: ClipLayout, kept: torch.Tensor) -> ClipLayout:
     frames = int(counts.max())
     real = torch.arange(frames, device=kept.device) < counts[:, None]
     return ClipLayout(layout.batch, frames, None if real.all() else real)
+
+
+# The data type that `dtype="auto"` chooses.
+
+MINIMUM_AGREEMENT = 0.99  # mean IoU of the masks in bfloat16 with those in float32
+# Of CPUs, in the names of PyTorch. Others compute bfloat16 more slowly than float32, or were not measured.
+_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+# Backbones that bfloat16 makes slower on a GPU, measured with 8 clips on an H200 (docs/benchmarks/inference.md).
+_SLOWER_ON_GPU = ("efficientnet_lite",)
+
+
+def choose_dtype(config: PCMANetConfig, device: torch.device) -> tuple[torch.dtype, str]:
+    """Choose bfloat16 where it is faster and gives the same masks, otherwise float32.
+
+    Args:
+        config: Configuration of a trained network, whose `bfloat16_agreement` says whether the masks are the same.
+        device: Where the network is to run.
+
+    Returns:
+        The data type, and the reason in a few words.
+    """
+    agreement, units = config.bfloat16_agreement, _find_bfloat16_units(device)
+    if agreement is None:
+        return torch.float32, "the checkpoint does not say how far masks in bfloat16 agree"
+    if agreement < MINIMUM_AGREEMENT:
+        return torch.float32, f"masks in bfloat16 agree by mIoU {agreement:.3f}, less than {MINIMUM_AGREEMENT}"
+    if units is None:
+        return torch.float32, f"no units for bfloat16 are known in this {device.type} device"
+    # CODEPATH: every preset is faster in bfloat16 on a CPU with units for it, but not on a GPU.
+    backbone = getattr(config.backbone_config, "model_type", None)
+    if device.type != "cpu" and backbone in _SLOWER_ON_GPU:
+        return torch.float32, f"{backbone} is slower in bfloat16 on a GPU"
+    return torch.bfloat16, f"{units}, masks agree with float32 by mIoU {agreement:.3f}"
+
+
+def _find_bfloat16_units(device: torch.device) -> str | None:
+    """Return the name of the units that multiply in bfloat16, None if a device has none or they were not measured."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return "GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type != "cpu":
+        return None
+    capabilities = torch.cpu.get_capabilities()
+    return next((name for name in _BFLOAT16_UNITS if capabilities.get(name)), None)
 
 
 # Decoder stage: the modules of modeling_pcmanet_decoder.py, rearranged to compute less. A module is rearranged only if all of

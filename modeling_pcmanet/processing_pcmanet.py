@@ -348,7 +348,7 @@ def choose_audio_alignment(timestamps: np.ndarray, audio_alignment: str | None, 
     if audio_alignment is None:
         # The published layout looks at the end of each second and hears that second. Patches that end at their frame keep
         # to it for any length; patches around the frame halve what is heard of the right second (0.74 IoU against 0.86 on
-        # a minute of Sounding Shapes: docs/benchmarks/streaming.md).
+        # a minute of Sounding Shapes: docs/concepts/audio_alignment.md).
         return "consecutive" if follows and len(timestamps) <= PUBLISHED_CLIP_FRAMES else "end"
     if audio_alignment == "consecutive" and not follows:
         raise ValueError(

@@ -32,7 +32,10 @@ ROOT = Path(__file__).parent.parent
 DOCS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = ["README.md", "MODEL_CARD.md", "CONTRIBUTING.md", "examples/README.md", *DOCS]
 # Pages whose code is run as it is, in the order of the page: shell first, then Python.
-TUTORIALS = ["README.md", "docs/index.md", *(page for page in DOCS if page.startswith("docs/guides/"))]
+TUTORIALS = [
+    "README.md",
+    *(page for page in DOCS if page.startswith(("docs/index", "docs/guides/", "docs/concepts/"))),
+]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REPOSITORY = "https://github.com/pcmanet/pcmanet"
 RAW = "https://raw.githubusercontent.com/pcmanet/pcmanet/main/"

@@ -21,6 +21,7 @@ SUBSETS = ("v1s", "v1m", "v2")
 MISSING_AUDIO_RULES = ("raise", "silence")
 ON_ERROR = ("raise", "skip")
 NEGATIVE_AUDIO = ("silence", "noise", "off_screen")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 DONE, SOME_FAILED, STOPPED, INTERNAL_ERROR, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 0, 1, 2, 70, 130, 141, 143
 EXIT_CODES = f"""exit codes:
@@ -289,6 +290,12 @@ def _add_evaluate(commands: Commands) -> None:
         "--threads", type=_positive_integer, default=1, help="CPU threads per process; can change the last digits"
     )
     group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="data type of the network (default: float32, in which results are compared)",
+    )
+    group.add_argument(
         "--seed", type=_non_negative_integer, default=0, help="seed of the noise and of paired clips (default: 0)"
     )
 
@@ -415,6 +422,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if one is available)")
     group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="data type of the network (default: auto, bfloat16 where it is faster and the checkpoint says that masks agree)",
+    )
+    group.add_argument(
         "--frames-per-second",
         type=_positive,
         default=1.0,
@@ -439,7 +452,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         type=_fraction,
         metavar="FRACTION",
         help="faster: skip the last decoder stages for frames with at most this fraction of uncertain pixels (default: never; "
-        "docs/benchmarks/early_exit.md)",
+        "docs/concepts/early_exit.md)",
     )
 
 
