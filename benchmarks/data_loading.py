@@ -24,7 +24,7 @@ from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCM
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.clips import to_arrays
-from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.collation import AudioFeatureCache, ClipCollator
 from pcmanet.dataset_scripts.sounding_shapes import write_avsbench_tree
 
 
@@ -82,7 +82,7 @@ def build_epochs(args: argparse.Namespace, dataset: Dataset, cache: Path) -> dic
     processor = PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor())
     plain = ClipCollator(processor, binary=True)
     augmented = ClipCollator(processor, binary=True, augmentation=Augmentation(mixing=0.2, replacement=0.1))
-    cached = ClipCollator(processor, binary=True, audio_cache=cache)
+    cached = ClipCollator(processor, binary=True, audio_cache=AudioFeatureCache(processor, cache))
     loaders_to_measure = [(f"workers: {count}", plain, count) for count in args.workers]
     loaders_to_measure += [(f"workers: {args.workers[-1]}, augmented", augmented, args.workers[-1])]
     loaders_to_measure += [(f"workers: {args.workers[-1]}, log-mel cached", cached, args.workers[-1])]

@@ -37,7 +37,7 @@ from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
 from pcmanet.pipelines.colors import class_colors
-from pcmanet.training.data import ScoreExchange, collate_with_order
+from pcmanet.training.data import collate_with_order, embed_with_order
 
 
 FIRST_CLASSES = ("person", "dog", "cat", "horse", "sheep", "cow")
@@ -71,15 +71,15 @@ class Predictor:
         self.processor = PCMANetProcessor.from_pretrained(model)
         self.collate = ClipCollator(self.processor, binary=False)
         self.network = network.for_inference()
-        self.exchange = ScoreExchange(network.model.audio_encoder, network.config.num_audio_windows)
-        self.groups = self.exchange.groups
+        self.audio_encoder, self.num_windows = network.model.audio_encoder, network.config.num_audio_windows
+        self.groups = list(self.audio_encoder.config.score_groups)
 
     @torch.no_grad()
     def predict(self, clips: list[PairedClip]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return of each clip the predicted classes (frames, height, width) and the audio scores (frames, groups)."""
-        batch = self.exchange.embed(dict(collate_with_order(self.collate, self.groups, clips)))
-        embeddings = batch["audio_embeds"]
-        scores = embeddings.unflatten(-1, (self.exchange.num_windows, -1))
+        batch = dict(collate_with_order(self.collate, self.groups, clips))
+        embeddings = embed_with_order(self.audio_encoder, self.num_windows, batch)["audio_embeds"]
+        scores = embeddings.unflatten(-1, (self.num_windows, -1))
         outputs = self.network(batch["pixel_values"], audio_embeds=embeddings)
         sizes = [clip.frames.shape[1:3] for clip in clips]
         masks = self.processor.post_process_semantic_segmentation(outputs, sizes)

@@ -19,6 +19,7 @@ waveform into its input (feature_extraction_pcmanet.py).
 Sections: VGGish, AudioMobileNet, the registry, loading.
 """
 
+import hashlib
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -431,11 +432,20 @@ def load_strict(
     return model.eval()
 
 
+def digest_weights(model: PreTrainedModel, settings: str = "") -> str:
+    """Return 32 hexadecimal digits that identify the weights and the configuration of a model, and further settings."""
+    checksum = hashlib.sha256((model.config.to_json_string() + settings).encode())
+    for values in model.state_dict().values():
+        checksum.update(values.cpu().flatten().view(torch.uint8).numpy())
+    return checksum.hexdigest()[:32]
+
+
 __all__ = [
     "AudioMobileNetModel",
     "AudioEncoderOutput",
     "VGGishModel",
     "build_audio_encoder",
+    "digest_weights",
     "embed_audio",
     "embed_windows",
     "load_audio_encoder",

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -196,6 +197,28 @@ def test_avsbench_with_frozen_pretrained_backbones(task, data, tmp_path):
     # The pretrained weights and running statistics are loaded and unchanged.
     for name, values in backbone.state_dict().items():
         assert torch.equal(model.model.backbone.state_dict()[name], values), name
+
+
+def test_run_with_cached_embeddings_is_bit_identical_to_one_that_computes_them(data, tmp_path):
+    inner = {name: value for name, value in TRAINED_NETWORK.items() if name != "audio_config"}
+    settings = {"task": "s4", "data": data["s4"], "audio_encoder": data["vggish"], "negative_fraction": 0.0}
+    settings |= {"configuration": inner, "epochs": 2, "evaluations": 1}
+    cache = {"audio_cache": str(tmp_path / "cache")}
+    train(tmp_path / "plain", **settings)
+    train(tmp_path / "computed", **settings, **cache)
+    files = sorted((tmp_path / "cache").rglob("*.npy"))
+    assert len(files) == 7 and np.load(files[0]).shape == (
+        5,
+        10,
+    )  # training and validation clips; frames, embedding size
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    train(tmp_path / "cached", **settings, **cache)
+    assert files[0].read_bytes() == content
+    plain, computed, cached = (weights(tmp_path / name) for name in ("plain", "computed", "cached"))
+    assert all(torch.equal(computed[key], cached[key]) for key in plain)
+    # Without a cache the embeddings of a batch are computed together, which rounds differently.
+    assert all(torch.allclose(computed[key], plain[key], rtol=1e-3, atol=1e-4) for key in plain)
 
 
 @pytest.mark.slow

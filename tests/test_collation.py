@@ -67,14 +67,38 @@ def test_other_audio_and_settings_give_other_features(tmp_path, extractor, clip)
     assert len(cached_files(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00broken", b"\x80\x04K\x01."])
-def test_a_damaged_file_is_written_again(tmp_path, content):
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda content: content[:-40], lambda content: content[:-33] + b"!" * 33]
+)
+def test_a_damaged_file_is_written_again(tmp_path, damage):
     cache = AudioFeatureCache(processor_of(), tmp_path)
     expected = compute(cache)
     (path,) = cached_files(tmp_path)
-    path.write_bytes(content)
+    path.write_bytes(damage(path.read_bytes()))
     np.testing.assert_array_equal(compute(cache), expected)
     np.testing.assert_array_equal(np.load(path), expected)
+
+
+def embed(features):
+    """A stand-in for an audio encoder, whose embeddings have two values."""
+    return torch.stack([features.flatten(1).mean(1), features.flatten(1).std(1)], dim=1)
+
+
+def test_embeddings_are_computed_once_for_every_encoder(tmp_path):
+    calls = []
+
+    def counted(features):
+        calls.append(len(features))
+        return embed(features)
+
+    expected = embed(torch.from_numpy(compute(processor_of().audio_features))).numpy()
+    for encoder in ("first", "second", "first"):
+        cache = AudioFeatureCache(processor_of(), tmp_path, embed=counted, encoder=encoder)
+        np.testing.assert_array_equal(compute(cache), expected)
+    assert calls == [5, 5]
+    np.testing.assert_array_equal(
+        compute(AudioFeatureCache(processor_of(), tmp_path)), compute(processor_of().audio_features)
+    )
 
 
 FRAMES_ONLY = Augmentation(loudness=0.0)
@@ -179,17 +203,39 @@ def test_replaced_audio_replaces_the_published_features_and_empties_the_labels(p
 def test_the_cache_gives_the_same_features_without_computing_them_again(processor, load, tmp_path, monkeypatch):
     rows = list(load("avss", "test"))
     expected = ClipCollator(processor, binary=False)(rows)
-    cached = ClipCollator(processor, binary=False, augmentation=None, audio_cache=tmp_path / "log_mel")
+    cached = ClipCollator(
+        processor, binary=False, augmentation=None, audio_cache=AudioFeatureCache(processor, tmp_path / "log_mel")
+    )
     assert torch.equal(cached(rows)["input_features"], expected["input_features"])
     assert len(list((tmp_path / "log_mel").rglob("*.npy"))) == 3
     monkeypatch.setattr(PCMANetFeatureExtractor, "log_mel_patches", None)
     assert torch.equal(cached(rows)["input_features"], expected["input_features"])
 
 
+def test_batches_have_embeddings_of_the_features_that_they_would_have(processor, load, tmp_path):
+    row = load("s4", "val")[0]
+    published = np.random.default_rng(0).normal(size=(5, 1, 96, 64)).astype(np.float32)
+    short = np.frombuffer(row["audio"]["bytes"][44:], "<i2").reshape(-1, 2)[: 4 * 16000]
+    rows = [row, {**row, "log_mel": published}, {**row, "audio": {"path": None, "bytes": wav(short)}}]
+    expected = ClipCollator(processor, binary=True)(rows)
+    features = expected.pop("input_features")
+    cache = AudioFeatureCache(processor, tmp_path, embed=embed, encoder="digest")
+    for _ in range(2):
+        batch = dict(ClipCollator(processor, binary=True, audio_cache=cache)(rows))
+        assert torch.equal(batch.pop("audio_embeds"), torch.stack([embed(one) for one in features]))
+        assert batch.keys() == expected.keys()
+        assert all(torch.equal(batch[name], expected[name]) for name in batch)
+        cache.embed = fail
+
+
+def fail(_features):
+    raise AssertionError("Expected embeddings of the cache, not computed ones")
+
+
 def test_a_cache_rejects_an_augmentation_of_audio(processor, tmp_path):
     with pytest.raises(ValueError, match="without audio changes"):
-        ClipCollator(processor, True, augmentation=Augmentation(), audio_cache=tmp_path)
-    ClipCollator(processor, True, augmentation=FRAMES_ONLY, audio_cache=tmp_path)
+        ClipCollator(processor, True, augmentation=Augmentation(), audio_cache=AudioFeatureCache(processor, tmp_path))
+    ClipCollator(processor, True, augmentation=FRAMES_ONLY, audio_cache=AudioFeatureCache(processor, tmp_path))
 
 
 def test_published_features_replace_the_audio(processor, load):

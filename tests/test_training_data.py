@@ -351,11 +351,14 @@ def embeddings(data: TrainingData, part: str) -> Iterator[Batch]:
         yield from (batch for (batch,) in data.training_batches(0, 4, 0, CPU))
 
 
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("part, settings", [("validation", {}), ("training", {}), ("training", {"center_crop": True})])
-def test_batches_have_the_embeddings_of_the_encoder_with_stand_ins_exchanged(part, settings, stand_ins):
+def test_batches_have_the_embeddings_of_the_encoder_with_stand_ins_exchanged(
+    part, settings, cached, stand_ins, tmp_path
+):
     # Groups are sorted, so they are not in the order of the classes: dog, cat, bird.
     encoder = scoring_encoder({"bird": [2], "cat": [1], "dog": [0, 3]})
-    data = paired_data(stand_ins, encoder, **settings)
+    data = paired_data(stand_ins, encoder, audio_cache=str(tmp_path / "cache") if cached else None, **settings)
     collate, exchanged = ClipCollator(paired_processor(), binary=True), []
     for number, batch in enumerate(embeddings(data, part)):
         clips = [stand_ins[2 * number], stand_ins[2 * number + 1]]
@@ -371,6 +374,20 @@ def test_batches_have_the_embeddings_of_the_encoder_with_stand_ins_exchanged(par
             assert expected.std(dim=-1).min() > 1e-3  # so that an exchange shows
     assert set(exchanged) == {"cat", "bird"}
     assert len(exchanged) < 8  # some clips have a dog
+
+
+@pytest.mark.parametrize("encoder", [scoring_encoder(None), None])
+def test_cache_has_embeddings_of_an_audio_encoder_that_never_changes(encoder, clips, tmp_path):
+    recipe = Recipe(**TINY_RUN, audio_cache=str(tmp_path / "cache"))
+    data = TrainingData(
+        recipe, (clips, clips), paired_processor(), binary=True, num_processes=1, audio_encoder=encoder
+    )
+    (batch,) = next(data.training_batches(0, 1, 0, CPU))
+    (expected,) = data.validation_batches([[0, 1]], CPU)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
+    name = "input_features" if encoder is None else "audio_embeds"
+    assert torch.equal(batch[name], expected[name])
+    assert ("audio_embeds" in batch) == (encoder is not None)
 
 
 def test_stand_ins_need_an_audio_encoder_that_scores_all_classes(stand_ins):

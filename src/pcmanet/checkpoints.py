@@ -3,7 +3,6 @@
 A checkpoint is a folder, a Hub id (owner/name), or "real_world" for the model that is installed with the package.
 """
 
-import hashlib
 import statistics
 import time
 from datetime import timedelta
@@ -14,13 +13,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from modeling_pcmanet.modeling_audio_encoders import load_strict
+from modeling_pcmanet.modeling_audio_encoders import digest_weights, load_strict
 from pcmanet.files import find_checkpoint
-from pcmanet.pipelines.audio_visual_segmentation import AudioVisualSegmentationPipeline
+from pcmanet.pipelines.audio_visual_segmentation import TASK, AudioVisualSegmentationPipeline
 
 
 CLIP_FRAMES = 5  # of a clip of S4 and MS3, for which costs are given
@@ -70,6 +69,7 @@ def load_segmenter(
     name: str,
     device: torch.device | str | None = None,
     pipeline_class: type[Segmenter] = AudioVisualSegmentationPipeline,
+    dtype: str = "auto",
 ) -> Segmenter:
     """Load a checkpoint as a pipeline.
 
@@ -77,20 +77,15 @@ def load_segmenter(
         name: A folder, a Hub id or "real_world".
         device: The device of the model.
         pipeline_class: The class of the pipeline.
+        dtype: Name of the data type in which the optimized model computes, or "auto", see `choose_dtype` of the pipeline. The
+            weights are loaded as they were saved and rounded once, unlike with `pipeline(..., dtype="bfloat16")`.
 
     Raises:
         OSError: If the checkpoint is not found.
         ValueError: If it has another architecture, or weights are missing.
     """
-    checkpoint = find_checkpoint(name)
-    silence_transformers()
-    create: Any = pipeline  # its types list the tasks of transformers only
-    return create(
-        "audio-visual-segmentation",
-        model=checkpoint,
-        pipeline_class=pipeline_class,
-        device=device,
-    )
+    model, processor = load_model(name)
+    return pipeline_class(model=model, processor=processor, task=TASK, device=device, dtype=dtype)
 
 
 def silence_transformers() -> None:
@@ -101,10 +96,7 @@ def silence_transformers() -> None:
 
 def digest(model: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor) -> str:
     """Return 32 hexadecimal digits that identify the weights and the settings of a checkpoint."""
-    checksum = hashlib.sha256((model.config.to_json_string() + processor.to_json_string()).encode())
-    for values in model.state_dict().values():
-        checksum.update(values.cpu().flatten().view(torch.uint8).numpy())
-    return checksum.hexdigest()[:32]
+    return digest_weights(model, processor.to_json_string())
 
 
 def count_parameters(config: PCMANetConfig) -> int:

@@ -12,7 +12,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, PreTrainedModel
 
 from modeling_pcmanet import PCMANetProcessor
-from modeling_pcmanet.modeling_audio_encoders import embed_windows
+from modeling_pcmanet.modeling_audio_encoders import digest_weights, embed_windows
 from pcmanet.dataset_scripts.augmentation import crop
 from pcmanet.dataset_scripts.avsbench import BINARY_LABELS, find_clips, label_names, load_avsbench
 from pcmanet.dataset_scripts.avsbench.rows import fingerprint
 from pcmanet.dataset_scripts.clips import ClipArrays, to_arrays
-from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.collation import AudioFeatureCache, ClipCollator
 from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
@@ -106,8 +106,9 @@ class TrainingData:
         processor: Computes the inputs of the network.
         binary: Whether labels are 0 and 1 instead of class indices.
         num_processes: Number of processes that share a step.
-        audio_encoder: The frozen audio encoder. Only for paired data with stand-ins, whose batches contain `audio_embeds`
-            that are changed accordingly (see [`ScoreExchange`]).
+        audio_encoder: The audio encoder on the CPU, if its weights never change; otherwise None. With `recipe.audio_cache`, and
+            for paired data with stand-ins, batches contain its outputs, `audio_embeds`, in place of `input_features`. Those
+            of stand-ins are changed accordingly (see [`embed_with_order`]).
 
     Raises:
         ValueError: If the processes cannot share a step evenly, there are no clips, or stand-ins lack their audio encoder.
@@ -138,19 +139,30 @@ class TrainingData:
             shuffle=recipe.data is not None and recipe.paired_data is None,
             seed=recipe.seed,
         )
-        cache = recipe.audio_cache
+        self._num_windows = len(processor.audio_windows or [None])
+        self._has_stand_ins = isinstance(training, PairedClips) and training.settings.stand_ins
+        groups = _check_groups(audio_encoder, training) if self._has_stand_ins else []
+        is_used = recipe.audio_cache is not None or self._has_stand_ins
+        # A copy, because the network's is moved to the device of the training.
+        self._audio_encoder = copy.deepcopy(audio_encoder).eval() if audio_encoder is not None and is_used else None
+        cache = self._open_cache(processor)
         augmentation = recipe.training_augmentation
         self._collate: Collate = ClipCollator(processor, binary, augmentation=augmentation, audio_cache=cache)
         self._collate_validation: Collate = ClipCollator(processor, binary, audio_cache=cache)
-        self._exchange: ScoreExchange | None = None
-        if isinstance(training, PairedClips) and training.settings.stand_ins:
-            self._exchange = ScoreExchange(
-                _check_groups(audio_encoder, training), len(processor.audio_windows or [None])
-            )
+        if self._has_stand_ins:
             self._collate, self._collate_validation = (
-                functools.partial(collate_with_order, collate, self._exchange.groups)
+                functools.partial(collate_with_order, collate, groups)
                 for collate in (self._collate, self._collate_validation)
             )
+
+    def _open_cache(self, processor: PCMANetProcessor) -> AudioFeatureCache | None:
+        """Return the cache of audio features, or of embeddings if the audio encoder is frozen."""
+        folder, encoder = self._recipe.audio_cache, self._audio_encoder
+        if folder is None or encoder is None:
+            return None if folder is None else AudioFeatureCache(processor, folder)
+        # Not a closure: a worker that is not forked receives it pickled.
+        embed = functools.partial(embed_windows, encoder, num_windows=self._num_windows)
+        return AudioFeatureCache(processor, folder, embed=embed, encoder=digest_weights(encoder))
 
     @property
     def dataset_ids(self) -> list[str]:
@@ -191,6 +203,7 @@ class TrainingData:
             # By default a loader draws from the generator that also serves dropout, once per start.
             generator=torch.Generator().manual_seed(self._recipe.seed),
         )
+        self._place_encoder(device)
         batches = iter(loader)
         for step in range(first, last):
             parts = [next(batches) for _ in self.plan.share(step, process)]
@@ -212,17 +225,25 @@ class TrainingData:
             # By default a loader draws from the generator that also serves dropout.
             generator=torch.Generator().manual_seed(0),
         )
+        self._place_encoder(device)
         for batch in loader:
             yield self._to_device(batch, device)
+
+    def _place_encoder(self, device: torch.device) -> None:
+        """Move the audio encoder to the device of the batches, unless the processes that load data run it."""
+        if self._audio_encoder is not None and self._recipe.audio_cache is None:
+            cast(torch.nn.Module, self._audio_encoder).to(device)
 
     def _to_device(self, batch: Batch, device: torch.device) -> Batch:
         """Move a batch, and encode its audio where scores are exchanged."""
         batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-        return batch if self._exchange is None else self._exchange.embed(batch)
+        if not self._has_stand_ins:
+            return batch
+        return embed_with_order(cast(PreTrainedModel, self._audio_encoder), self._num_windows, batch)
 
 
-def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> PreTrainedModel:
-    """Return a copy of the audio encoder on the CPU; raise ValueError unless it scores every class of the data."""
+def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> list[str]:
+    """Return the groups of the audio encoder's scores; raise ValueError unless they include every class of the data."""
     groups = getattr(getattr(audio_encoder, "config", None), "score_groups", None) or {}
     missing = [name for name in clips.library.settings.class_names[1:] if name not in groups]
     if audio_encoder is None or missing:
@@ -231,31 +252,30 @@ def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> 
             f"Expected a frozen audio encoder with score_groups for all classes, got none for {', '.join(missing)}. Set "
             "audio_encoder to a folder that examples/paired_data/make_audio_encoder.py writes, or stand_ins to false."
         )
-    return copy.deepcopy(audio_encoder).eval()
+    return list(groups)
 
 
-class ScoreExchange:
-    """Encode the audio of batches to scores of groups, with the scores of stand-ins exchanged (see [`order_scores`]).
+@torch.no_grad()
+def embed_with_order(encoder: PreTrainedModel, num_windows: int, batch: Batch) -> Batch:
+    """Encode the audio of a batch to scores of groups, with the scores of stand-ins exchanged (see [`order_scores`]).
 
     Args:
-        encoder: A frozen audio encoder with `score_groups`.
+        encoder: A frozen audio encoder with `score_groups`, on the device of the batch.
         num_windows: Windows of audio per frame.
+        batch: Of [`collate_with_order`]; without `input_features` if it has the `audio_embeds` of a cache.
+
+    Returns:
+        The batch with exchanged `audio_embeds` in place of features and orders.
     """
-
-    def __init__(self, encoder: PreTrainedModel, num_windows: int) -> None:
-        self.encoder, self.num_windows = encoder, num_windows
-        self.groups: list[str] = list(encoder.config.score_groups)
-
-    @torch.no_grad()
-    def embed(self, batch: Batch) -> Batch:
-        """Return a batch of [`collate_with_order`] with `audio_embeds` in place of features and orders, on its device."""
-        rest = {name: values for name, values in batch.items() if name not in ("input_features", "score_order")}
-        features, order = batch["input_features"], batch["score_order"]
-        encoder = self.encoder.to(features.device)  # pyright: ignore[reportArgumentType]
-        scores = embed_windows(encoder, features.flatten(0, 1), self.num_windows)
-        scores = scores.view(*features.shape[:2], self.num_windows, -1)
-        exchanged = scores.gather(-1, order[:, None, None].expand_as(scores))
-        return rest | {"audio_embeds": exchanged.flatten(2)}
+    rest = {name: values for name, values in batch.items() if name not in ("input_features", "score_order")}
+    if "input_features" in batch:
+        features = batch["input_features"]
+        scores = embed_windows(encoder, features.flatten(0, 1), num_windows).unflatten(0, features.shape[:2])
+    else:
+        scores = batch["audio_embeds"]
+    scores = scores.unflatten(-1, (num_windows, -1))
+    exchanged = scores.gather(-1, batch["score_order"][:, None, None].expand_as(scores))
+    return rest | {"audio_embeds": exchanged.flatten(2)}
 
 
 def collate_with_order(collate: Collate, groups: Sequence[str], clips: Sequence[PairedClip]) -> BatchFeature:

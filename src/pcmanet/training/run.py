@@ -41,8 +41,9 @@ from modeling_pcmanet.audio_pcmanet import AudioBuffer
 from modeling_pcmanet.configuration_encoders import audio_embedding_size, build_audio_config, build_backbone_config
 from modeling_pcmanet.configuration_pcmanet import NUM_STAGES
 from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET
-from modeling_pcmanet.modeling_audio_encoders import embed_windows
+from modeling_pcmanet.modeling_audio_encoders import embed_windows, load_strict
 from modeling_pcmanet.modeling_pcmanet import PCMANetOutput
+from pcmanet.agreement import measure_agreement, write_agreement
 from pcmanet.checkpoints import uses_cpu
 from pcmanet.dataset_scripts.collation import real_frames
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, SemanticMetrics
@@ -60,6 +61,7 @@ from .tracking import Tracker
 PREPARATION_TIMEOUT = timedelta(hours=12)  # of the data set, by the first process
 RECIPE = "recipe.yaml"
 BEST, LAST = "best", "last"
+AGREEMENT_CLIPS = 100  # on which masks in bfloat16 are compared; a minute on a CPU with PVT-v2-B5
 
 # The paper counts its stages from fine to coarse, the network computes them from coarse to fine.
 STAGES = tuple(range(NUM_STAGES, 0, -1))
@@ -540,11 +542,21 @@ class Run:
     def finish(self, test: Callable[[], object] | None = None) -> str:
         """Save the last weights, test a complete run, close the trackers and return how the run ended."""
         self.save_weights(LAST)
+        if self.progress.best and self.is_complete and self.accelerator.is_main_process:
+            self._measure_agreement(self.output / BEST)
         self.accelerator.wait_for_everyone()
         if test is not None and self.is_complete:
             test()
         self.accelerator.end_training()
         return self._report()
+
+    def _measure_agreement(self, folder: Path) -> None:
+        """Measure on validation clips whether masks in bfloat16 are those in float32, and write it to a configuration."""
+        model = load_strict(PCMANetForAudioVisualSegmentation, folder, dtype=torch.float32)
+        cast(nn.Module, model).to(self.accelerator.device)
+        indices = self.data.validation_indices(0)[: math.ceil(AGREEMENT_CLIPS / self.recipe.evaluation_batch_size)]
+        batches = self.data.validation_batches(indices, self.accelerator.device)
+        write_agreement(folder, measure_agreement(model, batches))
 
     def _report(self) -> str:
         progress, steps, best = self.progress, self.data.plan.steps, "Not evaluated yet"
@@ -639,6 +651,7 @@ def build_network(recipe: Recipe, names: Sequence[str]) -> PCMANetForAudioVisual
     settings = {
         **recipe.configuration,
         "freeze_audio_encoder": "audio_encoder" in recipe.freeze,
+        "bfloat16_agreement": None,  # measured for the trained weights
         **label_settings(names),
     }
     if recipe.audio_windows is not None:
