@@ -14,12 +14,13 @@ container.
 
 The answer has the `model`, the `video` as it was named, `frames` and `notes` on what was unusual about the file. A frame is a line of
 the `segments.jsonl` of `pcmanet segment`: `timestamp` in seconds, and `segments` with `label`, `score` (the confidence, 0 to 1) and
-`segmentation`, the mask in COCO's run-length encoding. Errors are `{"error": reason and remedy}` with a status from 400 to 499:
+`segmentation`, the mask in COCO's run-length encoding. Errors are `{"error": reason and remedy}`:
 
     400, 405, 422   not what /segment accepts: the form, a parameter, or the content of a file
     401             PCMANET_TOKEN is set, and the request has no `Authorization: Bearer` header with it
     408, 413        the upload takes too long, or is too large
     429             as many requests as the server accepts are in progress; `Retry-After` says when to try again
+    500, 503        an error that is in the log of the server; the server is stopping
 
 One process holds one model and computes one upload at a time, because a video alone uses all CPU threads, and on a GPU a batch
 of `--batch-size` windows of ten frames. More throughput comes from more processes behind a load balancer: one per GPU, or on a
@@ -127,7 +128,6 @@ class Segmentation:
         self._segmenter = segmenter
         self._batch_size = batch_size
         self.limits = limits
-        self.turn = asyncio.Lock()
 
     def warm_up(self) -> None:
         """Segment a black frame, so that the first request does not wait for the optimized model."""
@@ -356,6 +356,7 @@ def create_app(segmentation: Segmentation, token: str | None = None) -> FastAPI:
         token: The token that requests must send; None accepts every request.
     """
     app = FastAPI(title="pcmanet", version=pcmanet.__version__, description="Segment the sounding objects in a video.")
+    turn = asyncio.Lock()  # of the upload that is computed
     app.add_middleware(Gate, limits=segmentation.limits, token=token)
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
@@ -390,7 +391,7 @@ def create_app(segmentation: Segmentation, token: str | None = None) -> FastAPI:
         else:
             received = ", ".join(await request.form()) or "no form fields"
             raise HTTPException(422, f"Received {received}. Send {FORM}.")
-        return await _compute(request, segmentation.turn, work)
+        return await _compute(request, turn, work)
 
     return app
 
@@ -398,24 +399,32 @@ def create_app(segmentation: Segmentation, token: str | None = None) -> FastAPI:
 async def _compute(
     request: Request, turn: asyncio.Lock, work: Callable[[threading.Event], dict[str, Any]]
 ) -> Response:
-    """Wait for the turn of a request, and run its work in a thread until it is done or the client disconnects."""
+    """Wait for the turn of a request, and answer with its result or the reason why there is none."""
+    try:
+        async with turn:
+            if await request.is_disconnected():
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            return JSONResponse(await _run_while_connected(request, work))
+    except ValueError as error:
+        raise HTTPException(422, error.problem if isinstance(error, MediaError) else str(error)) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        message = "The video needs more memory than this server has. Reduce its size, or cut it."
+        raise HTTPException(413, message) from error
+    except asyncio.CancelledError:  # at the end of `--shutdown-seconds`
+        raise HTTPException(503, "The server stopped before the video was done. Send it again.") from None
+
+
+async def _run_while_connected(request: Request, work: Callable[[threading.Event], dict[str, Any]]) -> dict[str, Any]:
+    """Run the work of a request in a thread, and stop it at the next window if the client disconnects."""
     stopped = threading.Event()
-    async with turn:
-        if await request.is_disconnected():
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        task = asyncio.create_task(asyncio.to_thread(work, stopped))
-        try:
-            while not (await asyncio.wait({task}, timeout=SECONDS_BETWEEN_CHECKS))[0]:
-                if await request.is_disconnected():
-                    stopped.set()
-            return JSONResponse(task.result())
-        except ValueError as error:
-            raise HTTPException(422, error.problem if isinstance(error, MediaError) else str(error)) from error
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            message = "The video needs more memory than this server has. Reduce its size, or cut it."
-            raise HTTPException(413, message) from error
-        finally:
-            stopped.set()  # the thread goes on after a cancellation, up to the next window
+    task = asyncio.create_task(asyncio.to_thread(work, stopped))
+    try:
+        while not (await asyncio.wait({task}, timeout=SECONDS_BETWEEN_CHECKS))[0]:
+            if await request.is_disconnected():
+                stopped.set()
+        return task.result()
+    finally:
+        stopped.set()  # after a cancellation, the thread is still running
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -1,7 +1,9 @@
 """The server of examples/serve.py, over real HTTP on the loopback interface."""
 
 import io
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -39,9 +41,10 @@ FORM = b'--x\r\nContent-Disposition: form-data; name="video"; filename="a"\r\n\r
 class Server:
     """The application in a thread, on a free port."""
 
-    def __init__(self, segmentation: serve.Segmentation, token: str | None = None) -> None:
+    def __init__(self, segmentation: serve.Segmentation, token: str | None = None, shutdown: int = 60) -> None:
         app = serve.create_app(segmentation, token)
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+        config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=shutdown)
+        self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         wait_until(lambda: self.server.started)
@@ -52,9 +55,9 @@ class Server:
         return self.client.post(path, **arguments)
 
     def stop(self) -> None:
-        self.client.close()
         self.server.should_exit = True
         self.thread.join()
+        self.client.close()
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -345,6 +348,18 @@ def test_uploads_that_break_off_or_take_too_long_free_their_place(server, held):
     assert server.post(files={"video": ("b", b"x")}).status_code == 200
 
 
+def test_requests_that_take_longer_than_the_shutdown_are_told_to_try_again(segmentation, held):
+    server, answers = Server(segmentation, shutdown=1), {}
+    threads = [begin(server, name, answers) for name in ("a", "b")]
+    wait_until(lambda: held["begun"])
+    server.stop()
+    for thread in threads:
+        thread.join()
+    assert held["stopped"] == [True]
+    assert {answer.status_code for answer in answers.values()} == {503}
+    assert answers["a"].json()["error"] == "The server stopped before the video was done. Send it again."
+
+
 def test_an_internal_error_shows_no_details(server, segmentation, monkeypatch):
     def fail(*_):
         raise RuntimeError("password in /home/me")
@@ -372,18 +387,60 @@ def test_work_stops_between_windows(segmentation, clip):
     assert len(segmentation.segment_video(upload, None, settings, stopped)["frames"]) == 1
 
 
+# The container.
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The instructions of the Dockerfile with their arguments."""
+    lines = re.sub(r"^#.*\n|\\\n", "", (EXAMPLES / "Dockerfile").read_text(), flags=re.MULTILINE).splitlines()
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines if line)]
+
+
+def test_the_container_runs_the_server_without_privileges(monkeypatch):
+    found = instructions()
+    stages = [index for index, (name, _) in enumerate(found) if name == "FROM"]
+    last = found[stages[-1] :]
+    assert len(stages) == 3 and ("USER", "1000") in last
+    assert last[-1][0] == "ENTRYPOINT"
+    python, option, module, *arguments = json.loads(last[-1][1])
+    assert (python, option, module) == ("python", "-m", "pcmanet.examples.serve")
+    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
+    options = serve.parse_args()
+    assert (options.host, options.port) == ("0.0.0.0", 8000)
+    assert options.shutdown_seconds < 10  # then Docker kills
+
+
+def test_the_health_check_of_the_container_asks_the_server(server):
+    check = next(rest for name, rest in instructions() if name == "HEALTHCHECK")
+    _, *command = json.loads(check[check.index("[") :])
+    assert command[0] == "-c" and ":8000/health" in command[1]
+    for port, code in ((server.port, 0), (1, 1)):
+        program = command[1].replace(":8000/", f":{port}/")
+        result = subprocess.run(
+            [sys.executable, "-c", program], env={"no_proxy": "*"}, capture_output=True, timeout=SECONDS, check=False
+        )
+        assert result.returncode == code
+
+
+def test_the_container_is_built_from_files_that_exist_and_are_not_ignored():
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    sources = {rest.split()[0] for name, rest in instructions() if name == "COPY" and not rest.startswith("--from")}
+    assert sources == {".", "constraints.txt"}
+    assert all((ROOT / name).exists() for name in kept)
+    # What setuptools reads for the wheel.
+    assert {"setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "src", "examples"} <= kept
+
+
 @pytest.mark.slow
-def test_a_process_finishes_its_requests_when_it_is_terminated(tmp_path, clip):
+def test_a_process_finishes_its_requests_when_it_is_terminated(tmp_path, clip, request):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pcmanet.examples.serve", "--port", str(port), "--model", MODEL, "--threads", "1"],
-        cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "pcmanet.examples.serve", "--port", str(port), "--model", MODEL]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    options = ["--threads", "1", "--shutdown-seconds", str(SECONDS)]
+    process = subprocess.Popen([*command, *options], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    request.addfinalizer(process.kill)
     address, answers = f"http://127.0.0.1:{port}", []
 
     def is_ready() -> bool:
