@@ -33,14 +33,15 @@ DOCS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.
 PAGES = ["README.md", "MODEL_CARD.md", "CONTRIBUTING.md", "examples/README.md", *DOCS]
 # Pages whose code is run as it is, in the order of the page: shell first, then Python.
 TUTORIALS = [
-    "README.md",
-    *(page for page in DOCS if page.startswith(("docs/index", "docs/guides/", "docs/concepts/"))),
+    page
+    for page in ("README.md", *DOCS)
+    if not page.startswith("docs/benchmarks/") and (code_of(page, "bash") or code_of(page, "python"))
 ]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REPOSITORY = "https://github.com/pcmanet/pcmanet"
 RAW = "https://raw.githubusercontent.com/pcmanet/pcmanet/main/"
 SITE = "https://pcmanet.github.io/pcmanet/"
-LANGUAGES = {"bash", "bibtex", "python", "text", "yaml"}
+LANGUAGES = {"bash", "bibtex", "json", "python", "text", "yaml"}
 
 
 def test_the_readme_is_short():
@@ -84,10 +85,12 @@ def test_blocks_say_what_they_are(page: str):
 def test_commands_are_valid(page: str):
     for command in commands_of(page):
         words = shlex.split(re.sub(r"^\$ ", "", command))
-        start = next((k + 1 for k, word in enumerate(words) if word == "pcmanet"), None)
-        if start is None or words[start - 2 :][:1] == ["cd"]:
+        starts = [
+            k for k, word in enumerate(words) if word == "pcmanet" and (k == 0 or re.search("^-m$|=", words[k - 1]))
+        ]
+        if not starts:
             continue
-        arguments = parse_arguments(words[start:])
+        arguments = parse_arguments(words[starts[0] + 1 :])
         if arguments.command == "train" and arguments.recipe:
             recipe = read_recipe(arguments.recipe, arguments.set, data=arguments.data)
             processes = re.search(r"--num_processes (\d+)", command)

@@ -164,7 +164,8 @@ def test_every_documented_command_is_valid(page):
         assignments = [word.strip('"') for word in given[1].split()] if given else []
         recipe = read_recipe(path, assignments, data=data[1] if data else None)
         if path.stem in ("s4", "ms3", "avss", "own_folder"):
-            assert recipe.data and recipe.visual_backbone and recipe.audio_encoder, command
+            pretrained = recipe.initialize_from or (recipe.visual_backbone and recipe.audio_encoder)
+            assert recipe.data and pretrained, command
         processes = re.search(r"--num_processes (\d+)", command)
         assert recipe.batch_size % int(processes[1] if processes else 1) == 0, command
 
