@@ -105,6 +105,9 @@ class PCMANetConfig(CheckedConfig):
             and the fusion has no guidance (for ablations).
         fusion: Name of the block that fuses the feature maps: `"guided"`.
         stage_loss_weights: Weight of each supervised output in the loss, coarse to fine.
+        distillation_weight: Weight of the loss with which the prediction of the finest stage teaches the coarser ones; 0 adds
+            none, as published.
+        feature_distillation_weight: Weight of the loss with which its fused feature map teaches theirs; 0 adds none.
         ignore_index: Label of pixels that the loss and the metrics ignore.
         freeze_audio_encoder: Whether the audio encoder is frozen and stays in evaluation mode, as published.
         layer_norm_eps: Epsilon of QSCA's LayerNorm.
@@ -115,6 +118,9 @@ class PCMANetConfig(CheckedConfig):
             published.
         gather_queries: Whether QSCA computes only the selected queries instead of multiplying by the mask.
         description: One sentence about what the trained network knows and does not know, which the command and the page show.
+        bfloat16_agreement: Mean IoU, in [0, 1], of the masks in bfloat16 with those in float32, which `pcmanet.agreement`
+            measures for trained weights; None if it is unknown. From 0.99 on, `dtype="auto"` may choose bfloat16. Training
+            sets it to None, because it holds for the weights with which it was measured.
     """
 
     model_type = "pcmanet"
@@ -144,6 +150,8 @@ class PCMANetConfig(CheckedConfig):
     cross_attention: str | None = "qsca"
     fusion: str = "guided"
     stage_loss_weights: list[float | int] | tuple[float | int, ...] = (1.0, 1.0, 1.0, 1.0)
+    distillation_weight: float | int = 0.0
+    feature_distillation_weight: float | int = 0.0
     ignore_index: int = 255
     freeze_audio_encoder: bool = True
     layer_norm_eps: float = 1e-5
@@ -158,6 +166,7 @@ class PCMANetConfig(CheckedConfig):
     # Gives the same values as multiplying by the mask with less work, but copies one count per batch to the host.
     gather_queries: bool = False
     description: str | None = None
+    bfloat16_agreement: float | int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = build_backbone_config(self.backbone_config)
@@ -222,7 +231,7 @@ class PCMANetConfig(CheckedConfig):
         require(min(self.token_grid_sizes) > 0, f"`token_grid_sizes` must be positive, got {self.token_grid_sizes}.")
 
     def validate_choices(self) -> None:
-        """Raise if an option has an unknown value or the threshold is out of range."""
+        """Raise if an option has an unknown value, or the threshold or the agreement is out of range."""
         choices = {
             "neck": ("convolution", "feature_pyramid"),
             "token_layout": ("spatial", "scrambled"),
@@ -233,6 +242,13 @@ class PCMANetConfig(CheckedConfig):
         require(
             0 <= self.confidence_threshold < 0.5,
             f"`confidence_threshold` must be in [0, 0.5), got {self.confidence_threshold}.",
+        )
+        for name in ("distillation_weight", "feature_distillation_weight"):
+            weight = getattr(self, name)
+            require(0 <= weight < float("inf"), f"`{name}` must be finite and at least 0, got {weight}.")
+        require(
+            0 <= (self.bfloat16_agreement or 0) <= 1,
+            f"`bfloat16_agreement` is a mean IoU in [0, 1] or None, got {self.bfloat16_agreement}.",
         )
 
     def validate_labels(self) -> None:

@@ -18,7 +18,7 @@
 of logits and labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import initialization as init
@@ -37,7 +38,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_encoders import audio_embedding_size
 from .configuration_pcmanet import NUM_STAGES, PIPELINE_TAG, PCMANetConfig
-from .inference_pcmanet import OptimizedPCMANet, find_obstacle, find_quantized
+from .convolutions_pcmanet import in_chunks, resize
+from .inference_pcmanet import OptimizedPCMANet, choose_dtype, find_obstacle, find_quantized
 from .modeling_audio_encoders import build_audio_encoder, embed_windows, load_audio_encoder
 from .modeling_backbones import build_backbone, build_pyramid, compute_feature_maps, load_backbone
 from .modeling_pcmanet_decoder import (
@@ -87,8 +89,9 @@ class PCMANetModelOutput(ModelOutput):
         confidence_masks: Three uint8 tensors (batch, frames, stage height, stage width) of the three coarser stages, 1 where
             the prediction is uncertain and the next stage selects queries, else 0.
         kept_ratios: (3,), fraction of the pixels of the real frames that each of these masks keeps.
-        hidden_states: If requested, the input of the decoder (the neck output of stage 4) and the fused feature map of
-            every stage, (real frames, hidden_size, stage height, stage width), coarse to fine.
+        hidden_states: If requested, or with labels and a `feature_distillation_weight`, the input of the decoder (the neck
+            output of stage 4) and the fused feature map of every stage, (real frames, hidden_size, stage height, stage width),
+            coarse to fine.
         audio_embeds: (batch, frames, windows * width), outputs of the audio encoder.
         attentions: If requested, the attention weights of QSCA in order of computation: audio to visual, then visual to
             audio, stage by stage (stage 1 has only the latter). Empty unless `attn_implementation="eager"`.
@@ -209,9 +212,11 @@ class PCMANetModel(PCMANetPreTrainedModel):
         """Set training or evaluation mode; a frozen audio encoder and frozen BatchNorms stay in evaluation mode.
 
         The statistics of a frozen BatchNorm belong to its weights. Adapters (LoRA) are saved without them, so statistics that
-        changed in training would be lost.
+        changed in training would be lost. `config.bfloat16_agreement` is forgotten, because it was measured with other weights.
         """
         super().train(mode)
+        if mode:
+            self.config.bfloat16_agreement = None
         for module in self.modules():
             is_frozen = not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
             if isinstance(module, _BatchNorm) and module.affine and is_frozen:
@@ -411,6 +416,17 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             )
         return OptimizedPCMANet(self.model, dtype, audio_dtype or dtype)
 
+    def choose_inference_dtype(self) -> tuple[torch.dtype, str]:
+        """Choose the data type in which an optimized copy is fastest with the same masks, for [`for_inference`].
+
+        Returns:
+            `torch.bfloat16` if `config.bfloat16_agreement` is at least 0.99 and the device of the weights has units for it that
+            are known to be faster (AMX or avx512_bf16 in a CPU, or a GPU), otherwise the data type of this model; and the reason.
+        """
+        if self.dtype != torch.float32:
+            return self.dtype, "the data type of the weights"
+        return choose_dtype(self.config, self.device)
+
     def find_optimization_obstacle(self) -> str | None:
         """Return why an optimized copy should not be kept for this model, such as hooks, adapters or custom modules.
 
@@ -449,12 +465,23 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             ValueError: If a shape or a label is wrong, or not exactly one of the two audio inputs is given.
             TypeError: If a keyword is unknown.
         """
+        if labels is not None and self.config.feature_distillation_weight > 0:
+            kwargs["output_hidden_states"] = True
         outputs = self.model(pixel_values, input_features, audio_embeds, frame_mask, return_dict=True, **kwargs)
-        stage_logits = tuple(_resize_logits(logits, pixel_values.shape[-2:]) for logits in outputs.stage_logits)
-        loss = None if labels is None else self._loss(stage_logits, labels, frame_mask, annotated_frames)
+        *coarser, logits = outputs.stage_logits
+        size = pixel_values.shape[-2:]
+        logits = _resize_logits(logits, size)
+        stage_logits = None
+        if labels is None or not self.training:
+            stage_logits = (*(_resize_logits(one, size) for one in coarser), logits)
+        loss = None
+        if labels is not None:
+            annotated = _supervised_frames(logits, labels, frame_mask, annotated_frames)
+            loss = self._loss(stage_logits or outputs.stage_logits, labels, annotated)
+            loss = loss + self._distillation_loss(outputs, frame_mask, annotated)
         return PCMANetOutput(
             loss=loss,
-            logits=stage_logits[-1],
+            logits=logits,
             stage_logits=stage_logits,
             confidence_masks=outputs.confidence_masks,
             kept_ratios=outputs.kept_ratios,
@@ -464,34 +491,50 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         )
 
     def _loss(
-        self,
-        stage_logits: tuple[torch.Tensor, ...],
-        labels: torch.Tensor,
-        frame_mask: torch.Tensor | None,
-        annotated_frames: torch.Tensor | None,
+        self, stage_logits: tuple[torch.Tensor, ...], labels: torch.Tensor, annotated: torch.Tensor
     ) -> torch.Tensor:
-        """Compute the loss over the annotated real frames."""
-        expected = (*stage_logits[-1].shape[:2], *stage_logits[-1].shape[3:])
-        if labels.shape != expected:
-            raise ValueError(
-                f"`labels` must be (batch, frames, height, width) = {tuple(expected)}, got {tuple(labels.shape)}."
-            )
-        if annotated_frames is not None and annotated_frames.shape != labels.shape[:2]:
-            raise ValueError(
-                f"`annotated_frames` must be (batch, frames) = {tuple(labels.shape[:2])} like `labels`, got "
-                f"{tuple(annotated_frames.shape)}."
-            )
-        annotated = torch.ones(labels.shape[:2], dtype=torch.bool, device=labels.device)
-        for mask in (frame_mask, annotated_frames):
-            annotated = annotated if mask is None else annotated & mask.bool()
+        """Compute the loss of the paper over the annotated real frames."""
         weights = self.config.stage_loss_weights
         return deeply_supervised_loss(stage_logits, labels, annotated, weights, self.config.ignore_index)
+
+    def _distillation_loss(
+        self, outputs: PCMANetModelOutput, frame_mask: torch.Tensor | None, annotated: torch.Tensor
+    ) -> torch.Tensor | float:
+        """Compute the weighted losses with which the finest stage teaches the others, over the same frames."""
+        loss, config = 0.0, self.config
+        if config.distillation_weight > 0:
+            stages = [logits.flatten(0, 1) for logits in cast(tuple[torch.Tensor, ...], outputs.stage_logits)]
+            loss = config.distillation_weight * distillation_loss(stages, annotated.flatten(), prediction_divergence)
+        if config.feature_distillation_weight > 0:
+            _, *stages = cast(tuple[torch.Tensor, ...], outputs.hidden_states)
+            computed = build_layout(annotated, frame_mask, config).to_frames(annotated)
+            loss = loss + config.feature_distillation_weight * distillation_loss(stages, computed, feature_distance)
+        return loss
+
+
+def _supervised_frames(
+    logits: torch.Tensor, labels: torch.Tensor, frame_mask: torch.Tensor | None, annotated_frames: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the annotated real frames, (batch, frames) bool; raise ValueError if a shape does not fit the logits."""
+    expected = (*logits.shape[:2], *logits.shape[3:])
+    if labels.shape != expected:
+        raise ValueError(
+            f"`labels` must be (batch, frames, height, width) = {tuple(expected)}, got {tuple(labels.shape)}."
+        )
+    if annotated_frames is not None and annotated_frames.shape != labels.shape[:2]:
+        raise ValueError(
+            f"`annotated_frames` must be (batch, frames) = {tuple(labels.shape[:2])} like `labels`, got "
+            f"{tuple(annotated_frames.shape)}."
+        )
+    annotated = torch.ones(labels.shape[:2], dtype=torch.bool, device=labels.device)
+    for mask in (frame_mask, annotated_frames):
+        annotated = annotated if mask is None else annotated & mask.bool()
+    return annotated
 
 
 def _resize_logits(logits: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """Resize (batch, frames, num_labels, height, width) bilinearly to (height, width)."""
-    resized = functional.interpolate(logits.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
-    return resized.unflatten(0, logits.shape[:2])
+    return resize(logits.flatten(0, 1), size).unflatten(0, logits.shape[:2])
 
 
 # Losses.
@@ -528,7 +571,7 @@ def binary_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 
     Returns:
         (frames,).
     """
-    logits = logits.squeeze(1).float()
+    logits = logits.squeeze(1).to(torch.promote_types(logits.dtype, torch.float32))
     valid = (labels != ignore_index).to(logits.dtype)
     targets = labels.to(logits.dtype) * valid
     cross_entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none") * valid
@@ -547,9 +590,8 @@ def semantic_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int 
     Returns:
         (frames,).
     """
-    cross_entropy = functional.cross_entropy(
-        logits.float(), labels.long(), ignore_index=ignore_index, reduction="none"
-    )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    cross_entropy = functional.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="none")
     num_valid = (labels != ignore_index).sum((1, 2)).clamp(min=1)
     return cross_entropy.sum((1, 2)) / num_valid
 
@@ -588,29 +630,138 @@ def deeply_supervised_loss(
     """Compute the weighted sum over the four supervised outputs of the loss averaged over the annotated frames.
 
     Args:
-        stage_logits: Four tensors (batch, frames, num_labels, height, width), coarse to fine.
+        stage_logits: Four tensors (batch, frames, num_labels, any height, any width), coarse to fine. They are resized to the
+            size of the labels a few frames at a time, so that only their gradients at their own size stay in memory.
         labels: (batch, frames, height, width), binary or class indexes.
         annotated: (batch, frames) bool, the frames whose labels count. Without annotated frames the loss is 0.
-        stage_weights: Four weights.
+        stage_weights: Four weights; nothing is computed for a stage of weight 0.
         ignore_index: Label of pixels that do not count.
 
     Returns:
-        Scalar, float32.
+        Scalar, float32 or, for such logits, float64.
 
     Raises:
         ValueError: If a label that counts is neither a class nor `ignore_index`.
     """
     num_labels = stage_logits[0].shape[2]
-    frame_loss = binary_loss if num_labels == 1 else semantic_loss
     # Ignored, not left out: their loss is 0, and no shape depends on values, for which a GPU would have to wait.
     labels = torch.where(annotated[..., None, None], labels, ignore_index).flatten(0, 1)
     _validate_labels(labels, num_labels, ignore_index)
     num_annotated = annotated.sum().clamp(min=1)
     losses = [
-        weight * frame_loss(logits.flatten(0, 1), labels, ignore_index).sum() / num_annotated
+        weight * _frame_losses(logits.flatten(0, 1), labels, ignore_index).sum() / num_annotated
         for logits, weight in zip(stage_logits, stage_weights, strict=True)
+        if weight
     ]
-    return torch.stack(losses).sum()
+    return torch.stack(losses).sum() if losses else torch.zeros((), device=labels.device)
+
+
+def _frame_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """Compute the loss of every frame (frames,) for logits (frames, num_labels, any height, any width)."""
+    if torch.is_grad_enabled() and logits.requires_grad and not torch.compiler.is_compiling():
+        return cast(torch.Tensor, _FrameLosses.apply(logits, labels, ignore_index))
+    return _losses_at_label_size(logits, labels, ignore_index)
+
+
+def _losses_at_label_size(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """Resize logits to the size of their labels and compute the loss of every frame."""
+    frame_loss = binary_loss if logits.shape[1] == 1 else semantic_loss
+    if logits.shape[-2:] != labels.shape[-2:]:
+        logits = resize(logits, labels.shape[-2:])
+    return frame_loss(logits, labels, ignore_index)
+
+
+class _FrameLosses(torch.autograd.Function):
+    """`_losses_at_label_size`, whose gradient is computed at once for a few frames at a time and kept at the size of the logits.
+
+    Otherwise the logits of all stages and their probabilities would be kept at the size of the labels until the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+        """Return the losses (frames,)."""
+
+        def compute(part: torch.Tensor, part_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            with torch.enable_grad():
+                leaf = part.detach().requires_grad_()
+                losses = _losses_at_label_size(leaf, part_labels, ignore_index)
+                (gradients,) = torch.autograd.grad(losses.sum(), leaf)
+            return losses.detach(), gradients
+
+        # In float32, because a gradient that is not yet scaled may be too small for float16.
+        single = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        values_per_frame = logits.shape[1] * labels.shape[1] * labels.shape[2]
+        losses, gradients = in_chunks(compute, values_per_frame, single, labels)
+        ctx.save_for_backward(gradients)
+        ctx.dtype = logits.dtype
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient of the logits for that of the losses."""
+        (gradients,) = ctx.saved_tensors
+        return (gradients * gradient[:, None, None, None]).to(ctx.dtype), None, None
+
+
+# Multi-stage distillation. Summaries of the paper name it, its abstract and its published code do not, and it is off by default:
+# docs/benchmarks/ablation.md has what it changes.
+
+
+def distillation_loss(
+    stages: Sequence[torch.Tensor],
+    annotated: torch.Tensor,
+    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Compute the sum over the coarser stages of their divergence from the finest one, averaged over the annotated frames.
+
+    The finest stage is the teacher: it gets no gradient.
+
+    Args:
+        stages: Logits or feature maps of the stages, (frames, channels, stage height, stage width), coarse to fine.
+        annotated: (frames,) bool, the frames that count. Without annotated frames the loss is 0.
+        divergence: [`prediction_divergence`] of logits, or [`feature_distance`] of feature maps.
+
+    Returns:
+        Scalar, float32.
+    """
+    *students, teacher = stages
+    losses = [divergence(student, teacher.detach()) for student in students]
+    return (torch.stack(losses).sum(0) * annotated).sum() / annotated.sum().clamp(min=1)
+
+
+def prediction_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Compute the Kullback-Leibler divergence of the probabilities of the teacher from those of the student.
+
+    Args:
+        student: Logits (frames, num_labels, height, width), before the sigmoid (one label) or the softmax.
+        teacher: Logits (frames, num_labels, larger height, larger width); its probabilities are averaged over the pixels of the
+            teacher in each pixel of the student.
+
+    Returns:
+        (frames,), the mean over the pixels, in nats.
+    """
+    if student.shape[1] == 1:  # the sigmoid as the softmax of two classes
+        student, teacher = (torch.cat([torch.zeros_like(logits), logits], dim=1) for logits in (student, teacher))
+    probabilities = functional.adaptive_avg_pool2d(teacher.float().softmax(1), student.shape[-2:])
+    divergence = functional.kl_div(student.float().log_softmax(1), probabilities, reduction="none")
+    return divergence.sum(1).mean((1, 2))
+
+
+def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Compute the cosine distance of feature maps.
+
+    Args:
+        student: (frames, channels, height, width).
+        teacher: (frames, channels, larger height, larger width), averaged over the pixels in each pixel of the student.
+
+    Returns:
+        (frames,), the mean over the pixels of one minus the cosine of the angle between the two vectors.
+    """
+    pooled = functional.adaptive_avg_pool2d(teacher.float(), student.shape[-2:])
+    # A smaller `eps` lets the gradient of vectors of almost no length grow without limit.
+    similarity = functional.cosine_similarity(student.float(), pooled, dim=1, eps=1e-2)
+    return 1 - similarity.mean((1, 2))
 
 
 __all__ = [
@@ -620,6 +771,9 @@ __all__ = [
     "PCMANetOutput",
     "binary_loss",
     "deeply_supervised_loss",
+    "distillation_loss",
+    "feature_distance",
+    "prediction_divergence",
     "semantic_loss",
     "soft_iou_loss",
 ]

@@ -25,6 +25,9 @@ from modeling_pcmanet.modeling_audio_encoders import load_strict
 from modeling_pcmanet.modeling_pcmanet import (
     binary_loss,
     deeply_supervised_loss,
+    distillation_loss,
+    feature_distance,
+    prediction_divergence,
     semantic_loss,
     soft_iou_loss,
 )
@@ -706,6 +709,83 @@ class TestLosses:
         with pytest.raises(ValueError, match=message):
             deeply_supervised_loss(stages, labels, torch.tensor([[True, True]]), [1.0] * 4)
         assert deeply_supervised_loss(stages, labels, torch.tensor([[True, False]]), [1.0] * 4).isfinite()
+
+
+class TestDistillation:
+    def test_prediction_divergence_of_one_pixel_by_hand(self):
+        # Probabilities of the teacher 1/2, 3/4, 1/2 and 3/4, on average 5/8; of the student 1/2.
+        teacher = torch.tensor([[[[0.0, math.log(3)], [0.0, math.log(3)]]]])
+        expected = 5 / 8 * math.log(5 / 4) + 3 / 8 * math.log(3 / 4)
+        assert prediction_divergence(torch.zeros(1, 1, 1, 1), teacher).tolist() == pytest.approx([expected])
+        two_classes = torch.cat([torch.zeros_like(teacher), teacher], dim=1)
+        assert prediction_divergence(torch.zeros(1, 2, 1, 1), two_classes).tolist() == pytest.approx([expected])
+
+    def test_feature_distance_of_two_pixels_by_hand(self):
+        # The angle is 45 degrees in the first pixel and 0 in the second, whatever the lengths.
+        student = torch.tensor([[[[1.0, 3.0]], [[0.0, 4.0]]]])
+        teacher = torch.tensor([[[[4.0, 0.0, 6.0, 6.0]], [[0.0, 4.0, 8.0, 8.0]]]])
+        assert feature_distance(student, teacher).tolist() == pytest.approx([(1 - math.sqrt(0.5)) / 2])
+
+    def test_gradient_of_features_of_no_length_is_finite(self):
+        student = torch.full((1, 2, 1, 1), 1e-20, requires_grad=True)
+        feature_distance(student, torch.ones(1, 2, 1, 1)).sum().backward()
+        assert student.grad.abs().max() < 1e3
+
+    @pytest.mark.parametrize("divergence", [prediction_divergence, feature_distance])
+    def test_loss_is_a_sum_over_stages_of_annotated_frames_and_teaches_only_the_coarser_ones(self, divergence):
+        torch.manual_seed(0)
+        stages = [torch.rand(3, 2, size, size, requires_grad=True) for size in (1, 2, 4, 8)]
+        annotated = torch.tensor([True, False, True])
+        expected = sum(divergence(stage, stages[-1])[[0, 2]].sum().item() / 2 for stage in stages[:3])
+        loss = distillation_loss(stages, annotated, divergence)
+        loss.backward()
+        assert loss.item() == pytest.approx(expected, rel=1e-6) and expected > 0
+        assert stages[-1].grad is None
+        for stage in stages[:3]:
+            assert stage.grad[[0, 2]].abs().min() > 0 and not stage.grad[1].any()
+
+    def test_nothing_annotated_gives_zero(self):
+        stages = [torch.rand(2, 3, size, size) for size in (1, 2)]
+        assert distillation_loss(stages, torch.zeros(2, dtype=torch.bool), prediction_divergence) == 0
+
+    @pytest.mark.parametrize("padded", [False, True])
+    @pytest.mark.parametrize("weights", [(0.5, 0.0), (0.0, 0.25), (0.5, 0.25)])
+    def test_weighted_losses_are_added_and_do_not_teach_the_finest_stage(self, weights, padded):
+        batch = tiny_batch()
+        labels = torch.randint(0, 2, (2, 3, 48, 64))
+        if padded:
+            batch["frame_mask"] = torch.tensor([[True, True, True], [True, False, False]])
+        annotated = torch.tensor([[True, False, True], [True, True, True]])
+        plain, distilled = tiny_model(), tiny_model()
+        distilled.config.distillation_weight, distilled.config.feature_distillation_weight = weights
+        given = {"labels": labels, "annotated_frames": annotated}
+        outputs = plain(**batch, **given, output_hidden_states=True)
+        counted = annotated & batch.get("frame_mask", torch.ones_like(annotated))
+        computed = batch.get("frame_mask", torch.ones_like(annotated))
+        stages = [logits.flatten(0, 1) for logits in plain.model(**batch).stage_logits]
+        expected = outputs.loss + weights[0] * distillation_loss(stages, counted.flatten(), prediction_divergence)
+        expected += weights[1] * distillation_loss(outputs.hidden_states[1:], counted[computed], feature_distance)
+        loss = distilled(**batch, **given).loss
+        torch.testing.assert_close(loss, expected)
+        assert loss > outputs.loss
+        loss.backward()
+        outputs.loss.backward()
+        finest, coarsest = (
+            [model.model.stages[index].head[-1].weight.grad for model in (plain, distilled)] for index in (3, 0)
+        )
+        torch.testing.assert_close(*finest)
+        assert weights[0] == 0 or not torch.allclose(*coarsest)
+
+    def test_without_labels_and_in_the_optimized_model_nothing_changes(self):
+        batch, changed = tiny_batch(), {"distillation_weight": 1.0, "feature_distillation_weight": 1.0}
+        plain, distilled = tiny_model(), tiny_model(**changed)
+        assert plain.state_dict().keys() == distilled.state_dict().keys()
+        distilled.load_state_dict(plain.state_dict())
+        with torch.no_grad():
+            outputs = distilled(**batch)
+            assert torch.equal(outputs.logits, plain(**batch).logits)
+            assert torch.equal(distilled.for_inference()(**batch).logits, plain.for_inference()(**batch).logits)
+        assert outputs.hidden_states is None
 
 
 class TestStrictLoading:
