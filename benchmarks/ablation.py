@@ -1,28 +1,43 @@
-"""Measure the effect of our changes to the published network: demo-size networks on Sounding Shapes with equal budgets.
+"""Measure the effect of our changes to the published network, of its parts, and of distillation.
 
     python benchmarks/ablation.py --output runs/ablation
+    python benchmarks/ablation.py --output runs/ablation_paired --data examples/paired_data/real_world.yaml
 
-The script trains five variants with three seeds each (15 runs of `pcmanet train`, two at a time) and prints the table of
-docs/benchmarks/ablation.md. With the same seed all variants see the same clips; only the fields named below differ. Finished runs are
-kept: run the same command again to resume.
+The script trains every variant with three seeds and prints the tables of docs/benchmarks/ablation.md. With the same seed all
+variants see the same clips; only the fields named below differ. Finished runs are kept: run the same command again to resume.
+
+Without `--data`, demo-size networks are trained on Sounding Shapes (`pcmanet train`, two runs at a time). With `--data`, the
+decoder of the preset `small` is trained on photos and recordings (paired_features.py), with the frozen encoders of `--model`,
+and the default is also measured with early exit.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from paired_runs import Variant, add_arguments, print_table, run_variants
+import paired_features
+import torch
+from paired_runs import EXAMPLES, Variant, add_arguments, print_differences, print_table, run_variants
+from tqdm.auto import tqdm
 
 
 DEFAULT = "(c) layout and gradients repaired (default)"
 # Fields of the network's configuration.
-DIFFERENCES = {
-    "(a) as published": {"token_layout": '"scrambled"', "masked_query_gradients": "false"},
-    "(b) layout repaired": {"masked_query_gradients": "false"},
+DIFFERENCES: dict[str, dict[str, Any]] = {
+    "(a) as published": {"token_layout": "scrambled", "masked_query_gradients": False},
+    "(b) layout repaired": {"masked_query_gradients": False},
     DEFAULT: {},
     "(d) default without confidence masking": {"confidence_threshold": 0},
-    "(e) default without QSCA": {"cross_attention": "null"},
+    "(e) default without QSCA": {"cross_attention": None},
 }
+PAIRED_DIFFERENCES = DIFFERENCES | {
+    "(f) default with distillation": {"distillation_weight": 1.0, "feature_distillation_weight": 1.0},
+}
+EARLY_EXIT, THRESHOLD = "default with early exit, threshold 0.05", 0.05
+
+Results = dict[str, list[dict[str, float]]]  # by variant, one per seed
 
 
 def validation_score(folder: Path) -> dict[str, float]:
@@ -30,15 +45,10 @@ def validation_score(folder: Path) -> dict[str, float]:
     return {"mIoU": json.loads((folder / "last" / "metrics.json").read_text())["validation"]["miou"]}
 
 
-def main() -> None:
-    """Train the missing runs and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add_arguments(parser, clips=3200)
-    args = parser.parse_args()
+def run_shapes(args: argparse.Namespace) -> Results:
+    """Train and evaluate all variants on Sounding Shapes."""
     variants = {
-        name: Variant("sounding_shapes", {f"configuration.{key}": value for key, value in fields.items()})
+        name: Variant("sounding_shapes", {f"configuration.{key}": json.dumps(value) for key, value in fields.items()})
         for name, fields in DIFFERENCES.items()
     }
     common = {
@@ -48,7 +58,55 @@ def main() -> None:
         # A run has a few hundred steps, all of which the average of the demo model would cover.
         "average_decay": 0.98,
     }
-    print_table(run_variants(args, variants, common, validation_score), DEFAULT)
+    return run_variants(args, variants, common, validation_score)
+
+
+def run_paired(args: argparse.Namespace) -> Results:
+    """Train and evaluate all variants on photos and recordings, the first seed of all variants first."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    encoders = paired_features.Encoders(args.model)
+    training, validation = paired_features.load_features(args, encoders)
+    jobs = [(seed, name) for seed in range(args.seeds) for name in PAIRED_DIFFERENCES]
+    path = args.output / f"results_{args.steps}_steps.jsonl"
+    done = _read_results(path)
+    for seed, name in tqdm([job for job in jobs if job not in done], desc="runs", unit="run"):
+        network = paired_features.train(encoders, training, PAIRED_DIFFERENCES[name], args.steps, seed)
+        measured = {name: paired_features.measure(network, validation)}
+        if name == DEFAULT:
+            measured[EARLY_EXIT] = paired_features.measure(network, validation, THRESHOLD)
+        # One write, so that an interrupted run leaves all of its results or none.
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps([seed, *entry]) + "\n" for entry in measured.items()))
+    done = _read_results(path)
+    names = [*PAIRED_DIFFERENCES, EARLY_EXIT]
+    return {name: [done[seed, name] for seed in range(args.seeds)] for name in names}
+
+
+def _read_results(path: Path) -> Mapping[tuple[int, str], dict[str, float]]:
+    """Return the results of finished runs by seed and variant."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {(seed, name): values for seed, name, values in map(json.loads, lines)}
+
+
+def main() -> None:
+    """Train the missing runs and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add_arguments(parser, clips=3200)
+    parser.add_argument("--data", help="settings of paired data, in place of Sounding Shapes")
+    parser.add_argument(
+        "--model", default=str(EXAMPLES / "real_world_model"), help="with --data: checkpoint of the encoders"
+    )
+    parser.add_argument("--steps", type=int, default=200, help="with --data: steps of each run")
+    args = parser.parse_args()
+    if args.data is None:
+        print_table(run_shapes(args), DEFAULT)
+        return
+    torch.set_num_threads(1)
+    results = run_paired(args)
+    print_table(results, DEFAULT)
+    print_differences(results, DEFAULT)
 
 
 if __name__ == "__main__":

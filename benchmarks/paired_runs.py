@@ -124,6 +124,18 @@ def print_table(results: Mapping[str, list[dict[str, float]]], reference: str) -
         print(f"| {name} | {' | '.join(cells)} |")
 
 
+def print_differences(results: Mapping[str, list[dict[str, float]]], reference: str) -> None:
+    """Print, for every column, the mean and range over the seeds of the difference to the reference with the same seed."""
+    columns = list(results[reference][0])
+    print(f"\n| difference to {reference} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name, runs in results.items():
+        cells = []
+        for column in columns:
+            differences = [own[column] - other[column] for own, other in zip(runs, results[reference], strict=True)]
+            cells.append(f"{statistics.mean(differences):+.4f} ({min(differences):+.4f} to {max(differences):+.4f})")
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
 def mean_and_deviation(values: list[float]) -> str:
     """Return mean ± standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0

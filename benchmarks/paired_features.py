@@ -1,0 +1,342 @@
+"""Train decoders on photos and recordings with cached features of frozen encoders; used by ablation.py.
+
+The visual backbone and the audio encoder are frozen, so their outputs for fixed lists of clips of the paired data
+(dataset_scripts/paired) are computed once. Because neither depends on the other, each picture can then be combined with each
+recording: a training clip is one picture under three of them, most of which belong to an object in view. A run trains neck
+and decoder only, which takes a minute or two on one core.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import real_world
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
+
+from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from modeling_pcmanet.modeling_backbones import compute_feature_maps
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
+from pcmanet.dataset_scripts.paired import Library, PairedClips, read_settings
+from pcmanet.training.data import collate_with_order, embed_with_order
+from pcmanet.training.recipe import Recipe
+from pcmanet.training.run import build_optimizer, set_learning_rate, start_average, update_average
+
+
+SIZE = 192  # side of the frames, in pixels
+POOLING = 2  # of the feature maps, which then have sides of 24, 12, 6 and 3
+MASK_SIZE = 32  # side of the logits and masks, in pixels; the smallest size of frames that the network accepts
+TOKEN_GRIDS = [3, 3, 6, 12]  # each as many times smaller than its feature map as in a network for 224x224 pixels
+CLIPS, FRAMES = 8, 3  # clips of a training step and frames of a clip; cross-attention needs several to choose from
+MATCHING = 0.65  # fraction of the frames whose recording belongs to an object in view
+MINIMUM_AREA = 0.01  # of an object that a clip is about, as a fraction of the frame
+COMPUTED = 16  # clips whose features are computed at once
+SEEDS = {"train": 6, "val": 5}  # of the clips of each split
+
+# Clips of one second: a picture and a recording.
+SETTINGS = real_world.ONE_FRAME | {
+    "pictures": {"single": 0.3, "mosaic": 0.6, "paste": 0.1},
+    "sounds": {"matching": 0.6, "absent": 0.2, "unknown": 0.12, "background": 0.06, "silence": 0.02},
+    "background": 0.3,
+    "still": 0.0,
+}
+
+
+class Features(NamedTuple):
+    """Pictures and recordings with the outputs of the frozen encoders.
+
+    Attributes:
+        maps: Four float16 tensors (pictures, channels, height, width), fine to coarse.
+        visible: uint8 (pictures, height, width), class index of every visible object; 255 is void.
+        audio: (recordings, windows * width), outputs of the audio encoder with exchanged scores.
+        sounding: int64 (recordings,), class index of each recording; 0 if it belongs to no class.
+    """
+
+    maps: list[torch.Tensor]
+    visible: np.ndarray
+    audio: torch.Tensor
+    sounding: np.ndarray
+
+
+class Encoders:
+    """The frozen encoders and the processor that makes their inputs.
+
+    Args:
+        model: Folder or Hub id of the checkpoint whose encoders they are.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.network = PCMANetForAudioVisualSegmentation.from_pretrained(model).eval()
+        self.processor = PCMANetProcessor.from_pretrained(model)
+        self.processor.image_processor.size = {"height": SIZE, "width": SIZE}
+
+    def build_network(self, fields: Mapping[str, Any]) -> PCMANetForAudioVisualSegmentation:
+        """Build a network with a random decoder that gets feature maps in place of frames."""
+        own = self.network.config
+        given = {name: getattr(own, name) for name in ("audio_config", "num_audio_windows", "id2label", "label2id")}
+        config = PCMANetConfig.from_preset("small", **given, token_grid_sizes=TOKEN_GRIDS, **fields)
+        network = PCMANetForAudioVisualSegmentation(config)
+        network.model.backbone = CachedBackbone(self.network.model.backbone)
+        return network
+
+    @torch.no_grad()
+    def compute(self, clips: PairedClips) -> Features:
+        """Compute the features of all clips."""
+        model, collate = self.network.model, ClipCollator(self.processor, binary=False)
+        groups = list(model.audio_encoder.config.score_groups)
+        maps: list[list[torch.Tensor]] = [[], [], [], []]
+        audio, visible, sounding = [], [], []
+        for first in tqdm(range(0, len(clips), COMPUTED), desc=f"features, {clips.split}", file=sys.stderr):
+            part = [clips[index] for index in range(first, min(first + COMPUTED, len(clips)))]
+            batch = dict(collate_with_order(collate, groups, part))
+            batch = embed_with_order(model.audio_encoder, model.config.num_audio_windows, batch)
+            levels = compute_feature_maps(model.backbone, model.pyramid, batch["pixel_values"][:, 0])
+            for collected, level in zip(maps, levels, strict=True):
+                collected.append(functional.avg_pool2d(level, POOLING).half())
+            audio.append(batch["audio_embeds"][:, 0])
+            visible += [_reduce(clip.visible[0]) for clip in part]
+            sounding += [next((event.index for event in clip.events if event.index), 0) for clip in part]
+        pooled = [torch.cat(level) for level in maps]
+        return Features(pooled, np.stack(visible), torch.cat(audio), np.array(sounding))
+
+
+def _reduce(visible: np.ndarray) -> np.ndarray:
+    """Reduce a mask to a square of `MASK_SIZE`, by nearest neighbor."""
+    rows, columns = (np.arange(MASK_SIZE) * side // MASK_SIZE for side in visible.shape)
+    return visible[rows[:, None], columns]
+
+
+def load_features(args: argparse.Namespace, encoders: Encoders) -> tuple[Features, Features]:
+    """Return the features of the training and of the validation split, computed unless their files exist.
+
+    Args:
+        args: `output`, `data`, `clips` and `test_clips` of the command.
+        encoders: The frozen encoders.
+    """
+    loaded, library = [], None
+    for split, length in (("train", args.clips), ("val", args.test_clips)):
+        path = args.output / f"features_{split}_{length}.pt"
+        if not path.exists():
+            library = library or Library(read_settings(args.data, SETTINGS), progress=True)
+            features = encoders.compute(PairedClips(library, "avss", split, length=length, seed=SEEDS[split]))
+            torch.save(tuple(features), path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").rename(path)
+        loaded.append(Features(*torch.load(path, weights_only=False)))
+    return loaded[0], loaded[1]
+
+
+class Combinations:
+    """Clips: pictures, each under several recordings.
+
+    Args:
+        features: Pictures and recordings.
+        seed: Determines the order of the pictures and their recordings.
+    """
+
+    def __init__(self, features: Features, seed: int) -> None:
+        self.features, self.generator = features, np.random.default_rng(seed)
+        self.recordings = {
+            int(index): np.flatnonzero(features.sounding == index) for index in np.unique(features.sounding) if index
+        }
+
+    def training_batches(self, steps: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield a batch for each step, in passes over the pictures in random order."""
+        order: list[int] = []
+        for _ in range(steps):
+            if len(order) < CLIPS:
+                order = self.generator.permutation(len(self.features.visible)).tolist()
+            pictures, order = order[:CLIPS], order[CLIPS:]
+            yield self.batch(pictures, [self._draw(picture) for picture in pictures])
+
+    def _draw(self, picture: int) -> list[int]:
+        """Draw the recordings of the frames of a clip."""
+        matching = self.generator.uniform(size=FRAMES) < MATCHING
+        classes = self.visible_classes(picture)
+        return [
+            self.draw_recording(int(self.generator.choice(classes)) if matches and classes else None)
+            for matches in matching
+        ]
+
+    def visible_classes(self, picture: int) -> list[int]:
+        """Return the classes of a picture that are large enough and have recordings."""
+        indexes, counts = np.unique(self.features.visible[picture], return_counts=True)
+        large = indexes[counts >= MINIMUM_AREA * MASK_SIZE**2]
+        return [int(index) for index in large if index in self.recordings]
+
+    def draw_recording(self, index: int | None) -> int:
+        """Draw a recording in which a class sounds, or any."""
+        return int(self.generator.choice(len(self.features.audio) if index is None else self.recordings[index]))
+
+    def batch(self, pictures: list[int], recordings: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Combine pictures and the recordings of their frames to a batch for [`CachedBackbone`]."""
+        features, frames = self.features, len(recordings[0])
+        visible, sounding = features.visible[pictures][:, None], features.sounding[recordings][..., None, None]
+        # Void pixels may belong to the object that sounds.
+        keep = (visible == sounding) | ((visible == IGNORE_INDEX) & (sounding > 0))
+        frames_of_pictures = torch.tensor(pictures, dtype=torch.float32).view(-1, 1, 1, 1, 1)
+        return {
+            "pixel_values": frames_of_pictures.expand(-1, frames, 3, MASK_SIZE, MASK_SIZE),
+            "audio_embeds": features.audio[torch.tensor(recordings)],
+            "labels": torch.from_numpy(np.where(keep, visible, 0)).long(),
+        }
+
+
+class CachedBackbone(nn.Module):
+    """Stands in for a backbone: a frame whose first value is n gets the feature maps of picture n.
+
+    Args:
+        backbone: The backbone.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.config, self.channels = PreTrainedConfig(), backbone.channels
+        self.maps: list[torch.Tensor] = []
+
+    def forward(self, frames: torch.Tensor) -> SimpleNamespace:
+        """Return the feature maps."""
+        pictures = frames[:, 0, 0, 0].long()
+        maps = (level[pictures].float().contiguous(memory_format=torch.channels_last) for level in self.maps)
+        return SimpleNamespace(feature_maps=tuple(maps))
+
+    def __deepcopy__(self, _memo: dict) -> "CachedBackbone":
+        """Return the module itself, whose maps are large: the copies of a network share them."""
+        return self
+
+
+def train(
+    encoders: Encoders, training: Features, fields: Mapping[str, Any], steps: int, seed: int
+) -> PCMANetForAudioVisualSegmentation:
+    """Train a decoder and return it with averaged weights, in evaluation mode.
+
+    Args:
+        encoders: The encoders that computed the features.
+        training: The features.
+        fields: Fields of the configuration that differ from those of the preset.
+        steps: Number of steps.
+        seed: Of the initial weights and of the clips, which do not depend on `fields`.
+    """
+    # The learning rate, its schedule and the rest are the defaults; the average fits a few hundred steps.
+    recipe = Recipe(preset="small", average_decay=0.98)
+    torch.manual_seed(seed)
+    network = encoders.build_network(fields)
+    network.to(memory_format=torch.channels_last).train()
+    network.model.backbone.maps = training.maps
+    optimizer, average = (
+        build_optimizer(network, recipe),
+        start_average(network, recipe.average_decay, torch.device("cpu")),
+    )
+    batches = Combinations(training, seed).training_batches(steps)
+    for step, batch in enumerate(tqdm(batches, total=steps, desc="training", file=sys.stderr, leave=False)):
+        set_learning_rate(optimizer, recipe, step, steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = network(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        update_average(average, network)
+    return average.module
+
+
+@torch.no_grad()
+def measure(
+    network: PCMANetForAudioVisualSegmentation, validation: Features, early_exit_threshold: float | None = None
+) -> dict[str, float]:
+    """Measure a network on clips of every validation picture.
+
+    Each clip has three frames: under a recording of an object in view; under one of another object in view, if there is one, or
+    again of the same; and under one of no object in view.
+
+    Args:
+        network: The network.
+        validation: The features.
+        early_exit_threshold: Of its optimized copy, see docs/benchmarks/early_exit.md.
+
+    Returns:
+        "mIoU": mean over classes, intersections and unions summed over the data; "binary mIoU": mean over the frames with an
+        object that sounds; "both right": fraction of the pictures of two objects in which each recording gives at least
+        half of its own object and less than half of the other; "silent claimed": mean fraction of the silent object that is
+        claimed; "claimed": fraction of all pixels that is claimed under recordings of no object in view.
+    """
+    clips = Combinations(validation, seed=0)
+    results = _Results(network.config.num_labels)
+    network.model.backbone.maps = validation.maps
+    optimized = network.for_inference()
+    pictures = [picture for picture in range(len(validation.visible)) if clips.visible_classes(picture)]
+    for first in range(0, len(pictures), CLIPS):
+        part = pictures[first : first + CLIPS]
+        pairs, recordings = zip(*(_choose(clips, picture) for picture in part), strict=True)
+        batch = clips.batch(part, list(recordings))
+        truth = batch.pop("labels").numpy()
+        masks = optimized(**batch, early_exit_threshold=early_exit_threshold).logits.argmax(2).numpy()
+        for clip in zip(pairs, masks, truth, validation.visible[part], strict=True):
+            results.add(*clip)
+    return results.compute()
+
+
+class _Results:
+    """Collects what [`measure`] returns."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.counts = np.zeros((2, num_classes))
+        self.binary: list[float] = []
+        self.right: list[bool] = []
+        self.silent: list[float] = []
+        self.claimed: list[float] = []
+
+    def add(self, pair: list[int], masks: np.ndarray, truth: np.ndarray, visible: np.ndarray) -> None:
+        """Add a clip: the classes that sound in its first two frames, masks (frames, height, width), all visible objects."""
+        self.counts += _count(masks, truth, self.counts.shape[1])
+        self.binary += [_binary_iou(*frame) for frame in zip(masks[:2], truth[:2], strict=True)]
+        self.claimed.append(float((masks[2] > 0).mean()))
+        if pair[0] == pair[1]:
+            return
+        own, other = (
+            [float((masks[frame][visible == index] > 0).mean()) for frame, index in zip(frames, pair, strict=True)]
+            for frames in ((0, 1), (1, 0))
+        )
+        self.right.append(min(own) >= 0.5 and max(other) < 0.5)
+        self.silent += other
+
+    def compute(self) -> dict[str, float]:
+        """Return the means."""
+        intersections, unions = self.counts[:, 1:][:, self.counts[1, 1:] > 0]
+        return {
+            "mIoU": float((intersections / unions).mean()),
+            "binary mIoU": float(np.mean(self.binary)),
+            "both right": float(np.mean(self.right)),
+            "silent claimed": float(np.mean(self.silent)),
+            "claimed": float(np.mean(self.claimed)),
+        }
+
+
+def _choose(clips: Combinations, picture: int) -> tuple[list[int], list[int]]:
+    """Draw two objects in view, the same twice if there is one, and a recording of each and of neither."""
+    classes = clips.generator.permutation(clips.visible_classes(picture)).tolist()
+    pair = [classes[0], classes[-1]]
+    absent = np.flatnonzero(~np.isin(clips.features.sounding, clips.features.visible[picture]))
+    return pair, [*map(clips.draw_recording, pair), int(clips.generator.choice(absent))]
+
+
+def _count(masks: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return intersections and unions of each class, (2, classes), over all pixels that are not void."""
+    valid = truth != IGNORE_INDEX
+    pairs = np.bincount(truth[valid] * num_classes + masks[valid], minlength=num_classes**2)
+    table = pairs.reshape(num_classes, num_classes)
+    both = table.diagonal()
+    return np.stack([both, table.sum(0) + table.sum(1) - both])
+
+
+def _binary_iou(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Return the IoU of all claimed and all true pixels."""
+    valid = truth != IGNORE_INDEX
+    mine, true = (mask > 0) & valid, (truth > 0) & valid
+    return float((mine & true).sum() / (mine | true).sum())
