@@ -126,7 +126,8 @@ def _describe_parser(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Yield the blocks of one parser: description, usage, options by group, notes."""
     yield from _describe_text(parser.description or "")
     if not parser._subparsers:
-        yield f"```text\n{parser.format_usage().strip().removeprefix('usage: ')}\n```"
+        values = [action.metavar or action.dest.upper() for action in parser._actions if not action.option_strings]
+        yield f"```text\n{' '.join([parser.prog, *values, '[options]'])}\n```"
     for group in parser._action_groups:
         rows = [
             (_invocation(action), action.help % _expansions(parser, action))

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from pcmanet.training.recipe import Recipe
-
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -63,6 +61,8 @@ def test_site_has_every_page_and_loads_nothing_from_other_servers(site: Path):
 
 @pytest.mark.slow
 def test_generated_parts_are_those_of_the_code(site: Path):
+    from pcmanet.training.recipe import Recipe  # here, because it imports torch
+
     command_line = read_page(site, "reference/command_line")
     for text in (
         "--early-exit-threshold",
