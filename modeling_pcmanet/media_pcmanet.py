@@ -318,8 +318,9 @@ class MediaReader:
                 self._audio = audio_stream(container, self.notes)
                 streams.append(self._audio)
             # A URL is not read twice, because a broadcast would have gone on: one thread decodes what it gives.
-            threads = 1 if _is_url(self._source) else FRAME_THREADS
-            self._packets = PacketQueues(container, streams, self.notes, self._reopen, threads)
+            is_read_once = _is_url(self._source)
+            threads = 1 if is_read_once else FRAME_THREADS
+            self._packets = PacketQueues(container, streams, self.notes, self._reopen, threads, conceals=is_read_once)
             if self._reads["video"]:
                 self._clock, self._converter = VideoClock(self._video), FrameConverter(self._video, self.notes)
                 self._decoded = self._decode_video()
@@ -1077,6 +1078,8 @@ class PacketQueues:
             streams so badly that more than `LARGEST_QUEUE_BYTES` of one wait for the other: the stream is then read from
             the second handle on.
         frame_threads: Threads that decode the frames of a video, 0 for one per core.
+        conceals: Whether the first decoder conceals damage. Otherwise it is an error, because several threads conceal it in
+            another way than one; see [`decode_video`].
     """
 
     def __init__(
@@ -1086,6 +1089,8 @@ class PacketQueues:
         notes: MediaNotes,
         reopen: Callable[[VideoStream | AudioStream], tuple[InputContainer, VideoStream | AudioStream]],
         frame_threads: int,
+        *,
+        conceals: bool,
     ) -> None:
         self._notes = notes
         self._reopen = reopen
@@ -1096,7 +1101,7 @@ class PacketQueues:
         self._seen: Counter[int] = Counter()
         self._reopened: dict[int, Iterator[av.Packet]] = {}
         for stream in streams:
-            _set_threads(stream, frame_threads if isinstance(stream, VideoStream) else 1)
+            _set_threads(stream, frame_threads if isinstance(stream, VideoStream) else 1, conceals=conceals)
 
     def of(self, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
         """Yield the packets of a stream; the last one is empty and drains the decoder.
@@ -1160,12 +1165,14 @@ def _unreadable_counter(notes: MediaNotes) -> Callable[[int], None]:
     return count
 
 
-def _set_threads(stream: VideoStream | AudioStream, threads: int) -> None:
-    """Prepare the decoder of a stream."""
+def _set_threads(stream: VideoStream | AudioStream, threads: int, *, conceals: bool = True) -> None:
+    """Prepare the decoder of a stream; unless it `conceals` damage, that is an error."""
     codec: Any = stream.codec_context  # PyAV's stubs know its settings for video only
-    codec.thread_type, codec.thread_count = "AUTO", threads
+    # Not threads for the parts of a frame, with which MPEG-2 does not report damage.
+    codec.thread_type, codec.thread_count = "FRAME", threads
     if isinstance(stream, VideoStream):
-        codec.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}
+        errors = {} if conceals else {"err_detect": "explode"}
+        codec.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)} | errors
 
 
 def demux(
@@ -1221,51 +1228,66 @@ def decode_video(
         restart: Returns the packets again, for a decoder with one thread; `None` if this is not possible. One thread then
             decodes the video from the start.
     """
-    skipped = bytearray()
     if restart is None:
         yield from _decode_in_order(packets, notes, lambda each: skips(each) and not notes.has_counted(DAMAGED))
-    elif (yielded := (yield from _decode_in_threads(packets, notes, skips, skipped))) is not None:
-        flags = iter(skipped)
-        yield from islice(_decode_in_order(restart(), notes, lambda _: next(flags, 0) > 0), yielded, None)
+    elif (seen := (yield from _decode_in_threads(packets, notes, skips))) is not None:
+        yield from _leave_out(_decode_in_order(restart(), notes, lambda _: False), *seen)
 
 
 def _decode_in_threads(
-    packets: Iterable[av.Packet], notes: MediaNotes, skips: Callable[[av.Packet], bool], skipped: bytearray
-) -> Generator[av.VideoFrame, None, int | None]:
+    packets: Iterable[av.Packet], notes: MediaNotes, skips: Callable[[av.Packet], bool]
+) -> Generator[av.VideoFrame, None, tuple[int, int | None, int] | None]:
     """Decode video packets up to the first sign of damage.
 
     Args:
         packets: The packets.
         notes: Where damage is counted.
         skips: As for [`decode_video`].
-        skipped: Receives for each packet whether its frame could be left out: a byte per packet, so that it can be repeated.
 
     Yields:
         The frames.
 
     Returns:
-        The number of frames yielded; None if the video is complete.
+        The number of frames yielded, the timestamp of the last one, and the number of packets before the sign; None if the
+        video is complete.
     """
-    yielded, inside = 0, Counter()  # timestamps of the packets of which the frame has not come out
-    for packet in packets:
+    inside: Counter[int | None] = Counter()  # timestamps of the packets of which the frame has not come out
+    yielded, last, count = 0, None, 0
+    for count, packet in enumerate(packets, 1):
         is_damaged = packet.is_corrupt or notes.has_counted(DAMAGED)
-        skipped.append(skips(packet) and not is_damaged)
+        is_skipped = skips(packet) and not is_damaged
         try:
-            frames = _frames_of(packet, skips=skipped[-1] > 0)
+            frames = _frames_of(packet, skips=is_skipped)
         except av.FFmpegError:
-            return yielded
-        if packet.size and not (skipped[-1] or packet.is_discard):
+            return yielded, last, count
+        if packet.size and not (is_skipped or packet.is_discard):
             inside[packet.pts] += 1
         if is_damaged or any(frame.is_corrupt for frame in frames):
-            return yielded
+            return yielded, last, count
         for frame in frames:
-            yielded += 1
+            yielded, last = yielded + 1, frame.pts
             yield frame
-            inside -= Counter([frame.pts])
+            inside -= Counter([last])
         if inside.total() > MOST_FRAMES_IN_DECODER:
-            return yielded
+            return yielded, last, count
     # PyAV (18.1) does not report an error after the first frame that it drains from a decoder, but the rest is missing.
-    return yielded if inside else None
+    return (yielded, last, count) if inside else None
+
+
+def _leave_out(frames: Iterable[av.VideoFrame], yielded: int, last: int | None, most: int) -> Iterator[av.VideoFrame]:
+    """Yield the frames after those that were yielded before.
+
+    Args:
+        frames: All frames, also those that were skipped before.
+        yielded: Number of frames that were yielded before.
+        last: Timestamp of the last of them.
+        most: Number of frames that were yielded or skipped before, or more.
+    """
+    remaining = yielded > 0
+    for number, frame in enumerate(frames, 1):
+        if not remaining:
+            yield frame
+        remaining = remaining and number < most and not (number >= yielded and frame.pts == last)
 
 
 def _decode_in_order(
