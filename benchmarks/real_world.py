@@ -12,7 +12,7 @@ it, except for the last row. Measured are
   right class; for all recordings, and for the clear ones, whose class the audio encoder itself scores highest;
 - two photos side by side, once under each of two sounds: how often both clips claim at least half of the object that sounds
   and less than half of the other, and the fraction of the silent object that is claimed;
-- the fraction of pixels that is claimed in silence, under background recordings, under sounds of no class and under sounds
+- the false-positive rate on silent audio, under background recordings, under sounds of no class and under sounds
   of a class that is not in view, and in clips of five seconds under the sound of another class.
 
 With `--pictures` it draws clips instead: half of them single photos, half of them two photos side by side, with what was

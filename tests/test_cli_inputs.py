@@ -96,7 +96,7 @@ class TestFiles:
         assert found.names == ["in/a.m2t", "in/b.3G2", "in/c.f4v", "in/d.dv"]
         (line,) = found.left_out
         assert line.startswith(
-            "in: files that are no videos by their suffix are left out: .gif 2, .ogg 1, no suffix 1."
+            "in: files without the suffix of a video are left out: .gif 2, .ogg 1, no suffix 1."
         )
 
     def test_separate_audio(self, here: Path):

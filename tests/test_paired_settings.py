@@ -41,14 +41,14 @@ def test_lists_all_problems(tmp_path: Path) -> None:
         },
         unknown="drum",
         splits={"val": 0.6, "test": 0.6},
-        colour="red",
+        hue="red",
         clips={"seconds": 0, "steady": 2, "level_decibels": [-5, -10], "sounds": {"loud": 1}, "zom": 2},
     )
     with pytest.raises(DatasetError) as caught:
         read_settings(path)
     text = str(caught.value)
     expected = [
-        "Unknown key 'colour' in the file",
+        "Unknown key 'hue' in the file",
         "photos, source 1: Expected a layout",
         "recordings: Expected a list of sources",
         "Unknown key 'sound' in class 'dog'. Did you mean 'sounds'?",

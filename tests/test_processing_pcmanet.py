@@ -368,7 +368,7 @@ def test_mask_timestamps_for_frames_in_memory(processor):
         ("short.mp4", {"frames_per_second": "all"}, "frames_per_second is 'all'.*\"video\""),
         ("short.mp4", {"masks_per_second": -1}, "masks_per_second is -1"),
         ("short.mp4", {"frames_per_second": True}, "frames_per_second is True: expected a number"),
-        ("short.mp4", {"audio_alignment": "centred"}, "audio_alignment.*'center'.*'centred'"),
+        ("short.mp4", {"audio_alignment": "centered"}, "audio_alignment.*'center'.*'centered'"),
         ("short.mp4", {"frames_per_second": 2, "audio_alignment": "consecutive"}, "frames_per_second is 2.*end"),
     ],
 )
@@ -838,9 +838,9 @@ def test_numpy_batches(default_processor, return_tensors):
                 "videos": RANDOM_FRAMES,
                 "audio": RANDOM_AUDIO,
                 "sampling_rate": 16000,
-                "audio_alignment": "centred",
+                "audio_alignment": "centered",
             },
-            "audio_alignment.*centred",
+            "audio_alignment.*centered",
         ),
         (
             {

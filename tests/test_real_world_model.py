@@ -33,7 +33,7 @@ def write_noise_video(path: Path) -> Path:
 
 
 def test_bundled_model_finds_what_sounds_in_the_bundled_clip(segmenter):
-    """Seconds 0 to 1: dog; 2: rooster begins; 5: silence; 6 to 9: helicopter, beside a silent motorcycle."""
+    """Seconds 0 to 1: dog; 2: rooster begins; 5: silence; 6 to 9: helicopter, next to a silent motorcycle."""
     results = segmenter(str(CLIP), minimum_area=0.01)
     assert len(results) == 10
     found = [{segment["label"] for segment in result["segments"]} for result in results]

@@ -15,7 +15,7 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
     ("values", "message"),
     [
         ({"lerning_rate": 1e-3}, "unknown key 'lerning_rate'. Did you mean learning_rate?"),
-        ({"flavour": 1}, "unknown key 'flavour'. Expected one of task, data,"),
+        ({"flavor": 1}, "unknown key 'flavor'. Expected one of task, data,"),
         ({"task": "s5"}, "task is 's5', expected one of s4, ms3, avss, folder."),
         ({"batch_size": "many"}, "batch_size is 'many', expected an integer."),
         ({"batch_size": 2.5}, "batch_size is 2.5, expected an integer."),

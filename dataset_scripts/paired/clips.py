@@ -38,7 +38,7 @@ FAINT_NOISE = (-75.0, -55.0)  # dBFS of the noise in half of the silent clips
 
 ATTEMPTS = 8  # draws of a second photo that shares no class with the first
 SHORT_SIDE = 0.75  # of a mosaic, relative to its long side
-SIDE_BY_SIDE = 0.8  # fraction of the mosaics whose photos are beside, not above, each other
+SIDE_BY_SIDE = 0.8  # fraction of the mosaics whose photos are side by side, not one above the other
 DIVISION = (0.4, 0.6)  # where a mosaic is divided
 PASTED_SIZE = (0.3, 0.65)  # of a pasted object, relative to the frame
 POINT = (0.2, 0.8)  # where in the window the point of the object may be
@@ -532,16 +532,16 @@ def _render_windows(
 def _draw_mosaic(
     generator: np.random.Generator, library: Library, tiles: Sequence[tuple[int, int]], settings: ClipSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Render two photos beside or above each other, in random order."""
+    """Render two photos side by side or one above the other, in random order."""
     long, short = settings.image_size, round(settings.image_size * SHORT_SIDE)
-    beside = bool(generator.uniform() < SIDE_BY_SIDE)
+    side_by_side = bool(generator.uniform() < SIDE_BY_SIDE)
     first = round(long * generator.uniform(*DIVISION))
     rendered = []
     for place, extent in zip(generator.permutation(2), (first, long - first), strict=True):
         photo, index = tiles[place]
-        height, width = (short, extent) if beside else (extent, short)
+        height, width = (short, extent) if side_by_side else (extent, short)
         rendered.append(_draw_view(generator, *library.photo(photo), index, (height, width), settings))
-    axis = 2 if beside else 1
+    axis = 2 if side_by_side else 1
     return np.concatenate([one[0] for one in rendered], axis), np.concatenate([one[1] for one in rendered], axis)
 
 
@@ -590,7 +590,7 @@ def _draw_path(
     Args:
         generator: Source of all randomness.
         room: Largest corner.
-        kept: bool (height, width), the object that shall stay visible.
+        kept: bool (height, width), the object that must stay visible.
         size: Height and width of the pasted object.
         settings: How clips are made.
     """

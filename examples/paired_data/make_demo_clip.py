@@ -3,7 +3,7 @@
     python examples/paired_data/make_demo_clip.py ../shared/real examples/real_world.mp4
 
 Ten seconds: a dog and a rooster side by side (the dog, then the rooster, then both, then two seconds of silence), and a
-helicopter beside a motorcycle that stays silent, in the end with a dog that is not in view. The bundled model was trained on
+helicopter next to a motorcycle that stays silent, in the end with a dog that is not in view. The bundled model was trained on
 none of these photos and recordings. Their sources and licenses are listed below, and in the file OUTPUT with the suffix .txt,
 which is written next to the clip.
 """

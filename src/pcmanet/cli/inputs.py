@@ -341,7 +341,7 @@ def _videos_in(folder: Path, excluded: Path, left_out: list[str]) -> list[str]:
     if others:
         shown = ", ".join(f"{suffix} {number}" for suffix, number in others.most_common())
         left_out.append(
-            f"{folder}: files that are no videos by their suffix are left out: {shown}. Name one to segment it."
+            f"{folder}: files without the suffix of a video are left out: {shown}. Name one to segment it."
         )
     if not found:
         reasons = " ".join(left_out)

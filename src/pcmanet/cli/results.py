@@ -84,7 +84,7 @@ class OutputFolder:
             overwrite: Whether all of its files are to be removed, so that each of them must be checked.
 
         Raises:
-            FileExistsError: If it is a file, or a folder with files of others.
+            FileExistsError: If it is a file, or a folder with files that pcmanet did not write.
         """
         for path in (self.path, *self.path.parents):
             if path.exists() and not path.is_dir():
@@ -119,8 +119,8 @@ class OutputFolder:
                 removed.
 
         Raises:
-            FileExistsError: If the path is a file, or a folder with files of others.
-            SettingsError: If the folder was begun with other settings.
+            FileExistsError: If the path is a file, or a folder with files that pcmanet did not write.
+            ValueError: If the folder was begun with other settings.
             BlockingIOError: If another run is writing to it.
         """
         self.check(overwrite=overwrite)
@@ -161,7 +161,7 @@ class OutputFolder:
             video: Which video it is, from [`Videos.identify`].
 
         Raises:
-            FileExistsError: If a file of others has that name, or is in the folder that has it.
+            FileExistsError: If a file that pcmanet did not write has that name, or is in the folder that has it.
         """
         (folder / SOURCE).write_text(json.dumps(video, indent=2) + "\n", encoding="utf-8")
         target = self.path / name
@@ -339,7 +339,7 @@ def decode_mask(segmentation: Mapping[str, Any]) -> Image.Image:
 
 SEGMENTATION = pyarrow.struct([("size", pyarrow.list_(pyarrow.int32())), ("counts", pyarrow.string())])
 
-# Name -> type and meaning, as in docs/guides/archives.md and in the card of every archive.
+# Name -> type and meaning, as in docs/reference/results.md and in the card of every archive.
 COLUMNS: dict[str, tuple[pyarrow.DataType, str]] = {
     "video": (pyarrow.string(), "path, URL or name of the video, as it was given"),
     "frame": (pyarrow.int32(), "index of the network frame, from 0; null in the row of a failed video"),
