@@ -116,7 +116,8 @@ class PCMANetOutput(ModelOutput):
     Attributes:
         loss: Scalar, if labels were given.
         logits: (batch, frames, num_labels, height, width), the finest stage at the input size. Padded frames are 0.
-        stage_logits: The logits of all four stages at the input size, coarse to fine; the last one is `logits`.
+        stage_logits: The logits of all four stages at the input size, coarse to fine; the last one is `logits`. None in
+            training mode with labels: the loss needs no more than a few frames of them at a time.
         confidence_masks: Three uint8 tensors (batch, frames, stage height, stage width) of the three coarser stages, 1 where
             the prediction is uncertain and the next stage selects queries, else 0. 0 at stages that a frame did not reach
             because of an early exit.

@@ -19,8 +19,10 @@ from modeling_pcmanet import (
     PCMANetModel,
     PCMANetProcessor,
     VGGishModel,
+    convolutions_pcmanet,
     modeling_pcmanet,
 )
+from modeling_pcmanet.convolutions_pcmanet import resize
 from modeling_pcmanet.modeling_audio_encoders import load_strict
 from modeling_pcmanet.modeling_pcmanet import (
     binary_loss,
@@ -668,6 +670,52 @@ class TestLosses:
         for one, other in zip(torch.autograd.grad(alone, stages), torch.autograd.grad(selected, stages), strict=True):
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-8)
             assert one.abs().max() > 0
+
+    @pytest.mark.parametrize("num_labels", [1, 5])
+    @pytest.mark.parametrize("chunk_values", [1, 10_000_000])
+    def test_gradients_are_those_of_resized_logits_for_any_number_of_frames_at_a_time(
+        self, num_labels, chunk_values, monkeypatch
+    ):
+        monkeypatch.setattr(convolutions_pcmanet, "CHUNK_VALUES", chunk_values)
+        torch.manual_seed(0)
+        stages = [torch.randn(2, 3, num_labels, size, size).double().requires_grad_() for size in (2, 4, 8, 16)]
+        labels = torch.randint(0, max(2, num_labels), (2, 3, 16, 16))
+        labels[0, 0, :4] = 255
+        annotated = torch.tensor([[True, False, True], [True, True, True]])
+        weights, frame_loss = [0.5, 1.0, 1.5, 2.0], binary_loss if num_labels == 1 else semantic_loss
+        expected = sum(
+            weight * frame_loss(resize(logits[annotated], (16, 16)), labels[annotated]).sum() / 5
+            for weight, logits in zip(weights, stages, strict=True)
+        )
+        loss = deeply_supervised_loss(stages, labels, annotated, weights)
+        torch.testing.assert_close(loss, expected)
+        for one, other in zip(
+            torch.autograd.grad(3 * loss, stages), torch.autograd.grad(3 * expected, stages), strict=True
+        ):
+            torch.testing.assert_close(one, other)
+
+    def test_scaled_gradients_of_float16_logits_are_exact(self):
+        logits = torch.randn(1, 1, 1, 8, 8)
+        labels, annotated = torch.randint(0, 2, (1, 1, 512, 512)), torch.ones(1, 1, dtype=torch.bool)
+        gradients = []
+        for dtype in (torch.float16, torch.float32):
+            stage = logits.half().to(dtype).requires_grad_()
+            (deeply_supervised_loss([stage], labels, annotated, [1e-4]) * 2**16).backward()
+            gradients.append(stage.grad.float())
+        torch.testing.assert_close(*gradients, rtol=2e-3, atol=1e-6)
+
+    def test_stage_of_weight_0_is_not_supervised(self):
+        model = tiny_model(stage_loss_weights=(0.0, 1.0, 0.0, 1.0)).train()
+        model(**tiny_batch(), labels=torch.randint(0, 2, (2, 3, 48, 64))).loss.backward()
+        supervised = [stage.head[-1].weight.grad is not None for stage in model.model.stages]
+        assert supervised == [False, True, False, True]
+
+    def test_coarser_outputs_are_resized_unless_only_the_loss_needs_them(self):
+        model, batch, labels = tiny_model().train(), tiny_batch(), torch.randint(0, 2, (2, 3, 48, 64))
+        trained = model(**batch, labels=labels)
+        assert trained.stage_logits is None
+        assert trained.logits.shape == (2, 3, 1, 48, 64) and trained.logits.requires_grad
+        assert len(model(**batch).stage_logits) == len(model.eval()(**batch, labels=labels).stage_logits) == 4
 
     @pytest.mark.parametrize("num_labels", [1, 5])
     def test_no_annotated_frames_give_zero_loss_and_gradient(self, num_labels):

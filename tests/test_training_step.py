@@ -45,4 +45,4 @@ def test_table(scripts, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["training_step.py", *arguments])
     training_step.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
-    assert [line.split("|")[4].strip() for line in lines] == ["plain", "training"]
+    assert [line.split("|")[5].strip() for line in lines] == ["plain", "training"]
