@@ -31,8 +31,8 @@ from torch.ao.quantization import quantize_dynamic
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, VGGishConfig, VGGishModel
+from pcmanet.agreement import mask_metrics, mean_iou, to_masks
 from pcmanet.dataset_scripts.collation import real_frames
-from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
 from pcmanet.examples.evaluate_sounding_shapes import held_out_clips
 
 
@@ -56,7 +56,7 @@ def int8_audio_encoder(model: PCMANetForAudioVisualSegmentation) -> nn.Module:
 VARIANTS: dict[str, Callable[[PCMANetForAudioVisualSegmentation], nn.Module]] = {
     "float32": lambda model: model.for_inference(),
     "bfloat16": lambda model: model.for_inference(torch.bfloat16),
-    # As in the pipeline with dtype="bfloat16": weights are rounded before and after BatchNorms are folded.
+    # As in `pipeline(..., dtype="bfloat16")`: weights are rounded before and after BatchNorms are folded.
     "bfloat16, of a model in bfloat16": lambda model: copy.deepcopy(model).bfloat16().for_inference(),
     # The effect of the weights alone.
     "float32, weights rounded to bfloat16": lambda model: copy.deepcopy(model).bfloat16().float().for_inference(),
@@ -86,9 +86,7 @@ class Agreement:
     """
 
     def __init__(self, num_labels: int):
-        self.with_model, self.with_truth = (
-            BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels) for _ in range(2)
-        )
+        self.with_model, self.with_truth = mask_metrics(num_labels), mask_metrics(num_labels)
         self.different = self.pixels = self.not_finite = 0
 
     def update(self, logits: torch.Tensor, expected: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
@@ -108,25 +106,14 @@ class Agreement:
 
     def row(self) -> list[str]:
         """Return the cells of the table."""
-        scores = (miou(self.with_model, "official"), miou(self.with_model, "dataset"))
+        scores = (mean_iou(self.with_model), mean_iou(self.with_model, "dataset"))
         fraction = f"{self.different / self.pixels:.3%}"
         return [
             *(f"{x:.4f}" for x in scores),
             fraction,
-            f"{miou(self.with_truth, 'official'):.4f}",
+            f"{mean_iou(self.with_truth):.4f}",
             str(self.not_finite),
         ]
-
-
-def to_masks(logits: torch.Tensor) -> torch.Tensor:
-    """Return class indexes (batch, frames, height, width); binary: 1 if the probability is above one half."""
-    return (logits[:, :, 0] > 0).long() if logits.shape[2] == 1 else logits.argmax(2)
-
-
-def miou(metrics: BinaryMetrics | SemanticMetrics, protocol: str) -> float:
-    """Return the mean IoU, over the classes that are present."""
-    results = metrics.compute(protocol)
-    return results.get("miou_seen_classes", results["miou"])
 
 
 @torch.inference_mode()

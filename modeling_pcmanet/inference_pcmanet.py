@@ -377,8 +377,7 @@ def choose_dtype(config: PCMANetConfig, device: torch.device) -> tuple[torch.dty
 def _find_bfloat16_units(device: torch.device) -> str | None:
     """Return the name of the units that multiply in bfloat16, None if a device has none or they were not measured."""
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            return "GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        return "GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != "cpu":
         return None
     capabilities = torch.cpu.get_capabilities()

@@ -113,11 +113,15 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
 
     The network processes a video of any length in overlapping windows, whose logits fade into each other. A thread
     decodes ahead. [`stream`] yields each frame as soon as it is complete and holds only a few frames in memory; a call
-    collects them in a list.
+    collects them in a list. Several threads may use one pipeline.
 
     Where the audio encoder scores groups of classes (`score_groups` in its configuration), an entry also has `heard`: up to
     three groups that score at least 3 standard deviations above other sounds, as `{"label", "score"}`, the highest first.
     They explain an empty result: the sound may be of no class that the model segments.
+
+    With `dtype="auto"`, the default of `pipeline()`, the weights keep the data type in which they were saved, and their optimized
+    copy computes in bfloat16 where that is faster and the checkpoint says that it gives the same masks (see
+    `choose_inference_dtype` of the model). `pipeline(..., dtype="float32")` computes in float32 everywhere.
 
     Create it with `pipeline("audio-visual-segmentation", model=...)`. The arguments of `__call__` can also be passed
     there, as defaults for every call.
@@ -133,6 +137,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     processor: Any
 
     _optimized_model: Any = None
+
+    def __init__(self, *args: Any, dtype: torch.dtype | str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._requested_dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+        self._optimizing = threading.Lock()
 
     def __call__(
         self,
@@ -299,6 +308,18 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             chunks, sampling_rate=sampling_rate, frames_per_second=frames_per_second, audio_alignment=audio_alignment
         )
         return self._live(frames, length, drop_late, forward, postprocess)
+
+    def choose_dtype(self) -> tuple[torch.dtype, str]:
+        """Choose the data type in which the network computes, by the argument `dtype` of the pipeline.
+
+        Returns:
+            The data type, and the reason in a few words.
+        """
+        if self._runs_itself():
+            return self.model.dtype, "the data type of the weights of a model that is not optimized"
+        if self._requested_dtype == "auto":
+            return self.model.choose_inference_dtype()
+        return self._requested_dtype or self.model.dtype, "as requested"
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the model, the processor and the code of this pipeline.
@@ -513,21 +534,29 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             for frames, window_scores in zip(windows, scores, strict=True):
                 for frame, frame_scores in zip(frames, window_scores, strict=False):
                     frame["heard"] = _find_heard(list(groups), frame_scores)
-        return outputs["logits"]
+        return outputs["logits"].to(
+            self.model.dtype
+        )  # windows fade into each other, which would be coarse in bfloat16
 
     def _network(self) -> Callable[..., Any]:
         """Return the optimized model, rebuilt if the model has changed; the model itself if it cannot be optimized."""
+        if self._runs_itself():
+            return self.model
+        with self._optimizing:
+            if not self._is_current(compare_values=False):
+                self._optimized_model = self.model.for_inference(self.choose_dtype()[0])
+            return self._optimized_model
+
+    def _runs_itself(self) -> bool:
+        """Return whether the model itself runs, because it cannot be optimized."""
         spread = getattr(self.model, "hf_device_map", None) is not None or getattr(self.model, "is_quantized", False)
         if self.model.training or spread or not hasattr(self.model, "for_inference"):
-            return self.model
+            return True
         if obstacle := self.model.find_optimization_obstacle():
             logger.warning_once(
                 f"The pipeline runs the model itself and not its optimized copy, because it has {obstacle}."
             )
-            return self.model
-        if not self._is_current(compare_values=False):
-            self._optimized_model = self.model.for_inference()
-        return self._optimized_model
+        return obstacle is not None
 
     def _is_current(self, *, compare_values: bool) -> bool:
         """Whether the optimized model is a copy of the model as it is now."""

@@ -1,5 +1,6 @@
 """Tests of the pipeline: arguments, inputs, windows, reading ahead, and real files through a tiny model."""
 
+import contextlib
 import copy
 import io
 import math
@@ -780,11 +781,56 @@ class Adapter(torch.nn.Module):
         return self.base(values) + 100.0 * self.is_active
 
 
+def _first_frames(pipe: Pipeline, clip: Path) -> tuple[dict, ...]:
+    """Read the frames of the first window."""
+    with contextlib.closing(pipe.preprocess(clip)) as windows:
+        return next(windows).frames
+
+
 class TestOptimizedModel:
     def test_returns_the_same_masks(self, semantic: Pipeline, clips: list[Path]):
         assert_same(semantic(clips[1]), semantic(clips[1], use_optimized_model=False))
         assert semantic._network() is not semantic.model
         assert semantic._network() is semantic._network()
+
+    def test_is_in_bfloat16_where_the_checkpoint_says_that_masks_agree(
+        self, clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        saved = tiny_pipeline(bfloat16_agreement=0.995)
+        saved.save_pretrained(tmp_path)
+        automatic, explicit, float32 = (
+            pipeline("audio-visual-segmentation", model=str(tmp_path), device="cpu", **dtype)
+            for dtype in ({}, {"dtype": "auto"}, {"dtype": "float32"})
+        )
+        for pipe in (automatic, explicit):
+            assert (pipe._network().dtype, pipe.model.dtype) == (torch.bfloat16, torch.float32)
+            assert pipe.choose_dtype()[1] == "avx512_bf16, masks agree with float32 by mIoU 0.995"
+        assert float32._network().dtype == torch.float32
+        assert automatic._logits([[frame] for frame in _first_frames(automatic, clips[0])], {}).dtype == torch.float32
+        expected = saved.model.for_inference(torch.bfloat16)
+        for name, values in automatic._network().state_dict().items():
+            assert torch.equal(values, expected.state_dict()[name])
+        assert automatic(clips[0]) != float32(clips[0])
+
+    def test_is_in_float32_after_training(self, clips: list[Path], monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        pipe = tiny_pipeline(bfloat16_agreement=0.995)
+        pipe(clips[0])
+        assert pipe._optimized_model.dtype == torch.bfloat16
+        pipe.model.train()
+        assert pipe.choose_dtype() == (torch.float32, "the data type of the weights of a model that is not optimized")
+        pipe.model.eval()
+        pipe(clips[0])
+        assert pipe._optimized_model.dtype == torch.float32
+
+    def test_has_the_data_type_of_the_arguments_of_the_class(self, semantic: Pipeline):
+        for dtype in ("bfloat16", torch.float16):
+            pipe = AudioVisualSegmentationPipeline(
+                model=semantic.model, processor=semantic.processor, device="cpu", dtype=dtype
+            )
+            assert pipe.choose_dtype() == (getattr(torch, str(dtype).removeprefix("torch.")), "as requested")
+            assert pipe._network().dtype == pipe.choose_dtype()[0]
 
     def test_is_rebuilt_when_the_weights_change(self, clips: list[Path]):
         pipe = tiny_pipeline()

@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny_model import tiny_batch, tiny_model
 
-from modeling_pcmanet import PCMANetForAudioVisualSegmentation
+from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation
 from modeling_pcmanet.convolutions_pcmanet import (
     FoldedConvolution,
     UpsampledConvolution,
     is_worth_mixing_first,
     is_worth_transforming,
 )
-from modeling_pcmanet.inference_pcmanet import OptimizedPCMANet
+from modeling_pcmanet.inference_pcmanet import OptimizedPCMANet, choose_dtype
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout, ConvolutionBlock
 
 
@@ -442,3 +442,44 @@ def test_rule_for_mixing_before_upsampling():
     assert not is_worth_mixing_first(feature_map, (4, 5))
     assert not is_worth_mixing_first(feature_map.bfloat16(), (8, 10))
     assert not is_worth_mixing_first(torch.randn(1, 80, 200, 200), (400, 400))
+
+
+@pytest.mark.parametrize(
+    ("agreement", "capabilities", "dtype", "reason"),
+    [
+        (0.995, {"avx512_bf16": True}, torch.bfloat16, "avx512_bf16, masks agree with float32 by mIoU 0.995"),
+        (0.99, {"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16, "amx_bf16, masks agree"),
+        (0.995, {"avx512_bf16": False, "avx2": True}, torch.float32, "no units for bfloat16 are known in this cpu"),
+        (0.995, {"bf16": True, "architecture": "aarch64"}, torch.float32, "no units for bfloat16 are known"),
+        (0.989, {"avx512_bf16": True}, torch.float32, "agree by mIoU 0.989, less than 0.99"),
+        (None, {"avx512_bf16": True}, torch.float32, "the checkpoint does not say"),
+    ],
+)
+def test_bfloat16_is_chosen_where_it_is_fast_and_agrees(
+    agreement: float | None,
+    capabilities: dict[str, Any],
+    dtype: torch.dtype,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    model = tiny_model(bfloat16_agreement=agreement)
+    chosen, given = model.choose_inference_dtype()
+    assert chosen == dtype and reason in given
+
+
+def test_bfloat16_is_chosen_on_gpus_by_the_kind_of_backbone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    config = tiny_model(bfloat16_agreement=0.995).config
+    assert choose_dtype(config, torch.device("cuda"))[0] == torch.bfloat16
+    small = PCMANetConfig.from_preset("small", bfloat16_agreement=0.995)
+    assert choose_dtype(small, torch.device("cuda")) == (
+        torch.float32,
+        "efficientnet_lite is slower in bfloat16 on a GPU",
+    )
+    assert choose_dtype(config, torch.device("mps"))[0] == torch.float32
+
+
+def test_weights_in_half_precision_stay_so():
+    model = tiny_model(bfloat16_agreement=0.995).half()
+    assert model.choose_inference_dtype() == (torch.float16, "the data type of the weights")

@@ -5,7 +5,9 @@ A checkpoint is a folder, a Hub id (owner/name), or "real_world" for the model t
 
 import statistics
 import time
+from collections.abc import Mapping
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +24,8 @@ from pcmanet.files import find_checkpoint
 from pcmanet.pipelines.audio_visual_segmentation import TASK, AudioVisualSegmentationPipeline
 
 
+# Parts of the network for which parameters are counted, and their modules.
+PARTS = {"audio encoder": "model.audio_encoder", "backbone": "model.backbone", "fusion and decoder": "model"}
 CLIP_FRAMES = 5  # of a clip of S4 and MS3, for which costs are given
 TIMED_RUNS, TIMED_SECONDS = 20, 3.0  # at most, to measure the speed
 
@@ -99,10 +103,24 @@ def digest(model: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor
     return digest_weights(model, processor.to_json_string())
 
 
-def count_parameters(config: PCMANetConfig) -> int:
-    """Count the parameters of a network, with its audio encoder."""
+def count_parameters(config: PCMANetConfig, parts: Mapping[str, str] = PARTS) -> dict[str, int]:
+    """Count the parameters of a network by part.
+
+    Args:
+        config: Configuration of the network.
+        parts: The module of each part, with `*` for any text. A parameter counts for the first part that contains it.
+
+    Returns:
+        The number of each part. With the default parts their sum is that of the network, with its audio encoder.
+    """
     with torch.device("meta"):
-        return sum(values.numel() for values in PCMANetForAudioVisualSegmentation(config).parameters())
+        network = PCMANetForAudioVisualSegmentation(config)
+    counts = dict.fromkeys(parts, 0)
+    for name, values in network.named_parameters():
+        part = next((part for part, module in parts.items() if fnmatchcase(name, f"{module}.*")), None)
+        if part is not None:
+            counts[part] += values.numel()
+    return counts
 
 
 def count_gmacs(config: PCMANetConfig, processor: PCMANetProcessor, frames: int = CLIP_FRAMES) -> float:

@@ -84,8 +84,16 @@ from .inputs import is_user_error
 
 AVSS_OPTIONS = ("score_padding", "published_no_background")
 MASKS = "masks"  # folder of the predicted masks
-# Fields of a configuration that name classes and versions.
-NOT_ARCHITECTURE = ("id2label", "label2id", "description", "transformers_version", "dtype", "_name_or_path")
+# Fields of a configuration that name classes and versions, or describe the weights.
+NOT_ARCHITECTURE = (
+    "id2label",
+    "label2id",
+    "description",
+    "bfloat16_agreement",
+    "transformers_version",
+    "dtype",
+    "_name_or_path",
+)
 
 # The batch of a job, None if no clip of it can be used; positions of its clips; problems of the clips left out.
 ReadBatch: TypeAlias = tuple[BatchFeature | None, list[int], list[Problem]]
@@ -277,11 +285,14 @@ def _evaluate(
     cast(torch.nn.Module, model).to(state.device)
     reader = _create_reader(arguments, data, processor)
     progress = output / "progress"
+    if arguments.dtype == "auto":
+        chosen = str(model.choose_inference_dtype()[0]).removeprefix("torch.")
+        arguments = Namespace(**{**vars(arguments), "dtype": chosen})
     settings = {"checkpoint": digest(model, processor), **_describe(arguments, reader, model.device)}
     with state.main_process_first():
         progress.mkdir(parents=True, exist_ok=True)
         keep_settings(progress / "settings.json", settings, "Give another --output, or remove that folder.")
-    jobs, optimized = _list_jobs(arguments, reader), model.for_inference()
+    jobs, optimized = _list_jobs(arguments, reader), model.for_inference(getattr(torch, arguments.dtype))
     _compute_jobs(arguments, output, jobs, reader, optimized)
     state.wait_for_everyone()
     results: dict[str, Any] = {}
@@ -321,6 +332,7 @@ def _describe(arguments: Namespace, reader: EvaluationReader, device: torch.devi
         "seed": arguments.seed,
         "device": device.type,
         "threads": arguments.threads,
+        "dtype": arguments.dtype,
         "torch": torch.__version__,
     }
 
@@ -475,15 +487,16 @@ def _measure_cost(
     if not file.is_file():
         speed = {"frames_per_second": measure_speed(model, processor), "device": _describe_device(arguments, model)}
         write_text(file, json.dumps(speed, indent=2) + "\n")
-    counts = {"parameters": count_parameters(model.config), "gmacs_per_frame": count_gmacs(model.config, processor)}
+    parameters = sum(count_parameters(model.config).values())
+    counts = {"parameters": parameters, "gmacs_per_frame": count_gmacs(model.config, processor)}
     return {**counts, **json.loads(file.read_text(encoding="utf-8"))}
 
 
 def _describe_device(arguments: Namespace, model: OptimizedPCMANet) -> str:
-    """Name the device on which the speed is measured."""
+    """Name the device on which the speed is measured, and the data type."""
     if model.device.type == "cuda":
-        return torch.cuda.get_device_name(model.device)
-    return f"{model.device.type}, {arguments.threads} thread(s)"
+        return f"{torch.cuda.get_device_name(model.device)}, {arguments.dtype}"
+    return f"{model.device.type}, {arguments.threads} thread(s), {arguments.dtype}"
 
 
 def _collect(
@@ -568,6 +581,7 @@ def _results(
         "clips": len(clips),
         "frames": int(by_protocol["official"]["frames"]),
         "batch_size": arguments.batch_size,
+        "dtype": arguments.dtype,
         "resolution": "original" if arguments.original_resolution else "network",
         "network": _network(config, size),
         "architecture": _architecture(config),

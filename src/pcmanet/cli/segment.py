@@ -3,6 +3,9 @@
 `run` finds the videos, loads the checkpoint and begins the run in the output folder. A [`Worker`] then segments one video
 after another. Processes that torchrun or `accelerate launch` started divide the videos among them. On a Ray cluster the same
 worker runs as a Ray Data job: every machine has pcmanet installed, and the same paths to the videos and the output folder.
+
+A worker segments two videos at a time, each in a thread with half of PyTorch's threads, so that one is decoded or written
+while the network runs for the other, and no core waits for the end of a small operation. A single video gets all threads.
 """
 
 import errno
@@ -10,11 +13,14 @@ import logging
 import math
 import os
 import sys
+import threading
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +53,7 @@ from .results import (
 
 
 SETTINGS = (
+    "dtype",
     "format",
     "frames_per_second",
     "threshold",
@@ -55,9 +62,10 @@ SETTINGS = (
     "overlay",
     "overlay_frames_per_second",
     "contact_sheet",
-)  # options on which the results depend
+)  # options on which the results depend; the data type as it was chosen
 OVERLAY_RECORDS = "overlay.jsonl"  # temporary: the results that only an overlay at a rate of its own shows
 TABLE_FRAMES = 60  # network frames in the printed table of one video
+VIDEOS_AT_ONCE = 2  # of a worker; a third one gains nothing, because Python code runs in one thread at a time
 
 DEMO_CLIP = "real_world.mp4"
 DEMO_OVERLAY_RATE = "4"  # masks per second of the overlay, so that it follows the sounds
@@ -175,7 +183,7 @@ def _find_results(arguments: Namespace, videos: Videos, names: Sequence[str], ou
 
 
 class Worker:
-    """Segment videos, one after another.
+    """Segment videos, a few at a time.
 
     On exit of its context, also after Ctrl-C, it publishes the rows of the finished videos.
 
@@ -196,6 +204,10 @@ class Worker:
         is_archive = arguments.format == "parquet"
         self.shards = ShardWriter(output.path, arguments.shard_minutes * 60) if is_archive else None
         self.folders = name_folders(videos.names) if _has_folders(arguments) else {}
+        # Of all videos and not of those that are pending, so that a run that is resumed computes with the same threads.
+        self._at_once = max(1, min(VIDEOS_AT_ONCE, len(videos.names)))
+        self._writing = threading.Lock()  # for the open shard
+        self._is_stopped = False
 
     def __enter__(self) -> "Worker":
         return self
@@ -204,19 +216,45 @@ class Worker:
         if self.shards is not None:
             self.shards.publish()
 
-    def segment(self, name: str, progress: Progress) -> tuple[str, bool]:
-        """Segment a video and add its results to the output folder.
+    def segment(self, names: Iterable[str], progress: Progress) -> Iterator[tuple[str, bool]]:
+        """Segment videos and add their results to the output folder.
 
         Args:
-            name: Name of the video.
+            names: Names of the videos.
             progress: Receives the progress.
 
-        Returns:
-            A line about the video, and whether it failed because of its data.
+        Yields:
+            For each video, in the order in which they end: a line about it, and whether it failed because of its data.
 
         Raises:
-            OSError: If the results cannot be written.
+            OSError: If the results cannot be written. The videos that are being segmented end without results.
         """
+        remaining, torch_threads = iter(names), torch.get_num_threads()
+        running: set[Future[tuple[str, bool]]] = set()
+        torch.set_num_threads(max(1, torch_threads // self._at_once))
+        self._is_stopped = False
+        try:
+            with ThreadPoolExecutor(self._at_once, thread_name_prefix="video") as threads, self._stopping():
+                while True:
+                    next_names = islice(remaining, self._at_once - len(running))
+                    running |= {threads.submit(self._segment_video, name, progress) for name in next_names}
+                    if not running:
+                        return
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+        finally:
+            torch.set_num_threads(torch_threads)
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Make the threads end at their next step on exit: after an error or Ctrl-C some may still be running."""
+        try:
+            yield
+        finally:
+            self._is_stopped = True
+
+    def _segment_video(self, name: str, progress: Progress) -> tuple[str, bool]:
+        """Segment a video and add its results to the output folder; return a line about it and whether it failed."""
         shown = printable(name)
         with temporary_folder(self.output.path) as temporary:
             folder = temporary / "complete"
@@ -230,10 +268,10 @@ class Worker:
                 source = _keep_pipe(source, temporary)
                 with (
                     MediaReader(source, audio=audio is None) as reader,
-                    progress.stage(shown, reader.duration) as advance,
+                    self._stage(progress, shown, reader.duration) as advance,
                 ):
                     record(self.segmenter, reader, audio, self.arguments, results, overlay_results, advance)
-                with progress.stage(f"drawing {shown}", reader.duration) as advance:
+                with self._stage(progress, f"drawing {shown}", reader.duration) as advance:
                     draw(
                         self.segmenter,
                         source,
@@ -254,7 +292,8 @@ class Worker:
             if self.folders:
                 self.output.publish(folder, self.folders[name], self.videos.identify(name))
             if self.shards is not None:
-                self.shards.add(shown, rows_of_video(shown, content, results.records()))
+                with self._writing:
+                    self.shards.add(shown, rows_of_video(shown, content, results.records()))
         # Printed after the results are published, so that a reader who closes the output does not prevent it.
         if table is not None:
             progress.print(table)
@@ -263,8 +302,21 @@ class Worker:
     def _add_error(self, name: str, content: str | None, error: str) -> str:
         """Add the row of a failed video to an archive, and return a line about it."""
         if self.shards is not None:
-            self.shards.add_error(name, content, error)
+            with self._writing:
+                self.shards.add_error(name, content, error)
         return f"failed: {name}: {error}"
+
+    @contextmanager
+    def _stage(self, progress: Progress, name: str, seconds: float | None) -> Iterator[Callable[[float], object]]:
+        """Show a stage of a video, see [`Progress.stage`]. It ends at its next step when the worker is stopped."""
+        with progress.stage(name, seconds) as advance:
+
+            def advance_unless_stopped(position: float) -> None:
+                if self._is_stopped:
+                    raise KeyboardInterrupt
+                advance(position)
+
+            yield advance_unless_stopped
 
 
 def _keep_pipe(source: Source, folder: Path) -> Source:
@@ -344,7 +396,7 @@ def _prepare_together(
             prepared = _prepare(arguments, output, state)
         except Exception as error:  # raised below, after the others were informed
             failure = error
-    names = broadcast_object_list([prepared and prepared[0].names])[0]
+    names, arguments.dtype = broadcast_object_list([prepared and prepared[0].names, arguments.dtype])
     if failure is not None:
         raise failure
     if names is None:
@@ -360,19 +412,26 @@ def _prepare(
     """Find the videos, load the checkpoint, and begin the run or join that of the first process."""
     first = state.is_main_process
     videos = _find_and_check_videos(arguments, output) if first else find_videos(arguments, list_files=False)
-    segmenter = load_segmenter(arguments.model, _choose_device(arguments.device, state))
+    segmenter = load_segmenter(arguments.model, _choose_device(arguments.device, state), dtype=arguments.dtype)
     if first:
-        _print_description(segmenter.model.config)
+        _describe_model(arguments, segmenter)
         _begin(output, arguments, videos, segmenter)
     else:
         output.join()
     return videos, segmenter
 
 
-def _print_description(config: PCMANetConfig) -> None:
-    """Say what the model knows, so that results without masks explain themselves."""
-    if config.description is not None:
-        print(f"model: {config.description}", file=sys.stderr)
+def _describe_model(arguments: Namespace, segmenter: AudioVisualSegmentationPipeline) -> None:
+    """Say what the model knows, so that results without masks explain themselves, and in which data type it computes.
+
+    The option takes the chosen data type, which is that of all processes, whatever their machines.
+    """
+    description = segmenter.model.config.description
+    if description is not None:
+        print(f"model: {description}", file=sys.stderr)
+    dtype, reason = segmenter.choose_dtype()
+    arguments.dtype = str(dtype).removeprefix("torch.")
+    print(f"data type: {arguments.dtype} ({reason})", file=sys.stderr)
 
 
 def _choose_device(device: str | None, state: PartialState) -> torch.device:
@@ -412,9 +471,9 @@ def _segment_assigned(
     with (
         Worker(arguments, videos, segmenter, output) as worker,
         Progress(title, len(assigned), done, hidden=hidden) as progress,
+        closing(worker.segment(pending, progress)) as segmented,
     ):
-        for name in pending:
-            line, failed = worker.segment(name, progress)
+        for line, failed in segmented:
             progress.finish_video()
             if failed or len(videos.names) > 1:
                 progress.print(line, failed=failed)
@@ -444,8 +503,8 @@ def _run_on_ray(arguments: Namespace) -> bool:
     output = OutputFolder(arguments.output)
     try:
         videos = _find_and_check_videos(arguments, output)
-        segmenter = load_segmenter(arguments.model, torch.device("cpu"))
-        _print_description(segmenter.model.config)
+        segmenter = load_segmenter(arguments.model, torch.device("cpu"), dtype=arguments.dtype)
+        _describe_model(arguments, segmenter)
         _begin(output, arguments, videos, segmenter)
         results = _find_results(arguments, videos, videos.names, output)
         pending = [name for name in videos.names if name not in results]
@@ -518,7 +577,8 @@ class RayWorker:
         device = _choose_device(arguments.device, start_processes(cpu=arguments.device == "cpu"))
         output = OutputFolder(arguments.output)
         output.join()
-        self._worker = Worker(arguments, videos, load_segmenter(arguments.model, device), output)
+        segmenter = load_segmenter(arguments.model, device, dtype=arguments.dtype)
+        self._worker = Worker(arguments, videos, segmenter, output)
         # One shard per row, whatever the time, is named after its videos: when Ray runs a row a second time because a
         # machine was lost after it had published, the shard is replaced by itself.
         if self._worker.shards is not None:
@@ -527,5 +587,5 @@ class RayWorker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Segment the videos of a row."""
         with self._worker, Progress("", 0, hidden=True) as progress:
-            results = [self._worker.segment(name, progress) for name in row["videos"]]
+            results = list(self._worker.segment(row["videos"], progress))
         return {"results": [{"line": line, "failed": failed} for line, failed in results]}

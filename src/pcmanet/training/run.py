@@ -92,8 +92,8 @@ def start_run(
 
     Raises:
         FileExistsError: If the folder contains a run that is not to be resumed.
-        CheckpointError: If the run cannot be resumed.
-        SettingsError: If the run was begun with other settings.
+        OSError: If the run cannot be resumed.
+        ValueError: If the run was begun with other settings.
         ValueError: If the recipe does not match the data, the number of processes or a checkpoint to initialize from.
     """
     accelerator = start_accelerator(recipe)
@@ -218,7 +218,7 @@ def train(run: "Run", test: Callable[[], object] | None = None) -> str:
 
     Raises:
         FloatingPointError: If the loss is not finite.
-        CheckpointError: If a checkpoint cannot be written.
+        OSError: If a checkpoint cannot be written.
     """
     bar = tqdm(
         desc="training",
@@ -462,8 +462,8 @@ class Run:
             name: The folder of a checkpoint, or "latest".
 
         Raises:
-            CheckpointError: If the checkpoint is not found or damaged.
-            SettingsError: If it is of a run with other settings.
+            OSError: If the checkpoint is not found or damaged.
+            ValueError: If it is of a run with other settings.
         """
         if state := self.checkpoints.load(name):
             self.progress = Progress(**state["progress"])

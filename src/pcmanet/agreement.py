@@ -1,0 +1,124 @@
+"""Measure how far masks in bfloat16 agree with those in float32, once for trained weights, and keep it with them.
+
+    python -m pcmanet.agreement MODEL --data examples/paired_data/real_world.yaml --name avss
+    python -m pcmanet.agreement MODEL --data AVSBench --name s4 --clips 500
+    python -m pcmanet.agreement MODEL    # on generated Sounding Shapes
+
+Writes `bfloat16_agreement` to MODEL/config.json, from which `dtype="auto"` reads it. `pcmanet train` does the same with its
+validation clips at the end of a training. The clips must be of the kind that the model was trained for, and none of them
+may be a training clip.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from pcmanet.checkpoints import load_model
+from pcmanet.dataset_scripts.avsbench.layouts import NAMES
+from pcmanet.dataset_scripts.avsbench.rows import RowSettings
+from pcmanet.dataset_scripts.collation import ClipCollator, real_frames
+from pcmanet.dataset_scripts.evaluation import EvaluationReader, find_evaluation_clips, find_paired_clips
+from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.paired import is_paired_data
+from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
+from pcmanet.files import write_text
+
+
+CLIPS = 200  # by default, from which on the measure changes in the fourth digit
+SEED = 2026  # of generated clips; training uses 0
+INPUTS = ("pixel_values", "input_features", "audio_embeds", "frame_mask")
+
+
+@torch.inference_mode()
+def measure_agreement(
+    model: PCMANetForAudioVisualSegmentation, batches: Iterable[Mapping[str, torch.Tensor]]
+) -> float:
+    """Compare the masks of the optimized model in bfloat16 with those in float32.
+
+    Args:
+        model: A trained model in float32.
+        batches: Inputs of the model, as the processor or a collator returns them.
+
+    Returns:
+        Their mean IoU, in [0, 1], under the official protocol of AVSBench with the masks in float32 as the target: the mean
+        over clips of the mean over frames. With several classes it is strict: a class of which one side shows a few pixels
+        and the other none counts 0 in that frame.
+    """
+    metrics = mask_metrics(model.config.num_labels or 1)
+    exact, rounded = model.for_inference(torch.float32), model.for_inference(torch.bfloat16)
+    for batch in batches:
+        inputs = {name: batch[name].to(model.device) for name in INPUTS if name in batch}
+        expected = to_masks(exact(**inputs).logits)
+        metrics.update(rounded(**inputs).logits.float(), expected, real_frames(inputs))
+    return mean_iou(metrics)
+
+
+def mask_metrics(num_labels: int) -> ClipMetrics:
+    """Return metrics that compare masks with other masks."""
+    return BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels)
+
+
+def to_masks(logits: torch.Tensor) -> torch.Tensor:
+    """Return class indexes (batch, frames, height, width); binary: 1 if the probability is above one half."""
+    return (logits[:, :, 0] > 0).long() if logits.shape[2] == 1 else logits.argmax(2)
+
+
+def mean_iou(metrics: ClipMetrics, protocol: str = "official") -> float:
+    """Return the mean IoU, with several classes over those that are present."""
+    results = metrics.compute(protocol)
+    return results.get("miou_seen_classes", results["miou"])
+
+
+def write_agreement(folder: Path, agreement: float) -> None:
+    """Write an agreement to the configuration in the folder of a model; its other fields stay as they are."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"bfloat16_agreement": round(agreement, 4)}
+    write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def read_batches(
+    arguments: argparse.Namespace, processor: PCMANetProcessor, *, binary: bool
+) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Read the clips one by one."""
+    collate = ClipCollator(processor, binary)
+    if arguments.data is None:
+        height, width = (processor.image_processor.size[name] for name in ("height", "width"))
+        task = "ms3" if binary else "avss"
+        shapes = SoundingShapes(task, "test", length=arguments.clips, seed=SEED, height=height, width=width)
+        yield from (collate([shapes[index]]) for index in range(arguments.clips))
+        return
+    if is_paired_data(arguments.data):
+        clips = find_paired_clips(arguments.data, arguments.name, arguments.split, arguments.clips, SEED)
+    else:
+        settings = RowSettings(binary=binary).restrict(arguments.name)
+        clips = find_evaluation_clips(arguments.data, arguments.name, arguments.split, settings)
+    reader = EvaluationReader(clips, collate)
+    yield from (reader.read([index]) for index in range(min(arguments.clips, len(clips.clips))))
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", type=Path, help="folder of a model with its processor")
+    parser.add_argument("--data", type=Path, help="AVSBench, a folder of clips, or the YAML file of paired data")
+    parser.add_argument("--name", choices=NAMES, default="avss", help="data set (default: avss)")
+    parser.add_argument("--split", default="val", help="split of the data (default: val)")
+    parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips at most (default: {CLIPS})")
+    arguments = parser.parse_args()
+    model, processor = load_model(str(arguments.model))
+    batches = read_batches(arguments, processor, binary=model.config.num_labels == 1)
+    agreement = measure_agreement(model, tqdm(batches, total=arguments.clips, unit="clip"))
+    write_agreement(arguments.model, agreement)
+    sys.stdout.write(f"mIoU of the masks in bfloat16 with those in float32: {agreement:.4f}, in {arguments.model}\n")
+
+
+if __name__ == "__main__":
+    main()
