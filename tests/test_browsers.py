@@ -1,5 +1,7 @@
 """How tests of the page find a browser, and what happens without one."""
 
+from pathlib import Path
+
 import browsers
 import pytest
 
@@ -38,3 +40,10 @@ def test_without_a_browser_tests_are_skipped_with_the_remedy_but_fail_in_ci(monk
     monkeypatch.setenv(browsers.REQUIRED, "1")
     with pytest.raises(pytest.fail.Exception, match="make browser"):
         browsers.require_browser()
+
+
+def test_ci_installs_a_browser_and_requires_it():
+    commands = (Path(__file__).parents[1] / ".ci" / "run").read_text().splitlines()
+    assert commands.index("make browser") < next(
+        number for number, line in enumerate(commands) if line.startswith(f"{browsers.REQUIRED}=1 make test")
+    )
