@@ -1,4 +1,4 @@
-"""Turn an overlay into an animated picture for a web page, with the loudness of the audio below the frames.
+"""Turn an overlay into an animated image for a web page, with the loudness of the audio below the frames.
 
     pcmanet demo --output demo_output
     python -m pcmanet.examples.animate_overlay demo_output/real_world/overlay.mp4 --output overlay.webp
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from modeling_pcmanet.media_pcmanet import read_media
+from modeling_pcmanet.media_pcmanet import Media, read_media
 from pcmanet.pipelines.timeline import loudness
 
 
@@ -52,26 +52,36 @@ def draw_bars(levels: np.ndarray, size: tuple[int, int], position: float) -> Ima
     return image
 
 
+def draw_frames(media: Media, frames_per_second: float, width: int) -> list[Image.Image]:
+    """Draw the frames of a video, each with the bars below it.
+
+    Args:
+        media: Frames and audio of the video.
+        frames_per_second: Rate of the frames, in hertz (Hz).
+        width: Width of the images, in pixels.
+    """
+    count, height, original_width = media.frames.shape[:3]
+    height = round(height * width / original_width)
+    levels = loudness(media.waveform, media.sampling_rate, count / frames_per_second, width // BAR_STEP)
+    images = []
+    for number, frame in enumerate(media.frames, start=1):
+        image = Image.new("RGB", (width, height + BARS_HEIGHT))
+        image.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+        image.paste(draw_bars(levels, (width, BARS_HEIGHT), number / count), (0, height))
+        images.append(image)
+    return images
+
+
 def main() -> None:
     """Read the video, draw the audio below its frames, and write the animation."""
     args = parse_args()
     media = read_media(args.video, frames_per_second=args.frames_per_second)
-    width, height = args.width, round(args.width * media.frames.shape[1] / media.frames.shape[2])
-    duration = len(media.frames) / args.frames_per_second
-    levels = loudness(media.waveform, media.sampling_rate, duration, width // BAR_STEP)
-    pictures = []
-    for number, frame in enumerate(media.frames):
-        picture = Image.new("RGB", (width, height + BARS_HEIGHT))
-        picture.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
-        bars = draw_bars(levels, (width, BARS_HEIGHT), (number + 1) / len(media.frames))
-        picture.paste(bars, (0, height))
-        pictures.append(picture)
+    images = draw_frames(media, args.frames_per_second, args.width)
     milliseconds = round(1000 / args.frames_per_second)
-    # Of the animation: 0 means without end. Quality and method are those of WebP; GIF ignores them.
-    pictures[0].save(
-        args.output, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, quality=70, method=6
-    )
-    print(f"{args.output}: {len(pictures)} frames, {args.output.stat().st_size / 1e6:.2f} MB")
+    # loop=0: it starts again without end. Quality and method are settings of WebP; GIF ignores them.
+    settings = {"duration": milliseconds, "loop": 0, "quality": 70, "method": 6}
+    images[0].save(args.output, save_all=True, append_images=images[1:], **settings)
+    print(f"{args.output}: {len(images)} frames, {args.output.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

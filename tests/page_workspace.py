@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from command_runs import save_checkpoint, write_clip
+from huggingface_hub import HfApi
 from isolated_python import WITHOUT_EDITABLE_INSTALL
-from loopback_hub import LoopbackHub
+from loopback_hub import TOKEN, LoopbackHub
 from paired_files import write_paired_data
 from PIL import Image
 from published_weights import seeded_state_dict, vggish_shapes
@@ -99,7 +101,7 @@ def make_environment(hub: LoopbackHub, site: Path, folder: Path) -> Mapping[str,
     """Return the environment of a reader who has installed the wheel."""
     programs = folder / "bin"
     write_program(programs / "pcmanet", f'#!/bin/sh\nexec "{sys.executable}" -m pcmanet "$@"\n')
-    # The files to download lie in a folder.
+    # It copies stand-ins in place of downloads.
     write_program(programs / "curl", f'#!/bin/sh\nfor last; do :; done\ncp "{folder}/downloads/${{last##*/}}" .\n')
     path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return hub.environment(folder / "home") | {
@@ -147,12 +149,16 @@ def write_backbone(folder: Path) -> None:
     ConvNextImageProcessor().save_pretrained(folder)
 
 
-def fill_hub(environment: Mapping[str, str], folder: Path) -> None:
+def fill_hub(hub: LoopbackHub, folder: Path) -> None:
     """Upload what pages download from the Hub: a backbone, and a checkpoint as owner/name."""
     write_backbone(folder / "backbone")
     save_checkpoint(folder / "checkpoint")
-    for name, local in (("OpenGVLab/pvt_v2_b5", "backbone"), ("owner/name", "checkpoint")):
-        subprocess.run(["hf", "upload", name, folder / local, "."], env=environment, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        hub.connect(patch, folder / "home")
+        api = HfApi(endpoint=hub.url, token=TOKEN)
+        for name, local in (("OpenGVLab/pvt_v2_b5", "backbone"), ("owner/name", "checkpoint")):
+            api.create_repo(name)
+            api.upload_folder(repo_id=name, folder_path=folder / local)
 
 
 def fill_working_folder(folder: Path) -> None:
