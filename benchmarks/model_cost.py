@@ -21,6 +21,7 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout
+from pcmanet.checkpoints import count_parameters
 
 
 # Column of the tables to its modules; `*` matches every decoder stage.
@@ -32,8 +33,8 @@ PARTS = {
     "GF": "model.stages.*.fusion",
     "heads": "model.stages.*.head",
     "audio projection": "model.audio_projection",
+    "audio encoder": "model.audio_encoder",
 }
-AUDIO_ENCODER = "model.audio_encoder"
 NUM_STAGES = 4
 KEPT_RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)
 
@@ -93,17 +94,6 @@ def module_names(pattern: str) -> list[str]:
     return [pattern.replace("*", str(index)) for index in range(NUM_STAGES)] if "*" in pattern else [pattern]
 
 
-def count_parameters(model: PCMANetForAudioVisualSegmentation) -> dict[str, int]:
-    """Count parameters by part."""
-    parts = PARTS | {"audio encoder": AUDIO_ENCODER}
-    return {
-        part: sum(
-            weight.numel() for name in module_names(pattern) for weight in model.get_submodule(name).parameters()
-        )
-        for part, pattern in parts.items()
-    }
-
-
 def feature_shape(config: PreTrainedConfig) -> tuple[int, ...]:
     """Return the shape of the audio features of one frame."""
     processor = PCMANetProcessor.from_pretrained_backbones(audio=config)
@@ -126,7 +116,7 @@ def count_gmacs(model: PCMANetForAudioVisualSegmentation, frames: int, size: int
         flops = sum(sum(counts.get(f"{root}.{name}", {}).values()) for name in module_names(pattern))
         return flops / 2e9 / frames
 
-    parts = {part: gmacs(pattern) for part, pattern in (PARTS | {"audio encoder": AUDIO_ENCODER}).items()}
+    parts = {part: gmacs(pattern) for part, pattern in PARTS.items()}
     uncounted = counter.get_total_flops() / 2e9 / frames - sum(parts.values())
     if abs(uncounted) > 1e-6:
         raise RuntimeError(
@@ -204,9 +194,9 @@ def main() -> None:
             model = build(network)
         parts = count_gmacs(model, options.frames, options.size)
         totals[network.name] = sum(parts.values()) - parts["audio encoder"]
-        parameters.append(parameter_row(network, count_parameters(model)))
+        parameters.append(parameter_row(network, count_parameters(model.config, PARTS)))
         gmacs.append(gmacs_row(network, parts, as_published))
-    columns = [*PARTS, "audio encoder"]
+    columns = list(PARTS)
     print_table(
         "Parameters; parts in millions, totals without the audio encoder",
         ["network", "parameters", "published", "difference", *columns],

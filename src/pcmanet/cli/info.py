@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
-from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from pcmanet.checkpoints import load_config, silence_transformers
+from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
+from pcmanet.checkpoints import count_parameters, load_config, silence_transformers
 from pcmanet.files import find_checkpoint
 
 
@@ -84,13 +83,8 @@ def _sizes(model: str, config: PCMANetConfig) -> Iterator[tuple[str, str]]:
 
 def _parameters(config: PCMANetConfig) -> Iterator[tuple[str, str]]:
     """Yield the number of parameters of the network and of its parts."""
-    with torch.device("meta"):
-        network = PCMANetForAudioVisualSegmentation(config)
-    counts: dict[str, int] = {}
-    for name, values in network.named_parameters():
-        part = next((part for part in ("audio_encoder", "backbone") if part in name), "fusion and decoder")
-        counts[part] = counts.get(part, 0) + values.numel()
-    parts = ", ".join(f"{part.replace('_', ' ')} {number / 1e6:.2f} M" for part, number in sorted(counts.items()))
+    counts = count_parameters(config)
+    parts = ", ".join(f"{part} {number / 1e6:.2f} M" for part, number in counts.items())
     yield "parameters", f"{sum(counts.values()) / 1e6:.2f} M ({parts})"
 
 
