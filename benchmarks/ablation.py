@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default=str(EXAMPLES / "real_world_model"), help="with --data: checkpoint of the encoders"
     )
-    parser.add_argument("--steps", type=int, default=200, help="with --data: steps of each run")
+    parser.add_argument("--steps", type=int, default=400, help="with --data: steps of each run")
     args = parser.parse_args()
     if args.data is None:
         print_table(run_shapes(args), DEFAULT)

@@ -2,8 +2,8 @@
 
 The visual backbone and the audio encoder are frozen, so their outputs for fixed lists of clips of the paired data
 (dataset_scripts/paired) are computed once. Because neither depends on the other, each picture can then be combined with each
-recording: a training clip is one picture under three of them, most of which belong to an object in view. A run trains neck
-and decoder only, which takes a minute or two on one core.
+recording: a training clip is one picture under three of them, most of which belong to an object in view. Masks are binary, as
+in S4 and MS3. A run trains neck and decoder only, which takes a minute on one core.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from pcmanet.training.run import build_optimizer, set_learning_rate, start_avera
 
 
 SIZE = 192  # side of the frames, in pixels
-POOLING = 2  # of the feature maps, which then have sides of 24, 12, 6 and 3
+MAP_SIZES = (12, 6, 3, 2)  # sides to which the feature maps are averaged, fine to coarse: a quarter of their own
+TOKEN_GRIDS = [2, 2, 3, 6]  # coarse to fine; each as many times smaller as in a network for 224x224 pixels
 MASK_SIZE = 32  # side of the logits and masks, in pixels; the smallest size of frames that the network accepts
-TOKEN_GRIDS = [3, 3, 6, 12]  # each as many times smaller than its feature map as in a network for 224x224 pixels
 CLIPS, FRAMES = 8, 3  # clips of a training step and frames of a clip; cross-attention needs several to choose from
 MATCHING = 0.65  # fraction of the frames whose recording belongs to an object in view
 MINIMUM_AREA = 0.01  # of an object that a clip is about, as a fraction of the frame
@@ -79,8 +79,7 @@ class Encoders:
 
     def build_network(self, fields: Mapping[str, Any]) -> PCMANetForAudioVisualSegmentation:
         """Build a network with a random decoder that gets feature maps in place of frames."""
-        own = self.network.config
-        given = {name: getattr(own, name) for name in ("audio_config", "num_audio_windows", "id2label", "label2id")}
+        given = {name: getattr(self.network.config, name) for name in ("audio_config", "num_audio_windows")}
         config = PCMANetConfig.from_preset("small", **given, token_grid_sizes=TOKEN_GRIDS, **fields)
         network = PCMANetForAudioVisualSegmentation(config)
         network.model.backbone = CachedBackbone(self.network.model.backbone)
@@ -98,8 +97,8 @@ class Encoders:
             batch = dict(collate_with_order(collate, groups, part))
             batch = embed_with_order(model.audio_encoder, model.config.num_audio_windows, batch)
             levels = compute_feature_maps(model.backbone, model.pyramid, batch["pixel_values"][:, 0])
-            for collected, level in zip(maps, levels, strict=True):
-                collected.append(functional.avg_pool2d(level, POOLING).half())
+            for collected, level, size in zip(maps, levels, MAP_SIZES, strict=True):
+                collected.append(functional.adaptive_avg_pool2d(level, size).half())
             audio.append(batch["audio_embeds"][:, 0])
             visible += [_reduce(clip.visible[0]) for clip in part]
             sounding += [next((event.index for event in clip.events if event.index), 0) for clip in part]
@@ -179,12 +178,13 @@ class Combinations:
         features, frames = self.features, len(recordings[0])
         visible, sounding = features.visible[pictures][:, None], features.sounding[recordings][..., None, None]
         # Void pixels may belong to the object that sounds.
-        keep = (visible == sounding) | ((visible == IGNORE_INDEX) & (sounding > 0))
+        ignored = (visible == IGNORE_INDEX) & (sounding > 0)
+        labels = np.where(ignored, IGNORE_INDEX, (visible == sounding) & (sounding > 0))
         frames_of_pictures = torch.tensor(pictures, dtype=torch.float32).view(-1, 1, 1, 1, 1)
         return {
             "pixel_values": frames_of_pictures.expand(-1, frames, 3, MASK_SIZE, MASK_SIZE),
             "audio_embeds": features.audio[torch.tensor(recordings)],
-            "labels": torch.from_numpy(np.where(keep, visible, 0)).long(),
+            "labels": torch.from_numpy(labels),
         }
 
 
@@ -253,7 +253,7 @@ def measure(
     """Measure a network on clips of every validation picture.
 
     Each clip has three frames: under a recording of an object in view; under one of another object in view, if there is one, or
-    again of the same; and under one of no object in view.
+    again of the same; and under one of a class that is not in view.
 
     Args:
         network: The network.
@@ -261,13 +261,12 @@ def measure(
         early_exit_threshold: Of its optimized copy, see docs/benchmarks/early_exit.md.
 
     Returns:
-        "mIoU": mean over classes, intersections and unions summed over the data; "binary mIoU": mean over the frames with an
-        object that sounds; "both right": fraction of the pictures of two objects in which each recording gives at least
-        half of its own object and less than half of the other; "silent claimed": mean fraction of the silent object that is
-        claimed; "claimed": fraction of all pixels that is claimed under recordings of no object in view.
+        "mIoU": mean over the frames with an object that sounds; "both right": fraction of the pictures of two objects in which
+        each recording gives at least half of its own object and less than half of the other; "silent claimed": mean fraction of
+        the silent object that is claimed; "claimed": fraction of all pixels that is claimed in the third frames.
     """
     clips = Combinations(validation, seed=0)
-    results = _Results(network.config.num_labels)
+    results = _Results()
     network.model.backbone.maps = validation.maps
     optimized = network.for_inference()
     pictures = [picture for picture in range(len(validation.visible)) if clips.visible_classes(picture)]
@@ -276,7 +275,7 @@ def measure(
         pairs, recordings = zip(*(_choose(clips, picture) for picture in part), strict=True)
         batch = clips.batch(part, list(recordings))
         truth = batch.pop("labels").numpy()
-        masks = optimized(**batch, early_exit_threshold=early_exit_threshold).logits.argmax(2).numpy()
+        masks = optimized(**batch, early_exit_threshold=early_exit_threshold).logits[:, :, 0].numpy() > 0
         for clip in zip(pairs, masks, truth, validation.visible[part], strict=True):
             results.add(*clip)
     return results.compute()
@@ -285,22 +284,27 @@ def measure(
 class _Results:
     """Collects what [`measure`] returns."""
 
-    def __init__(self, num_classes: int) -> None:
-        self.counts = np.zeros((2, num_classes))
-        self.binary: list[float] = []
+    def __init__(self) -> None:
+        self.ious: list[float] = []
         self.right: list[bool] = []
         self.silent: list[float] = []
         self.claimed: list[float] = []
 
     def add(self, pair: list[int], masks: np.ndarray, truth: np.ndarray, visible: np.ndarray) -> None:
-        """Add a clip: the classes that sound in its first two frames, masks (frames, height, width), all visible objects."""
-        self.counts += _count(masks, truth, self.counts.shape[1])
-        self.binary += [_binary_iou(*frame) for frame in zip(masks[:2], truth[:2], strict=True)]
-        self.claimed.append(float((masks[2] > 0).mean()))
+        """Add a clip.
+
+        Args:
+            pair: The classes that sound in its first two frames.
+            masks: bool (frames, height, width), predicted.
+            truth: (frames, height, width), 0, 1 or ignored.
+            visible: (height, width), class indexes of all visible objects.
+        """
+        self.ious += [_iou(*frame) for frame in zip(masks[:2], truth[:2], strict=True)]
+        self.claimed.append(float(masks[2].mean()))
         if pair[0] == pair[1]:
             return
         own, other = (
-            [float((masks[frame][visible == index] > 0).mean()) for frame, index in zip(frames, pair, strict=True)]
+            [float(masks[frame][visible == index].mean()) for frame, index in zip(frames, pair, strict=True)]
             for frames in ((0, 1), (1, 0))
         )
         self.right.append(min(own) >= 0.5 and max(other) < 0.5)
@@ -308,10 +312,8 @@ class _Results:
 
     def compute(self) -> dict[str, float]:
         """Return the means."""
-        intersections, unions = self.counts[:, 1:][:, self.counts[1, 1:] > 0]
         return {
-            "mIoU": float((intersections / unions).mean()),
-            "binary mIoU": float(np.mean(self.binary)),
+            "mIoU": float(np.mean(self.ious)),
             "both right": float(np.mean(self.right)),
             "silent claimed": float(np.mean(self.silent)),
             "claimed": float(np.mean(self.claimed)),
@@ -319,24 +321,15 @@ class _Results:
 
 
 def _choose(clips: Combinations, picture: int) -> tuple[list[int], list[int]]:
-    """Draw two objects in view, the same twice if there is one, and a recording of each and of neither."""
+    """Draw two objects in view, the same twice if there is one, and a recording of each and of a class not in view."""
     classes = clips.generator.permutation(clips.visible_classes(picture)).tolist()
     pair = [classes[0], classes[-1]]
-    absent = np.flatnonzero(~np.isin(clips.features.sounding, clips.features.visible[picture]))
+    absent = np.flatnonzero(~np.isin(clips.features.sounding, [0, *np.unique(clips.features.visible[picture])]))
     return pair, [*map(clips.draw_recording, pair), int(clips.generator.choice(absent))]
 
 
-def _count(masks: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return intersections and unions of each class, (2, classes), over all pixels that are not void."""
-    valid = truth != IGNORE_INDEX
-    pairs = np.bincount(truth[valid] * num_classes + masks[valid], minlength=num_classes**2)
-    table = pairs.reshape(num_classes, num_classes)
-    both = table.diagonal()
-    return np.stack([both, table.sum(0) + table.sum(1) - both])
-
-
-def _binary_iou(mask: np.ndarray, truth: np.ndarray) -> float:
+def _iou(mask: np.ndarray, truth: np.ndarray) -> float:
     """Return the IoU of all claimed and all true pixels."""
     valid = truth != IGNORE_INDEX
-    mine, true = (mask > 0) & valid, (truth > 0) & valid
-    return float((mine & true).sum() / (mine | true).sum())
+    true = (truth == 1) & valid
+    return float((mask & true).sum() / ((mask & valid) | true).sum())
