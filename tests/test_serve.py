@@ -194,7 +194,11 @@ def test_health_and_model(server, segmenter):
         ({"files": {"film": ("a.mp4", b"x")}}, 422, "Received film. Send the form fields `video`"),
         ({"files": {"image": ("a.png", png((8, 8)))}}, 422, "Received image. Send"),
         ({"data": {"video": "C:/clip.mp4"}}, 422, "Received video='C:/clip.mp4'"),
-        ({"files": {"video": ("text.mp4", b"This is not a video.")}}, 422, "text.mp4 cannot be read as audio or video"),
+        (
+            {"files": {"video": ("text.mp4", b"This is not a video.")}},
+            422,
+            "text.mp4 cannot be read as audio or video",
+        ),
         ({"files": {"video": ("empty.mp4", b"")}}, 422, "empty.mp4 is empty (0 bytes)"),
         ({"files": {"video": ("../../etc/x\n.mp4", b"?" * 99)}}, 422, "cannot be read as audio or video"),
         ({"files": {"video": ("list.m3u8", b"#EXTM3U\nfile:///etc/passwd\n")}}, 422, "list.m3u8 cannot be read"),
