@@ -114,11 +114,13 @@ def _find_parser(module: str) -> argparse.ArgumentParser:
 def describe_command(module: str) -> str:
     """Return the help of a command and of its subcommands as Markdown."""
     parser = _find_parser(module)
-    lines = [f"## {parser.prog}", *_describe_parser(parser)]
+    title = parser.prog.removeprefix("python -m ")
+    lines = [f"## {title}", *_describe_parser(parser)]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                lines += [f"### {command.prog}", *_describe_parser(command)]
+                name = command.prog if title == parser.prog else command.prog.rpartition(" ")[2]
+                lines += [f"### {name}", *_describe_parser(command)]
     return "\n\n".join(lines)
 
 
@@ -212,7 +214,7 @@ def describe_recipe() -> str:
             found.append(known[name[1]])
     tables = []
     for title, members in sections.items():
-        rows = [f"| {title.lower()} | default | meaning |", "|---|---|---|"]
+        rows = ["| field | default | meaning |", "|---|---|---|"]
         for one in members:
             default = json.dumps(defaults[one.name])
             rows.append(f"| `{one.name}` | `{default}` | {_escape(one.metadata['help'])}{_rules(one.metadata)} |")
@@ -244,16 +246,27 @@ class Docstrings(griffe.Extension):
         """Turn [`Name`] into a link if the reference has an entry of that name, else into code; name sections as griffe."""
         if obj.docstring is None:
             return
-        text = re.sub(r"\[`([\w.]+)`\](?![\[(])", _link, obj.docstring.value)
+        text = re.sub(r"\[`~?([\w.]+)`\](?![\[(])", _link, obj.docstring.value)
         text = re.sub(r"^Example:\n(?= +>>>)", "Examples:\n", text, flags=re.MULTILINE)
         if isinstance(obj, griffe.Class) and "__init__" not in obj.members:
             # The fields of a dataclass or configuration: its attributes have their types.
             text = re.sub(r"^Args:$", "Attributes:", text, flags=re.MULTILINE)
+            text = re.sub(
+                r"^    (\w+): (?:.|\n     )*", lambda item: item[0] + _default(obj, item), text, flags=re.MULTILINE
+            )
         obj.docstring.value = text
+
+
+def _default(fields: griffe.Class, item: re.Match[str]) -> str:
+    """Return the default of a field for its description, unless it is long or described."""
+    value = str(getattr(fields.members.get(item[1]), "value", None) or "")
+    return f" Defaults to `{value}`." if 0 < len(value) <= 40 and "efault" not in item[0] and "(" not in value else ""
 
 
 def _link(name: re.Match[str]) -> str:
     """Return the link of a name."""
+    if name[1] in _documented_names().values():
+        return f"[`{name[1].rpartition('.')[2]}`][{name[1]}]"
     owner, _, member = name[1].partition(".")
     path = _documented_names().get(owner)
     target = f"{path}.{member}" if member else path

@@ -622,9 +622,9 @@ class BinaryMetrics(ClipMetrics):
     number of averaged `groups`.
 
     Args:
-        protocol: As for `ClipMetrics`.
-        ignore_index: As for `ClipMetrics`.
-        score_padding: As for `ClipMetrics`.
+        protocol: As for [`ClipMetrics`].
+        ignore_index: As for [`ClipMetrics`].
+        score_padding: As for [`ClipMetrics`].
 
     Example:
         >>> metrics = BinaryMetrics()
@@ -695,9 +695,9 @@ class SemanticMetrics(ClipMetrics):
 
     Args:
         num_labels: Number of classes including background, which is class 0 (AVSS: 71).
-        protocol: As for `ClipMetrics`.
-        ignore_index: As for `ClipMetrics`.
-        score_padding: As for `ClipMetrics`.
+        protocol: As for [`ClipMetrics`].
+        ignore_index: As for [`ClipMetrics`].
+        score_padding: As for [`ClipMetrics`].
         report_published_no_background: Also return `..._published_no_background`: the official script slices `[:-1]`,
             which keeps the background and drops the last class (AVSS: woman). This is an error, but published tables
             contain it.
@@ -797,10 +797,10 @@ class FalsePositiveMetrics(ClipMetrics):
     empty.
 
     Args:
-        num_labels: As for `ClipMetrics`.
-        protocol: As for `ClipMetrics`.
-        ignore_index: As for `ClipMetrics`.
-        score_padding: As for `ClipMetrics`.
+        num_labels: As for [`ClipMetrics`].
+        protocol: As for [`ClipMetrics`].
+        ignore_index: As for [`ClipMetrics`].
+        score_padding: As for [`ClipMetrics`].
 
     Example:
         >>> metrics = FalsePositiveMetrics(num_labels=1)
@@ -847,10 +847,10 @@ class RobustnessMetrics:
     are `"positive"`, `"silence"`, `"noise"` and `"off_screen"`. A clip keeps its index and its labels for all of them.
 
     Args:
-        num_labels: As for `ClipMetrics`.
-        protocol: As for `ClipMetrics`.
-        ignore_index: As for `ClipMetrics`.
-        score_padding: As for `ClipMetrics`.
+        num_labels: As for [`ClipMetrics`].
+        protocol: As for [`ClipMetrics`].
+        ignore_index: As for [`ClipMetrics`].
+        score_padding: As for [`ClipMetrics`].
 
     Example:
         >>> metrics = RobustnessMetrics()
