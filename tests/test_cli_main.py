@@ -283,7 +283,7 @@ class TestErrors:
 @pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(checkpoint: Path, folder: Path, wanted: signal.Signals, code: int):
     """Nothing remains of the video that was being segmented, and the message has the command to resume."""
-    write_clip(folder / "long.mp4", seconds=40)
+    write_clip(folder / "long.mp4", seconds=200)
     options = ["segment", "clip.mp4", "long.mp4", "--model", str(checkpoint), "--frames-per-second", "10"]
     process = start_process(lambda: main(options), folder / "log")
     wait_until((folder / "segmented" / "clip").exists, process, folder / "log")

@@ -1,5 +1,6 @@
 """Tests of src/pcmanet/cli/segment.py: the demo, archives in processes that are killed, and a job on a Ray cluster."""
 
+import errno
 import json
 import os
 import random
@@ -7,13 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 from command_runs import (
     end_process,
     finish_process,
@@ -100,6 +104,25 @@ def test_clips_of_avsbench(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert {path: path.stat().st_mtime_ns for path in clips[0].rglob("*")} == before
     assert main([*words, "--name", "s4"]) == 2
     assert "contains ms3, not s4" in capsys.readouterr().err
+
+
+def test_data_type_is_chosen_printed_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    clip, out = write_clip(tmp_path / "clip.mp4", 2), tmp_path / "out"
+    model = save_checkpoint(tmp_path / "model", bfloat16_agreement=0.995)
+    words = ["segment", str(clip), "--model", str(model), "--device", "cpu", "--output", str(out), "--format", "rle"]
+    assert main(words) == 0
+    reason = "avx512_bf16, masks agree with float32 by mIoU 0.995"
+    assert f"data type: bfloat16 ({reason})" in capsys.readouterr().err
+    assert json.loads((out / SETTINGS).read_text())["settings"]["dtype"] == "bfloat16"
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # as on another machine
+    assert main(words) == 2
+    assert "dtype is 'float32', was 'bfloat16'" in capsys.readouterr().err
+    assert main([*words, "--dtype", "bfloat16"]) == 0
+    assert "data type: bfloat16 (as requested)" in capsys.readouterr().err
 
 
 def recorded(path: Path, *found: tuple[str, ...]) -> RecordedResults:
@@ -281,6 +304,49 @@ class TestRows:
         wanted = rows(here / "plain").filter(pyarrow.compute.field("video") == "clips/day_0/2.mp4").drop(columns)
         got = rows(here / "out_saved").filter(pyarrow.compute.field("video") == "two").drop(columns)
         assert got.equals(wanted)
+
+
+class TestVideosAtOnce:
+    """Two videos wait for each other, which they can only do if both are being segmented."""
+
+    @pytest.fixture
+    def two(self, here: Path) -> str:
+        (here / "two.txt").write_text("clips/day_0/0.mp4\nclips/day_1/1.mp4\n")
+        return "two.txt"
+
+    def test_they_divide_the_threads(self, two: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+        record, both, threads = segment.record, threading.Barrier(2, timeout=100), []
+
+        def record_together(*arguments: Any) -> None:
+            both.wait()
+            threads.append(torch.get_num_threads())
+            record(*arguments)
+
+        monkeypatch.setattr(segment, "record", record_together)
+        before = torch.get_num_threads()
+        torch.set_num_threads(4)
+        try:
+            assert main(command(videos=two)) == 0
+            assert torch.get_num_threads() == 4
+        finally:
+            torch.set_num_threads(before)
+        assert threads == [2, 2]
+        assert set(rows(here / "out")["video"].to_pylist()) == {"clips/day_0/0.mp4", "clips/day_1/1.mp4"}
+
+    def test_an_error_of_the_system_ends_both(self, two: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+        both = threading.Barrier(2, timeout=100)
+
+        def record_forever(*arguments: Any) -> None:
+            if both.wait() == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            while True:
+                time.sleep(0.01)
+                arguments[-1](0.0)  # the progress, which ends the video
+
+        monkeypatch.setattr(segment, "record", record_forever)
+        assert main(command(videos=two)) == 2
+        # Neither shards nor temporary files.
+        assert {path.name for path in (here / "out").iterdir()} == {SETTINGS, "README.md", ".pcmanet.lock"}
 
 
 class TestRestart:
