@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= auto
+# Each process gets consecutive tests, so that those of a file share its fixtures, and takes over some of a slower one.
+PARALLEL := --numprocesses $(JOBS) --dist worksteal
 TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
 SUITE := .venv/transformers_tests/$(TRANSFORMERS)
 DOCS := .venv/.installed_docs
@@ -35,7 +37,7 @@ demo: $(STAMP)  ## segment the bundled clip and show the results
 	$(BIN)/pcmanet demo --output demo_output
 
 test: $(STAMP)  ## all tests but the slow ones
-	$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not slow" -r s
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" -r s
 
 # Transformers' own common tests are in its source distribution only.
 $(SUITE): $(STAMP)
@@ -44,7 +46,7 @@ $(SUITE): $(STAMP)
 	tar -xzf .venv/sources/transformers-$(TRANSFORMERS).tar.gz --strip-components=2 -C $@ transformers-$(TRANSFORMERS)/tests
 
 test-slow: $(STAMP) $(SUITE) $(DOCS)  ## all tests
-	$(BIN)/python -m pytest --numprocesses $(JOBS)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(STAMP)  ## lint, formatting, types and the layout of the library; changes nothing
 	$(BIN)/ruff check .

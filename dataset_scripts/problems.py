@@ -1,5 +1,6 @@
 """Problems of data: all files that cannot be used are reported at once."""
 
+import difflib
 import logging
 import os
 import struct
@@ -51,6 +52,12 @@ class DatasetError(ValueError):
         return "\n".join(
             [f"Found {count} problem(s) in the data:", *_list(self.problems, "`problems` of this exception")]
         )
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Return a remedy for an unknown name: the closest known name, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Expected one of {', '.join(known)}."
 
 
 def report_skipped(problems: Sequence[Problem], clips: int, total: int, data: str) -> None:

@@ -241,6 +241,11 @@ class BlockSize(NamedTuple):
     squeeze_excitation: bool
     hard_swish: bool
 
+    @property
+    def squeezed_channels(self) -> int:
+        """Width of the layer that computes the weights of the channels; 0 if the block has none."""
+        return round_channels(self.expanded_channels // 4) if self.squeeze_excitation else 0
+
 
 # MobileNetV3-Large at width 1 (Howard et al. 2019, table 1).
 _BLOCKS = (

@@ -24,14 +24,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from numbers import Real
-from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 from torchaudio.compliance.kaldi import get_mel_banks
-from transformers import CONFIG_MAPPING, FEATURE_EXTRACTOR_MAPPING, AutoConfig, AutoFeatureExtractor
+from transformers import CONFIG_MAPPING, FEATURE_EXTRACTOR_MAPPING
 from transformers.audio_utils import mel_filter_bank
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
@@ -50,7 +49,6 @@ from .audio_pcmanet import (
 from .configuration_encoders import (
     AudioMobileNetConfig,
     VGGishConfig,
-    build_audio_config,
     check_keywords,
     drop_code_entries,
     loading_saved,
@@ -616,22 +614,6 @@ _DEFAULT_SETTINGS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "chunk_length": config.max_source_positions // 50,
     },
 }
-
-
-def load_feature_extractor(name: str | PathLike[str]) -> FeatureExtractionMixin:
-    """Load the feature extractor that is saved with an audio encoder, or build the default one for its type.
-
-    Args:
-        name: Hub id or folder of the audio encoder.
-
-    Raises:
-        OSError: If there is neither a feature extractor nor a configuration.
-        ValueError: If no feature extractor is known for this type of audio encoder.
-    """
-    try:
-        return AutoFeatureExtractor.from_pretrained(name)
-    except (OSError, ValueError):  # no file of a feature extractor, or a file without its type
-        return build_feature_extractor(build_audio_config(AutoConfig.from_pretrained(name)))
 
 
 def build_feature_extractor(config: PreTrainedConfig) -> FeatureExtractionMixin:

@@ -203,7 +203,7 @@ def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bo
     with MediaReader(source, audio=audio) as reader:
         frames, timestamps = [], []
         for timestamp, frame, _ in reader.frames(frames_per_second):
-            check_held_frames(len(frames), frame, reader.name)
+            check_held_frames(len(frames), frame, reader)
             frames.append(frame)
             timestamps.append(timestamp)
         waveform, sampling_rate = _collect_audio(reader) if audio else (None, None)
@@ -607,9 +607,10 @@ def stack_and_release(frames: list[np.ndarray]) -> np.ndarray:
     return stacked
 
 
-def check_held_frames(count: int, frame: np.ndarray, name: str) -> None:
+def check_held_frames(count: int, frame: np.ndarray, source: "MediaSource | MediaReader") -> None:
     """Raise MediaError if one more frame (height, width, 3) in addition to `count` of them is too much to hold."""
     if (count + 1) * frame.nbytes > LARGEST_FRAMES_BYTES:
+        name = source.name if isinstance(source, MediaReader) else source_name(source)
         height, width = frame.shape[:2]
         raise MediaError(
             f"{name} gives more than {count} frames of {width}x{height}, too much to hold at once. Cut it into parts, make it "
@@ -698,31 +699,6 @@ def _finished(samplers: Sequence["FrameSampler"], end: float) -> Iterator[tuple[
     """Yield what remains of a video that lasts `end` seconds after its last frame was given to [`_sampled`]."""
     for index, sampler in enumerate(samplers):
         yield from ((index, *taken) for taken in sampler.finish(end))
-
-
-def share_audio(pieces: Iterator[AudioPiece], number: int) -> list[Iterator[AudioPiece]]:
-    """Return iterators that each yield all of the audio, at their own pace.
-
-    Args:
-        pieces: The audio, which only these iterators may read.
-        number: Number of iterators.
-    """
-    queues: list[deque[AudioPiece]] = [deque() for _ in range(number)]
-
-    def read(queue: deque[AudioPiece]) -> Iterator[AudioPiece]:
-        while True:
-            while queue:
-                yield queue.popleft()
-            piece = next(pieces, None)
-            if piece is None:
-                return
-            if piece[0] is None:
-                yield piece  # not for the others: when they get there, more frames were read
-            else:
-                for each in queues:
-                    each.append(piece)
-
-    return [read(queue) for queue in queues]
 
 
 def note_missing_end(video: VideoStream, end: float, notes: MediaNotes, audio_end: float | None = None) -> None:

@@ -40,7 +40,6 @@ from .configuration_encoders import (
     BlockSize,
     VGGishConfig,
     build_audio_config,
-    round_channels,
 )
 
 
@@ -161,9 +160,8 @@ def _build_convolution(
 class SqueezeExcitation(nn.Module):
     """Reweight channels by factors computed from their means over frequency and time."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, squeezed: int):
         super().__init__()
-        squeezed = round_channels(channels // 4)
         self.reduce = nn.Linear(channels, squeezed)
         self.expand = nn.Linear(squeezed, channels)
 
@@ -195,7 +193,8 @@ class InvertedResidual(nn.Module):
             groups=expanded,
             activation=activation,
         )
-        self.squeeze_excitation = SqueezeExcitation(expanded) if size.squeeze_excitation else nn.Identity()
+        squeezed = size.squeezed_channels
+        self.squeeze_excitation = SqueezeExcitation(expanded, squeezed) if squeezed else nn.Identity()
         self.projection = _build_convolution(config, expanded, size.out_channels)
         self.has_residual = size.stride == 1 and size.in_channels == size.out_channels
 

@@ -48,17 +48,19 @@ import torch
 from PIL import Image
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoFeatureExtractor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin
 
 from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, cut_windows, to_mono
 from .configuration_encoders import build_audio_config, check_keywords, loading_saved
-from .feature_extraction_pcmanet import build_feature_extractor, check_audio_alignment, load_feature_extractor
+from .feature_extraction_pcmanet import build_feature_extractor, check_audio_alignment
 from .image_processing_pcmanet import PCMANetImageProcessor
 from .media_pcmanet import (
     EVERY_FRAME,
     SAMPLING_OFFSET,
+    AudioPiece,
     FrameSampler,
     MediaError,
     MediaReader,
@@ -66,8 +68,6 @@ from .media_pcmanet import (
     check_held_frames,
     media_source,
     read_audio,
-    share_audio,
-    source_name,
     stack_and_release,
     stream_array,
     stream_decoder,
@@ -209,6 +209,31 @@ def _open_audio(stack: ExitStack, audio: Any, sampling_rate: int | None) -> Iter
     if is_media(audio):
         return _open_reader(stack, audio, video=False).audio()
     return _in_pieces(to_mono(audio), check_sampling_rate(sampling_rate))
+
+
+def share_audio(pieces: Iterator[AudioPiece], number: int) -> list[Iterator[AudioPiece]]:
+    """Return iterators that each yield all of the audio, at their own pace.
+
+    Args:
+        pieces: The audio, which only these iterators may read.
+        number: Number of iterators.
+    """
+    queues: list[deque[AudioPiece]] = [deque() for _ in range(number)]
+
+    def read(queue: deque[AudioPiece]) -> Iterator[AudioPiece]:
+        while True:
+            while queue:
+                yield queue.popleft()
+            piece = next(pieces, None)
+            if piece is None:
+                return
+            if piece[0] is None:
+                yield piece  # not for the others: when they get there, more frames were read
+            else:
+                for each in queues:
+                    each.append(piece)
+
+    return [read(queue) for queue in queues]
 
 
 def _in_pieces(waveform: Any, sampling_rate: int) -> Iterator[tuple[Any, int]]:
@@ -561,11 +586,7 @@ class PCMANetProcessor(ProcessorMixin):
             image_processor = PCMANetImageProcessor(**image_settings)
         else:
             image_processor = PCMANetImageProcessor.from_backbone(visual, **image_settings)
-        if audio is None or isinstance(audio, PreTrainedConfig):
-            extractor = build_feature_extractor(build_audio_config(audio))
-        else:
-            extractor = load_feature_extractor(audio)
-        return cls(image_processor, extractor, audio_windows)
+        return cls(image_processor, _find_feature_extractor(audio), audio_windows)
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -758,7 +779,7 @@ class PCMANetProcessor(ProcessorMixin):
         frames, times, patches = [], [], []
         for (timestamp, frame, _), patch in self._read(video, audio, timestamps=timestamps, **settings):
             if is_media(video):
-                check_held_frames(len(frames), frame, _name_of_media(video))
+                check_held_frames(len(frames), frame, video)
             frames.append(frame)
             times.append(timestamp)
             patches.append(patch)
@@ -1001,6 +1022,16 @@ def _places_patches(feature_extractor: Any) -> bool:
     return hasattr(feature_extractor, "audio_patches")
 
 
+def _find_feature_extractor(audio: PreTrainedConfig | str | PathLike[str] | None) -> Any:
+    """Load the feature extractor that is saved with an audio encoder, or build the default one for its configuration."""
+    if isinstance(audio, str | PathLike):
+        try:
+            return AutoFeatureExtractor.from_pretrained(audio)
+        except (OSError, ValueError):  # no file of a feature extractor, or a file without its type
+            audio = AutoConfig.from_pretrained(audio)
+    return build_feature_extractor(build_audio_config(audio))
+
+
 def _check_windows(audio_windows: Any) -> list[list[float]]:
     """Return the windows as lists; raise ValueError unless each is a pair of seconds before and after the frame."""
     try:
@@ -1053,11 +1084,6 @@ def _spread(name: str, value: Any, count: int) -> list[Any]:
 def _name(index: int, video: Any) -> str:
     """Return the name of a clip in an error message."""
     return f"clip {index} ({video})" if isinstance(video, str | PathLike) else f"clip {index}"
-
-
-def _name_of_media(video: Any) -> str:
-    """Return the name of a file in an error message."""
-    return video.name if isinstance(video, MediaReader) else source_name(video)
 
 
 # --- Batches ---

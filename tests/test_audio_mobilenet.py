@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from modeling_pcmanet.configuration_encoders import AudioMobileNetConfig, round_channels
+from modeling_pcmanet.configuration_encoders import AudioMobileNetConfig
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, main
 from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor
 from modeling_pcmanet.modeling_audio_encoders import AudioMobileNetModel, embed_audio
@@ -128,9 +128,7 @@ def test_sizes_are_those_of_mn04():
     config = AudioMobileNetConfig()
     sizes = [(b.in_channels, b.expanded_channels, b.out_channels, b.kernel_size, b.stride) for b in config.blocks]
     assert sizes == [row[:5] for row in MN04]
-    assert [round_channels(b.expanded_channels // 4) if b.squeeze_excitation else 0 for b in config.blocks] == [
-        row[5] for row in MN04
-    ]
+    assert [block.squeezed_channels for block in config.blocks] == [row[5] for row in MN04]
     assert (config.embedding_size, config.classifier_size, config.num_labels) == (384, 512, 527)
     assert sum(parameter.numel() for parameter in AudioMobileNetModel(config).parameters()) == 983_599
 

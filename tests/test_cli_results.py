@@ -38,7 +38,7 @@ from pcmanet.cli.results import (
     rows_of_video,
     shard_name,
 )
-from pcmanet.files import SettingsError, temporary_folder
+from pcmanet.files import temporary_folder
 
 
 def record(number: int, *labels: str) -> dict:
@@ -333,7 +333,7 @@ def test_settings_apply_only_to_results(tmp_path: Path):
         (temporary / "complete").mkdir()
         output.publish(temporary / "complete", "clip", VIDEO)
     output.leave()
-    with pytest.raises(SettingsError, match="rate is 3, was 2"):
+    with pytest.raises(ValueError, match="rate is 3, was 2"):
         begin(tmp_path / "out", rate=3)
 
 

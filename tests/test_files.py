@@ -7,8 +7,6 @@ import pytest
 from pcmanet import files
 from pcmanet.files import (
     TEMPORARY,
-    DamagedFolderError,
-    SettingsError,
     atomic_file,
     atomic_folder,
     check_settings,
@@ -159,7 +157,7 @@ def test_folder_is_renamed_before_it_is_removed(tmp_path, monkeypatch):
 def test_damage_is_found_and_named(damage, message, tmp_path):
     write_folder(tmp_path / "step", "words")
     damage(tmp_path / "step" / "inner" / "weights")
-    with pytest.raises(DamagedFolderError, match=message):
+    with pytest.raises(ValueError, match=message):
         verify(tmp_path / "step")
 
 
@@ -169,7 +167,7 @@ def test_settings_are_kept_and_every_difference_is_listed(tmp_path):
     keep_settings(file, settings, "Give another --output.")
     keep_settings(file, dict(settings), "Give another --output.")
     other = settings | {"rate": 2.0, "data": {"task": "ms3"}, "overlay": True}
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ValueError) as error:
         keep_settings(file, other, "Give another --output.")
     differences = "rate is 2.0, was 1.0; data.task is 'ms3', was 's4'; overlay is True, was not set"
     assert str(error.value) == f"{tmp_path} was begun with other settings: {differences}. Give another --output."
@@ -177,7 +175,7 @@ def test_settings_are_kept_and_every_difference_is_listed(tmp_path):
 
 def test_setting_that_only_one_run_has_is_a_difference(tmp_path):
     check_settings(tmp_path, {}, {}, "")
-    with pytest.raises(SettingsError, match="rate is not set, was 1"):
+    with pytest.raises(ValueError, match="rate is not set, was 1"):
         check_settings(tmp_path, {}, {"rate": 1}, "")
 
 

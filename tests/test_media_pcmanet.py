@@ -54,7 +54,6 @@ from modeling_pcmanet.media_pcmanet import (
     media_source,
     read_audio,
     read_media,
-    share_audio,
     shown_size,
     stream_array,
     stream_decoder,
@@ -1209,24 +1208,6 @@ def test_frames_at_several_rates_are_those_of_each_rate(video: Path) -> None:
         frames = [frame for number, frame in found if number == index]
         assert [frame[0::2] for frame in frames] == [frame[0::2] for frame in expected]
         assert all(np.array_equal(one[1], other[1]) for one, other in zip(frames, expected, strict=True))
-
-
-def test_shared_audio_is_read_at_each_pace() -> None:
-    chunks = [np.full((1, 2), float(number)) for number in range(3)]
-    pieces = [(chunks[0], 8), (None, 8), (chunks[1], 8), (None, 8), (chunks[2], 8)]
-    first, second = share_audio(iter(pieces), 2)
-    assert [samples for samples, _ in first] == [chunks[0], None, chunks[1], None, chunks[2]]
-    # What was unknown to the first one is known when the second one gets there.
-    assert [samples for samples, _ in second] == chunks
-
-
-def test_shared_audio_that_is_not_known_yet_is_requested_again() -> None:
-    pieces = iter([(None, 8), (np.zeros((1, 2)), 8)])
-    first, second = share_audio(pieces, 2)
-    assert next(first)[0] is None
-    assert next(second)[0] is not None
-    assert next(first)[0] is not None
-    assert list(first) == list(second) == []
 
 
 def test_masks_of_frames_in_memory() -> None:

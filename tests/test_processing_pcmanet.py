@@ -27,6 +27,7 @@ from modeling_pcmanet.processing_pcmanet import (
     fill_maps,
     is_clip,
     open_clip,
+    share_audio,
     stack_frames,
 )
 
@@ -955,3 +956,21 @@ def test_padded_frames_are_cut(default_processor):
 def test_post_processing_refuses_what_does_not_fit(default_processor, arguments, message):
     with pytest.raises(ValueError, match=message):
         default_processor.post_process_semantic_segmentation(logits_of(torch.zeros(2, 4, 1, 6, 6)), **arguments)
+
+
+def test_shared_audio_is_read_at_each_pace() -> None:
+    chunks = [np.full((1, 2), float(number)) for number in range(3)]
+    pieces = [(chunks[0], 8), (None, 8), (chunks[1], 8), (None, 8), (chunks[2], 8)]
+    first, second = share_audio(iter(pieces), 2)
+    assert [samples for samples, _ in first] == [chunks[0], None, chunks[1], None, chunks[2]]
+    # What was unknown to the first one is known when the second one gets there.
+    assert [samples for samples, _ in second] == chunks
+
+
+def test_shared_audio_that_is_not_known_yet_is_requested_again() -> None:
+    pieces = iter([(None, 8), (np.zeros((1, 2)), 8)])
+    first, second = share_audio(pieces, 2)
+    assert next(first)[0] is None
+    assert next(second)[0] is not None
+    assert next(first)[0] is not None
+    assert list(first) == list(second) == []

@@ -14,7 +14,7 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lerning_rate": 1e-3}, "unknown key 'lerning_rate'. Did you mean learning_rate?"),
+        ({"lerning_rate": 1e-3}, "unknown key 'lerning_rate'. Did you mean 'learning_rate'?"),
         ({"flavor": 1}, "unknown key 'flavor'. Expected one of task, data,"),
         ({"task": "s5"}, "task is 's5', expected one of s4, ms3, avss, folder."),
         ({"batch_size": "many"}, "batch_size is 'many', expected an integer."),
@@ -45,7 +45,7 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
         ({"batch_size": 4, "gradient_accumulation": 3}, "Set batch_size to a multiple of gradient_accumulation"),
         ({"data": "x", "pair_audio": True, "freeze": []}, "pair_audio needs Sounding Shapes, but data is x"),
         ({"augmentation": {"flips": 2}}, "augmentation is {'flips': 2}: Expected a finite number"),
-        ({"augmentation": {"flip": 1}}, "augmentation has the unknown key 'flip'. Did you mean flips?"),
+        ({"augmentation": {"flip": 1}}, "augmentation has the unknown key 'flip'. Did you mean 'flips'?"),
         ({"augmentation": {"spins": 1}}, "augmentation has the unknown key 'spins'. Expected one of flips, crops,"),
         ({"augmentation": {}, "audio_cache": "x"}, "Set augmentation.loudness, mixing and replacement to 0"),
         (

@@ -86,7 +86,7 @@ def export(
     Raises:
         ValueError: If an argument has an unknown value.
         DatasetError: If files cannot be used; the error lists all of them. Shards without problems are kept.
-        SettingsError: If `output` contains an export of other files or settings.
+        ValueError: If `output` contains an export of other files or settings.
     """
     if file_format not in WRITERS or clips_per_shard < 1 or on_error not in ON_ERROR:
         raise ValueError(
@@ -145,7 +145,7 @@ def push(output: str | Path, repo_id: str, *, private: bool = True) -> str:
 
 
 def _is_complete(target: Path, state: dict[str, Any]) -> bool:
-    """Return whether a complete export of this state exists; raise SettingsError for another state."""
+    """Return whether a complete export of this state exists; raise ValueError for another state."""
     if not target.exists():
         return False
     check_settings(target, state, _read_state(target), "Remove it or choose another folder.")

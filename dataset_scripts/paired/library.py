@@ -55,10 +55,10 @@ from modeling_pcmanet.audio_pcmanet import resample
 from modeling_pcmanet.media_pcmanet import read_audio
 from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
-from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem
+from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem, suggest
 from pcmanet.files import atomic_folder
 
-from .settings import NO_PATHS, PairedSettings, suggest
+from .settings import NO_PATHS, PairedSettings
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ They stand in one YAML file, with paths relative to it. examples/paired_data/ ha
 settings alone; `library` opens the tables they name.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from pcmanet.dataset_scripts import SPLITS
-from pcmanet.dataset_scripts.problems import DatasetError, Problem
+from pcmanet.dataset_scripts.problems import DatasetError, Problem, suggest
 
 
 PICTURES = ("single", "mosaic", "paste")
@@ -249,12 +248,6 @@ def _unknown_keys(values: Mapping[Any, Any], known: tuple[str, ...], place: str)
     for key in values:
         if key not in known:
             yield f"Unknown key {key!r} in {place}. {suggest(str(key), known)}"
-
-
-def suggest(name: str, known: tuple[str, ...] | list[str]) -> str:
-    """Return a remedy for an unknown name: the closest known name, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Expected one of {', '.join(known)}."
 
 
 def _source_problems(section: str, sources: Any) -> Iterator[str]:

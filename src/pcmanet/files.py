@@ -27,14 +27,6 @@ MANIFEST = "manifest.json"
 DEFAULT_MODEL = "real_world"  # name of the model that is installed with the package
 
 
-class DamagedFolderError(ValueError):
-    """A folder that is not as it was written; the message names the file."""
-
-
-class SettingsError(ValueError):
-    """A folder that was begun with other settings; the message lists each difference."""
-
-
 def demo_file(name: str) -> Path:
     """Return the path of a file or folder of examples/ that is installed with the package, such as `real_world.mp4`."""
     return Path(str(files("pcmanet.examples") / name))
@@ -227,22 +219,22 @@ def verify(folder: Path) -> None:
         folder: A folder with a manifest, see [`write_manifest`].
 
     Raises:
-        DamagedFolderError: Naming the first file that is missing, truncated or changed.
+        ValueError: Naming the first file that is missing, truncated or changed.
     """
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DamagedFolderError(f"{folder / MANIFEST} cannot be read ({error})") from error
+        raise ValueError(f"{folder / MANIFEST} cannot be read ({error})") from error
     for name, expected in entries.items():
         path = folder / name
         try:
             if path.stat().st_size != expected["bytes"]:
-                raise DamagedFolderError(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}")
+                raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}")
             found = _describe(path)
         except OSError as error:
-            raise DamagedFolderError(f"{path} cannot be read ({error.strerror})") from error
+            raise ValueError(f"{path} cannot be read ({error.strerror})") from error
         if found != expected:
-            raise DamagedFolderError(f"{path} does not have the content that was written")
+            raise ValueError(f"{path} does not have the content that was written")
 
 
 def _describe(path: Path) -> dict[str, int | str]:
@@ -261,7 +253,7 @@ def keep_settings(file: Path, settings: Mapping[str, Any], remedy: str) -> None:
         remedy: What to do about other settings, in a sentence.
 
     Raises:
-        SettingsError: If the folder was begun with other settings.
+        ValueError: If the folder was begun with other settings.
     """
     if file.is_file():
         check_settings(file.parent, settings, json.loads(file.read_text(encoding="utf-8")), remedy)
@@ -279,13 +271,13 @@ def check_settings(folder: Path, settings: Mapping[str, Any], earlier: Mapping[s
         remedy: What to do about other settings, in a sentence.
 
     Raises:
-        SettingsError: If they differ; each difference is listed as "name is X, was Y".
+        ValueError: If they differ; each difference is listed as "name is X, was Y".
     """
     new, old = _flatten(json.loads(json.dumps(settings))), _flatten(earlier)
     names = [name for name in {**new, **old} if new.get(name) != old.get(name)]
     if names:
         shown = "; ".join(f"{name} is {_show(new.get(name))}, was {_show(old.get(name))}" for name in names)
-        raise SettingsError(f"{folder} was begun with other settings: {shown}. {remedy}")
+        raise ValueError(f"{folder} was begun with other settings: {shown}. {remedy}")
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

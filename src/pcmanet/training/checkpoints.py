@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 
 from pcmanet.files import (
     TEMPORARY,
-    DamagedFolderError,
     check_settings,
     recover,
     remove_folder,
@@ -39,10 +38,6 @@ EFFECTS = {
     "processes": "batch statistics and random numbers of the processes differ, and sums in their last digits",
     "data": "training continues exactly only if the content of the files is the same, of which names and sizes were compared",
 }
-
-
-class CheckpointError(OSError):
-    """A checkpoint that cannot be written, read or resumed; the message names the last good one and the command to use."""
 
 
 class Checkpoints:
@@ -77,7 +72,7 @@ class Checkpoints:
             state: What the run needs to resume in addition, for `state.json`.
 
         Raises:
-            CheckpointError: If the disk does not take it.
+            OSError: If the disk does not take it; the message names the last good checkpoint and the command to resume.
         """
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f"{TEMPORARY}{target.name}"  # every process writes to it
@@ -92,7 +87,7 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             remedy = "Free some disk space, lower save_total_limit, or move OUTPUT to a larger disk"
-            raise CheckpointError(
+            raise OSError(
                 f"Checkpoint {target} could not be written: {_first_line(error)}. {remedy}. {self.resume_hint()}"
             ) from error
         self.accelerator.wait_for_everyone()
@@ -121,8 +116,8 @@ class Checkpoints:
             The state that was saved with it; None for "latest" if the run was killed before its first checkpoint.
 
         Raises:
-            CheckpointError: If the checkpoint is not found or damaged.
-            SettingsError: If it is of a run with other settings.
+            OSError: If the checkpoint is not found or damaged; the message names the last good one.
+            ValueError: If it is of a run with other settings.
         """
         if self.accelerator.is_main_process and self.folder.is_dir():
             recover(self.folder)
@@ -136,7 +131,7 @@ class Checkpoints:
         try:
             self.accelerator.load_state(str(checkpoint))
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
+            raise OSError(
                 f"Checkpoint {checkpoint} cannot be loaded: {_first_line(error)}. {self.resume_hint(checkpoint)}"
             ) from error
         self.accelerator.wait_for_everyone()
@@ -149,22 +144,20 @@ class Checkpoints:
     def _read_state(self, checkpoint: Path) -> dict[str, Any]:
         """Verify a checkpoint and read its state."""
         if not checkpoint.is_dir():
-            raise CheckpointError(f"Checkpoint {checkpoint} not found. {self.resume_hint()}")
+            raise OSError(f"Checkpoint {checkpoint} not found. {self.resume_hint()}")
         try:
             # One process reads all files to verify them; the others would only wait for the same disk.
             if self.accelerator.is_main_process:
                 verify(checkpoint)
             self.accelerator.wait_for_everyone()
             return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        except (DamagedFolderError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"Checkpoint {checkpoint} is damaged: {error}. {self.resume_hint(checkpoint)}"
-            ) from error
+        except (OSError, ValueError) as error:
+            raise OSError(f"Checkpoint {checkpoint} is damaged: {error}. {self.resume_hint(checkpoint)}") from error
 
     def _check_settings(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Check that recipe, data and number of processes are those of the checkpoint."""
         if state.get("format") != FORMAT:
-            raise CheckpointError(
+            raise OSError(
                 f"Expected format {FORMAT} of checkpoint {checkpoint}, got {state.get('format')}. Resume with the version of "
                 "pcmanet that wrote it, or start a new run in another --output."
             )
@@ -198,7 +191,7 @@ def resume_hint(checkpoints: Sequence[Path], option: str = "--resume") -> str:
     for checkpoint in reversed(checkpoints):
         try:
             verify(checkpoint)
-        except DamagedFolderError:
+        except ValueError:
             continue
         return f"The last good checkpoint is {checkpoint}. Resume with: {resume_command(checkpoint, option)}"
     return "No good checkpoint was found. Start a new run in another folder."

@@ -5,7 +5,6 @@
 All defaults are here. A recipe file contains the fields that differ.
 """
 
-import difflib
 import json
 import types
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from pcmanet.dataset_scripts.avsbench.layouts import NAMES, SECONDS_OF_SUBSET
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
 from pcmanet.dataset_scripts.avsbench.rows import MISSING_AUDIO_RULES, RowSettings
 from pcmanet.dataset_scripts.paired.settings import is_paired_data
-from pcmanet.dataset_scripts.problems import ON_ERROR
+from pcmanet.dataset_scripts.problems import ON_ERROR, suggest
 from pcmanet.dataset_scripts.sounding_shapes.clips import NEGATIVE_KINDS
 from pcmanet.files import find_recipe
 
@@ -337,9 +336,7 @@ def _check_known(values: Mapping[str, Any], kind: type, source: str) -> None:
     known = [one.name for one in fields(kind)]
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"Did you mean {close[0]}?" if close else f"Expected one of {', '.join(known)}."
-            raise ValueError(f"{source} has the unknown key {key!r}. {remedy}")
+            raise ValueError(f"{source} has the unknown key {key!r}. {suggest(str(key), known)}")
 
 
 def recipe_from_dict(values: Mapping[str, Any], source: str = "The recipe") -> Recipe:

@@ -10,9 +10,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.files import DamagedFolderError, verify, write_manifest
+from pcmanet.files import verify, write_manifest
 
-from .checkpoints import CheckpointError, resume_hint
+from .checkpoints import resume_hint
 from .record import RECORD
 
 
@@ -75,7 +75,7 @@ def open_output(arguments: TrainingArguments) -> Path | None:
 
     Raises:
         FileExistsError: If the folder contains a run that is not to be resumed.
-        CheckpointError: If the checkpoint is not found or damaged; the message names the last good one.
+        OSError: If the checkpoint is not found or damaged; the message names the last good one.
     """
     output, name = Path(cast(str, arguments.output_dir)), arguments.resume_from_checkpoint
     steps = {path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in output.glob("*")}
@@ -93,9 +93,9 @@ def open_output(arguments: TrainingArguments) -> Path | None:
     checkpoint = checkpoints[-1] if name == "latest" else Path(name)
     try:
         verify(checkpoint)
-    except DamagedFolderError as error:
+    except ValueError as error:
         hint = resume_hint([other for other in checkpoints if other != checkpoint], RESUME)
-        raise CheckpointError(f"Checkpoint {checkpoint} is damaged: {error}. {hint}") from error
+        raise OSError(f"Checkpoint {checkpoint} is damaged: {error}. {hint}") from error
     return checkpoint
 
 
