@@ -1,6 +1,7 @@
 """Helpers of tests that run the `pcmanet` command: a tiny checkpoint, small real clips, and processes to kill."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -73,6 +74,7 @@ def start_process(work: Callable[[], object], log: Path) -> int:
     process = os.fork()
     if process == 0:
         code = 70
+        gc.freeze()  # to finalize what the parent holds, such as its threads, would crash the child
         # A process that a shell runs in the background ignores Ctrl-C, and so would its children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # Forked processes share the lock of progress bars: one that is killed while it draws would block them all.

@@ -24,8 +24,9 @@ PUBLISHED_KEYS = json.loads((Path(__file__).parent / "fixtures" / "published_key
 
 
 def pytest_collection_finish() -> None:
-    """Search for garbage again, but only among the objects of running tests."""
+    """Search for garbage again, but only among the objects of running tests, and less often: a twentieth of their time."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     gc.enable()
 
 

@@ -1,6 +1,8 @@
 """Photos with masks and recordings in every layout that paired data read, for tests."""
 
 import csv
+import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from modeling_pcmanet.media_writing_pcmanet import write_audio
+from modeling_pcmanet.media_writing_pcmanet import encode_wav
 
 
 RATE = 16000
@@ -67,16 +69,23 @@ def write_photo_folder(root: Path, count: int = 12) -> None:
 def write_tone(path: Path, label: str, seconds: float = 2.0, amplitude: float = 0.3) -> None:
     """Write a tone of the label's frequency as wav or ogg."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_tone(path.suffix, label, seconds, amplitude))
+
+
+@functools.cache
+def encode_tone(suffix: str, label: str, seconds: float, amplitude: float) -> bytes:
+    """Encode a tone once for all tests, which write hundreds of them."""
     time = np.arange(round(seconds * RATE)) / RATE
     waveform = (amplitude * np.sin(2 * np.pi * TONES[label] * time)).astype(np.float32)
-    if path.suffix == ".wav":
-        write_audio(path, waveform, RATE)
-        return
-    with av.open(str(path), "w") as container:
+    if suffix == ".wav":
+        return encode_wav(waveform[None], RATE)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="ogg") as container:
         stream = container.add_stream("libopus", rate=RATE, layout="mono")
         frame = av.AudioFrame.from_ndarray(waveform[None], format="flt", layout="mono")
         frame.sample_rate = RATE
         container.mux([*stream.encode(frame), *stream.encode(None)])
+    return buffer.getvalue()
 
 
 def write_sound_table(root: Path, groups: int = 6) -> Path:

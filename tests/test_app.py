@@ -1,8 +1,9 @@
-"""The page of examples/app.py: a real server process, used by a real browser."""
+"""The page of examples/app.py: its events and its server in this process, and a real server that a real browser uses."""
 
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,9 @@ from transformers import pipeline
 
 from modeling_pcmanet.media_pcmanet import read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
+from pcmanet.checkpoints import load_segmenter
+from pcmanet.examples.app_analysis import LogitsPipeline
+from pcmanet.examples.uploads import Limits
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.timeline import sounding_spans
 
@@ -243,6 +247,36 @@ def drag_threshold(page: Page, fraction: float) -> float:
     return float(handle.input_value())
 
 
+def test_page_is_served_and_segments_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without a browser, whose start takes longer than all that is done here."""
+    from pcmanet.examples.app import Page as AppPage  # imports Gradio, which takes seconds
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
+    app = AppPage(load_segmenter(str(MODEL), "cpu", LogitsPipeline), Limits(megabytes=1, seconds=12), tmp_path)
+    blocks = app.build()
+    _, address, _ = blocks.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        with urllib.request.urlopen(f"{address}config", timeout=60) as answer:
+            config = answer.read().decode()
+    finally:
+        blocks.close(verbose=False)
+    assert "pcmanet: segment what you hear" in config
+    assert "knows drawn shapes (Sounding Shapes) only" in config
+
+    (tmp_path / "text.mp4").write_text("This is not a video.")
+    refused = app.process_upload(str(tmp_path / "text.mp4"), 1, 0.0, None, lambda *_: None)
+    assert "text.mp4 cannot be read as audio or video" in refused[app._message]
+    shown = app.process_upload(str(CLIP), 1, 0.0, None, lambda *_: None)
+    assert shown[app._message] == ""
+    labels = re.findall('data-label="(.*?)"', shown[app._timeline])
+    assert len(labels) >= 2 and {"speckled-heart"} <= set(labels)
+    assert app.show_stages(shown[app._analysis], shown[app._frame_number]).count("<figure ") == 4
+    stricter = app.change_threshold(0.95, shown[app._analysis], 0, lambda *_: None)
+    assert stricter[app._timeline] != shown[app._timeline]
+    shown[app._analysis].close()
+
+
+@pytest.mark.slow
 def test_upload_play_threshold_and_download(page: Page, segmenter: AudioVisualSegmentationPipeline):
     expect(page.locator(".notice")).to_contain_text("knows drawn shapes (Sounding Shapes) only")
     upload(page, CLIP)

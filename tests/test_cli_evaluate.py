@@ -341,6 +341,19 @@ def test_other_settings_raise(run, root, checkpoints, capsys):
     assert run(checkpoints[1], root, "--name", "s4") == 2
 
 
+def test_results_in_bfloat16_are_kept_apart(run, root, checkpoints, capsys):
+    exact = run(checkpoints[1], root, "--name", "ms3")
+    assert exact["dtype"] == "float32"
+    assert run(checkpoints[1], root, "--name", "ms3", "--dtype", "bfloat16") == 2
+    assert "dtype is 'bfloat16', was 'float32'" in capsys.readouterr().err
+    rounded = run(checkpoints[1], root, "--name", "ms3", "--dtype", "bfloat16", output="rounded")
+    assert (rounded["dtype"], rounded["cost"]["device"]) == ("bfloat16", "cpu, 1 thread(s), bfloat16")
+    miou, other = (found["metrics"]["official"]["miou"] for found in (exact, rounded))
+    assert miou != other and miou == pytest.approx(other, abs=0.05)
+    # The checkpoint does not say whether its masks agree in bfloat16.
+    assert run(checkpoints[1], root, "--name", "ms3", "--dtype", "auto")["dtype"] == "float32"
+
+
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory, checkpoints):
     """The binary checkpoint with other weights, as of another seed."""
@@ -400,7 +413,7 @@ def test_cost_of_the_evaluated_checkpoint(run, root, checkpoints):
     cost = run(checkpoints[1], root, "--name", "ms3")["cost"]
     model, processor = load_model(str(checkpoints[1]))
     assert cost["parameters"] == sum(values.numel() for values in model.parameters())
-    assert cost["device"] == "cpu, 1 thread(s)"
+    assert cost["device"] == "cpu, 1 thread(s), float32"
     batch = processor(np.zeros((5, 9, 9, 3), np.uint8), np.zeros(80000), sampling_rate=16000, return_tensors="pt")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**batch)
@@ -423,7 +436,7 @@ def test_published_results_are_added_with_their_sources(run, root, checkpoints, 
     assert "COMBO" not in Path("results/results.md").read_text()
 
 
-@pytest.mark.parametrize(("name", "labels"), [("s4", 1), ("avss", 71)])
+@pytest.mark.parametrize(("name", "labels"), [pytest.param("s4", 1, marks=pytest.mark.slow), ("avss", 71)])
 def test_masks_of_all_clips_are_written_on_request(run, root, checkpoints, name, labels):
     run(checkpoints[labels], root, "--name", name)
     assert not Path("results/masks").exists()
@@ -475,7 +488,7 @@ def test_subsets_and_binary_masks_of_avss(run, root, checkpoints):
     assert results["metrics"]["official"] == count(BinaryMetrics(), checkpoints[1], rows).compute("official")
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_clips_with_problems_are_skipped_on_request(run, checkpoints, tmp_path, caplog, workers):
     write_trees(tmp_path, ms3={"test": 5})
     rows = load(tmp_path, "ms3")

@@ -39,7 +39,7 @@ from pcmanet.training.run import start_run, take_step
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    train(folder, audio_pretraining_clips=16)
+    train(folder, measures_agreement=True, audio_pretraining_clips=16)
     return folder
 
 
@@ -63,6 +63,8 @@ def test_run_saves_checkpoints_with_processor_and_metrics(name, trained):
     assert record["clips"] == 2 * record["step"]
     assert record["recipe"]["clips"] == 12
     assert record["step"] == 6 or name == "best"
+    agreement = model.config.bfloat16_agreement
+    assert agreement is None if name == "last" else 0.5 < agreement <= 1
 
 
 def test_run_writes_log_recipe_and_overlays(trained):

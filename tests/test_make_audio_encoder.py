@@ -50,7 +50,9 @@ def tagger(tmp_path_factory) -> Path:
 
 def write_data(root: Path, **changes) -> Path:
     clips = {"sampling_rate": RATE}
-    return write_paired_data(root, classes=CLASSES, other_sounds={"drum": ["Drum"]}, clips=clips, **changes)
+    return write_paired_data(
+        root, classes=CLASSES, other_sounds={"drum": ["Drum"]}, clips=clips, cache="kept", **changes
+    )
 
 
 def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: Path) -> None:

@@ -270,11 +270,12 @@ def test_motion(library: Library) -> None:
 
 
 def test_stand_ins(tmp_path: Path) -> None:
-    path = write_paired_data(tmp_path)
+    write_paired_data(tmp_path)
     classes = {"dog": {"photos": ["dog"], "sounds": ["dog"]}, "cat": {"photos": ["cat"]}}
     options = {"sounds": ONLY, "contrast": 0.0, "background": 0.0}
     for stand_ins in (False, True):
-        path = write_settings(tmp_path, classes=classes, clips={"stand_ins": stand_ins, **options})
+        changes = {"stand_ins": stand_ins, **options}
+        path = write_settings(tmp_path, classes=classes, clips=changes, cache="kept")
         clips = PairedClips(Library(read_settings(path)), length=40)
         events = [event for index in range(40) for event in clips[index].events]
         cats = [event for event in events if event.label == "cat"]

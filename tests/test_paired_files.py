@@ -183,7 +183,7 @@ trackers: []
 """
 
 
-@pytest.mark.parametrize("task", ["ms3", "avss"])
+@pytest.mark.parametrize("task", [pytest.param("ms3", marks=pytest.mark.slow), "avss"])
 def test_train_and_evaluate(root: Path, tmp_path: Path, task: str) -> None:
     recipe, data = tmp_path / "recipe.yaml", str(root / "paired.yaml")
     recipe.write_text(RECIPE.format(task=task), encoding="utf-8")

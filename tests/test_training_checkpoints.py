@@ -130,10 +130,8 @@ def test_run_that_is_killed_many_times_resumes_exactly(seed, tmp_path):
     assert_same_weights(tmp_path / "complete", output)
 
 
-@pytest.mark.parametrize(
-    "function",
-    ["replace_folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("_create_folder", "write_manifest"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["replace_folder", "_create_folder", "write_manifest"])
 def test_kill_while_writing_loses_only_the_steps_since_the_last_checkpoint(function, complete, stopped):
     code, _ = train_in_process(stopped, "--resume", prepare=die_while_writing, arguments=(function,))
     assert code == -9

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from tiny_model import TINY_NETWORK
 
 from pcmanet.cli.main import main
+from pcmanet.training import run as run_module
 
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
@@ -54,13 +56,19 @@ def reset_accelerate() -> None:
     GradientState._reset_state()
 
 
-def train(output: Path, *words: str, recipe: Path | None = None, **settings: Any) -> None:
-    """Run the command in this process; raise SystemExit if it fails."""
+def train(
+    output: Path, *words: str, recipe: Path | None = None, measures_agreement: bool = False, **settings: Any
+) -> None:
+    """Run the command in this process; raise SystemExit if it fails.
+
+    The comparison of data types at the end of a run takes as long as its steps, so it is left out unless it is tested.
+    """
     reset_accelerate()
     torch.set_num_threads(1)
     command = ["pcmanet", "train", "--output", str(output), *words, *assignments(**settings)]
     command += [] if recipe is None else ["--recipe", str(recipe)]
-    with replaced_argv(command):
+    measure = run_module.measure_agreement if measures_agreement else lambda *_: 1.0
+    with replaced_argv(command), mock.patch.object(run_module, "measure_agreement", measure):
         if code := main():
             raise SystemExit(code)
 
