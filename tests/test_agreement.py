@@ -9,9 +9,13 @@ import torch
 from command_runs import save_checkpoint
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from tiny_model import tiny_batch, tiny_model
+from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation
 from pcmanet.agreement import main, measure_agreement, to_masks, write_agreement
+from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.training.publishing import load_result
 
 
 def test_agreement_is_the_mean_over_frames_of_the_iou():
@@ -67,6 +71,16 @@ def test_command_measures_on_generated_clips(
     assert f"with those in float32: {agreement:.4f}" in capsys.readouterr().out
 
 
+def test_command_measures_on_clips_of_avsbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, root = save_checkpoint(tmp_path / "model"), write_trees(tmp_path, ms3={"val": 2})
+    monkeypatch.setattr(sys, "argv", ["agreement", str(folder), "--data", str(root), "--name", "ms3"])
+    main()
+    rows = list(load_avsbench(root, "ms3", split="val", streaming=True))
+    model, collate = load_result(folder)[0], ClipCollator(load_result(folder)[1], binary=True)
+    expected = measure_agreement(model, [collate([row]) for row in rows])
+    assert PCMANetConfig.from_pretrained(folder).bfloat16_agreement == pytest.approx(expected, abs=1e-4)
+
+
 def test_training_forgets_the_agreement():
     model = tiny_model(bfloat16_agreement=0.995)
     model.eval()
@@ -76,5 +90,7 @@ def test_training_forgets_the_agreement():
 
 
 def test_agreement_is_a_fraction():
-    with pytest.raises(StrictDataclassClassValidationError, match="`bfloat16_agreement` is a mean IoU in \\[0, 1\\] or None, got 99.5"):
+    with pytest.raises(
+        StrictDataclassClassValidationError, match="`bfloat16_agreement` is a mean IoU in \\[0, 1\\] or None, got 99.5"
+    ):
         tiny_model(bfloat16_agreement=99.5)

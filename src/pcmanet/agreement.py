@@ -13,19 +13,21 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from pcmanet.checkpoints import load_model
+from modeling_pcmanet.modeling_audio_encoders import load_strict
+from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.avsbench.layouts import NAMES
-from pcmanet.dataset_scripts.avsbench.rows import RowSettings
+from pcmanet.dataset_scripts.avsbench.rows import OPTIONS
 from pcmanet.dataset_scripts.collation import ClipCollator, real_frames
-from pcmanet.dataset_scripts.evaluation import EvaluationReader, find_evaluation_clips, find_paired_clips
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, SemanticMetrics
-from pcmanet.dataset_scripts.paired import is_paired_data
+from pcmanet.dataset_scripts.paired import Library, PairedClips, is_paired_data, read_settings
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
 from pcmanet.files import write_text
 
@@ -79,7 +81,7 @@ def write_agreement(folder: Path, agreement: float) -> None:
     """Write an agreement to the configuration in the folder of a model; its other fields stay as they are."""
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) | {"bfloat16_agreement": round(agreement, 4)}
-    write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_text(file, json.dumps(dict(sorted(config.items())), indent=2) + "\n")
 
 
 def read_batches(
@@ -87,19 +89,21 @@ def read_batches(
 ) -> Iterator[Mapping[str, torch.Tensor]]:
     """Read the clips one by one."""
     collate = ClipCollator(processor, binary)
+    for clip in islice(find_clips(arguments, processor, binary=binary), arguments.clips):
+        yield collate([clip])
+
+
+def find_clips(arguments: argparse.Namespace, processor: PCMANetProcessor, *, binary: bool) -> Iterable[Any]:
+    """Return the clips that the options name."""
     if arguments.data is None:
         height, width = (processor.image_processor.size[name] for name in ("height", "width"))
         task = "ms3" if binary else "avss"
-        shapes = SoundingShapes(task, "test", length=arguments.clips, seed=SEED, height=height, width=width)
-        yield from (collate([shapes[index]]) for index in range(arguments.clips))
-        return
+        return SoundingShapes(task, "test", length=arguments.clips, seed=SEED, height=height, width=width)
     if is_paired_data(arguments.data):
-        clips = find_paired_clips(arguments.data, arguments.name, arguments.split, arguments.clips, SEED)
-    else:
-        settings = RowSettings(binary=binary).restrict(arguments.name)
-        clips = find_evaluation_clips(arguments.data, arguments.name, arguments.split, settings)
-    reader = EvaluationReader(clips, collate)
-    yield from (reader.read([index]) for index in range(min(arguments.clips, len(clips.clips))))
+        library = Library(read_settings(arguments.data), progress=True)
+        return PairedClips(library, arguments.name, arguments.split, length=arguments.clips, seed=SEED)
+    made_binary = binary and arguments.name in OPTIONS["binary"]  # those of s4 and ms3 are
+    return load_avsbench(arguments.data, arguments.name, split=arguments.split, streaming=True, binary=made_binary)
 
 
 def main() -> None:
@@ -113,7 +117,8 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="split of the data (default: val)")
     parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips at most (default: {CLIPS})")
     arguments = parser.parse_args()
-    model, processor = load_model(str(arguments.model))
+    model = load_strict(PCMANetForAudioVisualSegmentation, arguments.model, dtype=torch.float32)
+    processor = PCMANetProcessor.from_pretrained(arguments.model)
     batches = read_batches(arguments, processor, binary=model.config.num_labels == 1)
     agreement = measure_agreement(model, tqdm(batches, total=arguments.clips, unit="clip"))
     write_agreement(arguments.model, agreement)
