@@ -51,8 +51,13 @@ class SamePaddingConvolution(nn.Conv2d):
         """Map (frames, in_channels, height, width) to (frames, out_channels, ceil(height / stride), ...)."""
         if self.stride == (1, 1):
             return super().forward(input)
-        # One zero before the weights moves the kernel by a pixel, without a padded copy of the feature map.
         moved_down, moved_right = (1 - size % 2 for size in input.shape[2:])
+        # CODEPATH: onnxruntime 1.32 does not load a graph that pads weights.
+        if torch.compiler.is_exporting():
+            (down, right), (stride, _) = cast(tuple[int, int], self.padding), self.stride
+            padded = functional.pad(input, (right - moved_right, right, down - moved_down, down))
+            return functional.conv2d(padded, self.weight, self.bias, stride, groups=self.groups)
+        # One zero before the weights moves the kernel by a pixel, without a padded copy of the feature map.
         return self._conv_forward(input, functional.pad(self.weight, (moved_right, 0, moved_down, 0)), self.bias)
 
 

@@ -12,7 +12,12 @@ import pytest
 import torch
 from test_inference_pcmanet import BACKBONES, build
 
-from modeling_pcmanet import PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet import (
+    PCMANetConfig,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
+    PCMANetProcessor,
+)
 from modeling_pcmanet.feature_extraction_pcmanet import build_feature_extractor
 from pcmanet.examples import export_onnx
 from pcmanet.examples.export_onnx import CHECKED_MASKS, EXPORTED_MASK, compare, export, input_shapes, load, make_batch
@@ -97,6 +102,17 @@ def test_command_line_exports_the_demo_model(tmp_path):
     fractions = (logits[0, :, 0] > 0).mean(axis=(1, 2))
     # Large sounding objects in the first three seconds, none in the fourth.
     np.testing.assert_allclose(fractions, [0.273, 0.216, 0.373, 0, 0.072], atol=2e-3)
+
+
+@pytest.mark.slow
+def test_strided_convolutions_of_the_small_network(tmp_path):
+    """With wide kernels, whose weights the exporter does not pad in advance."""
+    torch.manual_seed(0)
+    model = PCMANetForAudioVisualSegmentation(PCMANetConfig.from_preset("small"))
+    optimized = model.eval().for_inference()
+    path = tmp_path / "model.onnx"
+    export(optimized, draw(optimized, "audio_embeds", (64, 64), EXPORTED_MASK), path)
+    assert_file_gives_equal_logits(path, optimized, "audio_embeds", (64, 64))
 
 
 def test_checked_batches_have_other_sizes_than_the_exported_one():
