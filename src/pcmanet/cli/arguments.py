@@ -14,6 +14,7 @@ from pcmanet import __version__
 from pcmanet.files import DEFAULT_MODEL
 
 
+DOCUMENTATION = "https://pcmanet.github.io/pcmanet/"
 FORMATS = ("png", "rle", "parquet")
 DATA_SETS = ("s4", "ms3", "avss", "folder")
 LABEL_NOISE_RULES = ("keep", "background", "ignore")
@@ -42,7 +43,7 @@ EXAMPLES = f"""examples:
   pcmanet train --recipe s4 --data AVSBench --output runs/s4
   pcmanet info owner/name
 
-Run `pcmanet COMMAND --help` for the options of a command.
+Run `pcmanet COMMAND --help` for the options of a command. Documentation: {DOCUMENTATION}
 
 {EXIT_CODES}"""
 
@@ -451,14 +452,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--early-exit-threshold",
         type=_fraction,
         metavar="FRACTION",
-        help="faster: skip the last decoder stages for frames with at most this fraction of uncertain pixels (default: never; "
-        "docs/concepts/early_exit.md)",
+        help="faster: skip the last decoder stages for frames with at most this fraction of uncertain pixels (default: never)",
     )
 
 
 def _add_archive(parser: argparse.ArgumentParser) -> None:
     """Add the options for many videos."""
-    group = parser.add_argument_group("many videos (docs/guides/archives.md)")
+    group = parser.add_argument_group("many videos", f"See {DOCUMENTATION}guides/archives/")
     group.add_argument(
         "--shard-minutes",
         type=_non_negative,
