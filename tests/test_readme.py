@@ -63,7 +63,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mapping[s
     write_downloads(folder / "downloads")
     with LoopbackHub(folder / "server") as hub:
         environment = make_environment(hub, build_wheel(folder / "wheel"), folder)
-        fill_hub(environment, folder)
+        fill_hub(hub, folder)
         yield environment, folder
 
 
