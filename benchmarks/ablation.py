@@ -49,7 +49,7 @@ def run_shapes(args: argparse.Namespace) -> Results:
     """Train and evaluate all variants on Sounding Shapes."""
     variants = {
         name: Variant("sounding_shapes", {f"configuration.{key}": json.dumps(value) for key, value in fields.items()})
-        for name, fields in DIFFERENCES.items()
+        for name, fields in _choose(DIFFERENCES, args).items()
     }
     common = {
         "evaluation_clips": args.test_clips,
@@ -66,11 +66,12 @@ def run_paired(args: argparse.Namespace) -> Results:
     args.output.mkdir(parents=True, exist_ok=True)
     encoders = paired_features.Encoders(args.model)
     training, validation = paired_features.load_features(args, encoders)
-    jobs = [(seed, name) for seed in range(args.seeds) for name in PAIRED_DIFFERENCES]
+    variants = _choose(PAIRED_DIFFERENCES, args)
+    jobs = [(seed, name) for seed in range(args.seeds) for name in variants]
     path = args.output / f"results_{args.steps}_steps.jsonl"
     done = _read_results(path)
     for seed, name in tqdm([job for job in jobs if job not in done], desc="runs", unit="run"):
-        network = paired_features.train(encoders, training, PAIRED_DIFFERENCES[name], args.steps, seed)
+        network = paired_features.train(encoders, training, variants[name], args.steps, seed)
         measured = {name: paired_features.measure(network, validation)}
         if name == DEFAULT:
             measured[EARLY_EXIT] = paired_features.measure(network, validation, THRESHOLD)
@@ -78,8 +79,12 @@ def run_paired(args: argparse.Namespace) -> Results:
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps([seed, *entry]) + "\n" for entry in measured.items()))
     done = _read_results(path)
-    names = [*PAIRED_DIFFERENCES, EARLY_EXIT]
-    return {name: [done[seed, name] for seed in range(args.seeds)] for name in names}
+    return {name: [done[seed, name] for seed in range(args.seeds)] for name in [*variants, EARLY_EXIT]}
+
+
+def _choose(variants: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the variants whose letters are given, and the default."""
+    return {name: fields for name, fields in variants.items() if name[1] in args.variants or name == DEFAULT}
 
 
 def _read_results(path: Path) -> Mapping[tuple[int, str], dict[str, float]]:
@@ -94,6 +99,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_arguments(parser, clips=3200)
+    parser.add_argument("--variants", default="abcdef", help="letters of the variants in addition to the default, c")
     parser.add_argument("--data", help="settings of paired data, in place of Sounding Shapes")
     parser.add_argument(
         "--model", default=str(EXAMPLES / "real_world_model"), help="with --data: checkpoint of the encoders"
