@@ -16,7 +16,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from functools import partial
@@ -216,7 +216,7 @@ class Worker:
         if self.shards is not None:
             self.shards.publish()
 
-    def segment(self, names: Iterable[str], progress: Progress) -> Iterator[tuple[str, bool]]:
+    def segment(self, names: Iterable[str], progress: Progress) -> Generator[tuple[str, bool], None, None]:
         """Segment videos and add their results to the output folder.
 
         Args:
