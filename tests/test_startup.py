@@ -1,12 +1,16 @@
-"""benchmarks/startup.py: every part is measured in a new process, in order, and compared with what nobody can avoid."""
+"""Start of a command: what it does not import; benchmarks/startup.py: every part is measured in a new process, in order, and compared with what nobody can avoid."""
 
 import importlib.util
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "startup.py"
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "startup.py"
 
 
 @pytest.fixture
@@ -35,3 +39,29 @@ def test_parts_run_in_order_in_a_new_process(startup, monkeypatch):
     seconds = startup.measure("a model", "a clip")
     assert list(seconds) == list(parts)
     assert seconds["second"] > seconds["third"] >= 0
+
+
+@pytest.mark.slow
+def test_command_does_not_import_what_it_does_not_use():
+    """Each of these takes 0.2 to 5 s; all are installed for tests or as dependencies."""
+    unused = {
+        "datasets",
+        "evaluate",
+        "gradio",
+        "matplotlib",
+        "onnxruntime",
+        "pandas",
+        "peft",
+        "ray",
+        "sklearn",
+        "timm",
+    }
+    code = (
+        "import sys; from pcmanet.cli.main import main\n"
+        f"assert main(['segment', {str(ROOT / 'examples' / 'demo.mp4')!r}, '--output', sys.argv[1], '--format', 'rle']) == 0\n"
+        f"print(sorted({unused!r} & set(sys.modules)))"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-c", code, f"{folder}/out"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
