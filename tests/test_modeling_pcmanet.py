@@ -236,11 +236,12 @@ class TestGradients:
         }
         assert cut == stage_1_to_3 | audio_to_visual
 
-    def test_gradient_checkpointing_gives_equal_gradients(self):
+    @pytest.mark.parametrize("distillation", [0.0, 1.0])
+    def test_gradient_checkpointing_gives_equal_gradients(self, distillation):
         batch, labels = tiny_batch(), torch.randint(0, 2, (2, 3, 48, 64))
         gradients = []
         for checkpointing in (False, True):
-            model = tiny_model().train()
+            model = tiny_model(feature_distillation_weight=distillation).train()
             if checkpointing:
                 model.gradient_checkpointing_enable()
             model(**batch, labels=labels).loss.backward()
