@@ -1147,7 +1147,8 @@ def _set_threads(stream: VideoStream | AudioStream, threads: int, *, conceals: b
     # Not threads for the parts of a frame, with which MPEG-2 does not report damage.
     codec.thread_type, codec.thread_count = "FRAME", threads
     if isinstance(stream, VideoStream):
-        errors = {} if conceals else {"err_detect": "explode"}
+        # What a decoder of Motion JPEG puts in place of a damaged part is left over in memory.
+        errors = {} if conceals and codec.name != "mjpeg" else {"err_detect": "explode"}
         codec.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)} | errors
 
 
@@ -1194,7 +1195,8 @@ def decode_video(
     Several threads decode an undamaged video. What they make of damage depends on their number, and an error among the last
     packets loses the frames of all threads. At the first sign of damage the video is decoded again by one thread, and the
     frames that were not yielded before follow. So every machine yields the same frames, all that can be decoded. A packet
-    without a frame is taken as such a sign too, although a few codecs have them (fields, invisible frames of VP8).
+    without a frame is taken as such a sign too, although a few codecs have them (fields, invisible frames of VP8), and so
+    are times that run backwards after frames were left out by their times.
 
     Args:
         packets: The packets.
@@ -1228,10 +1230,11 @@ def _decode_in_threads(
         video is complete.
     """
     inside: Counter[int | None] = Counter()  # timestamps of the packets of which the frame has not come out
-    yielded, last, count = 0, None, 0
+    yielded, last, count, has_skipped = 0, None, 0, False
     for count, packet in enumerate(packets, 1):
         is_damaged = packet.is_corrupt or notes.has_counted(DAMAGED)
         is_skipped = skips(packet) and not is_damaged
+        has_skipped |= is_skipped
         try:
             frames = _frames_of(packet, skips=is_skipped)
         except av.FFmpegError:
@@ -1241,6 +1244,8 @@ def _decode_in_threads(
         if is_damaged or any(frame.is_corrupt for frame in frames):
             return yielded, last, count
         for frame in frames:
+            if has_skipped and None not in (last, frame.pts) and frame.pts <= last:
+                return yielded, last, count
             yielded, last = yielded + 1, frame.pts
             yield frame
             inside -= Counter([last])
