@@ -1,8 +1,8 @@
 """`pcmanet segment` and `pcmanet demo`: segment videos in this process, in several processes, or on a Ray cluster.
 
-`run` finds the videos, loads the checkpoint and begins the run in the output folder. A [`Worker`] then segments one video
-after another. Processes that torchrun or `accelerate launch` started divide the videos among them. On a Ray cluster the same
-worker runs as a Ray Data job: every machine has pcmanet installed, and the same paths to the videos and the output folder.
+`run` finds the videos, loads the checkpoint and begins the run in the output folder. A [`Worker`] then segments the videos.
+Processes that torchrun or `accelerate launch` started divide them among each other. On a Ray cluster the same worker runs as
+a Ray Data job: every machine has pcmanet installed, and the same paths to the videos and the output folder.
 
 A worker segments two videos at a time, each in a thread with half of PyTorch's threads, so that one is decoded or written
 while the network runs for the other, and no core waits for the end of a small operation. A single video gets all threads.
