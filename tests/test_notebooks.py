@@ -45,6 +45,9 @@ def execute(tmp_path, monkeypatch):
             for cell in notebook.cells:
                 if cell.cell_type == "code":  # without progress bars and warnings of libraries
                     cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+                for output in cell.get("outputs", []):
+                    if "text" in output:
+                        output.text = output.text.replace(f"{tmp_path}{os.sep}", "")
             nbformat.write(notebook, NOTEBOOKS / f"{name}.ipynb")
         return value
 
