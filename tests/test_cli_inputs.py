@@ -95,9 +95,7 @@ class TestFiles:
         found = find_videos(arguments("in"))
         assert found.names == ["in/a.m2t", "in/b.3G2", "in/c.f4v", "in/d.dv"]
         (line,) = found.left_out
-        assert line.startswith(
-            "in: files without the suffix of a video are left out: .gif 2, .ogg 1, no suffix 1."
-        )
+        assert line.startswith("in: files without the suffix of a video are left out: .gif 2, .ogg 1, no suffix 1.")
 
     def test_separate_audio(self, here: Path):
         touch(here, "a.mp4", "a.wav")
