@@ -743,7 +743,7 @@ def prediction_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch
     """
     if student.shape[1] == 1:  # the sigmoid as the softmax of two classes
         student, teacher = (torch.cat([torch.zeros_like(logits), logits], dim=1) for logits in (student, teacher))
-    probabilities = functional.adaptive_avg_pool2d(teacher.float().softmax(1), student.shape[-2:])
+    probabilities = _average_pixels(teacher.float().softmax(1), student)
     divergence = functional.kl_div(student.float().log_softmax(1), probabilities, reduction="none")
     return divergence.sum(1).mean((1, 2))
 
@@ -758,10 +758,16 @@ def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
     Returns:
         (frames,), the mean over the pixels of one minus the cosine of the angle between the two vectors.
     """
-    pooled = functional.adaptive_avg_pool2d(teacher.float(), student.shape[-2:])
+    pooled = _average_pixels(teacher.float(), student)
     # A smaller `eps` lets the gradient of vectors of almost no length grow without limit.
     similarity = functional.cosine_similarity(student.float(), pooled, dim=1, eps=1e-2)
     return 1 - similarity.mean((1, 2))
+
+
+def _average_pixels(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """Reduce a map to the height and width of another one."""
+    height, width = student.shape[2:]
+    return functional.adaptive_avg_pool2d(teacher, (height, width))
 
 
 __all__ = [
