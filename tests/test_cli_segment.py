@@ -468,8 +468,12 @@ class TestProcesses:
         for kill in range(10):
             log.write_text("")
             launcher = self.start((2, 1, 3)[kill % 3], log)
+            # After as many more videos as a slow machine needs to show progress, or none.
+            wanted = published(here / "out") + delays.choice((0, 1, 2))
             wait_until_started(log, launcher)
-            time.sleep(delays.uniform(0, 1))
+            while published(here / "out") < wanted and launcher.poll() is None:
+                time.sleep(0.01)
+            time.sleep(delays.uniform(0, 0.5))
             family = self.processes(launcher)
             end_process(delays.choice(family))
             self.wait_for_orphans(family)
