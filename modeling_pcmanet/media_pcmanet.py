@@ -1054,8 +1054,8 @@ class PacketQueues:
             streams so badly that more than `LARGEST_QUEUE_BYTES` of one wait for the other: the stream is then read from
             the second handle on.
         frame_threads: Threads that decode the frames of a video, 0 for one per core.
-        conceals: Whether the first decoder conceals damage. Otherwise it is an error, because several threads conceal it in
-            another way than one; see [`decode_video`].
+        conceals: Whether the first decoder conceals damage of H.264. Otherwise it is an error, because several threads conceal
+            it in another way than one; see [`decode_video`].
     """
 
     def __init__(
@@ -1142,13 +1142,14 @@ def _unreadable_counter(notes: MediaNotes) -> Callable[[int], None]:
 
 
 def _set_threads(stream: VideoStream | AudioStream, threads: int, *, conceals: bool = True) -> None:
-    """Prepare the decoder of a stream; unless it `conceals` damage, that is an error."""
+    """Prepare the decoder of a stream; damage of H.264 is an error unless it `conceals` that."""
     codec: Any = stream.codec_context  # PyAV's stubs know its settings for video only
-    # Not threads for the parts of a frame, with which MPEG-2 does not report damage.
-    codec.thread_type, codec.thread_count = "FRAME", threads
+    # Threads for the parts of a frame do not report damage of MPEG-2, threads for frames not that of MPEG-4 part 2.
+    codec.thread_type, codec.thread_count = "FRAME", 1 if codec.name == "mpeg4" else threads
     if isinstance(stream, VideoStream):
-        # What a decoder of Motion JPEG puts in place of a damaged part is left over in memory.
-        errors = {} if conceals and codec.name != "mjpeg" else {"err_detect": "explode"}
+        # H.264 with threads does not say what it concealed; Motion JPEG conceals with what is left over in memory.
+        is_error = codec.name == "mjpeg" or (codec.name == "h264" and not conceals)
+        errors = {"err_detect": "explode"} if is_error else {}
         codec.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)} | errors
 
 
