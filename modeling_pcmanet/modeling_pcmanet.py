@@ -465,6 +465,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
             ValueError: If a shape or a label is wrong, or not exactly one of the two audio inputs is given.
             TypeError: If a keyword is unknown.
         """
+        # CODEPATH: published networks are trained without distillation; new ones if their configuration asks for it.
         if labels is not None and self.config.feature_distillation_weight > 0:
             kwargs["output_hidden_states"] = True
         outputs = self.model(pixel_values, input_features, audio_embeds, frame_mask, return_dict=True, **kwargs)
@@ -502,9 +503,11 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     ) -> torch.Tensor | float:
         """Compute the weighted losses with which the finest stage teaches the others, over the same frames."""
         loss, config = 0.0, self.config
+        # CODEPATH: as in forward, and for predictions and features by themselves.
         if config.distillation_weight > 0:
             stages = [logits.flatten(0, 1) for logits in cast(tuple[torch.Tensor, ...], outputs.stage_logits)]
             loss = config.distillation_weight * distillation_loss(stages, annotated.flatten(), prediction_divergence)
+        # CODEPATH: as above.
         if config.feature_distillation_weight > 0:
             _, *stages = cast(tuple[torch.Tensor, ...], outputs.hidden_states)
             computed = build_layout(annotated, frame_mask, config).to_frames(annotated)

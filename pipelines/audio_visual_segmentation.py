@@ -25,7 +25,7 @@ from difflib import get_close_matches
 from itertools import chain, islice
 from numbers import Integral, Real
 from types import GeneratorType
-from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -319,7 +319,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             return self.model.dtype, "the data type of the weights of a model that is not optimized"
         if self._requested_dtype == "auto":
             return self.model.choose_inference_dtype()
-        return self._requested_dtype or self.model.dtype, "as requested"
+        return cast(torch.dtype, self._requested_dtype or self.model.dtype), "as requested"
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the model, the processor and the code of this pipeline.

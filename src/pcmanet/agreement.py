@@ -27,6 +27,7 @@ from pcmanet.dataset_scripts.avsbench.layouts import NAMES
 from pcmanet.dataset_scripts.avsbench.rows import OPTIONS
 from pcmanet.dataset_scripts.collation import ClipCollator, real_frames
 from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics.segmentation import Protocol
 from pcmanet.dataset_scripts.paired import Library, PairedClips, is_paired_data, read_settings
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
 from pcmanet.files import write_text
@@ -71,7 +72,7 @@ def to_masks(logits: torch.Tensor) -> torch.Tensor:
     return (logits[:, :, 0] > 0).long() if logits.shape[2] == 1 else logits.argmax(2)
 
 
-def mean_iou(metrics: ClipMetrics, protocol: str = "official") -> float:
+def mean_iou(metrics: ClipMetrics, protocol: Protocol = "official") -> float:
     """Return the mean IoU, with several classes over those that are present."""
     results = metrics.compute(protocol)
     return results.get("miou_seen_classes", results["miou"])
@@ -98,10 +99,12 @@ def find_clips(arguments: argparse.Namespace, processor: PCMANetProcessor, *, bi
     if arguments.data is None:
         height, width = (processor.image_processor.size[name] for name in ("height", "width"))
         task = "ms3" if binary else "avss"
-        return SoundingShapes(task, "test", length=arguments.clips, seed=SEED, height=height, width=width)
+        shapes = SoundingShapes(task, "test", length=arguments.clips, seed=SEED, height=height, width=width)
+        return map(shapes.__getitem__, range(arguments.clips))
     if is_paired_data(arguments.data):
         library = Library(read_settings(arguments.data), progress=True)
-        return PairedClips(library, arguments.name, arguments.split, length=arguments.clips, seed=SEED)
+        paired = PairedClips(library, arguments.name, arguments.split, length=arguments.clips, seed=SEED)
+        return map(paired.__getitem__, range(arguments.clips))
     made_binary = binary and arguments.name in OPTIONS["binary"]  # those of s4 and ms3 are
     return load_avsbench(arguments.data, arguments.name, split=arguments.split, streaming=True, binary=made_binary)
 
