@@ -17,6 +17,7 @@ from tiny_model import tiny_model
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from pcmanet.cli.arguments import parse_arguments
+from pcmanet.files import find_recipe
 
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +64,7 @@ def test_command_in_its_comment_starts_pcmanet_train_with_it(name):
         assert options.module and options.training_script == "pcmanet"
         assert options.machine_rank == (rank if len(ranks) == 2 else None)
         parsed = parse_arguments(options.training_script_args)
-        assert parsed.command == "train" and (ROOT / parsed.recipe).is_file()
+        assert parsed.command == "train" and find_recipe(parsed.recipe).is_file()
 
 
 @pytest.fixture
