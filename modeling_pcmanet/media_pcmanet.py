@@ -1197,7 +1197,7 @@ def decode_video(
     packets loses the frames of all threads. At the first sign of damage the video is decoded again by one thread, and the
     frames that were not yielded before follow. So every machine yields the same frames, all that can be decoded. A packet
     without a frame is taken as such a sign too, although a few codecs have them (fields, invisible frames of VP8), and so
-    are times that run backwards after frames were left out by their times.
+    are times that run backwards: decoding times, and which frames are left out by their times, then depend on the threads.
 
     Args:
         packets: The packets.
@@ -1231,11 +1231,11 @@ def _decode_in_threads(
         video is complete.
     """
     inside: Counter[int | None] = Counter()  # timestamps of the packets of which the frame has not come out
-    yielded, last, count, has_skipped = 0, None, 0, False
+    yielded, last, count, has_times = 0, None, 0, False
     for count, packet in enumerate(packets, 1):
         is_damaged = packet.is_corrupt or notes.has_counted(DAMAGED)
         is_skipped = skips(packet) and not is_damaged
-        has_skipped |= is_skipped
+        has_times |= packet.pts is not None and not _has_decoding_times_only(packet.stream)
         try:
             frames = _frames_of(packet, skips=is_skipped)
         except av.FFmpegError:
@@ -1245,7 +1245,7 @@ def _decode_in_threads(
         if is_damaged or any(frame.is_corrupt for frame in frames):
             return yielded, last, count
         for frame in frames:
-            if has_skipped and None not in (last, frame.pts) and frame.pts <= last:
+            if has_times and None not in (last, frame.pts) and frame.pts <= last:
                 return yielded, last, count
             yielded, last = yielded + 1, frame.pts
             yield frame
@@ -1373,6 +1373,11 @@ DECODING_TIME_CONTAINERS = ("avi", "asf")
 UNDERIVED_CODECS = ("h264", "hevc", "vvc")
 
 
+def _has_decoding_times_only(stream: Any) -> bool:
+    """Return whether the container of a stream has decoding times only."""
+    return cast(InputContainer, stream.container).format.name in DECODING_TIME_CONTAINERS
+
+
 class VideoClock:
     """Convert the timestamps of frames to seconds since the first frame that never decrease.
 
@@ -1390,9 +1395,10 @@ class VideoClock:
         self.period = float(1 / frame_rate(video))
         self.origin = 0.0
         self.end = 0.0
-        is_by_decoding = cast(InputContainer, video.container).format.name in DECODING_TIME_CONTAINERS
-        self.goes_by_decoding = is_by_decoding and video.codec_context.name in UNDERIVED_CODECS
-        self._known_origin = float((video.start_time or 0) * (video.time_base or 0)) if is_by_decoding else None
+        self.goes_by_decoding = _has_decoding_times_only(video) and video.codec_context.name in UNDERIVED_CODECS
+        self._known_origin = (
+            float((video.start_time or 0) * (video.time_base or 0)) if _has_decoding_times_only(video) else None
+        )
         self._start = -math.inf
         self._shift = 0.0
         self._backwards = 0
@@ -1424,7 +1430,7 @@ class VideoClock:
         shown = frame.time
         decoded = None if frame.dts is None or frame.time_base is None else float(frame.dts * frame.time_base)
         if shown is not None and decoded is not None:
-            self._backwards += shown < self._last[0] and decoded > self._last[1]
+            self._backwards += shown < self._last[0] and decoded >= self._last[1]
             self._last = shown, decoded
             if self._backwards > MOST_TIMES_BACKWARDS and not self.goes_by_decoding:
                 self.goes_by_decoding, self._shift = True, decoded - self.end
