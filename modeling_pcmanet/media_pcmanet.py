@@ -1147,9 +1147,8 @@ def _set_threads(stream: VideoStream | AudioStream, threads: int, *, conceals: b
     # Threads for the parts of a frame do not report damage of MPEG-2, threads for frames not that of MPEG-4 part 2.
     codec.thread_type, codec.thread_count = "FRAME", 1 if codec.name == "mpeg4" else threads
     if isinstance(stream, VideoStream):
-        # H.264 with threads does not say what it concealed; Motion JPEG conceals with what is left over in memory.
-        is_error = codec.name == "mjpeg" or (codec.name == "h264" and not conceals)
-        errors = {"err_detect": "explode"} if is_error else {}
+        # With threads it does not say what it concealed.
+        errors = {"err_detect": "explode"} if codec.name == "h264" and not conceals else {}
         codec.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)} | errors
 
 
