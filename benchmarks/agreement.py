@@ -31,8 +31,9 @@ from torch.ao.quantization import quantize_dynamic
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, VGGishConfig, VGGishModel
-from pcmanet.agreement import mask_metrics, mean_iou, to_masks
+from pcmanet.agreement import mean_iou, to_masks
 from pcmanet.dataset_scripts.collation import real_frames
+from pcmanet.dataset_scripts.metrics import build_metrics
 from pcmanet.examples.evaluate_sounding_shapes import held_out_clips
 
 
@@ -86,7 +87,7 @@ class Agreement:
     """
 
     def __init__(self, num_labels: int):
-        self.with_model, self.with_truth = mask_metrics(num_labels), mask_metrics(num_labels)
+        self.with_model, self.with_truth = build_metrics(num_labels), build_metrics(num_labels)
         self.different = self.pixels = self.not_finite = 0
 
     def update(self, logits: torch.Tensor, expected: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:

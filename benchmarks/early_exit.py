@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from pcmanet.dataset_scripts.collation import real_frames
 from pcmanet.dataset_scripts.evaluation import markdown_table
-from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import ClipMetrics, build_metrics
 from pcmanet.examples.evaluate_sounding_shapes import held_out_clips
 
 
@@ -56,7 +56,7 @@ class Measurement:
     """
 
     threshold: float | None
-    metrics: BinaryMetrics | SemanticMetrics
+    metrics: ClipMetrics
     seconds: float = 0.0
     silent_seconds: float = 0.0
     stages_used: list[int] = field(default_factory=list)
@@ -107,10 +107,7 @@ def measure(model: Path, options: argparse.Namespace) -> list[Measurement]:
     optimized = PCMANetForAudioVisualSegmentation.from_pretrained(model).for_inference()
     num_labels = optimized.config.num_labels
     clips, collate = held_out_clips(model, num_labels, options.clips, options.seed)
-    measurements = [
-        Measurement(threshold, BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels))
-        for threshold in THRESHOLDS
-    ]
+    measurements = [Measurement(threshold, build_metrics(num_labels)) for threshold in THRESHOLDS]
     for index in tqdm(range(options.clips), desc=model.name):
         clip, silent = (collate([made]) for made in (clips[index], clips.negative(index, "silence")))
         labels, annotated_frames = clip.pop("labels"), clip.pop("annotated_frames")

@@ -136,7 +136,7 @@ class Combinations:
 
     Args:
         features: Pictures and recordings.
-        seed: Determines the order of the pictures and their recordings.
+        seed: Seed of the order of the images and their recordings.
     """
 
     def __init__(self, features: Features, seed: int) -> None:
@@ -146,7 +146,7 @@ class Combinations:
         }
 
     def training_batches(self, steps: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield a batch for each step, in passes over the pictures in random order."""
+        """Yield a batch for each step, for passes over the images in random order."""
         order: list[int] = []
         for _ in range(steps):
             if len(order) < CLIPS:
@@ -261,7 +261,7 @@ def measure(
         early_exit_threshold: Of its optimized copy, see docs/benchmarks/early_exit.md.
 
     Returns:
-        "mIoU": mean over the frames with an object that sounds; "both right": fraction of the pictures of two objects in which
+        "mIoU": mean over the frames with an object that sounds; "both right": fraction of the images with two objects in which
         each recording gives at least half of its own object and less than half of the other; "silent claimed": mean fraction of
         the silent object that is claimed; "claimed": fraction of all pixels that is claimed in the third frames.
     """
@@ -299,7 +299,7 @@ class _Results:
             truth: (frames, height, width), 0, 1 or ignored.
             visible: (height, width), class indexes of all visible objects.
         """
-        self.ious += [_iou(*frame) for frame in zip(masks[:2], truth[:2], strict=True)]
+        self.ious += [real_world.binary_iou(*frame) for frame in zip(masks[:2], truth[:2], strict=True)]
         self.claimed.append(float(masks[2].mean()))
         if pair[0] == pair[1]:
             return
@@ -326,10 +326,3 @@ def _choose(clips: Combinations, picture: int) -> tuple[list[int], list[int]]:
     pair = [classes[0], classes[-1]]
     absent = np.flatnonzero(~np.isin(clips.features.sounding, [0, *np.unique(clips.features.visible[picture])]))
     return pair, [*map(clips.draw_recording, pair), int(clips.generator.choice(absent))]
-
-
-def _iou(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Return the IoU of all claimed and all true pixels."""
-    valid = truth != IGNORE_INDEX
-    true = (truth == 1) & valid
-    return float((mask & true).sum() / ((mask & valid) | true).sum())

@@ -107,9 +107,8 @@ def measure_matching(predictor: Predictor, clips: PairedClips) -> dict[str, dict
             for index in range(1, len(names)):
                 is_predicted, is_true = (predicted == index) & valid, (clip.masks == index) & valid
                 total["sums"][:, index] += (is_predicted & is_true).sum(), (is_predicted | is_true).sum()
-            is_predicted, is_true = (predicted > 0) & valid, (clip.masks > 0) & valid
-            if is_true.any():
-                total["binary"].append((is_predicted & is_true).sum() / (is_predicted | is_true).sum())
+            if ((clip.masks > 0) & valid).any():
+                total["binary"].append(binary_iou(predicted > 0, clip.masks))
                 areas = np.bincount(predicted[valid].ravel(), minlength=len(names))[1:]
                 total["right"].append((sounding[0], bool(areas.any()) and int(areas.argmax()) + 1 == sounding[0]))
     return totals
@@ -216,7 +215,12 @@ def draw_pictures(predictor: Predictor, clips: PairedClips, numbers: list[int], 
         left, top = place % columns * TILE[0], place // columns * (TILE[1] + TITLE)
         sheet.paste(_draw_clip(clip, predicted), (left, top + TITLE))
         names = ", ".join(dict.fromkeys(event.label for event in clip.events)) or "silence"
-        drawing.text((left + 4, top + 4), f"{number}: {names}, IoU {_binary_iou(clip, predicted):.2f}", "black", font)
+        drawing.text(
+            (left + 4, top + 4),
+            f"{number}: {names}, IoU {binary_iou(predicted > 0, clip.masks[0]):.2f}",
+            "black",
+            font,
+        )
     sheet.save(path, quality=85)
 
 
@@ -234,10 +238,10 @@ def _draw_clip(clip: PairedClip, predicted: np.ndarray) -> Image.Image:
     return ImageOps.contain(Image.fromarray(frame), TILE)
 
 
-def _binary_iou(clip: PairedClip, predicted: np.ndarray) -> float:
-    """Return the IoU of all claimed and all true pixels; 1 if there are none."""
-    valid = clip.masks[0] != IGNORED
-    claimed, truth = (predicted > 0) & valid, (clip.masks[0] > 0) & valid
+def binary_iou(claimed: np.ndarray, masks: np.ndarray) -> float:
+    """Return the IoU of the claimed pixels (bool) with those of any class; 1 if there are none of either."""
+    valid = masks != IGNORED
+    claimed, truth = claimed & valid, (masks > 0) & valid
     union = (claimed | truth).sum()
     return float((claimed & truth).sum() / union) if union else 1.0
 

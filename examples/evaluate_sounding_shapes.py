@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.evaluation import PROTOCOLS
-from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, FalsePositiveMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import ClipMetrics, FalsePositiveMetrics, build_metrics
 from pcmanet.dataset_scripts.sounding_shapes import NEGATIVE_KINDS, SoundingShapes, SyntheticClip
 
 
@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Rows, Rows]:
 
     scores: Rows = {}
     for title, read in (("original audio", dataset.__getitem__), ("same frames, swapped audio", dataset.swap_audio)):
-        metrics = run(title, read, BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels))
+        metrics = run(title, read, build_metrics(num_labels))
         scores[title] = {
             f"{name} ({protocol})": metrics.compute(protocol)[key]
             for protocol in PROTOCOLS

@@ -31,7 +31,7 @@ from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.avsbench import NAMES
 from pcmanet.dataset_scripts.avsbench.rows import MISSING_AUDIO_RULES
 from pcmanet.dataset_scripts.collation import ClipCollator
-from pcmanet.dataset_scripts.metrics import BinaryMetrics, SemanticMetrics, TrainerMetrics
+from pcmanet.dataset_scripts.metrics import TrainerMetrics, build_metrics
 from pcmanet.dataset_scripts.problems import ON_ERROR
 from pcmanet.files import demo_file
 from pcmanet.training.data import class_names, load_datasets
@@ -101,7 +101,7 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
     with arguments.main_process_first(desc="preparing data"):
         training, validation = load_datasets(recipe, size=(size["height"], size["width"]))
     binary = len(names) == 1
-    metrics = TrainerMetrics(BinaryMetrics() if binary else SemanticMetrics(len(names)))
+    metrics = TrainerMetrics(build_metrics(len(names)))
     return SegmentationTrainer(
         model,
         arguments,

@@ -1234,7 +1234,7 @@ def _decode_in_threads(
     for count, packet in enumerate(packets, 1):
         is_damaged = packet.is_corrupt or notes.has_counted(DAMAGED)
         is_skipped = skips(packet) and not is_damaged
-        has_times |= packet.pts is not None and not _has_decoding_times_only(packet.stream)
+        has_times = has_times or (packet.pts is not None and not _has_decoding_times_only(packet.stream))
         try:
             frames = _frames_of(packet, skips=is_skipped)
         except av.FFmpegError:

@@ -137,11 +137,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     processor: Any
 
     _optimized_model: Any = None
+    _optimizing = threading.Lock()  # of the class: a pipeline with a lock of its own could not be copied or pickled
 
     def __init__(self, *args: Any, dtype: torch.dtype | str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._requested_dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-        self._optimizing = threading.Lock()
 
     def __call__(
         self,
@@ -534,9 +534,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             for frames, window_scores in zip(windows, scores, strict=True):
                 for frame, frame_scores in zip(frames, window_scores, strict=False):
                     frame["heard"] = _find_heard(list(groups), frame_scores)
-        return outputs["logits"].to(
-            self.model.dtype
-        )  # windows fade into each other, which would be coarse in bfloat16
+        # Windows fade into each other, which would be coarse in bfloat16.
+        return outputs["logits"].to(self.model.dtype)
 
     def _network(self) -> Callable[..., Any]:
         """Return the optimized model, rebuilt if the model has changed; the model itself if it cannot be optimized."""

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import math
+import pickle
 import platform
 import re
 import threading
@@ -788,6 +789,10 @@ def _first_frames(pipe: Pipeline, clip: Path) -> tuple[dict, ...]:
 
 
 class TestOptimizedModel:
+    def test_a_pipeline_can_be_copied_and_pickled(self, semantic: Pipeline, clips: list[Path]):
+        for copied in (copy.deepcopy(semantic), pickle.loads(pickle.dumps(semantic))):
+            assert_same(semantic(clips[1]), copied(clips[1]))
+
     def test_returns_the_same_masks(self, semantic: Pipeline, clips: list[Path]):
         assert_same(semantic(clips[1]), semantic(clips[1], use_optimized_model=False))
         assert semantic._network() is not semantic.model

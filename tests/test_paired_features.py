@@ -1,5 +1,6 @@
 """Cached features of benchmarks/paired_features.py: masks of combined pictures and recordings, order of clips, measures."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-paired_features = pytest.importorskip("paired_features")
+paired_features = importlib.import_module("paired_features")
 SIZE = paired_features.MASK_SIZE
 
 

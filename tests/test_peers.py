@@ -1,5 +1,6 @@
 """benchmarks/peers.py: the costs of layers are those of PyTorch's, and those of AVSegFormer what its measurement gave."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import peers  # noqa: E402
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+peers = importlib.import_module("peers")
 
 
 def measured(module: nn.Module, *inputs: torch.Tensor) -> list[float]:

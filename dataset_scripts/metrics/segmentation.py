@@ -788,6 +788,11 @@ class SemanticMetrics(ClipMetrics):
         return scores | {"seen": seen.amax(0)}
 
 
+def build_metrics(num_labels: int) -> ClipMetrics:
+    """Return the metrics of a network by its number of labels: binary for one, otherwise semantic."""
+    return BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels)
+
+
 class FalsePositiveMetrics(ClipMetrics):
     """False-positive rate on negative audio: the fraction of pixels predicted as foreground while no visible object sounds.
 

@@ -26,7 +26,7 @@ from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.avsbench.layouts import NAMES
 from pcmanet.dataset_scripts.avsbench.rows import OPTIONS
 from pcmanet.dataset_scripts.collation import ClipCollator, real_frames
-from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import ClipMetrics, build_metrics
 from pcmanet.dataset_scripts.metrics.segmentation import Protocol
 from pcmanet.dataset_scripts.paired import Library, PairedClips, is_paired_data, read_settings
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
@@ -53,18 +53,13 @@ def measure_agreement(
         over clips of the mean over frames. With several classes it is strict: a class of which one side shows a few pixels
         and the other none counts 0 in that frame.
     """
-    metrics = mask_metrics(model.config.num_labels or 1)
+    metrics = build_metrics(model.config.num_labels or 1)
     exact, rounded = model.for_inference(torch.float32), model.for_inference(torch.bfloat16)
     for batch in batches:
         inputs = {name: batch[name].to(model.device) for name in INPUTS if name in batch}
         expected = to_masks(exact(**inputs).logits)
         metrics.update(rounded(**inputs).logits.float(), expected, real_frames(inputs))
     return mean_iou(metrics)
-
-
-def mask_metrics(num_labels: int) -> ClipMetrics:
-    """Return metrics that compare masks with other masks."""
-    return BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels)
 
 
 def to_masks(logits: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ from modeling_pcmanet.modeling_pcmanet import PCMANetOutput
 from pcmanet.agreement import measure_agreement, write_agreement
 from pcmanet.checkpoints import uses_cpu
 from pcmanet.dataset_scripts.collation import real_frames
-from pcmanet.dataset_scripts.metrics import BinaryMetrics, ClipMetrics, SemanticMetrics
+from pcmanet.dataset_scripts.metrics import ClipMetrics, build_metrics
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE, SoundMixtures
 from pcmanet.files import atomic_folder, find_checkpoint, recover
@@ -313,7 +313,7 @@ def evaluate(
         ValueError: If no frame is annotated.
     """
     num_labels = cast(int, network.config.num_labels)
-    metrics: list[ClipMetrics] = [BinaryMetrics() if num_labels == 1 else SemanticMetrics(num_labels) for _ in STAGES]
+    metrics: list[ClipMetrics] = [build_metrics(num_labels) for _ in STAGES]
     # Sums over frames: loss and number of annotated frames; kept ratios and number of frames.
     sums = torch.zeros(NUM_STAGES + 2, dtype=torch.float64)
     panel = None
