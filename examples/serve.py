@@ -172,6 +172,8 @@ class Segmentation:
         """
         name = _shown_name(video)
         info = probe_video(video.file, name, self.limits, needs_audio=audio is None)
+        if audio is not None:
+            probe_audio(audio.file, _shown_name(audio), self.limits)
         self.limits.check_frames(info.seconds, settings.frames_per_second, name)
         reader = MediaReader(video.file, audio=audio is None)
         reader.name = name
@@ -198,8 +200,7 @@ class Segmentation:
         return {"model": self.name, "video": _shown_name(image), "frames": frames, "notes": notes}
 
     def _read_audio(self, audio: UploadFile) -> tuple[dict[str, Any], list[str]]:
-        """Return the arguments of the pipeline for a file of audio, and the notes on it."""
-        probe_audio(audio.file, _shown_name(audio), self.limits)
+        """Return the arguments of the pipeline for a file of audio that was probed, and the notes on it."""
         reader = MediaReader(audio.file, video=False)
         reader.name = _shown_name(audio)
         with reader:
