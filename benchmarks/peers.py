@@ -18,6 +18,7 @@ parameters in millions, GFLOPs per frame, frames per second. It checks our descr
 import argparse
 import shlex
 import sys
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -127,6 +128,7 @@ def avsegformer(features: tuple[int, ...], sides: list[int], queries: int = 300,
 METHODS = {"TPAVI": tpavi, "AVSegFormer": avsegformer}
 
 
+@cache  # every method with a backbone asks for it
 def count_ours(backbone: str, size: int) -> tuple[dict[str, int], dict[str, float]]:
     """Return parameters and GMACs per frame of our network with a backbone, by part."""
     with torch.device("meta"):
