@@ -56,7 +56,8 @@ class Features(NamedTuple):
         maps: Four float16 tensors (pictures, channels, height, width), fine to coarse.
         visible: uint8 (pictures, height, width), class index of every visible object; 255 is void.
         audio: (recordings, windows * width), outputs of the audio encoder with exchanged scores.
-        sounding: int64 (recordings,), class index of each recording; 0 if it belongs to no class.
+        sounding: int64 (recordings,), class index that each recording has in the second of the frame; 0 if it belongs to no
+            class or pauses there.
     """
 
     maps: list[torch.Tensor]
@@ -101,7 +102,7 @@ class Encoders:
                 collected.append(functional.adaptive_avg_pool2d(level, size).half())
             audio.append(batch["audio_embeds"][:, 0])
             visible += [_reduce(clip.visible[0]) for clip in part]
-            sounding += [next((event.index for event in clip.events if event.index), 0) for clip in part]
+            sounding += [max(real_world.find_heard(clip), default=0) for clip in part]
         pooled = [torch.cat(level) for level in maps]
         return Features(pooled, np.stack(visible), torch.cat(audio), np.array(sounding))
 

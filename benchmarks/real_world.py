@@ -115,10 +115,13 @@ def measure_matching(predictor: Predictor, clips: PairedClips) -> dict[str, dict
 
 
 def measure_choice(predictor: Predictor, clips: PairedClips) -> tuple[float, float, int]:
-    """Measure pairs of clips that show the same two photos under two sounds; return both right, silent claimed, pairs."""
+    """Measure pairs of clips that show the same two photos under two sounds; return both right, silent claimed, pairs.
+
+    Left out are clips whose recording pauses in the second of the frame: neither object sounds there.
+    """
     right, silent, pairs, previous = [], [], 0, None
     for index, (clip, predicted, _) in enumerate(evaluate(predictor, clips, "two photos")):
-        sounding = {event.index for event in clip.events}
+        sounding = find_heard(clip)
         heard = np.isin(clip.visible, list(sounding))
         quiet = (clip.visible > 0) & (clip.visible != IGNORED) & ~heard
         claimed = predicted > 0
@@ -132,6 +135,11 @@ def measure_choice(predictor: Predictor, clips: PairedClips) -> tuple[float, flo
             right.append(previous[1] and is_right)
         previous = (sounding, is_right)
     return float(np.mean(right)), float(np.mean(silent)), pairs
+
+
+def find_heard(clip: PairedClip) -> set[int]:
+    """Return the classes that sound in the second of the first frame, in view or not; a recording may pause there."""
+    return set(np.flatnonzero(clip.sounding[0]).tolist())
 
 
 def measure_claims(predictor: Predictor, clips: PairedClips, title: str) -> float:

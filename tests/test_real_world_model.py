@@ -1,7 +1,10 @@
-"""Tests of the bundled model on the bundled clip of the real world, and of what a model says about itself."""
+"""Tests of the bundled model on the bundled clip of the real world, what a model says about itself, and how it is measured."""
 
+import importlib
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from pcmanet.cli.main import main
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+real_world = importlib.import_module("real_world")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CLIP = EXAMPLES / "real_world.mp4"
 SIDES = {"dog": slice(0, 256), "rooster": slice(256, 512), "helicopter": slice(0, 256)}  # columns of the clip
@@ -67,3 +72,24 @@ def test_command_says_what_a_model_of_drawn_shapes_knows(tmp_path, capsys):
     assert "model: knows drawn shapes (Sounding Shapes) only" in capsys.readouterr().err
     assert main(["info", str(EXAMPLES / "demo_model")]) == 0
     assert "knows drawn shapes (Sounding Shapes) only" in capsys.readouterr().out
+
+
+def two_photos(sounding: int, *, is_heard: bool) -> SimpleNamespace:
+    """A clip of class 1 on the left and class 2 on the right, one of which has the recording."""
+    visible = np.repeat([[[1, 1, 2, 2]]], 4, axis=1).astype(np.uint8)
+    heard = np.zeros((1, 3), bool)
+    heard[0, sounding] = is_heard
+    return SimpleNamespace(visible=visible, sounding=heard, events=[SimpleNamespace(index=sounding)])
+
+
+def test_measured_choice_leaves_out_pauses():
+    """Where the recording pauses in the second of the frame, an empty mask is right."""
+    pairs = [(True, True), (True, False), (False, True), (True, True)]
+    clips = [two_photos(1 + place, is_heard=heard) for pair in pairs for place, heard in enumerate(pair)]
+    for clip in clips:
+        clip.predicted = np.where(clip.sounding.any(), clip.visible == clip.sounding[0].argmax(), 0)
+    clips[-1].predicted = np.ones_like(clips[-1].visible)
+    predictor = SimpleNamespace(predict=lambda batch: ([clip.predicted for clip in batch], batch))
+    right, silent, count = real_world.measure_choice(predictor, clips)
+    assert (right, count) == (0.5, 2)
+    assert silent == pytest.approx(1 / 6)
