@@ -331,6 +331,7 @@ class TestEveryEncoder:
             embeddings = embed_audio(encoder, features[extractor.model_input_names[0]])
         assert embeddings.shape == (1, audio_embedding_size(config))
 
+    @pytest.mark.slow
     def test_trains_with_the_command(self, name, tmp_path):
         """Here from the audio encoder of an earlier checkpoint."""
         folder, earlier = tmp_path / "earlier", build_network(name)
