@@ -1,4 +1,4 @@
-"""Measure the effect of our changes to the published network, of its parts, and of distillation.
+"""Measure the effect of our changes to the published network, of its parts, of distillation, and of two other fusions.
 
     python benchmarks/ablation.py --output runs/ablation
     python benchmarks/ablation.py --output runs/ablation_paired --data examples/paired_data/real_world.yaml
@@ -8,7 +8,7 @@ variants see the same clips; only the fields named below differ. Finished runs a
 
 Without `--data`, demo-size networks are trained on Sounding Shapes (`pcmanet train`, two runs at a time). With `--data`, the
 decoder of the preset `small` is trained on photos and recordings (paired_features.py), with the frozen encoders of `--model`,
-and the default is also measured with early exit.
+also with distillation and with the blocks of fusions.py, and the default is also measured with early exit.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fusions
 import paired_features
 import torch
 from paired_runs import EXAMPLES, Variant, add_arguments, print_differences, print_table, run_variants
@@ -34,6 +35,8 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
 }
 PAIRED_DIFFERENCES = DIFFERENCES | {
     "(f) default with distillation": {"distillation_weight": 1.0, "feature_distillation_weight": 1.0},
+    "(g) modulation in place of AVGA and QSCA": fusions.MODULATION,
+    "(h) sounding maps in place of AVGA and QSCA": fusions.SOUNDING_MAPS,
 }
 EARLY_EXIT, THRESHOLD = "default with early exit, threshold 0.05", 0.05
 
@@ -99,7 +102,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_arguments(parser, clips=3200)
-    parser.add_argument("--variants", default="abcdef", help="letters of the variants in addition to the default, c")
+    parser.add_argument("--variants", default="abcdefgh", help="letters of the variants in addition to the default, c")
     parser.add_argument("--data", help="settings of paired data, in place of Sounding Shapes")
     parser.add_argument(
         "--model", default=str(EXAMPLES / "real_world_model"), help="with --data: checkpoint of the encoders"
