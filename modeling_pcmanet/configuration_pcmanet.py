@@ -99,8 +99,8 @@ class PCMANetConfig(CheckedConfig):
         head_channels: Width between the two convolutions of a segmentation head.
         confidence_threshold: Confidence-induced masking (CIM) keeps a pixel as uncertain where its probability is in
             `[threshold, 1 - threshold]`; 0 keeps every pixel, so that nothing is masked.
-        group_attention: Name of the block of the stages that weights feature maps by the audio: `"avga"`, or one that
-            `register_block` has registered, as in the next two fields.
+        group_attention: Name of the block of the stages that weights feature maps by the audio: `"avga"` as published,
+            `"sounding_maps"`, or one that `register_block` has registered, as in the next two fields.
         cross_attention: Name of the block that exchanges information between frames and audio: `"qsca"`; None builds none,
             and the fusion has no guidance (for ablations).
         fusion: Name of the block that fuses the feature maps: `"guided"`.

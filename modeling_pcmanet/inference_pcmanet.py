@@ -55,6 +55,7 @@ from .modeling_pcmanet_decoder import (
     GuidedFusion,
     PCMANetOutput,
     QuerySelectedCrossAttention,
+    SoundingMaps,
     build_layout,
     resize_nearest,
     unit_length_eps,
@@ -472,7 +473,7 @@ def _optimize_stages(network: "PCMANetModel") -> nn.ModuleList:
     for index, (channels, neck, stage) in enumerate(blocks):
         with torch.device("meta"):
             published_neck = ConvolutionBlock(channels, network.config.hidden_size)
-            published = DecoderStage(_with_published_blocks(network.config), index)
+            published = DecoderStage(_without_custom_blocks(network.config), index)
         neck = _optimize(neck, published_neck, fold_block)
         is_known = type(stage) is DecoderStage and not _is_hooked(stage)
         build = OptimizedDecoderStage if is_known else UnchangedDecoderStage
@@ -489,10 +490,12 @@ def _optimize_stages(network: "PCMANetModel") -> nn.ModuleList:
     return stages
 
 
-def _with_published_blocks(config: PCMANetConfig) -> PCMANetConfig:
-    """Copy a configuration, with the published block of each kind."""
+def _without_custom_blocks(config: PCMANetConfig) -> PCMANetConfig:
+    """Copy a configuration, with the published block of each kind in place of custom ones."""
     config = copy.deepcopy(config)
-    config.group_attention, config.fusion = "avga", "guided"
+    config.fusion = "guided"
+    if config.group_attention != "sounding_maps":
+        config.group_attention = "avga"
     config.cross_attention = None if config.cross_attention is None else "qsca"
     return config
 
@@ -575,7 +578,9 @@ class OptimizedDecoderStage(nn.Module):
         self.is_finest = published.index == NUM_STAGES - 1
         self.channels = cast(nn.Conv2d, published.head[0]).in_channels
         self.neck = neck
-        self.group_attention = _optimize(stage.group_attention, published.group_attention, OptimizedGroupAttention)
+        has_maps = isinstance(published.group_attention, SoundingMaps)
+        build: Callable[[Any], nn.Module] = _fold_sounding_maps if has_maps else OptimizedGroupAttention
+        self.group_attention = _optimize(stage.group_attention, published.group_attention, build)
         self.cross_attention = None
         # CODEPATH: only an ablated network has none.
         if stage.cross_attention is not None:
@@ -664,6 +669,13 @@ class OptimizedGroupAttention(nn.Module):
         length = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).clamp_min(eps)
         weighted = groups * (similarity / length)
         return self.output_projection(weighted.flatten(3).permute(0, 3, 1, 2))
+
+
+def _fold_sounding_maps(block: SoundingMaps) -> SoundingMaps:
+    """Copy a block, its output projection folded."""
+    folded = copy.deepcopy(block)
+    folded.output_projection = fold_block(folded.output_projection)  # pyright: ignore[reportAttributeAccessIssue]
+    return folded
 
 
 class OptimizedCrossAttention(nn.Module):

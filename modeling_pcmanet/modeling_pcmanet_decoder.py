@@ -14,8 +14,8 @@
 """Decoder of PCMANet, and the inputs, outputs and clip layout that the model and the optimized model have in common.
 
 Modules, with the names of arXiv 2406.02345: AudioVisualGroupAttention (AVGA), QuerySelectedCrossAttention (QSCA),
-ConfidenceInducedMasking (CIM), GuidedFusion (GF), and the DecoderStage that combines them. AVGA, QSCA and GF can be replaced
-by custom blocks, see `register_block`.
+ConfidenceInducedMasking (CIM), GuidedFusion (GF), and the DecoderStage that combines them. SoundingMaps, which is not in the
+paper, can take the place of AVGA, and custom blocks that of AVGA, QSCA and GF, see `register_block`.
 
 All modules process the real frames of all clips as one batch, (frames, channels, height, width). `ClipLayout` maps frames
 to clips where the frames of a clip interact: in the cross-attention and at the output.
@@ -41,6 +41,7 @@ from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
 from .convolutions_pcmanet import Convolution, resize
 
 
+_NUM_SOUNDING_MAPS = 16
 _MINIMUM_IMAGE_SIZE = 32  # pixels, the stride of the coarsest feature map, which would be empty for smaller images
 
 
@@ -250,6 +251,35 @@ class AudioVisualGroupAttention(nn.Module):
         audio_vector = functional.normalize(self.audio_projection(audio), dim=-1, eps=eps)[:, None, :, None, None]
         similarity = (functional.normalize(groups, dim=2, eps=eps) * audio_vector).sum(2, keepdim=True)
         return self.output_projection((similarity * groups).flatten(1, 2))
+
+
+class SoundingMaps(nn.Module):
+    """Compare every pixel with several queries made from the audio, and add what follows from these maps and the pixel.
+
+    Not in the paper. To choose between two visible objects by the audio, a block has to multiply the features of a pixel by the
+    audio, and the product has to be small at both objects if the audio belongs to neither. AVGA has one such product for each
+    of its groups; this block has more of them, each with weights of its own. docs/benchmarks/ablation.md compares both.
+    """
+
+    def __init__(self, config: PCMANetConfig, _index: int):
+        super().__init__()
+        channels = config.hidden_size
+        self.queries = nn.Linear(channels, _NUM_SOUNDING_MAPS * channels)
+        # Cosine similarities differ little at first. The norm makes the differences as large as those of the features.
+        self.batch_norm = nn.BatchNorm2d(_NUM_SOUNDING_MAPS)
+        self.output_projection = ConvolutionBlock(channels + _NUM_SOUNDING_MAPS, channels, kernel_size=1)
+
+    def forward(self, visual: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """Add to a feature map (frames, channels, height, width) what the audio (frames, channels) selects."""
+        maps = self.batch_norm(self.compare(visual, audio))
+        return visual + self.output_projection(torch.cat([visual, maps], dim=1))
+
+    def compare(self, visual: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """Return the cosine similarities of pixels and queries, (frames, maps, height, width) in [-1, 1]."""
+        eps = unit_length_eps(visual.dtype)
+        queries = functional.normalize(self.queries(audio).unflatten(1, (_NUM_SOUNDING_MAPS, -1)), dim=-1, eps=eps)
+        pixels = functional.normalize(visual, dim=1, eps=eps).flatten(2)
+        return (queries @ pixels).unflatten(2, visual.shape[-2:])
 
 
 def unit_length_eps(dtype: torch.dtype) -> float:
@@ -475,7 +505,7 @@ class GuidedFusion(nn.Module):
 
 # The blocks of a decoder stage by kind, which is both the field of the configuration and the attribute of the stage, and name.
 _BLOCKS: dict[str, dict[str, type[nn.Module]]] = {
-    "group_attention": {"avga": AudioVisualGroupAttention},
+    "group_attention": {"avga": AudioVisualGroupAttention, "sounding_maps": SoundingMaps},
     "cross_attention": {"qsca": QuerySelectedCrossAttention},
     "fusion": {"guided": GuidedFusion},
 }
@@ -633,6 +663,7 @@ __all__ = [
     "GuidedFusion",
     "PCMANetOutput",
     "QuerySelectedCrossAttention",
+    "SoundingMaps",
     "build_layout",
     "register_block",
     "resize_nearest",

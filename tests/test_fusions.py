@@ -1,4 +1,4 @@
-"""Blocks of benchmarks/fusions.py: values by hand, choice between objects by the audio, the optimized model and exported files."""
+"""Sounding maps and the modulation of benchmarks/fusions.py: values by hand, choice between objects by the audio, the optimized model and exported files."""
 
 import importlib
 import sys
@@ -11,6 +11,7 @@ from test_export_onnx import assert_file_gives_equal_logits, draw
 from tiny_model import tiny_batch, tiny_config, tiny_model
 from torch import nn
 
+from modeling_pcmanet.modeling_pcmanet_decoder import SoundingMaps
 from pcmanet.examples.export_onnx import EXPORTED_MASK, export
 
 
@@ -56,14 +57,14 @@ def test_modulation_equals_the_formula_at_each_pixel():
 
 @torch.no_grad()
 def test_sounding_maps_equal_the_formula_at_each_pixel():
-    block, (visual, audio) = build_block(fusions.SoundingMaps), draw_inputs()
+    block, (visual, audio) = build_block(SoundingMaps), draw_inputs()
     block.batch_norm.running_mean.uniform_(0, 1)
     block.batch_norm.running_var.fill_(0.25)
     block.batch_norm.eps = 0.0
     given, maps = block(visual, audio).numpy(), block.compare(visual, audio).numpy()
     output = block.output_projection[0]
     for frame, row, column in np.ndindex(2, 3, 4):
-        queries = (block.queries.weight @ audio[frame] + block.queries.bias).numpy().reshape(fusions.NUM_MAPS, -1)
+        queries = (block.queries.weight @ audio[frame] + block.queries.bias).numpy().reshape(16, -1)
         pixel = visual[frame, :, row, column].numpy()
         cosines = queries @ pixel / np.linalg.norm(queries, axis=1) / np.linalg.norm(pixel)
         np.testing.assert_allclose(maps[frame, :, row, column], cosines, atol=1e-12)
@@ -73,7 +74,7 @@ def test_sounding_maps_equal_the_formula_at_each_pixel():
         np.testing.assert_allclose(given[frame, :, row, column], pixel + added, atol=1e-12)
 
 
-@pytest.mark.parametrize("block", [fusions.Modulation, fusions.SoundingMaps])
+@pytest.mark.parametrize("block", [fusions.Modulation, SoundingMaps])
 def test_learns_which_of_two_objects_sounds(block):
     """Two objects in random halves of an image, under the audio of one of them or of a third: 100 steps of the block alone."""
     torch.manual_seed(0)
@@ -109,6 +110,7 @@ def test_optimized_model_and_padding(fields):
     model, batch = tiny_model(**fields).double(), {name: x.double() for name, x in tiny_batch(2, 4).items()}
     expected, optimized = model(**batch).logits, model.for_inference()
     torch.testing.assert_close(optimized(**batch).logits, expected, atol=1e-10, rtol=1e-10)
+    assert optimized.has_unchanged_modules == (fields is fusions.MODULATION)
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
     padded = optimized(**batch, frame_mask=mask).logits
     torch.testing.assert_close(padded[mask], expected[mask], atol=1e-10, rtol=1e-10)
