@@ -154,6 +154,12 @@ def compare_processes(args: argparse.Namespace, videos: Path, folder: Path) -> N
         for processes in args.processes:
             output = folder / f"{Path(model).name}_of_{processes}"
             times = [run(model, videos, output, *FORMATS["parquet"], processes=processes)[0] for _ in range(2)]
+            if times[0] < 2 * times[1]:
+                sys.stderr.write(
+                    f"{model}, {processes} processes: not measured, because starting took {times[1]:.0f} s of "
+                    f"{times[0]:.0f} s. Give more --clips.\n"
+                )
+                continue
             seconds[processes, DEFAULT_AT_ONCE].append(times[0] - times[1])
         for (processes, at_once), measured in seconds.items():
             rate, bound = seconds_of_video / statistics.median(measured), cores * alone
