@@ -674,7 +674,7 @@ class OptimizedGroupAttention(nn.Module):
 def _fold_sounding_maps(block: SoundingMaps) -> SoundingMaps:
     """Copy a block, its output projection folded."""
     folded = copy.deepcopy(block)
-    folded.output_projection = fold_block(folded.output_projection)  # pyright: ignore[reportAttributeAccessIssue]
+    folded.register_module("output_projection", fold_block(folded.output_projection))
     return folded
 
 

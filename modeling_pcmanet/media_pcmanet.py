@@ -1394,10 +1394,9 @@ class VideoClock:
         self.period = float(1 / frame_rate(video))
         self.origin = 0.0
         self.end = 0.0
-        self.goes_by_decoding = _has_decoding_times_only(video) and video.codec_context.name in UNDERIVED_CODECS
-        self._known_origin = (
-            float((video.start_time or 0) * (video.time_base or 0)) if _has_decoding_times_only(video) else None
-        )
+        is_by_decoding = _has_decoding_times_only(video)
+        self.goes_by_decoding = is_by_decoding and video.codec_context.name in UNDERIVED_CODECS
+        self._known_origin = float((video.start_time or 0) * (video.time_base or 0)) if is_by_decoding else None
         self._start = -math.inf
         self._shift = 0.0
         self._backwards = 0

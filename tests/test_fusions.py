@@ -1,9 +1,6 @@
 """Sounding maps and the modulation of benchmarks/fusions.py: values by hand, choice between objects by the audio, the optimized model and exported files."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import fusions
 import numpy as np
 import pytest
 import torch
@@ -15,8 +12,6 @@ from modeling_pcmanet.modeling_pcmanet_decoder import SoundingMaps
 from pcmanet.examples.export_onnx import EXPORTED_MASK, export
 
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-fusions = importlib.import_module("fusions")
 FUSIONS = {"modulation": fusions.MODULATION, "sounding maps": fusions.SOUNDING_MAPS}
 every_fusion = pytest.mark.parametrize("fields", FUSIONS.values(), ids=FUSIONS)
 

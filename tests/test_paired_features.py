@@ -1,16 +1,11 @@
 """Cached features of benchmarks/paired_features.py: masks of combined pictures and recordings, order of clips, measures."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
+import paired_features
 import pytest
 import torch
 
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-paired_features = importlib.import_module("paired_features")
 SIZE = paired_features.MASK_SIZE
 
 

@@ -1,17 +1,10 @@
 """benchmarks/peers.py: the costs of layers are those of PyTorch's, and those of AVSegFormer what its measurement gave."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import peers
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-peers = importlib.import_module("peers")
 
 
 def measured(module: nn.Module, *inputs: torch.Tensor) -> list[float]:

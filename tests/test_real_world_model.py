@@ -1,13 +1,12 @@
 """Tests of the bundled model on the bundled clip of the real world, what a model says about itself, and how it is measured."""
 
-import importlib
 import logging
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import real_world
 from transformers import pipeline
 from transformers.utils import logging as transformers_logging
 
@@ -16,8 +15,6 @@ from pcmanet.cli.main import main
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-real_world = importlib.import_module("real_world")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CLIP = EXAMPLES / "real_world.mp4"
 SIDES = {"dog": slice(0, 256), "rooster": slice(256, 512), "helicopter": slice(0, 256)}  # columns of the clip
