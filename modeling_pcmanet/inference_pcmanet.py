@@ -56,6 +56,7 @@ from .modeling_pcmanet_decoder import (
     PCMANetOutput,
     QuerySelectedCrossAttention,
     SoundingMaps,
+    build_head,
     build_layout,
     resize_nearest,
     unit_length_eps,
@@ -471,13 +472,11 @@ def _optimize_stages(network: "PCMANetModel") -> nn.ModuleList:
     stages = nn.ModuleList()
     blocks: Any = zip(network.feature_channels[::-1], network.neck, network.stages, strict=True)
     for index, (channels, neck, stage) in enumerate(blocks):
-        with torch.device("meta"):
-            published_neck = ConvolutionBlock(channels, network.config.hidden_size)
-            published = DecoderStage(_without_custom_blocks(network.config), index)
-        neck = _optimize(neck, published_neck, fold_block)
-        is_known = type(stage) is DecoderStage and not _is_hooked(stage)
-        build = OptimizedDecoderStage if is_known else UnchangedDecoderStage
-        stages.append(build(neck, stage, published))
+        neck = _optimize(neck, fold_block, ConvolutionBlock, channels, network.config.hidden_size)
+        if type(stage) is DecoderStage and not _is_hooked(stage):
+            stages.append(OptimizedDecoderStage(neck, stage, network.config))
+        else:
+            stages.append(UnchangedDecoderStage(neck, stage, index))
     unchanged = [
         f"{name.removesuffix('.stage')} ({type(module.module).__name__})"
         for name, module in stages.named_modules(prefix="stages")
@@ -490,21 +489,21 @@ def _optimize_stages(network: "PCMANetModel") -> nn.ModuleList:
     return stages
 
 
-def _without_custom_blocks(config: PCMANetConfig) -> PCMANetConfig:
-    """Copy a configuration, with the published block of each kind in place of custom ones."""
-    config = copy.deepcopy(config)
-    config.fusion = "guided"
-    if config.group_attention != "sounding_maps":
-        config.group_attention = "avga"
-    config.cross_attention = None if config.cross_attention is None else "qsca"
-    return config
-
-
-def _optimize(module: nn.Module, published: nn.Module | None, build: Callable[[Any], nn.Module]) -> nn.Module:
-    """Copy a module, in its optimized form if it has the layers of the published one."""
-    if published is None or _layers(module) != _layers(published):
+def _optimize(
+    module: nn.Module, form: Callable[[Any], nn.Module], build: Callable[..., nn.Module], *args: Any
+) -> nn.Module:
+    """Copy a module, in its optimized form if it has the layers of the original, which `build(*args)` returns."""
+    with torch.device("meta"):
+        original = build(*args)
+    if _layers(module) != _layers(original):
         return UnchangedModule(module)
-    return build(module).to(memory_format=torch.channels_last)
+    return form(module).to(memory_format=torch.channels_last)
+
+
+def _optimize_block(block: nn.Module, config: PCMANetConfig, index: int) -> nn.Module:
+    """Copy a block of the decoder stage with this index, in its optimized form if it is one of the library."""
+    form = _BLOCK_FORMS.get(type(block))
+    return UnchangedModule(block) if form is None else _optimize(block, form, type(block), config, index)
 
 
 def _layers(module: nn.Module) -> list[tuple[Any, ...]]:
@@ -536,11 +535,17 @@ class UnchangedModule(nn.Module):
 
 
 class UnchangedDecoderStage(nn.Module):
-    """One block of the neck and a custom decoder stage; arguments are those of [`OptimizedDecoderStage`]."""
+    """One block of the neck and a custom decoder stage.
 
-    def __init__(self, neck: nn.Module, stage: nn.Module, published: DecoderStage):
+    Args:
+        neck: The optimized block of the neck.
+        stage: The decoder stage; it is not modified.
+        index: Of the stage.
+    """
+
+    def __init__(self, neck: nn.Module, stage: nn.Module, index: int):
         super().__init__()
-        self.is_finest = published.index == NUM_STAGES - 1
+        self.is_finest = index == NUM_STAGES - 1
         self.neck = neck
         self.stage = UnchangedModule(stage)
 
@@ -570,25 +575,21 @@ class OptimizedDecoderStage(nn.Module):
     Args:
         neck: The optimized block of the neck.
         stage: The decoder stage; it is not modified.
-        published: The stage that it would be without custom modules.
+        config: Of the network.
     """
 
-    def __init__(self, neck: nn.Module, stage: DecoderStage, published: DecoderStage):
+    def __init__(self, neck: nn.Module, stage: DecoderStage, config: PCMANetConfig):
         super().__init__()
-        self.is_finest = published.index == NUM_STAGES - 1
-        self.channels = cast(nn.Conv2d, published.head[0]).in_channels
+        self.is_finest = stage.index == NUM_STAGES - 1
+        self.channels = config.hidden_size
         self.neck = neck
-        has_maps = isinstance(published.group_attention, SoundingMaps)
-        build: Callable[[Any], nn.Module] = _fold_sounding_maps if has_maps else OptimizedGroupAttention
-        self.group_attention = _optimize(stage.group_attention, published.group_attention, build)
+        self.group_attention = _optimize_block(stage.group_attention, config, stage.index)
         self.cross_attention = None
         # CODEPATH: only an ablated network has none.
         if stage.cross_attention is not None:
-            self.cross_attention = _optimize(
-                stage.cross_attention, published.cross_attention, OptimizedQuerySelectedCrossAttention
-            )
-        self.fusion = _optimize(stage.fusion, published.fusion, OptimizedGuidedFusion)
-        self.head = _optimize(stage.head, published.head, _fold_head)
+            self.cross_attention = _optimize_block(stage.cross_attention, config, stage.index)
+        self.fusion = _optimize_block(stage.fusion, config, stage.index)
+        self.head = _optimize(stage.head, _fold_head, build_head, config)
         # Custom modules may let frames interact.
         self.weights_all_frames = any(isinstance(x, UnchangedModule) for x in (self.neck, self.group_attention))
         self.fuses_all_frames = any(isinstance(x, UnchangedModule) for x in (self.fusion, self.head))
@@ -778,6 +779,15 @@ class OptimizedGuidedFusion(nn.Module):
         if coarser is not None and self.coarser_projection is not None:
             fused = self.coarser_projection(coarser, size).add_(fused)
         return self.output_projection(fused)
+
+
+# The optimized form of each block of the library.
+_BLOCK_FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    AudioVisualGroupAttention: OptimizedGroupAttention,
+    SoundingMaps: _fold_sounding_maps,
+    QuerySelectedCrossAttention: OptimizedQuerySelectedCrossAttention,
+    GuidedFusion: OptimizedGuidedFusion,
+}
 
 
 # Visual backbones: the same four feature maps from fewer operations and a better memory layout. ResNet has its BatchNorms

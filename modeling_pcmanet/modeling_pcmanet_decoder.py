@@ -587,6 +587,15 @@ def _build_block(kind: str, config: PCMANetConfig, index: int) -> nn.Module:
     return known[name](config, index)
 
 
+def build_head(config: PCMANetConfig) -> nn.Sequential:
+    """Build a segmentation head, which computes the logits of a stage from its fused feature map."""
+    # trf-ignore: TRF036 a plain chain, called once
+    return nn.Sequential(
+        *ConvolutionBlock(config.hidden_size, config.head_channels),
+        nn.Conv2d(config.head_channels, cast(int, config.num_labels), kernel_size=1),
+    )
+
+
 class DecoderStage(GradientCheckpointingLayer):
     """Decoder stage: AVGA, QSCA, GF, or the blocks that the configuration names instead, and a segmentation head."""
 
@@ -599,11 +608,7 @@ class DecoderStage(GradientCheckpointingLayer):
         if config.cross_attention is not None:
             self.cross_attention = _build_block("cross_attention", config, index)
         self.fusion = _build_block("fusion", config, index)
-        # trf-ignore: TRF036 a plain chain, called once
-        self.head = nn.Sequential(
-            *ConvolutionBlock(config.hidden_size, config.head_channels),
-            nn.Conv2d(config.head_channels, cast(int, config.num_labels), kernel_size=1),
-        )
+        self.head = build_head(config)
 
     def forward(
         self,
@@ -664,6 +669,7 @@ __all__ = [
     "PCMANetOutput",
     "QuerySelectedCrossAttention",
     "SoundingMaps",
+    "build_head",
     "build_layout",
     "register_block",
     "resize_nearest",
