@@ -9,12 +9,14 @@ in S4 and MS3. A run trains neck and decoder only, which takes a minute on one c
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import real_world
 import torch
+import yaml
 from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -25,6 +27,7 @@ from modeling_pcmanet.modeling_backbones import compute_feature_maps
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 from pcmanet.dataset_scripts.paired import Library, PairedClips, read_settings
+from pcmanet.files import keep_settings
 from pcmanet.training.data import collate_with_order, embed_with_order
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.run import build_optimizer, set_learning_rate, start_average, update_average
@@ -117,9 +120,19 @@ def load_features(args: argparse.Namespace, encoders: Encoders) -> tuple[Feature
     """Return the features of the training and of the validation split, computed unless their files exist.
 
     Args:
-        args: `output`, `data`, `clips` and `test_clips` of the command.
-        encoders: The frozen encoders.
+        args: `output`, `data`, `model`, `clips` and `test_clips` of the command.
+        encoders: The frozen encoders, those of `model`.
+
+    Raises:
+        ValueError: If the folder `output` was begun with other data, another model or other numbers of clips.
     """
+    given = {name: getattr(args, name) for name in ("model", "clips", "test_clips")}
+    settings = {
+        **given,
+        "data": yaml.safe_load(Path(args.data).read_text(encoding="utf-8")),
+        "clip_settings": SETTINGS,
+    }
+    keep_settings(args.output / "settings.json", settings, "Give another --output, or remove the folder.")
     loaded, library = [], None
     for split, length in (("train", args.clips), ("val", args.test_clips)):
         path = args.output / f"features_{split}_{length}.pt"

@@ -1,48 +1,30 @@
 """Tests of benchmarks/fuzz_media.py: damage is reproducible, outcomes are classified, and a few hundred mutants have good outcomes."""
 
-import importlib.util
 import mmap
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import fuzz_media
 import pytest
 
 from modeling_pcmanet import media_pcmanet
 
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "fuzz_media.py"
-
-
 @pytest.fixture(scope="module")
-def fuzz_media() -> Iterator[ModuleType]:
-    """The script as a module that worker processes can import too."""
-    spec = importlib.util.spec_from_file_location("fuzz_media", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz_media"] = module
-    sys.path.insert(0, str(SCRIPT.parent))
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(SCRIPT.parent))
-    del sys.modules["fuzz_media"]
-
-
-@pytest.fixture(scope="module")
-def videos(fuzz_media: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return fuzz_media.write_videos(tmp_path_factory.mktemp("videos"))
 
 
-def test_undamaged_videos_are_used(fuzz_media: ModuleType, videos: dict[str, bytes]) -> None:
+def test_undamaged_videos_are_used(videos: dict[str, bytes]) -> None:
     for container, video in videos.items():
         assert fuzz_media.read_as_a_user(video, container) == ("used", "")
 
 
-def test_mutants_are_reproducible_and_distinct(fuzz_media: ModuleType, videos: dict[str, bytes]) -> None:
+def test_mutants_are_reproducible_and_distinct(videos: dict[str, bytes]) -> None:
     first = [fuzz_media.damaged(videos["mp4"], "mp4", number, 0) for number in range(20)]
     assert first == [fuzz_media.damaged(videos["mp4"], "mp4", number, 0) for number in range(20)]
     assert len(set(first)) == 20
@@ -50,7 +32,7 @@ def test_mutants_are_reproducible_and_distinct(fuzz_media: ModuleType, videos: d
     assert first[0] != fuzz_media.damaged(videos["mp4"], "mp4", 0, 1)
 
 
-def test_two_hundred_mutants_are_used_or_refused(fuzz_media: ModuleType, videos: dict[str, bytes]) -> None:
+def test_two_hundred_mutants_are_used_or_refused(videos: dict[str, bytes]) -> None:
     outcomes = []
     for number in range(210):
         container = list(videos)[number % len(videos)]
@@ -59,7 +41,7 @@ def test_two_hundred_mutants_are_used_or_refused(fuzz_media: ModuleType, videos:
     assert set(outcomes) == set(fuzz_media.GOOD_OUTCOMES)
 
 
-def test_mutants_do_not_depend_on_threads(fuzz_media: ModuleType, videos: dict[str, bytes]) -> None:
+def test_mutants_do_not_depend_on_threads(videos: dict[str, bytes]) -> None:
     """FFmpeg itself gives different frames of a few damaged files from one time to the next, so one of eight must agree."""
     for number in range(70):
         container = list(videos)[number % len(videos)]
@@ -69,17 +51,13 @@ def test_mutants_do_not_depend_on_threads(fuzz_media: ModuleType, videos: dict[s
 
 
 @pytest.mark.parametrize("number", [98, 329, 1323, 1498, 1890, 2051, 2457, 2772, 2884, 3885, 4193])
-def test_damage_that_threads_conceal_differently(
-    fuzz_media: ModuleType, videos: dict[str, bytes], number: int
-) -> None:
+def test_damage_that_threads_conceal_differently(videos: dict[str, bytes], number: int) -> None:
     """Errors that a decoder with one thread conceals, frames that were left out before them, times that run backwards."""
     data = fuzz_media.damaged(videos["mp4"], "mp4", number, 2)
     assert fuzz_media.read_as_a_user(data, "mp4", threads=(1, 16))[0] in fuzz_media.GOOD_OUTCOMES
 
 
-def test_a_dependence_on_threads_is_found(
-    fuzz_media: ModuleType, videos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dependence_on_threads_is_found(videos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_media, "_read", lambda *_: ("used", "", str(media_pcmanet.FRAME_THREADS)))
     assert fuzz_media.read_as_a_user(videos["mp4"], "mp4", threads=(1, 16)) == (
         "depends on threads",
@@ -93,7 +71,7 @@ def threads_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_crash_a_hang_and_memory_are_told_apart_and_survived(
-    fuzz_media: ModuleType, videos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    videos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(_data: bytes, container: str, _threads: tuple[int, ...]) -> tuple[str, str]:
         if container == "mp4":
@@ -126,7 +104,7 @@ def test_a_crash_a_hang_and_memory_are_told_apart_and_survived(
     assert rows[2] == "| mp4 | 1 | 0 | 0 | 0 | 0 | 0 | 1 | 0 | 0 |"
 
 
-def test_bad_mutants_are_kept_with_what_came_of_them(fuzz_media: ModuleType, tmp_path: Path) -> None:
+def test_bad_mutants_are_kept_with_what_came_of_them(tmp_path: Path) -> None:
     fuzz_media.keep([fuzz_media.Result("avi", 12, "crash", "SIGSEGV", 0.1)], 3, tmp_path / "kept")
     assert (tmp_path / "kept" / "avi-3-12.txt").read_text() == "crash: SIGSEGV\n"
     videos = fuzz_media.write_videos(tmp_path)
@@ -135,7 +113,8 @@ def test_bad_mutants_are_kept_with_what_came_of_them(fuzz_media: ModuleType, tmp
 
 @pytest.mark.slow
 def test_thousands_of_mutants_in_worker_processes(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--mutants", "2100", "--seed", "11", "--keep", str(tmp_path / "kept")]
+    options = ["--mutants", "2100", "--seed", "11", "--keep", str(tmp_path / "kept")]
+    command = [sys.executable, fuzz_media.__file__, *options]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "| all | 2100 |" in printed
     assert not (tmp_path / "kept").exists()

@@ -1,36 +1,20 @@
 """benchmarks/gpu.py on a CPU: one table with every measurement, and a failure or a short budget costs only its own rows."""
 
-import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
+import gpu
 import pytest
 
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 SMALL = ("--device", "cpu", "--clips", "1", "--size", "64", "--rounds", "2", "--video-seconds", "1")
 ALL_BUT_COMPILED = ("inference", "synchronizations", "equality", "training", "video")
 
 
-@pytest.fixture(scope="module")
-def gpu() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(SCRIPT.parent))
-    specification = importlib.util.spec_from_file_location("gpu", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["gpu"] = module
-    specification.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(SCRIPT.parent))
-    del sys.modules["gpu"]
-
-
-def run(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: str) -> list:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: str) -> list:
     """Return the rows of the table, each as a dictionary."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *SMALL, "--budget", "1e6", *arguments])
+    monkeypatch.setattr(sys, "argv", [gpu.__file__, *SMALL, "--budget", "1e6", *arguments])
     gpu.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -39,10 +23,10 @@ def run(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_every_section_is_measured(gpu, monkeypatch, capsys, tmp_path):
+def test_every_section_is_measured(monkeypatch, capsys, tmp_path):
     output = tmp_path / "gpu.md"
     arguments = ("--presets", "tiny", "--sections", *ALL_BUT_COMPILED, "--output", str(output))
-    rows = run(gpu, monkeypatch, capsys, *arguments)
+    rows = run(monkeypatch, capsys, *arguments)
     assert {row["measurement"] for row in rows} == set(ALL_BUT_COMPILED)
     assert not [row for row in rows if "Error" in row["remarks"]]
     for row in rows:
@@ -54,20 +38,20 @@ def test_every_section_is_measured(gpu, monkeypatch, capsys, tmp_path):
     assert sum(line.startswith("|") for line in output.read_text().splitlines()) == len(rows) + 2
 
 
-def test_a_failure_is_a_row_and_the_others_go_on(gpu, monkeypatch, capsys):
+def test_a_failure_is_a_row_and_the_others_go_on(monkeypatch, capsys):
     arguments = ("--presets", "unknown", "tiny", "--sections", "equality")
-    failed, *_, measured = run(gpu, monkeypatch, capsys, *arguments)
+    failed, *_, measured = run(monkeypatch, capsys, *arguments)
     assert failed["remarks"].startswith("ValueError: Expected a preset out of")
     assert "pixels equal" in measured["remarks"]
 
 
-def test_what_the_budget_has_no_time_for_is_skipped(gpu, monkeypatch, capsys):
-    rows = run(gpu, monkeypatch, capsys, "--presets", "tiny", "--budget", "0")
+def test_what_the_budget_has_no_time_for_is_skipped(monkeypatch, capsys):
+    rows = run(monkeypatch, capsys, "--presets", "tiny", "--budget", "0")
     assert {row["measurement"] for row in rows} == set(gpu.SECTIONS)
     assert {row["remarks"] for row in rows} == {"skipped, the budget is used up"}
 
 
-def test_a_measurement_ends_with_the_budget(gpu):
+def test_a_measurement_ends_with_the_budget():
     with pytest.raises(TimeoutError), gpu.time_limit(0.05):
         while True:
             pass
@@ -77,7 +61,7 @@ def test_missing_packages_are_listed_with_the_command(tmp_path):
     hiding = "import sys; sys.modules['av'] = None; sys.modules['tqdm'] = None\n"
     (tmp_path / "sitecustomize.py").write_text(hiding)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, str(SCRIPT), "--help"]
+    command = [sys.executable, gpu.__file__, "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 1
     assert "-m pip install --no-deps av tqdm" in result.stderr

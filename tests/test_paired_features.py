@@ -1,5 +1,7 @@
 """Cached features of benchmarks/paired_features.py: masks of combined pictures and recordings, order of clips, measures."""
 
+from argparse import Namespace
+
 import numpy as np
 import paired_features
 import pytest
@@ -81,3 +83,18 @@ def test_recordings_of_a_measured_clip(features):
         pair, (first, second, absent) = paired_features._choose(clips, picture)
         assert set(pair) == classes and [features.sounding[first], features.sounding[second]] == pair
         assert features.sounding[absent] not in {0} | classes
+
+
+def test_cached_features_are_of_the_same_settings(features, tmp_path):
+    data = tmp_path / "data.yaml"
+    data.write_text("cache: here\n", encoding="utf-8")
+    for split, length in (("train", 4), ("val", 2)):
+        torch.save(tuple(features), tmp_path / f"features_{split}_{length}.pt")
+    args = Namespace(output=tmp_path, data=data, model="a model", clips=4, test_clips=2)
+    for _ in range(2):
+        loaded, _ = paired_features.load_features(args, None)
+        assert loaded.sounding.tolist() == features.sounding.tolist()
+    data.write_text("cache: there\n", encoding="utf-8")
+    args.model = "another model"
+    with pytest.raises(ValueError, match="model is 'another model', was 'a model'; data.cache is 'there', was 'here'"):
+        paired_features.load_features(args, None)

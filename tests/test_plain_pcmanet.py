@@ -1,17 +1,9 @@
 """The baseline of benchmarks/inference.py: its outputs equal those of a model with the published behavior."""
 
-import importlib.util
-from pathlib import Path
-
+import plain_pcmanet
 import pytest
 import torch
 from tiny_model import tiny_batch, tiny_model
-
-
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "plain_pcmanet.py"
-specification = importlib.util.spec_from_file_location("plain_pcmanet", SCRIPT)
-plain_pcmanet = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(plain_pcmanet)
 
 
 @pytest.mark.parametrize(("num_labels", "sharpness"), [(1, 2.0), (5, 8.0)])

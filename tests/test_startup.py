@@ -1,27 +1,18 @@
 """Start of a command: what it does not import; benchmarks/startup.py: every part is measured in a new process, in order, and compared with what nobody can avoid."""
 
-import importlib.util
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+import startup
 
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "benchmarks" / "startup.py"
 
 
-@pytest.fixture
-def startup():
-    specification = importlib.util.spec_from_file_location("startup", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def test_table_compares_with_what_nobody_can_avoid(startup):
+def test_table_compares_with_what_nobody_can_avoid():
     seconds = dict.fromkeys(startup.PARTS, 1.0) | {"our modules": 3.0, "network alone": 0.5}
     lines = startup.table([seconds, seconds, dict.fromkeys(seconds, 100.0)])
     assert "| our modules | 3.00 | 37.5% |" in lines
@@ -29,7 +20,7 @@ def test_table_compares_with_what_nobody_can_avoid(startup):
     assert lines[-1].startswith("All is 3.20 times")
 
 
-def test_parts_run_in_order_in_a_new_process(startup, monkeypatch):
+def test_parts_run_in_order_in_a_new_process(monkeypatch):
     parts = {
         "first": "number = 2",
         "second": "assert number == 2; model = {model!r}\nfor _ in range(10**6): number += 1",

@@ -1,29 +1,14 @@
 """benchmarks/training_step.py: both kinds of step have the same gradients and train, and the table has a row for each."""
 
 import sys
-from pathlib import Path
 
+import inference
 import pytest
 import torch
+import training_step
 
 
-BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """The modules `training_step` and `inference` of the folder of benchmarks."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import inference
-    import training_step
-
-    yield training_step, inference
-    for name in ("inference", "training_step", "plain_pcmanet", "model_cost"):
-        sys.modules.pop(name, None)
-
-
-def test_steps_have_equal_gradients_and_train(scripts):
-    training_step, inference = scripts
+def test_steps_have_equal_gradients_and_train():
     setting = inference.Setting("tiny", 1, 1, 2, 2, 64, "cpu", 1, True)
     model, batch = inference.build_model(setting).double(), inference.build_batch(setting)
     batch = {name: values.double() for name, values in batch.items()}
@@ -39,8 +24,7 @@ def test_steps_have_equal_gradients_and_train(scripts):
 
 
 @pytest.mark.slow
-def test_table(scripts, monkeypatch, capsys):
-    training_step, _ = scripts
+def test_table(monkeypatch, capsys):
     arguments = ["--presets", "tiny", "--dtypes", "float32", "--size", "64", "--threads", "1", "--rounds", "2"]
     monkeypatch.setattr(sys, "argv", ["training_step.py", *arguments])
     training_step.main()
