@@ -276,8 +276,8 @@ def measure(
 
     Returns:
         "mIoU": mean over the frames with an object that sounds; "both right": fraction of the images with two objects in which
-        each recording gives at least half of its own object and less than half of the other; "silent claimed": mean fraction of
-        the silent object that is claimed; "claimed": fraction of all pixels that is claimed in the third frames.
+        each recording gives at least half of its own object and less than half of the other; "FPR, silent": mean
+        false-positive rate on the silent object; "FPR, absent": false-positive rate on the third frames.
     """
     clips = Combinations(validation, seed=0)
     results = _Results()
@@ -302,7 +302,7 @@ class _Results:
         self.ious: list[float] = []
         self.right: list[bool] = []
         self.silent: list[float] = []
-        self.claimed: list[float] = []
+        self.absent: list[float] = []
 
     def add(self, pair: list[int], masks: np.ndarray, truth: np.ndarray, visible: np.ndarray) -> None:
         """Add a clip.
@@ -314,7 +314,7 @@ class _Results:
             visible: (height, width), class indexes of all visible objects.
         """
         self.ious += [real_world.binary_iou(*frame) for frame in zip(masks[:2], truth[:2], strict=True)]
-        self.claimed.append(float(masks[2].mean()))
+        self.absent.append(float(masks[2].mean()))
         if pair[0] == pair[1]:
             return
         own, other = (
@@ -329,8 +329,8 @@ class _Results:
         return {
             "mIoU": float(np.mean(self.ious)),
             "both right": float(np.mean(self.right)),
-            "silent claimed": float(np.mean(self.silent)),
-            "claimed": float(np.mean(self.claimed)),
+            "FPR, silent": float(np.mean(self.silent)),
+            "FPR, absent": float(np.mean(self.absent)),
         }
 
 

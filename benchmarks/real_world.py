@@ -1,4 +1,4 @@
-"""How well does a model of the real world segment held-out photos under held-out recordings, and what does it claim wrongly?
+"""How well does a model of the real world segment held-out photos under held-out recordings, and what does it segment wrongly?
 
     python benchmarks/real_world.py examples/real_world_model --data examples/paired_data/real_world.yaml
     python benchmarks/real_world.py runs/real_world --data examples/paired_data/real_world.yaml --split val --clips 100
@@ -10,8 +10,8 @@ it, except for the last row. Measured are
 - matching sounds: the mean IoU over the six first classes and over all classes (intersections and unions summed over the
   data set), the mean over frames of the binary IoU (AVSBench's measure), and how often the largest predicted segment has the
   right class; for all recordings, and for the clear ones, whose class the audio encoder itself scores highest;
-- two photos side by side, once under each of two sounds: how often both clips claim at least half of the object that sounds
-  and less than half of the other, and the fraction of the silent object that is claimed;
+- two photos side by side, once under each of two sounds: how often both masks cover at least half of the object that
+  sounds and less than half of the other, and the false-positive rate on the silent object;
 - the false-positive rate on silent audio, under background recordings, under sounds of no class and under sounds
   of a class that is not in view, and in clips of five seconds under the sound of another class.
 
@@ -115,7 +115,7 @@ def measure_matching(predictor: Predictor, clips: PairedClips) -> dict[str, dict
 
 
 def measure_choice(predictor: Predictor, clips: PairedClips) -> tuple[float, float, int]:
-    """Measure pairs of clips that show the same two photos under two sounds; return both right, silent claimed, pairs.
+    """Measure pairs of clips that show the same two photos under two sounds; return both right, false-positive rate, pairs.
 
     Left out are clips whose recording pauses in the second of the frame: neither object sounds there.
     """
@@ -124,12 +124,12 @@ def measure_choice(predictor: Predictor, clips: PairedClips) -> tuple[float, flo
         sounding = find_heard(clip)
         heard = np.isin(clip.visible, list(sounding))
         quiet = (clip.visible > 0) & (clip.visible != IGNORED) & ~heard
-        claimed = predicted > 0
+        positive = predicted > 0
         if not heard.any() or not quiet.any():
             previous = None
             continue
-        silent.append(claimed[quiet].mean())
-        is_right = claimed[heard].mean() >= 0.5 and claimed[quiet].mean() < 0.5
+        silent.append(positive[quiet].mean())
+        is_right = positive[heard].mean() >= 0.5 and positive[quiet].mean() < 0.5
         if index % 2 and previous is not None and previous[0] != sounding:
             pairs += 1
             right.append(previous[1] and is_right)
@@ -142,8 +142,8 @@ def find_heard(clip: PairedClip) -> set[int]:
     return set(np.flatnonzero(clip.sounding[0]).tolist())
 
 
-def measure_claims(predictor: Predictor, clips: PairedClips, title: str) -> float:
-    """Return the fraction of pixels that is claimed where nothing in view sounds."""
+def measure_false_positives(predictor: Predictor, clips: PairedClips, title: str) -> float:
+    """Return the false-positive rate: the fraction of pixels in a mask where nothing in view sounds."""
     return float(np.mean([(predicted > 0).mean() for _, predicted, _ in evaluate(predictor, clips, title)]))
 
 
@@ -201,15 +201,17 @@ def main() -> None:
         print(f"| {title} | {measure(totals['all']):.3f} | {measure(totals['clear']):.3f} |")
     choice = generate(arguments.clips // 2 * 2, pictures={"mosaic": 1.0}, clips_per_picture=2, contrast=1.0)
     right, silent, pairs = measure_choice(predictor, choice)
-    print(f"| two photos: both right; silent object claimed ({pairs} pairs) | {right:.3f} | {silent:.3f} |")
-    print("\n| where nothing in view sounds | pixels claimed |\n|---|---|")
+    print(
+        f"| two photos: both right; false-positive rate on the silent object ({pairs} pairs) | {right:.3f} | {silent:.3f} |"
+    )
+    print("\n| where nothing in view sounds | false-positive rate |\n|---|---|")
     for kind in ("silence", "background", "unknown", "absent"):
         clips = generate(arguments.clips // 4, sounds={kind: 1.0}, contrast=0.0)
-        print(f"| {kind} | {100 * measure_claims(predictor, clips, kind):.2f} % |")
+        print(f"| {kind} | {100 * measure_false_positives(predictor, clips, kind):.2f} % |")
     clips = generate(
         arguments.clips // 12, sounds={"absent": 1.0}, contrast=0.0, seconds=5, background=0.25, steady=0.5
     )
-    print(f"| another class, clips of 5 s | {100 * measure_claims(predictor, clips, 'absent, 5 s'):.2f} % |")
+    print(f"| another class, clips of 5 s | {100 * measure_false_positives(predictor, clips, 'absent, 5 s'):.2f} % |")
 
 
 def draw_pictures(predictor: Predictor, clips: PairedClips, numbers: list[int], path: str) -> None:
@@ -236,8 +238,8 @@ def _draw_clip(clip: PairedClip, predicted: np.ndarray) -> Image.Image:
     """Draw the frame of a clip with the predicted pixels in color and the outline of the true ones in white."""
     frame, truth = clip.frames[0].copy(), (clip.masks[0] > 0) & (clip.masks[0] != IGNORED)
     colors = np.array([(0, 0, 0), *class_colors(dict(enumerate(clip.class_names))).values()], np.uint8)
-    claimed = predicted > 0
-    frame[claimed] = frame[claimed] // 2 + colors[predicted[claimed]] // 2
+    positive = predicted > 0
+    frame[positive] = frame[positive] // 2 + colors[predicted[positive]] // 2
     inner = truth.copy()
     for axis in (0, 1):
         for shift in (-2, 2):
@@ -246,12 +248,12 @@ def _draw_clip(clip: PairedClip, predicted: np.ndarray) -> Image.Image:
     return ImageOps.contain(Image.fromarray(frame), TILE)
 
 
-def binary_iou(claimed: np.ndarray, masks: np.ndarray) -> float:
-    """Return the IoU of the claimed pixels (bool) with those of any class; 1 if there are none of either."""
+def binary_iou(positive: np.ndarray, masks: np.ndarray) -> float:
+    """Return the IoU of the predicted pixels (bool) with those of any class; 1 if there are none of either."""
     valid = masks != IGNORED
-    claimed, truth = claimed & valid, (masks > 0) & valid
-    union = (claimed | truth).sum()
-    return float((claimed & truth).sum() / union) if union else 1.0
+    positive, truth = positive & valid, (masks > 0) & valid
+    union = (positive | truth).sum()
+    return float((positive & truth).sum() / union) if union else 1.0
 
 
 def _mean_iou(sums: np.ndarray, indexes: Any) -> float:

@@ -27,7 +27,7 @@ PHRASES = {
     r"\bcomes? along\b": "is bundled",
     r"\btak(e|en|es) along\b": "download, copy",
     r"what is killed goes on|\bgo(es)? on (where|from)\b": "an interrupted run resumes",
-    r"claimed in silence": "false-positive rate on silent audio",
+    r"claimed in silence|(pixels?|objects?|silent) claimed|claim(s|ing)? (pixels|less|silent)": "false-positive rate",
     r"\bvery (bits|bytes)\b": "bit-identical",
     r"\bwithout a word\b": "silently",
     r"\bfor ever\b": "permanently",

@@ -69,8 +69,8 @@ def test_measures_by_hand(features):
     assert results.compute() == {
         "mIoU": pytest.approx((1 + 1 / 1.5) / 2),
         "both right": 0.0,
-        "silent claimed": pytest.approx(0.25),
-        "claimed": pytest.approx(0.25),
+        "FPR, silent": pytest.approx(0.25),
+        "FPR, absent": pytest.approx(0.25),
     }
     masks[1][:, 0] = False  # less than half of it
     results.add([1, 2], masks, truth, visible)
