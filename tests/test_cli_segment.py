@@ -153,12 +153,14 @@ def test_summary_of_sounds_of_other_classes(tmp_path: Path):
     names = PCMANetConfig.from_preset("tiny", id2label={0: "background", 1: "dog", 2: "cat"})
     expected = "a.mp4: no sounding objects (3 frames); heard, but not among this model's classes: rain 2, drums 1"
     assert segment._summary("a.mp4", results, names) == expected
+    assert segment._table(results, names).splitlines()[-1] == expected.partition("; ")[2]
     binary = PCMANetConfig.from_preset("tiny")
     assert segment._summary("a.mp4", results, binary) == "a.mp4: no sounding objects (3 frames)"
 
 
 def test_table(tmp_path: Path):
-    assert segment._table(recorded(tmp_path, ("dog", "a very long label"), ())).splitlines() == [
+    results, config = recorded(tmp_path, ("dog", "a very long label"), ()), PCMANetConfig.from_preset("tiny")
+    assert segment._table(results, config).splitlines() == [
         " seconds  label              score   area",
         "    0.00  dog                 0.50  25.0%",
         "          a very long label   0.50  25.0%",
@@ -167,7 +169,8 @@ def test_table(tmp_path: Path):
 
 
 def test_table_of_a_long_video_is_cut(tmp_path: Path):
-    lines = segment._table(recorded(tmp_path, *[()] * (segment.TABLE_FRAMES + 7))).splitlines()
+    results = recorded(tmp_path, *[()] * (segment.TABLE_FRAMES + 7))
+    lines = segment._table(results, PCMANetConfig.from_preset("tiny")).splitlines()
     assert len(lines) == segment.TABLE_FRAMES + 2
     assert lines[-1].strip() == "...  and 7 more frames"
 

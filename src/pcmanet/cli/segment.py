@@ -288,7 +288,7 @@ class Worker:
                 return self._add_error(shown, content, format_error(error)), True
 
             line = _summary(shown, results, self.segmenter.model.config)
-            table = _table(results) if len(self.videos.names) == 1 else None
+            table = _table(results, self.segmenter.model.config) if len(self.videos.names) == 1 else None
             if self.folders:
                 self.output.publish(folder, self.folders[name], self.videos.identify(name))
             if self.shards is not None:
@@ -336,20 +336,26 @@ def _summary(video: str, results: RecordedResults, config: PCMANetConfig) -> str
         results: Its results.
         config: Configuration of the model. What its audio encoder heard besides the model's classes is listed too.
     """
-    known = set((config.id2label or {}).values())
     labels: Counter[str] = Counter()
-    heard: Counter[str] = Counter()
     for result in results.records():
         labels.update({segment["label"] for segment in result["segments"]})
-        heard.update({sound["label"] for sound in result.get("heard", ())} - known)
     found = ", ".join(f"{label} {number}" for label, number in labels.most_common()) or "no sounding objects"
+    others = _other_sounds(results, config)
+    return f"{video}: {found} ({len(results)} frames){f'; {others}' if others else ''}"
+
+
+def _other_sounds(results: RecordedResults, config: PCMANetConfig) -> str:
+    """Return what the audio encoder heard besides the model's classes and in how many frames; empty if there is nothing."""
+    known = set((config.id2label or {}).values())
+    heard: Counter[str] = Counter()
+    for result in results.records():
+        heard.update({sound["label"] for sound in result.get("heard", ())} - known)
     others = ", ".join(f"{label} {number}" for label, number in heard.most_common())
-    note = f"; heard, but not among this model's classes: {others}" if others and len(known) > 1 else ""
-    return f"{video}: {found} ({len(results)} frames){note}"
+    return f"heard, but not among this model's classes: {others}" if others and len(known) > 1 else ""
 
 
-def _table(results: RecordedResults) -> str:
-    """Return a table of the segments in a video, with their score and their fraction of the frame."""
+def _table(results: RecordedResults, config: PCMANetConfig) -> str:
+    """Return a table of the segments in a video, with their score and fraction of the frame, and the other sounds."""
     shown = [results[number] for number in range(min(len(results), TABLE_FRAMES))]
     width = max([len("label"), *(len(segment["label"]) for result in shown for segment in result["segments"])])
     lines = [f"{'seconds':>8}  {'label':<{width}}  score   area"]
@@ -363,7 +369,7 @@ def _table(results: RecordedResults) -> str:
             lines.append(f"{time}  -")
     if len(results) > TABLE_FRAMES:
         lines.append(f"     ...  and {len(results) - TABLE_FRAMES} more frames")
-    return "\n".join(lines)
+    return "\n".join(filter(None, (*lines, _other_sounds(results, config))))
 
 
 # Processes of torchrun and `accelerate launch`, or a single one.
