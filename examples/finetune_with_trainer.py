@@ -2,7 +2,7 @@
 
     python examples/finetune_with_trainer.py --output_dir runs/semantic      # twelve classes from the binary demo model
     python examples/finetune_with_trainer.py --output_dir runs/three --classes plain-ring ringed-star speckled-heart
-    python examples/finetune_with_trainer.py --output_dir runs/mine --checkpoint me/pcmanet --task folder --data my_clips
+    python examples/finetune_with_trainer.py --output_dir runs/mine --checkpoint real_world --task folder --data my_clips
     torchrun --nproc_per_node 4 examples/finetune_with_trainer.py --output_dir runs/s4 --task s4 --data AVSBench --bf16
 
 `--help` lists the Trainer's options, such as
@@ -29,11 +29,12 @@ from transformers import EarlyStoppingCallback, HfArgumentParser, TrainingArgume
 
 from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.avsbench import NAMES
+from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
 from pcmanet.dataset_scripts.avsbench.rows import MISSING_AUDIO_RULES
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import TrainerMetrics, build_metrics
 from pcmanet.dataset_scripts.problems import ON_ERROR
-from pcmanet.files import demo_file
+from pcmanet.files import demo_file, find_checkpoint
 from pcmanet.training.data import class_names, load_datasets
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe
@@ -51,15 +52,20 @@ class FineTuning:
     """Checkpoint, data and classes; everything else is in the Trainer's own options."""
 
     checkpoint: str = field(
-        default=str(demo_file("demo_model")), metadata={"help": "folder or Hub id, with any classes"}
+        default=str(demo_file("demo_model")), metadata={"help": "folder, Hub id or real_world, with any classes"}
     )
     task: str = field(default="avss", metadata={"choices": list(NAMES), "help": "layout of the data"})
     data: str | None = field(
         default=None, metadata={"help": "folder of AVSBench or of your own clips (default: generated Sounding Shapes)"}
     )
     classes: list[str] = field(default_factory=list, metadata={"help": "of the data; others become background"})
+    label_noise: str = field(
+        default="keep",
+        metadata={"choices": list(LABEL_NOISE_RULES), "help": "avss: pixels of classes that the clip does not list"},
+    )
     subsets: list[str] = field(default_factory=list, metadata={"help": "avss: v1s, v1m, v2 (default: all)"})
     binary: bool = field(default=False, metadata={"help": "avss, folder: binary masks in place of classes"})
+    frames_per_second: float = field(default=1.0, metadata={"help": "folder: rate of the frames, in hertz"})
     missing_audio: str = field(
         default="raise",
         metadata={"choices": list(MISSING_AUDIO_RULES), "help": "folder: videos without an audio track"},
@@ -82,8 +88,10 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
         data=settings.data,
         clips=settings.clips,
         evaluation_clips=settings.evaluation_clips,
+        label_noise=settings.label_noise,
         subsets=tuple(settings.subsets),
         binary=settings.binary,
+        frames_per_second=settings.frames_per_second,
         missing_audio=settings.missing_audio,
         log_mel=settings.log_mel,
         on_error=settings.on_error,
@@ -95,7 +103,7 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
     patience = settings.early_stopping_patience
     set_seed(arguments.seed)  # the Trainer does so too, but only after new heads are initialized
     model = load_checkpoint(settings.checkpoint, label_settings(names))
-    processor = PCMANetProcessor.from_pretrained(settings.checkpoint)
+    processor = PCMANetProcessor.from_pretrained(find_checkpoint(settings.checkpoint))
     size = processor.image_processor.size
     freeze_unused(model, processor)
     with arguments.main_process_first(desc="preparing data"):

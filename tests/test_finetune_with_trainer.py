@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
+from pcmanet.dataset_scripts.avsbench import RowSettings
 from pcmanet.dataset_scripts.metrics import SemanticMetrics
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES as ALL_CLASSES
@@ -266,6 +268,16 @@ def test_options_of_the_data_reach_the_clips(build, tmp_path: Path):
     trainer = build(settings=options)
     assert [row["subset"] for row in trainer.train_dataset] == ["v1s", "v1s"]
     assert trainer.model.config.num_labels == 1
+
+
+def test_every_option_of_the_rows_is_an_option_of_the_script(script):
+    assert {one.name for one in fields(RowSettings)} <= {one.name for one in fields(script.FineTuning)}
+
+
+def test_bundled_model_is_found_by_its_name(script, tmp_path: Path):
+    settings = script.FineTuning(checkpoint="real_world", classes=CLASSES, clips=1, evaluation_clips=1)
+    trainer = script.build_trainer(settings, TrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to=[]))
+    assert trainer.model.config.num_labels == 1 + len(CLASSES)
 
 
 def test_invalid_classes_and_checkpoints_are_refused(build, tmp_path: Path):

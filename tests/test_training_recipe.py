@@ -166,6 +166,7 @@ def test_every_documented_command_is_valid(page):
         if path.stem in ("s4", "ms3", "avss", "own_folder"):
             pretrained = recipe.initialize_from or (recipe.visual_backbone and recipe.audio_encoder)
             assert recipe.data and pretrained, command
+            assert recipe.initialize_from or recipe.preset != "tiny", "a decoder of 64 channels for a large backbone"
         processes = re.search(r"--num_processes (\d+)", command)
         assert recipe.batch_size % int(processes[1] if processes else 1) == 0, command
 

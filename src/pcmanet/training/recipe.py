@@ -96,7 +96,11 @@ class Recipe:
     )
 
     # Network.
-    preset: str = _setting("tiny", "size of the network", choices=("tiny", "small", "resnet50", "pvt_v2_b5"))
+    preset: str = _setting(
+        "tiny",
+        "widths of the decoder, and the backbone and audio encoder that are not given; not with initialize_from",
+        choices=("tiny", "small", "resnet50", "pvt_v2_b5"),
+    )
     visual_backbone: str | None = _setting(
         None, "Hub id or folder of a pretrained backbone, in place of the preset's backbone"
     )
