@@ -1,5 +1,6 @@
 """Tests of src/pcmanet/cli/inputs.py."""
 
+import errno
 import os
 import shutil
 from argparse import Namespace
@@ -68,7 +69,8 @@ class TestFiles:
             "form\x0cfeed.mp4",
         ]
         touch(here, "#1.mp4")
-        (here / "list.txt").write_bytes("\n".join([*names, "#2.mp4", "  ", ""]).encode())
+        comment = "# a comment that is too long for the name of a file: " + 300 * "x"
+        (here / "list.txt").write_bytes("\n".join([*names, "#2.mp4", comment, "  ", ""]).encode())
         assert find_videos(arguments("list.txt")).names == names
 
     def test_results_of_other_runs_are_left_out(self, here: Path):
@@ -96,6 +98,26 @@ class TestFiles:
         assert found.names == ["in/a.m2t", "in/b.3G2", "in/c.f4v", "in/d.dv"]
         (line,) = found.left_out
         assert line.startswith("in: files without the suffix of a video are left out: .gif 2, .ogg 1, no suffix 1.")
+
+    def test_what_a_folder_hides_is_named(self, here: Path, monkeypatch: pytest.MonkeyPatch):
+        touch(here, "in/a.mp4", "in/locked/b.mp4", "elsewhere/c.mp4")
+        for name in ("day_2", "day_1", ".hidden"):
+            (here / "in" / name).symlink_to(here / "elsewhere")
+        (here / "in" / "z.mp4").symlink_to("nowhere.mp4")
+        list_folder = os.scandir
+
+        def refuse(path: str) -> object:
+            if path == os.path.join("in", "locked"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return list_folder(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        found = find_videos(arguments("in"))
+        assert found.names == ["in/a.mp4", "in/z.mp4"]  # segmenting the second one fails and says why
+        assert found.left_out == [
+            "in/locked is left out: Permission denied.",
+            "in: links to folders are left out: 2, such as in/day_1. Name them to segment their videos.",
+        ]
 
     def test_separate_audio(self, here: Path):
         touch(here, "a.mp4", "a.wav")
@@ -162,6 +184,19 @@ class TestFolderNames:
             "https://example.org/",
         ]
         assert list(name_folders(names).values()) == ["b.c", "my clip", "x_y", "video"]
+
+    def test_long_names_are_cut_and_stay_different(self, tmp_path: Path):
+        long = 80 * "視"
+        names = [f"{long}1.mp4", f"{long}2.mp4", f"https://example.org/{300 * 'x'}?token=1", f"{200 * 'y'}.mp4"]
+        folders = list(name_folders(names).values())
+        assert [len(os.fsencode(folder)) for folder in folders] == [198, 198, 200, 200]
+        assert folders[3] == 200 * "y"
+        for folder in folders:
+            (tmp_path / f".pcmanet-replaced-{folder}").mkdir()
+
+    def test_title_has_no_query(self):
+        videos = Videos(["a/b.c.mp4", "https://example.org/my%20clip.mp4?token=1"])
+        assert [videos.title(name) for name in videos.names] == ["b.c.mp4", "my clip.mp4"]
 
     def test_two_videos_with_one_folder(self):
         with pytest.raises(ValueError, match=r"results of a/x\.mp4 and b/x\.mkv have the same folder x\."):

@@ -46,6 +46,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 FINGERPRINT_BYTES = 2**16  # of the head and of the tail of a file
+LONGEST_FOLDER_NAME = 200  # bytes; file systems accept 255, and a folder that is being replaced has a longer name
 
 # Path, URL or the bytes of a file.
 Source: TypeAlias = str | bytes
@@ -132,6 +133,10 @@ class Videos:
         row = f"{name} of {data}, {self._split}"
         audio = None if self._audio_column is None else f"{row}, {self._audio_column}"
         return {"video": f"{row}, {self._column}", "audio": audio} | content
+
+    def title(self, name: str) -> str:
+        """Return the name of the file of a video; of an address without the query, which may contain a secret."""
+        return _file_name(name)
 
     def fingerprint(self, name: str) -> str | None:
         """Return a text that changes with the content of a video and of its audio, as it was at the first call.
@@ -308,10 +313,19 @@ def _shown(source: Source) -> str:
     return source if isinstance(source, str) else f"{len(source)} bytes"
 
 
+def _file_name(video: str) -> str:
+    """Return the last part of a path, or of the path in an address."""
+    return Path(unquote(urlsplit(video).path) if is_address(video) else video).name
+
+
 def _folder_name(video: str) -> str:
     """Return a name that every file system supports and that is not hidden."""
-    stem = Path(unquote(urlsplit(video).path) if is_address(video) else video).stem
-    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", stem).lstrip(".") or "video"
+    name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(_file_name(video)).stem).lstrip(".") or "video"
+    if len(os.fsencode(name)) <= LONGEST_FOLDER_NAME:
+        return name
+    # Long names, as those of web pages, often differ at their end only.
+    end = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+    return os.fsencode(name)[: LONGEST_FOLDER_NAME - len(end)].decode(errors="ignore") + end
 
 
 def _expand(source: str, excluded: Path, left_out: list[str]) -> Iterator[str]:
@@ -353,8 +367,12 @@ def _videos_in(folder: Path, excluded: Path, left_out: list[str]) -> list[str]:
 
 def _files_in(folder: Path, excluded: Path, left_out: list[str]) -> list[Path]:
     """List the files in a folder and its subfolders in order, without hidden ones and without results of earlier runs."""
-    files = []
-    for place, folders, names in os.walk(folder):
+    files, links = [], []
+
+    def leave_out(error: OSError) -> None:
+        left_out.append(f"{error.filename} is left out: {error.strerror}.")
+
+    for place, folders, names in os.walk(folder, onerror=leave_out):
         parent = Path(place)
         if parent.resolve() == excluded:
             folders.clear()
@@ -363,7 +381,12 @@ def _files_in(folder: Path, excluded: Path, left_out: list[str]) -> list[Path]:
             folders.clear()
         else:
             folders[:] = [name for name in folders if not name.startswith(".")]
-            files += [parent / name for name in names if not name.startswith(".") and (parent / name).is_file()]
+            links += [parent / name for name in folders if (parent / name).is_symlink()]
+            files += [parent / name for name in names if not name.startswith(".")]
+    if links:
+        left_out.append(
+            f"{folder}: links to folders are left out: {len(links)}, such as {min(links)}. Name them to segment their videos."
+        )
     return sorted(files)
 
 
@@ -377,7 +400,7 @@ def _videos_listed(path: Path) -> list[str]:
         raise ValueError(
             f"{path} is not a text file: {error}. Expected one path or URL per line, in UTF-8."
         ) from error
-    found = [line for line in lines if line.strip() and not (line.startswith("#") and not Path(line).exists())]
+    found = [line for line in lines if line.strip() and not (line.startswith("#") and not os.path.exists(line))]
     if not found:
         raise FileNotFoundError(f"No video found in {path}. Expected one path or URL per line.")
     return found

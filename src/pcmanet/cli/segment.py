@@ -281,7 +281,7 @@ class Worker:
                         results,
                         overlay_results,
                         size=reader.size,
-                        title=Path(name).name,
+                        title=self.videos.title(name),
                         progress=advance,
                     )
             except VIDEO_ERRORS as error:
