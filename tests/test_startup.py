@@ -32,6 +32,25 @@ def test_parts_run_in_order_in_a_new_process(monkeypatch):
     assert seconds["second"] > seconds["third"] >= 0
 
 
+def test_registration_waits_while_other_libraries_look_for_transformers(tmp_path):
+    """accelerate, diffusers and others ask whether transformers is installed before somebody imports it."""
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").touch()
+    code = (
+        "import importlib, importlib.util, sys\n"
+        "import pcmanet\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "importlib.import_module = print\n"
+        "assert [importlib.util.find_spec('transformers').name for _ in range(2)] == 2 * ['transformers']\n"
+        "print('import')\n"
+        "import transformers\n"
+        "assert transformers.__file__.startswith(sys.argv[1]) and not transformers.__loader__.__module__.startswith('pcmanet')\n"
+        "assert not any(type(finder).__module__ == 'pcmanet' for finder in sys.meta_path)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["import", "pcmanet.pipelines"]
+
+
 @pytest.mark.slow
 def test_command_does_not_import_what_it_does_not_use():
     """Each of these takes 0.2 to 5 s; all are installed for tests or as dependencies."""
