@@ -242,11 +242,11 @@ def _draw_chip(
 
 
 def _shortened(text: str, font: Font, width: float) -> str:
-    """Shorten a text to a width in pixels."""
-    kept = text
-    while kept and font.getlength(kept) > width:
-        kept = kept[:-4] + "..." if kept.endswith("...") else kept[:-3] + "..."
-    return kept
+    """Shorten a text to a width in pixels; nothing is left of it in a column narrower than its dots."""
+    kept, dots = text, ""
+    while kept and font.getlength(kept + dots) > width:
+        kept, dots = kept[:-1], "..."
+    return kept + dots if kept else ""
 
 
 def _draw_column(

@@ -130,6 +130,15 @@ def test_portrait_frames_and_many_classes_fit():
     assert (pixels[:, -MARGIN // 2 :] == BACKGROUND).all()
 
 
+@pytest.mark.parametrize("size", [(80, 400), (4, 2000), (2000, 4)])
+def test_frames_of_any_shape_fit(size: tuple[int, int]):
+    """Below a narrow frame there is no space for a label, not even for its dots."""
+    mask = Image.new("L", size, 255)
+    found = [{"timestamp": 0.9375, "segments": [{"label": "bell", "score": 0.8, "mask": mask}]}]
+    drawn = draw_contact_sheet([np.zeros((size[1], size[0], 3), np.uint8)], found, COLORS)
+    assert COLORS["bell"] in {color for _, color in drawn.getcolors(drawn.width * drawn.height)}
+
+
 def test_silent_waveform_is_a_line():
     sheet = draw_contact_sheet(frames(5), results(*[()] * 5), COLORS, waveform=np.zeros(5 * RATE), sampling_rate=RATE)
     ink = (band(sheet, 2, 5) == WAVE_COLOR).all(axis=2)
