@@ -125,13 +125,15 @@ def find_paired_clips(path: str | Path, name: str, split: str, length: int, seed
         seed: Seed of the clips.
 
     Returns:
-        The clips. The sounding objects are listed for binary masks alone, where they cannot be read from the masks.
+        The clips, without stand-ins: a recording of another class is right only with exchanged scores, as in training. The
+        sounding objects are listed for binary masks alone, where they cannot be read from the masks.
 
     Raises:
         ValueError: If an argument is unknown, or the split has no photos.
         DatasetError: If the settings or files cannot be used; the error lists all problems.
     """
-    generated = PairedClips(Library(read_settings(path), progress=True), name, split, length=length, seed=seed)
+    library = Library(read_settings(path, {"stand_ins": False}), progress=True)
+    generated = PairedClips(library, name, split, length=length, seed=seed)
     names = generated.library.settings.class_names
     clips = []
     for index in range(length):

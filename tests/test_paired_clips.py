@@ -12,6 +12,8 @@ import pytest
 from paired_files import RATE, TONES, write_paired_data, write_settings
 from torch.utils.data import DataLoader
 
+from pcmanet.dataset_scripts.clips import to_arrays
+from pcmanet.dataset_scripts.evaluation import find_paired_clips
 from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
 from pcmanet.dataset_scripts.paired.clips import measure
 
@@ -282,6 +284,16 @@ def test_stand_ins(tmp_path: Path) -> None:
         assert bool(cats) == stand_ins
         assert all(event.stand_in == "dog" and "/dog/" in event.file for event in cats)
         assert all(event.stand_in is None for event in events if event.label == "dog")
+
+
+def test_evaluation_has_no_stand_ins(tmp_path: Path) -> None:
+    write_paired_data(tmp_path)
+    classes = {"dog": {"photos": ["dog"], "sounds": ["dog"]}, "cat": {"photos": ["cat"]}}
+    options = {"stand_ins": True, "sounds": ONLY, "contrast": 0.0, "background": 0.0}
+    path = write_settings(tmp_path, classes=classes, clips=options, cache="kept")
+    clips = find_paired_clips(path, "avss", "test", length=20, seed=0)
+    present = {label for index in range(20) for label in np.unique(to_arrays(clips.row(index), binary=False).masks)}
+    assert 1 in present and 2 not in present, present  # of classes: dog, cat
 
 
 def test_level_of_a_recording_leaves_its_silence_out() -> None:
