@@ -188,7 +188,11 @@ def test_invalid_records_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("tensorbord", "Accelerate does not support it"), ("aim", "Install its package")]
+    ("name", "message"),
+    [
+        ("tensorbord", "Accelerate does not support it"),
+        ("aim", "Install its package, or leave it out: --set trackers"),
+    ],
 )
 def test_tracker_that_is_not_installed_is_refused(name, message, tmp_path):
     with pytest.raises(ValueError, match=f"got '{name}'. {message}"):

@@ -213,7 +213,11 @@ def _check_installed(names: Iterable[str | LoggerType | GeneralTracker]) -> None
     installed = [str(name) for name in get_available_trackers()]
     for name in names:
         if not isinstance(name, GeneralTracker) and name not in installed:
-            remedy = "Install its package." if name in LOGGER_TYPE_TO_CLASS else "Accelerate does not support it."
+            remedy = (
+                "Install its package, or leave it out: --set trackers=[]."
+                if name in LOGGER_TYPE_TO_CLASS
+                else "Accelerate does not support it."
+            )
             raise ValueError(f"Expected installed trackers, one or more of {installed}, got {name!r}. {remedy}")
 
 
