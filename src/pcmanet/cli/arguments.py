@@ -77,7 +77,7 @@ DEMO_EXAMPLES = f"""examples:
 {EXIT_CODES}"""
 
 INFO_EXAMPLES = f"""examples:
-  pcmanet info examples/demo_model
+  pcmanet info real_world
   pcmanet info owner/name
 
 {EXIT_CODES}"""
@@ -94,13 +94,14 @@ EVALUATE_EXAMPLES = f"""examples:
 
 OUTPUT receives results.md, results.json (also the metrics of each clip), table.tex, worst_clips.png, with --save-masks
 masks/, and progress/, with one small file per batch. With several evaluations it receives the common table, and
-OUTPUT/NAME/MODEL the files of each. Run the same command again, with any number of processes, to resume an interrupted run. Batches whose files were
-changed are computed again. After a complete run only the report is written again, so --per-class or another
---negative-audio or --save-masks can be added later. The results do not depend on the number of processes.
+OUTPUT/NAME/MODEL the files of each. Run the same command again, with any number of processes, to resume an interrupted
+run. Batches whose files were changed are computed again. After a complete run only the report is written again, so
+--per-class or another --negative-audio or --save-masks can be added later. The results do not depend on the number of
+processes.
 
 Masks are compared at the input size of the network, as AVSBench does, or with --original-resolution at the size of the
-frames. For AVSS, only real frames are scored and class 0 is
-the background; --score-padding and --published-no-background reproduce the published evaluation.
+frames. For AVSS, only real frames are scored and class 0 is the background; --score-padding and --published-no-background
+reproduce the published evaluation.
 
 {EXIT_CODES}"""
 
@@ -186,14 +187,17 @@ def _add_info(commands: Commands) -> None:
 def _add_evaluate(commands: Commands) -> None:
     """Add `pcmanet evaluate`."""
     parser = _add_command(
-        commands, "evaluate", "compute the metrics of a checkpoint on AVSBench or on your own clips", EVALUATE_EXAMPLES
+        commands,
+        "evaluate",
+        "compute the metrics of a checkpoint on AVSBench, your own clips or paired data",
+        EVALUATE_EXAMPLES,
     )
     parser.add_argument(
         "models",
         nargs="+",
         type=_text,
         metavar="MODEL",
-        help="folder of a checkpoint, or Hub id; NAME=MODEL evaluates it on the data set NAME (s4, ms3, avss, folder) alone",
+        help="folder of a checkpoint, Hub id or real_world; NAME=MODEL evaluates it on the data set NAME (s4, ms3, avss, folder) alone",
     )
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -288,7 +292,10 @@ def _add_evaluate(commands: Commands) -> None:
         "--num-workers", type=_non_negative_integer, default=1, help="reading processes per process (default: 1)"
     )
     group.add_argument(
-        "--threads", type=_positive_integer, default=1, help="CPU threads per process; can change the last digits"
+        "--threads",
+        type=_positive_integer,
+        default=1,
+        help="CPU threads per process; can change the last digits (default: 1)",
     )
     group.add_argument(
         "--dtype",
@@ -304,7 +311,7 @@ def _add_evaluate(commands: Commands) -> None:
 def _add_train(commands: Commands) -> argparse.ArgumentParser:
     """Add `pcmanet train` and return its parser."""
     parser = _add_command(
-        commands, "train", "train a model on AVSBench, your own clips or Sounding Shapes", TRAIN_EXAMPLES
+        commands, "train", "train a model on AVSBench, your own clips, paired data or Sounding Shapes", TRAIN_EXAMPLES
     )
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--output", type=_path, help="folder of the run")
@@ -359,7 +366,9 @@ def _add_train(commands: Commands) -> argparse.ArgumentParser:
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the positional argument of a checkpoint."""
-    parser.add_argument("model", type=_text, metavar="MODEL", help="folder of a checkpoint, or Hub id as owner/name")
+    parser.add_argument(
+        "model", type=_text, metavar="MODEL", help="folder of a checkpoint, Hub id (owner/name) or real_world"
+    )
 
 
 def _add_segment(commands: Commands) -> argparse.ArgumentParser:
