@@ -152,7 +152,7 @@ class OptimizedPCMANet(nn.Module):
         """Segment the sounding objects; without early exit the logits are those of the model.
 
         Args:
-            pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32.
+            pixel_values: (batch, frames, 3, height, width), from the processor, height and width of at least 32.
             input_features: (batch, frames, ...), the features of the audio of each frame, from the processor; with several
                 windows per frame (batch, frames, windows, ...).
             audio_embeds: (batch, frames, windows * width), outputs of the audio encoder, instead of `input_features`.

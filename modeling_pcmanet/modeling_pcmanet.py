@@ -253,7 +253,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         """Run the network.
 
         Args:
-            pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32; converted
+            pixel_values: (batch, frames, 3, height, width), from the processor, height and width of at least 32; converted
                 to the data type of the model.
             input_features: (batch, frames, ...), the features of the audio of each frame, from the processor; with several
                 windows per frame (batch, frames, windows, ...).
@@ -452,7 +452,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         """Segment the sounding objects.
 
         Args:
-            pixel_values: (batch, frames, 3, height, width), ImageNet-normalized, height and width of at least 32.
+            pixel_values: (batch, frames, 3, height, width), from the processor, height and width of at least 32.
             input_features: (batch, frames, ...), the features of the audio of each frame, from the processor; with several
                 windows per frame (batch, frames, windows, ...).
             audio_embeds: (batch, frames, windows * width), outputs of the audio encoder, instead of `input_features`.

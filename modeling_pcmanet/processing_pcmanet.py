@@ -17,13 +17,13 @@ The batch is the only thing that processor and model share:
 
 | name | shape | dtype, range |
 |---|---|---|
-| `pixel_values` | (batch, frames, 3, height, width) | float, ImageNet-normalized |
+| `pixel_values` | (batch, frames, 3, height, width) | float, normalized as the visual backbone expects |
 | `input_features` | (batch, frames, ...) | float, from the feature extractor; the published log-mel is (..., 1, 96, 64) |
 | `audio_embeds` | (batch, frames, width) | audio encoder's output in place of `input_features`; exactly one of the two |
 | `frame_mask` | (batch, frames) | bool, False = padding; left out if nothing is padded |
 | `labels` | (batch, frames, height, width) | binary: 0/1; semantic: class index; 255 = ignore |
 | `annotated_frames` | (batch, frames) | bool, which frames are annotated (S4 train: the first); optional |
-| `logits` | (batch, frames, num_labels, height, width) | num_labels = 1 is binary (sigmoid), 71 is AVSS (softmax) |
+| `logits` | (batch, frames, num_labels, height, width) | num_labels = 1 is binary (sigmoid), more are classes (softmax) |
 
 The processor makes all of it except `audio_embeds` and `logits`, which an audio encoder and the model make. It returns
 `frame_mask` if clips are padded, and `labels` with `annotated_frames` if it received masks. Padded frames are zeros, in `labels` 255.

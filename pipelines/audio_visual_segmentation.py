@@ -278,8 +278,9 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Segment live input: each network frame in a window with the frames before it.
 
         Network frame `k` is the frame on screen at `(k + 15/16) / frames_per_second` seconds. Its masks are computed as
-        soon as the next frame has arrived, and the audio up to that time (`"end"`) or up to 0.4875 s later (`"center"`).
-        The first audio patch needs 0.975 s of audio. The time that the network needs for one window adds to this latency.
+        soon as the next frame has arrived, and the audio that it needs: patches of audio up to that time (`"end"`) or up to
+        0.4875 s later (`"center"`), the first one 0.975 s; `audio_windows` of the processor as far as they reach after the
+        frame. The time that the network needs for one window adds to this latency.
 
         Args:
             chunks: Triples in order of time: frames (uint8 array (frames, height, width, 3) or a list of PIL images; may
