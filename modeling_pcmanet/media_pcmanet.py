@@ -435,7 +435,8 @@ class MediaReader:
         """Yield the packets of one stream; errors of FFmpeg name the source."""
         failure = av.FFmpegError  # as in `open_media`
         try:
-            yield from self._packets.of(stream)
+            with _reading(self.name):
+                yield from self._packets.of(stream)
         except failure as error:
             raise _unreadable(self._source, self.name, error) from error
 
@@ -774,13 +775,28 @@ def open_media(source: MediaSource, name: str | None = None) -> Iterator[tuple[I
     failure = av.FFmpegError  # named here: at exit the interpreter clears modules before the last generators end
     with ExitStack() as stack:
         try:
-            if _is_url(source):
-                container = _open_url(source)
-            else:
-                container = _open_file(stack.enter_context(_file_of(source, notes.name)))
+            with _reading(notes.name):
+                if _is_url(source):
+                    container = _open_url(source)
+                else:
+                    container = _open_file(stack.enter_context(_file_of(source, notes.name)))
             yield stack.enter_context(container), notes
         except failure as error:
             raise _unreadable(source, notes.name, error) from error
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Raise errors of the system while media is read, as of a damaged disk or a lost network share, as MediaError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | av.FFmpegError):
+            raise
+        reason = error.strerror or error
+        raise MediaError(
+            f"{name} cannot be read: {reason}. Check the disk or the connection that it is on."
+        ) from error
 
 
 def _unreadable(source: MediaSource, name: str, error: av.FFmpegError) -> MediaError:

@@ -212,7 +212,8 @@ def _header(
     legend_height = (positions[-1][1] + 1) * layout.line_height if positions else 0
     header = Image.new("RGB", (layout.width, legend_top + legend_height + 2 * GAP), BACKGROUND)
     draw = ImageDraw.Draw(header)
-    draw.text((MARGIN, MARGIN), _shortened(title, title_font, available), TEXT_COLOR, title_font, "lt")
+    line = "".join(character if character.isprintable() else " " for character in title)  # as of a file "a\nb.mp4"
+    draw.text((MARGIN, MARGIN), _shortened(line, title_font, available), TEXT_COLOR, title_font, "lt")
     draw.text((MARGIN, description_top + layout.line_height / 2), description, FAINT_TEXT_COLOR, font, "lm")
     for (label, text), (left, line) in zip(entries, positions, strict=True):
         _draw_chip(draw, (MARGIN + left, legend_top + line * layout.line_height), text, colors[label], layout)

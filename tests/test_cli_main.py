@@ -1,6 +1,7 @@
 """Tests of src/pcmanet/cli/main.py and arguments.py: the command as a user runs it, on real files with a tiny model."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -14,11 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from command_runs import RATE, SIZE, audio, finish_process, save_checkpoint, start_process, wait_until, write_clip
-from odd_media import begin_late, onset, write_odd_video
+from odd_media import Track, begin_late, onset, write_odd_video
 from PIL import Image
 
 import pcmanet
-from modeling_pcmanet.media_pcmanet import read_media
+from modeling_pcmanet.media_pcmanet import read_audio, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_audio
 from pcmanet.cli import arguments
 from pcmanet.cli.main import COMMANDS, main
@@ -135,6 +136,13 @@ class TestResults:
         overlay = read_media(folder / "segmented" / "silent" / "overlay.mp4")
         assert overlay.waveform.shape[1] >= 3 * RATE
         assert np.abs(overlay.waveform).max() > 0.1
+
+    def test_overlay_plays_audio_of_another_video_when_the_network_heard_it(self, run: Run, folder: Path):
+        write_odd_video(folder / "late.mkv", tracks=(Track(start=0.5),))  # a tone, 0.5 s after the audio begins
+        assert run("silent.mp4", "--overlay", "--audio", "late.mkv") == 0
+        heard, played = read_audio("late.mkv"), read_audio(folder / "segmented" / "silent" / "overlay.mp4")
+        assert onset(*heard) == pytest.approx(0.5, abs=0.05)
+        assert onset(*played) == pytest.approx(0.5, abs=0.05)
 
     def test_overlay_of_a_recording_that_begins_with_undecodable_frames(self, run: Run, folder: Path):
         write_odd_video(folder / "cut.ts", options={"x264-params": "keyint=8:scenecut=0"})
@@ -354,6 +362,44 @@ def test_closed_output(checkpoint: Path, folder: Path):
     assert finish_process(process) == 141
     assert names(folder / "segmented") == ["clip", "pcmanet_settings.json"]
     assert "rror" not in (folder / "log").read_text()
+
+
+class TestOutput:
+    """What a command prints, whatever the terminal."""
+
+    @pytest.fixture
+    def words(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The words after `pcmanet` of a command that prints names of files."""
+
+        def command(_: object) -> None:
+            sys.stdout.write("naïve 視.mp4 " + os.fsdecode(b"caf\xe9.mp4"))
+
+        monkeypatch.setitem(sys.modules, "printing_command", SimpleNamespace(run=command))
+        monkeypatch.setitem(COMMANDS, "info", "printing_command")
+        return ["info", "model"]
+
+    @pytest.mark.parametrize(
+        "encoding, expected",
+        [
+            ("ascii", rb"na\xefve \u8996.mp4 caf\udce9.mp4"),
+            ("latin-1", b"na\xefve " + rb"\u8996.mp4 caf\udce9.mp4"),
+            ("utf-8", "naïve 視.mp4 ".encode() + rb"caf\udce9.mp4"),
+        ],
+    )
+    def test_any_name_is_printed(
+        self, words: list[str], encoding: str, expected: bytes, monkeypatch: pytest.MonkeyPatch
+    ):
+        terminal = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding=encoding))
+        assert main(words) == 0
+        assert terminal.getvalue() == expected
+
+    def test_closed_outputs(self, words: list[str], monkeypatch: pytest.MonkeyPatch):
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, None)
+        assert main(words) == 0
+        for output in (sys.stdout, sys.stderr):
+            output.close()
 
 
 class TestStart:

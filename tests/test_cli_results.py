@@ -1,5 +1,6 @@
 """Tests of src/pcmanet/cli/results.py: rows and shards, records of a video, and the output folder, also after kills."""
 
+import errno
 import json
 import os
 import signal
@@ -418,3 +419,12 @@ def test_overwrite_removes_results_only(tmp_path: Path):
     output.leave()
     begin(tmp_path / "out", overwrite=True, rate=2).leave()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".pcmanet.lock", SETTINGS]
+
+
+def test_a_file_system_without_locks_is_an_error_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(results.fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=r"\.pcmanet\.lock cannot be locked: Function not implemented\. .* another disk"):
+        begin(tmp_path / "out")

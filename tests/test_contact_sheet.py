@@ -117,6 +117,14 @@ def test_time_axis_follows_frames_per_second():
     assert slow.tobytes() != fast.tobytes()
 
 
+def test_title_is_one_line():
+    found = results(("bell",))
+    one, other = (
+        draw_contact_sheet(frames(1), found, COLORS, title=title) for title in ("new\nline.mp4", "new line.mp4")
+    )
+    assert one.tobytes() == other.tobytes()
+
+
 def test_portrait_frames_and_many_classes_fit():
     colors = class_colors({index: f"a class with a long name {index}" for index in range(30)})
     mask = Image.new("L", (90, 160), 255)

@@ -1,10 +1,12 @@
 """Reading of media: notes, opening, frames and timestamps, audio, damaged files, and both streams in one pass."""
 
+import errno
 import gc
 import http.server
 import io
 import logging
 import math
+import os
 import re
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import accumulate, count, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,6 +239,31 @@ def test_standard_input_is_read_from_a_pipe(clip: Path) -> None:
         media = read_media("/dev/stdin")
     assert len(media.frames) == 1
     np.testing.assert_array_equal(media.waveform, read_media(clip).waveform)
+
+
+@pytest.mark.parametrize("readable", [0, 0.5])
+def test_a_disk_that_fails_is_an_error_of_the_file(
+    clip: Path, readable: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not end a run over many videos, as an error of the system does."""
+    data = clip.read_bytes()
+
+    class FailingDisk(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() >= readable * len(data):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+    monkeypatch.setattr(media_pcmanet, "_open_path", lambda _: FailingDisk(data))
+    monkeypatch.setattr(media_pcmanet.av, "open", partial(av.open, buffer_size=512))
+    with pytest.raises(MediaError, match=r"clip\.mp4 cannot be read: Input/output error\. Check the disk"):
+        read_media(clip)
+
+
+def test_errors_of_the_reader_s_user_stay_as_they_are(clip: Path) -> None:
+    with pytest.raises(OSError, match="disk full"), MediaReader(clip) as reader:
+        for _ in reader.frames("video"):
+            raise OSError(errno.ENOSPC, "disk full")
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ The module of a command, and with it torch, is imported when the command runs. H
 """
 
 import importlib
+import io
 import os
 import shlex
 import signal
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code, see `pcmanet --help`.
     """
+    _accept_any_text()
     parsed = parse_arguments(arguments)
     earlier = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the caller ignores or handles Ctrl-C
@@ -64,6 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def _accept_any_text() -> None:
+    """Let the outputs accept names of files in any alphabet, also on a terminal that is not UTF-8, and if they are closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as by `>&-` of a shell
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, it is open until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the error output is so from the start
 
 
 def _run(parsed: Namespace) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from av.audio.stream import AudioStream
 from PIL import Image
 
 from modeling_pcmanet.media_pcmanet import EVERY_FRAME, MediaReader, MediaSource, StreamedFrame
@@ -124,7 +125,7 @@ def draw(
                 colors,
                 frames_per_second=rate or arguments.frames_per_second,
                 audio=(audio_reader.audio_stream, packets),
-                audio_origin=(lambda: reader.origin) if audio is None else None,
+                audio_origin=lambda: reader.origin if audio is None else _start(audio_reader.audio_stream),
             )
         # Whatever the overlay did not need.
         deque(frames, maxlen=0)
@@ -139,6 +140,11 @@ def draw(
             frames_per_second=arguments.frames_per_second,
             title=title,
         ).save(folder / CONTACT_SHEET)
+
+
+def _start(audio: AudioStream) -> float:
+    """Return when audio begins in its container, in seconds. The network hears it from there on, even if a video began before."""
+    return float((audio.start_time or 0) * (audio.time_base or 0))
 
 
 def _with_progress(frames: Iterable[StreamedFrame], progress: ProgressCallback) -> Iterator[tuple[float, np.ndarray]]:

@@ -122,6 +122,7 @@ class OutputFolder:
             FileExistsError: If the path is a file, or a folder with files that pcmanet did not write.
             ValueError: If the folder was begun with other settings.
             BlockingIOError: If another run is writing to it.
+            OSError: If its file system does not support locks.
         """
         self.check(overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -202,6 +203,12 @@ class OutputFolder:
                 f"Another pcmanet is writing to {self.path}. Wait for it, stop it (`fuser {self.path / LOCK}` lists its "
                 "processes), or give another --output."
             ) from None
+        except OSError as error:
+            self.leave()
+            raise OSError(
+                f"{self.path / LOCK} cannot be locked: {error.strerror}. One run at a time writes to a folder, so its file "
+                "system must support `flock`. Give an --output on another disk, or mount this one with support for locks."
+            ) from error
 
     def _has_results(self) -> bool:
         """Return whether there are results of the settings; a run may have ended before its first video."""
