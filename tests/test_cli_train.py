@@ -276,7 +276,7 @@ def test_early_stopping_also_holds_on_resume(tmp_path, capsys):
     ("settings", "message"),
     [
         ({"task": "folder"}, "task is folder, but data is not set"),
-        ({"configuration": {"hidden_sise": 3}}, "Did you mean `hidden_size`"),
+        ({"configuration": {"hidden_sise": 3}}, "Did you mean 'hidden_size'"),
         (
             {"initialize_from": "nowhere"},
             "Checkpoint folder nowhere not found. Give a folder, or a Hub id as owner/name.",

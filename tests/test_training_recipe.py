@@ -35,6 +35,12 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
         ({"mixed_precision": False}, "mixed_precision is False, expected a string."),
         ({"data": 3}, "data is 3, expected a string or null."),
         ({"configuration": ["hidden_size"]}, "configuration is ['hidden_size'], expected key: value pairs."),
+        (
+            {"configuration": {"num_group": 4}, "initialize_from": "x"},
+            "unknown key 'num_group'. Did you mean 'num_groups'?",
+        ),
+        ({"configuration": {"freeze_audio_encoder": False}}, "freeze_audio_encoder, which is determined by freeze."),
+        ({"configuration": {"num_labels": 3}}, "configuration has num_labels, which is determined by the data."),
         ({"task": "folder"}, "task is folder, but data is not set. Give the folder of your clips: --data FOLDER."),
         (
             {"initialize_from": "x", "visual_backbone": "y", "audio_encoder": "z"},
@@ -70,6 +76,13 @@ def test_values_are_converted_to_the_types_of_their_fields():
     recipe = recipe_from_dict({"learning_rate": "1e-4", "weight_decay": 1, "freeze": [], "average_decay": None})
     assert (recipe.learning_rate, recipe.weight_decay, recipe.freeze, recipe.average_decay) == (1e-4, 1.0, (), None)
     assert isinstance(recipe.weight_decay, float)
+    text = {
+        "augmentation": {"flips": "1e-1"},
+        "configuration": {"stage_loss_weights": ["1E0", 2, 1.5, 1], "neck": "1e"},
+    }
+    recipe = recipe_from_dict(text)
+    assert recipe.training_augmentation.flips == 0.1
+    assert recipe.configuration == {"stage_loss_weights": [1.0, 2, 1.5, 1], "neck": "1e"}
 
 
 def test_command_line_changes_the_file(tmp_path):

@@ -6,6 +6,7 @@ All defaults are here. A recipe file contains the fields that differ.
 """
 
 import json
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from modeling_pcmanet.configuration_pcmanet import PCMANetConfig
 from pcmanet.dataset_scripts.augmentation import Augmentation
 from pcmanet.dataset_scripts.avsbench.layouts import NAMES, SECONDS_OF_SUBSET
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
@@ -28,6 +30,14 @@ from pcmanet.files import find_recipe
 FILES = "the names and sizes of the clips' files"
 PLACE = "the place and times of the clips' files"
 FREEZABLE = ("audio_encoder", "backbone")
+# Fields of the network's configuration that a recipe does not give, and what determines them.
+DETERMINED = {
+    **dict.fromkeys(("num_labels", "id2label", "label2id"), "the data"),
+    "freeze_audio_encoder": "freeze",
+    "num_audio_windows": "audio_windows",
+    "bfloat16_agreement": "the end of the training",
+}
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a number such as 1e-4, which YAML reads as text
 
 
 def _setting(default: Any, text: str, *, affects_weights: bool = True, **rules: Any) -> Any:
@@ -225,7 +235,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if kind is tuple and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return tuple(value)
     if kind is dict and isinstance(value, dict):
-        return dict(value)
+        return _read_exponents(value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -243,6 +253,15 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     expected = words.get(kind, {str: "a string", bool: "true or false"}.get(kind))
     or_null = " or null" if types.NoneType in kinds else ""
     raise ValueError(f"{name} is {value!r}, expected {expected}{or_null}.")
+
+
+def _read_exponents(value: Any) -> Any:
+    """Convert the numbers with an exponent inside a value from YAML, which are text there."""
+    if isinstance(value, dict):
+        return {key: _read_exponents(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_read_exponents(one) for one in value]
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def _check_range(name: str, value: Any, rules: Mapping[str, Any]) -> None:
@@ -275,6 +294,10 @@ def _check_network(recipe: Recipe) -> None:
         raise ValueError(
             "reinitialize_mismatched is set without initialize_from. Set initialize_from to a checkpoint."
         )
+    if determined := [name for name in DETERMINED if name in recipe.configuration]:
+        name = determined[0]
+        raise ValueError(f"configuration has {name}, which is determined by {DETERMINED[name]}. Leave it out.")
+    _check_known(recipe.configuration, PCMANetConfig, "configuration")
     untrained = recipe.audio_encoder is None and recipe.initialize_from is None
     if recipe.data is not None and untrained and "audio_encoder" in recipe.freeze:
         raise ValueError(
