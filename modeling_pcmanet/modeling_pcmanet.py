@@ -205,7 +205,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         self.confidence_masking = ConfidenceInducedMasking(config)
         # CODEPATH: published networks keep the audio encoder frozen; one with random weights is trained as well.
         if config.freeze_audio_encoder:
-            self.audio_encoder.requires_grad_(False)
+            self.audio_encoder.requires_grad_(False).eval()  # a training loop may start without calling `train()`
         self.post_init()
 
     def train(self, mode: bool = True) -> Self:

@@ -258,6 +258,13 @@ class TestGradients:
         model(**tiny_batch(), labels=torch.randint(0, 2, (2, 3, 48, 64))).loss.backward()
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in encoder.parameters())
 
+    def test_frozen_audio_encoder_of_a_new_model_is_in_evaluation_mode(self):
+        """A new module is in training mode, in which BatchNorms of the encoder would change until the first `train()`."""
+        model = PCMANetForAudioVisualSegmentation(tiny_config())
+        assert model.training and not any(module.training for module in model.model.audio_encoder.modules())
+        model = PCMANetForAudioVisualSegmentation(tiny_config(freeze_audio_encoder=False))
+        assert model.model.audio_encoder.training
+
     def test_only_annotated_real_frames_are_supervised(self, model):
         batch = tiny_batch()
         labels = torch.randint(0, 2, (2, 3, 48, 64))
