@@ -643,13 +643,13 @@ def _clip_arguments(
     clip = {"audio": audio, "sampling_rate": sampling_rate}
     if not isinstance(inputs, Mapping):
         return {**kwargs, **clip, "video": inputs}
-    video = next((inputs[key] for key in VIDEO_KEYS if key in inputs), None)
+    video = next((inputs[key] for key in VIDEO_KEYS if inputs.get(key) is not None), None)
     if video is None and not {"path", "bytes"} & set(inputs):
         raise ValueError(
             f'Expected a dictionary with "video" or "frames" and optionally {CLIP_KEYS}, or with "path" or "bytes", got the '
             f"keys {sorted(inputs)}."
         )
-    given = {key: inputs[key] for key in CLIP_KEYS if key in inputs}
+    given = _given(**{key: inputs.get(key) for key in CLIP_KEYS})
     return {**kwargs, **clip, **given, "video": inputs if video is None else video}
 
 

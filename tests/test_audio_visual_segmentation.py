@@ -173,6 +173,12 @@ def test_the_arguments_of_a_clip():
     row = {"frames": [1], "timestamps": [0.5], "path": "c.mp4"}
     assert _clip_arguments(row) == {"video": [1], "timestamps": [0.5], "audio": None, "sampling_rate": None}
     assert _clip_arguments({"path": "c.mp4"})["video"] == {"path": "c.mp4"}
+    row = {"video": None, "frames": [1], "audio": None, "sampling_rate": None, "timestamps": None}
+    assert _clip_arguments(row, audio="b.wav", sampling_rate=8000) == {
+        "video": [1],
+        "audio": "b.wav",
+        "sampling_rate": 8000,
+    }
 
 
 def frames(number: int) -> list[dict]:
