@@ -99,8 +99,8 @@ class FramesAndMasks(BaseImageProcessor):
             images: uint8 arrays or tensors, (height, width, 3) or (3, height, width), PIL images of any mode, a list of
                 these, or a (frames, height, width, 3) array.
             segmentation_maps: One per image: (height, width) arrays of class indices 0..255 (or booleans), or
-                single-channel PIL images; also one (frames, height, width) array. 255 means "ignore": pass a binary mask
-                that holds 0 and 255 as `mask > 127`.
+                single-channel PIL images; also one (frames, height, width) array, or the one mask of a single image. 255
+                means "ignore": pass a binary mask that holds 0 and 255 as `mask > 127`.
             **kwargs: Any setting of the class for this call only (`size`, `do_normalize`, ...), and `return_tensors`.
 
         Returns:
@@ -114,9 +114,9 @@ class FramesAndMasks(BaseImageProcessor):
         return_tensors = kwargs.pop("return_tensors", None)
         data = dict(super().preprocess(images, **kwargs))
         if segmentation_maps is not None:
-            maps = [
-                _class_indices(segmentation_map, index) for index, segmentation_map in enumerate(segmentation_maps)
-            ]
+            is_one = isinstance(segmentation_maps, Image.Image) or getattr(segmentation_maps, "ndim", 3) == 2
+            given = [segmentation_maps] if is_one else segmentation_maps
+            maps = [_class_indices(segmentation_map, index) for index, segmentation_map in enumerate(given)]
             if len(maps) != len(data["pixel_values"]):
                 raise ValueError(
                     f"Got {len(maps)} segmentation maps for {len(data['pixel_values'])} images. Pass one per image."

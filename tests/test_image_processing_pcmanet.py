@@ -77,6 +77,12 @@ def test_all_forms_of_masks_give_the_same(processor):
         np.testing.assert_array_equal(processor(FRAMES, masks, return_tensors="np")["labels"], expected)
 
 
+@pytest.mark.parametrize("convert", [Image.fromarray, np.asarray, torch.from_numpy])
+def test_the_mask_of_a_single_image_needs_no_list(processor, convert):
+    labels = processor(Image.fromarray(FRAMES[0]), convert(MASKS[0]), return_tensors="np")["labels"]
+    np.testing.assert_array_equal(labels, reference_labels(MASKS[:1], 224, 224))
+
+
 def test_a_palette_image_gives_its_indices(processor):
     image = Image.fromarray(MASKS[0], mode="L").convert("P")
     image.putpalette(list(range(255, -1, -1)) * 3)
