@@ -1,6 +1,7 @@
 """The wheel and the source distribution: what they hold, that they work away from the repository, and their metadata."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from isolated_python import WITHOUT_EDITABLE_INSTALL
+from page_workspace import code_of
 
 import pcmanet
 
@@ -46,6 +48,17 @@ def distributions(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(distributions) -> Path:
     return next(distributions.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    """The unpacked wheel, with the weights that were left out of it."""
+    folder = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(folder)
+    for name in tracked("examples/*.safetensors"):
+        (folder / "pcmanet" / name).unlink()
+        (folder / "pcmanet" / name).symlink_to(ROOT / name)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +115,20 @@ def test_the_source_distribution_builds_the_same_wheel_and_holds_no_tests(distri
     assert not [name for name in names if name.startswith(("tests", "docs", "benchmarks", "."))]
 
 
-def test_works_where_the_repository_is_not(wheel, tmp_path):
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+def test_program_of_the_readme_runs_where_the_repository_is_not(site, tmp_path):
     code = (
         f"{WITHOUT_EDITABLE_INSTALL}"
         "sys.path.insert(0, sys.argv[1])\n"
-        "import pcmanet, modeling_pcmanet, pcmanet.pipelines, pcmanet.dataset_scripts.metrics, pcmanet.training.run\n"
-        "assert modeling_pcmanet.__file__.startswith(sys.argv[1]), modeling_pcmanet.__file__\n"
-        "print(modeling_pcmanet.PCMANetConfig.from_preset('tiny').hidden_size)"
+        f"{code_of('README.md', 'python')}\n"
+        "import modeling_pcmanet, pcmanet.dataset_scripts.metrics, pcmanet.pipelines, pcmanet.training.run\n"
+        "for module in (modeling_pcmanet, pcmanet, pcmanet.pipelines, pcmanet.training.run):\n"
+        "    assert module.__file__.startswith(sys.argv[1]), module.__file__\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "site")], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "64"
+    words = [sys.executable, "-c", code, str(site)]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(name in done.stdout for name in ("dog", "rooster", "helicopter", "torch.Size([10, 288, 512])"))
 
 
 def test_one_version(wheel):
@@ -125,9 +138,7 @@ def test_one_version(wheel):
     assert f"version: {pcmanet.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_a_typed_program_checks_against_the_installed_package(wheel, tmp_path):
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+def test_a_typed_program_checks_against_the_installed_package(site, tmp_path):
     assert (site / "pcmanet" / "py.typed").is_file() and (site / "modeling_pcmanet" / "py.typed").is_file()
     program = tmp_path / "program.py"
     program.write_text((ROOT / "tests" / "typed_consumer.py").read_text())
