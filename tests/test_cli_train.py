@@ -288,3 +288,10 @@ def test_early_stopping_also_holds_on_resume(tmp_path, capsys):
 def test_invalid_settings_are_refused(settings, message, tmp_path, capsys):
     assert message in error_of(capsys, tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_missing_test_split_is_an_error_before_the_training(data, tmp_path, capsys):
+    settings = {"task": "ms3", "data": data["ms3"], "negative_fraction": 0.0, "freeze": []}
+    message = error_of(capsys, tmp_path / "run", "--test", **settings)
+    assert "No clips of split 'test' found" in message and "it has clips of train, val" in message
+    assert not (tmp_path / "run").exists()

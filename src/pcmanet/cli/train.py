@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from modeling_pcmanet.hub_upload_pcmanet import create_repository
+from pcmanet.dataset_scripts.evaluation import find_evaluation_clips
 from pcmanet.dataset_scripts.paired import is_paired_data
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe, describe_fields, read_recipe
@@ -61,10 +62,12 @@ def _is_main_process() -> bool:
 
 
 def _read_recipe(arguments: Namespace) -> Recipe:
-    """Read the recipe; ValueError if its data have no test split to evaluate on."""
+    """Read the recipe; ValueError now, and not after the training, if its data have no complete test split to evaluate on."""
     recipe = read_recipe(arguments.recipe, arguments.set, data=arguments.data)
     if arguments.test and recipe.data is None:
         raise ValueError("--test: Sounding Shapes has no test split. Add --data, or leave out --test.")
+    if arguments.test and recipe.data is not None and recipe.paired_data is None:
+        find_evaluation_clips(recipe.data, recipe.task, "test", recipe.row_settings, recipe.on_error)
     return recipe
 
 
