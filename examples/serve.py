@@ -212,7 +212,11 @@ class Segmentation:
     def _stream(
         self, clip: Any, size: tuple[int, int], settings: Settings, stopped: threading.Event, **audio: Any
     ) -> list[dict[str, Any]]:
-        """Return the records of a clip; when `stopped` is set, those so far."""
+        """Return the records of a clip; when `stopped` is set, those so far.
+
+        Raises:
+            RefusedVideoError: If there are more than the limit, although the file declared fewer.
+        """
         stream = self._segmenter.stream(
             clip,
             batch_size=self._batch_size,
@@ -224,6 +228,11 @@ class Segmentation:
         records = []
         with closing(stream):
             for number, result in enumerate(stream):
+                if number > self.limits.frames:  # one more, by rounding, is no reason
+                    raise RefusedVideoError(
+                        f"The video is longer than its timestamps declare, and has more network frames than this server accepts, "
+                        f"{self.limits.frames}. Convert it to mp4 again, or cut it."
+                    )
                 records.append(describe_result(number, result, size))
                 if stopped.is_set():
                     break

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from av.container import InputContainer
 from av.stream import Stream
+from av.video.stream import VideoStream
 
-from modeling_pcmanet.media_pcmanet import MediaSource, audio_stream, open_media, video_stream
+from modeling_pcmanet.media_pcmanet import MediaSource, audio_stream, frame_rate, open_media, video_stream
 
 
 BYTES_PER_LOGIT = 4
@@ -132,14 +133,19 @@ def check_pixels(width: int, height: int, name: str, limits: Limits) -> None:
 def _read_packets(container: InputContainer, streams: list[Stream]) -> tuple[list[float], int]:
     """Return where each stream ends, in seconds since its start, and the number of packets of the first one."""
     starts = [float((stream.start_time or 0) * (stream.time_base or 0)) for stream in streams]
+    periods = [float(1 / frame_rate(stream)) if isinstance(stream, VideoStream) else 0.0 for stream in streams]
     places = {stream.index: place for place, stream in enumerate(streams)}
     ends, packets = [0.0] * len(streams), 0
     for packet in container.demux(*streams):
         place = places[packet.stream.index]
         packets += place == 0 and packet.size > 0
+        length = float(packet.duration * packet.time_base) if packet.duration else periods[place]
         if packet.pts is not None:
-            end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - starts[place]
-            ends[place] = max(ends[place], end)
+            ends[place] = max(ends[place], float(packet.pts * packet.time_base) - starts[place] + length)
+        elif (
+            packet.size
+        ):  # a stream without a container, as in a .h264 file, has no times: its frames follow each other
+            ends[place] += length
     return ends, packets
 
 

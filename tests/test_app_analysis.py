@@ -9,7 +9,7 @@ from odd_media import begin_late, onset, write_odd_video
 from transformers import pipeline
 
 from modeling_pcmanet import PCMANetProcessor
-from modeling_pcmanet.media_pcmanet import read_media
+from modeling_pcmanet.media_pcmanet import MediaReader, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.examples import app_analysis
 
@@ -37,6 +37,15 @@ def test_probe_returns_the_properties_of_a_video(tmp_path):
     info = app_analysis.probe_video(path, "clip.mp4", app_analysis.Limits())
     assert (info.frames, info.width, info.height) == (16, 64, 48)
     assert info.seconds == pytest.approx(2, abs=0.01)
+
+
+def test_probe_measures_a_video_without_timestamps(tmp_path):
+    path = write_odd_video(tmp_path / "raw.h264", tracks=())
+    with MediaReader(path, audio=False) as reader:
+        assert len(list(reader.frames("video"))) == 40
+    info = app_analysis.probe_video(path, "raw.h264", app_analysis.Limits(), needs_audio=False)
+    assert info.frames == 40
+    assert info.seconds == pytest.approx(reader.end)
 
 
 @pytest.mark.parametrize(

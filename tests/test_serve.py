@@ -27,6 +27,7 @@ from modeling_pcmanet.media_writing_pcmanet import encode_wav, write_video
 from pcmanet.checkpoints import load_segmenter
 from pcmanet.cli.results import RecordedResults, decode_mask
 from pcmanet.examples import serve
+from pcmanet.examples.uploads import VideoInfo
 
 
 ROOT = Path(__file__).parents[1]
@@ -251,6 +252,13 @@ def test_videos_beyond_a_limit_are_refused(server, clip, tmp_path):
     answer = server.post(files=clip, params={"frames_per_second": 8})
     assert answer.status_code == 422
     assert "accepts up to 20. Lower `frames_per_second` to 4" in answer.json()["error"]
+
+
+def test_a_video_that_declares_too_little_is_stopped_at_the_limit(server, clip, monkeypatch):
+    monkeypatch.setattr(serve, "probe_video", lambda *_, **__: VideoInfo(0.1, 1, 256, 256))
+    answer = server.post(files=clip, params={"frames_per_second": 8})
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith("The video is longer than its timestamps declare")
 
 
 def test_other_paths_and_methods_name_those_that_exist(server):
