@@ -1,8 +1,12 @@
 """Tests of src/pcmanet/agreement.py: masks in bfloat16 against those in float32, and what is written to the configuration."""
 
+import importlib.util
 import json
 import sys
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -94,3 +98,17 @@ def test_agreement_is_a_fraction():
         StrictDataclassClassValidationError, match="`bfloat16_agreement` is a mean IoU in \\[0, 1\\] or None, got 99.5"
     ):
         tiny_model(bfloat16_agreement=99.5)
+
+
+def test_averaged_checkpoints_forget_the_agreement_of_one(tmp_path: Path):
+    path = Path(__file__).parent.parent / "examples" / "paired_data" / "bundle_model.py"
+    spec = cast(ModuleSpec, importlib.util.spec_from_file_location(path.stem, path))
+    module = importlib.util.module_from_spec(spec)
+    cast(Loader, spec.loader).exec_module(module)
+    for name, seed in (("one", 2), ("other", 3)):
+        tiny_model(seed=seed).save_pretrained(tmp_path / name)
+        write_agreement(tmp_path / name, 0.995)
+    average = module.load_average([tmp_path / "one", tmp_path / "other"])
+    assert average.config.bfloat16_agreement is None
+    weights = (tiny_model(seed=seed).model.audio_projection.weight for seed in (2, 3))
+    torch.testing.assert_close(average.model.audio_projection.weight, sum(weights) / 2)

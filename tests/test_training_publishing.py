@@ -84,6 +84,14 @@ def section(model_card: ModelCard, title: str) -> str:
     return model_card.text.partition(f"\n## {title}\n")[2].partition("\n## ")[0].strip()
 
 
+def test_metrics_of_earlier_weights_are_left_out():
+    # As in last/ of a run that --max-steps stopped after its last evaluation.
+    assert "0.6250" in card(RECORD | {"step": 200, "validation_step": 200}).text
+    stopped = card(RECORD | {"step": 250, "validation_step": 200})
+    assert "0.6250" not in stopped.text and "Not recorded." in section(stopped, "Results")
+    assert not stopped.data.eval_results
+
+
 def test_metadata_has_the_metrics_with_their_protocols():
     data = card(evaluations=(evaluation("pcmanet evaluate"),), datasets=("me/avsbench",)).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "video-to-video", "other")

@@ -5,7 +5,8 @@
 
 The weights of several checkpoints are averaged: that of a network before and after fine-tuning is often better than both
 (Wortsman et al., arXiv 2109.01903). The weights are rounded to float16 and computed with in float32, so that the file has half the size at the same speed. The
-running statistics of BatchNorm stay in float32. Prints the largest difference of a logit on random frames.
+running statistics of BatchNorm stay in float32. Prints the largest difference of a logit on random frames. Afterwards
+`python -m pcmanet.agreement OUTPUT --data SETTINGS` measures whether `dtype="auto"` may choose bfloat16.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def load_average(checkpoints: list[str]) -> PCMANetForAudioVisualSegmentation:
         for name, values in states[-1].items()
     }
     networks[-1].load_state_dict(average)
+    networks[-1].config.bfloat16_agreement = None  # was measured with the weights of one checkpoint
     return networks[-1]
 
 

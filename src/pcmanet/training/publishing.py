@@ -341,8 +341,9 @@ class CardContent:
 
     @property
     def validation(self) -> dict[str, float]:
-        """The metrics on the validation clips, without losses, counts and stages."""
-        metrics = self.record.get("validation", {})
+        """The metrics on the validation clips, without losses, counts and stages; none if they are of earlier weights."""
+        is_of_these_weights = self.record.get("validation_step") == self.record.get("step")
+        metrics = self.record.get("validation", {}) if is_of_these_weights else {}
         suffixes = ("", *CLASS_SUBSETS)
         known = {f"{name}{suffix}" for name in METRIC_NAMES for suffix in suffixes}
         return {name: value for name, value in metrics.items() if name in known and name not in COUNTS}
