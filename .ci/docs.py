@@ -3,7 +3,8 @@
 Pages are plain Markdown that is readable on GitHub too. While the site is built,
 
 - `<!-- command: MODULE -->` becomes the help of a command, from its argparse parser, and `<!-- batch -->`,
-  `<!-- exit codes -->`, `<!-- recipe fields -->` and `<!-- result columns -->` the tables of the code that defines them;
+  `<!-- data columns -->`, `<!-- exit codes -->`, `<!-- recipe fields -->` and `<!-- result columns -->` the tables of the
+  code that defines them;
 - links to files outside docs/ lead to the repository, and the SVG figures become part of their page, so that their colors
   follow the mode of the site;
 - names in docstrings written [`Name`] link to the reference, and docstrings that transformers' style differs in are brought
@@ -86,7 +87,8 @@ def _generate(comment: re.Match[str]) -> str:
     """Return the Markdown in place of a comment; comments that are not ours stay."""
     parts: dict[str, Callable[[], str]] = {
         "command": lambda: describe_command(comment[2]),
-        "batch": describe_batch,
+        "batch": lambda: find_table("modeling_pcmanet.processing_pcmanet"),
+        "data columns": lambda: find_table("pcmanet.dataset_scripts.avsbench.rows"),
         "exit codes": describe_exit_codes,
         "recipe fields": describe_recipe,
         "result columns": lambda: importlib.import_module("pcmanet.cli.results").describe_columns(),
@@ -191,9 +193,9 @@ def _describe_text(text: str) -> Iterator[str]:
             yield "\n".join(map(_escape, block.splitlines()))
 
 
-def describe_batch() -> str:
-    """Return the table of the batch from the docstring of the processor's module."""
-    docstring = importlib.import_module("modeling_pcmanet.processing_pcmanet").__doc__
+def find_table(module: str) -> str:
+    """Return the table in the docstring of a module."""
+    docstring = importlib.import_module(module).__doc__ or ""
     return "\n".join(line for line in docstring.splitlines() if line.startswith("|"))
 
 

@@ -222,8 +222,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             batch_size: Windows per batch. Larger batches use an accelerator better and need more memory.
             **kwargs: As in a call.
 
-        Returns:
-            A generator of the entries that a call returns as a list.
+        Yields:
+            The entries that a call returns as a list.
 
         Raises:
             ValueError: As in a call: immediately for an argument, during iteration for the video.
@@ -248,9 +248,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             batch_size: Windows per batch, which may have different rates.
             **kwargs: As in a call, except `masks_per_second`.
 
-        Returns:
-            A generator of the index of a rate and an entry that [`stream`] yields at that rate. The entries of each rate are
-            in order of time.
+        Yields:
+            The index of a rate and an entry that [`stream`] yields at that rate. The entries of each rate are in order of time.
 
         Raises:
             ValueError: As in a call: immediately for an argument, during iteration for the video.
@@ -294,8 +293,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                 for a network that is slower than the input. Otherwise every network frame gets its masks.
             **kwargs: `threshold`, `minimum_area`, `use_optimized_model` and `early_exit_threshold`, as in a call.
 
-        Returns:
-            A generator of entries as returned by a call.
+        Yields:
+            Entries as returned by a call.
 
         Raises:
             ValueError: If an argument is out of range, or the chunks cannot be used.

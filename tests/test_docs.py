@@ -74,6 +74,11 @@ def test_generated_parts_are_those_of_the_code(site: Path):
     recipes = read_page(site, "reference/recipes")
     assert all(f"<code>{one.name}</code>" in recipes for one in dataclasses.fields(Recipe))
     assert "pixel_values" in read_page(site, "concepts/batch")
+    assert "<code>annotated_frames</code>" in read_page(site, "reference/python/data")
     assert "run-length encoding" in read_page(site, "reference/results")
     for page, name in (("model", "masked_query_gradients"), ("processor", "post_process_semantic_segmentation")):
         assert name in read_page(site, f"reference/python/{page}")
+    for page, name in (("processor", "PCMANetProcessor"), ("data", "dataset_scripts.collation.ClipCollator")):
+        assert f'.{name}.__call__"' in read_page(site, f"reference/python/{page}"), "calls are documented"
+    # A generator has "Yields": what it returns at its end is None.
+    assert not re.search(r"<code>None</code>\s*–", read_page(site, "reference/python/pipeline"))

@@ -80,7 +80,7 @@ def load_avsbench(
         cache_dir: Folder of the prepared data; None uses the cache of `datasets`.
 
     Returns:
-        The split, or a dictionary of splits. The file rows.py documents the columns.
+        The split, or a dictionary of splits. The docstring of rows.py has a table of the columns.
 
     Raises:
         ValueError: If an argument has an unknown value, or the table has no clip of the split.
