@@ -529,13 +529,13 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
         sampling_rate: int | None = None,
         *,
         return_tensors: str | None = None,
-        **_: Any,
     ) -> BatchFeature:
         """Compute one spectrogram per waveform.
 
         Args:
             raw_speech: One waveform (samples,), an array, tensor or list of floats; a batch (windows, samples), or a list of
-                waveforms; mono, full scale [-1, 1]. Shorter waveforms of a list are filled up to the longest, see `padding`.
+                waveforms; mono, float in [-1, 1], int16 or int32. Shorter waveforms of a list are filled up to the longest,
+                see `padding`.
             sampling_rate: Of the waveforms, in hertz (Hz); must be that of the extractor.
             return_tensors: `"pt"` or `"np"`; None gives numpy arrays.
 
@@ -543,7 +543,8 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
             `input_features`: (windows, 1, feature_size, samples // hop_length), float32.
 
         Raises:
-            ValueError: For another sampling rate, stereo, or a waveform of fewer than two samples.
+            ValueError: For another sampling rate, stereo, a waveform of fewer than two samples, no waveform, and values that
+                [`to_mono`] refuses.
         """
         if sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -552,12 +553,12 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
             )
         given = _as_arrays(raw_speech)
         single = isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 1
-        waveforms = [torch.as_tensor(wave, dtype=torch.float32) for wave in ([given] if single else given)]
-        for wave in waveforms:
-            if wave.ndim != 1 or len(wave) < 2:
-                raise ValueError(f"Expected mono waveforms (samples,) of at least 2 samples, got {tuple(wave.shape)}.")
-        longest = max(len(wave) for wave in waveforms)
-        batch = torch.stack([self._fill_up(wave, longest) for wave in waveforms])
+        waveforms = [given] if single else list(given)
+        shapes = [tuple(np.shape(wave)) for wave in waveforms]
+        if not shapes or not all(len(shape) == 1 and shape[0] > 1 for shape in shapes):
+            raise ValueError(f"Expected mono waveforms (samples,) of at least 2 samples, got the shapes {shapes}.")
+        longest = max(samples for (samples,) in shapes)
+        batch = torch.stack([self._fill_up(to_mono(wave).float(), longest) for wave in waveforms])
         return BatchFeature({"input_features": self._log_mel(batch).numpy()}, tensor_type=return_tensors)
 
     def _fill_up(self, waveform: torch.Tensor, samples: int) -> torch.Tensor:

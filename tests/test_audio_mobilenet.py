@@ -163,12 +163,28 @@ def test_a_batch_equals_its_waveforms():
     [
         (np.zeros(3200), 16000, "Expected audio at 32000 Hz, got sampling_rate=16000"),
         (np.zeros(3200), None, "got sampling_rate=None"),
-        ([np.zeros((2, 3200))], 32000, r"got \(2, 3200\)"),
+        ([np.zeros((2, 3200))], 32000, r"got the shapes \[\(2, 3200\)\]"),
+        ([], 32000, r"got the shapes \[\]"),
+        ([np.zeros(3200), np.full(3200, np.nan)], 32000, "3200 of 3200 values that are NaN"),
+        (np.full(3200, 20000.0), 32000, "Divide int16 samples"),
     ],
 )
 def test_audio_that_does_not_fit_is_refused(audio, rate, message):
     with pytest.raises(ValueError, match=message):
         AudioMobileNetFeatureExtractor()(audio, sampling_rate=rate)
+
+
+def test_integers_are_divided_by_their_full_scale():
+    extractor = AudioMobileNetFeatureExtractor()
+    integers = np.random.default_rng(0).integers(-20000, 20000, 3200, dtype=np.int16)
+    features = [extractor(wave, sampling_rate=32000)["input_features"] for wave in (integers, integers / 32768)]
+    np.testing.assert_array_equal(*features)
+
+
+def test_an_unknown_keyword_is_refused():
+    """A keyword of other feature extractors, such as `max_length`, would have no effect."""
+    with pytest.raises(TypeError, match="max_length"):
+        AudioMobileNetFeatureExtractor()(np.zeros(3200), sampling_rate=32000, max_length=1600)
 
 
 def test_converted_weights_give_the_outputs_of_a_plain_network():
