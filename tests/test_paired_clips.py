@@ -286,6 +286,13 @@ def test_stand_ins(tmp_path: Path) -> None:
         assert all(event.stand_in is None for event in events if event.label == "dog")
 
 
+def test_kind_of_weight_0_never_sounds(library: Library) -> None:
+    """Also in clips of pictures whose classes have no recordings, which cannot have the other kind."""
+    clips = make_clips(library, length=40, sounds={"matching": 1.0, "absent": 0.0}, contrast=0.0)
+    clips.recordings = {role: numbers for role, numbers in clips.recordings.items() if role == 1}
+    assert {clips[index].sound for index in range(40)} == {"matching", "silence"}
+
+
 def test_evaluation_has_no_stand_ins(tmp_path: Path) -> None:
     write_paired_data(tmp_path)
     classes = {"dog": {"photos": ["dog"], "sounds": ["dog"]}, "cat": {"photos": ["cat"]}}

@@ -216,7 +216,8 @@ class PairedClips(Dataset[PairedClip]):
         """
         large = [index for index, area in areas.items() if area >= self.settings.minimum_area]
         classes = generator.permutation([index for index in sorted(large) if self._can_sound(index)])
-        kinds = {kind: weight for kind, weight in self.settings.sounds.items() if self._is_possible(kind, areas)}
+        weights = self.settings.sounds
+        kinds = {kind: weights[kind] for kind in weights if weights[kind] and self._is_possible(kind, areas)}
         count = self.settings.clips_per_picture
         contrast = len(classes) > 1 and generator.uniform() < self.settings.contrast
         shift, order = generator.uniform(), generator.permutation(count)

@@ -344,7 +344,7 @@ def _frame_sums(outputs: PCMANetOutput, batch: Batch) -> torch.Tensor:
     annotated, frames = batch["annotated_frames"].sum(), real_frames(batch).sum()
     loss, kept_ratios = cast(torch.Tensor, outputs.loss), cast(torch.Tensor, outputs.kept_ratios)
     parts = [loss * annotated, annotated, *(kept_ratios * frames), frames]
-    return torch.stack([part.double().cpu() for part in parts])
+    return torch.stack([part.cpu().double() for part in parts])  # MPS has no float64
 
 
 def _compute(metrics: list[ClipMetrics], sums: list[float]) -> dict[str, float]:
