@@ -1,13 +1,13 @@
 """`pcmanet train`: every recipe to its end, the files of a run, the loss of a step, and refused settings."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from training_runs import (
     RECIPES,
@@ -121,7 +121,6 @@ def test_semantic_run_is_initialized_from_a_binary_checkpoint(trained, tmp_path)
 def data(tmp_path_factory) -> dict[str, str]:
     """A tree of AVSBench for each task, and a folder of custom clips."""
     root = tmp_path_factory.mktemp("data")
-    os.environ["HF_DATASETS_CACHE"] = str(root / "cache")
     write_trees(root, s4={"train": 5, "val": 2}, ms3={"train": 5, "val": 2}, avss={"train": 6, "val": 3})
     custom = root / "custom"
     (custom / "videos").mkdir(parents=True)
@@ -259,6 +258,14 @@ def test_loss_that_is_not_finite_ends_the_run_before_the_weights_change(tmp_path
     error = error_of(capsys, tmp_path / "run", **settings)
     assert "error: Expected a finite loss, got nan in step 2. Lower learning_rate" in error
     assert f"The last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000001'}" in error
+
+
+def test_gradient_that_is_not_finite_ends_the_run_before_the_weights_change(tmp_path, capsys, monkeypatch):
+    backward = Accelerator.backward
+    monkeypatch.setattr(Accelerator, "backward", lambda self, loss: backward(self, loss * float("inf")))
+    error = error_of(capsys, tmp_path / "run", checkpoint_steps=1)
+    assert "error: Expected a finite norm of the gradient, got nan in step 1. Lower learning_rate" in error
+    assert "No checkpoint was written yet" in error and not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_early_stopping_also_holds_on_resume(tmp_path, capsys):

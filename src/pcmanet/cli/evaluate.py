@@ -238,7 +238,8 @@ def _generate_clips(arguments: Namespace, name: str) -> EvaluationClips:
         raise ValueError(
             "--negative-audio off_screen: paired clips have no audio files. Give a folder with --off-screen-audio."
         )
-    return find_paired_clips(arguments.data, name, arguments.split, arguments.clips, arguments.seed)
+    with PartialState().main_process_first():  # it prepares the cache of the photos and recordings, if there is one
+        return find_paired_clips(arguments.data, name, arguments.split, arguments.clips, arguments.seed)
 
 
 def _check_compatibility(arguments: Namespace, checkpoint: str, config: PCMANetConfig, data: EvaluationClips) -> None:

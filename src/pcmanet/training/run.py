@@ -217,7 +217,7 @@ def train(run: "Run", test: Callable[[], object] | None = None) -> str:
         How the run ended, in a few lines.
 
     Raises:
-        FloatingPointError: If the loss is not finite.
+        FloatingPointError: If the loss or a gradient is not finite.
         OSError: If a checkpoint cannot be written.
     """
     bar = tqdm(
@@ -255,7 +255,7 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
         Values to log: loss, learning rate, norm of the gradient, kept ratios.
 
     Raises:
-        FloatingPointError: If the loss is not finite.
+        FloatingPointError: If the loss or the gradient is not finite.
     """
     accelerator, optimizer = run.accelerator, run.optimizer
     counts = [batch["annotated_frames"].sum() for batch in batches]
@@ -271,17 +271,24 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
             accelerator.backward(outputs.loss * (count / total * accelerator.num_processes))
         sums += torch.cat([outputs.loss.detach().float()[None], outputs.kept_ratios.float()]) * (count / total)
     loss, *kept_ratios = _sum_over_processes(sums, accelerator).tolist()
-    if not math.isfinite(loss):
-        remedy = "Lower learning_rate, increase warmup_fraction, or set mixed_precision to none"
-        raise FloatingPointError(
-            f"Expected a finite loss, got {loss} in step {run.progress.step + 1}. {remedy}. {run.checkpoints.resume_hint()}"
-        )
+    _check_finite("loss", loss, run)
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.recipe.gradient_clipping or math.inf)
+    if norm is not None and run.recipe.mixed_precision != "fp16":  # whose scaler skips such a step
+        _check_finite("norm of the gradient", float(norm), run)
     optimizer.step()
     optimizer.zero_grad()
     values = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
     values |= {} if norm is None else {"gradient_norm": float(norm)}  # DeepSpeed may not return it
     return values | {f"stage_{stage}/kept_ratio": ratio for stage, ratio in zip(STAGES, kept_ratios, strict=False)}
+
+
+def _check_finite(name: str, value: float, run: "Run") -> None:
+    """Raise FloatingPointError unless a value is finite, before it changes the weights, which a checkpoint would keep."""
+    if not math.isfinite(value):
+        remedy = "Lower learning_rate, increase warmup_fraction, or set mixed_precision to none"
+        raise FloatingPointError(
+            f"Expected a finite {name}, got {value} in step {run.progress.step + 1}. {remedy}. {run.checkpoints.resume_hint()}"
+        )
 
 
 def _sum_over_processes(values: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
