@@ -17,10 +17,13 @@ element.addEventListener("click", (event) => {
 });
 
 element.addEventListener("keydown", (event) => {
-  const steps = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!steps || !timeline() || !overlay()) return;
+  if (!timeline() || !overlay()) return;
+  const now = overlay().currentTime;
+  const step = 1 / Number(timeline().dataset.rate);
+  const target = { ArrowLeft: now - step, ArrowRight: now + step, Home: 0, End: Infinity }[event.key];
+  if (target === undefined) return;
   event.preventDefault();
-  seek(overlay().currentTime + steps / Number(timeline().dataset.rate));
+  seek(target);
 });
 
 // Move the playhead with the video and highlight the classes that sound now. Ten times per second is enough and saves power.
@@ -30,7 +33,7 @@ function follow() {
   if (chart && video) {
     const now = video.currentTime;
     chart.querySelector(".playhead").style.left = `${(now / Number(chart.dataset.seconds)) * 100}%`;
-    chart.setAttribute("aria-valuenow", now.toFixed(2));
+    chart.querySelector(".lane").setAttribute("aria-valuenow", now.toFixed(2));
     for (const row of chart.querySelectorAll(".row.class")) {
       const isSounding = [...row.querySelectorAll(".bar")].some(
         (bar) => now >= Number(bar.dataset.start) && now < Number(bar.dataset.end),

@@ -95,16 +95,19 @@ def legend(colors: Mapping[str, Color], found: Sequence[str]) -> str:
 def timeline(
     spans: Mapping[str, Sequence[Span]], colors: Mapping[str, Color], peaks: np.ndarray, seconds: float, rate: float
 ) -> str:
-    """Return the timeline: the waveform, a row of bars per class, a time axis. app.js moves the playhead over it."""
+    """Return the timeline: the waveform, a row of bars per class, a time axis. app.js moves the playhead over it.
+
+    The slider is the playhead alone, because screen readers do not read what is inside a slider, such as the classes.
+    """
     rows = [_row('<div class="name audio">audio</div>', _wave(peaks), "wave")]
     rows += [_class_row(label, spans[label], color, seconds) for label, color in colors.items() if label in spans]
     if not spans:
         rows.append(_row(EMPTY_NAME, "<em>no sounding objects found</em>", "empty"))
     return (
-        f'<div class="timeline" tabindex="0" role="slider" aria-label="playback position" aria-valuemin="0" '
-        f'aria-valuemax="{seconds:.3f}" aria-valuenow="0" data-seconds="{seconds:.4f}" data-rate="{rate:g}">'
+        f'<div class="timeline" data-seconds="{seconds:.4f}" data-rate="{rate:g}">'
         f"{''.join(rows)}{_row(EMPTY_NAME, _time_axis(seconds), 'axis')}"
-        '<div class="lane"><div class="playhead"></div></div></div>'
+        '<div class="lane" tabindex="0" role="slider" aria-label="playback position" aria-valuemin="0" '
+        f'aria-valuemax="{seconds:.3f}" aria-valuenow="0"><div class="playhead"></div></div></div>'
     )
 
 

@@ -28,6 +28,7 @@ from transformers import pipeline
 from modeling_pcmanet.media_pcmanet import read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.checkpoints import load_segmenter
+from pcmanet.examples import app_views as views
 from pcmanet.examples.app_analysis import LogitsPipeline
 from pcmanet.examples.uploads import Limits
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
@@ -276,6 +277,13 @@ def test_page_is_served_and_segments_an_upload(tmp_path: Path, monkeypatch: pyte
     shown[app._analysis].close()
 
 
+def test_screen_readers_find_the_classes_outside_of_the_slider():
+    shown = views.timeline({"dog": [(0.0, 1.5, 0.9)]}, {"dog": (255, 82, 54)}, np.zeros(4), seconds=2, rate=4)
+    before, slider = shown.split('role="slider"')
+    assert "<span>dog</span><small>1.5 s</small>" in before
+    assert re.sub("<.*?>", "", slider.partition(">")[2]) == ""
+
+
 @pytest.mark.slow
 def test_upload_play_threshold_and_download(page: Page, segmenter: AudioVisualSegmentationPipeline):
     expect(page.locator(".notice")).to_contain_text("knows drawn shapes (Sounding Shapes) only")
@@ -385,8 +393,12 @@ def test_stages_and_masks_per_second_of_an_example(page: Page):
     now = page.evaluate("() => document.querySelector('#overlay video').currentTime")
     assert now == pytest.approx(9 * 0.26, abs=0.1)
 
-    page.locator(".timeline").press("ArrowRight")
-    page.wait_for_function("() => Math.abs(document.querySelector('.stages').dataset.timestamp - 2.71) < 0.05")
+    slider = page.get_by_role("slider", name="playback position")
+    for key, timestamp in (("ArrowRight", 2.71), ("Home", 0.21), ("End", 8.96)):
+        slider.press(key)
+        page.wait_for_function(
+            "(time) => Math.abs(document.querySelector('.stages').dataset.timestamp - time) < 0.05", arg=timestamp
+        )
 
     page.locator("#rate label", has_text="1").click()
     page.wait_for_function("() => document.querySelector('.timeline').dataset.rate === '1'")
