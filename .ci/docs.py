@@ -258,6 +258,9 @@ class Docstrings(griffe.Extension):
             text = re.sub(
                 r"^    (\w+): (?:.|\n     )*", lambda item: item[0] + _default(obj, item), text, flags=re.MULTILINE
             )
+        if isinstance(obj, griffe.Function) and obj.returns is not None:
+            # griffe takes the text before a colon for the type, unless the type is there.
+            text = re.sub(r"^Returns:\n +", lambda section: f"{section[0]}{obj.returns}: ", text, flags=re.MULTILINE)
         obj.docstring.value = text
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -80,5 +81,9 @@ def test_generated_parts_are_those_of_the_code(site: Path):
         assert name in read_page(site, f"reference/python/{page}")
     for page, name in (("processor", "PCMANetProcessor"), ("data", "dataset_scripts.collation.ClipCollator")):
         assert f'.{name}.__call__"' in read_page(site, f"reference/python/{page}"), "calls are documented"
+    calls = unescape(re.sub(r"<[^>]+>", "", read_page(site, "reference/python/pipeline")))
+    assert "A list with one entry per mask time, in order: {" in calls, (
+        "no text is taken for the type of what is returned"
+    )
     # A generator has "Yields": what it returns at its end is None.
     assert not re.search(r"<code>None</code>\s*–", read_page(site, "reference/python/pipeline"))
