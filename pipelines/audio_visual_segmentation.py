@@ -518,10 +518,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         forward_params = dict(forward_params)
         show = forward_params.pop("progress_bar", False)
         readers = (self.preprocess(clip, **preprocess_params) for clip in inputs)
-        with closing(_read_ahead(readers, max(1, num_workers), WINDOWS_AHEAD)) as windows:
-            bar = iter(logging.tqdm(windows, desc="Segmenting", unit="window", disable=not show))
-            while group := list(islice(bar, batch_size)):
+        progress = logging.tqdm(desc="Segmenting", unit="window", disable=not show)
+        with progress as bar, closing(_read_ahead(readers, max(1, num_workers), WINDOWS_AHEAD)) as windows:
+            while group := list(islice(windows, batch_size)):
                 logits = self._logits([window.frames for window in group], forward_params)
+                bar.update(len(group))
                 for window, window_logits in zip(group, logits, strict=True):
                     yield window, window_logits[: len(window.frames)]
 

@@ -1053,6 +1053,14 @@ class TestInputs:
         }
         assert_same(binary(given), binary(clips[0]))
 
+    @pytest.mark.parametrize(("several", "windows"), [(False, 2), (True, 3)])
+    def test_progress_bar_counts_all_windows(self, binary, clips, capsys, several: bool, windows: int):
+        binary([str(clips[0]), str(clips[2])] if several else clips[2], frames_per_window=2, window_overlap=0)
+        assert capsys.readouterr().err == ""
+        settings = {"frames_per_window": 2, "window_overlap": 0, "progress_bar": True}
+        binary([str(clips[0]), str(clips[2])] if several else clips[2], **settings)
+        assert f"Segmenting: {windows}window" in capsys.readouterr().err.rpartition("\r")[2]
+
     def test_a_list_of_frames_is_one_clip(self, binary: Pipeline, clips: list[Path]):
         # Issue 16, point 15: in the pipeline as in the processor.
         media = read_media(clips[0])
