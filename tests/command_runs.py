@@ -1,11 +1,13 @@
 """Helpers of tests that run the `pcmanet` command: a tiny checkpoint, small real clips, and processes to kill."""
 
 import contextlib
+import functools
 import gc
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,9 +39,18 @@ def audio(seconds: int, seed: int = 1) -> np.ndarray:
 
 def write_clip(path: Path, seconds: int = 3, seed: int = 0, *, silent: bool = False) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    track = () if silent else (audio(seconds, seed), RATE)
-    write_video(path, frames(seconds, seed), 10, *track)
+    path.unlink(missing_ok=True)  # a new file, as after a download
+    path.write_bytes(encode_clip(seconds, seed, silent))
     return path
+
+
+@functools.cache
+def encode_clip(seconds: int, seed: int, silent: bool) -> bytes:
+    """Encode a clip once for all tests, which write hundreds of them; most of the time is that of the noise in AAC."""
+    track = () if silent else (audio(seconds, seed), RATE)
+    with tempfile.TemporaryDirectory() as folder:
+        write_video(Path(folder) / "clip.mp4", frames(seconds, seed), 10, *track)
+        return (Path(folder) / "clip.mp4").read_bytes()
 
 
 def save_checkpoint(folder: Path, **settings: object) -> Path:

@@ -1,17 +1,24 @@
-"""Shared set-up: one thread a process (tests run side by side), no network, and the keys of published checkpoints."""
+"""Shared set-up: one thread a process (tests run side by side), no network, an empty cache, and checkpoints loaded once."""
 
+import copy
 import gc
-import json
 import os
-import re
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Prepared data sets and code of checkpoints: tests neither depend on what the user has cached nor leave anything there.
+if not IS_WORKER:
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="pcmanet_tests_")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Containers often set PYTHONDONTWRITEBYTECODE. Without the cache, pytest rewrites every assertion again in each process of
 # each run: a third of the time to collect.
@@ -19,8 +26,6 @@ sys.dont_write_bytecode = False
 # Imports and collected tests stay: searching the million of their objects for garbage again and again takes a third of the
 # time to collect, and half a second of every full search afterwards.
 gc.disable()
-
-PUBLISHED_KEYS = json.loads((Path(__file__).parent / "fixtures" / "published_keys.json").read_text())
 
 
 def pytest_collection_finish() -> None:
@@ -30,30 +35,43 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def expand_braces(template: str) -> list[str]:
-    """Write out `{0-39}` and `{weight,bias}` in a name, all combinations."""
-    match = re.search(r"{(?:(\d+)-(\d+)|([^{}]*))}", template)
-    if match is None:
-        return [template]
-    options = match[3].split(",") if match[3] else [str(n) for n in range(int(match[1]), int(match[2]) + 1)]
-    return [
-        name
-        for option in options
-        for name in expand_braces(template[: match.start()] + option + template[match.end() :])
-    ]
+def pytest_unconfigure() -> None:
+    """Remove the cache after all workers have ended."""
+    if not IS_WORKER:
+        shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def published_shapes() -> Callable[[str, str], dict[str, list[int]]]:
-    """Key to shape of a published checkpoint, by setting (S4, MS3, AVSS) and backbone (pvt, resnet)."""
+@pytest.fixture(scope="session", autouse=True)
+def no_waits_for_the_disk() -> Iterator[None]:
+    """Let `os.fsync` return at once, thousands of times: only a power failure, and tests/test_files.py, tell the difference."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(os, "fsync", lambda _: None)
+        yield
 
-    def shapes(setting: str, backbone: str) -> dict[str, list[int]]:
-        variant = PUBLISHED_KEYS["variants"][f"{setting}_{backbone}"]
-        return {
-            key.replace("audio_projection", variant["audio_projection"]): [variant["sizes"].get(n, n) for n in shape]
-            for section in variant["sections"]
-            for template, shape in PUBLISHED_KEYS["keys"][section]
-            for key in expand_braces(template)
-        }
 
-    return shapes
+LOADED: dict[tuple, tuple[Any, Any]] = {}
+
+
+@pytest.fixture
+def checkpoints_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every command in this process a copy of the model that the first one loaded.
+
+    Loading takes two thirds of the time of a command with a tiny model and a short clip. A changed folder is loaded again.
+    """
+    from pcmanet import checkpoints
+    from pcmanet.cli import evaluate
+
+    load = checkpoints.load_model
+
+    def load_once(name: str) -> tuple[Any, Any]:
+        if not Path(name).is_dir():
+            return load(name)
+        checkpoints.silence_transformers()
+        files = sorted((path.name, path.stat().st_mtime_ns) for path in Path(name).iterdir())
+        key = (name, Path(name).resolve(), *files)
+        if key not in LOADED:
+            LOADED[key] = load(name)
+        return copy.deepcopy(LOADED[key])
+
+    monkeypatch.setattr(checkpoints, "load_model", load_once)
+    monkeypatch.setattr(evaluate, "load_model", load_once)

@@ -34,6 +34,8 @@ from pcmanet.dataset_scripts.problems import ON_ERROR
 from pcmanet.dataset_scripts.sounding_shapes import files as files_module
 
 
+pytestmark = pytest.mark.usefixtures("checkpoints_are_loaded_once")
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "evaluate_pcmanet.py"
 QUICK = ["--num-workers", "0", "--batch-size", "2", "--worst", "0"]
 AUDIO_CONFIG = {"block_channels": [[4], [6], [6]], "hidden_size": 12, "embedding_size": 10}

@@ -314,7 +314,8 @@ def test_errors_of_the_system_are_sentences(error: OSError, expected: str):
 
 class TestClips:
     @pytest.fixture(scope="class")
-    def root(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def root(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_trees(
             tmp_path_factory.mktemp("trees"), s4={"test": 1}, ms3={"train": 1, "test": 2}, avss={"test": 3}
         )

@@ -14,13 +14,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command_runs import RATE, SIZE, audio, finish_process, save_checkpoint, start_process, wait_until, write_clip
+from command_runs import (
+    RATE,
+    SIZE,
+    audio,
+    finish_process,
+    frames,
+    save_checkpoint,
+    start_process,
+    wait_until,
+    write_clip,
+)
 from odd_media import Track, begin_late, onset, write_odd_video
 from PIL import Image
 
 import pcmanet
 from modeling_pcmanet.media_pcmanet import read_audio, read_media
-from modeling_pcmanet.media_writing_pcmanet import write_audio
+from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 from pcmanet.cli import arguments
 from pcmanet.cli.main import COMMANDS, main
 from pcmanet.cli.results import decode_mask
@@ -28,6 +38,8 @@ from pcmanet.dataset_scripts.avsbench.layouts import NAMES
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
 from pcmanet.dataset_scripts.evaluation import NEGATIVES
 
+
+pytestmark = pytest.mark.usefixtures("checkpoints_are_loaded_once")
 
 RESULTS = ["contact_sheet.png", "masks", "overlay.mp4", "segments.jsonl", "video.json"]
 IMAGES = ("--overlay", "--contact-sheet")
@@ -288,10 +300,18 @@ class TestErrors:
         assert names(folder / "segmented") == ["pcmanet_settings.json"]
 
 
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Minutes of frames and of silence, because noise takes seconds to encode."""
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    write_video(path, frames(200), 10, np.zeros((1, 200 * RATE), np.float32), RATE)
+    return path
+
+
 @pytest.mark.parametrize("wanted, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(checkpoint: Path, folder: Path, wanted: signal.Signals, code: int):
+def test_interrupted(checkpoint: Path, folder: Path, long_clip: Path, wanted: signal.Signals, code: int):
     """Nothing remains of the video that was being segmented, and the message has the command to resume."""
-    write_clip(folder / "long.mp4", seconds=200)
+    (folder / "long.mp4").symlink_to(long_clip)
     options = ["segment", "clip.mp4", "long.mp4", "--model", str(checkpoint), "--frames-per-second", "10"]
     process = start_process(lambda: main(options), folder / "log")
     wait_until((folder / "segmented" / "clip").exists, process, folder / "log")

@@ -17,6 +17,9 @@ from pcmanet.cli.render import add_peaks, draw
 from pcmanet.cli.results import RecordedResults
 
 
+pytestmark = pytest.mark.usefixtures("checkpoints_are_loaded_once")
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))

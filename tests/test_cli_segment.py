@@ -33,10 +33,13 @@ from PIL import Image
 from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetConfig
+from modeling_pcmanet.media_pcmanet import read_audio
 from pcmanet.cli import segment
 from pcmanet.cli.main import main
 from pcmanet.cli.results import SCHEMA, SETTINGS, SHARDS, RecordedResults
 
+
+pytestmark = pytest.mark.usefixtures("checkpoints_are_loaded_once")
 
 ROOT = Path(__file__).parents[1]
 FOUND = ["dog", "rooster", "helicopter"]
@@ -391,6 +394,10 @@ class TestRestart:
                 assert main(command("--format", "png", "--overlay", videos="/dev/stdin")) == 0
             assert len((here / "out" / "stdin" / "segments.jsonl").read_text().splitlines()) == 1 + number % 3
         assert "/dev/stdin has changed since" in capsys.readouterr().err
+        with piped_input(here / "clips" / "day_1" / "1.mp4"):
+            assert main(command("--overlay", "--audio", "/dev/stdin", output="heard", videos="clips/day_0/0.mp4")) == 0
+        played, given = here / "heard" / "0" / "overlay.mp4", here / "clips" / "day_1" / "1.mp4"
+        np.testing.assert_array_equal(read_audio(played)[0], read_audio(given)[0])
 
     def test_other_settings_are_refused(self, here: Path, capsys: pytest.CaptureFixture):
         assert main(command(videos="clips/day_0/0.mp4")) == 0

@@ -1,6 +1,7 @@
 """Tests of files and folders that are complete or absent: replaced, damaged, interrupted, and begun with other settings."""
 
 import os
+import posix
 
 import pytest
 
@@ -15,6 +16,7 @@ from pcmanet.files import (
     recover,
     remove_folder,
     replace_folder,
+    synchronize,
     temporary_folder,
     verify,
     write_manifest,
@@ -24,6 +26,12 @@ from pcmanet.files import (
 
 class Killed(BaseException):
     """A kill at a time that a test chooses."""
+
+
+@pytest.fixture(autouse=True)
+def waits_for_the_disk(monkeypatch):
+    """Wait for the disk, unlike the other tests, see conftest.py."""
+    monkeypatch.setattr(os, "fsync", posix.fsync)
 
 
 def names(folder):
@@ -45,6 +53,29 @@ def test_file_replaces_the_earlier_one(durable, tmp_path):
             temporary.write_text(text)
         assert names(tmp_path) == ["results.json"]
         assert (tmp_path / "results.json").read_text() == text
+
+
+def test_content_is_on_the_disk_before_its_name_and_then_the_name(tmp_path, monkeypatch):
+    waits = []
+
+    def record(path):
+        waits.append((path.name, sorted(path.name for path in tmp_path.glob("[!.]*"))))
+        synchronize(path)
+
+    monkeypatch.setattr(files, "synchronize", record)
+    with atomic_file(tmp_path / "results.json") as temporary:
+        temporary.write_text("new")
+    assert waits == [(temporary.name, []), (tmp_path.name, ["results.json"])]
+    waits.clear()
+    write_folder(tmp_path / "best", "new")
+    *before, after = waits
+    assert {name for name, _ in before} == {"best", "inner", "weights", "manifest.json"}
+    assert all(shown == ["results.json"] for _, shown in before)
+    assert after == (tmp_path.name, ["best", "results.json"])
+    waits.clear()
+    with atomic_file(tmp_path / "quick", durable=False) as temporary:
+        temporary.write_text("new")
+    assert waits == []
 
 
 def test_error_keeps_the_earlier_file_and_nothing_else(tmp_path):

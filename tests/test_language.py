@@ -56,11 +56,11 @@ BRITISH = {
 
 
 def texts() -> dict[str, str]:
-    """The text of each tracked file, without licenses that are quoted in it."""
+    """The text of each tracked file in lower case, without licenses that are quoted in it."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     paths = [ROOT / name for name in names.split("\0") if name and name not in ("LICENSE", "tests/test_language.py")]
     return {
-        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").split(LICENSE)[0]
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").split(LICENSE)[0].lower()
         for path in paths
         if path.suffix in SUFFIXES and path.is_file()
     }
@@ -68,7 +68,7 @@ def texts() -> dict[str, str]:
 
 def find(pattern: str) -> list[str]:
     """Where a pattern occurs: file, line, and what was found."""
-    expression = re.compile(pattern, re.IGNORECASE)
+    expression = re.compile(pattern)
     return [
         f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}"
         for name, text in TEXTS.items()
