@@ -543,9 +543,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         if self._runs_itself():
             return self.model
         with self._optimizing:
-            if not self._is_current(compare_values=False):
-                self._optimized_model = self.model.for_inference(self.choose_dtype()[0])
-            return self._optimized_model
+            optimized = self._optimized_model
+            if not self._is_current(optimized, compare_values=False):
+                optimized = self._optimized_model = self.model.for_inference(self.choose_dtype()[0])
+            return optimized  # not the attribute, which another thread may set to None at any time
 
     def _runs_itself(self) -> bool:
         """Return whether the model itself runs, because it cannot be optimized."""
@@ -558,14 +559,15 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             )
         return obstacle is not None
 
-    def _is_current(self, *, compare_values: bool) -> bool:
-        """Whether the optimized model is a copy of the model as it is now."""
-        copied, network = self._optimized_model, getattr(self.model, "model", None)
-        return None not in (copied, network) and copied.is_copy_of(network, compare_values=compare_values)
+    def _is_current(self, optimized: Any, *, compare_values: bool) -> bool:
+        """Whether an optimized model is a copy of the model as it is now."""
+        network = getattr(self.model, "model", None)
+        return None not in (optimized, network) and optimized.is_copy_of(network, compare_values=compare_values)
 
     def _check_values(self) -> None:
         """Drop an optimized model with other weights. Once per call: before each batch it would take too long."""
-        if self._optimized_model is not None and not self._is_current(compare_values=True):
+        optimized = self._optimized_model
+        if optimized is not None and not self._is_current(optimized, compare_values=True):
             self._optimized_model = None
 
     def _entries(

@@ -871,6 +871,18 @@ class TestOptimizedModel:
         assert_same(after, pipe(clips[0], use_optimized_model=False))
         assert pipe._network() is not pipe.model
 
+    def test_another_thread_may_drop_the_copy_at_any_time(self, monkeypatch: pytest.MonkeyPatch):
+        pipe = tiny_pipeline()
+        copied, is_current = pipe._network(), pipe._is_current
+
+        def compare(*args: object, **kwargs: object) -> bool:
+            result = is_current(*args, **kwargs)
+            pipe._optimized_model = None
+            return result
+
+        monkeypatch.setattr(pipe, "_is_current", compare)
+        assert pipe._network() is copied
+
     @pytest.mark.parametrize(
         "change", [lambda w: w.neg_(), lambda w: w.copy_(w.flip(0)), lambda w: w.copy_(w.flip(-1))]
     )
