@@ -386,10 +386,6 @@ def _find_bfloat16_units(device: torch.device) -> str | None:
     return next((name for name in _BFLOAT16_UNITS if capabilities.get(name)), None)
 
 
-# Decoder stage: the modules of modeling_pcmanet_decoder.py, rearranged to compute less. A module is rearranged only if all of
-# its layers are those of the published one; any other module, such as a custom block, runs unchanged.
-
-
 # Whether a copy is still that of its model.
 
 # The packages whose modules compute what their weights, settings and class say.
@@ -465,6 +461,10 @@ def _tensors(network: nn.Module) -> Iterator[torch.Tensor]:
         yield from (
             tensor for tensor in chain(module._parameters.values(), module._buffers.values()) if tensor is not None
         )
+
+
+# Decoder stage: the modules of modeling_pcmanet_decoder.py, rearranged to compute less. A module is rearranged only if all of
+# its layers are those that the library builds; any other module, such as a custom block, runs unchanged.
 
 
 def _optimize_stages(network: "PCMANetModel") -> nn.ModuleList:
