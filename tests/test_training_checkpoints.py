@@ -8,8 +8,8 @@ import shutil
 import signal
 from pathlib import Path
 
-import datasets
 import pytest
+from safetensors import SafetensorError
 from training_runs import (
     assert_same_weights,
     die_at_call,
@@ -200,8 +200,7 @@ def test_run_resumes_exactly_from_an_earlier_checkpoint(complete, run):
     assert checkpoints(run) == ["step-00000004", "step-00000006"]
 
 
-def test_run_resumes_exactly_on_request_after_the_data_were_moved(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_run_resumes_exactly_on_request_after_the_data_were_moved(tmp_path, capsys):
     first = write_trees(tmp_path / "first", ms3={"train": 4, "val": 1})
     settings = {"task": "ms3", "freeze": [], "negative_fraction": 0.0, "evaluations": 1}
     train(tmp_path / "complete", **settings, data=str(first))
@@ -249,6 +248,20 @@ def test_full_disk_is_an_error_with_the_command_to_resume(complete, stopped):
     assert checkpoints(stopped) == ["step-00000002"]
     train(stopped, "--resume")
     assert_same_weights(complete, stopped)
+
+
+def test_full_disk_while_the_best_weights_are_written_is_an_error_with_the_command_to_resume(
+    stopped, capsys, monkeypatch
+):
+    def fail(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(run_module.PCMANetForAudioVisualSegmentation, "save_pretrained", fail)
+    error = error_of(capsys, stopped, "--resume")
+    assert f"Checkpoint {stopped / 'best'} could not be written: Error while serializing" in error
+    good = stopped / "checkpoints" / "step-00000002"
+    assert "Free some disk space" in error and f"The last good checkpoint is {good}. Resume with: pcmanet" in error
+    assert not (stopped / "best").exists()
 
 
 def test_other_settings_are_refused_with_their_names(run, capsys):

@@ -6,9 +6,10 @@ the recipe. The position in the data follows from the step. Checkpoints are writ
 never a partial gradient accumulation.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Checkpoints:
         """
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f"{TEMPORARY}{target.name}"  # every process writes to it
-        try:
+        with self.explain_full_disk(target):
             if self.accelerator.is_main_process:
                 _create_folder(temporary)
             self.accelerator.wait_for_everyone()
@@ -84,13 +85,26 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 self._finish(temporary, target, {"step": step, **state})
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def explain_full_disk(self, target: Path) -> Iterator[None]:
+        """Raise the errors of the block, which writes a folder of weights, with what to do and how to resume.
+
+        Args:
+            target: The folder.
+
+        Raises:
+            OSError: As [`save`].
+        """
+        try:
+            yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(self.folder / f"{TEMPORARY}{target.name}", ignore_errors=True)
             remedy = "Free some disk space, lower save_total_limit, or move OUTPUT to a larger disk"
             raise OSError(
                 f"Checkpoint {target} could not be written: {_first_line(error)}. {remedy}. {self.resume_hint()}"
             ) from error
-        self.accelerator.wait_for_everyone()
 
     def _finish(self, temporary: Path, target: Path, state: dict[str, Any]) -> None:
         """Complete a checkpoint on the main process."""

@@ -539,7 +539,8 @@ class Run:
                 "recipe": self.recipe.to_dict(),
                 "datasets": self.data.dataset_ids,
             }
-            save_model(self.output / name, averaged, self.processor, record)
+            with self.checkpoints.explain_full_disk(self.output / name):
+                save_model(self.output / name, averaged, self.processor, record)
 
     @property
     def is_complete(self) -> bool:
