@@ -27,7 +27,7 @@ import gradio as gr
 from PIL import Image
 from transformers.utils import logging
 
-from modeling_pcmanet.media_pcmanet import read_media
+from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, read_media
 from pcmanet.checkpoints import load_segmenter
 from pcmanet.examples import app_views as views
 from pcmanet.examples.app_analysis import Analysis, LogitsPipeline
@@ -98,7 +98,7 @@ class Page:
         """Create the inputs."""
         self._upload = gr.File(
             label=f"Video with audio, up to {self._limits.megabytes} MB and {self._limits.seconds:.0f} s",
-            file_types=["video"],
+            file_types=["video", *sorted(VIDEO_SUFFIXES)],  # not every system knows that .mkv is a video
             height=150,
             elem_id="upload",
         )

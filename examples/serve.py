@@ -471,8 +471,7 @@ async def _on_internal_error(_: Request, __: Exception) -> Response:
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description="Serve a model over HTTP: uploads of videos to JSON with the masks of the sounding objects.",
-        allow_abbrev=False,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     limits = ServerLimits()
     model = os.environ.get("PCMANET_MODEL", DEFAULT_MODEL)  # a container is configured by variables

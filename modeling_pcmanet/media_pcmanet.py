@@ -739,6 +739,13 @@ MEDIA_FORMATS = (
     "wav,w64,aiff,au,caf,flac,mp3,aac,loas,ac3,eac3,dts,amr,voc,ape,tta,wv,nistsphere,dsf"
 )
 
+# Suffixes of video files in these formats, in lower case: what to take from a folder, or to offer to a user.
+_CAMERA_AND_BROADCAST_SUFFIXES = (".3g2", ".3gp", ".dv", ".m2t", ".m2ts", ".mts", ".mxf", ".ts", ".vob")
+VIDEO_SUFFIXES = frozenset(
+    (".asf", ".avi", ".f4v", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
+    + _CAMERA_AND_BROADCAST_SUFFIXES
+)
+
 # 8192x8192: 8K and 12K video passes. A decoder holds up to 20 frames at once, at this size 2 GB.
 LARGEST_FRAME_PIXELS = 2**26
 
@@ -936,7 +943,7 @@ def _open_path(path: Path) -> BinaryIO:
         if not (stat.S_ISREG(mode) or is_open_pipe(path)):
             # Opening a pipe may block permanently, and a device such as /dev/zero never ends.
             raise MediaError(
-                f"{path} is a pipe or a device, not a file. Pass the result of `open(..., 'rb')`, or /dev/stdin."
+                f"{path} is a pipe or a device, not a file. Pass /dev/stdin, or in Python the result of `open(..., 'rb')`."
             )
         return path.open("rb")
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -1004,7 +1011,7 @@ def video_stream(container: InputContainer, notes: MediaNotes) -> VideoStream:
     """Return the video stream that a player would show (not the cover image of a song), or raise MediaError."""
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
-        raise MediaError(f"{notes} has no video stream. Pass a video; pass audio alone as `audio=`.")
+        raise MediaError(f"{notes} has no video stream. Pass a video; audio alone cannot be segmented.")
     video = _best_stream(container, streams, "video", notes)
     check_frame_size(video.codec_context.width, video.codec_context.height, notes.name)
     return video
@@ -1865,7 +1872,8 @@ def finite_waveform(waveform: np.ndarray, name: str, start: int = 0) -> np.ndarr
     if bad.size:
         raise MediaError(
             f"{name}: {bad.size} samples of the audio are NaN or infinite, the first is number {start + bad[0]}. "
-            "Export the audio again, or replace them and pass the waveform as `audio=`."
+            "Export the audio again, or replace them.",
+            needs_audio=True,
         )
     return waveform
 

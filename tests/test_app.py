@@ -25,7 +25,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from transformers import pipeline
 
-from modeling_pcmanet.media_pcmanet import read_media
+from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.checkpoints import load_segmenter
 from pcmanet.examples import app_views as views
@@ -250,11 +250,16 @@ def drag_threshold(page: Page, fraction: float) -> float:
 
 def test_page_is_served_and_segments_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without a browser, whose start takes longer than all that is done here."""
+    from gradio_client.utils import is_valid_file
+
     from pcmanet.examples.app import Page as AppPage  # imports Gradio, which takes seconds
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
     app = AppPage(load_segmenter(str(MODEL), "cpu", LogitsPipeline), Limits(megabytes=1, seconds=12), tmp_path)
     blocks = app.build()
+    with monkeypatch.context() as system:  # one that does not know which suffixes are those of videos
+        system.setattr("mimetypes.guess_type", lambda *_: (None, None))
+        assert all(is_valid_file(f"clip{suffix}", app._upload.file_types) for suffix in VIDEO_SUFFIXES)
     _, address, _ = blocks.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False)
     try:
         with urllib.request.urlopen(f"{address}config", timeout=60) as answer:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 
-from modeling_pcmanet.media_pcmanet import MediaError, is_open_pipe, read_audio
+from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, MediaError, is_open_pipe, read_audio
 from modeling_pcmanet.media_writing_pcmanet import encode_lossless
 
 from .results import SETTINGS
@@ -39,11 +39,6 @@ _REMEDIES = {
 }
 
 LIST_SUFFIX = ".txt"
-_CAMERA_AND_BROADCAST_SUFFIXES = (".3g2", ".3gp", ".dv", ".m2t", ".m2ts", ".mts", ".mxf", ".ts", ".vob")
-VIDEO_SUFFIXES = frozenset(
-    (".asf", ".avi", ".f4v", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
-    + _CAMERA_AND_BROADCAST_SUFFIXES
-)
 
 FINGERPRINT_BYTES = 2**16  # of the head and of the tail of a file
 LONGEST_FOLDER_NAME = 200  # bytes; file systems accept 255, and a folder that is being replaced has a longer name
@@ -218,7 +213,7 @@ def find_videos(arguments: Namespace, *, list_files: bool = True) -> Videos:
         columns = arguments.column, arguments.audio_column, arguments.name_column
         return Videos.from_data_set(arguments.data, arguments.split, *columns)
     audio = arguments.audio
-    if audio is not None and not is_address(audio) and not Path(audio).is_file():
+    if audio is not None and not is_address(audio) and not os.path.exists(audio):
         raise FileNotFoundError(f"File {audio} not found. Check --audio.")
     given, left_out = arguments.videos if list_files else (), []
     videos = Videos(

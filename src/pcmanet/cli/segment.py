@@ -265,7 +265,8 @@ class Worker:
             try:
                 content = self.videos.fingerprint(name)
                 source, audio = self.videos.read(name)
-                source = _keep_pipe(source, temporary)
+                source = _keep_pipe(source, temporary / "piped_video")
+                audio = None if audio is None else _keep_pipe(audio, temporary / "piped_audio")
                 with (
                     MediaReader(source, audio=audio is None) as reader,
                     self._stage(progress, shown, reader.duration) as advance,
@@ -319,13 +320,13 @@ class Worker:
             yield advance_unless_stopped
 
 
-def _keep_pipe(source: Source, folder: Path) -> Source:
-    """Return a source that can be opened twice: a pipe is copied to a file in a folder."""
+def _keep_pipe(source: Source, path: Path) -> Source:
+    """Return a source that can be opened twice: a pipe is copied to a file."""
     if not isinstance(source, str) or not is_open_pipe(Path(source)):
         return source
-    with Path(source).open("rb") as pipe, (folder / "piped").open("wb") as file:
+    with Path(source).open("rb") as pipe, path.open("wb") as file:
         copy_pipe(pipe, file)
-    return str(folder / "piped")
+    return str(path)
 
 
 def _summary(video: str, results: RecordedResults, config: PCMANetConfig) -> str:
