@@ -25,8 +25,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 install: $(STAMP)  ## the pinned environment in .venv
 
-# Tests in a browser are skipped where none is found; `.ci/run` installs one, and fails if they are skipped.
-browser: $(STAMP)  ## a Chromium for the tests of the page, if none is found
+# Tests in a browser are slow. They are skipped where none is found, but fail in .github/workflows/slow.yml, which installs one.
+browser: $(STAMP)  ## a Chromium for the slow tests of the page, if none is found
 	@$(BIN)/python tests/browsers.py 2>/dev/null || { \
 	    SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	    { $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium >/dev/null; } || \

@@ -1,7 +1,7 @@
 """The browser of the tests of the page: an installed Chromium or Chrome, or the one that Playwright installs.
 
-python tests/browsers.py prints its path, or exits with 1 if there is none, see `make browser`. CI sets PCMANET_REQUIRE_BROWSER, so
-that its tests fail where others are skipped.
+python tests/browsers.py prints its path, or exits with 1 if there is none, see `make browser`. The workflow of the slow tests sets
+PCMANET_REQUIRE_BROWSER, so that its tests fail where others are skipped.
 """
 
 import os

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import browsers
 import pytest
+import yaml
 
 
 @pytest.fixture
@@ -42,8 +43,9 @@ def test_without_a_browser_tests_are_skipped_with_the_remedy_but_fail_in_ci(monk
         browsers.require_browser()
 
 
-def test_ci_installs_a_browser_and_requires_it():
-    commands = (Path(__file__).parents[1] / ".ci" / "run").read_text().splitlines()
-    assert commands.index("make browser") < next(
-        number for number, line in enumerate(commands) if line.startswith(f"{browsers.REQUIRED}=1 make test")
-    )
+def test_the_workflow_of_slow_tests_installs_a_browser_and_requires_it():
+    workflow = Path(__file__).parents[1] / ".github" / "workflows" / "slow.yml"
+    steps = yaml.safe_load(workflow.read_text())["jobs"]["test"]["steps"]
+    browser, tests = steps[-2:]
+    assert browser["run"] == "make browser"
+    assert (tests["run"], tests["env"]) == ("make test-slow", {browsers.REQUIRED: "1"})

@@ -1,5 +1,6 @@
 """Plain technical English with American spelling in code, help, errors and documentation: what to write instead of what."""
 
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -55,6 +56,7 @@ BRITISH = {
 }
 
 
+@functools.cache
 def texts() -> dict[str, str]:
     """The text of each tracked file in lower case, without licenses that are quoted in it."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
@@ -71,12 +73,9 @@ def find(pattern: str) -> list[str]:
     expression = re.compile(pattern)
     return [
         f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}"
-        for name, text in TEXTS.items()
+        for name, text in texts().items()
         for match in expression.finditer(text)
     ]
-
-
-TEXTS = texts()
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
