@@ -22,7 +22,7 @@ from pcmanet.dataset_scripts.problems import DatasetError, Problem
 from .avsbench import find_clips
 from .avsbench.layouts import BINARY_LABELS, Clip, ClipFiles, have_disjoint_objects, label_names
 from .avsbench.rows import RowSettings, inspect_files, read_row, row_features
-from .clips import to_arrays
+from .clips import ClipArrays, to_arrays
 from .collation import ClipCollator, real_frames
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics
 from .paired.clips import PairedClips
@@ -98,6 +98,10 @@ class EvaluationClips:
         """
         return row_features(self.settings.log_mel).decode_example(read_row(self.clips[index], self.settings))
 
+    def arrays(self, index: int) -> ClipArrays:
+        """Read a clip as arrays. Errors as for [`row`]."""
+        return to_arrays(self.row(index), self.binary)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairedEvaluationClips(EvaluationClips):
@@ -112,6 +116,10 @@ class PairedEvaluationClips(EvaluationClips):
     def row(self, index: int) -> dict[str, Any]:
         """Generate a clip as a row, see [`EvaluationClips`]."""
         return to_row(self.generated[index])
+
+    def arrays(self, index: int) -> ClipArrays:
+        """Generate a clip as in training, without the rounding of its audio to the 16 bits of a row."""
+        return self.generated[index]
 
 
 def find_paired_clips(path: str | Path, name: str, split: str, length: int, seed: int) -> PairedEvaluationClips:
@@ -252,7 +260,7 @@ class EvaluationReader:
         Raises:
             ValueError: If a clip cannot be used; DatasetError lists all its problems.
         """
-        clips = [to_arrays(self._row(index, audio), self.collate.binary) for index in indices]
+        clips = [self._clip(index, audio) for index in indices]
         batch = self.collate(clips)
         missing = max(0, self.frames - batch["pixel_values"].shape[1])
         if missing:
@@ -291,14 +299,15 @@ class EvaluationReader:
             return [Problem(self.data.clips[index].id, str(self.data.table), str(error))]
         return []
 
-    def _row(self, index: int, audio: Audio) -> dict[str, Any]:
+    def _clip(self, index: int, audio: Audio) -> ClipArrays:
         """Read a clip and replace its audio if `audio` is negative."""
-        row = self.data.row(index)
         if audio == "positive":
-            return row
+            return self.data.arrays(index)
+        row = self.data.row(index)
         # Generated clips may have audio before their first frame.
         seconds = max(len(row["frames"]) / self.data.settings.frames_per_second, math.ceil(row["timestamps"][-1]))
-        return row | {"audio": {"path": None, "bytes": self._negative_audio(index, audio, seconds)}, "log_mel": None}
+        replaced = {"audio": {"path": None, "bytes": self._negative_audio(index, audio, seconds)}, "log_mel": None}
+        return to_arrays(row | replaced, self.data.binary)
 
     def _negative_audio(self, index: int, audio: Audio, seconds: float) -> bytes:
         """Return a wav file of negative audio for a clip."""

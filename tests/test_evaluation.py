@@ -169,6 +169,7 @@ def test_rows_match_the_loader(root, collate, name, split):
     rows = [data.row(index) for index in range(len(data.clips))]
     assert [row["id"] for row in rows] == [row["id"] for row in expected]
     assert data.binary == (name != "avss")
+    collate = ClipCollator(collate.processor, data.binary)
     batch = EvaluationReader(data, collate).read(range(len(rows)))
     for key, values in collate(expected).items():
         assert torch.equal(batch[key], values), key

@@ -12,7 +12,6 @@ import pytest
 from paired_files import RATE, TONES, write_paired_data, write_settings
 from torch.utils.data import DataLoader
 
-from pcmanet.dataset_scripts.clips import to_arrays
 from pcmanet.dataset_scripts.evaluation import find_paired_clips
 from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
 from pcmanet.dataset_scripts.paired.clips import measure
@@ -293,13 +292,20 @@ def test_kind_of_weight_0_never_sounds(library: Library) -> None:
     assert {clips[index].sound for index in range(40)} == {"matching", "silence"}
 
 
+def test_evaluation_has_the_clips_of_a_validation(library: Library) -> None:
+    clips = find_paired_clips(library.settings.path, "ms3", "val", length=3, seed=5)
+    expected = make_clips(library, task="ms3", split="val", length=3, seed=5)
+    for index in range(3):
+        assert_same(clips.arrays(index), expected[index])
+
+
 def test_evaluation_has_no_stand_ins(tmp_path: Path) -> None:
     write_paired_data(tmp_path)
     classes = {"dog": {"photos": ["dog"], "sounds": ["dog"]}, "cat": {"photos": ["cat"]}}
     options = {"stand_ins": True, "sounds": ONLY, "contrast": 0.0, "background": 0.0}
     path = write_settings(tmp_path, classes=classes, clips=options, cache="kept")
     clips = find_paired_clips(path, "avss", "test", length=20, seed=0)
-    present = {label for index in range(20) for label in np.unique(to_arrays(clips.row(index), binary=False).masks)}
+    present = {label for index in range(20) for label in np.unique(clips.arrays(index).masks)}
     assert 1 in present and 2 not in present, present  # of classes: dog, cat
 
 

@@ -44,7 +44,6 @@ from pcmanet.dataset_scripts.avsbench import find_names
 from pcmanet.dataset_scripts.avsbench.layouts import NAMES, SECONDS_OF_SUBSET, Clip
 from pcmanet.dataset_scripts.avsbench.masks import voc_palette
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings, fingerprint
-from pcmanet.dataset_scripts.clips import to_arrays
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.comparison import (
     Row,
@@ -684,9 +683,8 @@ def _report_comparison(arguments: Namespace, output: Path, results: Sequence[dic
 
 def _draw_clip(reader: EvaluationReader, model: OptimizedPCMANet, index: int, title: str) -> Image.Image:
     """Draw the frames of a clip with the annotated masks above the predicted masks."""
-    row = reader.data.row(index)
-    clip = to_arrays(row, reader.data.binary)
-    batch = reader.collate([row])
+    clip = reader.data.arrays(index)
+    batch = reader.collate([clip])
     outputs, real = _predict(model, batch), batch.get("frame_mask")
     size, processor = clip.frames.shape[1:3], cast(PCMANetProcessor, reader.collate.processor)
     masks = processor.post_process_semantic_segmentation(outputs, [size], frame_mask=real)[0].cpu().numpy()

@@ -93,7 +93,9 @@ class Recipe:
     )
     clips: int = _setting(16000, "Sounding Shapes, paired data: number of training clips", minimum=1)
     evaluation_clips: int = _setting(64, "Sounding Shapes, paired data: number of validation clips", minimum=1)
-    paired_clips: dict[str, Any] = _setting({}, "paired data: settings of `clips` that differ from those in its file")
+    paired_clips: dict[str, Any] = _setting(
+        {}, "paired data: settings of `clips` that differ from those in its file, in training and validation"
+    )
     pair_audio: bool = _setting(False, "Sounding Shapes: use every video twice, with different audio")
     negative_fraction: float = _setting(
         0.0, "Sounding Shapes: fraction of clips without a sounding object", minimum=0.0, maximum=0.5
