@@ -200,6 +200,14 @@ def test_run_resumes_exactly_from_an_earlier_checkpoint(complete, run):
     assert checkpoints(run) == ["step-00000004", "step-00000006"]
 
 
+def test_run_whose_best_weights_were_removed_resumes(run, capsys):
+    shutil.rmtree(run / "best")
+    train(run, "--resume")
+    printed = capsys.readouterr().out
+    assert f"{run / 'best'} not found: the best weights are chosen from the evaluations to come" in printed
+    assert f"Weights: {run / 'last'}" in printed
+
+
 def test_run_resumes_exactly_on_request_after_the_data_were_moved(tmp_path, capsys):
     first = write_trees(tmp_path / "first", ms3={"train": 4, "val": 1})
     settings = {"task": "ms3", "freeze": [], "negative_fraction": 0.0, "evaluations": 1}

@@ -44,6 +44,7 @@ from pcmanet.training.run import (
         # Published for AVSS: every second one of 60 epochs, here of two steps, from epoch 15 on.
         (120, 30, 0.25, set(range(32, 121, 4))),
         (100, 4, 1.0, {100}),
+        (100, 100, 0.07, set(range(7, 101))),  # 100 * 0.07 is more than 7
     ],
 )
 def test_evaluations_are_evenly_spaced_and_the_last_is_at_the_end(steps, evaluations, evaluate_from, expected):

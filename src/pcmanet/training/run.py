@@ -476,6 +476,11 @@ class Run:
             self.progress = Progress(**state["progress"])
             self.tracker.load_state_dict(state["tracker"])
             self.started -= self.progress.seconds
+            if self.progress.best and not (self.output / BEST).is_dir():
+                self.accelerator.print(
+                    f"{self.output / BEST} not found: the best weights are chosen from the evaluations to come"
+                )
+                self.progress.best = {}
         self.accelerator.print(f"Resuming after step {self.progress.step} of {self.data.plan.steps}")
 
     def steps(self) -> Iterator[list[Batch]]:
@@ -590,7 +595,8 @@ def evaluation_steps(steps: int, evaluations: int, evaluate_from: float) -> set[
         evaluate_from: Fraction of the run before which they are skipped.
     """
     spaced = {round(steps * (number + 1) / evaluations) for number in range(evaluations)}
-    return {step for step in spaced if step >= steps * evaluate_from and step > 0}
+    # A quotient, because a product such as 100 * 0.07 is rounded to more than 7.
+    return {step for step in spaced if step > 0 and step / steps >= evaluate_from}
 
 
 def save_model(
