@@ -85,6 +85,7 @@ def write_video(
     Raises:
         FileNotFoundError: If the folder does not exist.
         MediaError: If there are no frames, or they or the waveform are not as described.
+        OSError: If the disk is full or cannot be written to.
         ValueError: If `frames_per_second` is not a positive number.
     """
     if not 0 < frames_per_second < math.inf:
@@ -126,6 +127,7 @@ def write_timed_video(
     Raises:
         FileNotFoundError: If the folder or the file with the audio does not exist.
         MediaError: If there are no frames, or they or the audio are not as described.
+        OSError: If the disk is full or cannot be written to.
     """
     if isinstance(audio, np.ndarray):
         audio = _checked_waveform(audio, sampling_rate, AAC_SAMPLING_RATES)
@@ -157,6 +159,7 @@ def write_audio(path: str | Path, waveform: np.ndarray, sampling_rate: int) -> N
     Raises:
         FileNotFoundError: If the folder does not exist.
         MediaError: If the waveform is not as described.
+        OSError: If the disk is full or cannot be written to.
     """
     waveform = _checked_waveform(waveform, sampling_rate)
     with _atomic_media_file(Path(path), ".wav") as temporary:
@@ -217,13 +220,15 @@ def encode_lossless(frames: np.ndarray, waveform: np.ndarray, sampling_rate: int
 
 @contextmanager
 def _atomic_media_file(path: Path, suffix: str) -> Iterator[Path]:
-    """Yield a temporary path next to `path` to write to, see [`atomic_file`], and raise errors of FFmpeg as MediaError."""
+    """Yield a temporary path next to `path` to write to, see [`atomic_file`]; errors of FFmpeg name `path`."""
     if path.suffix.lower() != suffix:
         raise MediaError(f"{path} must end in {suffix!r}, the format of the file. Change the name.")
     try:
         with atomic_file(path, durable=False) as temporary:
             yield temporary
     except av.FFmpegError as error:
+        if isinstance(error, OSError):  # of the system, as from a full disk: other files cannot be written either
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise MediaError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 

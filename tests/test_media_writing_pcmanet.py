@@ -1,8 +1,11 @@
 """Write mp4 and wav files: their content, the same bytes for the same input, nothing left after an error."""
 
+import errno
 import math
+import resource
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -324,6 +327,26 @@ def test_a_sampling_rate_that_aac_does_not_support_is_refused(tmp_path: Path, ra
 def test_a_wrong_frame_rate_is_refused(tmp_path: Path, rate: float) -> None:
     with pytest.raises(ValueError, match="positive number"):
         write_video(tmp_path / "clip.mp4", smooth_frames(2), rate)
+
+
+@contextmanager
+def small_disk() -> Iterator[None]:
+    """Let this process write no more than 20 kB to a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """So that a run over many videos stops, and does not go on with videos whose overlays cannot be written either."""
+    noise = np.random.default_rng(0).integers(0, 255, (8, 128, 128, 3), dtype=np.uint8)
+    with pytest.raises(OSError, match=r"File too large: '.*clip\.mp4'") as raised, small_disk():
+        write_video(tmp_path / "clip.mp4", noise, 25)
+    assert raised.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_path_is_refused(tmp_path: Path) -> None:
