@@ -3,6 +3,7 @@
 import doctest
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 from pcmanet.training import trainer as trainer_module
-from pcmanet.training.trainer import SegmentationTrainer, choose_classes, collate_for_trainer
+from pcmanet.training.trainer import SegmentationTrainer, choose_classes, collate_for_trainer, open_output
 
 
 SIZE = {"height": 48, "width": 64}
@@ -49,6 +50,16 @@ def test_chosen_classes_are_numbered_in_their_order_and_others_become_background
 def test_invalid_classes_are_refused(known: list[str], wanted: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         choose_classes(known, wanted)
+
+
+def test_only_checkpoints_are_a_run(tmp_path: Path):
+    arguments = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    for name in ("2026", "checkpoint-old"):
+        (tmp_path / name).mkdir()
+    assert open_output(arguments) is None
+    (tmp_path / "checkpoint-2026").mkdir()
+    with pytest.raises(FileExistsError, match=r"already contains a run \(checkpoint-2026\)"):
+        open_output(arguments)
 
 
 def test_labels_have_the_chosen_classes_and_mark_ignored_frames():

@@ -78,7 +78,8 @@ def open_output(arguments: TrainingArguments) -> Path | None:
         OSError: If the checkpoint is not found or damaged; the message names the last good one.
     """
     output, name = Path(cast(str, arguments.output_dir)), arguments.resume_from_checkpoint
-    steps = {path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in output.glob("*")}
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    steps = {path: path.name.removeprefix(prefix) for path in output.glob(f"{prefix}*")}
     checkpoints = sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]))
     if name is None:
         found = [path.name for path in (*checkpoints, output / SAFE_WEIGHTS_NAME, output / RECORD) if path.exists()]
