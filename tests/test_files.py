@@ -1,7 +1,10 @@
 """Tests of files and folders that are complete or absent: replaced, damaged, interrupted, and begun with other settings."""
 
+import errno
 import os
 import posix
+import stat
+from contextlib import nullcontext
 
 import pytest
 
@@ -217,3 +220,17 @@ def test_recipes_are_found_by_name_or_path(tmp_path, monkeypatch):
     assert find_recipe("mine.yaml").read_text() == "task: s4"
     with pytest.raises(FileNotFoundError, match="Recipe s5 not found. Give a YAML file, or one of avss, ms3, .*s4"):
         find_recipe("s5")
+
+
+@pytest.mark.parametrize(
+    "kind, number, passes",
+    [(stat.S_IFDIR, errno.EINVAL, True), (stat.S_IFDIR, errno.EIO, False), (stat.S_IFREG, errno.EINVAL, False)],
+)
+def test_a_file_system_that_does_not_synchronize_folders_can_be_used(tmp_path, monkeypatch, kind, number, passes):
+    def refuse(descriptor):
+        if stat.S_IFMT(os.fstat(descriptor).st_mode) == kind:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with nullcontext() if passes else pytest.raises(OSError, match=os.strerror(number)):
+        write_text(tmp_path / "a.txt", "a")

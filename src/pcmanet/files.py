@@ -7,6 +7,7 @@ still as it was written. [`keep_settings`] prevents a run from continuing in a f
 This file imports the standard library only.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -201,6 +202,10 @@ def synchronize(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems, such as shared folders of virtual machines, refuse this for folders; PostgreSQL ignores it too.
+        if not (path.is_dir() and error.errno in (errno.EBADF, errno.EINVAL)):
+            raise
     finally:
         os.close(descriptor)
 
