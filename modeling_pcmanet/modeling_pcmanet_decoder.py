@@ -22,7 +22,8 @@ to clips where the frames of a clip interact: in the cross-attention and at the 
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeVar, cast
@@ -30,6 +31,7 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -633,6 +635,22 @@ class DecoderStage(GradientCheckpointingLayer):
             The fused map (frames, channels, height, width), the logits (frames, num_labels, height, width) and the
             audio token (frames, channels).
         """
+        # CODEPATH: with gradient checkpointing the backward pass computes the stage again.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
+            with _unchanged_statistics(self):
+                return self._refine(visual, audio, audio_token, coarser, uncertain, layout)
+        return self._refine(visual, audio, audio_token, coarser, uncertain, layout)
+
+    def _refine(
+        self,
+        visual: torch.Tensor,
+        audio: torch.Tensor,
+        audio_token: torch.Tensor,
+        coarser: torch.Tensor | None,
+        uncertain: torch.Tensor | None,
+        layout: ClipLayout,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute the stage; see `forward`."""
         visual = self.group_attention(visual, audio)
         guidance = None
         if self.cross_attention is not None:
@@ -656,6 +674,23 @@ class DecoderStage(GradientCheckpointingLayer):
             values = dict(chain(initial.named_parameters(), initial.named_buffers()))
             for name, value in chain(block.named_parameters(), block.named_buffers()):
                 init.copy_(value, values[name])
+
+
+@contextmanager
+def _unchanged_statistics(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorms in training mode write their statistics to copies, until the end of the `with` block.
+
+    Otherwise they would count a batch twice whose feature maps are computed twice.
+    """
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    kept = [(layer, dict(layer._buffers)) for layer in norms]
+    for layer, buffers in kept:
+        layer._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
+    try:
+        yield
+    finally:
+        for layer, buffers in kept:
+            layer._buffers.update(buffers)
 
 
 __all__ = [
