@@ -200,6 +200,16 @@ def test_run_resumes_exactly_from_an_earlier_checkpoint(complete, run):
     assert checkpoints(run) == ["step-00000004", "step-00000006"]
 
 
+def test_checkpoint_of_another_run_is_refused_and_none_is_removed(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "other")
+    before = checkpoints(run)
+    error = error_of(capsys, run, "--resume", str(other / "checkpoints" / "step-00000004"))
+    assert (
+        f"Expected a checkpoint in {run / 'checkpoints'}, got {other}" in error and "Give its run as --output" in error
+    )
+    assert checkpoints(run) == before == ["step-00000004", "step-00000006"]
+
+
 def test_run_whose_best_weights_were_removed_resumes(run, capsys):
     shutil.rmtree(run / "best")
     train(run, "--resume")

@@ -131,7 +131,7 @@ class Checkpoints:
 
         Raises:
             OSError: If the checkpoint is not found or damaged; the message names the last good one.
-            ValueError: If it is of a run with other settings.
+            ValueError: If it is of another run, or of a run with other settings.
         """
         if self.accelerator.is_main_process and self.folder.is_dir():
             recover(self.folder)
@@ -159,6 +159,10 @@ class Checkpoints:
         """Verify a checkpoint and read its state."""
         if not checkpoint.is_dir():
             raise OSError(f"Checkpoint {checkpoint} not found. {self.resume_hint()}")
+        if checkpoint.resolve().parent != self.folder.resolve():
+            raise ValueError(
+                f"Expected a checkpoint in {self.folder}, got {checkpoint}, which is of another run. Give its run as --output."
+            )
         try:
             # One process reads all files to verify them; the others would only wait for the same disk.
             if self.accelerator.is_main_process:
