@@ -195,7 +195,10 @@ class Segmentation:
         seconds = probe_audio(audio.file, _shown_name(audio), self.limits)
         self.limits.check_frames(seconds, settings.frames_per_second, _shown_name(audio))
         audio_arguments, notes = self._read_audio(audio)
-        clip = {"frames": [picture] * max(1, math.floor(seconds * settings.frames_per_second)), **audio_arguments}
+        number = max(1, math.floor(seconds * settings.frames_per_second))
+        # A view: the image is in memory once, although it is every frame.
+        repeated = np.broadcast_to(np.asarray(picture), (number, picture.height, picture.width, 3))
+        clip = {"frames": repeated, **audio_arguments}
         frames = self._stream(clip, (picture.height, picture.width), settings, stopped)
         return {"model": self.name, "video": _shown_name(image), "frames": frames, "notes": notes}
 

@@ -159,6 +159,18 @@ def test_an_image_is_segmented_once_for_each_second_of_its_audio(server, segment
             assert difference.mean() < 0.01
 
 
+def test_an_image_is_in_memory_once_however_long_its_audio_is(segmentation, monkeypatch):
+    """Otherwise a photograph with a minute of audio fills the memory of the server."""
+    clips = []
+    monkeypatch.setattr(segmentation, "_stream", lambda clip, *_: clips.append(clip) or [])
+    image = serve.UploadFile(io.BytesIO(png((30, 20))), filename="a.png")
+    audio = serve.UploadFile(io.BytesIO(encode_wav(np.zeros((1, 10 * 8000), np.float32), 8000)), filename="a.wav")
+    segmentation.segment_image(image, audio, serve.Settings(2.0, None, 0.0), threading.Event())
+    (frames,) = (clip["frames"] for clip in clips)
+    assert frames.shape == (20, 20, 30, 3)
+    assert frames.strides[0] == 0
+
+
 def test_a_silent_video_accepts_separate_audio(server, media, tmp_path):
     video = file_of(silent_video(3), "silent.mp4", tmp_path)
     audio = "sound.wav", encode_wav(media.waveform[:, : 3 * media.sampling_rate], media.sampling_rate)
