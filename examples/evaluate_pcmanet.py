@@ -17,6 +17,7 @@ evaluates classes, single clips and negative audio:
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -57,8 +58,10 @@ def main() -> None:
     model = PCMANetForAudioVisualSegmentation.from_pretrained(args.model).to(device).for_inference()
     processor = PCMANetProcessor.from_pretrained(args.model)
 
-    name = args.name or find_names(args.data)[0]
-    data = find_evaluation_clips(args.data, name, args.split, RowSettings())
+    names = [args.name] if args.name else find_names(args.data)
+    if not names:
+        sys.exit(f"No table of clips found in {args.data}. Give AVSBench as downloaded, or a folder with a clips.csv.")
+    data = find_evaluation_clips(args.data, names[0], args.split, RowSettings())
     reader = EvaluationReader(data, ClipCollator(processor, data.binary))
     metrics = RobustnessMetrics(model.config.num_labels)
     for first in tqdm(range(0, len(data.clips), args.batch_size)):

@@ -256,6 +256,12 @@ def test_example_prints_the_table_of_the_command(run, root, checkpoints, monkeyp
     assert capsys.readouterr().out.strip() == table
 
 
+def test_example_refuses_a_folder_without_a_table(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(checkpoints[1]), "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"No table of clips found in {tmp_path}"):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+
 def test_find_segments_scores_every_class_in_a_mask():
     target = np.array([[0, 1, 1, 255], [2, 2, 0, 0]], dtype=np.uint8)
     mask = np.array([[1, 1, 0, 1], [3, 0, 0, 0]])
