@@ -8,6 +8,7 @@ the shown frame are dark.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,8 @@ def draw_frames(media: Media, frames_per_second: float, width: int) -> list[Imag
     return images
 
 
-def main() -> None:
+def animate(args: argparse.Namespace) -> None:
     """Read the video, draw the audio below its frames, and write the animation."""
-    args = parse_args()
     media = read_media(args.video, frames_per_second=args.frames_per_second)
     images = draw_frames(media, args.frames_per_second, args.width)
     milliseconds = round(1000 / args.frames_per_second)
@@ -82,6 +82,15 @@ def main() -> None:
     settings = {"duration": milliseconds, "loop": 0, "quality": 70, "method": 6}
     images[0].save(args.output, save_all=True, append_images=images[1:], **settings)
     print(f"{args.output}: {len(images)} frames, {args.output.stat().st_size / 1e6:.2f} MB")
+
+
+def main() -> None:
+    """Write the animation, or say why it cannot be written."""
+    args = parse_args()
+    try:
+        animate(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

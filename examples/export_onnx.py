@@ -19,6 +19,7 @@ Weights are inside the file; from 1.5 GB on, in a second file next to it, `model
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -210,7 +211,10 @@ def compare(runs: dict[str, Run], batches: list[Batch]) -> float:
 def main() -> None:
     """Export the file, load it and compare it with the model."""
     args = parse_args()
-    model, processor = load_model(args.model)
+    try:
+        model, processor = load_model(args.model)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
     model.float()
     square = processor.image_processor.size
     size = args.size or (square["height"], square["width"])

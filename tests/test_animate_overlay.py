@@ -39,3 +39,18 @@ def test_frames_and_bars(tmp_path, monkeypatch, capsys, suffix):
     dark = [image[96:].mean(axis=2) < 128 for image in images]  # what has been heard
     assert [bool(mask[:, :56].any()) for mask in dark] == [True] * 4
     assert [bool(mask[:, 100:].any()) for mask in dark] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "video, output, message",
+    [
+        ("nowhere.mp4", "a.webp", "No such media file: nowhere.mp4"),
+        ("clip.mp4", "a.txt", "unknown file extension: .txt"),
+    ],
+)
+def test_errors_have_no_traceback(tmp_path, monkeypatch, video, output, message):
+    monkeypatch.chdir(tmp_path)
+    write_video("clip.mp4", np.zeros((10, 48, 64, 3), np.uint8), 10, np.zeros((1, RATE), np.float32), RATE)
+    monkeypatch.setattr(sys, "argv", ["animate_overlay", video, "--output", output])
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        animate_overlay.main()

@@ -183,6 +183,13 @@ def test_missing_output_folder_is_an_error(monkeypatch, capsys, tmp_path):
     assert "create it first" in capsys.readouterr().err
 
 
+def test_missing_model_is_an_error_without_a_traceback(monkeypatch, tmp_path):
+    words = ["export_onnx", str(tmp_path / "nowhere"), "--output", str(tmp_path / "model.pt2")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match="error: Checkpoint folder .*nowhere not found"):
+        export_onnx.main()
+
+
 def test_missing_packages_are_an_error(monkeypatch, capsys):
     monkeypatch.setattr(export_onnx, "find_spec", lambda name: None if name == "onnxruntime" else object())
     with pytest.raises(SystemExit):

@@ -389,7 +389,8 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=_text,
         metavar="VIDEO",
-        help="video file, http(s) URL, folder (all videos in it and in its subfolders), or .txt list of files and URLs",
+        help="video file, http(s) URL, folder (all videos in it and in its subfolders), .txt list of files and URLs, or "
+        "/dev/stdin",
     )
     group.add_argument("--audio", help="file with the audio of a single video without an audio track")
     group.add_argument(
