@@ -109,7 +109,8 @@ def audio_source(audio: Any, sampling_rate: int | None) -> tuple[Any, int | None
     """
     audio = media_source(audio) if not isinstance(audio, Mapping) or audio.get("array") is None else audio
     if isinstance(audio, Mapping):
-        return audio["array"], audio.get("sampling_rate", sampling_rate)
+        array = audio["array"]  # a list in a row that `datasets` returns without a format
+        return np.asarray(array) if isinstance(array, list) else array, audio.get("sampling_rate", sampling_rate)
     if hasattr(audio, "get_all_samples"):
         samples = audio.get_all_samples()
         return samples.data, samples.sample_rate

@@ -132,13 +132,14 @@ def test_a_video_has_frames_timestamps_and_audio(video):
     assert audio.length == pytest.approx(64000, abs=1024)  # AAC works in blocks of 1,024 samples
 
 
-@pytest.mark.parametrize("kind", ["array", "path", "bytes", "file object"])
+@pytest.mark.parametrize("kind", ["array", "row", "path", "bytes", "file object"])
 def test_separate_audio_replaces_that_of_the_video(video, tmp_path, kind):
     waveform = np.sin(np.arange(4 * 16000) / 3)
     path = tmp_path / "audio.wav"
     write_audio(path, waveform, 16000)
     audio = {
         "array": waveform,
+        "row": Dataset.from_list([{"audio": {"array": waveform, "sampling_rate": 16000}}])[0]["audio"],
         "path": path,
         "bytes": path.read_bytes(),
         "file object": io.BytesIO(path.read_bytes()),
