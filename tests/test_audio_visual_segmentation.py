@@ -424,9 +424,19 @@ def tiny_config(**labels: object) -> PCMANetConfig:
     )
 
 
-def tiny_pipeline(**labels: object) -> Pipeline:
+BUILT: dict[str, Pipeline] = {}
+
+
+def tiny_pipeline(**settings: object) -> Pipeline:
+    """Return a new copy of a pipeline, which takes a fraction of the time to build it."""
+    if str(settings) not in BUILT:
+        BUILT[str(settings)] = build_pipeline(**settings)
+    return copy.deepcopy(BUILT[str(settings)])
+
+
+def build_pipeline(**settings: object) -> Pipeline:
     torch.manual_seed(0)
-    model = PCMANetForAudioVisualSegmentation(tiny_config(**labels)).eval()
+    model = PCMANetForAudioVisualSegmentation(tiny_config(**settings)).eval()
     processor = PCMANetProcessor(PCMANetImageProcessor(size={"height": 32, "width": 32}), PCMANetFeatureExtractor())
 
     # Random weights predict one class everywhere: spread the logits and center them on the decision.
@@ -884,11 +894,14 @@ class TestOptimizedModel:
         assert pipe._network() is copied
 
     @pytest.mark.parametrize(
-        "change", [lambda w: w.neg_(), lambda w: w.copy_(w.flip(0)), lambda w: w.copy_(w.flip(-1))]
+        ("change", "of_every_shape"),
+        [(lambda w: w.neg_(), False), (lambda w: w.copy_(w.flip(0)), True), (lambda w: w.copy_(w.flip(-1)), True)],
     )
-    def test_exchanged_and_negated_weights_are_noticed(self, change: Callable):
+    def test_exchanged_and_negated_weights_are_noticed(self, change: Callable, of_every_shape: bool):
         model = tiny_pipeline().model
         weights = [weight for weight in model.parameters() if weight.numel() > 1 and weight.count_nonzero()]
+        if of_every_shape:
+            weights = {weight.shape: weight for weight in weights}.values()
         optimized = model.for_inference()
         for weight in weights:
             kept = weight.data.clone()

@@ -1,6 +1,7 @@
 """Reading of media: notes, opening, frames and timestamps, audio, damaged files, and both streams in one pass."""
 
 import errno
+import functools
 import gc
 import http.server
 import io
@@ -11,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -398,10 +400,19 @@ def own_picture(seconds: float) -> np.ndarray:
 
 
 def write_sample(path: Path, name: str) -> Path:
+    path = path.with_suffix(VIDEOS[name][0])
+    path.write_bytes(encode_sample(name))
+    return path
+
+
+@functools.cache
+def encode_sample(name: str) -> bytes:
+    """Encode a video once for all tests."""
     suffix, codec, options, times, _ = VIDEOS[name]
-    return write_odd_video(
-        path.with_suffix(suffix), times=times, codec=codec, options=options, paint=own_picture, tracks=()
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"video{suffix}"
+        write_odd_video(path, times=times, codec=codec, options=options, paint=own_picture, tracks=())
+        return path.read_bytes()
 
 
 def read_frames(path: Path, *rates: float | str) -> list[StreamedFrame]:

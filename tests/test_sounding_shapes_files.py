@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from written_trees import little_compression
 
 from modeling_pcmanet.media_pcmanet import iterate_frames, read_media
 from pcmanet.dataset_scripts.avsbench.masks import voc_palette
@@ -33,8 +34,9 @@ COUNTS = {
 def trees(tmp_path_factory) -> Path:
     """Write the trees of all three tasks to one root."""
     root = tmp_path_factory.mktemp("trees")
-    for task, counts in COUNTS.items():
-        write_avsbench_tree(root, task, counts, seed=5)
+    with little_compression():
+        for task, counts in COUNTS.items():
+            write_avsbench_tree(root, task, counts, seed=5)
     return root
 
 
