@@ -42,7 +42,8 @@ def test_lists_all_problems(tmp_path: Path) -> None:
         unknown="drum",
         splits={"val": 0.6, "test": 0.6},
         hue="red",
-        clips={"seconds": 0, "steady": 2, "level_decibels": [-5, -10], "sounds": {"loud": 1}, "zom": 2},
+        clips={"seconds": 0, "steady": 2, "level_decibels": [-5, -10], "sounds": {"loud": 1}, "zom": 2}
+        | {"image_size": 64.5, "zoom": float("nan"), "stand_ins": "no"},
     )
     with pytest.raises(DatasetError) as caught:
         read_settings(path)
@@ -60,6 +61,9 @@ def test_lists_all_problems(tmp_path: Path) -> None:
         "splits: Expected the fractions",
         "Unknown key 'zom' in clips. Did you mean 'zoom'?",
         "clips, seconds: Expected a number of at least 1, got 0",
+        "clips, image_size: Expected an integer, got 64.5",
+        "clips, zoom: Expected a number of at least 1, got nan",
+        "clips, stand_ins: Expected true or false, got 'no'",
         "clips, steady: Expected a number from 0 to 1, got 2",
         "clips, level_decibels: Expected minimum and maximum",
         "clips, sounds: Expected weights of matching",

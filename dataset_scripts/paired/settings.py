@@ -220,6 +220,7 @@ FRACTIONS = (
 )
 MINIMUM = {"seconds": 1, "context_seconds": 0, "image_size": 32, "sampling_rate": 8000, "recording_seconds": 1}
 MINIMUM |= {"clips_per_picture": 1, "zoom": 1}
+INTEGERS = ("seconds", "image_size", "sampling_rate", "clips_per_picture")
 
 
 def _find_problems(values: Any, overrides: Mapping[str, Any]) -> Iterator[str]:
@@ -311,17 +312,26 @@ def _clip_problems(values: Mapping[str, Any]) -> Iterator[str]:
     known = tuple(one.name for one in fields(ClipSettings))
     yield from _unknown_keys(values, known, "clips")
     for key, value in values.items():
-        if key in FRACTIONS and not _are_fractions({key: value}):
-            yield f"clips, {key}: Expected a number from 0 to 1, got {value!r}"
-        if key in MINIMUM and (not _is_number(value) or value < MINIMUM[key]):
-            yield f"clips, {key}: Expected a number of at least {MINIMUM[key]}, got {value!r}"
-        if key.endswith("_decibels") and not _is_range(value):
-            yield f"clips, {key}: Expected minimum and maximum, such as [-30, -15], got {value!r}"
+        if expected := _expected_value(key, value):
+            yield f"clips, {key}: Expected {expected}, got {value!r}"
     for key, kinds in (("pictures", PICTURES), ("sounds", SOUNDS)):
         weights = values.get(key, {kinds[0]: 1})
         numbers = isinstance(weights, dict) and all(_is_number(value) and value >= 0 for value in weights.values())
         if not numbers or set(weights) - set(kinds) or not sum(weights.values()):
             yield f"clips, {key}: Expected weights of {', '.join(kinds)}, got {weights!r}"
+
+
+def _expected_value(key: str, value: Any) -> str | None:
+    """Return what a field of the clips has to be; None if it is."""
+    if key in FRACTIONS and not _are_fractions({key: value}):
+        return "a number from 0 to 1"
+    if key in MINIMUM and not (_is_number(value) and value >= MINIMUM[key]):
+        return f"a number of at least {MINIMUM[key]}"
+    if key in INTEGERS and not isinstance(value, int):
+        return "an integer"
+    if key == "stand_ins" and not isinstance(value, bool):
+        return "true or false"
+    return "minimum and maximum, such as [-30, -15]" if key.endswith("_decibels") and not _is_range(value) else None
 
 
 def _is_number(value: Any) -> bool:
