@@ -97,6 +97,8 @@ def write_masks(
 ) -> list[Path]:
     """Write one PNG file per network frame, named by its number and its time: `0003_at_3.938s.png`.
 
+    The numbers have as many digits as the last one, at least four, so that names in alphabetical order are in order of time.
+
     The binary task gives images of mode "L": 255 where an object sounds, 0 elsewhere. The semantic task gives images of
     mode "P" whose pixels are the class ids (0 is the background) and whose palette holds the colors of the classes.
 
@@ -113,6 +115,7 @@ def write_masks(
     folder.mkdir(parents=True, exist_ok=True)
     colors = class_colors(id2label)
     class_ids = {label: index for index, label in id2label.items()}
+    digits = max(4, len(str(len(results) - 1)))
     paths = []
     for number, result in enumerate(results):
         mask = Image.new("L" if len(id2label) == 1 else "P", size)
@@ -122,7 +125,7 @@ def write_masks(
             palette = np.zeros((len(id2label), 3), np.uint8)
             palette[[class_ids[label] for label in colors]] = list(colors.values())
             mask.putpalette(palette.tobytes())
-        paths.append(folder / f"{number:04d}_at_{result['timestamp']:.3f}s.png")
+        paths.append(folder / f"{number:0{digits}d}_at_{result['timestamp']:.3f}s.png")
         mask.save(paths[-1])
     return paths
 

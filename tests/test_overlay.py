@@ -193,6 +193,13 @@ class TestWriteMasks:
             assert (np.asarray(first) == np.asarray(BELL["mask"])).all()
             assert second.getextrema() == (0, 0)
 
+    def test_names_of_a_long_video_are_in_order_of_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(Image.Image, "save", lambda *_: None)
+        results = [{"timestamp": float(number), "segments": []} for number in range(10_001)]
+        paths = write_masks(tmp_path, results, {0: "sounding"}, (1, 1))
+        assert paths == sorted(paths)
+        assert paths[3].name == "00003_at_3.000s.png"
+
     def test_semantic_pixels_are_class_ids_in_class_colors(self, tmp_path: Path):
         paths = write_masks(tmp_path, RESULTS, ID2LABEL, SIZE)
         with Image.open(paths[2]) as image:
