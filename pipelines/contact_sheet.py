@@ -149,8 +149,10 @@ def draw_contact_sheet(
     complete = set(shown) <= frames.keys() if isinstance(frames, Mapping) else len(frames) == len(results)
     if not results or not complete:
         raise ValueError(f"Expected one frame per result, got {len(frames)} frames and {len(results)} results.")
-    layout = _layout(frames[shown[0]].shape[:2], [len(result["segments"]) for result in results])
-    header = _header(layout, results, colors, frames_per_second, title)
+    # Read once: the results of a long video are in a file, and reading one decodes its masks.
+    labels = [[segment["label"] for segment in result["segments"]] for result in results]
+    layout = _layout(frames[shown[0]].shape[:2], [len(found) for found in labels])
+    header = _header(layout, labels, colors, frames_per_second, title)
     sheet = Image.new("RGB", (layout.width, header.height + layout.strips * layout.strip_height), BACKGROUND)
     sheet.paste(header)
 
@@ -166,7 +168,7 @@ def draw_contact_sheet(
             corner = (MARGIN + column * layout.pitch + GAP // 2, top)
             _draw_column(sheet, corner, frames[number], results[number], colors, layout)
         wave_top = top + layout.strip_height - MARGIN - layout.line_height - WAVE_HEIGHT
-        _draw_waveform(sheet, (MARGIN, wave_top), layout.span(strip), peaks, results, colors, layout)
+        _draw_waveform(sheet, (MARGIN, wave_top), layout.span(strip), peaks, labels, colors, layout)
         _draw_time_axis(sheet, (MARGIN, wave_top + WAVE_HEIGHT), layout.span(strip), layout, frames_per_second)
     return sheet
 
@@ -191,14 +193,22 @@ def _layout(frame_size: tuple[int, int], segment_counts: list[int]) -> _Layout:
 
 def _header(
     layout: _Layout,
-    results: Sequence[Mapping[str, Any]],
+    labels: Sequence[Sequence[str]],
     colors: Mapping[str, Color],
     frames_per_second: float,
     title: str,
 ) -> Image.Image:
-    """Draw the title, a description and the legend: each class with the time that it sounds."""
+    """Draw the title, a description and the legend: each class with the time that it sounds.
+
+    Args:
+        layout: The layout of the sheet.
+        labels: The labels found in each network frame.
+        colors: The color of each label.
+        frames_per_second: The rate of network frames.
+        title: Title of the sheet.
+    """
     font, title_font = ImageFont.load_default(size=layout.text_size), ImageFont.load_default(size=TITLE_SIZE)
-    counts = Counter(segment["label"] for result in results for segment in result["segments"])
+    counts = Counter(label for found in labels for label in found)
     entries = [(label, f"{label}  {counts[label] / frames_per_second:g} s") for label in colors if counts[label]]
     available = layout.width - 2 * MARGIN
     positions = _flow([font.getlength(text) + 3 * layout.text_size for _, text in entries], available)
@@ -303,17 +313,26 @@ def _draw_waveform(
     corner: tuple[int, int],
     numbers: range,
     peaks: np.ndarray,
-    results: Sequence[Mapping[str, Any]],
+    labels: Sequence[Sequence[str]],
     colors: Mapping[str, Color],
     layout: _Layout,
 ) -> None:
-    """Draw the audio of a strip: the time of each network frame shaded by its classes, and the waveform over it."""
+    """Draw the audio of a strip: the time of each network frame shaded by its classes, and the waveform over it.
+
+    Args:
+        sheet: The sheet to draw on.
+        corner: Left and top edge of the waveform, in pixels.
+        numbers: Indices of the network frames in the time of the strip.
+        peaks: (pixels,), loudness of the whole video in [0, 1].
+        labels: The labels found in each network frame of the video.
+        colors: The color of each label.
+        layout: The layout of the sheet.
+    """
     left, top = corner
     draw = ImageDraw.Draw(sheet)
     slot = layout.pitch / layout.step
     for position, number in enumerate(numbers):
-        found = {segment["label"] for segment in results[number]["segments"]}
-        shades = [colors[label] for label in colors if label in found]
+        shades = [color for label, color in colors.items() if label in labels[number]]
         shades = [
             tuple(round(SHADE_OPACITY * part + (1 - SHADE_OPACITY) * 255) for part in color) for color in shades
         ] or [SILENCE_COLOR]

@@ -1,5 +1,7 @@
 """The contact sheet: columns, strips, shades and waveform at their positions."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -115,6 +117,24 @@ def test_time_axis_follows_frames_per_second():
     fast = draw_contact_sheet(frames(4), results(("bell",), (), (), ()), COLORS, frames_per_second=2)
     assert slow.size == fast.size
     assert slow.tobytes() != fast.tobytes()
+
+
+def test_every_result_is_read_once():
+    """Except those that are drawn, at most 40: reading a result of `pcmanet segment` decodes its masks."""
+    reads = Counter()
+
+    class Recorded(list):
+        def __getitem__(self, number):
+            reads[number] += 1
+            return super().__getitem__(number)
+
+        def __iter__(self):
+            return (self[number] for number in range(len(self)))
+
+    number = 200
+    found = Recorded(results(*[("bell",)] * number))
+    draw_contact_sheet(dict.fromkeys(shown_frames(number), frames(1)[0]), found, COLORS)
+    assert all(reads[index] == 1 + (index in shown_frames(number)) for index in range(number))
 
 
 def test_title_is_one_line():
