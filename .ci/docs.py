@@ -35,14 +35,16 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-# The packages as a wheel has them; setup.cfg maps these folders.
+# The sources as a wheel has them, until the build ends.
+LAYOUT = tempfile.TemporaryDirectory(prefix="pcmanet_docs_")
+# setup.cfg maps these folders.
 PACKAGES = {"pcmanet": "src/pcmanet", "pcmanet/pipelines": "pipelines", "pcmanet/dataset_scripts": "dataset_scripts"}
 
 
 @event_priority(100)  # before mkdocstrings reads its paths
 def on_config(config: MkDocsConfig) -> None:
     """Lay out the sources as the wheel does, for the reference, which reads them without importing them."""
-    folder = Path(tempfile.mkdtemp(prefix="pcmanet_docs_"))
+    folder = Path(tempfile.mkdtemp(dir=LAYOUT.name))
     for name, source in {**PACKAGES, "modeling_pcmanet": "modeling_pcmanet"}.items():
         (folder / name).mkdir()
         for path in (ROOT / source).iterdir():
