@@ -395,6 +395,23 @@ def test_results_belong_to_a_video_and_its_content(tmp_path: Path):
     output.leave()
 
 
+def test_results_of_another_video_are_not_replaced(tmp_path: Path):
+    """Where `Clip` and `clip` are one folder, as on most disks of macOS."""
+    output = begin(tmp_path / "out")
+
+    def publish(video: dict[str, str | None]) -> None:
+        with temporary_folder(output.path) as temporary:
+            (temporary / "complete").mkdir()
+            output.publish(temporary / "complete", "clip", video)
+
+    publish(VIDEO)
+    publish(VIDEO | {"content": "6 bytes"})
+    with pytest.raises(ValueError, match=r"results of /a/clip\.mp4, not of /a/Clip\.mp4"):
+        publish(VIDEO | {"video": "/a/Clip.mp4"})
+    assert output.has_changed("clip", VIDEO)
+    output.leave()
+
+
 @pytest.mark.parametrize("as_folder", [True, False])
 def test_files_of_others_are_not_replaced(tmp_path: Path, as_folder: bool):
     output = begin(tmp_path / "out")

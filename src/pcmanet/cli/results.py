@@ -163,11 +163,15 @@ class OutputFolder:
 
         Raises:
             FileExistsError: If a file that pcmanet did not write has that name, or is in the folder that has it.
+            ValueError: If the folder that has it contains the results of another video.
         """
         (folder / SOURCE).write_text(json.dumps(video, indent=2) + "\n", encoding="utf-8")
         target = self.path / name
         if target.exists():  # for example, when the shard with the rows of the video was deleted
             self._check_files(target, _VIDEO_FILES)
+            if self.has_video(name):
+                # Not another video, whose name differs in upper and lower case, on a disk that does not distinguish them.
+                self.has_changed(name, video)
         replace_folder(folder, target)
 
     def has_video(self, name: str) -> bool:
