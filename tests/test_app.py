@@ -260,7 +260,7 @@ def test_page_is_served_and_segments_an_upload(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as system:  # one that does not know which suffixes are those of videos
         system.setattr("mimetypes.guess_type", lambda *_: (None, None))
         assert all(is_valid_file(f"clip{suffix}", app._upload.file_types) for suffix in VIDEO_SUFFIXES)
-    _, address, _ = blocks.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
     try:
         with urllib.request.urlopen(f"{address}config", timeout=60) as answer:
             config = answer.read().decode()
