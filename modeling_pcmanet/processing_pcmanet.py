@@ -760,11 +760,14 @@ class PCMANetProcessor(ProcessorMixin):
             The batch, with `frame_mask` if clips were padded.
 
         Raises:
-            ValueError: If frames differ in size, or a clip lacks what others have.
+            ValueError: If there is no clip, frames differ in size, or a clip lacks what others have.
         """
         if isinstance(features, Mapping):
             features = [dict(zip(features, row, strict=True)) for row in zip(*features.values(), strict=True)]
-        return _collate([clip for one in features for clip in _clips_of(one)], return_tensors)
+        clips = [clip for one in features for clip in _clips_of(one)]
+        if not clips:
+            raise ValueError("Got no clips to pad. Pass at least one.")
+        return _collate(clips, return_tensors)
 
     def _collect(
         self, video: Any, audio: Any, *, timestamps: Any, **settings: Any
@@ -1015,7 +1018,9 @@ def _errors_name(video: Any) -> Iterator[None]:
     except MediaError:
         raise  # it names its source
     except ValueError as error:
-        raise ValueError(f"{video}: {error}" if isinstance(video, str | PathLike) else str(error)) from error
+        if not isinstance(video, str | PathLike):
+            raise
+        raise ValueError(f"{video}: {error}") from error
 
 
 def _places_patches(feature_extractor: Any) -> bool:

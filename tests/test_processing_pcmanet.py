@@ -801,6 +801,17 @@ def test_clips_that_cannot_be_padded_are_refused(default_processor):
         default_processor.pad([batch, {"pixel_values": batch["pixel_values"]}])
     with pytest.raises(ValueError, match="Expected clips with pixel_values"):
         default_processor.pad([{"id": "a"}])
+    for nothing in ([], {}):
+        with pytest.raises(ValueError, match="Got no clips to pad"):
+            default_processor.pad(nothing)
+
+
+def test_an_error_names_a_file_and_is_shown_once_for_frames(default_processor, silent_video):
+    with pytest.raises(ValueError, match="^Frames have no audio track") as raised:
+        next(default_processor.stream(FRAMES))
+    assert raised.value.__cause__ is None
+    with pytest.raises(ValueError, match=r"silent\.mp4: timestamps apply to clips given as frames"):
+        next(default_processor.stream(silent_video, SOUND, sampling_rate=16000, timestamps=[1.0]))
 
 
 @pytest.mark.parametrize("return_tensors", ["np", None])
