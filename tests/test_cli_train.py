@@ -117,32 +117,44 @@ def test_semantic_run_is_initialized_from_a_binary_checkpoint(trained, tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in audio_encoder)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict[str, str]:
-    """A tree of AVSBench for each task, and a folder of custom clips."""
-    root = tmp_path_factory.mktemp("data")
-    write_trees(root, s4={"train": 5, "val": 2}, ms3={"train": 5, "val": 2}, avss={"train": 6, "val": 3})
-    custom = root / "custom"
-    (custom / "videos").mkdir(parents=True)
+class Data(dict[str, str]):
+    """The folders of a tree of AVSBench for each task, of custom clips and of a VGGish, written when they are first needed."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, name: str) -> str:
+        if name == "vggish":
+            VGGishModel(VGGishConfig(**TRAINED_NETWORK["audio_config"])).save_pretrained(self.root / "vggish")
+            self[name] = str(self.root / "vggish")
+        elif name == "folder":
+            self[name] = str(write_custom_clips(self.root / "custom"))
+        else:
+            counts = {"train": 6, "val": 3} if name == "avss" else {"train": 5, "val": 2}
+            self[name] = str(write_trees(self.root, **{name: counts}))
+        return self[name]
+
+
+def write_custom_clips(folder: Path) -> Path:
+    (folder / "videos").mkdir(parents=True)
     clips = SoundingShapes("ms3", "train", length=4, height=64, width=48, num_frames=2)
     lines = ["video,split,masks"]
     for index, clip in enumerate(clips):
         write_video(
-            custom / "videos" / f"{index}.mp4", clips.render_video_frames(index, 8), 8, clip.waveform[None], 16000
+            folder / "videos" / f"{index}.mp4", clips.render_video_frames(index, 8), 8, clip.waveform[None], 16000
         )
-        (custom / "masks" / str(index)).mkdir(parents=True)
+        (folder / "masks" / str(index)).mkdir(parents=True)
         for second, mask in enumerate(clip.binary):
-            Image.fromarray(mask * 255).save(custom / "masks" / str(index) / f"{second}.png")
+            Image.fromarray(mask * 255).save(folder / "masks" / str(index) / f"{second}.png")
         lines.append(f"videos/{index}.mp4,{'train' if index < 3 else 'val'},masks/{index}")
-    (custom / "clips.csv").write_text("\n".join(lines) + "\n")
-    VGGishModel(VGGishConfig(**TRAINED_NETWORK["audio_config"])).save_pretrained(root / "vggish")
-    return {
-        "vggish": str(root / "vggish"),
-        "s4": str(root),
-        "ms3": str(root),
-        "avss": str(root),
-        "folder": str(custom),
-    }
+    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Data:
+    return Data(tmp_path_factory.mktemp("data"))
 
 
 SMALL = {"configuration": TRAINED_NETWORK, "preset": "tiny", "image_size": 32, "num_workers": 0, "trackers": []}
