@@ -5,11 +5,10 @@ number of processes.
 """
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ from .clips import ClipArrays, to_arrays
 from .collation import ClipCollator, real_frames
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics
 from .paired.clips import PairedClips
-from .paired.files import to_row
 from .paired.library import Library
 from .paired.settings import read_settings
 
@@ -84,23 +82,17 @@ class EvaluationClips:
         """Whether masks are binary (sounding or not) instead of class indices."""
         return len(self.labels) == 1
 
-    def row(self, index: int) -> dict[str, Any]:
-        """Read a clip as `load_avsbench` does, with decoded frames.
+    def read(self, index: int) -> ClipArrays:
+        """Read a clip as `load_avsbench` does.
 
         Args:
             index: Position in `clips`.
 
-        Returns:
-            The row; avsbench/rows.py documents the columns.
-
         Raises:
             DatasetError: If files of the clip cannot be used; the error lists all of them.
         """
-        return row_features(self.settings.log_mel).decode_example(read_row(self.clips[index], self.settings))
-
-    def arrays(self, index: int) -> ClipArrays:
-        """Read a clip as arrays. Errors as for [`row`]."""
-        return to_arrays(self.row(index), self.binary)
+        row = row_features(self.settings.log_mel).decode_example(read_row(self.clips[index], self.settings))
+        return to_arrays(row, self.binary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +105,8 @@ class PairedEvaluationClips(EvaluationClips):
 
     generated: PairedClips
 
-    def row(self, index: int) -> dict[str, Any]:
-        """Generate a clip as a row, see [`EvaluationClips`]."""
-        return to_row(self.generated[index])
-
-    def arrays(self, index: int) -> ClipArrays:
-        """Generate a clip as in training, without the rounding of its audio to the 16 bits of a row."""
+    def read(self, index: int) -> ClipArrays:
+        """Generate a clip, the same as in training."""
         return self.generated[index]
 
 
@@ -301,13 +289,15 @@ class EvaluationReader:
 
     def _clip(self, index: int, audio: Audio) -> ClipArrays:
         """Read a clip and replace its audio if `audio` is negative."""
+        clip = self.data.read(index)
         if audio == "positive":
-            return self.data.arrays(index)
-        row = self.data.row(index)
-        # Generated clips may have audio before their first frame.
-        seconds = max(len(row["frames"]) / self.data.settings.frames_per_second, math.ceil(row["timestamps"][-1]))
-        replaced = {"audio": {"path": None, "bytes": self._negative_audio(index, audio, seconds)}, "log_mel": None}
-        return to_arrays(row | replaced, self.data.binary)
+            return clip
+        seconds = len(clip.frames) / self.data.settings.frames_per_second
+        if clip.waveform is not None and clip.sampling_rate:
+            # Generated clips may have audio before their first and after their last frame.
+            seconds = max(seconds, clip.waveform.shape[-1] / clip.sampling_rate)
+        waveform, rate = read_audio(self._negative_audio(index, audio, seconds))
+        return replace(clip, waveform=waveform, sampling_rate=rate, log_mel=None)
 
     def _negative_audio(self, index: int, audio: Audio, seconds: float) -> bytes:
         """Return a wav file of negative audio for a clip."""

@@ -5,14 +5,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from paired_files import RATE, TONES, write_paired_data, write_settings
 from torch.utils.data import DataLoader
 
-from pcmanet.dataset_scripts.evaluation import find_paired_clips
+from pcmanet.dataset_scripts.evaluation import EvaluationReader, find_paired_clips
+from pcmanet.dataset_scripts.metrics import Audio
 from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, read_settings
 from pcmanet.dataset_scripts.paired.clips import measure
 
@@ -296,7 +297,19 @@ def test_evaluation_has_the_clips_of_a_validation(library: Library) -> None:
     clips = find_paired_clips(library.settings.path, "ms3", "val", length=3, seed=5)
     expected = make_clips(library, task="ms3", split="val", length=3, seed=5)
     for index in range(3):
-        assert_same(clips.arrays(index), expected[index])
+        assert_same(clips.read(index), expected[index])
+
+
+@pytest.mark.parametrize("audio", ["silence", "noise"])
+def test_negative_audio_is_as_long_as_that_of_the_clip(tmp_path: Path, audio: Audio) -> None:
+    """Otherwise windows around the last frames would be half silent."""
+    write_paired_data(tmp_path)
+    path = write_settings(tmp_path, clips={"context_seconds": 1.5}, cache="kept")
+    reader = EvaluationReader(find_paired_clips(path, "ms3", "test", length=1, seed=0), cast(Any, None))
+    own, replaced = reader._clip(0, "positive"), reader._clip(0, audio)
+    assert replaced.waveform.shape[-1] / replaced.sampling_rate == own.waveform.shape[-1] / own.sampling_rate == 6.0
+    assert (replaced.waveform[..., -100:] != 0).any() == (audio == "noise")
+    np.testing.assert_array_equal(replaced.masks, own.masks)
 
 
 def test_evaluation_has_no_stand_ins(tmp_path: Path) -> None:
@@ -305,7 +318,7 @@ def test_evaluation_has_no_stand_ins(tmp_path: Path) -> None:
     options = {"stand_ins": True, "sounds": ONLY, "contrast": 0.0, "background": 0.0}
     path = write_settings(tmp_path, classes=classes, clips=options, cache="kept")
     clips = find_paired_clips(path, "avss", "test", length=20, seed=0)
-    present = {label for index in range(20) for label in np.unique(clips.arrays(index).masks)}
+    present = {label for index in range(20) for label in np.unique(clips.read(index).masks)}
     assert 1 in present and 2 not in present, present  # of classes: dog, cat
 
 

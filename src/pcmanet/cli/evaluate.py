@@ -683,7 +683,7 @@ def _report_comparison(arguments: Namespace, output: Path, results: Sequence[dic
 
 def _draw_clip(reader: EvaluationReader, model: OptimizedPCMANet, index: int, title: str) -> Image.Image:
     """Draw the frames of a clip with the annotated masks above the predicted masks."""
-    clip = reader.data.arrays(index)
+    clip = reader.data.read(index)
     batch = reader.collate([clip])
     outputs, real = _predict(model, batch), batch.get("frame_mask")
     size, processor = clip.frames.shape[1:3], cast(PCMANetProcessor, reader.collate.processor)
