@@ -175,8 +175,9 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             frames_per_window: Network frames per window. Defaults to 10. Longer videos are split into windows.
             window_overlap: Frames that a window shares with the one before. Defaults to a fifth of a window.
             use_optimized_model: Whether to run the model's optimized copy (`for_inference()`: the same logits, faster)
-                if it has one. Defaults to `True`. A model in training mode, quantized, on several devices, or with hooks,
-                adapters or custom modules runs as it is. The copy is made again if the model has changed since the last call.
+                if it has one. Defaults to `True`. A model in training mode, compiled (`torch.compile`), quantized, on several
+                devices, or with hooks, adapters or custom modules runs as it is. The copy is made again if the model has
+                changed since the last call.
             early_exit_threshold: Fraction of a frame's pixels, in [0, 1], that may be uncertain for the optimized model to
                 stop at a coarse stage, which is faster. By default it runs all stages.
             progress_bar: Whether to show a progress bar over windows. Defaults to `False`.
@@ -268,8 +269,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         chunks: Iterable[tuple[Any, Any, Any]],
         *,
         sampling_rate: int,
-        frames_per_second: float = 1.0,
-        frames_per_window: int = FRAMES_PER_WINDOW,
+        frames_per_second: float | None = None,
+        frames_per_window: int | None = None,
         audio_alignment: str | None = None,
         drop_late: bool = False,
         **kwargs: Any,
@@ -286,9 +287,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                 be empty or None), their timestamps in seconds since the start of the audio, and the next piece of audio,
                 (samples,) or (channels, samples) in [-1, 1], or None.
             sampling_rate: Sampling rate of the audio, in hertz (Hz).
-            frames_per_second: Network frames per second.
-            frames_per_window: Network frames per window, the newest last. Fewer are faster.
-            audio_alignment: `"end"` or `"center"`; by default `"end"`, or windows as the processor places them.
+            frames_per_second: Network frames per second. This and the next two arguments, too, can be passed to `pipeline()`
+                as defaults. Without, 1.
+            frames_per_window: Network frames per window, the newest last. Fewer are faster. Without, 10.
+            audio_alignment: `"end"` or `"center"`. Without, `"end"`, or windows as the processor places them.
             drop_late: Whether to read `chunks` in a thread and to skip all but the newest of the waiting network frames,
                 for a network that is slower than the input. Otherwise every network frame gets its masks.
             **kwargs: `threshold`, `minimum_area`, `use_optimized_model` and `early_exit_threshold`, as in a call.
@@ -301,12 +303,13 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """
         if unused := self._sanitize_parameters(**kwargs)[0]:
             raise ValueError(f"Live input does not accept {', '.join(unused)}. Remove these arguments.")
-        _, forward, postprocess = self._all_parameters(kwargs)
+        defaults, forward, postprocess = self._all_parameters(kwargs)
         forward.pop("progress_bar", None)
-        length = _integer("frames_per_window", frames_per_window, 1) or FRAMES_PER_WINDOW
-        frames = self.processor.stream_live(
-            chunks, sampling_rate=sampling_rate, frames_per_second=frames_per_second, audio_alignment=audio_alignment
-        )
+        length = _integer("frames_per_window", frames_per_window, 1)
+        given = _given(frames_per_second=frames_per_second, audio_alignment=audio_alignment)
+        reading = {name: defaults[name] for name in ("frames_per_second", "audio_alignment") if name in defaults}
+        frames = self.processor.stream_live(chunks, sampling_rate=sampling_rate, **{**reading, **given})
+        length = length or defaults.get("frames_per_window", FRAMES_PER_WINDOW)
         return self._live(frames, length, drop_late, forward, postprocess)
 
     def choose_dtype(self) -> tuple[torch.dtype, str]:
@@ -550,8 +553,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
 
     def _runs_itself(self) -> bool:
         """Return whether the model itself runs, because it cannot be optimized."""
-        spread = getattr(self.model, "hf_device_map", None) is not None or getattr(self.model, "is_quantized", False)
-        if self.model.training or spread or not hasattr(self.model, "for_inference"):
+        model = self.model
+        spread = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
+        # `torch.compile(model)` wraps the model, and `model.compile()` replaces its call.
+        is_compiled = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+        if model.training or spread or is_compiled or not hasattr(model, "for_inference"):
             return True
         if obstacle := self.model.find_optimization_obstacle():
             logger.warning_once(
@@ -724,8 +730,9 @@ def collate_windows(windows: Sequence[Sequence[dict[str, Any]]], dtype: torch.dt
         for name in ("pixel_values", "input_features")
     }
     batch = {name: tensor.to(dtype) for name, tensor in batch.items()}
-    lengths = torch.tensor([len(frames) for frames in windows])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    # On the CPU like the frames, whatever the default device is.
+    lengths = torch.tensor([len(frames) for frames in windows], device="cpu")
+    mask = torch.arange(int(lengths.max()), device="cpu") < lengths[:, None]
     return batch if mask.all() else {**batch, "frame_mask": mask}
 
 

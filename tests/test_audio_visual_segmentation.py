@@ -583,6 +583,16 @@ class TestResult:
         assert strict(clips[0])[0]["segments"] == []
         assert_same(strict(clips[0], threshold=0.5), binary(clips[0]))
 
+    def test_result_does_not_depend_on_the_default_device(
+        self, binary: Pipeline, semantic: Pipeline, clips: list[Path]
+    ):
+        for pipe in (binary, semantic):
+            expected = pipe(clips, batch_size=2)
+            with torch.device("meta"):  # as `torch.set_default_device`; a tensor there has no values
+                results = pipe(clips, batch_size=2)
+            for result, same in zip(results, expected, strict=True):
+                assert_same(result, same)
+
 
 def blended(windows: list[tuple[int, torch.Tensor]], overlap: int) -> torch.Tensor:
     """Weighted mean of windows given as (first frame, logits), computed frame by frame."""
@@ -760,6 +770,20 @@ class TestLive:
             window = {name: tensor[:, max(0, index - 2) : index + 1] for name, tensor in batch.items()}
             logits = torch.nn.functional.interpolate(run_model(binary, window)[0, -1:], SIZE[::-1], mode="bilinear")
             assert (mask != (logits[0, 0] > 0).numpy()).mean() < 1e-3
+
+    def test_arguments_of_the_constructor_are_defaults(self, binary: Pipeline):
+        def live(pipe: Pipeline, **settings: Any) -> list[dict]:
+            chunks = live_chunks(clip_frames(3, 4), clip_audio(3, 4), [])
+            return list(pipe.live(chunks, sampling_rate=RATE, **settings))
+
+        defaults = {"frames_per_second": 2, "frames_per_window": 1, "audio_alignment": "center"}
+        configured = AudioVisualSegmentationPipeline(
+            model=binary.model, processor=binary.processor, device="cpu", window_overlap=0, **defaults
+        )
+        expected = live(binary, **defaults)
+        assert len(expected) == 6
+        assert_same(live(configured), expected)
+        assert len(live(configured, frames_per_second=1)) == 3
 
     def test_late_frames_are_dropped(self, binary: Pipeline):
         def live(**settings: bool) -> Iterator[dict]:
@@ -940,6 +964,26 @@ class TestOptimizedModel:
         if kind == "adapter":
             head[-1].is_active = False
             assert_same(pipe(clips[0]), before)
+
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_is_not_used_in_place_of_a_compiled_model(self, in_place: bool, clips: list[Path]):
+        pipe = tiny_pipeline()
+        before = pipe(clips[0])
+        graphs = []
+
+        def backend(graph: torch.fx.GraphModule, _: Any) -> Callable:
+            graphs.append(graph)
+            return graph.forward
+
+        torch.compiler.reset()
+        if in_place:
+            pipe.model.compile(backend=backend)
+        else:
+            pipe.model = torch.compile(pipe.model, backend=backend)
+        after = pipe(clips[0])
+        torch.compiler.reset()
+        assert graphs
+        assert_same(after, before)
 
     def test_is_not_used_in_training_or_for_other_models(self):
         pipe = tiny_pipeline()
