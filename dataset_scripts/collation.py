@@ -82,7 +82,7 @@ class ClipCollator:
         """
         arrays = [to_arrays(clip, self.binary) for clip in clips]
         if self.augmentation is not None:
-            arrays = self.augmentation(arrays, np.random.default_rng(int(torch.randint(2**63 - 1, ()))))
+            arrays = self.augmentation(arrays, np.random.default_rng(int(torch.randint(2**63 - 1, (), device="cpu"))))
         arrays = [self._with_padded_audio(clip) for clip in arrays]
         given = [self._given_features(clip) for clip in arrays]
         reach = self.processor.audio_reach

@@ -361,7 +361,7 @@ def class_results(
 def _subset_results(metrics: ClipMetrics, clips: Sequence[int]) -> Results:
     """Compute mIoU and F of some of the clips."""
     state = metrics.state_dict()
-    kept = torch.isin(state["clip_indices"], torch.tensor(clips))
+    kept = torch.isin(state["clip_indices"], state["clip_indices"].new_tensor(clips))
     columns = {name: state[name][kept] for name in ("clip_indices", "batch_indices", "rows")}
     subset = copy.copy(metrics)
     subset.load_state_dict({**state, **columns})

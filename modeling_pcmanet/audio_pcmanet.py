@@ -193,9 +193,10 @@ def _resampling_kernel(down: int, up: int, repeats: int) -> torch.Tensor:
     Returns:
         (repeats * up, repeats * down + 2 * reach), float64, one row per output sample.
     """
-    torchaudio_resample = Resample(
-        down, up, "sinc_interp_kaiser", RESAMPLING_ZEROS, RESAMPLING_ROLLOFF, RESAMPLING_BETA, dtype=torch.float64
-    )
+    with torch.device("cpu"):  # not the default device, on which torchaudio would create some of its tensors
+        torchaudio_resample = Resample(
+            down, up, "sinc_interp_kaiser", RESAMPLING_ZEROS, RESAMPLING_ROLLOFF, RESAMPLING_BETA, dtype=torch.float64
+        )
     kernel = cast(torch.Tensor, torchaudio_resample.kernel)[:, 0]
     return torch.cat([pad(kernel, (each * down, (repeats - 1 - each) * down)) for each in range(repeats)])
 
@@ -224,7 +225,7 @@ class Resampler:
         self._down = repeats * self._ratio.numerator
         self._kernel = _resampling_kernel(self._ratio.numerator, self._ratio.denominator, repeats)
         self._reach = (self._kernel.shape[1] - self._down) // 2
-        self._pending = torch.zeros(self._reach, dtype=torch.float64)
+        self._pending = torch.zeros(self._reach, dtype=torch.float64, device="cpu")
         self._received = self._returned = 0
 
     def add(self, chunk: torch.Tensor) -> torch.Tensor:
@@ -245,8 +246,8 @@ class Resampler:
     def finish(self) -> torch.Tensor:
         """Return the rest of the result, (samples,). The total is ceil(samples / ratio of the rates)."""
         if not self._changes:
-            return torch.zeros(0, dtype=torch.float64)
-        silence = torch.zeros(self._reach + self._down, dtype=torch.float64)
+            return torch.zeros(0, dtype=torch.float64, device="cpu")
+        silence = torch.zeros(self._reach + self._down, dtype=torch.float64, device="cpu")
         length = math.ceil(self._received * self._ratio.denominator / self._ratio.numerator)
         missing = length - self._returned
         return self.add(silence)[:missing]
@@ -289,7 +290,7 @@ class AudioBuffer:
         self._chunks = iter(chunks)
         self._target_rate = target_rate
         self._resampler: Resampler | None = None
-        self._kept = torch.zeros(0, dtype=torch.float64)
+        self._kept = torch.zeros(0, dtype=torch.float64, device="cpu")
         self._has_ended = False
 
     def reaches(self, stop: int) -> bool:

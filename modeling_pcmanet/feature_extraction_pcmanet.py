@@ -127,7 +127,7 @@ def log_mel(
         (..., 1 + (samples - window_length) // hop_length, mel bins), float64, at least ln(log_offset).
     """
     filters = mel_filters() if filters is None else filters
-    window = torch.hann_window(window_length, periodic=True, dtype=waveform.dtype)
+    window = torch.hann_window(window_length, periodic=True, dtype=waveform.dtype, device=waveform.device)
     frames = waveform.unfold(-1, window_length, hop_length) * window
     magnitude = torch.fft.rfft(frames, n=fft_length).abs()
     return torch.log(magnitude @ filters + log_offset)
@@ -397,7 +397,7 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
         self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer
     ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
         """Cut patches one after another, whatever the timestamps; past the last complete one, apply the short-clip rule."""
-        patch, start, waiting = torch.zeros(0), 0, deque()
+        patch, start, waiting = torch.zeros(0, device="cpu"), 0, deque()
         for frame in chain(frames, [None]):
             if frame is not None:
                 waiting.append(frame)
@@ -481,7 +481,10 @@ def kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int, ma
         (num_mel_bins, fft_length // 2 + 1), float32. The tensor is cached: do not write to it.
     """
     # The last three arguments belong to vocal tract length warping, which a factor of 1 switches off.
-    filters, _ = get_mel_banks(num_mel_bins, fft_length, float(sampling_rate), 0.0, max_frequency, 100.0, -500.0, 1.0)
+    with torch.device("cpu"):  # not the default device, on which torchaudio would create them
+        filters, _ = get_mel_banks(
+            num_mel_bins, fft_length, float(sampling_rate), 0.0, max_frequency, 100.0, -500.0, 1.0
+        )
     return functional.pad(filters, (0, 1))
 
 
@@ -575,7 +578,7 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
             self.fft_length,
             hop_length=self.hop_length,
             win_length=self.window_length,
-            window=torch.hann_window(self.window_length, periodic=False),
+            window=torch.hann_window(self.window_length, periodic=False, device=waveforms.device),
             center=True,
             return_complex=True,
         )

@@ -224,7 +224,7 @@ class OptimizedPCMANet(nn.Module):
         early_exit_threshold: float | None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
         """Compute one clip after the other; see `_segment`."""
-        logits = torch.empty(0)
+        logits = pixel_values.new_empty(0)
         masks, stages_used = [], []
         for index in range(len(pixel_values)):
             clip = slice(index, index + 1)

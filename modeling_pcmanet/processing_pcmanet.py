@@ -828,7 +828,7 @@ class PCMANetProcessor(ProcessorMixin):
         settings = {**image_settings, "input_data_format": "channels_last", "return_tensors": "pt"}
         tensors = self.image_processor(frames, segmentation_maps=masks, **settings)
         if maps is not None:
-            tensors["annotated_frames"] = torch.tensor([mask is not None for mask in maps])
+            tensors["annotated_frames"] = torch.tensor([mask is not None for mask in maps], device="cpu")
         return {**tensors, "input_features": torch.stack(patches)}
 
     def stream(
@@ -1123,9 +1123,9 @@ def _collate(
         if names - set(clip):
             raise ValueError(f"Clip {index} lacks {sorted(names - set(clip))}, which others have. Pass all of a kind.")
     batch = {name: _stack(name, [clip[name] for clip in clips]) for name in _FILLINGS if name in names}
-    lengths = torch.tensor([len(clip["pixel_values"]) for clip in clips])
+    lengths = torch.tensor([len(clip["pixel_values"]) for clip in clips], device=batch["pixel_values"].device)
     if (lengths < lengths.max()).any():
-        batch["frame_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+        batch["frame_mask"] = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     if return_tensors != "pt":
         return BatchFeature({name: tensor.numpy() for name, tensor in batch.items()}, tensor_type=return_tensors)
     return BatchFeature({name: tensor.to(device=device) for name, tensor in batch.items()})
@@ -1134,8 +1134,9 @@ def _collate(
 def _without_labels(clip: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the labels of a clip without masks."""
     frames, _, height, width = clip["pixel_values"].shape
-    no_labels = torch.full((frames, height, width), IGNORED_LABEL)
-    return {"labels": no_labels, "annotated_frames": torch.zeros(frames, dtype=torch.bool)}
+    device = clip["pixel_values"].device
+    no_labels = torch.full((frames, height, width), IGNORED_LABEL, device=device)
+    return {"labels": no_labels, "annotated_frames": torch.zeros(frames, dtype=torch.bool, device=device)}
 
 
 def _stack(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -1162,7 +1163,7 @@ def _clips_of(features: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
 
 def _as_tensor(values: Any) -> torch.Tensor:
     """Return an array, a tensor or nested lists (the rows of `datasets`) as a tensor, float64 as float32."""
-    tensor = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values))
+    tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.asarray(values))
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
@@ -1186,7 +1187,7 @@ def _check_frame_mask(frame_mask: Any, logits: torch.Tensor) -> torch.Tensor:
     """Return the (batch, frames) mask on the logits' device, all True if None."""
     if frame_mask is None:
         return torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-    mask = torch.as_tensor(frame_mask).to(logits.device, torch.bool)
+    mask = torch.as_tensor(frame_mask, dtype=torch.bool, device=logits.device)
     if mask.shape != logits.shape[:2] or not mask.any(dim=1).all():
         raise ValueError(
             f"frame_mask has shape {tuple(mask.shape)}: expected {tuple(logits.shape[:2])} with a real frame in each clip."

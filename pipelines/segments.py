@@ -91,7 +91,7 @@ def _pixel_range(gaps: torch.Tensor, length: int) -> slice:
         length: Number of pixels of the video.
     """
     # Source position of each pixel in `interpolate`; one more pixel on each side covers rounding.
-    positions = (torch.arange(length) + 0.5) * ((len(gaps) - 1) / length) - 0.5
+    positions = (torch.arange(length, device=gaps.device) + 0.5) * ((len(gaps) - 1) / length) - 0.5
     inside = gaps[positions.floor().long() + 1].nonzero().flatten().tolist()
     return slice(max(0, inside[0] - 1), min(length, inside[-1] + 2)) if inside else slice(0)
 
@@ -113,7 +113,7 @@ def _most_probable_class(
     """
     if len(logits) == 1:
         probability = _resize(logits, size, box)[0].sigmoid()
-        return torch.zeros(probability.shape, dtype=torch.int16), probability
+        return torch.zeros_like(probability, dtype=torch.int16), probability
     groups = (_highest_class(logits, group, size, box) for group in classes.split(CLASSES_AT_ONCE))
     winner, best, total = next(groups)
     for highest_class, highest, group_total in groups:

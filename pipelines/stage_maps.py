@@ -72,7 +72,8 @@ def draw_stage_maps(
     """
     frame = frame.convert("RGB")
     # The first stage queries every position, each later one those where the mask of the stage before is 1.
-    queried = [torch.ones(1, 1, dtype=torch.uint8), *(mask[clip, number].cpu() for mask in outputs.confidence_masks)]
+    everywhere = torch.ones(1, 1, dtype=torch.uint8, device="cpu")
+    queried = [everywhere, *(mask[clip, number].cpu() for mask in outputs.confidence_masks)]
     stages = []
     for index, (positions, logits) in enumerate(zip(queried, outputs.stage_logits, strict=True)):
         class_ids, certainty = _predict(logits[clip, number].detach().float().cpu(), (frame.height, frame.width))

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from modeling_pcmanet.configuration_encoders import AudioMobileNetConfig
 from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, main
-from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor
+from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor, kaldi_mel_filters
 from modeling_pcmanet.modeling_audio_encoders import AudioMobileNetModel, embed_audio
 
 
@@ -46,6 +46,18 @@ def recorded_waveform(seed: int, samples: int) -> torch.Tensor:
     noise = torch.randn(samples, generator=torch.Generator().manual_seed(seed))
     tone = torch.sin(2 * torch.pi * (300 + 200 * seed) * time) * (0.5 + 0.5 * torch.sin(2 * torch.pi * 3 * time))
     return 0.3 * tone + 0.02 * noise
+
+
+def test_spectrograms_are_made_on_the_cpu_whatever_the_default_device_is():
+    waveform = recorded_waveform(0, 32000)
+    expected = AudioMobileNetFeatureExtractor()(waveform, 32000, return_tensors="pt")["input_features"]
+    kaldi_mel_filters.cache_clear()
+    try:
+        with torch.device("meta"):  # as `torch.set_default_device`; a tensor there has no values
+            features = AudioMobileNetFeatureExtractor()(waveform, 32000, return_tensors="pt")["input_features"]
+    finally:
+        kaldi_mel_filters.cache_clear()
+    assert torch.equal(features, expected)
 
 
 def published_modules(index: int) -> dict[str, str]:

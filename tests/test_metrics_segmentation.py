@@ -41,6 +41,22 @@ def test_docstring_examples():
     assert result.failed == 0
 
 
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_clips_are_counted_whatever_the_default_device_is(num_labels: int):
+    logits = torch.randn(2, 1, num_labels, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 2, (2, 1, 4, 4), generator=torch.Generator().manual_seed(1))
+
+    def compute() -> dict[str, float]:
+        metrics = RobustnessMetrics(num_labels)
+        for audio in ("positive", "silence"):
+            metrics[audio].update(logits, labels)
+        return metrics.compute()
+
+    expected = compute()
+    with torch.device("meta"):  # as `torch.set_default_device`; a tensor there has no values
+        assert compute() == expected
+
+
 def naive_f(predicted: Tensor, target: Tensor) -> float:
     """F score of two boolean masks, directly from the definition."""
     true_positives = float((predicted & target).sum())

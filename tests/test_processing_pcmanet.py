@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import AutoProcessor, Wav2Vec2FeatureExtractor
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor, processing_pcmanet
-from modeling_pcmanet.audio_pcmanet import AudioBuffer
+from modeling_pcmanet.audio_pcmanet import AudioBuffer, _resampling_kernel
 from modeling_pcmanet.media_pcmanet import MediaError, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
 from modeling_pcmanet.processing_pcmanet import (
@@ -915,6 +915,37 @@ def test_saving_and_loading_keeps_the_batch(default_processor, tmp_path):
 
 def test_names_of_the_model_s_inputs(default_processor):
     assert default_processor.model_input_names == ["pixel_values", "input_features", "frame_mask"]
+
+
+def test_tensors_are_made_on_the_cpu_whatever_the_default_device_is(default_processor):
+    def process() -> tuple[dict, dict, list[torch.Tensor]]:
+        _resampling_kernel.cache_clear()
+        clips = [FRAMES, FRAMES[:2]]
+        masks = [np.ones((4, 34, 46), np.uint8), None]
+        waveforms = [SOUND, SOUND[:, :32000]]
+        one_by_one = [
+            default_processor(frames, audio, sampling_rate=22050, segmentation_maps=maps, return_tensors="pt")
+            for frames, audio, maps in zip(clips, waveforms, masks, strict=True)
+        ]
+        rows = [{name: tensor[0].numpy() for name, tensor in batch.items()} for batch in one_by_one]
+        logits = torch.full((1, 2, 1, 8, 8), 1.0, device="cpu")
+        maps = default_processor.post_process_semantic_segmentation(logits_of(logits), frame_mask=[[True, False]])
+        together = default_processor(
+            clips, waveforms, sampling_rate=[22050] * 2, audio_alignment="center", return_tensors="pt"
+        )
+        return default_processor.pad(rows, return_tensors="pt"), together, maps
+
+    *expected, expected_maps = process()
+    try:
+        with torch.device("meta"):  # as `torch.set_default_device`; a tensor there has no values
+            *batches, maps = process()
+    finally:
+        _resampling_kernel.cache_clear()
+    assert all("frame_mask" in batch for batch in batches)
+    assert torch.equal(maps[0], expected_maps[0])
+    for batch, same in zip(batches, expected, strict=True):
+        assert set(batch) == set(same)
+        assert all(torch.equal(batch[name], same[name]) for name in same)
 
 
 def test_binary_masks_are_decided_after_resizing(default_processor):

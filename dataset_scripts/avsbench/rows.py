@@ -606,7 +606,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> torch.Tensor:
     """Build a tensor on its storage; unlike torch's function of this name it never enlarges the storage."""
-    values = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
+    values = torch.empty(0, dtype=storage.dtype, device="cpu").set_(storage._untyped_storage)
     return values.as_strided(size, stride, offset)
 
 

@@ -116,7 +116,7 @@ class ClipEvaluation(evaluate.Metric):
 
     def _clip(self, prediction: Any, reference: Any) -> tuple[Tensor, Tensor]:
         """Return the reduced predictions and the labels of a clip as a batch of one."""
-        predictions, labels = (torch.as_tensor(np.asarray(value))[None] for value in (prediction, reference))
+        predictions, labels = (torch.from_numpy(np.asarray(value))[None] for value in (prediction, reference))
         if self.ignore_index is None and (labels == IGNORE_INDEX).any():
             raise ValueError(
                 f"References contain {IGNORE_INDEX}. Divide masks of 0 and 255 by 255, or load the module with "

@@ -34,7 +34,7 @@ def f_thresholds() -> Tensor:
         >>> f_thresholds()[[0, 127, 254]].tolist()
         [0.0, 0.5, 1.0]
     """
-    return torch.linspace(0.0, 1.0, THRESHOLD_COUNT)
+    return torch.linspace(0.0, 1.0, THRESHOLD_COUNT, device="cpu")
 
 
 def quantize_probabilities(probabilities: Tensor) -> Tensor:
@@ -429,7 +429,7 @@ class ClipMetrics(ABC):
             )
         targets = self._targets(labels.to(predictions.device), frame_mask, annotated_frames)
         if not len(labels):
-            return torch.zeros(0, self._row_width, dtype=torch.float64)
+            return torch.zeros(0, self._row_width, dtype=torch.float64, device="cpu")
         table = self._score_frames(predictions.flatten(0, 1), targets.flatten(0, 1))
         rows = torch.cat([table[name].double().view(-1, width) for name, width in self.columns.items()], dim=1)
         # Frame by frame, because the rounding of a library sum may depend on the padding: zeros added one by one change
@@ -512,11 +512,13 @@ class ClipMetrics(ABC):
         """Return the state: clip_indices and batch_indices (clips,), rows (clips, row width), numbered ()."""
         keys = sorted(self._rows)
         rows = [self._rows[key] for key in keys]
+        batches = [self._batches[key] for key in keys]
+        empty = torch.zeros(0, self._row_width, dtype=torch.float64, device="cpu")
         return {
-            "clip_indices": torch.tensor(keys, dtype=torch.long),
-            "batch_indices": torch.tensor([self._batches[key] for key in keys], dtype=torch.long),
-            "rows": torch.stack(rows) if rows else torch.zeros(0, self._row_width, dtype=torch.float64),
-            "numbered": torch.tensor(self._numbered),
+            "clip_indices": torch.tensor(keys, dtype=torch.long, device="cpu"),
+            "batch_indices": torch.tensor(batches, dtype=torch.long, device="cpu"),
+            "rows": torch.stack(rows) if rows else empty,
+            "numbered": torch.tensor(self._numbered, device="cpu"),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -930,7 +932,7 @@ class RobustnessMetrics:
                 f"No negative audio was counted yet. Count clips with metrics[audio].update, audio being one of {tuple(negative)}."
             )
         scores = self._parts[positive].compute(protocol)
-        rate = _exact_mean(torch.tensor(list(rates.values()), dtype=torch.float64))
+        rate = _exact_mean(torch.tensor(list(rates.values()), dtype=torch.float64, device="cpu"))
         return (
             scores
             | {"false_positive_rate": rate}

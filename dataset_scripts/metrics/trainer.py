@@ -77,12 +77,12 @@ class TrainerMetrics:
             ValueError: If the predictions are not rows, because the Trainer was created without
                 `preprocess_logits_for_metrics`.
         """
-        rows = torch.as_tensor(prediction.predictions)
+        rows = torch.as_tensor(prediction.predictions, device="cpu")
         if rows.ndim != 2:
             raise ValueError(
                 f"Expected rows (batch, row width), got predictions {tuple(rows.shape)}. Pass preprocess_logits_for_metrics to the Trainer too."
             )
-        self.metrics.append(rows.cpu())
+        self.metrics.append(rows)
         if not compute_result:
             return {}
         scores = self.metrics.compute()

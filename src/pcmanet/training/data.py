@@ -281,7 +281,7 @@ def embed_with_order(encoder: PreTrainedModel, num_windows: int, batch: Batch) -
 def collate_with_order(collate: Collate, groups: Sequence[str], clips: Sequence[PairedClip]) -> BatchFeature:
     """Collate clips, with `score_order`, int64 (batch, groups): which score of its audio each group of a clip gets."""
     batch = collate(clips)
-    batch["score_order"] = torch.tensor([order_scores(clip, groups) for clip in clips])
+    batch["score_order"] = torch.tensor([order_scores(clip, groups) for clip in clips], device="cpu")
     return batch
 
 
@@ -400,7 +400,7 @@ def _epoch_order(num_clips: int, shuffle: bool, seed: int, epoch: int) -> list[i
     if not shuffle:
         return list(range(num_clips))
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(num_clips, generator=generator).tolist()
+    return torch.randperm(num_clips, generator=generator, device="cpu").tolist()
 
 
 class TrainingClips(Dataset[tuple[Any, Draw]]):
@@ -445,7 +445,7 @@ def _collate_training(collate: Collate, binary: bool, recipe: Recipe, drawn: Seq
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(state[0] >> np.uint64(1)))
         batch = dict(collate(clips))
-    batch["annotated_frames"] &= torch.tensor([draw.counts for draw in draws])[:, None]
+    batch["annotated_frames"] &= torch.tensor([draw.counts for draw in draws], device="cpu")[:, None]
     return batch
 
 

@@ -322,7 +322,7 @@ def evaluate(
     num_labels = cast(int, network.config.num_labels)
     metrics: list[ClipMetrics] = [build_metrics(num_labels) for _ in STAGES]
     # Sums over frames: loss and number of annotated frames; kept ratios and number of frames.
-    sums = torch.zeros(NUM_STAGES + 2, dtype=torch.float64)
+    sums = torch.zeros(NUM_STAGES + 2, dtype=torch.float64, device="cpu")
     panel = None
     indices = data.validation_indices(accelerator.process_index)
     bar = tqdm(
@@ -369,8 +369,9 @@ def _first_clip(outputs: PCMANetOutput, batch: Batch, processor: PCMANetProcesso
     """Return frames, predicted masks and labels of the first clip of a batch, without padding."""
     real = real_frames(batch)[0].cpu()
     images = processor.image_processor
-    mean, std = (torch.tensor(values)[:, None, None] for values in (images.image_mean, images.image_std))
-    pixels = (batch["pixel_values"][0].cpu()[real] * std + mean).clamp(0, 1) * 255
+    pixels = batch["pixel_values"][0].cpu()[real]
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (images.image_mean, images.image_std))
+    pixels = (pixels * std + mean).clamp(0, 1) * 255
     masks = processor.post_process_semantic_segmentation(outputs)[0]
     return {
         "frames": pixels.round().byte().permute(0, 2, 3, 1).numpy(),

@@ -44,11 +44,11 @@ def choose_classes(known: Sequence[str], chosen: Sequence[str] = ()) -> tuple[li
         raise ValueError(f"Classes {unknown} not found in the data. Its classes are: {listed}.")
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"Expected different classes, got {list(chosen)}.")
-    table = torch.arange(LABEL_VALUES)
+    table = torch.arange(LABEL_VALUES, device="cpu")
     if not chosen:
         return list(known), table
     names = [known[0], *chosen]
-    table[: len(known)] = torch.tensor([names.index(name) if name in names else 0 for name in known])
+    table[: len(known)] = table.new_tensor([names.index(name) if name in names else 0 for name in known])
     return names, table
 
 
