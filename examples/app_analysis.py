@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from modeling_pcmanet.media_pcmanet import EVERY_FRAME, MediaError, MediaReader, iterate_frames, read_media
-from pcmanet.examples.uploads import Limits, RefusedVideoError, probe_video
+from modeling_pcmanet.media_pcmanet import EVERY_FRAME, MediaError, MediaReader, iterate_frames
+from pcmanet.examples.uploads import Limits, RefusedVideoError, check_decoded, probe_video, read_audio_within
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.audio_visual_segmentation import MaskLogits, Window, iterate_mask_logits
 from pcmanet.pipelines.colors import class_colors
@@ -98,13 +98,11 @@ class Analysis:
         try:
             shutil.copyfile(upload, self.video)
             self.info = probe_video(self.video, name, limits)
-            # For the audio, aligned to the video, and the notes: one frame is enough.
-            media = read_media(self.video, frames_per_second=1 / max(1.0, self.info.seconds))
+            waveform, sampling_rate = self._decode()
         except (OSError, ValueError) as error:
             self.close()
             raise self._refusal(error) from error
-        self.loudness = loudness(media.waveform, media.sampling_rate, self.info.seconds, LOUDNESS_PARTS)
-        self.notes = media.notes
+        self.loudness = loudness(waveform, sampling_rate, self.info.seconds, LOUDNESS_PARTS)
         self.rate = 0.0
         self.timestamps: list[float] = []
 
@@ -180,6 +178,20 @@ class Analysis:
             outputs = model(**inputs)
         frame = self._frame_at(self.timestamps[number])
         return draw_stage_maps(frame, outputs, self.colors, model.config.id2label, number=number - first)
+
+    def _decode(self) -> tuple[np.ndarray, int]:
+        """Read the video once, for its real duration, its notes and its audio, which is returned with its sampling rate."""
+        reader = MediaReader(self.video)
+        reader.name = self.name
+        with reader:
+            for _ in reader.frames(1 / max(1.0, self.info.seconds)):  # one frame, unless it declares too little
+                check_decoded(reader.end, self._limits.seconds, self.name)
+            waveform, sampling_rate = read_audio_within(reader, self._limits)
+            reader.finish()
+        check_decoded(reader.end, self._limits.seconds, self.name)
+        self.info = replace(self.info, seconds=max(self.info.seconds, reader.end))
+        self.notes = tuple(reader.notes.texts)
+        return waveform, sampling_rate
 
     def _window_around(self, number: int) -> tuple[int, Window]:
         """Return the first frame, and the window, of the pipeline window whose middle is closest to network frame `number`."""

@@ -60,7 +60,15 @@ import pcmanet
 from modeling_pcmanet.media_pcmanet import MediaError, MediaReader
 from pcmanet.checkpoints import load_segmenter
 from pcmanet.cli.results import describe_result
-from pcmanet.examples.uploads import Limits, RefusedVideoError, check_pixels, probe_audio, probe_video
+from pcmanet.examples.uploads import (
+    Limits,
+    RefusedVideoError,
+    check_decoded,
+    check_pixels,
+    probe_audio,
+    probe_video,
+    read_audio_within,
+)
 from pcmanet.files import DEFAULT_MODEL
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
@@ -179,7 +187,7 @@ class Segmentation:
         reader.name = name
         audio_arguments, notes = ({}, []) if audio is None else self._read_audio(audio)
         with reader:
-            frames = self._stream(reader, reader.size, settings, stopped, **audio_arguments)
+            frames = self._stream(name, reader, reader.size, settings, stopped, **audio_arguments)
             reader.finish()
         return {"model": self.name, "video": name, "frames": frames, "notes": [*reader.notes.texts, *notes]}
 
@@ -199,31 +207,39 @@ class Segmentation:
         # A view: the image is in memory once, although it is every frame.
         repeated = np.broadcast_to(np.asarray(picture), (number, picture.height, picture.width, 3))
         clip = {"frames": repeated, **audio_arguments}
-        frames = self._stream(clip, (picture.height, picture.width), settings, stopped)
-        return {"model": self.name, "video": _shown_name(image), "frames": frames, "notes": notes}
+        name = _shown_name(image)
+        frames = self._stream(name, clip, (picture.height, picture.width), settings, stopped)
+        return {"model": self.name, "video": name, "frames": frames, "notes": notes}
 
     def _read_audio(self, audio: UploadFile) -> tuple[dict[str, Any], list[str]]:
         """Return the arguments of the pipeline for a file of audio that was probed, and the notes on it."""
         reader = MediaReader(audio.file, video=False)
         reader.name = _shown_name(audio)
         with reader:
-            pieces = [(samples, rate) for samples, rate in reader.audio() if samples is not None]
+            waveform, sampling_rate = read_audio_within(reader, self.limits)
             reader.finish()
-        waveform = np.concatenate([samples for samples, _ in pieces], axis=1)
-        return {"audio": waveform, "sampling_rate": pieces[0][1]}, reader.notes.texts
+        return {"audio": waveform, "sampling_rate": sampling_rate}, reader.notes.texts
 
     def _stream(
-        self, clip: Any, size: tuple[int, int], settings: Settings, stopped: threading.Event, **audio: Any
+        self,
+        name: str,
+        clip: Any,
+        size: tuple[int, int],
+        settings: Settings,
+        stopped: threading.Event,
+        **audio: Any,
     ) -> list[dict[str, Any]]:
         """Return the records of a clip; when `stopped` is set, those so far.
 
         Raises:
-            RefusedVideoError: If there are more than the limit, although the file declared fewer.
+            RefusedVideoError: If there are more than the limits accept, although the file declared fewer.
         """
+        rate = settings.frames_per_second
+        most = min(self.limits.seconds, self.limits.frames / rate)
         stream = self._segmenter.stream(
             clip,
             batch_size=self._batch_size,
-            frames_per_second=settings.frames_per_second,
+            frames_per_second=rate,
             threshold=settings.threshold,
             minimum_area=settings.minimum_area,
             **audio,
@@ -231,11 +247,7 @@ class Segmentation:
         records = []
         with closing(stream):
             for number, result in enumerate(stream):
-                if number > self.limits.frames:  # one more, by rounding, is no reason
-                    raise RefusedVideoError(
-                        f"The video is longer than its timestamps declare, and has more network frames than this server accepts, "
-                        f"{self.limits.frames}. Convert it to mp4 again, or cut it."
-                    )
+                check_decoded(result["timestamp"], most, name, f" at {rate:g} network frames per second")
                 records.append(describe_result(number, result, size))
                 if stopped.is_set():
                     break

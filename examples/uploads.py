@@ -2,11 +2,22 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from av.container import InputContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from modeling_pcmanet.media_pcmanet import MediaSource, audio_stream, frame_rate, open_media, video_stream
+from modeling_pcmanet.media_pcmanet import (
+    AUDIO_MARGIN_SECONDS,
+    MediaReader,
+    MediaSource,
+    audio_stream,
+    frame_rate,
+    open_media,
+    pixel_aspect,
+    shown_size,
+    video_stream,
+)
 
 
 BYTES_PER_LOGIT = 4
@@ -24,8 +35,8 @@ class VideoInfo:
     Attributes:
         seconds: Duration of the video stream.
         frames: Number of frames, at least 1.
-        width: Width of a frame in pixels.
-        height: Height of a frame in pixels.
+        width: Width of a displayed frame, with square pixels.
+        height: Its height.
     """
 
     seconds: float
@@ -41,7 +52,7 @@ class Limits:
     Attributes:
         megabytes: Largest upload, in MB of 10^6 bytes.
         seconds: Longest video, and longest audio of a video.
-        pixels: Largest frame.
+        pixels: Largest frame, as it is displayed.
         held_bytes: Most memory for the logits of a video, and again for its masks.
     """
 
@@ -93,7 +104,8 @@ def probe_video(source: MediaSource, name: str, limits: Limits, *, needs_audio: 
         if audio is None and needs_audio:
             raise RefusedVideoError(f"{name} has no audio track. Upload a video with audio.")
         ends, packets = _read_packets(container, [video] if audio is None else [video, audio])
-        info = VideoInfo(ends[0], max(1, packets), video.codec_context.width, video.codec_context.height)
+        stored = video.codec_context.width, video.codec_context.height
+        info = VideoInfo(ends[0], max(1, packets), *shown_size(*stored, pixel_aspect(video, notes)))
     _check_seconds(info.seconds, name, limits)
     _check_seconds(ends[-1], f"The audio of {name}", limits)
     check_pixels(info.width, info.height, name, limits)
@@ -121,11 +133,55 @@ def probe_audio(source: MediaSource, name: str, limits: Limits) -> float:
     return ends[0]
 
 
+def read_audio_within(reader: MediaReader, limits: Limits) -> tuple[np.ndarray, int]:
+    """Decode the audio of a reader of which all frames, if any, were read.
+
+    Args:
+        reader: The reader. Its name is that of the user.
+        limits: The limits of the server.
+
+    Returns:
+        The waveform (channels, samples), and its sampling rate in hertz (Hz).
+
+    Raises:
+        RefusedVideoError: If it is longer than its timestamps declare, and too long.
+        ValueError: If it cannot be decoded.
+    """
+    pieces, samples, sampling_rate = [], 0, 0
+    for piece, sampling_rate in reader.audio():
+        if piece is not None:
+            pieces.append(piece)
+            samples += piece.shape[1]
+            check_decoded(
+                samples / sampling_rate - AUDIO_MARGIN_SECONDS, limits.seconds, f"The audio of {reader.name}"
+            )
+    return np.concatenate(pieces, axis=1), sampling_rate
+
+
+def check_decoded(seconds: float, most: float, name: str, condition: str = "") -> None:
+    """Refuse a file of which more is decoded than is accepted, although its timestamps, which were probed, declare less.
+
+    Args:
+        seconds: Seconds that were decoded.
+        most: Seconds that are accepted.
+        name: The user's name of the file.
+        condition: Under which so many are accepted, after the number of seconds in the message.
+
+    Raises:
+        RefusedVideoError: If there are more, except by rounding.
+    """
+    if seconds > most + DURATION_TOLERANCE:
+        raise RefusedVideoError(
+            f"{name} is longer than its timestamps declare: {seconds:.1f} s of it were decoded, and this server accepts up to "
+            f"{most:.4g} s{condition}. Convert it to mp4 again, or cut it."
+        )
+
+
 def check_pixels(width: int, height: int, name: str, limits: Limits) -> None:
     """Refuse frames that are too large."""
     if width * height > limits.pixels:
         raise RefusedVideoError(
-            f"{name} has frames of {width}x{height} pixels. This server accepts up to {limits.pixels / 1e6:.1f} million "
+            f"{name} has frames of {width}x{height} pixels as displayed. This server accepts up to {limits.pixels / 1e6:.1f} million "
             "pixels. Reduce the size of the video."
         )
 

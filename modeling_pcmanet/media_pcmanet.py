@@ -1631,7 +1631,7 @@ class FrameConverter:
     def __init__(self, video: VideoStream, notes: MediaNotes) -> None:
         self.name = notes.name
         self._notes = notes
-        self._aspect = _pixel_aspect(video, notes)
+        self._aspect = pixel_aspect(video, notes)
         self._stored_size: tuple[int, int] | None = None
         self._size = (0, 0)
         self._reformatter = VideoReformatter()
@@ -1758,7 +1758,7 @@ def shown_size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int, in
     return width, round(height / pixel_aspect)
 
 
-def _pixel_aspect(video: VideoStream, notes: MediaNotes) -> Fraction:
+def pixel_aspect(video: VideoStream, notes: MediaNotes) -> Fraction:
     """Return the width of a pixel divided by its height, 1 if the video declares none or an impossible one."""
     aspect = video.sample_aspect_ratio or Fraction(1)
     if not Fraction(1, LARGEST_PIXEL_ASPECT) <= aspect <= LARGEST_PIXEL_ASPECT:

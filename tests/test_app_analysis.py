@@ -1,11 +1,12 @@
 """The analysis behind the page, without a server: limits, stored and deleted files."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from odd_media import begin_late, onset, write_odd_video
+from odd_media import Track, begin_late, big_endian, onset, patch_box, write_odd_video
 from transformers import pipeline
 
 from modeling_pcmanet import PCMANetProcessor
@@ -60,6 +61,31 @@ def test_videos_beyond_a_limit_are_refused(tmp_path, lengths, limits, reason):
     path = video(tmp_path / "clip.mp4", seconds=lengths[0], audio_seconds=lengths[1])
     with pytest.raises(app_analysis.RefusedVideoError, match=reason):
         app_analysis.probe_video(path, "clip", app_analysis.Limits(**limits))
+
+
+def test_the_size_as_displayed_is_limited(tmp_path):
+    def widen(stream):
+        stream.sample_aspect_ratio = Fraction(4, 1)
+
+    path = write_odd_video(tmp_path / "wide.mp4", configure=widen)  # 64x48 stored
+    info = app_analysis.probe_video(path, "wide.mp4", app_analysis.Limits(pixels=256 * 48))
+    assert (info.width, info.height) == (256, 48)
+    with pytest.raises(app_analysis.RefusedVideoError, match="wide.mp4 has frames of 256x48 pixels as displayed"):
+        app_analysis.probe_video(path, "wide.mp4", app_analysis.Limits(pixels=256 * 48 - 1))
+
+
+def test_a_video_that_is_longer_than_its_timestamps_declare_is_refused(segmenter, tmp_path):
+    path = write_odd_video(tmp_path / "clip.mp4", tracks=[Track(seconds=0.3)])
+    patch_box(path, b"stts", 12, big_endian(0), count=1)  # all frames at nearly the same time
+    limits = app_analysis.Limits(seconds=0.2)
+    assert app_analysis.probe_video(path, "clip.mp4", limits).seconds < 0.5
+    with pytest.raises(
+        app_analysis.RefusedVideoError, match="longer than its timestamps declare: 1.0 s of it .* up to 0.2 s. Convert"
+    ):
+        app_analysis.Analysis(segmenter, path, "clip.mp4", limits, tmp_path)
+    analysis = app_analysis.Analysis(segmenter, path, "clip.mp4", app_analysis.Limits(), tmp_path)
+    assert analysis.info.seconds > 1  # as decoded, on which the limit of memory depends
+    analysis.close()
 
 
 def test_masks_beyond_the_memory_limit_are_refused_with_a_suggestion(tmp_path):

@@ -162,7 +162,7 @@ def test_an_image_is_segmented_once_for_each_second_of_its_audio(server, segment
 def test_an_image_is_in_memory_once_however_long_its_audio_is(segmentation, monkeypatch):
     """Otherwise a photograph with a minute of audio fills the memory of the server."""
     clips = []
-    monkeypatch.setattr(segmentation, "_stream", lambda clip, *_: clips.append(clip) or [])
+    monkeypatch.setattr(segmentation, "_stream", lambda _, clip, *__: clips.append(clip) or [])
     image = serve.UploadFile(io.BytesIO(png((30, 20))), filename="a.png")
     audio = serve.UploadFile(io.BytesIO(encode_wav(np.zeros((1, 10 * 8000), np.float32), 8000)), filename="a.wav")
     segmentation.segment_image(image, audio, serve.Settings(2.0, None, 0.0), threading.Event())
@@ -270,7 +270,9 @@ def test_a_video_that_declares_too_little_is_stopped_at_the_limit(server, clip, 
     monkeypatch.setattr(serve, "probe_video", lambda *_, **__: VideoInfo(0.1, 1, 256, 256))
     answer = server.post(files=clip, params={"frames_per_second": 8})
     assert answer.status_code == 422
-    assert answer.json()["error"].startswith("The video is longer than its timestamps declare")
+    error = answer.json()["error"]
+    assert error.startswith("my clip.mp4 is longer than its timestamps declare: 3")
+    assert "accepts up to 2.5 s at 8 network frames per second." in error
 
 
 def test_other_paths_and_methods_name_those_that_exist(server):
