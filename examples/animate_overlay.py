@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from modeling_pcmanet.media_pcmanet import Media, read_media
+from pcmanet.cli.arguments import positive, positive_integer
 from pcmanet.pipelines.timeline import loudness
 
 
@@ -30,8 +31,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("video", type=Path, help="overlay.mp4 of `pcmanet segment --overlay`, or any video with audio")
     parser.add_argument("--output", type=Path, required=True, help=".webp or .gif file to write")
-    parser.add_argument("--frames-per-second", type=float, default=5.0, help="of the animation (default: 5)")
-    parser.add_argument("--width", type=int, default=512, help="of the frames, in pixels (default: 512)")
+    parser.add_argument("--frames-per-second", type=positive, default=5.0, help="of the animation (default: 5)")
+    parser.add_argument("--width", type=positive_integer, default=512, help="of the frames, in pixels (default: 512)")
     return parser.parse_args()
 
 

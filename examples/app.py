@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, read_media
 from pcmanet.checkpoints import load_segmenter
+from pcmanet.cli.arguments import port, positive, positive_integer
 from pcmanet.examples import app_views as views
 from pcmanet.examples.app_analysis import Analysis, LogitsPipeline
 from pcmanet.examples.uploads import Limits, RefusedVideoError
@@ -292,10 +293,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", default=model, help="Hub id or folder (default: the bundled model)")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: an accelerator if available)")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this computer only)")
-    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--port", type=port, help="port to listen on (default: the first free one from 7860)")
     limits = Limits()
-    parser.add_argument("--max-seconds", type=float, default=limits.seconds, help="longest video accepted, in seconds")
-    parser.add_argument("--max-megabytes", type=int, default=limits.megabytes, help="largest file accepted, in MB")
+    parser.add_argument(
+        "--max-seconds", type=positive, default=limits.seconds, help="longest video accepted, in seconds"
+    )
+    parser.add_argument(
+        "--max-megabytes", type=positive_integer, default=limits.megabytes, help="largest file accepted, in MB"
+    )
     return parser.parse_args()
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import pipeline
 
 from pcmanet import PCMANetConfig, SoundingShapes, register_block
+from pcmanet.cli.arguments import positive_integer
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.run import start_run, train
 
@@ -58,7 +59,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--clips", type=int, default=480, help="training clips (default: 480, a minute on two cores)")
+    parser.add_argument(
+        "--clips", type=positive_integer, default=480, help="training clips (default: 480, a minute on two cores)"
+    )
     args = parser.parse_args()
     recipe = Recipe(
         initialize_from=str(EXAMPLES / "demo_model"),

@@ -24,6 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from pcmanet.cli.arguments import positive_integer
 from pcmanet.dataset_scripts.avsbench import RowSettings, find_names
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.evaluation import (
@@ -46,7 +47,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--name", help="data set, if the folder contains several (default: the first one found)")
     parser.add_argument("--split", default="test", help="train, val or test (default: test)")
-    parser.add_argument("--batch-size", type=int, default=4, help="clips per forward pass and per group of `batch`")
+    parser.add_argument(
+        "--batch-size", type=positive_integer, default=4, help="clips per forward pass and per group of `batch`"
+    )
     return parser.parse_args()
 
 

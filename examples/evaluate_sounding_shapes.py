@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from pcmanet.cli.arguments import non_negative_integer, positive_integer
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.evaluation import PROTOCOLS
 from pcmanet.dataset_scripts.metrics import ClipMetrics, FalsePositiveMetrics, build_metrics
@@ -35,9 +36,13 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("model", type=Path, help="folder of a checkpoint with its processor")
-    parser.add_argument("--clips", type=int, default=200, help="number of held-out clips (default: 200)")
-    parser.add_argument("--seed", type=int, default=2026, help="seed of the held-out clips (training uses 0)")
-    parser.add_argument("--batch-size", type=int, default=4, help="clips per forward pass and per group of `batch`")
+    parser.add_argument("--clips", type=positive_integer, default=200, help="number of held-out clips (default: 200)")
+    parser.add_argument(
+        "--seed", type=non_negative_integer, default=2026, help="seed of the held-out clips (training uses 0)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_integer, default=4, help="clips per forward pass and per group of `batch`"
+    )
     parser.add_argument("--json", type=Path, help="also write the metrics to this file")
     return parser.parse_args()
 

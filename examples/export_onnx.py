@@ -34,6 +34,7 @@ from transformers import PreTrainedConfig
 from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
 from modeling_pcmanet.configuration_encoders import audio_embedding_size
 from pcmanet.checkpoints import load_model
+from pcmanet.cli.arguments import positive_integer
 from pcmanet.files import demo_file
 
 
@@ -80,7 +81,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("model.onnx"), help="file to write, *.onnx or *.pt2")
     parser.add_argument(
-        "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="frame size (default: that of the processor)"
+        "--size",
+        nargs=2,
+        type=positive_integer,
+        metavar=("HEIGHT", "WIDTH"),
+        help="frame size (default: that of the processor)",
     )
     parser.add_argument(
         "--audio",

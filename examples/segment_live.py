@@ -32,6 +32,7 @@ from PIL import Image
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.checkpoints import load_segmenter
+from pcmanet.cli.arguments import fraction, positive, positive_integer
 from pcmanet.files import DEFAULT_MODEL
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments
@@ -60,11 +61,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--input", type=Path, help="video file to play as live input")
     parser.add_argument("--output", type=Path, help="mp4 file to write, with masks, at --frames-per-second")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="Hub id or folder (default: the bundled model)")
-    parser.add_argument("--frames-per-second", type=float, default=2.0, help="network frames per second (default: 2)")
-    parser.add_argument("--frames-per-window", type=int, default=5, help="network frames per window (default: 5)")
-    parser.add_argument("--threshold", type=float, help="probability that a pixel must exceed")
     parser.add_argument(
-        "--seconds", type=float, help="stop after this time (default: at Ctrl-C or the end of the file)"
+        "--frames-per-second", type=positive, default=2.0, help="network frames per second (default: 2)"
+    )
+    parser.add_argument(
+        "--frames-per-window", type=positive_integer, default=5, help="network frames per window (default: 5)"
+    )
+    parser.add_argument("--threshold", type=fraction, help="probability that a pixel must exceed")
+    parser.add_argument(
+        "--seconds", type=positive, help="stop after this time (default: at Ctrl-C or the end of the file)"
     )
     parser.add_argument("--camera", default=camera, help=f"name of the camera in FFmpeg (default: {camera})")
     parser.add_argument(

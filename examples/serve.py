@@ -59,6 +59,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import pcmanet
 from modeling_pcmanet.media_pcmanet import MediaError, MediaReader
 from pcmanet.checkpoints import load_segmenter
+from pcmanet.cli.arguments import non_negative_integer, port, positive, positive_integer
 from pcmanet.cli.results import describe_result
 from pcmanet.examples.uploads import (
     Limits,
@@ -493,17 +494,27 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", default=model, help="Hub id or folder (default: the bundled model)")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: an accelerator if available)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
-    parser.add_argument("--batch-size", type=int, default=1, help="windows of ten frames per batch (default: 1)")
-    parser.add_argument("--threads", type=int, help="CPU threads of the network (default: all)")
-    parser.add_argument("--max-megabytes", type=int, default=limits.megabytes, help="largest upload, in MB")
-    parser.add_argument("--max-seconds", type=float, default=limits.seconds, help="longest video, in seconds")
-    parser.add_argument("--max-frames", type=int, default=limits.frames, help="most network frames of a video")
-    parser.add_argument("--max-requests", type=int, default=limits.requests, help="most requests in progress")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument(
-        "--upload-seconds", type=float, default=limits.upload_seconds, help="longest upload, in seconds"
+        "--batch-size", type=positive_integer, default=1, help="windows of ten frames per batch (default: 1)"
     )
-    parser.add_argument("--shutdown-seconds", type=int, default=30, help="how long to finish requests at the end")
+    parser.add_argument("--threads", type=positive_integer, help="CPU threads of the network (default: all)")
+    parser.add_argument(
+        "--max-megabytes", type=positive_integer, default=limits.megabytes, help="largest upload, in MB"
+    )
+    parser.add_argument("--max-seconds", type=positive, default=limits.seconds, help="longest video, in seconds")
+    parser.add_argument(
+        "--max-frames", type=positive_integer, default=limits.frames, help="most network frames of a video"
+    )
+    parser.add_argument(
+        "--max-requests", type=positive_integer, default=limits.requests, help="most requests in progress"
+    )
+    parser.add_argument(
+        "--upload-seconds", type=positive, default=limits.upload_seconds, help="longest upload, in seconds"
+    )
+    parser.add_argument(
+        "--shutdown-seconds", type=non_negative_integer, default=30, help="how long to finish requests at the end"
+    )
     return parser.parse_args()
 
 

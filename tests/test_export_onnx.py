@@ -177,6 +177,12 @@ def test_suffix_selects_the_format(monkeypatch, capsys):
     assert "Expected --output to end in .onnx or .pt2" in capsys.readouterr().err
 
 
+def test_size_is_checked(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, "--size", "0", "224")
+    assert "--size: expected an integer of 1 or more, got 0" in capsys.readouterr().err
+
+
 def test_missing_output_folder_is_an_error(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         parse(monkeypatch, "--output", tmp_path / "missing" / "model.onnx")

@@ -422,6 +422,23 @@ def instructions() -> list[tuple[str, str]]:
     return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines if line)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--threads", "0"], "--threads: expected an integer of 1 or more, got 0"),
+        (["--port", "70000"], "--port: expected a port from 1 to 65535, got 70000"),
+        (["--max-seconds", "-1"], "--max-seconds: expected a number above 0, got -1"),
+        (["--max-frames", "1.5"], "--max-frames: expected an integer of 1 or more, got 1.5"),
+        (["--shutdown-seconds", "x"], "--shutdown-seconds: expected an integer of 0 or more, got x"),
+    ],
+)
+def test_numbers_out_of_range_are_usage_errors(monkeypatch, capsys, arguments, expected):
+    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        serve.parse_args()
+    assert expected in capsys.readouterr().err
+
+
 def test_the_container_runs_the_server_without_privileges(monkeypatch):
     found = instructions()
     stages = [index for index, (name, _) in enumerate(found) if name == "FROM"]

@@ -1,7 +1,8 @@
 """The command line of `pcmanet`: commands, options, their help and their ranges.
 
 To add a command, write a function here that adds its parser, call it in `parse_arguments`, and name the module that runs
-it in `pcmanet.cli.main.COMMANDS`. This module must not import torch or transformers, so that `--help` is fast.
+it in `pcmanet.cli.main.COMMANDS`. This module must not import torch or transformers, so that `--help` is fast. The checks
+of numbers at the end are also those of the scripts in `examples/`.
 """
 
 import argparse
@@ -23,6 +24,7 @@ MISSING_AUDIO_RULES = ("raise", "silence")
 ON_ERROR = ("raise", "skip")
 NEGATIVE_AUDIO = ("silence", "noise", "off_screen")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LARGEST_PORT = 65535
 
 DONE, SOME_FAILED, STOPPED, INTERNAL_ERROR, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 0, 1, 2, 70, 130, 141, 143
 EXIT_CODES = f"""exit codes:
@@ -213,7 +215,7 @@ def _add_evaluate(commands: Commands) -> None:
         help="data sets, if there are several; each MODEL is evaluated on those with its classes (default of paired data: avss)",
     )
     group.add_argument(
-        "--clips", type=_positive_integer, default=500, help="paired data: number of clips (default: 500)"
+        "--clips", type=positive_integer, default=500, help="paired data: number of clips (default: 500)"
     )
     group.add_argument("--split", default="test", help="train, val or test (default: test)")
     group.add_argument(
@@ -241,7 +243,7 @@ def _add_evaluate(commands: Commands) -> None:
     )
     group.add_argument(
         "--frames-per-second",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="RATE",
         help="your own clips: network frames per second (default: 1)",
@@ -254,7 +256,7 @@ def _add_evaluate(commands: Commands) -> None:
         "--per-class", action="store_true", help="also by class; for binary masks, by the class of the sounding object"
     )
     group.add_argument(
-        "--worst", type=_non_negative_integer, default=5, help="clips in worst_clips.png, 0 for none (default: 5)"
+        "--worst", type=non_negative_integer, default=5, help="clips in worst_clips.png, 0 for none (default: 5)"
     )
     group.add_argument(
         "--negative-audio",
@@ -284,16 +286,16 @@ def _add_evaluate(commands: Commands) -> None:
     group = parser.add_argument_group("computation")
     group.add_argument(
         "--batch-size",
-        type=_positive_integer,
+        type=positive_integer,
         default=4,
         help="clips per forward pass, and per group of the `batch` metrics (default: 4)",
     )
     group.add_argument(
-        "--num-workers", type=_non_negative_integer, default=1, help="reading processes per process (default: 1)"
+        "--num-workers", type=non_negative_integer, default=1, help="reading processes per process (default: 1)"
     )
     group.add_argument(
         "--threads",
-        type=_positive_integer,
+        type=positive_integer,
         default=1,
         help="CPU threads per process; can change the last digits (default: 1)",
     )
@@ -304,7 +306,7 @@ def _add_evaluate(commands: Commands) -> None:
         help="data type of the network (default: float32, in which results are compared)",
     )
     group.add_argument(
-        "--seed", type=_non_negative_integer, default=0, help="seed of the noise and of paired clips (default: 0)"
+        "--seed", type=non_negative_integer, default=0, help="seed of the noise and of paired clips (default: 0)"
     )
 
 
@@ -345,14 +347,14 @@ def _add_train(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-steps",
-        type=_positive_integer,
+        type=positive_integer,
         metavar="NUMBER",
         help="stop with a checkpoint after this total number of steps; the schedule does not change",
     )
     parser.add_argument(
         "--test",
         nargs="?",
-        type=_positive_integer,
+        type=positive_integer,
         const=500,
         metavar="CLIPS",
         help="at the end evaluate the best weights on the test split; of paired data, on this number of clips (default: 500)",
@@ -413,7 +415,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overlay", action="store_true", help="also write the video with its masks and its audio")
     group.add_argument(
         "--overlay-frames-per-second",
-        type=_positive,
+        type=positive,
         metavar="RATE",
         help="segment again at a higher rate for the overlay only, so that its masks follow motion (default: the same rate)",
     )
@@ -440,27 +442,27 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--frames-per-second",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="RATE",
         help="network frames per second (default: 1)",
     )
     group.add_argument(
         "--threshold",
-        type=_fraction,
+        type=fraction,
         metavar="PROBABILITY",
         help="probability that the pixels of a mask must exceed (default: 0.5 for binary models, 0 for semantic models)",
     )
     group.add_argument(
         "--minimum-area",
-        type=_fraction,
+        type=fraction,
         default=0.001,
         metavar="FRACTION",
         help="smallest mask, as a fraction of the frame (default: 0.001)",
     )
     group.add_argument(
         "--early-exit-threshold",
-        type=_fraction,
+        type=fraction,
         metavar="FRACTION",
         help="faster: skip the last decoder stages for frames with at most this fraction of uncertain pixels (default: never)",
     )
@@ -471,7 +473,7 @@ def _add_archive(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("many videos", f"See {DOCUMENTATION}guides/archives/")
     group.add_argument(
         "--shard-minutes",
-        type=_non_negative,
+        type=non_negative,
         default=5.0,
         metavar="MINUTES",
         help="parquet: publish results at least this often; kill -9 loses at most this much work (default: 5)",
@@ -482,7 +484,7 @@ def _add_archive(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--ray-workers",
-        type=_positive_integer,
+        type=positive_integer,
         metavar="NUMBER",
         help="workers of the Ray job (default: one per GPU, or one per CPU without GPUs)",
     )
@@ -524,7 +526,7 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number, got {text}") from None
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
     """Parse a number above 0."""
     value = _number(text)
     if not 0 < value < math.inf:
@@ -532,7 +534,7 @@ def _positive(text: str) -> float:
     return value
 
 
-def _non_negative(text: str) -> float:
+def non_negative(text: str) -> float:
     """Parse a number of 0 or more."""
     value = _number(text)
     if not 0 <= value < math.inf:
@@ -540,7 +542,7 @@ def _non_negative(text: str) -> float:
     return value
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
     """Parse a number from 0 to 1."""
     value = _number(text)
     if not 0 <= value <= 1:
@@ -548,15 +550,22 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _positive_integer(text: str) -> int:
+def positive_integer(text: str) -> int:
     """Parse an integer of 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {text}")
     return int(text)
 
 
-def _non_negative_integer(text: str) -> int:
+def non_negative_integer(text: str) -> int:
     """Parse an integer of 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text}")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Parse the number of a TCP port."""
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to {LARGEST_PORT}, got {text}")
     return int(text)
