@@ -16,6 +16,7 @@ from pcmanet.files import (
     check_settings,
     find_recipe,
     keep_settings,
+    naming_disk_errors,
     recover,
     remove_folder,
     replace_folder,
@@ -88,6 +89,18 @@ def test_error_keeps_the_earlier_file_and_nothing_else(tmp_path):
         raise OSError("no space")
     assert names(tmp_path) == ["results.json"]
     assert (tmp_path / "results.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder, naming_disk_errors])
+def test_an_error_of_the_disk_names_what_was_written(write, tmp_path):
+    def name_in(error: OSError) -> str | None:
+        with pytest.raises(OSError) as caught, write(tmp_path / "target"):
+            raise error
+        return caught.value.filename
+
+    assert name_in(OSError(errno.ENOSPC, "No space left on device")) == str(tmp_path / "target")
+    assert name_in(OSError(errno.ENOSPC, "No space left on device", "other")) == "other"
+    assert name_in(OSError(errno.ECONNREFUSED, "Connection refused")) is None
 
 
 def test_file_in_a_missing_folder_is_refused_before_the_work(tmp_path):

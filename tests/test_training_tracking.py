@@ -1,5 +1,6 @@
 """The tracker: records in TensorBoard and in the log, also after a kill and a resume."""
 
+import errno
 import io
 import json
 from dataclasses import dataclass
@@ -109,6 +110,17 @@ def test_panel_is_written_to_the_folder_and_to_tensorboard(tmp_path):
         assert event.step == 7
         assert np.array_equal(np.asarray(logged), np.asarray(saved))
         assert np.array_equal(np.asarray(saved), np.asarray(draw_panel(*panel_arrays(), NAMES)))
+
+
+def test_an_error_of_the_disk_names_the_overlay(tmp_path, monkeypatch):
+    def fill_the_disk(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill_the_disk)
+    tracker = make(tmp_path, names=[])
+    with pytest.raises(OSError, match="No space left on device: .*overlays/step_00000007.png"):
+        tracker.log_overlays(7, *panel_arrays())
+    assert list((tmp_path / "overlays").iterdir()) == []
 
 
 def test_killed_run_resumes_with_the_log_of_an_uninterrupted_one(tmp_path):

@@ -25,6 +25,8 @@ from typing import Any
 TEMPORARY = ".pcmanet-"  # how the name of everything that is not complete begins; hidden, so that no loader reads it
 _REPLACED = f"{TEMPORARY}replaced-"  # a folder while its successor takes its place
 MANIFEST = "manifest.json"
+# A full disk or quota, a file too large for the file system, a broken disk.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 DEFAULT_MODEL = "real_world"  # name of the model that is installed with the package
 
 
@@ -67,6 +69,21 @@ def find_recipe(name: str | Path) -> Path:
 
 
 @contextmanager
+def naming_disk_errors(path: Path) -> Iterator[None]:
+    """Name a file or folder in an error of the disk that names none, because it was raised by an open file.
+
+    Args:
+        path: What is written until the end of the `with` block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_ERRORS and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Write a file that appears when it is complete; an earlier file is replaced in one step.
 
@@ -85,7 +102,8 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise FileNotFoundError(f"Folder {path.parent} not found. Create it before writing {path.name}.")
     temporary = temporary_path(path)
     try:
-        yield temporary
+        with naming_disk_errors(path):
+            yield temporary
         if durable:
             replace_file(temporary, path)
         else:
@@ -122,7 +140,8 @@ def atomic_folder(path: Path, *, overwrite: bool = False, durable: bool = True) 
     with temporary_folder(path.parent) as parent:
         temporary = parent / path.name
         temporary.mkdir()
-        yield temporary
+        with naming_disk_errors(path):
+            yield temporary
         replace_folder(temporary, path, durable=durable)
 
 

@@ -28,7 +28,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from accelerate.utils import LoggerType
 from PIL import Image
 
-from pcmanet.files import synchronize
+from pcmanet.files import atomic_file, naming_disk_errors, synchronize
 from pcmanet.pipelines.panel import draw_panel
 
 
@@ -124,7 +124,8 @@ class Tracker:
             self._start(step)
             path = Path(OVERLAYS_FOLDER, f"step_{step:08d}.png")
             (self.folder / OVERLAYS_FOLDER).mkdir(exist_ok=True)
-            draw_panel(frames, masks, labels, id2label).save(self.folder / path)
+            with atomic_file(self.folder / path, durable=False) as temporary:
+                draw_panel(frames, masks, labels, id2label).save(temporary)
             self._write({"step": step, "overlays": path.as_posix()})
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,7 +179,8 @@ class Tracker:
 
     def _write(self, record: dict[str, Any]) -> None:
         """Append a record to the log, then send it to the trackers."""
-        with (self.folder / LOG_NAME).open("a") as log:
+        path = self.folder / LOG_NAME
+        with naming_disk_errors(path), path.open("a") as log:
             log.write(json.dumps(record, allow_nan=False) + "\n")
         self._step = record["step"]
         self._records += 1
