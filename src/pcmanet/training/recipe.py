@@ -6,6 +6,7 @@ All defaults are here. A recipe file contains the fields that differ.
 """
 
 import json
+import math
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -184,6 +185,7 @@ class Recipe:
         for one in fields(self):
             value = _convert(one.name, getattr(self, one.name), hints[one.name])
             object.__setattr__(self, one.name, value)
+            _check_finite(one.name, value)
             _check_range(one.name, value, one.metadata)
         _check_network(self)
         _check_source(self)
@@ -274,13 +276,24 @@ def _check_range(name: str, value: Any, rules: Mapping[str, Any]) -> None:
                 raise ValueError(f"{name} is {one!r}, expected one of {', '.join(choices)}.")
     if value is None or isinstance(value, tuple):
         return
-    # NaN fails every comparison, so each condition is the valid case.
-    if "minimum" in rules and not value >= rules["minimum"]:
+    if "minimum" in rules and value < rules["minimum"]:
         raise ValueError(f"{name} is {value}, expected {rules['minimum']} or more.")
-    if "maximum" in rules and not value <= rules["maximum"]:
+    if "maximum" in rules and value > rules["maximum"]:
         raise ValueError(f"{name} is {value}, expected {rules['maximum']} or less.")
-    if "above" in rules and not rules["above"] < value < float("inf"):
-        raise ValueError(f"{name} is {value}, expected a finite number above {rules['above']}.")
+    if "above" in rules and value <= rules["above"]:
+        raise ValueError(f"{name} is {value}, expected a number above {rules['above']}.")
+
+
+def _check_finite(name: str, value: Any) -> None:
+    """Check that a value, and every value inside it, is neither infinite nor NaN."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            _check_finite(f"{name}.{key}", one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _check_finite(name, one)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, expected a finite number.")
 
 
 def _check_network(recipe: Recipe) -> None:
