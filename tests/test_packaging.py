@@ -16,10 +16,19 @@ import yaml
 from isolated_python import WITHOUT_EDITABLE_INSTALL
 from page_workspace import code_of
 
+import modeling_pcmanet
 import pcmanet
 
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_public_names_of_the_model_are_names_of_the_package():
+    missing = {*modeling_pcmanet.__all__} - {*pcmanet.__all__}
+    assert missing == {"save_code_with_weights"}  # for developers: it saves the code of the model next to its weights
+    assert all(
+        getattr(pcmanet, name) is getattr(modeling_pcmanet, name) for name in {*modeling_pcmanet.__all__} - missing
+    )
 
 
 def tracked(*patterns: str) -> list[str]:
