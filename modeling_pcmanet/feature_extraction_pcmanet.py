@@ -286,7 +286,7 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
             `input_features`: (frames, 1, patch_frames, num_mel_bins), float32; a list of these for a list of clips.
 
         Raises:
-            ValueError: For audio that [`to_mono`] refuses (the error gives the index in a list), a missing or wrong
+            ValueError: For no audio, audio that [`to_mono`] refuses (the error gives the index in a list), a missing or wrong
                 sampling rate, an unknown audio alignment, missing timestamps, lists of different lengths, or clips that
                 cannot be stacked.
         """
@@ -296,6 +296,8 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
             features = self._extract_clip(waveforms, num_frames=num_frames, timestamps=timestamps, **settings)
             return BatchFeature({"input_features": features.numpy()}, tensor_type=return_tensors)
         count = len(waveforms)
+        if not count:
+            raise ValueError("Got no audio. Pass the audio of one clip, or a list of at least one.")
         clips = zip(waveforms, *(_per_clip(value, count) for value in (num_frames, timestamps)), strict=True)
         patches = []
         for index, (clip, frames, times) in enumerate(clips):

@@ -117,6 +117,13 @@ def audio_source(audio: Any, sampling_rate: int | None) -> tuple[Any, int | None
     return audio, sampling_rate
 
 
+def _clip_sources(video: Any, audio: Any, sampling_rate: int | None) -> tuple[Any, Any, int | None]:
+    """Return the video and the audio of a clip in the form in which they are read; no audio if it is the video's own."""
+    video, (audio, sampling_rate) = media_source(video), audio_source(audio, sampling_rate)
+    # A file object that is given as both has one position, which two readers would both move.
+    return video, None if audio is video and is_media(video) else audio, sampling_rate
+
+
 def is_clip(videos: Any) -> bool:
     """Return whether videos is one clip (media, an array of frames, a list of frames) and not several.
 
@@ -166,7 +173,7 @@ def open_clip(
             are read.
         FileNotFoundError: If a path does not exist.
     """
-    video, (audio, sampling_rate) = media_source(video), audio_source(audio, sampling_rate)
+    video, audio, sampling_rate = _clip_sources(video, audio, sampling_rate)
     with ExitStack() as stack:
         if not is_media(video) and not is_decoder(video):
             frames, chunks = _open_array(video, audio, sampling_rate, timestamps, frames_per_second, masks_per_second)
@@ -903,7 +910,7 @@ class PCMANetProcessor(ProcessorMixin):
             FileNotFoundError: If a path does not exist.
         """
         rates = [self.check_settings(rate, audio_alignment=audio_alignment)[0] for rate in frames_per_second]
-        video, (audio, sampling_rate) = media_source(video), audio_source(audio, sampling_rate)
+        video, audio, sampling_rate = _clip_sources(video, audio, sampling_rate)
         with _errors_name(video), ExitStack() as stack:
             reader = _open_reader(stack, video, audio=audio is None)
             chunks = reader.audio() if audio is None else _open_audio(stack, audio, sampling_rate)

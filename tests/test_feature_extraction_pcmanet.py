@@ -253,6 +253,12 @@ def test_the_patches_at_the_ends_are_those_of_the_complete_audio(audio_alignment
     )
 
 
+@pytest.mark.parametrize("nothing", [[], (), np.zeros((0, 1, RATE))])
+def test_no_audio_is_refused(nothing):
+    with pytest.raises(ValueError, match="Got no audio. Pass the audio of one clip"):
+        PCMANetFeatureExtractor()(nothing, RATE)
+
+
 @pytest.mark.parametrize("short_clip", ["repeat_last", "zeros"])
 @pytest.mark.parametrize("samples", [100, 15_600, 40_000])
 def test_missing_consecutive_patches_in_a_stream(short_clip, samples):

@@ -132,6 +132,15 @@ def test_a_video_has_frames_timestamps_and_audio(video):
     assert audio.length == pytest.approx(64000, abs=1024)  # AAC works in blocks of 1,024 samples
 
 
+def test_one_file_object_as_video_and_audio_is_its_own_audio(video):
+    read_frames, audio = read(video)
+    with video.open("rb") as file:
+        same_frames, same_audio = read(file, file)
+    assert [timestamp for timestamp, _ in same_frames] == [timestamp for timestamp, _ in read_frames]
+    assert all(np.array_equal(frame, same) for (_, frame), (_, same) in zip(read_frames, same_frames, strict=True))
+    assert torch.equal(same_audio.cut(0, same_audio.length), audio.cut(0, audio.length))
+
+
 @pytest.mark.parametrize("kind", ["array", "row", "path", "bytes", "file object"])
 def test_separate_audio_replaces_that_of_the_video(video, tmp_path, kind):
     waveform = np.sin(np.arange(4 * 16000) / 3)
