@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from paired_files import write_paired_data
 from PIL import Image
 from training_runs import (
     RECIPES,
@@ -313,4 +314,12 @@ def test_missing_test_split_is_an_error_before_the_training(data, tmp_path, caps
     settings = {"task": "ms3", "data": data["ms3"], "negative_fraction": 0.0, "freeze": []}
     message = error_of(capsys, tmp_path / "run", "--test", **settings)
     assert "No clips of split 'test' found" in message and "it has clips of train, val" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_paired_data_without_test_photos_are_an_error_before_the_training(tmp_path, capsys):
+    data = write_paired_data(tmp_path, splits={"val": 0.2, "test": 0.0})
+    settings = {"task": "ms3", "data": str(data), "negative_fraction": 0.0, "freeze": []}
+    message = error_of(capsys, tmp_path / "run", "--test", "2", **settings)
+    assert f"--test: No photos with an object of any class in split 'test' of {data}. Set `splits`" in message
     assert not (tmp_path / "run").exists()
