@@ -175,9 +175,17 @@ def test_semantic_metrics_match_direct_evaluation(run, root, checkpoints):
     assert results["classes"]["background"]["official"]["miou"] == iou[0].item()
 
 
-def test_published_variants_of_avss(run, root, checkpoints):
+def test_scored_padding_is_noted_where_the_network_does_not_compute_it(capsys):
+    evaluate._note_uncomputed_padding("ours", tiny_model(padded_frames="zeroed").config)
+    assert capsys.readouterr().err == ""
+    evaluate._note_uncomputed_padding("ours", tiny_model().config)
+    assert 'note: ours has padded_frames="excluded", so --score-padding counts' in capsys.readouterr().err
+
+
+def test_published_variants_of_avss(run, root, checkpoints, capsys):
     options = ["--name", "avss", "--score-padding", "--published-no-background"]
     results = run(checkpoints[71], root, *options)
+    assert f"note: {checkpoints[71]} has padded_frames" in capsys.readouterr().err
     metrics = SemanticMetrics(71, score_padding=True, report_published_no_background=True)
     logits, labels = [], []
     for some, batch in predict(checkpoints[71], load(root, "avss")):

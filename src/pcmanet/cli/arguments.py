@@ -102,8 +102,9 @@ run. Batches whose files were changed are computed again. After a complete run o
 processes.
 
 Masks are compared at the input size of the network, as AVSBench does, or with --original-resolution at the size of the
-frames. For AVSS, only real frames are scored and class 0 is the background; --score-padding and --published-no-background
-reproduce the published evaluation.
+frames. For AVSS, only real frames are scored and class 0 is the background. --score-padding and --published-no-background
+reproduce the published evaluation, of networks with padded_frames="zeroed" (converted published weights). Others do not
+compute padded frames, so that --score-padding counts them as correct background.
 
 {EXIT_CODES}"""
 
@@ -277,7 +278,11 @@ def _add_evaluate(commands: Commands) -> None:
     group.add_argument(
         "--original-resolution", action="store_true", help="score at the size of the frames, not of the network input"
     )
-    group.add_argument("--score-padding", action="store_true", help="avss: also score frames that pad clips")
+    group.add_argument(
+        "--score-padding",
+        action="store_true",
+        help='avss: also score frames that pad clips, as published, where the network has padded_frames="zeroed"',
+    )
     group.add_argument(
         "--published-no-background",
         action="store_true",

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass
@@ -283,6 +284,8 @@ def _evaluate(
     """Evaluate a checkpoint on a data set, write its report, and return its results, empty in other processes."""
     model, processor = load_model(checkpoint)
     cast(torch.nn.Module, model).to(state.device)
+    if arguments.score_padding and state.is_main_process:
+        _note_uncomputed_padding(checkpoint, cast(PCMANetConfig, model.config))
     reader = _create_reader(arguments, data, processor)
     progress = output / "progress"
     if arguments.dtype == "auto":
@@ -302,6 +305,16 @@ def _evaluate(
         results = _report(arguments, checkpoint, output, metrics, problems, cost, reader, optimized)
     state.wait_for_everyone()  # the speed is measured while no other process computes
     return results
+
+
+def _note_uncomputed_padding(checkpoint: str, config: PCMANetConfig) -> None:
+    """Print a note if a network does not compute the padded frames that are scored."""
+    if config.padded_frames != "zeroed":
+        print(
+            f'note: {checkpoint} has padded_frames="{config.padded_frames}", so --score-padding counts padded frames as correct '
+            'background. The figures cannot be compared with published ones, which need padded_frames="zeroed".',
+            file=sys.stderr,
+        )
 
 
 def _create_reader(arguments: Namespace, data: EvaluationClips, processor: PCMANetProcessor) -> EvaluationReader:
