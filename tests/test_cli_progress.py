@@ -1,5 +1,7 @@
 """Tests of src/pcmanet/cli/progress.py."""
 
+import time
+
 import pytest
 
 from pcmanet.cli.progress import MAXIMUM_NAME_LENGTH, Progress
@@ -54,15 +56,38 @@ def test_stage_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setattr("pcmanet.cli.progress.SECONDS_BEFORE_SHOWN", 0)
     with Progress("segmenting", 1) as progress, progress.stage("x" * 50, 20.0) as advance:
-        for second in (5.0, 4.0, 10.0):  # never backwards
+        for second in (5.0, 4.0, 10.0, 25.0):  # never backwards, and not beyond what the video declares
+            time.sleep(0.12)  # tqdm draws every 0.1 s
             advance(second)
     shown = capsys.readouterr().err
+    assert "100% 20 of 20 s [" in shown
     assert f"...{'x' * (MAXIMUM_NAME_LENGTH - 3)}: " in shown
     assert "of 20 s [" in shown
 
 
-def test_stage_in_a_log_file_or_hidden(capsys: pytest.CaptureFixture):
-    for hidden in (False, True):
-        with Progress("segmenting", 9, hidden=hidden) as progress, progress.stage("a.mp4", None) as advance:
+def test_long_video_gets_a_line_per_minute_in_a_log_file(capsys: pytest.CaptureFixture):
+    now = [0.0]
+    with Progress("segmenting", 1, clock=lambda: now[0]) as progress:
+        for name, seconds in (("a.mp4", 1200.0), ("b.mp4", None)):
+            with progress.stage(name, seconds) as advance:
+                for position in (100.9375, 200.9375, 300.9375, 400.9375):
+                    now[0] += 30.0
+                    advance(position)
+    assert capsys.readouterr().err.splitlines() == [
+        "a.mp4:  17% 200 of 1200 s [01:00<05:00,  3.33s/s]",
+        "a.mp4:  33% 400 of 1200 s [02:00<04:00,  3.33s/s]",
+        "b.mp4: 200s [01:00,  3.33s/s]",
+        "b.mp4: 400s [02:00,  3.33s/s]",
+    ]
+
+
+def test_short_or_hidden_stage_in_a_log_file(capsys: pytest.CaptureFixture):
+    now = [0.0]
+    for hidden, seconds in ((False, 59.0), (True, 100.0)):
+        with (
+            Progress("segmenting", 9, hidden=hidden, clock=lambda: now[0]) as progress,
+            progress.stage("a.mp4", None) as advance,
+        ):
+            now[0] += seconds
             advance(3.0)
     assert "a.mp4" not in capsys.readouterr().err

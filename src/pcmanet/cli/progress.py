@@ -1,5 +1,6 @@
 """The progress of `pcmanet segment` on the error output: the number of videos, and the position in a long video."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from tqdm import tqdm
 
 SECONDS_BEFORE_SHOWN = 2.0  # shorter stages have no progress bar
 SECONDS_BETWEEN_LINES = 60.0  # in a log file
-MAXIMUM_NAME_LENGTH = 40  # characters
+MAXIMUM_NAME_LENGTH = 40  # characters, on a terminal
+STAGE_FORMAT = "{desc}: {percentage:3.0f}% {n:.0f} of {total:.0f} s [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
 
 class Progress:
@@ -56,27 +58,42 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, seconds: float | None) -> Iterator[Callable[[float], object]]:
-        """Show one stage of a video, on a terminal and if it takes longer than two seconds.
+        """Show one stage of a video if it takes longer than two seconds, or in a log file a minute.
 
         Args:
             name: What is done.
-            seconds: Duration of the video, if known.
+            seconds: Duration that the video declares, if any. A longer video stays at it.
 
         Yields:
             A function that receives the current position in the video, in seconds.
         """
         shown = name if len(name) <= MAXIMUM_NAME_LENGTH else f"...{name[3 - MAXIMUM_NAME_LENGTH :]}"
-        form = "{desc}: {percentage:3.0f}% {n:.0f} of {total:.0f} s [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+        form = STAGE_FORMAT if seconds else None
+        start = last_line = self._clock()
         with tqdm(
             desc=shown,
             total=seconds,
             unit="s",
-            bar_format=form if seconds else None,
+            bar_format=form,
             delay=SECONDS_BEFORE_SHOWN,
             leave=False,
             disable=True if self._hidden else None,
         ) as bar:
-            yield lambda position: bar.update(max(0.0, position - bar.n))
+            is_logged = bar.disable and not self._hidden
+
+            def advance(position: float) -> None:
+                nonlocal last_line
+                position = min(position, seconds or math.inf)
+                bar.update(max(0.0, position - bar.n))
+                now = self._clock()
+                if is_logged and now - last_line >= SECONDS_BETWEEN_LINES:
+                    last_line = now
+                    meter = tqdm.format_meter(
+                        math.floor(position), seconds, now - start, prefix=name, unit="s", bar_format=form
+                    )
+                    print(meter, file=sys.stderr, flush=True)
+
+            yield advance
 
     def finish_video(self) -> None:
         """Count a video as done."""
