@@ -10,6 +10,7 @@
 it gives. Sections: notes and errors, reading, opening, packets, time, frames, audio.
 """
 
+import errno
 import heapq
 import io
 import logging
@@ -971,9 +972,8 @@ def _seekable(source: BinaryIO) -> Iterator[BinaryIO]:
     if hasattr(source, "seekable") and source.seekable():
         yield source
         return
-    with tempfile.TemporaryFile() as file:
-        copy_pipe(source, file)
-        yield cast(BinaryIO, file)
+    with _temporary_copy(source) as file:
+        yield file
 
 
 @contextmanager
@@ -981,30 +981,43 @@ def _second_source(source: MediaSource) -> Iterator[MediaSource]:
     """Yield a source that can be read independently of `source`: itself, or of a file object a copy in a temporary file."""
     if _is_file_object(source):
         position = source.tell()
-        with tempfile.TemporaryFile() as file:
-            source.seek(0)
-            copy_pipe(source, file)
+        source.seek(0)
+        with _temporary_copy(source) as file:
             source.seek(position)
-            yield cast(BinaryIO, file)
+            yield file
     else:
         yield source
 
 
+@contextmanager
+def _temporary_copy(source: BinaryIO) -> Iterator[BinaryIO]:
+    """Yield a temporary file with the data of a file object, or raise MediaError if its disk is full."""
+    try:
+        with ExitStack() as filling:
+            file = filling.enter_context(tempfile.TemporaryFile())
+            copy_pipe(source, file)
+            opened = filling.pop_all()
+    except OSError as error:  # also when the file is closed with data that were not written
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MediaError(
+            f"{source_name(source)} cannot be copied to a temporary file in {tempfile.gettempdir()}: {error.strerror}. "
+            "Write it to a file and pass its path, or set TMPDIR to a folder with more space."
+        ) from error
+    with opened:
+        yield cast(BinaryIO, file)
+
+
 def copy_pipe(source: BinaryIO, file: IO[bytes]) -> None:
-    """Copy the data of a pipe to a file, or raise MediaError if it does not end or the disk is full."""
+    """Copy the data of a pipe to a file, or raise MediaError if it does not end; OSError if the disk is full."""
     while data := source.read(PIPED_READ_BYTES):
-        try:
-            file.write(data)
-        except OSError as error:
-            raise MediaError(
-                f"{source_name(source)} cannot be copied to a temporary file: {error.strerror}. Write it to a file and pass "
-                "its path, or set TMPDIR to a folder with more space."
-            ) from error
+        file.write(data)
         if file.tell() > LARGEST_PIPED_BYTES:
             raise MediaError(
                 f"{source_name(source)} gave more than {LARGEST_PIPED_BYTES / 2**30:.3g} GiB and does not end. "
                 "Write it to a file and pass its path."
             )
+    file.flush()  # so that a full disk is an error here
 
 
 def video_stream(container: InputContainer, notes: MediaNotes) -> VideoStream:

@@ -339,6 +339,19 @@ class TestVideosAtOnce:
         assert threads == [2, 2]
         assert set(rows(here / "out")["video"].to_pylist()) == {"clips/day_0/0.mp4", "clips/day_1/1.mp4"}
 
+    def test_a_pipe_that_fills_the_disk_of_the_output_ends_the_run(
+        self, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ):
+        def fill(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(segment, "copy_pipe", fill)
+        with piped_input(here / "clips" / "day_0" / "0.mp4"):
+            assert main(command(videos="/dev/stdin")) == 2
+        error = capsys.readouterr().err
+        assert "No space left on the disk of out. Finished results" in error
+        assert "TMPDIR" not in error
+
     def test_an_error_of_the_system_ends_both(self, two: str, here: Path, monkeypatch: pytest.MonkeyPatch):
         both = threading.Barrier(2, timeout=100)
 

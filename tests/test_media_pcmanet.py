@@ -268,6 +268,39 @@ def test_errors_of_the_reader_s_user_stay_as_they_are(clip: Path) -> None:
             raise OSError(errno.ENOSPC, "disk full")
 
 
+class FullDisk(io.RawIOBase):
+    """A file on a disk without space."""
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, *_: int) -> int:
+        return 0
+
+    def write(self, _: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("size", [100, None])  # smaller than the buffer of a file, and larger
+def test_a_pipe_that_fills_the_disk_names_the_folder_of_temporary_files(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
+) -> None:
+    data = clip.read_bytes()[:size]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: io.BufferedRandom(FullDisk()))
+    expected = re.escape(f"copied to a temporary file in {tmp_path}: No space left on device. Write it to a file")
+    with pytest.raises(MediaError, match=expected):
+        read_media(Pipe(data))
+    with pytest.raises(OSError, match="No space left"):  # of a caller that chose the place of the file
+        media_pcmanet.copy_pipe(Pipe(data), FullDisk())
+
+
 def test_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="is a directory. Pass the path of one media file"):
         read_media(tmp_path)

@@ -90,8 +90,7 @@ def run(arguments: Namespace) -> bool:
     """
     if arguments.command == "demo":
         return _run_demo(arguments)
-    with _explain_full_disk(arguments.output):
-        return _run_on_ray(arguments) if arguments.ray else _run_in_processes(arguments)
+    return _run_on_ray(arguments) if arguments.ray else _run_in_processes(arguments)
 
 
 def _run_demo(arguments: Namespace) -> bool:
@@ -108,15 +107,18 @@ def _run_demo(arguments: Namespace) -> bool:
 
 @contextmanager
 def _explain_full_disk(output: Path) -> Iterator[None]:
-    """Turn the error of the system for a full disk into one that names what is kept and how to resume."""
+    """Turn the error of the system for a full disk into one that names what is kept and how to resume.
+
+    Only what is written to the output raises it: a temporary file that does not fit is an error of its video.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
-            f"No space left on the disk of {output}, or of temporary files (TMPDIR). Finished results are complete and kept. Free some space and run the "
-            "same command again, without --overwrite."
+            f"No space left on the disk of {output}. Finished results are complete and kept. Free some space and run the same "
+            "command again, without --overwrite."
         ) from error
 
 
@@ -151,13 +153,14 @@ def _begin(
 ) -> None:
     """Begin a run in the output folder."""
     settings = {"checkpoint": digest(segmenter.model, segmenter.processor)}
-    output.begin(
-        find_checkpoint(arguments.model),
-        settings | {name: getattr(arguments, name) for name in SETTINGS},
-        is_archive=arguments.format == "parquet",
-        overwrite=arguments.overwrite,
-        is_stale=partial(_is_stale, arguments, videos, {printable(name): name for name in videos.names}),
-    )
+    with _explain_full_disk(arguments.output):
+        output.begin(
+            find_checkpoint(arguments.model),
+            settings | {name: getattr(arguments, name) for name in SETTINGS},
+            is_archive=arguments.format == "parquet",
+            overwrite=arguments.overwrite,
+            is_stale=partial(_is_stale, arguments, videos, {printable(name): name for name in videos.names}),
+        )
 
 
 def _is_stale(arguments: Namespace, videos: Videos, names: Mapping[str, str], row: Row) -> bool:
@@ -476,6 +479,7 @@ def _segment_assigned(
     title = "segmenting" if state.num_processes == 1 else f"segmenting (process 1 of {state.num_processes})"
     done, hidden = len(assigned) - len(pending), not state.is_main_process
     with (
+        _explain_full_disk(arguments.output),
         Worker(arguments, videos, segmenter, output) as worker,
         Progress(title, len(assigned), done, hidden=hidden) as progress,
         closing(worker.segment(pending, progress)) as segmented,
@@ -516,7 +520,10 @@ def _run_on_ray(arguments: Namespace) -> bool:
         results = _find_results(arguments, videos, videos.names, output)
         pending = [name for name in videos.names if name not in results]
         _connect(ray, arguments.ray)
-        with Progress("segmenting on Ray", len(videos.names), len(videos.names) - len(pending)) as progress:
+        with (
+            _explain_full_disk(arguments.output),
+            Progress("segmenting on Ray", len(videos.names), len(videos.names) - len(pending)) as progress,
+        ):
             for line, failed in _run_job(ray, arguments, videos, pending):
                 progress.finish_video()
                 progress.print(line, failed=failed)
