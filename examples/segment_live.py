@@ -3,23 +3,29 @@
     python examples/segment_live.py                                     # default camera and microphone, until Ctrl-C
     python examples/segment_live.py --output live.mp4                   # also write a video with the masks
     python examples/segment_live.py --model you/your-pcmanet --frames-per-second 4 --frames-per-window 5
-    python examples/segment_live.py --camera /dev/video2 --microphone hw:1
+    python examples/segment_live.py --camera /dev/video2 --microphone plughw:1
     python examples/segment_live.py --input examples/demo.mp4           # play a file as live input
 
 Prints one line per network frame: its timestamp, the sounding objects, and the delay. The network uses the second of
 audio that ends with the frame, so that it does not wait for later audio. A network that is slower than the input skips to
-the newest frame. FFmpeg reads the devices: v4l2 and alsa (or --microphone-format pulse) on Linux, avfoundation on macOS,
-dshow on Windows.
+the newest frame. FFmpeg, as PyAV contains it, reads the devices: v4l2 and alsa on Linux, avfoundation on macOS, dshow on Windows.
+`v4l2-ctl --list-devices` and `arecord -l` list those of Linux, `ffmpeg -f avfoundation -list_devices true -i ""` those of macOS, and
+`ffmpeg -f dshow -list_devices true -i dummy` those of Windows.
+
+Ctrl-C, SIGTERM or a lost device ends the input; the video is then completed.
 """
 
 import argparse
+import os
 import platform
 import queue
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,8 +38,9 @@ from PIL import Image
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.checkpoints import load_segmenter
-from pcmanet.cli.arguments import fraction, positive, positive_integer
+from pcmanet.cli.arguments import INTERRUPTED, fraction, positive, positive_integer
 from pcmanet.files import DEFAULT_MODEL
+from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments
 
@@ -44,6 +51,16 @@ DEVICES = {
     "Darwin": (("avfoundation", "default:none"), ("avfoundation", "none:default")),
     "Windows": (("dshow", "video=Integrated Camera"), ("dshow", "audio=Microphone")),
 }
+
+CAMERA_OPTIONS = {"avfoundation": {"framerate": "30"}}  # many Macs refuse FFmpeg's default, 29.97
+
+# The ALSA library inside PyAV looks for this file where it was built.
+ALSA_CONFIGURATION = Path("/usr/share/alsa/alsa.conf")
+
+LONGEST_PAUSE_SECONDS = 10.0  # of a device; a longer one is an error
+SECONDS_BETWEEN_CHECKS = 0.5  # whether the user stopped, while no device gives anything
+SECONDS_TO_END = 2.0  # a device that does not answer is left to the end of the process
+EMPTY_DEVICE_SECONDS = 0.01  # until it is asked again
 
 FILE_CHUNK_SECONDS = 0.1  # audio per chunk of a file, similar to a microphone
 KEPT_SECONDS = 30  # longest time that frames are kept for their masks
@@ -83,7 +100,13 @@ def parse_args() -> argparse.Namespace:
         default=microphone_format,
         help=f"FFmpeg format of the microphone (default: {microphone_format})",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    output = arguments.output
+    if output is not None and output.suffix != ".mp4":
+        parser.error(f"Expected --output to end in .mp4, got {str(output)!r}")
+    if output is not None and not output.parent.is_dir():
+        parser.error(f"Folder {str(output.parent)!r} of --output {str(output)!r} not found: create it first")
+    return arguments
 
 
 class Devices:
@@ -92,27 +115,45 @@ class Devices:
     Args:
         camera: FFmpeg format and name.
         microphone: FFmpeg format and name.
+
+    Raises:
+        OSError: If a device cannot be opened.
     """
 
     def __init__(self, camera: tuple[str, str], microphone: tuple[str, str]) -> None:
-        self._stack = ExitStack()
-        audio = self._stack.enter_context(open_device("microphone", *microphone))
-        video = self._stack.enter_context(open_device("camera", *camera))
+        with ExitStack() as stack:
+            audio = stack.enter_context(open_device("microphone", *microphone))
+            video = stack.enter_context(open_device("camera", *camera))
+            self._stack = stack.pop_all()
         self.sampling_rate = audio.streams.audio[0].rate
-        self._arrived: queue.Queue[Any] = queue.Queue()
+        self._arrived: queue.Queue[tuple[float, Any]] = queue.Queue()
+        self._last: dict[str, float] = {}  # when each device gave something, in seconds
         self._is_open = True
         self._threads = [
-            threading.Thread(target=self._read, args=(container, stream), daemon=True)
-            for container, stream in ((audio, audio.streams.audio[0]), (video, video.streams.video[0]))
+            threading.Thread(target=self._read, args=arguments, daemon=True)
+            for arguments in (
+                ("microphone", audio, audio.streams.audio[0]),
+                ("camera", video, video.streams.video[0]),
+            )
         ]
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield frames and audio as they arrive; frames before the first audio chunk are dropped."""
+        """Yield frames and audio as they arrive, and empty chunks in a pause; frames before the first audio are dropped.
+
+        Raises:
+            OSError: If a device stops, or gives nothing for a long time.
+        """
+        self._last = dict.fromkeys(("microphone", "camera"), time.monotonic())
         for thread in self._threads:
             thread.start()
         start = None
         while True:
-            seconds, frame = self._arrived.get()
+            self._check_pauses()
+            try:
+                seconds, frame = self._arrived.get(timeout=SECONDS_BETWEEN_CHECKS)
+            except queue.Empty:
+                yield [], [], None
+                continue
             if isinstance(frame, Exception):
                 raise frame
             if isinstance(frame, av.AudioFrame):
@@ -122,33 +163,67 @@ class Devices:
                 yield [frame.to_ndarray(format="rgb24", threads=1)], [max(0.0, seconds - start)], None
 
     def close(self) -> None:
-        """Stop reading and close the devices."""
+        """Stop reading and close the devices, except while one does not answer."""
         self._is_open = False
         for thread in self._threads:
             if thread.is_alive():
-                thread.join()
-        self._stack.close()
+                thread.join(SECONDS_TO_END)
+        if not any(thread.is_alive() for thread in self._threads):
+            self._stack.close()
 
-    def _read(self, container: InputContainer, stream: Stream) -> None:
-        """Put frames and their arrival times into the queue. Runs in a thread."""
+    def _check_pauses(self) -> None:
+        """Raise OSError if a device has given nothing for a long time."""
+        for kind, seconds in self._last.items():
+            if time.monotonic() - seconds > LONGEST_PAUSE_SECONDS:
+                raise OSError(
+                    f"The {kind} gave nothing for {LONGEST_PAUSE_SECONDS:g} s. Check that it is connected, that no other program "
+                    f"uses it, and that this one may, or choose another with --{kind}."
+                )
+
+    def _read(self, kind: str, container: InputContainer, stream: Stream) -> None:
+        """Put frames and their arrival times into the queue, and at the end an error. Runs in a thread."""
+        reason: object = "it has ended"
         try:
-            for frame in container.decode(stream):
-                self._arrived.put((time.monotonic(), frame))
+            for frame in device_frames(container, stream):
+                self._last[kind] = time.monotonic()
+                self._arrived.put((self._last[kind], frame))
                 if not self._is_open:
                     return
         except av.FFmpegError as error:
-            self._arrived.put((time.monotonic(), error))
+            reason = error.strerror or error
+        stopped = OSError(f"The {kind} stopped: {reason}. Check its connection and start again.")
+        self._arrived.put((time.monotonic(), stopped))
+
+
+def device_frames(container: InputContainer, stream: Stream) -> Iterator[Any]:
+    """Yield the frames of a device. Damaged ones, which webcams send now and then, are left out."""
+    while True:
+        try:
+            for packet in container.demux(stream):
+                with suppress(av.error.InvalidDataError):
+                    yield from packet.decode()
+            return
+        except av.error.BlockingIOError:  # avfoundation has no frame yet
+            time.sleep(EMPTY_DEVICE_SECONDS)
 
 
 def open_device(kind: str, device_format: str, name: str) -> InputContainer:
     """Open a camera or a microphone; raise OSError that explains how to choose another."""
+    if ALSA_CONFIGURATION.exists():
+        os.environ.setdefault("ALSA_CONFIG_PATH", str(ALSA_CONFIGURATION))
     try:
-        return av.open(name, format=device_format)
+        container = av.open(
+            name, format=device_format, options=CAMERA_OPTIONS.get(device_format) if kind == "camera" else None
+        )
     except (av.FFmpegError, ValueError) as error:
         raise OSError(
             f"Cannot open the {kind} {name} with the FFmpeg format {device_format} ({error}). Choose a device with --{kind} "
             f"and --{kind}-format, or play a file with --input."
         ) from error
+    if not (container.streams.video if kind == "camera" else container.streams.audio):
+        container.close()
+        raise OSError(f"{name} of the FFmpeg format {device_format} is not a {kind}. Choose one with --{kind}.")
+    return container
 
 
 def mono(frame: av.AudioFrame) -> np.ndarray:
@@ -180,34 +255,63 @@ def play(path: Path) -> tuple[Iterator[Chunk], int]:
 
 
 class Recorder:
-    """Pass live input on, and keep its time and its latest frames for drawing.
+    """Pass live input on, and keep its time and its latest frames for drawing. The network reads it in another thread.
 
     Args:
         chunks: The input.
         seconds: Stop after this time of input; `None` for never.
+        keeps_frames: Whether frames are needed.
+
+    Attributes:
+        now: Time of the newest frame, in seconds.
+        failure: The error of the devices that ended the input, if any.
+        is_stopped: Whether [`stop`] was called.
     """
 
-    def __init__(self, chunks: Iterator[Chunk], seconds: float | None) -> None:
+    def __init__(self, chunks: Iterator[Chunk], seconds: float | None, *, keeps_frames: bool) -> None:
         self._chunks = chunks
         self._seconds = seconds
+        self._keeps_frames = keeps_frames
         self._frames: dict[float, np.ndarray] = {}
+        self._changing = threading.Lock()  # the frames
         self.now = 0.0
+        self.failure: OSError | None = None
+        self.is_stopped = False
+
+    def stop(self) -> None:
+        """End the input after the next chunk."""
+        self.is_stopped = True
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the input."""
-        for chunk in self._chunks:
-            for frame, seconds in zip(*chunk[:2], strict=True):
-                self.now = seconds
-                self._frames[seconds] = frame
-            for seconds in [kept for kept in self._frames if kept < self.now - KEPT_SECONDS]:
-                del self._frames[seconds]
-            yield chunk
-            if self._seconds is not None and self.now >= self._seconds:
-                return
+        """Yield the input. An error of the devices ends it, so that what was recorded is completed."""
+        try:
+            for chunk in self._chunks:
+                self._keep(chunk)
+                yield chunk
+                if self.is_stopped or (self._seconds is not None and self.now >= self._seconds):
+                    return
+        except OSError as error:
+            self.failure = error
 
     def frame_at(self, seconds: float) -> np.ndarray:
-        """Return the kept frame that is closest to a time."""
-        return self._frames[min(self._frames, key=lambda kept: abs(kept - seconds))]
+        """Return the kept frame that is closest to a time, and release the earlier ones."""
+        with self._changing:
+            closest = min(self._frames, key=lambda kept: abs(kept - seconds))
+            self._release(closest)
+            return self._frames[closest]
+
+    def _keep(self, chunk: Chunk) -> None:
+        """Keep the frames of a chunk."""
+        self.now = max([self.now, *chunk[1]])
+        if self._keeps_frames:
+            with self._changing:
+                self._frames.update(zip(chunk[1], chunk[0], strict=True))
+                self._release(self.now - KEPT_SECONDS)
+
+    def _release(self, start: float) -> None:
+        """Release the frames before a time."""
+        for seconds in [kept for kept in self._frames if kept < start]:
+            del self._frames[seconds]
 
 
 def report(result: dict[str, Any], now: float) -> None:
@@ -219,27 +323,65 @@ def report(result: dict[str, Any], now: float) -> None:
     print(f"{result['timestamp']:8.2f} s  {now - result['timestamp']:5.2f} s ago  {found}", flush=True)
 
 
+def reported(results: Iterator[dict[str, Any]], recorder: Recorder) -> Iterator[dict[str, Any]]:
+    """Print each result and yield it. A reader of the output that closes it, as `head` does, ends the input."""
+    for result in results:
+        try:
+            report(result, recorder.now)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            recorder.stop()
+        yield result
+
+
 def draw(
     results: Iterator[dict[str, Any]], recorder: Recorder, colors: dict[str, Any], frames_per_second: float
 ) -> Iterator[np.ndarray]:
-    """Print each result and yield its frame with masks, repeated for skipped frames. Ctrl-C ends the input."""
+    """Yield the frame of each result with its masks, repeated for skipped frames."""
     written = 0
-    try:
-        for result in results:
-            report(result, recorder.now)
-            frame = Image.fromarray(recorder.frame_at(result["timestamp"]))
-            overlay = np.asarray(draw_segments(frame, result["segments"], colors))
-            for _ in range(max(1, round(result["timestamp"] * frames_per_second) - written)):
-                written += 1
-                yield overlay
-    except KeyboardInterrupt:
+    for result in results:
+        frame = Image.fromarray(recorder.frame_at(result["timestamp"]))
+        overlay = np.asarray(draw_segments(frame, result["segments"], colors))
+        for _ in range(max(1, round(result["timestamp"] * frames_per_second) - written)):
+            written += 1
+            yield overlay
+
+
+def write(path: Path, overlays: Iterator[np.ndarray], frames_per_second: float) -> None:
+    """Write the overlay, unless there is no frame."""
+    first = next(overlays, None)
+    if first is None:
+        print(f"The input ended before the first masks, so {path} was not written.", file=sys.stderr)
+        return
+    write_video(path, chain([first], overlays), frames_per_second)
+    print(f"Overlay: {path}")
+
+
+def stop_at_signals(recorder: Recorder) -> None:
+    """Let Ctrl-C and SIGTERM end the input; a second one ends the process."""
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.default_int_handler)
         print("Stopped.", file=sys.stderr)
+        recorder.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
-def run(arguments: argparse.Namespace, chunks: Iterator[Chunk], sampling_rate: int) -> None:
-    """Segment live input until it ends."""
-    segmenter = load_segmenter(arguments.model)
-    recorder = Recorder(chunks, arguments.seconds)
+def run(
+    arguments: argparse.Namespace,
+    segmenter: AudioVisualSegmentationPipeline,
+    chunks: Iterator[Chunk],
+    sampling_rate: int,
+) -> None:
+    """Segment live input until it ends.
+
+    Raises:
+        OSError: If a device was lost. The output is complete up to then.
+    """
+    recorder = Recorder(chunks, arguments.seconds, keeps_frames=arguments.output is not None)
+    stop_at_signals(recorder)
     results = segmenter.live(
         recorder.chunks(),
         sampling_rate=sampling_rate,
@@ -249,26 +391,34 @@ def run(arguments: argparse.Namespace, chunks: Iterator[Chunk], sampling_rate: i
         drop_late=True,
     )
     with closing(results):
-        colors = class_colors(segmenter.model.config.id2label)
-        overlays = draw(results, recorder, colors, arguments.frames_per_second)
+        shown = reported(results, recorder)
         if arguments.output is None:
-            for _ in overlays:
+            for _ in shown:
                 continue
         else:
-            write_video(arguments.output, overlays, arguments.frames_per_second)
-            print(f"Overlay: {arguments.output}")
+            colors = class_colors(segmenter.model.config.id2label)
+            write(
+                arguments.output,
+                draw(shown, recorder, colors, arguments.frames_per_second),
+                arguments.frames_per_second,
+            )
+    if recorder.failure is not None:
+        raise recorder.failure
 
 
 def main() -> None:
     """Segment live input."""
     arguments = parse_args()
     try:
+        segmenter = load_segmenter(arguments.model)  # first: what devices give meanwhile would be late
         if arguments.input is not None:
-            run(arguments, *play(arguments.input))
+            run(arguments, segmenter, *play(arguments.input))
             return
         camera = (arguments.camera_format, arguments.camera)
         with closing(Devices(camera, (arguments.microphone_format, arguments.microphone))) as devices:
-            run(arguments, devices.chunks(), devices.sampling_rate)
+            run(arguments, segmenter, devices.chunks(), devices.sampling_rate)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except (OSError, ValueError, av.FFmpegError) as error:
         message = str(error)
         if isinstance(error, MediaError) and error.needs_audio:
