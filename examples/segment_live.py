@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import av
+import av.error
 import numpy as np
 from av.container import InputContainer
 from av.stream import Stream

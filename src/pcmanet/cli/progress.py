@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import cast
 
 from tqdm import tqdm
 
@@ -88,8 +89,9 @@ class Progress:
                 now = self._clock()
                 if is_logged and now - last_line >= SECONDS_BETWEEN_LINES:
                     last_line = now
+                    # Its stubs omit that the total may be None.
                     meter = tqdm.format_meter(
-                        math.floor(position), seconds, now - start, prefix=name, unit="s", bar_format=form
+                        math.floor(position), cast(float, seconds), now - start, prefix=name, unit="s", bar_format=form
                     )
                     print(meter, file=sys.stderr, flush=True)
 
