@@ -115,7 +115,7 @@ class FramesAndMasks(BaseImageProcessor):
         data = dict(super().preprocess(images, **kwargs))
         if segmentation_maps is not None:
             is_one = isinstance(segmentation_maps, Image.Image) or getattr(segmentation_maps, "ndim", 3) == 2
-            given = [segmentation_maps] if is_one else segmentation_maps
+            given: Any = [segmentation_maps] if is_one else segmentation_maps
             maps = [_class_indices(segmentation_map, index) for index, segmentation_map in enumerate(given)]
             if len(maps) != len(data["pixel_values"]):
                 raise ValueError(

@@ -28,8 +28,8 @@ MICROPHONE = "lavfi", "sine,arealtime"
 
 
 def camera(options: str) -> tuple[str, str]:
-    """A generated camera of FFmpeg, in real time."""
-    return "lavfi", f"testsrc=size=64x48:{options},realtime"
+    """A generated camera of FFmpeg, in real time also with pauses of more than the 2 s at which `realtime` stops waiting."""
+    return "lavfi", f"testsrc=size=64x48:{options},realtime=limit=60"
 
 
 def record(*devices: tuple[str, str], seconds: float | None = None) -> tuple[segment_live.Recorder, list[Any]]:
@@ -88,7 +88,7 @@ def test_a_lost_device_ends_the_input_with_its_name():
 def test_a_device_that_gives_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(segment_live, "LONGEST_PAUSE_SECONDS", 0.5)
     monkeypatch.setattr(segment_live, "SECONDS_TO_END", 0.1)
-    recorder, _ = record(camera("rate=1/5"), MICROPHONE)
+    recorder, _ = record(camera("rate=1/5"), MICROPHONE, seconds=60)
     assert str(recorder.failure).startswith("The camera gave nothing for 0.5 s. Check that it is connected")
 
 
