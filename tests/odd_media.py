@@ -135,9 +135,7 @@ def write_odd_audio(path: Path, track: Track) -> Path:
 
 def _add_track(container: av.container.OutputContainer, track: Track) -> av.audio.stream.AudioStream:
     """Add an audio track."""
-    # The default search of the encoder takes four times as long as everything else in a small video.
-    options = {"aac_coder": "fast"} if track.codec == "aac" else {}
-    stream = container.add_stream(track.codec, rate=track.sampling_rate, layout=track.layout, options=options)
+    stream = container.add_stream(track.codec, rate=track.sampling_rate, layout=track.layout)
     if track.language:
         stream.metadata["language"] = track.language
     return stream

@@ -25,6 +25,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torchcodec_decoders import audio_decoder, video_decoder
 from transformers import AutoModelForSemanticSegmentation, AutoProcessor, Pipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging as transformers_logging
 from written_trees import write_trees
 
 from modeling_pcmanet import (
@@ -965,6 +966,7 @@ class TestOptimizedModel:
             head[-1].is_active = False
             assert_same(pipe(clips[0]), before)
 
+    @pytest.mark.slow  # compiling takes 4 s each
     @pytest.mark.parametrize("in_place", [False, True])
     def test_is_not_used_in_place_of_a_compiled_model(self, in_place: bool, clips: list[Path]):
         pipe = tiny_pipeline()
@@ -1123,7 +1125,10 @@ class TestInputs:
         assert_same(binary(given), binary(clips[0]))
 
     @pytest.mark.parametrize(("several", "windows"), [(False, 2), (True, 3)])
-    def test_progress_bar_counts_all_windows(self, binary, clips, capsys, several: bool, windows: int):
+    def test_progress_bar_counts_all_windows(
+        self, binary, clips, capsys, monkeypatch: pytest.MonkeyPatch, several: bool, windows: int
+    ):
+        monkeypatch.setattr(transformers_logging, "_tqdm_active", True)  # commands turn off all bars of transformers
         binary([str(clips[0]), str(clips[2])] if several else clips[2], frames_per_window=2, window_overlap=0)
         assert capsys.readouterr().err == ""
         settings = {"frames_per_window": 2, "window_overlap": 0, "progress_bar": True}

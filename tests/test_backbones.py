@@ -80,7 +80,11 @@ BACKBONES = {
 }
 # A timm Swin is built for one size.
 SIZES = {"timm_nhwc": (224, 224)}
-PARAMETERS = [pytest.param(name, marks=NEEDS_TIMM if name.startswith("timm") else ()) for name in BACKBONES]
+MARKS = {
+    "timm": [NEEDS_TIMM],
+    "timm_nhwc": [NEEDS_TIMM, pytest.mark.slow],
+}  # the smallest Swin of timm has 28 million weights
+PARAMETERS = [pytest.param(name, marks=MARKS.get(name, [])) for name in BACKBONES]
 
 
 def build_network(name: str, **settings: Any) -> PCMANetForAudioVisualSegmentation:

@@ -213,6 +213,7 @@ def test_avsbench_with_frozen_pretrained_backbones(task, data, tmp_path):
         assert torch.equal(model.model.backbone.state_dict()[name], values), name
 
 
+@pytest.mark.slow  # tests/test_training_data.py tests the cache itself
 def test_run_with_cached_embeddings_is_bit_identical_to_one_that_computes_them(data, tmp_path):
     inner = {name: value for name, value in TRAINED_NETWORK.items() if name != "audio_config"}
     settings = {"task": "s4", "data": data["s4"], "audio_encoder": data["vggish"], "negative_fraction": 0.0}

@@ -41,6 +41,7 @@ def test_two_hundred_mutants_are_used_or_refused(videos: dict[str, bytes]) -> No
     assert set(outcomes) == set(fuzz_media.GOOD_OUTCOMES)
 
 
+@pytest.mark.slow
 def test_mutants_do_not_depend_on_threads(videos: dict[str, bytes]) -> None:
     """FFmpeg itself gives different frames of a few damaged files from one time to the next, so one of eight must agree."""
     for number in range(70):

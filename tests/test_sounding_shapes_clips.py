@@ -231,6 +231,7 @@ def test_an_index_outside_the_range_raises(index):
         small()[index]
 
 
+@pytest.mark.slow
 def test_sounding_classes_are_recognizable_in_the_log_mel():
     # A linear classifier on simple statistics of each patch must find the sounding classes in mixtures of one to three.
     extractor, rng = PCMANetFeatureExtractor(), np.random.default_rng(0)
