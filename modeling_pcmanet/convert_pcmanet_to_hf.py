@@ -39,7 +39,7 @@ from .hub_upload_pcmanet import upload_folder
 from .image_processing_pcmanet import PCMANetImageProcessor
 from .modeling_audio_encoders import AudioMobileNetModel, VGGishModel
 from .modeling_backbones import EfficientNetLiteBackbone
-from .modeling_pcmanet import PCMANetForAudioVisualSegmentation
+from .modeling_pcmanet import PCMANetForAudioVisualSegmentation, make_weights_readable
 from .processing_pcmanet import PCMANetProcessor
 
 
@@ -105,6 +105,7 @@ class Conversion:
             weights = {name: weight for name, weight in weights.items() if not name.startswith(_AUDIO_ENCODER)}
         with atomic_folder(output) as folder:
             self.model.save_pretrained(folder, state_dict=weights)
+            make_weights_readable(folder)
             if isinstance(self.model.config, PCMANetConfig):
                 PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(folder)
             elif isinstance(self.model.config, AudioMobileNetConfig):

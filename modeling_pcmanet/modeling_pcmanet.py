@@ -151,9 +151,11 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         else:
             vars(self.config).pop("auto_map", None)  # of an earlier call with code
         super().save_pretrained(save_directory, **kwargs)
-        readme = Path(save_directory) / "README.md"
-        if kwargs.get("is_main_process", True) and not readme.exists():
-            readme.write_text(_README, encoding="utf-8")
+        if kwargs.get("is_main_process", True):
+            make_weights_readable(save_directory)
+            readme = Path(save_directory) / "README.md"
+            if not readme.exists():
+                readme.write_text(_README, encoding="utf-8")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -170,6 +172,19 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         for stage in new:
             stage.initialize_custom_blocks(self.config)
+
+
+def make_weights_readable(folder: str | PathLike[str]) -> None:
+    """Let the users who can read a folder read the weights in it.
+
+    safetensors 0.8 writes files that only their owner can read (https://github.com/safetensors/safetensors/issues/782).
+
+    Args:
+        folder: The folder. Files of other types and folders in it are left as they are.
+    """
+    readable = Path(folder).stat().st_mode & 0o444
+    for path in Path(folder).glob("*.safetensors"):
+        path.chmod(path.stat().st_mode | readable)
 
 
 def _check_device_map(device_map: Any) -> None:
@@ -782,6 +797,7 @@ __all__ = [
     "deeply_supervised_loss",
     "distillation_loss",
     "feature_distance",
+    "make_weights_readable",
     "prediction_divergence",
     "semantic_loss",
     "soft_iou_loss",

@@ -1,6 +1,7 @@
 """PCMANet: invariances of clips and frames, confidence masking, gradients, precision, shapes, saving, losses, loading and errors."""
 
 import math
+import os
 from collections import Counter
 
 import numpy as np
@@ -494,6 +495,13 @@ class TestLoading:
         assert isinstance(base, PCMANetModel)
         with torch.no_grad():
             assert torch.equal(base(**batch).stage_logits[0], model.model(**batch).stage_logits[0])
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+    @pytest.mark.parametrize(("folder", "weights"), [(0o755, 0o644), (0o750, 0o640), (0o700, 0o600)])
+    def test_who_can_read_a_folder_can_read_the_weights(self, model, tmp_path, folder, weights):
+        tmp_path.chmod(folder)
+        model.save_pretrained(tmp_path)
+        assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == weights
 
     def test_device_map_over_several_devices_is_refused(self, model, tmp_path):
         model.save_pretrained(tmp_path)

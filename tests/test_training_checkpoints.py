@@ -86,6 +86,13 @@ def checkpoints(output: Path) -> list[str]:
     return sorted(path.name for path in (output / "checkpoints").iterdir())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_who_can_read_a_run_can_read_its_weights(complete):
+    files = list(complete.rglob("*.safetensors"))
+    assert {path.parent.name for path in files} >= {"best", "last"} and len(files) > 2
+    assert all(path.stat().st_mode & 0o444 == path.parent.stat().st_mode & 0o444 for path in files)
+
+
 def test_killed_run_resumes_exactly(complete, tmp_path):
     output = tmp_path / "run"
     code, _ = train_in_process(output, prepare=die_in_step, arguments=(4,))

@@ -16,6 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from modeling_pcmanet.modeling_pcmanet import make_weights_readable
 from pcmanet.files import (
     TEMPORARY,
     check_settings,
@@ -110,6 +111,7 @@ class Checkpoints:
         """Complete a checkpoint on the main process."""
         complete = {"format": FORMAT, "recipe": self.recipe.to_dict(), "circumstances": self.circumstances, **state}
         (temporary / STATE).write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
+        make_weights_readable(temporary)
         write_manifest(temporary)
         replace_folder(temporary, target)
         limit = self.recipe.save_total_limit
