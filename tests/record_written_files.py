@@ -34,6 +34,8 @@ def record_written_files() -> None:
     def watch(event: str, details: tuple[Any, ...]) -> None:
         if event == "open" and details[2] is not None and details[2] & WRITING:
             record(details[0])
+        elif event == "os.rename":
+            record(details[1])
 
     def recorded(save: Callable[..., Any]) -> Callable[..., Any]:
         def replacement(content: Any, path: Any, *arguments: Any, **options: Any) -> Any:

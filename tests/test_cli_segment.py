@@ -497,6 +497,8 @@ class TestProcesses:
             while published(here / "out") < wanted and launcher.poll() is None:
                 time.sleep(0.01)
             time.sleep(delays.uniform(0, 0.5))
+            if launcher.poll() is not None:
+                break  # a fast machine has segmented all videos before the tenth kill
             family = self.processes(launcher)
             end_process(delays.choice(family))
             self.wait_for_orphans(family)
