@@ -349,7 +349,7 @@ def draw(
 
 
 def write(path: Path, overlays: Iterator[np.ndarray], frames_per_second: float) -> None:
-    """Write the overlay, unless there is no frame."""
+    """Write the overlay, if there are frames to write."""
     first = next(overlays, None)
     if first is None:
         print(f"The input ended before the first masks, so {path} was not written.", file=sys.stderr)

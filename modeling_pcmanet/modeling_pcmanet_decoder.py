@@ -23,7 +23,7 @@ to clips where the frames of a clip interact: in the cross-attention and at the 
 
 import difflib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeVar, cast
@@ -636,30 +636,17 @@ class DecoderStage(GradientCheckpointingLayer):
             audio token (frames, channels).
         """
         # CODEPATH: with gradient checkpointing the backward pass computes the stage again.
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
-            with _unchanged_statistics(self):
-                return self._refine(visual, audio, audio_token, coarser, uncertain, layout)
-        return self._refine(visual, audio, audio_token, coarser, uncertain, layout)
-
-    def _refine(
-        self,
-        visual: torch.Tensor,
-        audio: torch.Tensor,
-        audio_token: torch.Tensor,
-        coarser: torch.Tensor | None,
-        uncertain: torch.Tensor | None,
-        layout: ClipLayout,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute the stage; see `forward`."""
-        visual = self.group_attention(visual, audio)
-        guidance = None
-        if self.cross_attention is not None:
-            guidance, audio_token = self.cross_attention(visual, audio_token, uncertain, layout)
-            # CODEPATH: custom blocks get the guidance in the size of the feature map.
-            if type(self.fusion) is not GuidedFusion:
-                guidance = resize(guidance, visual.shape[-2:])
-        fused = self.fusion(visual, guidance, coarser)
-        return fused, self.head(fused), audio_token
+        is_repeated = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0
+        with _unchanged_statistics(self) if is_repeated else nullcontext():
+            visual = self.group_attention(visual, audio)
+            guidance = None
+            if self.cross_attention is not None:
+                guidance, audio_token = self.cross_attention(visual, audio_token, uncertain, layout)
+                # CODEPATH: custom blocks get the guidance in the size of the feature map.
+                if type(self.fusion) is not GuidedFusion:
+                    guidance = resize(guidance, visual.shape[-2:])
+            fused = self.fusion(visual, guidance, coarser)
+            return fused, self.head(fused), audio_token
 
     def initialize_custom_blocks(self, config: PCMANetConfig) -> None:
         """Set the weights of custom blocks that were not loaded to those that their `__init__` gives them.

@@ -767,7 +767,7 @@ class PCMANetProcessor(ProcessorMixin):
             The batch, with `frame_mask` if clips were padded.
 
         Raises:
-            ValueError: If there is no clip, frames differ in size, or a clip lacks what others have.
+            ValueError: If no clip is given, frames differ in size, or a clip lacks inputs that others have.
         """
         if isinstance(features, Mapping):
             features = [dict(zip(features, row, strict=True)) for row in zip(*features.values(), strict=True)]

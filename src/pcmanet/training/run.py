@@ -273,12 +273,12 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
     loss, *kept_ratios = _sum_over_processes(sums, accelerator).tolist()
     _check_finite("loss", loss, run)
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.recipe.gradient_clipping or math.inf)
-    if norm is not None and run.recipe.mixed_precision != "fp16":  # whose scaler skips such a step
-        _check_finite("norm of the gradient", float(norm), run)
+    norms = {} if norm is None else {"gradient_norm": float(norm)}  # DeepSpeed may not return it
+    if norms and run.recipe.mixed_precision != "fp16":  # whose scaler skips such a step
+        _check_finite("norm of the gradient", norms["gradient_norm"], run)
     optimizer.step()
     optimizer.zero_grad()
-    values = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
-    values |= {} if norm is None else {"gradient_norm": float(norm)}  # DeepSpeed may not return it
+    values = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **norms}
     return values | {f"stage_{stage}/kept_ratio": ratio for stage, ratio in zip(STAGES, kept_ratios, strict=False)}
 
 
