@@ -2,7 +2,9 @@
 
 import copy
 import gc
+import operator
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -33,6 +35,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed all random numbers before the fixtures of each test, so that a failure repeats when the test runs alone."""
+    random.seed(0)
+    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        # Only what the test modules have imported.
+        if name in sys.modules:
+            operator.attrgetter(seed)(sys.modules[name])(0)
 
 
 def pytest_unconfigure() -> None:
