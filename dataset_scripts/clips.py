@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from modeling_pcmanet.media_pcmanet import read_audio
+from modeling_pcmanet.media_pcmanet import media_source, read_audio
 from pcmanet.dataset_scripts.avsbench.masks import to_binary
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 from pcmanet.dataset_scripts.sounding_shapes.clips import SyntheticClip
@@ -45,8 +46,8 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any] | ClipArrays, binary: bool
     """Convert a clip to arrays.
 
     Args:
-        clip: A clip of Sounding Shapes, or a row of `load_avsbench` or of its export (frames as PIL images or arrays).
-            Arrays are returned as they are.
+        clip: A clip of Sounding Shapes, or a row of `load_avsbench` or of its export, also with `with_format` "numpy" or
+            "torch", or with its audio as an `Audio` column. Arrays are returned as they are.
         binary: Whether masks become 0 (silent) and 1 (sounding), or stay class indexes.
 
     Returns:
@@ -60,11 +61,12 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any] | ClipArrays, binary: bool
     if isinstance(clip, SyntheticClip):
         return _from_synthetic(clip, binary)
     waveform, sampling_rate = _decode_audio(clip)
-    annotated_frames = np.array(clip["annotated_frames"], dtype=bool)
-    frames = np.stack([np.asarray(_to_rgb(frame)) for frame in clip["frames"]])
+    annotated_frames = np.asarray(clip["annotated_frames"], dtype=bool)
+    frames = np.stack([_to_image_array(frame) for frame in clip["frames"]])
     masks = np.full(frames.shape[:3], IGNORE_INDEX, dtype=np.uint8)
     for index in np.flatnonzero(annotated_frames):
-        masks[index] = clip["masks"][index]
+        mask = clip["masks"][index]
+        masks[index] = mask[0] if isinstance(mask, torch.Tensor) else mask
     return ClipArrays(
         name=clip["id"],
         frames=frames,
@@ -94,14 +96,18 @@ def _from_synthetic(clip: SyntheticClip, binary: bool) -> ClipArrays:
     )
 
 
-def _to_rgb(frame: Any) -> Any:
-    return frame.convert("RGB") if isinstance(frame, Image.Image) else frame
+def _to_image_array(frame: Any) -> np.ndarray:
+    """Convert a frame, which `datasets` decodes as a PIL image, an array or a tensor with the channels first, to RGB."""
+    if isinstance(frame, torch.Tensor):
+        return frame.permute(1, 2, 0).numpy()
+    return np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
 
 
 def _decode_audio(row: Mapping[str, Any]) -> tuple[np.ndarray | None, int | None]:
     """Decode the audio of a row; None if log-mel features replace it."""
-    audio = row["audio"] or {}
-    source = audio.get("bytes") or audio.get("path")
+    audio = row["audio"]
+    missing = audio is None or (isinstance(audio, Mapping) and not any(audio.values()))
+    source = None if missing else media_source(audio)
     if source is None and row.get("log_mel") is None:
         raise ValueError(
             f"Clip {row['id']!r} has neither audio nor log-mel features. Load it with its wav or with log_mel=True."

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchcodec_decoders import audio_decoder
 from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
@@ -150,6 +151,22 @@ def test_rows_give_the_batch_of_their_source_clips(processor, load, streaming):
     batch, expected = collate([row]), collate([clip])
     for name, values in expected.items():
         torch.testing.assert_close(batch[name], values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])  # in train some masks are None
+@pytest.mark.parametrize("form", ["numpy", "torch", "decoder"])
+def test_every_format_of_rows_gives_the_same_batch(processor, load, split, form, tmp_path):
+    rows, collate = load("s4", split), ClipCollator(processor, binary=True)
+    if form == "decoder":  # of a column that was cast to `Audio`
+        row = dict(rows[0])
+        (tmp_path / "audio.wav").write_bytes(row["audio"]["bytes"])
+        row["audio"] = audio_decoder(tmp_path / "audio.wav")
+    else:
+        row = rows.with_format(form)[0]
+    batch, expected = collate([row]), collate([rows[0]])
+    assert set(batch) == set(expected)
+    for name, values in expected.items():
+        torch.testing.assert_close(batch[name], values, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("binary", [False, True])
