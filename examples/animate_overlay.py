@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from modeling_pcmanet.media_pcmanet import Media, read_media
-from pcmanet.cli.arguments import positive, positive_integer
+from pcmanet.options import positive, positive_integer
 from pcmanet.pipelines.timeline import loudness
 
 

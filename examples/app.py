@@ -29,11 +29,11 @@ from transformers.utils import logging
 
 from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, read_media
 from pcmanet.checkpoints import load_segmenter
-from pcmanet.cli.arguments import port, positive, positive_integer
 from pcmanet.examples import app_views as views
 from pcmanet.examples.app_analysis import Analysis, LogitsPipeline
 from pcmanet.examples.uploads import Limits, RefusedVideoError
 from pcmanet.files import DEFAULT_MODEL
+from pcmanet.options import port, positive, positive_integer
 from pcmanet.pipelines.colors import class_colors
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import pipeline
 
 from pcmanet import PCMANetConfig, SoundingShapes, register_block
-from pcmanet.cli.arguments import positive_integer
+from pcmanet.options import positive_integer
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.run import start_run, train
 

@@ -24,7 +24,6 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from pcmanet.cli.arguments import positive_integer
 from pcmanet.dataset_scripts.avsbench import RowSettings, find_names
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.evaluation import (
@@ -34,6 +33,7 @@ from pcmanet.dataset_scripts.evaluation import (
     results_table,
 )
 from pcmanet.dataset_scripts.metrics import RobustnessMetrics
+from pcmanet.options import positive_integer
 
 
 def parse_args() -> argparse.Namespace:

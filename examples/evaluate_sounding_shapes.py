@@ -20,11 +20,11 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from pcmanet.cli.arguments import non_negative_integer, positive_integer
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.evaluation import PROTOCOLS
 from pcmanet.dataset_scripts.metrics import ClipMetrics, FalsePositiveMetrics, build_metrics
 from pcmanet.dataset_scripts.sounding_shapes import NEGATIVE_KINDS, SoundingShapes, SyntheticClip
+from pcmanet.options import non_negative_integer, positive_integer
 
 
 Rows = dict[str, dict[str, float]]  # audio -> metric and protocol -> value

@@ -34,8 +34,8 @@ from transformers import PreTrainedConfig
 from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
 from modeling_pcmanet.configuration_encoders import audio_embedding_size
 from pcmanet.checkpoints import load_model
-from pcmanet.cli.arguments import positive_integer
 from pcmanet.files import demo_file
+from pcmanet.options import positive_integer
 
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")

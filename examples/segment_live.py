@@ -39,8 +39,9 @@ from PIL import Image
 from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.checkpoints import load_segmenter
-from pcmanet.cli.arguments import INTERRUPTED, fraction, positive, positive_integer
+from pcmanet.cli.arguments import INTERRUPTED
 from pcmanet.files import DEFAULT_MODEL
+from pcmanet.options import fraction, positive, positive_integer
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.overlay import draw_segments

@@ -59,7 +59,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import pcmanet
 from modeling_pcmanet.media_pcmanet import MediaError, MediaReader
 from pcmanet.checkpoints import load_segmenter
-from pcmanet.cli.arguments import non_negative_integer, port, positive, positive_integer
 from pcmanet.cli.results import describe_result
 from pcmanet.examples.uploads import (
     Limits,
@@ -71,6 +70,7 @@ from pcmanet.examples.uploads import (
     read_audio_within,
 )
 from pcmanet.files import DEFAULT_MODEL
+from pcmanet.options import non_negative_integer, port, positive, positive_integer
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 

@@ -163,7 +163,7 @@ def test_data_sets_use_media_and_class_names_only(library):
     for module in modules_of("pcmanet.dataset_scripts", library):
         for imported in absolute_imports(module.path):
             package, _, rest = imported.partition(".")
-            own = imported.startswith("pcmanet.dataset_scripts") or imported == "pcmanet.files"
+            own = imported.startswith("pcmanet.dataset_scripts") or imported in ("pcmanet.files", "pcmanet.options")
             assert own or (package == "modeling_pcmanet" and rest in OPEN_TO_DATA_SETS), (module.name, imported)
 
 
@@ -208,3 +208,17 @@ def test_no_command_accepts_abbreviated_options():
                     abbreviating.append(f"{path.relative_to(ROOT)}:{call.lineno}")
     assert parsers > 20
     assert not abbreviating
+
+
+def test_numbers_of_options_are_checked_where_they_are_parsed():
+    """A number out of range is a usage error, and not an error of whatever uses it later."""
+    options, unchecked = 0, []
+    folders = ("modeling_pcmanet", "src", "pipelines", "dataset_scripts", "examples")
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func).endswith("add_argument"):
+                options += 1
+                if any(one.arg == "type" and ast.unparse(one.value) in ("int", "float") for one in call.keywords):
+                    unchecked.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert options > 100
+    assert not unchecked, "use the types of pcmanet.options"

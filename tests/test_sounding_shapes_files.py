@@ -255,6 +255,20 @@ def test_command_line_writes_a_tree(tmp_path):
     assert [row[5] for row in rows[1:]] == ["train", "test"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("clip --index -1", "--index: expected an integer of 0 or more, got -1"),
+        ("clip --frames-per-second 0", "--frames-per-second: expected a number above 0, got 0"),
+        ("tree --train 1.5", "--train: expected an integer of 0 or more, got 1.5"),
+    ],
+)
+def test_numbers_out_of_range_are_usage_errors(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*words.split(), "--output", str(tmp_path / "out")])
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

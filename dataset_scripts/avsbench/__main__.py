@@ -8,6 +8,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from pcmanet.dataset_scripts.avsbench import NAMES, RowSettings, find_names
 from pcmanet.dataset_scripts.problems import ON_ERROR, DatasetError
+from pcmanet.options import positive, positive_integer
 
 from .check import check
 from .export import CLIPS_PER_SHARD, WRITERS, export, push
@@ -56,7 +57,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     for command in (check_parser, export_parser):
         command.add_argument("data", type=Path, metavar="DATA", help="folder of the data")
         command.add_argument("--only", nargs="+", choices=NAMES, help="data sets to use (default: all in DATA)")
-        command.add_argument("--num-proc", type=int, default=1, help="number of processes (default: 1)")
+        command.add_argument("--num-proc", type=positive_integer, default=1, help="number of processes (default: 1)")
         command.add_argument("--log-mel", action="store_true", help="include the published log-mel pickles (s4, ms3)")
         command.add_argument("--subsets", nargs="+", choices=SECONDS_OF_SUBSET, help="subsets of avss (default: all)")
         command.add_argument(
@@ -79,7 +80,10 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=tuple(WRITERS), default="parquet", help="format of the shards (default: parquet)"
     )
     parser.add_argument(
-        "--clips-per-shard", type=int, default=CLIPS_PER_SHARD, help=f"rows per shard (default: {CLIPS_PER_SHARD})"
+        "--clips-per-shard",
+        type=positive_integer,
+        default=CLIPS_PER_SHARD,
+        help=f"rows per shard (default: {CLIPS_PER_SHARD})",
     )
     parser.add_argument(
         "--label-noise",
@@ -88,7 +92,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="avss: pixels of classes that a_obj does not list are kept, set to background or ignored (default: keep)",
     )
     parser.add_argument(
-        "--frames-per-second", type=float, default=1.0, help="frame rate of a custom folder in hertz (default: 1)"
+        "--frames-per-second", type=positive, default=1.0, help="frame rate of a custom folder in hertz (default: 1)"
     )
     parser.add_argument(
         "--binary", action="store_true", help="avss, custom folder: 0 (silent) and 1 (sounding) in place of classes"

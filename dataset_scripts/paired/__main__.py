@@ -8,6 +8,7 @@ import numpy as np
 
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts import SPLITS
+from pcmanet.options import non_negative_integer
 
 from .clips import TASKS, PairedClips
 from .files import FRAME_RATE, TREE_LAYOUTS, write_parquet, write_tree
@@ -59,19 +60,25 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     }
     for command in parsers.values():
         command.add_argument("settings", type=Path, metavar="SETTINGS", help="the YAML file")
-        command.add_argument("--num-workers", type=int, default=2, help="processes or threads that read (default: 2)")
+        command.add_argument(
+            "--num-workers", type=non_negative_integer, default=2, help="processes or threads that read (default: 2)"
+        )
     for name in ("tree", "parquet"):
         for split, count in zip(SPLITS, (8, 2, 2), strict=True):
             text = f"clips in {split} (default: {count})"
-            parsers[name].add_argument(f"--{split}", type=int, default=count, help=text)
+            parsers[name].add_argument(f"--{split}", type=non_negative_integer, default=count, help=text)
     parsers["tree"].add_argument("--layout", choices=TREE_LAYOUTS, default="folder", help="layout (default: folder)")
     parsers["clip"].add_argument("--split", choices=SPLITS, default="train", help="split of the clip (default: train)")
-    parsers["clip"].add_argument("--index", type=int, default=0, help="number of the clip, from 0 (default: 0)")
+    parsers["clip"].add_argument(
+        "--index", type=non_negative_integer, default=0, help="number of the clip, from 0 (default: 0)"
+    )
     parsers["clip"].add_argument("--plain", action="store_true", help="without masks")
     for name in ("clip", "parquet"):
         parsers[name].add_argument("--task", choices=TASKS, default="avss", help="rule of the masks (default: avss)")
     for name in ("clip", "tree", "parquet"):
-        parsers[name].add_argument("--seed", type=int, default=0, help="seed of the clips (default: 0)")
+        parsers[name].add_argument(
+            "--seed", type=non_negative_integer, default=0, help="seed of the clips (default: 0)"
+        )
         parsers[name].add_argument("--output", type=Path, required=True, help="the file or folder to write")
     return parser.parse_args(arguments)
 

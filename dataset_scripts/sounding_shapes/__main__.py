@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from pcmanet.dataset_scripts import SPLITS
+from pcmanet.options import non_negative_integer, positive, positive_integer
 
 from .clips import NEGATIVE_KINDS, TASKS, SoundingShapes
 from .files import write_avsbench_tree, write_clip
@@ -36,12 +37,17 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     clip = commands.add_parser("clip", help="write one clip as an mp4", epilog=CLIP_NOTES, allow_abbrev=False)
     clip.add_argument("--split", choices=SPLITS, default="test", help="split of the clip (default: test)")
-    clip.add_argument("--index", type=int, default=0, help="number of the clip, from 0 (default: 0)")
+    clip.add_argument("--index", type=non_negative_integer, default=0, help="number of the clip, from 0 (default: 0)")
     clip.add_argument(
-        "--size", type=int, nargs=2, default=(224, 224), metavar=("HEIGHT", "WIDTH"), help="pixels (default: 224 224)"
+        "--size",
+        type=positive_integer,
+        nargs=2,
+        default=(224, 224),
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels (default: 224 224)",
     )
-    clip.add_argument("--seconds", type=int, default=5, help="duration (default: 5)")
-    clip.add_argument("--frames-per-second", type=float, default=25.0, help="frame rate in hertz (default: 25)")
+    clip.add_argument("--seconds", type=positive_integer, default=5, help="duration (default: 5)")
+    clip.add_argument("--frames-per-second", type=positive, default=25.0, help="frame rate in hertz (default: 25)")
     clip.add_argument(
         "--audio",
         choices=("original", "swapped", *NEGATIVE_KINDS),
@@ -52,7 +58,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "tree", help="write a data set in the layout of AVSBench", epilog=TREE_NOTES, allow_abbrev=False
     )
     for split, count in zip(SPLITS, (8, 2, 2), strict=True):
-        tree.add_argument(f"--{split}", type=int, default=count, help=f"clips in {split} (default: {count})")
+        tree.add_argument(
+            f"--{split}", type=non_negative_integer, default=count, help=f"clips in {split} (default: {count})"
+        )
     for command, output in ((clip, "the mp4 to write"), (tree, "folder for the data set")):
         command.add_argument(
             "--task",
@@ -60,7 +68,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
             default="ms3",
             help="s4: one object sounds, ms3: several, avss: several, with their classes (default: ms3)",
         )
-        command.add_argument("--seed", type=int, default=0, help="seed of the clips (default: 0)")
+        command.add_argument("--seed", type=non_negative_integer, default=0, help="seed of the clips (default: 0)")
         command.add_argument("--output", type=Path, required=True, help=output)
     return parser.parse_args(arguments)
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
+from pcmanet.options import positive_integer
 
 
 WEIGHTS = "model.safetensors"
@@ -60,7 +61,7 @@ def main() -> None:
         "checkpoints", nargs="+", help="folders of checkpoints of one network, the last of which is completed"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--size", type=int, default=224, help="height and width of the frames, in pixels")
+    parser.add_argument("--size", type=positive_integer, default=224, help="height and width of the frames, in pixels")
     parser.add_argument("--description", required=True, help="what the model knows, in one sentence")
     arguments = parser.parse_args()
 

@@ -31,6 +31,7 @@ from pcmanet.dataset_scripts.metrics.segmentation import Protocol
 from pcmanet.dataset_scripts.paired import Library, PairedClips, is_paired_data, read_settings
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
 from pcmanet.files import write_text
+from pcmanet.options import positive_integer
 
 
 CLIPS = 200  # by default, from which on the measure changes in the fourth digit
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="AVSBench, a folder of clips, or the YAML file of paired data")
     parser.add_argument("--name", choices=NAMES, default="avss", help="data set (default: avss)")
     parser.add_argument("--split", default="val", help="split of the data (default: val)")
-    parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips at most (default: {CLIPS})")
+    parser.add_argument("--clips", type=positive_integer, default=CLIPS, help=f"clips at most (default: {CLIPS})")
     arguments = parser.parse_args()
     model = load_strict(PCMANetForAudioVisualSegmentation, arguments.model, dtype=torch.float32)
     processor = PCMANetProcessor.from_pretrained(arguments.model)

@@ -1,18 +1,17 @@
 """The command line of `pcmanet`: commands, options, their help and their ranges.
 
 To add a command, write a function here that adds its parser, call it in `parse_arguments`, and name the module that runs
-it in `pcmanet.cli.main.COMMANDS`. This module must not import torch or transformers, so that `--help` is fast. The checks
-of numbers at the end are also those of the scripts in `examples/`.
+it in `pcmanet.cli.main.COMMANDS`. This module must not import torch or transformers, so that `--help` is fast.
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import TypeAlias
 
 from pcmanet import __version__
 from pcmanet.files import DEFAULT_MODEL
+from pcmanet.options import fraction, non_negative, non_negative_integer, positive, positive_integer
 
 
 DOCUMENTATION = "https://pcmanet.github.io/pcmanet/"
@@ -24,7 +23,6 @@ MISSING_AUDIO_RULES = ("raise", "silence")
 ON_ERROR = ("raise", "skip")
 NEGATIVE_AUDIO = ("silence", "noise", "off_screen")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-LARGEST_PORT = 65535
 
 DONE, SOME_FAILED, STOPPED, INTERNAL_ERROR, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 0, 1, 2, 70, 130, 141, 143
 EXIT_CODES = f"""exit codes:
@@ -521,56 +519,3 @@ def _text(text: str) -> str:
 def _path(text: str) -> Path:
     """Parse a path."""
     return Path(_text(text))
-
-
-def _number(text: str) -> float:
-    """Parse a number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, got {text}") from None
-
-
-def positive(text: str) -> float:
-    """Parse a number above 0."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
-
-
-def non_negative(text: str) -> float:
-    """Parse a number of 0 or more."""
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
-    return value
-
-
-def positive_integer(text: str) -> int:
-    """Parse an integer of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {text}")
-    return int(text)
-
-
-def non_negative_integer(text: str) -> int:
-    """Parse an integer of 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text}")
-    return int(text)
-
-
-def port(text: str) -> int:
-    """Parse the number of a TCP port."""
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_PORT:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to {LARGEST_PORT}, got {text}")
-    return int(text)
