@@ -40,6 +40,10 @@ def test_lists_all_problems(tmp_path: Path) -> None:
             "siren": {"sounds": ["siren"]},
         },
         unknown="drum",
+        other_sounds={
+            "fire": {"sounds": ["fire"]},
+            "hiss": {"photos": ["cat"], "sounds": ["siren"], "audioset": ["Hiss"]},
+        },
         splits={"val": 0.6, "test": 0.6},
         hue="red",
         clips={"seconds": 0, "steady": 2, "level_decibels": [-5, -10], "sounds": {"loud": 1}, "zom": 2}
@@ -58,6 +62,9 @@ def test_lists_all_problems(tmp_path: Path) -> None:
         "Class 'background'",
         "Class 'siren' has no photos",
         "unknown: Expected a list of labels",
+        "Other sound 'fire': Expected audioset: [...]",
+        "Unknown key 'photos' in other sound 'hiss'",
+        "Other sound 'hiss', sounds: 'siren' already belongs to class 'siren'",
         "splits: Expected the fractions",
         "Unknown key 'zom' in clips. Did you mean 'zoom'?",
         "clips, seconds: Expected a number of at least 1, got 0",

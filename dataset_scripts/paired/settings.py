@@ -89,7 +89,7 @@ class PairedClass:
 
     Attributes:
         name: Its name.
-        photos: Labels of photos.
+        photos: Labels of photos; none for sounds that belong to no class.
         sounds: Labels of recordings; none for a class that is seen but has no recordings.
         audioset: Names of AudioSet classes, for an audio tagger.
         avss: Its name among the classes of AVSBench-semantic, for a tree of that layout.
@@ -115,7 +115,7 @@ class PairedSettings:
         classes: The classes, in the order of the class indexes 1, 2, ...
         background: Labels of background recordings, such as rain.
         unknown: Labels of sounds of classes without photos.
-        other_sounds: AudioSet classes of sounds that belong to no class, by name, for an audio tagger that tells them apart.
+        other_sounds: Sounds that belong to no class, for an audio tagger that tells them apart: `sounds` and `audioset` alone.
         splits: Fraction of the photos and recordings for "val" and for "test", where their source has no split.
         clips: How clips are made.
         cache: Folder of the decoded photos and recordings; None decodes the files again for every clip.
@@ -127,7 +127,7 @@ class PairedSettings:
     classes: tuple[PairedClass, ...]
     background: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
-    other_sounds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    other_sounds: tuple[PairedClass, ...] = ()
     splits: Mapping[str, float] = field(default_factory=lambda: {"val": 0.1, "test": 0.15})
     clips: ClipSettings = ClipSettings()
     cache: Path | None = None
@@ -180,7 +180,7 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
         classes=tuple(_to_class(name, entry) for name, entry in values["classes"].items()),
         background=tuple(values.get("background") or ()),
         unknown=tuple(values.get("unknown") or ()),
-        other_sounds={name: tuple(labels) for name, labels in (values.get("other_sounds") or {}).items()},
+        other_sounds=tuple(_to_class(name, entry) for name, entry in (values.get("other_sounds") or {}).items()),
         splits={"val": 0.1, "test": 0.15} | (values.get("splits") or {}),
         clips=_to_clip_settings({**(values.get("clips") or {}), **(overrides or {})}),
         cache=(path.parent / values["cache"]) if values.get("cache") else None,
@@ -231,7 +231,9 @@ def _find_problems(values: Any, overrides: Mapping[str, Any]) -> Iterator[str]:
     yield from _unknown_keys(values, KEYS, "the file")
     for section in ("photos", "recordings"):
         yield from _source_problems(section, values.get(section))
-    yield from _class_problems(values.get("classes"))
+    users: dict[tuple[str, str], str] = {}
+    yield from _class_problems(values.get("classes"), users)
+    yield from _other_sound_problems(values.get("other_sounds") or {}, users)
     for section in ("background", "unknown"):
         if not _is_list_of_text(values.get(section) or []):
             yield f"{section}: Expected a list of labels of recordings, got {values[section]!r}"
@@ -282,30 +284,45 @@ def _repository_problems(source: Mapping[str, Any]) -> Iterator[str]:
             yield f"Expected {key} relative to the root of the data set {source['repo']}, got {value!r}"
 
 
-def _class_problems(classes: Any) -> Iterator[str]:
+def _class_problems(classes: Any, users: dict[tuple[str, str], str]) -> Iterator[str]:
+    """Yield what is wrong with the classes; `users` collects the class of each label."""
     if not isinstance(classes, dict) or not classes or len(classes) > MAX_CLASSES:
         yield f"classes: Expected 1 to {MAX_CLASSES} classes by name, each with photos and sounds, got {classes!r:.200}"
         return
-    users: dict[tuple[str, str], Any] = {}
     for name, entry in classes.items():
         if name == "background" or not isinstance(entry, dict):
             yield f"Class {name!r}: Expected photos: [...] and sounds: [...] of a class other than background, got {entry!r}"
             continue
         yield from _unknown_keys(entry, CLASS_KEYS, f"class {name!r}")
         for key in ("photos", "sounds", "audioset"):
-            yield from _label_problems(name, key, entry.get(key) or [], users)
+            yield from _label_problems(f"class {name!r}", key, entry.get(key) or [], users)
         if not entry.get("photos"):
             yield f"Class {name!r} has no photos. List its labels, or move its sounds to unknown."
 
 
-def _label_problems(name: Any, key: str, labels: Any, users: dict[tuple[str, str], Any]) -> Iterator[str]:
-    """Yield the problems of a list of labels; `users` collects the class of each label."""
+def _other_sound_problems(sounds: Any, users: dict[tuple[str, str], str]) -> Iterator[str]:
+    """Yield what is wrong with the sounds that belong to no class."""
+    if not isinstance(sounds, dict):
+        yield f"other_sounds: Expected sounds by name, each with audioset: [...] and sounds: [...], got {sounds!r:.200}"
+        return
+    for name, entry in sounds.items():
+        if not isinstance(entry, dict) or not entry.get("audioset"):
+            yield f"Other sound {name!r}: Expected audioset: [...], and sounds: [...] if there are recordings, got {entry!r}"
+            continue
+        yield from _unknown_keys(entry, ("sounds", "audioset"), f"other sound {name!r}")
+        for key in ("sounds", "audioset"):
+            yield from _label_problems(f"other sound {name!r}", key, entry.get(key) or [], users)
+
+
+def _label_problems(owner: str, key: str, labels: Any, users: dict[tuple[str, str], str]) -> Iterator[str]:
+    """Yield the problems of a list of labels; `users` collects the class or other sound that each label belongs to."""
+    place = f"{owner[0].upper()}{owner[1:]}, {key}"
     if not _is_list_of_text(labels):
-        yield f"Class {name!r}, {key}: Expected a list of labels, got {labels!r}"
+        yield f"{place}: Expected a list of labels, got {labels!r}"
         return
     for label in labels if key != "audioset" else ():
-        if users.setdefault((key, label), name) != name:
-            yield f"Class {name!r}, {key}: {label!r} already belongs to class {users[key, label]!r}"
+        if users.setdefault((key, label), owner) != owner:
+            yield f"{place}: {label!r} already belongs to {users[key, label]}"
 
 
 def _clip_problems(values: Mapping[str, Any]) -> Iterator[str]:
