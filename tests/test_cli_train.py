@@ -32,6 +32,7 @@ from modeling_pcmanet import (
     VGGishModel,
 )
 from modeling_pcmanet.media_writing_pcmanet import write_video
+from pcmanet.dataset_scripts.paired import Library
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.run import start_run, take_step
@@ -324,3 +325,12 @@ def test_paired_data_without_test_photos_are_an_error_before_the_training(tmp_pa
     message = error_of(capsys, tmp_path / "run", "--test", "2", **settings)
     assert f"--test: No photos with an object of any class in split 'test' of {data}. Set `splits`" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_paired_data_are_read_once_before_the_training(tmp_path, monkeypatch):
+    data, read = write_paired_data(tmp_path), []
+    first = Library.__init__
+    monkeypatch.setattr(Library, "__init__", lambda library, *a, **k: (read.append(a), first(library, *a, **k))[1])
+    monkeypatch.setattr("pcmanet.cli.train.train", lambda run, _: f"{run.data.plan.steps} steps")
+    train(tmp_path / "run", "--test", "2", task="ms3", data=str(data), negative_fraction=0.0, freeze=[])
+    assert len(read) == 1

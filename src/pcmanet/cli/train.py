@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modeling_pcmanet.hub_upload_pcmanet import create_repository
 from pcmanet.dataset_scripts.evaluation import find_evaluation_clips
-from pcmanet.dataset_scripts.paired import Library, PairedClips, is_paired_data, read_settings
+from pcmanet.dataset_scripts.paired import is_paired_data
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe, describe_fields, read_recipe
 from pcmanet.training.run import BEST, LAST, Run, start_run, train
@@ -39,7 +39,14 @@ def run(arguments: Namespace) -> int:
     training = None
     try:
         recipe = _read_recipe(arguments)
-        training = start_run(recipe, arguments.output, arguments.resume, arguments.max_steps, arguments.allow)
+        training = start_run(
+            recipe,
+            arguments.output,
+            arguments.resume,
+            arguments.max_steps,
+            arguments.allow,
+            needs_test=arguments.test is not None,
+        )
         report = train(training, functools.partial(_test, training, arguments.test))
     except FloatingPointError as error:
         # The message says what to change, so no traceback is needed.
@@ -62,25 +69,13 @@ def _is_main_process() -> bool:
 
 
 def _read_recipe(arguments: Namespace) -> Recipe:
-    """Read the recipe; ValueError now, and not after the training, if its data have no complete test split to evaluate on."""
+    """Read the recipe; ValueError now, and not after the training, if AVSBench or clips have no complete test split."""
     recipe = read_recipe(arguments.recipe, arguments.set, data=arguments.data)
     if arguments.test and recipe.data is None:
         raise ValueError("--test: Sounding Shapes has no test split. Add --data, or leave out --test.")
     if arguments.test and recipe.data is not None and recipe.paired_data is None:
         find_evaluation_clips(recipe.data, recipe.task, "test", recipe.row_settings, recipe.on_error)
-    # One process reads the photos, and prepares their cache for all.
-    if arguments.test and recipe.paired_data is not None and _is_main_process():
-        _check_test_photos(recipe)
     return recipe
-
-
-def _check_test_photos(recipe: Recipe) -> None:
-    """Raise ValueError if paired data have no photos in their test split."""
-    library = Library(read_settings(str(recipe.paired_data), recipe.paired_clips), progress=True)
-    try:
-        PairedClips(library, recipe.task, "test", length=0)
-    except ValueError as error:
-        raise ValueError(f"--test: {error} Set `splits` in that file, or leave out --test.") from error
 
 
 def _test(training: Run, clips: int | None) -> None:

@@ -47,12 +47,15 @@ def class_names(recipe: Recipe) -> list[str]:
     return ["background", *CLASSES] if recipe.task == "avss" else ["sounding"]
 
 
-def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[Clips, Clips]:
+def load_datasets(
+    recipe: Recipe, size: tuple[int, int] | None = None, *, needs_test: bool = False
+) -> tuple[Clips, Clips]:
     """Load the training and validation clips; generated ones come from separate random streams.
 
     Args:
         recipe: The recipe.
         size: Height and width of Sounding Shapes in pixels; by default `recipe.image_size` for both.
+        needs_test: Whether paired data must have photos in their test split too.
 
     Returns:
         Both data sets. With `recipe.pair_audio` the first one has half of the training clips, see [`TrainingClips`].
@@ -68,6 +71,8 @@ def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[
             PairedClips(library, recipe.task, split, length=length, seed=recipe.seed)
             for split, length in lengths.items()
         )
+        if needs_test:
+            _require_test_photos(library, recipe.task)
         return training, validation
     if recipe.data is not None:
         options = {"on_error": recipe.on_error, "num_proc": recipe.num_workers or None, **vars(recipe.row_settings)}
@@ -92,6 +97,14 @@ def load_datasets(recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[
         recipe.task, "val", length=recipe.evaluation_clips, height=height, width=width, seed=recipe.seed
     )
     return training, validation
+
+
+def _require_test_photos(library: Library, task: str) -> None:
+    """Raise ValueError if paired data have no photos in their test split."""
+    try:
+        PairedClips(library, task, "test", length=0)
+    except ValueError as error:
+        raise ValueError(f"--test: {error} Set `splits` in that file, or leave out --test.") from error
 
 
 class TrainingData:

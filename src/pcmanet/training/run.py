@@ -77,6 +77,8 @@ def start_run(
     resume: str | None = None,
     max_steps: int | None = None,
     allow: Sequence[str] = (),
+    *,
+    needs_test: bool = False,
 ) -> "Run":
     """Build all parts of a run. All processes must call this.
 
@@ -86,6 +88,7 @@ def start_run(
         resume: The folder of a checkpoint or "latest", to resume the run in `output`; None for a new run.
         max_steps: Number of steps in total after which to stop; the schedule remains that of the complete run.
         allow: What may differ from the run to resume, see [`Checkpoints`].
+        needs_test: Whether paired data must have photos in their test split too.
 
     Returns:
         The run, ready for its next step.
@@ -104,7 +107,7 @@ def start_run(
     cast(torch.nn.Module, network).to(memory_format=torch.channels_last)
     freeze_unused(network, processor)
     with main_process_first(accelerator):  # it prepares the cache of the data set, if there is one
-        datasets = load_datasets(recipe)
+        datasets = load_datasets(recipe, needs_test=needs_test)
     data = TrainingData(
         recipe,
         datasets,
