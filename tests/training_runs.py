@@ -1,11 +1,13 @@
 """Runs of `pcmanet train` with a tiny network and few clips, in this process or in one that can be killed."""
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from tiny_model import TINY_NETWORK
+from tqdm import tqdm
 
 from pcmanet.cli.main import main
 from pcmanet.training import run as run_module
@@ -97,10 +100,13 @@ def die_at_call(owner: Any, name: str, number: int) -> None:
 
 
 def _work(log: str, prepare: Callable[..., None] | None, arguments: tuple, output: Path, words: tuple, settings: dict):
+    gc.freeze()  # to finalize what the parent of a forked process holds, such as its threads, would crash the child
+    tqdm.set_lock(threading.RLock())  # forked processes would share the lock, which one that is killed never releases
     os.setpgid(0, 0)  # so that the parent can end what a killed run leaves
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
     if prepare is not None:
         prepare(*arguments)
     train(output, *words, **settings)
@@ -111,16 +117,16 @@ def train_in_process(
 ) -> tuple[int, str]:
     """Run the command in a separate process and return its exit code (-9: killed) and its output.
 
-    `prepare(*arguments)` is called in that process first. All libraries are imported once for all such processes.
+    `prepare(*arguments)` is called in that process first. A fork needs no imports, which take longer than the run. Where
+    PyTorch finds a GPU, it cannot be forked after a backward pass.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pcmanet.training.run", "training_runs"])
+    context = multiprocessing.get_context("forkserver" if torch.cuda.is_available() else "fork")
     log = output.with_name(f"{output.name}.log")
     process = context.Process(target=_work, args=(str(log), prepare, arguments, output, words, settings))
     process.start()
     process.join()
     if process.exitcode < 0:
-        # A fork server of the killed run and its loader workers, each of half a gigabyte, would stay.
+        # The loader workers of the killed run, or its fork server, each of half a gigabyte, would stay.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     return process.exitcode, log.read_text()
