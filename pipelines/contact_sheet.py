@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFont
 
 from .colors import Color
-from .overlay import draw_segments
+from .overlay import draw_segments, text_font
 from .timeline import loudness
 
 
@@ -207,11 +207,12 @@ def _header(
         frames_per_second: The rate of network frames.
         title: Title of the sheet.
     """
-    font, title_font = ImageFont.load_default(size=layout.text_size), ImageFont.load_default(size=TITLE_SIZE)
+    font = ImageFont.load_default(size=layout.text_size)
     counts = Counter(label for found in labels for label in found)
     entries = [(label, f"{label}  {counts[label] / frames_per_second:g} s") for label in colors if counts[label]]
     available = layout.width - 2 * MARGIN
-    positions = _flow([font.getlength(text) + 3 * layout.text_size for _, text in entries], available)
+    widths = [text_font(text, layout.text_size).getlength(text) for _, text in entries]
+    positions = _flow([width + 3 * layout.text_size for width in widths], available)
 
     plural = "" if frames_per_second == 1 else "s"
     description = f"{layout.number / frames_per_second:g} s, {frames_per_second:g} network frame{plural} per second"
@@ -223,6 +224,7 @@ def _header(
     header = Image.new("RGB", (layout.width, legend_top + legend_height + 2 * GAP), BACKGROUND)
     draw = ImageDraw.Draw(header)
     line = "".join(character if character.isprintable() else " " for character in title)  # as of a file "a\nb.mp4"
+    title_font = text_font(line, TITLE_SIZE)
     draw.text((MARGIN, MARGIN), _shortened(line, title_font, available), TEXT_COLOR, title_font, "lt")
     draw.text((MARGIN, description_top + layout.line_height / 2), description, FAINT_TEXT_COLOR, font, "lm")
     for (label, text), (left, line) in zip(entries, positions, strict=True):
@@ -248,7 +250,7 @@ def _draw_chip(
     left, middle = corner[0], corner[1] + layout.line_height / 2
     half = layout.text_size * 0.4
     draw.rounded_rectangle((left, middle - half, left + 2 * half, middle + half), radius=4, fill=color)
-    font = ImageFont.load_default(size=layout.text_size)
+    font = text_font(text, layout.text_size)
     draw.text((left + CHIP_INDENT * layout.text_size, middle), text, TEXT_COLOR, font, "lm")
 
 
@@ -280,18 +282,19 @@ def _draw_column(
     sheet.paste(_spotlight(thumbnail, result["segments"], colors), (left, overlay_top))
 
     chips_top = overlay_top + layout.thumbnail[1] + GAP / 2
-    chips = _chips(result["segments"], colors, font, layout.thumbnail[0] - CHIP_INDENT * layout.text_size)
+    chips = _chips(result["segments"], colors, layout.text_size, layout.thumbnail[0] - CHIP_INDENT * layout.text_size)
     for line, (text, color) in enumerate(chips):
         _draw_chip(draw, (left, chips_top + line * layout.line_height), text, color, layout)
 
 
 def _chips(
-    segments: Sequence[Mapping[str, Any]], colors: Mapping[str, Color], font: Font, width: float
+    segments: Sequence[Mapping[str, Any]], colors: Mapping[str, Color], size: int, width: float
 ) -> list[tuple[str, Color]]:
     """Return the labels and scores below a column, each no wider than `width`, with their colors."""
     chips = []
     for segment in segments:
         score = f" {segment['score']:.0%}"
+        font = text_font(segment["label"], size)
         name = _shortened(segment["label"], font, width - font.getlength(score))
         chips.append((name + score, colors[segment["label"]]))
     if len(chips) > CHIPS_PER_COLUMN:

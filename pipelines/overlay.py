@@ -10,6 +10,7 @@
 the video, the mask files and the contact sheet, whichever other classes appear.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,19 @@ CONTOUR_FRACTION = 1 / 140
 FONT_FRACTION = 1 / 20
 MINIMUM_FONT_SIZE = 12
 
+# Fonts of systems, for the alphabets that Pillow's own font, which is nearly ASCII, does not have.
+SYSTEM_FONTS = (
+    "DejaVuSans.ttf",
+    "LiberationSans-Regular.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",  # macOS
+    "arial.ttf",  # this one and the next are of Windows: Latin, Greek, Cyrillic, Arabic, Hebrew; Chinese; Japanese; Korean
+    "msyh.ttc",
+    "YuGothM.ttc",
+    "malgun.ttf",
+)
+
 TIME_TOLERANCE = 1e-3  # of a network frame: 29 / 29 s may be received as 0.9999 s
 
 
@@ -53,6 +67,38 @@ def draw_segments(
     layer = _draw_layer(image.size, segments, colors, labels)
     image.paste(layer, mask=layer)
     return image
+
+
+def text_font(text: str, size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return a font for a text: Pillow's own, or one of the system if that has more of its characters.
+
+    Args:
+        text: What is drawn, such as the names of classes, which may be in any alphabet.
+        size: Size of the font, in pixels.
+    """
+    own = ImageFont.load_default(size=size)
+    if text.isascii():
+        return own
+    fonts = [own, *(ImageFont.truetype(path, size) for path in _system_fonts())]
+    return min(fonts, key=lambda font: _missing_characters(font, text))
+
+
+@functools.cache
+def _system_fonts() -> list[str]:
+    """Return the paths of those of [`SYSTEM_FONTS`] that are installed, which Pillow searches in the folders of the system."""
+    found = []
+    for name in SYSTEM_FONTS:
+        try:
+            found.append(str(ImageFont.truetype(name).path))
+        except OSError:
+            continue
+    return found
+
+
+def _missing_characters(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
+    """Return how many different characters of a text a font draws as the box of a character that it does not have."""
+    box = bytes(font.getmask("\uffff"))  # in no alphabet
+    return sum(bytes(font.getmask(character)) == box for character in set(text))
 
 
 def write_overlay_video(
@@ -166,10 +212,10 @@ def _draw_labels(layer: Image.Image, segments: Sequence[Mapping[str, Any]], colo
     """Draw each segment's label and score in a box of its color, above its mask, without overlapping other boxes."""
     draw = ImageDraw.Draw(layer)
     size = max(MINIMUM_FONT_SIZE, round(min(layer.size) * FONT_FRACTION))
-    font = ImageFont.load_default(size=size)
     boxes: list[tuple[float, float, float, float]] = []
     for segment in sorted(segments, key=lambda segment: segment["mask"].getbbox()[1]):
         text = f"{segment['label']} {segment['score']:.0%}"
+        font = text_font(text, size)
         scale = layer.height / segment["mask"].height
         left, top, right, _ = (edge * scale for edge in segment["mask"].getbbox())
         width, height = font.getlength(text) + size * 0.7, size * 1.35

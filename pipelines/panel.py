@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from .colors import Color, class_colors, readable_on
-from .overlay import draw_segments
+from .overlay import draw_segments, text_font
 
 
 COLUMNS = ("frame", "prediction", "ground truth")
@@ -125,7 +125,7 @@ def _lay_out(rows: Sequence[Sequence[Image.Image]], legend: Sequence[str], color
     """Arrange rows of images of one size below their column titles, and the legend below them."""
     cell_width, cell_height = rows[0][0].size
     row_height, width = cell_height + GAP, len(COLUMNS) * (cell_width + GAP) + GAP
-    font = ImageFont.load_default(size=TEXT_SIZE)
+    font = text_font("".join(legend), TEXT_SIZE)
     boxes, x, y = [], GAP, LINE_HEIGHT + len(rows) * row_height
     for name in legend:
         extent = font.getlength(name) + TEXT_SIZE

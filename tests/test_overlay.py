@@ -7,12 +7,13 @@ import av
 import numpy as np
 import pytest
 from odd_media import begin_late, onset, write_odd_video
-from PIL import Image
+from PIL import Image, ImageFont
 
 from modeling_pcmanet.media_pcmanet import MediaReader, iterate_frames, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_video
+from pcmanet.pipelines import overlay
 from pcmanet.pipelines.colors import class_colors
-from pcmanet.pipelines.overlay import draw_segments, write_masks, write_overlay_video
+from pcmanet.pipelines.overlay import draw_segments, text_font, write_masks, write_overlay_video
 
 
 ID2LABEL = {0: "background", 1: "bell", 2: "drum"}
@@ -91,6 +92,19 @@ class TestDrawSegments:
         rows = [np.flatnonzero((drawn == COLORS[label]).all(axis=2).sum(axis=1) > 60) for label in ("bell", "drum")]
         assert len(rows[0]) > 5
         assert len(rows[1]) > 5
+
+    @pytest.mark.parametrize("name", ["Vögel", "собака", "σκύλος"])
+    def test_names_in_other_alphabets(self, monkeypatch: pytest.MonkeyPatch, name: str):
+        fonts = Path(pytest.importorskip("matplotlib").get_data_path()) / "fonts" / "ttf"
+        monkeypatch.setattr(overlay, "_system_fonts", lambda: [str(fonts / "DejaVuSans.ttf")])
+        glyphs = {bytes(text_font(name, 20).getmask(letter)) for letter in name}
+        assert len(glyphs) == len(set(name))  # without the font, all that Pillow's own does not have is the same box
+
+    def test_font_of_pillow_without_others(self, monkeypatch: pytest.MonkeyPatch):
+        own = ImageFont.load_default(20)
+        assert text_font("dog 90%", 20).getname() == own.getname()
+        monkeypatch.setattr(overlay, "_system_fonts", list)
+        assert text_font("犬", 20).getname() == own.getname()
 
     def test_masks_are_resized_to_the_frame(self):
         drawn = np.asarray(draw_segments(Image.new("RGB", (960, 640)), [DRUM], COLORS, labels=False))
