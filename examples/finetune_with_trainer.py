@@ -131,7 +131,8 @@ def finish(trainer: SegmentationTrainer, settings: FineTuning, minutes: float) -
     """Save the weights with their metrics and, if requested, upload them."""
     folder = Path(trainer.args.output_dir)
     # Without `_internal_call` it would also upload, with another card and without a second attempt.
-    trainer.save_model(_internal_call=True)
+    with trainer.explain_full_disk(folder):
+        trainer.save_model(_internal_call=True)
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if not trainer.is_world_process_zero():
         return

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -15,7 +17,7 @@ from loopback_hub import Failure, HubError, LoopbackHub
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_model import tiny_config, tiny_model
-from transformers import TrainingArguments, pipeline
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, pipeline
 from written_trees import write_trees
 
 from modeling_pcmanet import (
@@ -173,6 +175,46 @@ def test_early_stopping(build):
     keep_statistics(trainer)
     trainer.train()
     assert trainer.state.global_step == 3  # one evaluation to beat, two that do not
+
+
+def test_resumed_early_stopping_counts_on_with_the_requested_patience(build):
+    trainer = build(settings={"early_stopping_patience": 3}, eval_strategy="epoch")
+    (callback,) = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+    saved = {"args": {"early_stopping_patience": 9}, "attributes": {"early_stopping_patience_counter": 2}}
+    trainer.state.stateful_callbacks = {"EarlyStoppingCallback": saved}
+    trainer._load_callback_state()
+    assert (callback.early_stopping_patience, callback.early_stopping_patience_counter) == (3, 2)
+
+
+def test_early_stopping_can_be_added_to_a_resumed_run(build):
+    options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    build(max_steps=1, **options).train()
+    resumed = build(settings={"early_stopping_patience": 2}, max_steps=2, **options)
+    resumed.train(resume_from_checkpoint=str(Path(resumed.args.output_dir) / "checkpoint-1"))
+    state = json.loads((Path(resumed.args.output_dir) / "checkpoint-2" / "trainer_state.json").read_text())
+    assert "EarlyStoppingCallback" in state["stateful_callbacks"]
+
+
+def test_full_disk_is_an_error_that_names_the_checkpoint_and_removes_it(build):
+    trainer = build(save_strategy="steps", save_steps=1, max_steps=2)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fill(TrainerCallback):  # the disk, after the first checkpoint, which is smaller than that of the optimizer
+        def on_save(self, arguments, *_args, **_kwargs):
+            size = (Path(arguments.output_dir) / "checkpoint-1" / "optimizer.pt").stat().st_size - 1
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1][1]))
+
+    trainer.add_callback(Fill)
+    folder = Path(trainer.args.output_dir)
+    try:
+        with pytest.raises(OSError, match="the disk did not take all of a file") as caught:
+            trainer.train()
+    finally:
+        signal.signal(signal.SIGXFSZ, before[0])
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[1])
+    good = f"The last good checkpoint is {folder / 'checkpoint-1'}. Resume with: "
+    assert str(caught.value).startswith(f"Checkpoint {folder / 'checkpoint-2'} could not be written: ")
+    assert good in str(caught.value) and not (folder / "checkpoint-2").exists()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ never a partial gradient accumulation.
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ STATE = "state.json"
 FORMAT = 2  # of state.json
 # What may differ on request, and what is then not as in an uninterrupted run.
 ALLOWED = {"processes": ("processes",), "data": ("data", PLACE)}
+TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")  # in the errors of torch.save
 EFFECTS = {
     "processes": "batch statistics and random numbers of the processes differ, and sums in their last digits",
     "data": "training continues exactly only if the content of the files is the same, of which names and sizes were compared",
@@ -88,24 +89,10 @@ class Checkpoints:
                 self._finish(temporary, target, {"step": step, **state})
         self.accelerator.wait_for_everyone()
 
-    @contextlib.contextmanager
-    def explain_full_disk(self, target: Path) -> Iterator[None]:
-        """Raise the errors of the block, which writes a folder of weights, with what to do and how to resume.
-
-        Args:
-            target: The folder.
-
-        Raises:
-            OSError: As [`save`].
-        """
-        try:
-            yield
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(self.folder / f"{TEMPORARY}{target.name}", ignore_errors=True)
-            remedy = "Free some disk space, lower save_total_limit, or move OUTPUT to a larger disk"
-            raise OSError(
-                f"Checkpoint {target} could not be written: {_first_line(error)}. {remedy}. {self.resume_hint()}"
-            ) from error
+    def explain_full_disk(self, target: Path) -> contextlib.AbstractContextManager[None]:
+        """Explain the errors of the disk in a block that writes a folder of weights, see [`explain_full_disk`]."""
+        remedy = "Free some disk space, lower save_total_limit, or move OUTPUT to a larger disk"
+        return explain_full_disk(target, self.folder / f"{TEMPORARY}{target.name}", remedy, self.resume_hint)
 
     def _finish(self, temporary: Path, target: Path, state: dict[str, Any]) -> None:
         """Complete a checkpoint on the main process."""
@@ -199,6 +186,38 @@ class Checkpoints:
         if not self.all():
             return f"No checkpoint was written yet. Start again with: {resume_command()}"
         return resume_hint([checkpoint for checkpoint in self.all() if checkpoint != damaged])
+
+
+@contextlib.contextmanager
+def explain_full_disk(target: Path, incomplete: Path | None, remedy: str, hint: Callable[[], str]) -> Iterator[None]:
+    """Raise the errors of the disk in a block, which writes a folder of weights, with what to do and how to resume.
+
+    Args:
+        target: The folder.
+        incomplete: Folder that is removed after such an error.
+        remedy: What to do.
+        hint: Returns how to resume.
+
+    Raises:
+        OSError: In place of an error of the disk. Other errors are raised unchanged.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if (reason := _disk_error(error)) is None:
+            raise
+        if incomplete is not None:
+            shutil.rmtree(incomplete, ignore_errors=True)
+        raise OSError(f"Checkpoint {target} could not be written: {reason}. {remedy}. {hint()}") from error
+
+
+def _disk_error(error: Exception) -> str | None:
+    """Return the message of an error of the disk; None for another error, such as that of an upload."""
+    if isinstance(error, RuntimeError):
+        # torch.save says in which line of its code the length of the file was not the expected one.
+        return "the disk did not take all of a file" if any(word in str(error) for word in TORCH_WRITER) else None
+    of_system = isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.errno is not None)
+    return _first_line(error) if of_system else None
 
 
 def resume_hint(checkpoints: Sequence[Path], option: str = "--resume") -> str:

@@ -1,18 +1,19 @@
 """Fine-tuning with transformers' Trainer: choice of classes, collation, learning rate of the backbone, verified checkpoints."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.files import verify, write_manifest
 
-from .checkpoints import resume_hint
+from .checkpoints import explain_full_disk, resume_hint
 from .record import RECORD
 
 
@@ -78,9 +79,7 @@ def open_output(arguments: TrainingArguments) -> Path | None:
         OSError: If the checkpoint is not found or damaged; the message names the last good one.
     """
     output, name = Path(cast(str, arguments.output_dir)), arguments.resume_from_checkpoint
-    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
-    steps = {path: path.name.removeprefix(prefix) for path in output.glob(f"{prefix}*")}
-    checkpoints = sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]))
+    checkpoints = _find_checkpoints(output)
     if name is None:
         found = [path.name for path in (*checkpoints, output / SAFE_WEIGHTS_NAME, output / RECORD) if path.exists()]
         if found:
@@ -100,8 +99,17 @@ def open_output(arguments: TrainingArguments) -> Path | None:
     return checkpoint
 
 
+def _find_checkpoints(output: Path) -> list[Path]:
+    """Return the checkpoints of a Trainer, oldest first, damaged ones included."""
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    steps = {path: path.name.removeprefix(prefix) for path in output.glob(f"{prefix}*")}
+    return sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]))
+
+
 class SegmentationTrainer(Trainer):
     """A Trainer with verified checkpoints and an optional separate learning rate of the visual backbone.
+
+    Early stopping counts on when a run is resumed, with the patience that is now requested.
 
     Args:
         *args: As for `Trainer`.
@@ -126,9 +134,29 @@ class SegmentationTrainer(Trainer):
             optimizer.add_param_group({**group, "params": inside, "lr": self.backbone_learning_rate})
         return optimizer
 
+    def explain_full_disk(
+        self, target: Path, incomplete: Path | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Explain the errors of the disk in a block that writes a folder of weights, see [`explain_full_disk`]."""
+        remedy = "Free some disk space, lower --save_total_limit, or move --output_dir to a larger disk"
+        output = Path(cast(str, self.args.output_dir))
+        return explain_full_disk(target, incomplete, remedy, lambda: resume_hint(_find_checkpoints(output), RESUME))
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Save a checkpoint, with a manifest that shows later whether it is complete and unchanged."""
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # each process writes the state of its random numbers
-        if self.args.should_save:
-            write_manifest(Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with self.explain_full_disk(folder, incomplete=folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes the state of its random numbers
+            if self.args.should_save:
+                write_manifest(folder)
+
+    def _load_callback_state(self) -> None:
+        """Restore the counter of early stopping, with which transformers would restore its patience too."""
+        super()._load_callback_state()
+        saved = cast(dict[str, Any], self.state.stateful_callbacks)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                # A run without early stopping has saved none, and the next checkpoint expects an entry.
+                state = saved.setdefault(type(callback).__name__, callback.state())
+                callback.early_stopping_patience_counter = state["attributes"]["early_stopping_patience_counter"]
