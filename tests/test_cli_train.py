@@ -251,8 +251,10 @@ def test_cheaper_training_has_the_same_loss_and_resumes(settings, trained, tmp_p
     train(tmp_path / "run", "--resume", audio_pretraining_clips=16, **settings)
 
 
-def test_loss_of_a_step_is_the_mean_over_its_annotated_frames_for_any_accumulation(tmp_path):
-    recipe = Recipe(**{**TINY_RUN, "batch_size": 4, "batch_norm": "frozen", "average_decay": None})
+def test_loss_is_the_mean_over_annotated_frames_and_kept_ratios_over_all_for_any_accumulation(tmp_path):
+    settings = {"batch_size": 4, "batch_norm": "frozen", "average_decay": None}
+    network = {**TRAINED_NETWORK, "confidence_threshold": 0.3}
+    recipe = Recipe(**{**TINY_RUN, **settings, "configuration": network})
     values = []
     reset_accelerate()
     for cuts in ([(0, 4)], [(0, 1), (1, 4)], [(0, 2), (2, 3), (3, 4)]):
@@ -263,7 +265,10 @@ def test_loss_of_a_step_is_the_mean_over_its_annotated_frames_for_any_accumulati
         batches = [{name: tensor[first:last] for name, tensor in batch.items()} for first, last in cuts]
         values.append(take_step(run, batches))
         # The average is not updated yet, so it holds the weights before the step.
-        assert values[-1]["loss"] == pytest.approx(run.average(**batch).loss.item(), rel=1e-5)
+        outputs = run.average(**batch)
+        assert values[-1]["loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
+        kept = [values[-1][f"stage_{number}/kept_ratio"] for number in (4, 3, 2)]
+        assert kept == pytest.approx(outputs.kept_ratios.tolist(), rel=1e-5) and 0 < kept[2] < 1
     for other in (1, 2):
         assert values[other] == pytest.approx(values[0], rel=1e-5)
 

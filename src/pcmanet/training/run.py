@@ -263,17 +263,18 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
     accelerator, optimizer = run.accelerator, run.optimizer
     counts = [batch["annotated_frames"].sum() for batch in batches]
     total = _sum_over_processes(torch.stack(counts).sum(), accelerator).clamp(min=1)
-    sums = torch.zeros(
-        NUM_STAGES, device=accelerator.device
-    )  # of the loss and the kept ratios of all stages but the last
+    # Of the loss, of the kept ratios of all stages but the last, and of the frames, by which these ratios are weighted.
+    sums = torch.zeros(NUM_STAGES + 1, device=accelerator.device)
     for number, (batch, count) in enumerate(zip(batches, counts, strict=True), start=1):
         accelerator.sync_gradients = number == len(batches)
         with contextlib.nullcontext() if accelerator.sync_gradients else accelerator.no_sync(run.wrapped):
             outputs = run.wrapped(**batch)
             # Gradients are averaged over the processes, so the mean over their frames needs their number as a factor.
             accelerator.backward(outputs.loss * (count / total * accelerator.num_processes))
-        sums += torch.cat([outputs.loss.detach().float()[None], outputs.kept_ratios.float()]) * (count / total)
-    loss, *kept_ratios = _sum_over_processes(sums, accelerator).tolist()
+        real = real_frames(batch).sum()[None]
+        loss_part = outputs.loss.detach().float()[None] * (count / total)
+        sums += torch.cat([loss_part, outputs.kept_ratios * real, real])
+    loss, *kept_sums, frames = _sum_over_processes(sums, accelerator).tolist()
     _check_finite("loss", loss, run)
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.recipe.gradient_clipping or math.inf)
     norms = {} if norm is None else {"gradient_norm": float(norm)}  # DeepSpeed may not return it
@@ -282,7 +283,8 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
     optimizer.step()
     optimizer.zero_grad()
     values = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **norms}
-    return values | {f"stage_{stage}/kept_ratio": ratio for stage, ratio in zip(STAGES, kept_ratios, strict=False)}
+    ratios = [kept / frames for kept in kept_sums]
+    return values | {f"stage_{stage}/kept_ratio": ratio for stage, ratio in zip(STAGES, ratios, strict=False)}
 
 
 def _check_finite(name: str, value: float, run: "Run") -> None:
