@@ -36,11 +36,12 @@ from transformers.image_utils import (
 )
 from transformers.utils import requires_backends
 
-from .configuration_encoders import BACKBONE_NORMALIZATIONS, drop_code_entries
+from .configuration_encoders import BACKBONE_NORMALIZATIONS, check_keywords, drop_code_entries, loading_saved
 
 
 # What an image processor does to the values of pixels.
 _NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+_SAVED_KEYWORDS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}  # of transformers
 
 
 class FramesAndMasks(BaseImageProcessor):
@@ -57,10 +58,16 @@ class FramesAndMasks(BaseImageProcessor):
     do_normalize = True
     rescale_factor = 1 / 255
 
+    def __init__(self, **kwargs: Any) -> None:
+        known = self.valid_kwargs.__annotations__.keys()
+        check_keywords(type(self).__name__, kwargs, known | _SAVED_KEYWORDS, known)
+        super().__init__(**kwargs)
+
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build an image processor from a saved dictionary as transformers does."""
-        return super().from_dict(drop_code_entries(cls, image_processor_dict), **kwargs)
+        """Build an image processor from a saved dictionary as transformers does; unknown keywords stay attributes."""
+        with loading_saved():
+            return super().from_dict(drop_code_entries(cls, image_processor_dict), **kwargs)
 
     @classmethod
     def from_backbone(cls, backbone: str | PathLike[str] | PreTrainedConfig, **settings: Any) -> Self:
@@ -96,8 +103,8 @@ class FramesAndMasks(BaseImageProcessor):
         """Process frames and, where given, their masks.
 
         Args:
-            images: uint8 arrays or tensors, (height, width, 3) or (3, height, width), PIL images of any mode, a list of
-                these, or a (frames, height, width, 3) array.
+            images: uint8 arrays or tensors, (height, width, 3) or (3, height, width), PIL images of any mode with 8 bits per
+                channel, a list of these, or a (frames, height, width, 3) array.
             segmentation_maps: One per image: (height, width) arrays of class indices 0..255 (or booleans), or
                 single-channel PIL images; also one (frames, height, width) array, or the one mask of a single image. 255
                 means "ignore": pass a binary mask that holds 0 and 255 as `mask > 127`.
@@ -140,12 +147,14 @@ class FramesAndMasks(BaseImageProcessor):
         """Convert one image to (channels, height, width), uint8, an array or a tensor as the backend needs it.
 
         Raises:
-            ValueError: If an array or tensor does not hold 8-bit values.
+            ValueError: If an image does not hold 8-bit values.
         """
-        if not isinstance(image, Image.Image) and image.dtype not in (np.uint8, torch.uint8):
+        if isinstance(image, Image.Image):
+            _check_depth(image)
+        elif image.dtype not in (np.uint8, torch.uint8):
             raise ValueError(
-                f"Expected images with uint8 values 0..255, got {image.dtype}. Convert floats in [0, 1] with "
-                "(image * 255).round() and a cast to uint8."
+                f"Expected images with uint8 values 0..255, got {image.dtype}. Cast integers of this range; convert floats in "
+                "[0, 1] with (image * 255).round() and a cast to uint8."
             )
         return super().process_image(image, **kwargs)
 
@@ -179,6 +188,25 @@ class PCMANetImageProcessorTorchvision(FramesAndMasks, TorchvisionBackend):
     def to_dict(self) -> dict[str, Any]:
         """Return the settings; the backend is chosen anew where they are loaded."""
         return super().to_dict() | {"image_processor_type": PCMANetImageProcessor.__name__}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a PIL image of any mode with 8 bits per channel to RGB.
+
+    Raises:
+        ValueError: If a channel has more than 8 bits.
+    """
+    _check_depth(image)
+    return image.convert("RGB")
+
+
+def _check_depth(image: Image.Image) -> None:
+    """Raise ValueError if a channel has more than 8 bits: PIL does not scale such values, but clips them at 255."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"Expected images with 8 bits per channel, got a PIL image of mode {image.mode!r}. Scale its values to 0..255 and "
+            "cast them to uint8."
+        )
 
 
 def _class_indices(segmentation_map: Any, index: int) -> np.ndarray:

@@ -56,7 +56,7 @@ from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, Proces
 from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, cut_windows, to_mono
 from .configuration_encoders import build_audio_config, check_keywords, loading_saved
 from .feature_extraction_pcmanet import build_feature_extractor, check_audio_alignment
-from .image_processing_pcmanet import PCMANetImageProcessor
+from .image_processing_pcmanet import PCMANetImageProcessor, to_rgb
 from .media_pcmanet import (
     EVERY_FRAME,
     SAMPLING_OFFSET,
@@ -293,7 +293,7 @@ def stack_frames(frames: Any) -> np.ndarray:
 
     Args:
         frames: (frames, height, width, 3) or (frames, 3, height, width), uint8 array or tensor, or a list of PIL images
-            of any mode or of such frames, all of one size.
+            of any mode with 8 bits per channel or of such frames, all of one size.
 
     Returns:
         (frames, height, width, 3), uint8.
@@ -302,7 +302,7 @@ def stack_frames(frames: Any) -> np.ndarray:
         ValueError: For another type, shape or dtype, frames of several sizes, or no frame.
     """
     if isinstance(frames, list | tuple):
-        frames = [np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame) for frame in frames]
+        frames = [np.asarray(to_rgb(frame) if isinstance(frame, Image.Image) else frame) for frame in frames]
         shapes = {frame.shape for frame in frames}
         if len(shapes) != 1:
             raise ValueError(
@@ -323,8 +323,8 @@ def stack_frames(frames: Any) -> np.ndarray:
         )
     if array.dtype != np.uint8:
         raise ValueError(
-            f"Frames have dtype {array.dtype}: expected uint8 values 0..255. Floats in [0, 1] become that by "
-            "(frames * 255).round() and a cast to uint8."
+            f"Frames have dtype {array.dtype}: expected uint8 values 0..255. Cast integers of this range; floats in [0, 1] become "
+            "that by (frames * 255).round() and a cast to uint8."
         )
     return array
 

@@ -108,11 +108,26 @@ def test_boolean_masks_become_0_and_1(processor):
         (FRAMES, MASKS.astype(np.int16) - 1, "0..255.*from -1 to 254"),
         (FRAMES, MASKS.astype(np.int32) * 4, "0..255"),
         (FRAMES, MASKS[:2], "2 segmentation maps for 3 images"),
+        # PIL clips these at 255 instead of scaling them.
+        (Image.fromarray(MASKS[0].astype(np.uint16) * 257), None, "8 bits per channel.*mode 'I;16'"),
+        ([Image.fromarray(MASKS[0] / np.float32(255))], None, "8 bits per channel.*mode 'F'"),
     ],
 )
 def test_wrong_input_is_refused(processor, frames, masks, message):
     with pytest.raises(ValueError, match=message):
         processor(frames, masks)
+
+
+@pytest.mark.parametrize("processor_class", [PCMANetImageProcessor, PCMANetImageProcessorTorchvision])
+def test_unknown_settings_are_errors_and_warnings_where_a_file_is_loaded(processor_class, tmp_path, caplog):
+    with pytest.raises(
+        ValueError, match=f"{processor_class.__name__} got the unknown keyword `sise`. Did you mean `size`"
+    ):
+        processor_class(sise={"height": 64, "width": 64})
+    saved = {**processor_class().to_dict(), "processor_class": "PCMANetProcessor", "color_jitter": 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved))
+    assert processor_class.from_pretrained(tmp_path, do_resize=False).do_resize is False
+    assert f"The saved {processor_class.__name__} has the unknown keyword `color_jitter`" in caplog.text
 
 
 def test_settings_survive_saving_and_act(tmp_path):

@@ -103,6 +103,8 @@ def test_frames_of_any_kind_become_one_array(frames):
     ("frames", "message"),
     [
         (FRAMES.astype(np.float32) / 255, "float32.*uint8.*255"),
+        (FRAMES.astype(np.int64), "int64.*uint8 values 0..255. Cast integers"),
+        ([Image.fromarray(FRAMES[0, :, :, 0].astype(np.uint16) * 257)], "8 bits per channel.*'I;16'"),
         (FRAMES[:0], r"\(0, 34, 46, 3\).*at least one"),
         (FRAMES[0], r"\(34, 46, 3\).*list of one"),
         (FRAMES[..., :1], r"\(4, 34, 46, 1\).*three times"),
