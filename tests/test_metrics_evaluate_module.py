@@ -141,6 +141,17 @@ def test_combined_modules_prefix_shared_names():
     assert 0.0 < scores["g_miou"] < 1.0
 
 
+def test_combined_modules_take_single_clips():
+    _, masks, labels = make_clips(2)
+    audio = ["positive", "silence", "positive", "noise"]
+    combined = evaluate.combine([load("avs_binary"), load("avs_robustness")])
+    combined.add_batch(predictions=masks, references=labels, audio=audio)
+    expected = combined.compute()
+    for prediction, reference, kind in zip(masks, labels, audio, strict=True):
+        combined.add(prediction=prediction, reference=reference, audio=kind)
+    assert combined.compute() == expected
+
+
 def test_masks_of_0_and_255_raise():
     _, masks, labels = make_clips(2)
     module = load("avs_binary")

@@ -130,13 +130,11 @@ class ClipEvaluation(evaluate.Metric):
             )
         return predictions, labels
 
-    def add(self, *, prediction: Any = None, reference: Any = None, **columns: str) -> None:
+    def add(self, *, prediction: Any = None, reference: Any = None, **columns: Any) -> None:
         """Count a clip. Arguments and errors as for `add_batch`, without the first dimension."""
-        self.add_batch(
-            predictions=None if prediction is None else [prediction],
-            references=None if reference is None else [reference],
-            **{name: [value] for name, value in columns.items()},
-        )
+        # `evaluate.combine` passes a clip under the names of a batch.
+        clip = {"predictions": prediction, "references": reference} | columns
+        self.add_batch(**{name: None if value is None else [value] for name, value in clip.items()})
 
     def compute(
         self,
