@@ -189,6 +189,13 @@ class PCMANetConfig(CheckedConfig):
             config_dict = {**config_dict, "cross_attention": "qsca" if saved else None}
         return super().from_dict(config_dict, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, without the folders or Hub ids that the encoders were loaded from: weights have changed since."""
+        values = super().to_dict()
+        for part in self.sub_configs:
+            (values.get(part) or {}).pop("_name_or_path", None)
+        return values
+
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "PCMANetConfig":
         """Build the configuration of a named size.
@@ -225,13 +232,13 @@ class PCMANetConfig(CheckedConfig):
         for name in ("token_grid_sizes", "stage_loss_weights"):
             values = getattr(self, name)
             require(
-                len(values) == NUM_STAGES and min(values) >= 0,
-                f"`{name}` must have {NUM_STAGES} non-negative values, coarse to fine, got {list(values)}.",
+                len(values) == NUM_STAGES and all(0 <= value < float("inf") for value in values),
+                f"`{name}` must have {NUM_STAGES} finite, non-negative values, coarse to fine, got {list(values)}.",
             )
         require(min(self.token_grid_sizes) > 0, f"`token_grid_sizes` must be positive, got {self.token_grid_sizes}.")
 
     def validate_choices(self) -> None:
-        """Raise if an option has an unknown value, or the threshold or the agreement is out of range."""
+        """Raise if an option has an unknown value, or a number is out of its range."""
         choices = {
             "neck": ("convolution", "feature_pyramid"),
             "token_layout": ("spatial", "scrambled"),
@@ -243,6 +250,9 @@ class PCMANetConfig(CheckedConfig):
             0 <= self.confidence_threshold < 0.5,
             f"`confidence_threshold` must be in [0, 0.5), got {self.confidence_threshold}.",
         )
+        for name in ("layer_norm_eps", "patch_embedding_layer_norm_eps"):
+            epsilon = getattr(self, name)
+            require(0 < epsilon < float("inf"), f"`{name}` must be finite and positive, got {epsilon}.")
         for name in ("distillation_weight", "feature_distillation_weight"):
             weight = getattr(self, name)
             require(0 <= weight < float("inf"), f"`{name}` must be finite and at least 0, got {weight}.")

@@ -27,6 +27,16 @@ def test_defaults_are_the_papers_pvt_network():
     assert (config.num_labels, config.id2label) == (1, {0: "sounding"})
 
 
+def test_saved_configurations_name_no_folder_of_this_machine(tmp_path):
+    preset = PCMANetConfig.from_preset("tiny")
+    for part in ("backbone_config", "audio_config"):
+        getattr(preset, part).save_pretrained(tmp_path / part)
+    parts = {part: AutoConfig.from_pretrained(tmp_path / part) for part in ("backbone_config", "audio_config")}
+    assert all(config._name_or_path for config in parts.values())
+    PCMANetConfig.from_preset("tiny", **parts).save_pretrained(tmp_path / "model")
+    assert str(tmp_path) not in (tmp_path / "model" / "config.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("preset", "widths"),
     [
@@ -128,9 +138,12 @@ def test_saved_attributes_are_loaded_with_a_warning(auto_class, tmp_path, caplog
         ({"num_attention_heads": 3}, "`num_attention_heads` must divide"),
         ({"hidden_size": 0}, "`hidden_size` must be positive, got 0"),
         ({"hidden_size": "wide"}, "expected int, got str"),
-        ({"token_grid_sizes": [7, 14]}, "must have 4 non-negative values"),
+        ({"token_grid_sizes": [7, 14]}, "must have 4 finite, non-negative values"),
         ({"token_grid_sizes": [0, 7, 7, 7]}, "must be positive"),
         ({"stage_loss_weights": [1.0, 1.0, 1.0, -1.0]}, "non-negative"),
+        ({"stage_loss_weights": [1.0, 1.0, 1.0, float("nan")]}, "`stage_loss_weights` must have 4 finite"),
+        ({"layer_norm_eps": -1e-5}, "`layer_norm_eps` must be finite and positive, got -1e-05"),
+        ({"patch_embedding_layer_norm_eps": float("nan")}, "`patch_embedding_layer_norm_eps` must be finite"),
         ({"distillation_weight": -0.5}, "`distillation_weight` must be finite and at least 0, got -0.5"),
         ({"feature_distillation_weight": float("inf")}, "`feature_distillation_weight` must be finite"),
         ({"distillation_weight": "much"}, "distillation_weight"),
