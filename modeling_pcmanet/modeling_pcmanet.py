@@ -662,6 +662,9 @@ def deeply_supervised_loss(
         ValueError: If a label that counts is neither a class nor `ignore_index`.
     """
     num_labels = stage_logits[0].shape[2]
+    # Integers that cannot hold `ignore_index`; uint8 stays, because it is an eighth of the size.
+    keeps_type = labels.is_floating_point() or (labels.dtype == torch.uint8 and 0 <= ignore_index <= 255)
+    labels = labels if keeps_type else labels.long()
     # Ignored, not left out: their loss is 0, and no shape depends on values, for which a GPU would have to wait.
     labels = torch.where(annotated[..., None, None], labels, ignore_index).flatten(0, 1)
     _validate_labels(labels, num_labels, ignore_index)

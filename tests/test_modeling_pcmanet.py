@@ -780,6 +780,18 @@ class TestLosses:
             deeply_supervised_loss(stages, labels, torch.tensor([[True, True]]), [1.0] * 4)
         assert deeply_supervised_loss(stages, labels, torch.tensor([[True, False]]), [1.0] * 4).isfinite()
 
+    @pytest.mark.parametrize("num_labels", [1, 5])
+    @pytest.mark.parametrize(
+        ("dtype", "ignore_index"), [("int8", 255), ("uint16", 255), ("uint8", -100), ("bool", 255)]
+    )
+    def test_labels_of_any_type_give_the_same_loss(self, num_labels, dtype, ignore_index):
+        """Frames without annotations get the ignore index, which some types cannot hold."""
+        stages = [torch.randn(1, 2, num_labels, 4, 4)] * 4
+        labels, annotated = torch.randint(0, 2, (1, 2, 4, 4)), torch.tensor([[True, False]])
+        expected = deeply_supervised_loss(stages, labels, annotated, [1.0] * 4, ignore_index)
+        converted = labels.to(getattr(torch, dtype))
+        assert deeply_supervised_loss(stages, converted, annotated, [1.0] * 4, ignore_index) == expected
+
 
 class TestDistillation:
     def test_prediction_divergence_of_one_pixel_by_hand(self):
