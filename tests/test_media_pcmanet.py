@@ -1240,9 +1240,11 @@ def test_a_file_without_the_stream_is_refused_when_it_is_opened(tmp_path: Path) 
 
 
 def test_readers_that_are_left_open_end_quietly(video: Path) -> None:
-    program = """
+    # As a file, because the package imports PyTorch, which takes longer than all other tests of this file.
+    program = f"""
 import sys
-from modeling_pcmanet.media_pcmanet import MediaReader, iterate_frames
+sys.path.insert(0, {str(Path(media_pcmanet.__file__).parent)!r})
+from media_pcmanet import MediaReader, iterate_frames
 path = sys.argv[1]
 opened = [iterate_frames(path), MediaReader(path).__enter__().frames()]
 for frames in opened:
