@@ -783,8 +783,9 @@ class PCMANetProcessor(ProcessorMixin):
         order, video = None, media_source(video)
         if timestamps is not None and not is_media(video) and not is_decoder(video):
             # A stream goes in order of time.
-            video, timestamps = stack_frames(video), np.asarray(timestamps)
-            if timestamps.shape == (len(video),) and (np.diff(timestamps) < 0).any():
+            video = stack_frames(video)
+            timestamps = check_timestamps(timestamps, len(video))
+            if (np.diff(timestamps) < 0).any():
                 order = np.argsort(timestamps, kind="stable")
                 video, timestamps = video[order], timestamps[order]
         frames, times, patches = [], [], []
@@ -986,7 +987,8 @@ class PCMANetProcessor(ProcessorMixin):
         that 71 classes at full size are held for one frame only.
 
         Args:
-            outputs: The model's output, or anything with `logits` (batch, frames, num_labels, height, width).
+            outputs: The model's output, or anything with `logits` (batch, frames, num_labels, height, width), a tensor or, as
+                from onnxruntime, an array.
             target_sizes: (height, width) of each clip, or one pair for all; the logits' own size if None.
             threshold: Binary task only: a pixel belongs to a sounding object if its probability is strictly above this,
                 in [0, 1].
@@ -997,9 +999,12 @@ class PCMANetProcessor(ProcessorMixin):
             first of several equal ones.
 
         Raises:
-            ValueError: For a threshold outside [0, 1], and for sizes or a mask that do not fit the batch.
+            ValueError: For a threshold outside [0, 1], logits of another shape, and for sizes or a mask that do not fit the
+                batch.
         """
-        logits = outputs.logits
+        logits = _as_tensor(outputs.logits)
+        if logits.ndim != 5:
+            raise ValueError(f"Expected logits (batch, frames, num_labels, height, width), got {tuple(logits.shape)}.")
         if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold!r}: expected a probability in [0, 1].")
         sizes = _check_target_sizes(target_sizes, logits)

@@ -714,6 +714,12 @@ def test_audio_is_aligned_as_published_only_where_that_fits(timestamps, frames_p
     assert choose_audio_alignment(timestamps, "center", frames_per_second) == "center"
 
 
+@pytest.mark.parametrize("timestamps", [[0.5, None, 2.5, 3.5], [3.0, 2.0, float("nan"), 0.0]])
+def test_unusable_timestamps_are_refused(default_processor, timestamps):
+    with pytest.raises(ValueError, match="clip 0: Expected timestamps as finite seconds of at least 0, one per frame"):
+        default_processor(FRAMES, SOUND, sampling_rate=22050, timestamps=timestamps)
+
+
 def test_timestamps_place_frames_in_long_audio(default_processor):
     sound = np.random.default_rng(2).uniform(-1, 1, 60 * 16000)
     times = [3.0, 10.5, 20.0, 40.0, 59.9]
@@ -1010,6 +1016,15 @@ def test_padded_frames_are_cut(default_processor):
 def test_post_processing_refuses_what_does_not_fit(default_processor, arguments, message):
     with pytest.raises(ValueError, match=message):
         default_processor.post_process_semantic_segmentation(logits_of(torch.zeros(2, 4, 1, 6, 6)), **arguments)
+
+
+def test_post_processing_takes_the_arrays_of_other_runtimes(default_processor):
+    logits = torch.randn(2, 3, 5, 6, 6)
+    maps = default_processor.post_process_semantic_segmentation(logits_of(logits.numpy()), target_sizes=(9, 7))
+    expected = default_processor.post_process_semantic_segmentation(logits_of(logits), target_sizes=(9, 7))
+    assert torch.equal(torch.stack(maps), torch.stack(expected))
+    with pytest.raises(ValueError, match=r"logits \(batch, frames, num_labels, height, width\), got \(3, 5, 6, 6\)"):
+        default_processor.post_process_semantic_segmentation(logits_of(logits[0]))
 
 
 def test_shared_audio_is_read_at_each_pace() -> None:
