@@ -262,10 +262,15 @@ class PCMANetConfig(CheckedConfig):
         )
 
     def validate_labels(self) -> None:
-        """Raise if the number of labels is not positive."""
+        """Raise unless the labels have a name for each of the indexes from 0 on, at least one."""
         require(
             (self.num_labels or 0) > 0,
             f"`num_labels`, the length of `id2label`, must be positive, got {self.num_labels}.",
+        )
+        indexes = sorted(self.id2label or {})
+        require(
+            indexes == list(range(len(indexes))),
+            f"`id2label` must name the classes 0 to {len(indexes) - 1} without a gap, got the indexes {indexes}.",
         )
 
     def validate_backbone(self) -> None:

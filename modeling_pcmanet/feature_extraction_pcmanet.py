@@ -548,8 +548,8 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
             `input_features`: (windows, 1, feature_size, samples // hop_length), float32.
 
         Raises:
-            ValueError: For another sampling rate, stereo, a waveform of fewer than two samples, no waveform, and values that
-                [`to_mono`] refuses.
+            ValueError: For another sampling rate, stereo, a waveform of fewer than two samples, a longest one of less than half
+                a Fourier transform, no waveform, and values that [`to_mono`] refuses.
         """
         if sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -562,7 +562,12 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
         shapes = [tuple(np.shape(wave)) for wave in waveforms]
         if not shapes or not all(len(shape) == 1 and shape[0] > 1 for shape in shapes):
             raise ValueError(f"Expected mono waveforms (samples,) of at least 2 samples, got the shapes {shapes}.")
-        longest = max(samples for (samples,) in shapes)
+        longest, fewest = max(samples for (samples,) in shapes), self.fft_length // 2 + 2
+        if longest < fewest:  # its ends are reflected by half a Fourier transform
+            raise ValueError(
+                f"Expected a waveform of at least {fewest} samples, got {longest}. Fill it up with zeros, or pass a "
+                "longer window of audio."
+            )
         batch = torch.stack([self._fill_up(to_mono(wave).float(), longest) for wave in waveforms])
         return BatchFeature({"input_features": self._log_mel(batch).numpy()}, tensor_type=return_tensors)
 

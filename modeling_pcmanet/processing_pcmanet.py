@@ -36,7 +36,7 @@ import heapq
 import inspect
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice, tee
 from numbers import Real
@@ -549,7 +549,8 @@ class PCMANetProcessor(ProcessorMixin):
             before and after the frame; None for a `PCMANetFeatureExtractor`.
 
     Raises:
-        ValueError: If `audio_windows` are given for patches, or are not pairs of seconds.
+        ValueError: If `audio_windows` are given for patches, are not pairs of seconds, or are longer than what the feature
+            extractor uses.
     """
 
     # For callers that check settings before they open a stream, or tell one clip from several.
@@ -560,6 +561,7 @@ class PCMANetProcessor(ProcessorMixin):
         self.audio_windows = None
         if not _places_patches(feature_extractor):
             self.audio_windows = _check_windows(DEFAULT_AUDIO_WINDOWS if audio_windows is None else audio_windows)
+            _check_lengths(self.audio_windows, feature_extractor)
         elif audio_windows is not None:
             raise ValueError(
                 f"Got audio_windows {audio_windows!r} for {type(feature_extractor).__name__}, which computes patches of a fixed "
@@ -1061,6 +1063,26 @@ def _check_windows(audio_windows: Any) -> list[list[float]]:
             f"Expected audio_windows as pairs of seconds before and after the frame, such as [[2.0, 2.0]], got {audio_windows!r}."
         )
     return windows
+
+
+# Seconds of a window that a feature extractor of transformers uses. It cuts the rest off, CLAP's at random.
+_SECONDS_USED: dict[str, Callable[[Any], float]] = {
+    # Spectrogram frames of 25 ms, one every 10 ms.
+    "ASTFeatureExtractor": lambda extractor: (extractor.max_length + 1.5) / 100,
+    "ClapFeatureExtractor": lambda extractor: extractor.max_length_s,
+    "WhisperFeatureExtractor": lambda extractor: extractor.chunk_length,
+}
+
+
+def _check_lengths(windows: list[list[float]], feature_extractor: Any) -> None:
+    """Raise ValueError if a window is longer than what the feature extractor uses."""
+    name = type(feature_extractor).__name__
+    longest, used = max(map(sum, windows)), _SECONDS_USED.get(name, lambda _: math.inf)(feature_extractor)
+    if longest > used + SAMPLING_TIME_TOLERANCE:
+        raise ValueError(
+            f"Got an audio window of {longest:g} s, of which {name} would use only {used:g} s. Pass shorter audio_windows, such "
+            f"as [[{used / 2:g}, {used / 2:g}]], or a feature extractor for longer audio."
+        )
 
 
 def _place_windows(windows: list[list[float]], audio_alignment: str | None) -> list[tuple[float, float]]:

@@ -436,9 +436,29 @@ def test_the_audio_encoder_of_a_pretrained_model_is_loaded(whole, visual, tmp_pa
 
 def test_a_folder_without_feature_extractor_gives_the_default_one(tmp_path):
     build_network("ast").model.audio_encoder.save_pretrained(tmp_path)
-    processor = PCMANetProcessor.from_pretrained_backbones(audio=tmp_path)
+    processor = PCMANetProcessor.from_pretrained_backbones(audio=tmp_path, audio_windows=[[0.25, 0.25]])
     assert isinstance(processor.feature_extractor, ASTFeatureExtractor)
-    assert (processor.feature_extractor.num_mel_bins, processor.audio_windows) == (32, [[2.0, 2.0]])
+    assert (processor.feature_extractor.num_mel_bins, processor.audio_windows) == (32, [[0.25, 0.25]])
+
+
+@pytest.mark.parametrize(("name", "used"), [("ast", 0.655), ("clap", 1.0), ("whisper", 1.0)])
+def test_windows_that_a_feature_extractor_would_cut_are_refused(name, used):
+    image_processor, extractor = PCMANetImageProcessor(), ENCODERS[name].extractor()
+    PCMANetProcessor(image_processor, extractor, [[used, 0.0], [0.1, 0.2]])
+    message = (
+        f"window of 4 s, of which {type(extractor).__name__} would use only {used:g} s. Pass shorter audio_windows"
+    )
+    with pytest.raises(ValueError, match=message):
+        PCMANetProcessor(image_processor, extractor)
+    # What is used is all of the window: the last samples matter, and nothing is drawn at random.
+    window = np.random.default_rng(0).uniform(-1, 1, round(used * extractor.sampling_rate)).astype(np.float32)
+    other = np.append(window[:-100], np.zeros(100, np.float32))
+    first, again, changed = (
+        extractor(wave, sampling_rate=extractor.sampling_rate, return_tensors="np")[extractor.model_input_names[0]]
+        for wave in (window, window, other)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, changed)
 
 
 def test_a_model_that_is_no_audio_encoder_is_refused(tmp_path):
