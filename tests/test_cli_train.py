@@ -308,6 +308,8 @@ def test_early_stopping_also_holds_on_resume(tmp_path, capsys):
             {"initialize_from": "nowhere"},
             "Checkpoint folder nowhere not found. Give a folder, or a Hub id as owner/name.",
         ),
+        ({"visual_backbone": "nowhere"}, "Checkpoint folder nowhere not found."),
+        ({"audio_encoder": "./nowhere"}, "Checkpoint folder ./nowhere not found."),
         ({"data": "nowhere", "negative_fraction": 0.0, "freeze": []}, "nowhere"),
         ({"trackers": ["crystal_ball"]}, "'crystal_ball'"),
     ],

@@ -39,8 +39,9 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
             {"negative_kinds": ["whistle"]},
             "negative_kinds is 'whistle', expected one of silence, noise, absent_class.",
         ),
-        ({"freeze": "backbone"}, "freeze is 'backbone', expected a list of strings."),
-        ({"mixed_precision": False}, "mixed_precision is False, expected a string."),
+        ({"freeze": "backbone"}, "freeze is 'backbone', expected a list of strings, such as [backbone]."),
+        ({"mixed_precision": False}, "mixed_precision is False, expected one of none, bf16, fp16."),
+        ({"seed": 2**32}, "seed is 4294967296, expected 4294967295 or less."),
         ({"data": 3}, "data is 3, expected a string or null."),
         ({"configuration": ["hidden_size"]}, "configuration is ['hidden_size'], expected key: value pairs."),
         (

@@ -38,6 +38,7 @@ DETERMINED = {
     "num_audio_windows": "audio_windows",
     "bfloat16_agreement": "the end of the training",
 }
+LARGEST_SEED = 2**32 - 1  # that NumPy accepts
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a number such as 1e-4, which YAML reads as text
 
 
@@ -158,7 +159,7 @@ class Recipe:
     batch_size: int = _setting(8, "clips per optimizer step, over all processes", minimum=1)
     gradient_accumulation: int = _setting(1, "batches into which each process divides its clips of a step", minimum=1)
     epochs: int = _setting(1, "passes over the data; generated clips need only one", minimum=1)
-    seed: int = _setting(0, "seed of initial weights, order and augmentation", minimum=0)
+    seed: int = _setting(0, "seed of initial weights, order and augmentation", minimum=0, maximum=LARGEST_SEED)
 
     # Evaluation, checkpoints, logging.
     evaluations: int = _setting(10, "number of evaluations, evenly spaced; the last is at the end", minimum=1)
@@ -183,7 +184,7 @@ class Recipe:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for one in fields(self):
-            value = _convert(one.name, getattr(self, one.name), hints[one.name])
+            value = _convert(one.name, getattr(self, one.name), hints[one.name], one.metadata.get("choices", ()))
             object.__setattr__(self, one.name, value)
             _check_finite(one.name, value)
             _check_range(one.name, value, one.metadata)
@@ -221,13 +222,14 @@ class Recipe:
         return {one.name: values[one.name] for one in fields(self) if one.metadata["affects_weights"]}
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
+def _convert(name: str, value: Any, hint: Any, choices: Sequence[str]) -> Any:
     """Convert a value from YAML to the type of its field.
 
     Args:
         name: The field.
         value: The value. A float may be given as an integer or as the text "1e-4", which YAML does not read as a number.
         hint: The type of the field.
+        choices: The values of a text, for the error; YAML reads `no` as false.
 
     Raises:
         ValueError: If the value has another type.
@@ -248,13 +250,14 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     elif type(value) is kind:
         return value
     words = {
-        tuple: "a list of strings",
+        tuple: f"a list of strings, such as [{value if isinstance(value, str) else ''}]",
         list: "a list",
         dict: "key: value pairs",
         float: "a number",
         int: "an integer",
     }
-    expected = words.get(kind, {str: "a string", bool: "true or false"}.get(kind))
+    text = f"one of {', '.join(choices)}" if choices else "a string"
+    expected = words.get(kind, {str: text, bool: "true or false"}.get(kind))
     or_null = " or null" if types.NoneType in kinds else ""
     raise ValueError(f"{name} is {value!r}, expected {expected}{or_null}.")
 

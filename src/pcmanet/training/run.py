@@ -642,8 +642,8 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
         visual = build_backbone_config(recipe.configuration.get("backbone_config") or preset.backbone_config)
         audio = build_audio_config(recipe.configuration.get("audio_config") or preset.audio_config)
         processor = PCMANetProcessor.from_pretrained_backbones(
-            recipe.visual_backbone or visual,
-            recipe.audio_encoder or audio,
+            _find_weights(recipe.visual_backbone) or visual,
+            _find_weights(recipe.audio_encoder) or audio,
             audio_windows=recipe.audio_windows,
             size=size,
         )
@@ -700,8 +700,13 @@ def _initialize(recipe: Recipe, settings: dict[str, Any]) -> PCMANetForAudioVisu
             "--set reinitialize_mismatched=true",
         )
     return PCMANetForAudioVisualSegmentation.from_pretrained_backbones(
-        recipe.visual_backbone, recipe.audio_encoder, preset=recipe.preset, **settings
+        _find_weights(recipe.visual_backbone), _find_weights(recipe.audio_encoder), preset=recipe.preset, **settings
     )
+
+
+def _find_weights(name: str | None) -> str | None:
+    """Return the folder or Hub id of a pretrained part; FileNotFoundError for a folder that does not exist."""
+    return None if name is None else find_checkpoint(name)
 
 
 def load_checkpoint(
