@@ -72,10 +72,15 @@ def build(**overrides: Any) -> PCMANetForAudioVisualSegmentation:
 
 
 @torch.no_grad()
-def assert_equal_logits(model: PCMANetForAudioVisualSegmentation, batch: dict[str, torch.Tensor], tolerance: float):
+def assert_equal_logits(
+    model: PCMANetForAudioVisualSegmentation,
+    batch: dict[str, torch.Tensor],
+    tolerance: float,
+    optimized: OptimizedPCMANet | None = None,
+):
     """Compare logits, relative to the largest, and confidence masks."""
     batch = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in batch.items()}
-    expected, given = model(**batch), model.for_inference()(**batch)
+    expected, given = model(**batch), (optimized or model.for_inference())(**batch)
     assert given.logits.shape == expected.logits.shape
     assert given.logits.dtype == expected.logits.dtype
     assert given.logits.is_contiguous()
@@ -91,18 +96,32 @@ def test_every_backbone(backbone, dtype, tolerance):
     assert_equal_logits(build(**BACKBONES[backbone]).to(dtype), tiny_batch(), tolerance)
 
 
-@pytest.mark.parametrize("backbone", ["basic ResNet", "PVT-v2"])
+@pytest.fixture(scope="module", params=["basic ResNet", "PVT-v2"])
+def network_for_shapes(request):
+    """A model and its optimized copy, which take longer to build than to run."""
+    model = build(**BACKBONES[request.param]).double()
+    return model, model.for_inference()
+
+
 @pytest.mark.parametrize(
     ("clips", "frames", "size"),
     [(1, 1, (32, 32)), (1, 5, (64, 64)), (3, 2, (50, 71)), (2, 7, (97, 33)), (1, 1, (224, 224)), (2, 10, (32, 96))],
 )
-def test_every_shape(backbone, clips, frames, size):
-    batch = tiny_batch(clips, frames, size)
-    assert_equal_logits(build(**BACKBONES[backbone]).double(), batch, 1e-12)
+def test_every_shape(network_for_shapes, clips, frames, size):
+    model, optimized = network_for_shapes
+    assert_equal_logits(model, tiny_batch(clips, frames, size), 1e-12, optimized)
 
 
-@pytest.mark.parametrize("num_labels", [1, 5])
-@pytest.mark.parametrize("padded_frames", ["excluded", "zeroed"])
+@pytest.fixture(
+    scope="module", params=[(1, "excluded"), (5, "excluded"), (1, "zeroed"), (5, "zeroed")], ids="{0[0]}-{0[1]}".format
+)
+def network_for_masks(request):
+    """A model and its optimized copy, which take longer to build than to run."""
+    num_labels, padded_frames = request.param
+    model = build(num_labels=num_labels, padded_frames=padded_frames).double()
+    return model, model.for_inference()
+
+
 @pytest.mark.parametrize(
     "mask",
     [
@@ -112,9 +131,10 @@ def test_every_shape(backbone, clips, frames, size):
         [[1, 1, 0], [0, 0, 0]],
     ],
 )
-def test_every_frame_mask(num_labels, padded_frames, mask):
-    model = build(num_labels=num_labels, padded_frames=padded_frames).double()
-    assert_equal_logits(model, {**tiny_batch(), "frame_mask": torch.tensor(mask, dtype=torch.bool)}, 1e-12)
+def test_every_frame_mask(network_for_masks, mask):
+    model, optimized = network_for_masks
+    batch = {**tiny_batch(), "frame_mask": torch.tensor(mask, dtype=torch.bool)}
+    assert_equal_logits(model, batch, 1e-12, optimized)
 
 
 def test_audio_of_padding_is_not_embedded():
@@ -296,10 +316,9 @@ def decode_with_early_exit(
 PADDED = [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]]
 
 
-@pytest.mark.parametrize("clip_by_clip", [True, False], ids=["as on a CPU", "as on a GPU"])
-@pytest.mark.parametrize(
-    ("overrides", "threshold", "mask"),
-    [
+@pytest.fixture(
+    scope="module",
+    params=[
         ({}, 0.2, None),
         ({}, 0.2, PADDED),
         ({"sharpness": 50.0}, 0, None),
@@ -309,13 +328,21 @@ PADDED = [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]]
     ],
     ids=str,
 )
-def test_early_exit_equals_decoding_without_the_stopped_frames(monkeypatch, clip_by_clip, overrides, threshold, mask):
-    monkeypatch.setattr(OptimizedPCMANet, "_runs_clip_by_clip", lambda *_: clip_by_clip)
+def early_exit(request):
+    """A model, its optimized copy, a batch, its mask, and a threshold with which some frames leave early."""
+    overrides, threshold, mask = request.param
     batch = {name: x.double() for name, x in tiny_batch(3, 4, (64, 80)).items()}
     model = uncertain_model(batch, **overrides)
+    return model, model.for_inference(), batch, mask, threshold
+
+
+@pytest.mark.parametrize("clip_by_clip", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_early_exit_equals_decoding_without_the_stopped_frames(monkeypatch, clip_by_clip, early_exit):
+    monkeypatch.setattr(OptimizedPCMANet, "_runs_clip_by_clip", lambda *_: clip_by_clip)
+    model, optimized, batch, mask, threshold = early_exit
     real = torch.ones(3, 4, dtype=torch.bool) if mask is None else torch.tensor(mask, dtype=torch.bool)
     masked = {} if mask is None else {"frame_mask": real}
-    output = model.for_inference()(**batch, **masked, early_exit_threshold=threshold)
+    output = optimized(**batch, **masked, early_exit_threshold=threshold)
     assert len(output.stages_used[real].unique()) >= 2
     for clip in range(3):
         # Excluded frames are not computed; zeroed ones are.
