@@ -302,6 +302,11 @@ def stack_frames(frames: Any) -> np.ndarray:
         ValueError: For another type, shape or dtype, frames of several sizes, or no frame.
     """
     if isinstance(frames, list | tuple):
+        if frames and isinstance(frames[0], str | PathLike | bytes | Mapping):
+            raise ValueError(
+                f"Expected one clip, got a list of {len(frames)} {type(frames[0]).__name__}. Pass one video; calls of the "
+                "processor and of the pipeline accept several."
+            )
         frames = [np.asarray(to_rgb(frame) if isinstance(frame, Image.Image) else frame) for frame in frames]
         shapes = {frame.shape for frame in frames}
         if len(shapes) != 1:

@@ -497,7 +497,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         postprocess: dict[str, Any],
     ) -> Generator[dict[str, Any], None, None]:
         """Run the model on the window that ends with each frame, or with the newest of the waiting frames."""
-        self._check_values()
+        self._check_model()
         held: deque[dict[str, Any]] = deque(maxlen=frames_per_window)
         with closing(_ReadAhead(frames, LIVE_FRAMES_AHEAD) if drop_late else frames) as source:
             take = source.take_waiting if isinstance(source, _ReadAhead) else lambda: list(islice(source, 1))
@@ -517,7 +517,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         forward_params: dict[str, Any],
     ) -> Generator[tuple[Window, torch.Tensor], None, None]:
         """Run the model on the windows of all clips; a batch can hold windows of several clips."""
-        self._check_values()
+        self._check_model()
         forward_params = dict(forward_params)
         show = forward_params.pop("progress_bar", False)
         readers = (self.preprocess(clip, **preprocess_params) for clip in inputs)
@@ -570,8 +570,13 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         network = getattr(self.model, "model", None)
         return None not in (optimized, network) and optimized.is_copy_of(network, compare_values=compare_values)
 
-    def _check_values(self) -> None:
-        """Drop an optimized model with other weights. Once per call: before each batch it would take too long."""
+    def _check_model(self) -> None:
+        """Warn of training mode, and drop an optimized model with other weights. Once per call: before each batch it would take too long."""
+        if self.model.training:
+            logger.warning_once(
+                "The pipeline runs a model in training mode, whose BatchNorms depend on the batch and are changed by it. Call "
+                "`model.eval()` first."
+            )
         optimized = self._optimized_model
         if optimized is not None and not self._is_current(optimized, compare_values=True):
             self._optimized_model = None

@@ -319,7 +319,7 @@ class TestEveryEncoder:
     def test_has_a_default_feature_extractor(self, name):
         """Without one that is saved with the weights."""
         config = ENCODERS[name].config()
-        processor = PCMANetProcessor.from_pretrained_backbones(audio=config)
+        processor = PCMANetProcessor.from_pretrained_backbones(audio=config, audio_windows=ENCODERS[name].windows)
         given = ENCODERS[name].extractor()
         assert type(processor.feature_extractor) is type(given)
         extractor = build_feature_extractor(config)

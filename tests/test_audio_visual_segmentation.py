@@ -994,6 +994,19 @@ class TestOptimizedModel:
         pipe.model = SimpleNamespace(training=False)
         assert pipe._network() is pipe.model
 
+    @pytest.mark.parametrize("optimized", [True, False])
+    def test_a_model_in_training_mode_is_a_warning(
+        self, clips: list[Path], optimized: bool, caplog: pytest.LogCaptureFixture
+    ):
+        """As after `Trainer.train()`: its BatchNorms would be changed silently."""
+        pipe = tiny_pipeline()
+        pipe(clips[0], use_optimized_model=optimized)
+        assert "training mode" not in caplog.text
+        transformers_logging.get_logger("pcmanet").warning_once.cache_clear()
+        pipe.model.train()
+        next(pipe.stream(clips[0], use_optimized_model=optimized))
+        assert "runs a model in training mode" in caplog.text and "Call `model.eval()` first" in caplog.text
+
     def test_early_exit_at_the_first_stage(
         self, semantic: Pipeline, clips: list[Path], monkeypatch: pytest.MonkeyPatch
     ):

@@ -110,6 +110,7 @@ def test_frames_of_any_kind_become_one_array(frames):
         (FRAMES[..., :1], r"\(4, 34, 46, 1\).*three times"),
         ([FRAMES[0], FRAMES[1, :10]], "of one size.*shapes"),
         ({"path": "clip.mp4"}, "got dict"),
+        (["a.mp4", "b.mp4"], "Expected one clip, got a list of 2 str. Pass one video"),
         (None, "got NoneType"),
     ],
 )
