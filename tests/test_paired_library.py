@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from paired_files import (
     write_tone,
 )
 from PIL import Image
+from pycocotools import mask as coco_masks
 
 from modeling_pcmanet.media_writing_pcmanet import write_audio
 from pcmanet.dataset_scripts.avsbench import DatasetError
@@ -32,6 +34,7 @@ from pcmanet.dataset_scripts.paired.library import (
     PHOTO_LAYOUTS,
     RECORDING_LAYOUTS,
     VOC_LABELS,
+    Photo,
     Recording,
     assign_splits,
     decode_photo,
@@ -101,6 +104,38 @@ def test_coco(tmp_path: Path) -> None:
     assert not decode_photo(second, INDEXES, 64)[1].any()
 
 
+RLE = coco_masks.encode(np.asfortranarray(make_mask(0, 1)))
+
+
+def coco_photo(tmp_path: Path, segmentation: Any) -> Photo:
+    """Return a photo of COCO with one dog."""
+    write_photo(tmp_path / "a.jpg", make_mask(1))
+    size, labels = (48, 64), {18: "dog"}
+    mask = [{"category": 18, "shape": segmentation, "size": size}]
+    return Photo("a", str(tmp_path / "a.jpg"), mask, labels, "a", None)
+
+
+def test_coco_with_compressed_run_lengths(tmp_path: Path) -> None:
+    segmentation = {"size": [48, 64], "counts": RLE["counts"].decode()}
+    _, mask = decode_photo(coco_photo(tmp_path, segmentation), INDEXES, 64)
+    np.testing.assert_array_equal(mask, make_mask(0, 5))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([], "as segmentation of an object of category 18, got []"),
+        ([[1, 1, 5, 5]], "Expected polygons of three points or more"),
+        ([1, 1, 5, 5, 9, 9], "Expected polygons of three points or more"),
+        ({"counts": "abc"}, "or a run-length encoding with counts and size"),
+        ({"size": [64, 48], "counts": RLE["counts"].decode()}, "is for [48, 64] pixels, the photo has [64, 48]"),
+    ],
+)
+def test_coco_segmentations_that_cannot_be_drawn_are_errors(segmentation, message, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        decode_photo(coco_photo(tmp_path, segmentation), INDEXES, 64)
+
+
 def test_voc_with_other_masks_and_a_list(tmp_path: Path) -> None:
     dog, cat = VOC_LABELS.index("dog"), VOC_LABELS.index("cat")
     for name in ("a", "b"):
@@ -148,15 +183,33 @@ def test_fsd50k(tmp_path: Path) -> None:
     ]
 
 
-def test_vggsound(tmp_path: Path) -> None:
+def test_vggsound(tmp_path: Path, caplog) -> None:
     (tmp_path / "audio").mkdir()
-    (tmp_path / "audio" / "-abc_000030.flac").touch()
+    for suffix in ("flac", "info.json", "txt"):
+        (tmp_path / "audio" / f"-abc_000030.{suffix}").touch()
     (tmp_path / "vgg.csv").write_text('-abc,30,"dog barking, loud",train\nxyz,5,cat,test\n', encoding="utf-8")
     source = {"path": str(tmp_path / "vgg.csv"), "audio": str(tmp_path / "audio")}
     assert read(RECORDING_LAYOUTS, layout="vggsound", **source) == [
         Recording(str(tmp_path / "audio/-abc_000030.flac"), ("dog barking, loud",), "-abc", "train"),
-        Recording(str(tmp_path / "audio/xyz_000005.wav"), ("cat",), "xyz", "test"),
     ]
+    assert f"1 of the 2 recordings of {tmp_path / 'vgg.csv'} are not in {tmp_path / 'audio'}" in caplog.text
+    (tmp_path / "audio" / "-abc_000030.flac").unlink()
+    _, (problem,) = read_sources([{"layout": "vggsound", **source}], RECORDING_LAYOUTS)
+    assert f"Expected files such as -abc_000030.wav in {tmp_path / 'audio'}, got none" in problem.problem
+
+
+def test_files_of_systems_and_tools_are_no_data(tmp_path: Path) -> None:
+    root = write_paired_data(tmp_path).parent
+    for folder in ("photos/images", "photos/masks", "sounds/dog"):
+        for name in (".DS_Store", "Thumbs.db", "._photo_01.jpg", "._photo_01.png", "photo_01.json", "photo_01.txt"):
+            (root / folder / name).write_bytes(b"no data")
+    photos = read(PHOTO_LAYOUTS, layout="folder", path=str(root / "photos"))
+    assert {Path(photo.image).suffix for photo in photos} == {".jpg"}
+    recordings = read(RECORDING_LAYOUTS, layout="folders", path=str(root / "sounds"))
+    assert {Path(recording.file).suffix for recording in recordings} == {".wav", ".ogg"}
+    (root / "photos" / "masks").rename(root / "photos" / "SegmentationClass")
+    names = [photo.id for photo in read(PHOTO_LAYOUTS, layout="voc", path=str(root / "photos"))]
+    assert names == [f"photo_{number:02d}" for number in range(12)]
 
 
 @pytest.mark.parametrize("suffix", ["wav", "ogg"])

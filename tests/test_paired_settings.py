@@ -47,7 +47,7 @@ def test_lists_all_problems(tmp_path: Path) -> None:
         splits={"val": 0.6, "test": 0.6},
         hue="red",
         clips={"seconds": 0, "steady": 2, "level_decibels": [-5, -10], "sounds": {"loud": 1}, "zom": 2}
-        | {"image_size": 64.5, "zoom": float("nan"), "stand_ins": "no"},
+        | {"image_size": 64.5, "zoom": float("nan"), "stand_ins": "no", "context_seconds": float("inf")},
     )
     with pytest.raises(DatasetError) as caught:
         read_settings(path)
@@ -70,6 +70,7 @@ def test_lists_all_problems(tmp_path: Path) -> None:
         "clips, seconds: Expected a number of at least 1, got 0",
         "clips, image_size: Expected an integer, got 64.5",
         "clips, zoom: Expected a number of at least 1, got nan",
+        "clips, context_seconds: Expected a number of at least 0, got inf",
         "clips, stand_ins: Expected true or false, got 'no'",
         "clips, steady: Expected a number from 0 to 1, got 2",
         "clips, level_decibels: Expected minimum and maximum",

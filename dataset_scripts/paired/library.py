@@ -22,7 +22,7 @@ Layouts of recordings:
 | folders | path | one folder per class |
 | esc50 | path | meta/esc50.csv, audio/ |
 | fsd50k | path | FSD50K.ground_truth/{dev,eval}.csv, FSD50K.dev_audio/, FSD50K.eval_audio/ |
-| vggsound | path, audio | vggsound.csv and the folder of ID_SECONDS files |
+| vggsound | path, audio | vggsound.csv and the folder of ID_SECONDS files, of which some may be missing |
 
 Any source may have `split: train`, val or test, for all of its files. Photos or recordings of one group (the photo itself,
 the source recording, the speaker) are never in two splits.
@@ -35,9 +35,10 @@ huggingface_hub; of a table, all files in its folder.
 import csv
 import hashlib
 import json
+import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -52,13 +53,16 @@ from pycocotools import mask as coco_masks
 from tqdm import tqdm
 
 from modeling_pcmanet.audio_pcmanet import resample
-from modeling_pcmanet.media_pcmanet import read_audio
+from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, read_audio
 from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem, suggest
 from pcmanet.files import atomic_folder
 
 from .settings import NO_PATHS, PairedSettings
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +123,11 @@ VOC_LABELS = (
     ),
     *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def _folder_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
     root = Path(source["path"])
-    labels, suffixes = _folder_labels(root), {path.stem: path.name for path in sorted((root / "images").iterdir())}
+    labels, suffixes = _folder_labels(root), _names_by_stem(root / "images", Image.registered_extensions())
     for row in _read_table(root / "photos.csv", ("id",)):
         name = row["id"]
         image, mask = root / "images" / suffixes.get(name, f"{name}.jpg"), root / "masks" / f"{name}.png"
@@ -143,7 +146,7 @@ def _folder_labels(root: Path) -> dict[int, str]:
 def _voc_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
     root = Path(source["path"])
     masks, labels = Path(source.get("masks") or root / "SegmentationClass"), dict(enumerate(VOC_LABELS[1:], start=1))
-    names = sorted(path.stem for path in masks.iterdir() if path.suffix == ".png")
+    names = list(_names_by_stem(masks, (".png",)))
     if source.get("list"):
         names = Path(source["list"]).read_text(encoding="utf-8").split()
     for name in names:
@@ -168,6 +171,10 @@ def _coco_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
 # Recordings
 
 
+AUDIO_SUFFIXES = (".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma")
+MEDIA_SUFFIXES = VIDEO_SUFFIXES.union(AUDIO_SUFFIXES)
+
+
 def _table_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
     table = Path(source["path"])
     for row in _read_table(table, ("file", "class")):
@@ -176,9 +183,10 @@ def _table_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
 
 
 def _folder_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
-    for path in sorted(Path(source["path"]).glob("*/*")):
-        if path.is_file() and not path.name.startswith("."):
-            yield Recording(str(path), (path.parent.name,), path.stem, source.get("split"))
+    for folder in sorted(path for path in Path(source["path"]).iterdir() if path.is_dir()):
+        for path in sorted(folder.iterdir()):
+            if _has_suffix(path, MEDIA_SUFFIXES):
+                yield Recording(str(path), (folder.name,), path.stem, source.get("split"))
 
 
 def _esc50_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
@@ -199,11 +207,28 @@ def _fsd50k_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
 
 def _vggsound_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
     folder, columns = Path(source["audio"]), ("video", "start", "label", "split")
-    suffixes = {path.stem: path.name for path in sorted(folder.iterdir())}
-    for row in _read_table(Path(source["path"]), columns, header=False):
-        name = f"{row['video']}_{int(row['start']):06d}"
-        file = folder / suffixes.get(name, f"{name}.wav")
-        yield Recording(str(file), (row["label"],), row["video"], _split(row, source))
+    files = _names_by_stem(folder, MEDIA_SUFFIXES)
+    rows = _read_table(Path(source["path"]), columns, header=False)
+    names = [f"{row['video']}_{int(row['start']):06d}" for row in rows]
+    missing = [name for name in names if name not in files]
+    if len(missing) == len(names):
+        raise ValueError(f"Expected files such as {names[0]}.wav in {folder}, got none" if names else "Empty table")
+    if missing:
+        # Nobody has all of it: some of its videos are no longer online.
+        logger.warning("%d of the %d recordings of %s are not in %s", len(missing), len(names), source["path"], folder)
+    for row, name in zip(rows, names, strict=True):
+        if name in files:
+            yield Recording(str(folder / files[name]), (row["label"],), row["video"], _split(row, source))
+
+
+def _names_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, str]:
+    """Return the files in a folder that have one of the suffixes, sorted: name by name without suffix."""
+    return {path.stem: path.name for path in sorted(folder.iterdir()) if _has_suffix(path, suffixes)}
+
+
+def _has_suffix(path: Path, suffixes: Collection[str]) -> bool:
+    """Return whether a file has one of the suffixes, in any case, and is not one that a system adds (`._photo.jpg`)."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def _read_table(path: Path, columns: Sequence[str], *, header: bool = True) -> list[dict[str, str]]:
@@ -421,10 +446,23 @@ def _draw_mask(parts: Sequence[Mapping[str, Any]], values: Mapping[int, int]) ->
             continue
         height, width = part["size"]
         drawn = np.zeros((height, width), dtype=np.uint8) if drawn is None else drawn
-        shapes = coco_masks.frPyObjects(part["shape"], height, width)
-        shape = coco_masks.merge(shapes) if isinstance(shapes, list) else shapes
-        drawn[coco_masks.decode(shape) > 0] = values[part["category"]]
+        drawn[_decode_shape(part["shape"], height, width, part["category"])] = values[part["category"]]
     return drawn
+
+
+def _decode_shape(shape: Any, height: int, width: int, category: int) -> np.ndarray:
+    """Return bool (height, width), the pixels of polygons, or of a run-length encoding that may be compressed."""
+    if isinstance(shape, list) and shape and all(isinstance(one, list) and len(one) >= 6 for one in shape):
+        return coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(shape, height, width))) > 0
+    if isinstance(shape, dict) and isinstance(shape.get("counts"), list | str) and "size" in shape:
+        if list(shape["size"]) != [height, width]:
+            raise ValueError(
+                f"The run-length encoding is for {shape['size'][::-1]} pixels, the photo has {[width, height]}"
+            )
+        encoded = coco_masks.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
+        return coco_masks.decode(encoded) > 0
+    expected = "polygons of three points or more, or a run-length encoding with counts and size"
+    raise ValueError(f"Expected {expected}, as segmentation of an object of category {category}, got {shape!r:.80}")
 
 
 def decode_recording(recording: Recording, sampling_rate: int, seconds: float) -> np.ndarray:
@@ -621,7 +659,9 @@ def _decode(items: Sequence[Any], read: Callable[[Any], Any], threads: int) -> I
         try:
             return read(item)
         except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
-            return FileNotFoundError(f"Missing: {error.filename}") if isinstance(error, FileNotFoundError) else error
+            if not isinstance(error, FileNotFoundError):
+                return error
+            return FileNotFoundError(f"Missing: {error.filename}" if error.filename else "Missing")
 
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, len(items), BATCH):

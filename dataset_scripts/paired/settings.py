@@ -4,6 +4,7 @@ They stand in one YAML file, with paths relative to it. examples/paired_data/ ha
 settings alone; `library` opens the tables they name.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -352,7 +353,7 @@ def _expected_value(key: str, value: Any) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _are_fractions(values: Mapping[str, Any]) -> bool:
