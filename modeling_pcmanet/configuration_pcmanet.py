@@ -267,9 +267,9 @@ class PCMANetConfig(CheckedConfig):
             (self.num_labels or 0) > 0,
             f"`num_labels`, the length of `id2label`, must be positive, got {self.num_labels}.",
         )
-        indexes = sorted(self.id2label or {})
+        indexes = list(self.id2label or {})
         require(
-            indexes == list(range(len(indexes))),
+            set(indexes) == set(range(len(indexes))),
             f"`id2label` must name the classes 0 to {len(indexes) - 1} without a gap, got the indexes {indexes}.",
         )
 

@@ -1006,12 +1006,17 @@ class PCMANetProcessor(ProcessorMixin):
             first of several equal ones.
 
         Raises:
-            ValueError: For a threshold outside [0, 1], logits of another shape, and for sizes or a mask that do not fit the
-                batch.
+            ValueError: For a threshold outside [0, 1], logits of another shape or with NaN, and for sizes or a mask that do not
+                fit the batch.
         """
         logits = _as_tensor(outputs.logits)
         if logits.ndim != 5:
             raise ValueError(f"Expected logits (batch, frames, num_labels, height, width), got {tuple(logits.shape)}.")
+        if logits.isnan().any():
+            raise ValueError(
+                "The logits are not numbers (NaN). In float16, large values overflow: use bfloat16 or float32. Otherwise check the "
+                "weights and the inputs."
+            )
         if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold!r}: expected a probability in [0, 1].")
         sizes = _check_target_sizes(target_sizes, logits)

@@ -43,7 +43,15 @@ def find_segments(
     Returns:
         `{"score", "label", "mask"}` of each class present, highest score first. The mask is a PIL image of mode "L", 0 or
         255, at the size of the video; the score is the mean probability inside it, in [0, 1].
+
+    Raises:
+        ValueError: If a logit is NaN.
     """
+    if logits.isnan().any():
+        raise ValueError(
+            "The network returned logits that are not numbers (NaN). In float16, large values overflow: use "
+            "dtype=torch.bfloat16 or torch.float32. Otherwise check the weights."
+        )
     is_binary = len(logits) == 1
     threshold = threshold if threshold is not None else 0.5 * is_binary
     gaps = _candidate_gaps(logits, threshold)

@@ -1026,6 +1026,9 @@ def test_post_processing_takes_the_arrays_of_other_runtimes(default_processor):
     assert torch.equal(torch.stack(maps), torch.stack(expected))
     with pytest.raises(ValueError, match=r"logits \(batch, frames, num_labels, height, width\), got \(3, 5, 6, 6\)"):
         default_processor.post_process_semantic_segmentation(logits_of(logits[0]))
+    logits[0, 1, 2, 3, 4] = float("nan")  # not a silent frame
+    with pytest.raises(ValueError, match=r"logits are not numbers \(NaN\).*use bfloat16 or float32"):
+        default_processor.post_process_semantic_segmentation(logits_of(logits))
 
 
 def test_shared_audio_is_read_at_each_pace() -> None:

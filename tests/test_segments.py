@@ -86,3 +86,12 @@ def test_minimum_area():
     areas = {s["label"]: np.asarray(s["mask"]).mean() / 255 for s in find_segments(logits, (4, 4), NAMES)}
     assert areas == {"class 1": 15 / 16, "class 2": 1 / 16}
     assert [s["label"] for s in find_segments(logits, (4, 4), NAMES, minimum_area=0.1)] == ["class 1"]
+
+
+@pytest.mark.parametrize("labels", [1, 5])
+def test_logits_that_are_not_numbers_are_no_silence(labels: int):
+    """As of weights in float16 whose activations overflow."""
+    logits = torch.full((labels, 14, 14), -20.0)
+    logits[-1, 3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"not numbers \(NaN\).*dtype=torch.bfloat16 or torch.float32"):
+        find_segments(logits, (45, 64), NAMES)
