@@ -179,6 +179,16 @@ def test_checkpoint_with_other_heads_initializes_the_rest(checkpoint):
     assert differing == {f"model.stages.{stage}.head.3.{kind}" for stage in range(4) for kind in ("weight", "bias")}
 
 
+def test_description_of_a_checkpoint_is_not_that_of_the_trained_network(checkpoint, tmp_path):
+    source = PCMANetForAudioVisualSegmentation.from_pretrained(checkpoint)
+    source.config.description = "knows dogs"
+    source.save_pretrained(tmp_path)
+    settings = {"initialize_from": str(tmp_path), "configuration": {}}
+    assert build_network(recipe(**settings), ["sounding"]).config.description is None
+    settings["configuration"] = {"description": "knows cats"}
+    assert build_network(recipe(**settings), ["sounding"]).config.description == "knows cats"
+
+
 def test_checkpoint_that_does_not_fit_is_refused_with_its_keys(checkpoint):
     other = {"hidden_size": 32}
     with pytest.raises(ValueError) as caught:

@@ -720,7 +720,8 @@ def load_checkpoint(
 
     Args:
         name: Folder or Hub id (owner/name).
-        settings: Fields of the configuration that differ from the checkpoint's.
+        settings: Fields of the configuration that differ from the checkpoint's. Its description, which says what the
+            checkpoint knows, is not kept.
         reinitialize_mismatched: Whether to initialize weights anew that are missing or have another shape.
         remedy: What to do about weights that do not fit, for the error.
 
@@ -728,6 +729,7 @@ def load_checkpoint(
         FileNotFoundError: If the folder does not exist.
         ValueError: If weights outside the heads differ; the message lists their names and shapes.
     """
+    settings = {"description": None, **settings}
     loaded: Any = PCMANetForAudioVisualSegmentation.from_pretrained(
         find_checkpoint(name), ignore_mismatched_sizes=True, output_loading_info=True, **settings
     )
