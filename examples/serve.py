@@ -75,7 +75,10 @@ from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 
 PATH = "/segment"
-FORM = "the form fields `video`, or `image` and `audio`; a video without an audio track also accepts `audio`"
+FORM = (
+    "the form fields `video`, or `image` and `audio`; a video without an audio track also accepts `audio`. Parameters such as "
+    "`threshold` are part of the URL"
+)
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 LONGEST_NAME = 100  # characters of the name of an upload in answers
 SECONDS_BETWEEN_CHECKS = 0.2  # whether the client is still connected
@@ -142,7 +145,7 @@ class Segmentation:
         """Segment a black frame, so that the first request does not wait for the optimized model."""
         rate = self._segmenter.processor.feature_extractor.sampling_rate
         frames = {"frames": np.zeros((1, 64, 64, 3), np.uint8), "audio": np.zeros(rate), "sampling_rate": rate}
-        self._segmenter(frames)
+        list(self._segmenter.stream(frames))  # unlike a call, it does not log that it found nothing
 
     def describe(self) -> dict[str, Any]:
         """Describe the model and the limits."""
@@ -389,6 +392,7 @@ def create_app(segmentation: Segmentation, token: str | None = None) -> FastAPI:
     app.add_exception_handler(Exception, _on_internal_error)
 
     @app.get("/health")
+    @app.head("/health", include_in_schema=False)  # for load balancers
     async def health() -> dict[str, str]:
         """Say that the server accepts requests."""
         return {"status": "ok"}
@@ -410,13 +414,17 @@ def create_app(segmentation: Segmentation, token: str | None = None) -> FastAPI:
     ) -> Response:
         """Segment a video (with its own audio, or with `audio`), or an `image` that is shown while `audio` plays."""
         settings = Settings(frames_per_second, threshold, minimum_area)
-        if video is not None and image is None:
+        received = [name for name, _ in (await request.form()).multi_items()]
+        if unknown := sorted(request.query_params.keys() - vars(settings)):
+            raise HTTPException(
+                422, f"Received the parameter {unknown[0]}. The parameters are {', '.join(vars(settings))}."
+            )
+        if video is not None and sorted(received) in (["video"], ["audio", "video"]):
             work = partial(segmentation.segment_video, video, audio, settings)
-        elif image is not None and audio is not None and video is None:
+        elif image is not None and audio is not None and sorted(received) == ["audio", "image"]:
             work = partial(segmentation.segment_image, image, audio, settings)
         else:
-            received = ", ".join(await request.form()) or "no form fields"
-            raise HTTPException(422, f"Received {received}. Send {FORM}.")
+            raise HTTPException(422, f"Received {', '.join(received) or 'no form fields'}. Send {FORM}.")
         return await _compute(request, turn, work)
 
     return app

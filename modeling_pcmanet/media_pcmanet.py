@@ -97,13 +97,15 @@ class MediaNotes:
 
     Args:
         name: Name of the source in messages.
+        is_logged: Whether to log the notes.
 
     Attributes:
         texts: The notes so far, each once, in order.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, is_logged: bool = True) -> None:
         self.name = name
+        self._is_logged = is_logged
         self.texts: list[str] = []
         self._counts: Counter[str] = Counter()
 
@@ -114,7 +116,8 @@ class MediaNotes:
         """Add and log a note, unless it was added before."""
         if text not in self.texts:
             self.texts.append(text)
-            logger.log(level, "%s: %s", self.name, text)
+            if self._is_logged:
+                logger.log(level, "%s: %s", self.name, text)
 
     def count(self, what: str) -> None:
         """Count an event that [`finish`] adds as one note with the number of events."""
@@ -267,6 +270,7 @@ class MediaReader:
         source: Path, http(s) URL, the bytes of a file, or a binary file object (read from its start, left open).
         video: Whether to read the video stream.
         audio: Whether to read the audio stream.
+        log_notes: Whether to log the notes. They were logged before if a source is read again.
 
     Raises:
         FileNotFoundError: When entered, if the file does not exist.
@@ -274,7 +278,7 @@ class MediaReader:
 
     Attributes:
         name: Name of the source in error messages.
-        notes: What was done to use the source, complete after [`finish`].
+        notes: What was done to use the source, complete after all frames were read and [`finish`] was called.
         duration: Duration that the file declares, in seconds; `None` if it declares none.
         origin: Time of the first frame in the container, in seconds; known after the first frame was read.
         end: When the last frame read leaves the screen, in seconds since the first frame.
@@ -283,9 +287,10 @@ class MediaReader:
             chunk of audio that [`audio_packets`] passes on; `None` to not decode them.
     """
 
-    def __init__(self, source: MediaSource, *, video: bool = True, audio: bool = True) -> None:
+    def __init__(self, source: MediaSource, *, video: bool = True, audio: bool = True, log_notes: bool = True) -> None:
         source = media_source(source)
         self.name = source_name(source)
+        self._log_notes = log_notes
         self.notes = MediaNotes(self.name)
         self._audio: AudioStream | None = None
         self.duration: float | None = None
@@ -309,7 +314,7 @@ class MediaReader:
                 self._source = stack.enter_context(_open_path(Path(self._source)))
             if _is_file_object(self._source):
                 self._source = stack.enter_context(_seekable(self._source))
-            container, self.notes = stack.enter_context(open_media(self._source, self.name))
+            container, self.notes = stack.enter_context(open_media(self._source, self.name, log_notes=self._log_notes))
             self.duration = container.duration / av.time_base if container.duration else None
             streams = []
             if self._reads["video"]:
@@ -410,8 +415,8 @@ class MediaReader:
             yield packet
 
     def finish(self) -> None:
-        """Read the rest of the audio after all frames were read, and add the notes on the complete file."""
-        if self._audio is not None:
+        """Read the rest of the audio if all frames were read, and add the notes on what was read."""
+        if self._audio is not None and self.has_ended:  # how far the audio is used depends on where the video ends
             deque(self._pieces, maxlen=0)
         self._add_notes()
 
@@ -763,12 +768,15 @@ HIGHEST_SAMPLING_RATE = 768_000
 
 
 @contextmanager
-def open_media(source: MediaSource, name: str | None = None) -> Iterator[tuple[InputContainer, MediaNotes]]:
+def open_media(
+    source: MediaSource, name: str | None = None, *, log_notes: bool = True
+) -> Iterator[tuple[InputContainer, MediaNotes]]:
     """Open a source for decoding.
 
     Args:
         source: Path, http(s) URL, the bytes of a file, or a binary file object (read from its start, left open).
         name: Name of the source in messages, if not its own.
+        log_notes: Whether to log the notes.
 
     Yields:
         The container, and the notes on it, whose `str()` is the name of the source.
@@ -779,7 +787,7 @@ def open_media(source: MediaSource, name: str | None = None) -> Iterator[tuple[I
             inside the context.
     """
     source = media_source(source)
-    notes = MediaNotes(source_name(source) if name is None else name)
+    notes = MediaNotes(source_name(source) if name is None else name, is_logged=log_notes)
     failure = av.FFmpegError  # named here: at exit the interpreter clears modules before the last generators end
     with ExitStack() as stack:
         try:

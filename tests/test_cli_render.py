@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 from command_runs import RATE, frames, save_checkpoint, write_clip
+from odd_media import Track, write_odd_video
 
 from modeling_pcmanet.media_pcmanet import MediaReader, read_media
 from modeling_pcmanet.media_writing_pcmanet import write_audio, write_video
@@ -37,6 +38,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(av, "open", spy)
     return names
+
+
+def test_a_note_is_logged_once(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = write_odd_video(tmp_path / "clip.mkv", tracks=[Track(language="ger"), Track(language="eng")])
+    command = ["segment", str(path), "--model", str(checkpoint), "--output", str(tmp_path / "out"), "--overlay"]
+    assert main([*command, "--device", "cpu", "--contact-sheet"]) == 0
+    assert caplog.text.count("of its 2 audio tracks number 1 (ger) is taken") == 1
 
 
 @pytest.mark.parametrize(

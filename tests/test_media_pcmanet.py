@@ -1223,6 +1223,18 @@ def test_packets_of_the_audio_can_be_copied_and_decoded_in_one_pass(video: Path)
     np.testing.assert_array_equal(waveform, read_media(video).waveform)
 
 
+def test_a_reader_of_which_not_all_frames_were_read_can_be_finished(video: Path) -> None:
+    def read() -> None:
+        with MediaReader(video) as reader:
+            next(reader.frames())
+            reader.finish()
+        finished.set()
+
+    finished = threading.Event()
+    threading.Thread(target=read, daemon=True).start()  # it once never ended
+    assert finished.wait(timeout=60)
+
+
 def test_an_audio_file_begins_at_its_first_sample(tmp_path: Path) -> None:
     write_audio(tmp_path / "audio.wav", tone(2, RATE), RATE)
     with MediaReader(tmp_path / "audio.wav", video=False) as reader:

@@ -188,6 +188,7 @@ def test_notes_tell_what_was_unusual(server, tmp_path):
 
 def test_health_and_model(server, segmenter):
     assert server.client.get("/health").json() == {"status": "ok"}
+    assert server.client.head("/health").status_code == 200
     described = server.client.get("/model").json()
     assert described["model"] == "demo_model_semantic"
     labels = segmenter.model.config.id2label
@@ -206,6 +207,17 @@ def test_health_and_model(server, segmenter):
         ({"json": {"video": "x"}}, 422, "Received no form fields"),
         ({"files": {"film": ("a.mp4", b"x")}}, 422, "Received film. Send the form fields `video`"),
         ({"files": {"image": ("a.png", png((8, 8)))}}, 422, "Received image. Send"),
+        ({"files": [("video", ("a.mp4", b"x")), ("video", ("b.mp4", b"x"))]}, 422, "Received video, video. Send"),
+        (
+            {"files": {"video": ("a.mp4", b"x")}, "data": {"threshold": "0.6"}},
+            422,
+            "also accepts `audio`. Parameters such as `threshold` are part of the URL.",
+        ),
+        (
+            {"files": {"video": ("a.mp4", b"x")}, "params": {"treshold": "0.6"}},
+            422,
+            "Received the parameter treshold. The parameters are frames_per_second, threshold, minimum_area.",
+        ),
         ({"data": {"video": "C:/clip.mp4"}}, 422, "Received video='C:/clip.mp4'"),
         (
             {"files": {"video": ("text.mp4", b"This is not a video.")}},

@@ -109,8 +109,10 @@ def draw(
     thumbnails, peaks = {}, []
     envelope_rate = max(1, round(ENVELOPE_PARTS * arguments.frames_per_second / len(results)))
     with ExitStack() as stack:
-        reader = stack.enter_context(MediaReader(source, audio=audio is None))
-        audio_reader = reader if audio is None else stack.enter_context(MediaReader(audio, video=False))
+        reader = stack.enter_context(MediaReader(source, audio=audio is None, log_notes=False))
+        audio_reader = (
+            reader if audio is None else stack.enter_context(MediaReader(audio, video=False, log_notes=False))
+        )
         frames = reader.frames(EVERY_FRAME if arguments.overlay else arguments.frames_per_second)
         if arguments.contact_sheet:
             audio_reader.listener = partial(add_peaks, peaks, envelope_rate)
