@@ -68,9 +68,15 @@ class TestFiles:
             "next\u0085line.mp4",
             "form\x0cfeed.mp4",
         ]
-        touch(here, "#1.mp4")
+        touch(here, *names)
         comment = "# a comment that is too long for the name of a file: " + 300 * "x"
         (here / "list.txt").write_bytes("\n".join([*names, "#2.mp4", comment, "  ", ""]).encode())
+        assert find_videos(arguments("list.txt")).names == names
+
+    def test_spaces_around_lines_are_left_out_unless_a_file_has_them(self, here: Path):
+        touch(here, "a.mp4", " b.mp4", "b.mp4")
+        (here / "list.txt").write_text("  # mine\n  a.mp4 \n b.mp4\n https://example.org/c.mp4 \nmissing.mp4\t\n")
+        names = ["a.mp4", " b.mp4", "https://example.org/c.mp4", "missing.mp4"]
         assert find_videos(arguments("list.txt")).names == names
 
     def test_results_of_other_runs_are_left_out(self, here: Path):

@@ -111,6 +111,14 @@ class TestResults:
         assert run("clip.mp4", "--format", "rle") == 0
         assert names(folder / "segmented" / "clip") == ["segments.jsonl", "video.json"]
 
+    @pytest.mark.usefixtures("folder")
+    def test_an_earlier_result_is_said(self, run: Run, capsys: pytest.CaptureFixture):
+        said = []
+        for _ in range(2):
+            assert run("clip.mp4", "--format", "rle") == 0
+            said.append("clip.mp4 was segmented by an earlier run; --overwrite" in capsys.readouterr().err)
+        assert said == [False, True]
+
     def test_threshold_above_every_probability(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         assert run("clip.mp4", "--output", "deep/er", "--threshold", "1") == 0
         assert capsys.readouterr().out.count("  -\n") == 3

@@ -1,5 +1,7 @@
 """Tests of src/pcmanet/cli/progress.py."""
 
+import io
+import logging
 import time
 
 import pytest
@@ -91,3 +93,20 @@ def test_short_or_hidden_stage_in_a_log_file(capsys: pytest.CaptureFixture):
             now[0] += seconds
             advance(3.0)
     assert "a.mp4" not in capsys.readouterr().err
+
+
+def test_notes_are_printed_above_the_bars(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress("segmenting", 4) as progress:
+        progress.finish_video()
+        logging.getLogger("modeling_pcmanet.media_pcmanet").warning("a.mp4: its audio starts late")
+    lines = [line.split("\r")[-1] for line in capsys.readouterr().err.split("\n")]
+    assert "a.mp4: its audio starts late" in lines
+
+
+def test_lines_reach_a_log_file_at_once(monkeypatch: pytest.MonkeyPatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw))
+    with Progress("segmenting", 4) as progress:
+        progress.print("a.mp4: dog 3")
+        assert raw.getvalue() == b"a.mp4: dog 3\n"

@@ -272,7 +272,9 @@ class TestRows:
         write_clip(here / "odd" / "silent \n.mp4", seconds=1, silent=True)
         for _ in range(2):
             assert main(command(videos="odd")) == 1
-            assert "1 of 2 videos segmented" in capsys.readouterr().out
+            captured = capsys.readouterr()
+            assert "1 of 2 videos segmented" in captured.out
+            assert "silent \n" not in captured.err
         assert set(rows(here / "out")["video"].to_pylist()) == {"odd/caf\\xe9/clip.mp4", "odd/silent \n.mp4"}
         assert main(command("--format", "png", output="images", videos="odd")) == 1
         assert (here / "images" / "clip" / "masks").is_dir()
@@ -284,7 +286,9 @@ class TestRows:
         assert main(command(videos="late")) == 1
         assert "failed: late/late.mp4" in "".join(capsys.readouterr())
         assert main(command(videos="late")) == 1
-        assert "failed: late/late.mp4" not in "".join(capsys.readouterr())
+        captured = "".join(capsys.readouterr())
+        assert "failed: late/late.mp4" not in captured
+        assert "1 failed, see the column `error`; --retry-failed processes them again" in captured
         assert main(command("--retry-failed", videos="late")) == 1
         assert "failed: late/late.mp4" in "".join(capsys.readouterr())
         write_clip(here / "late" / "late.mp4", seconds=1, seed=3)  # a changed file is tried again anyway

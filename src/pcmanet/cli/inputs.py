@@ -264,12 +264,17 @@ def format_error(error: Exception) -> str:
         message = f"{error.strerror}{place}. {_REMEDIES.get(error.errno or 0, '')}"
     if isinstance(error, MediaError) and error.needs_audio:
         message = f"{error.problem} Give the file with its audio with --audio."
-    return printable(" ".join(message.split())) or type(error).__name__
+    return one_line(" ".join(message.split())) or type(error).__name__
 
 
 def printable(text: str) -> str:
     """Return a text that any output can hold: bytes of file names that are not UTF-8 are written in hexadecimal."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """Return a name as one line for a terminal: control characters are written as in Python."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], printable(text))
 
 
 def is_address(source: str) -> bool:
@@ -395,7 +400,9 @@ def _videos_listed(path: Path) -> list[str]:
         raise ValueError(
             f"{path} is not a text file: {error}. Expected one path or URL per line, in UTF-8."
         ) from error
-    found = [line for line in lines if line.strip() and not (line.startswith("#") and not os.path.exists(line))]
+    # Spaces around a path are part of it only if there is a file of that name.
+    lines = [line if line == line.strip() or os.path.exists(line) else line.strip() for line in lines]
+    found = [line for line in lines if line and not (line.startswith("#") and not os.path.exists(line))]
     if not found:
         raise FileNotFoundError(f"No video found in {path}. Expected one path or URL per line.")
     return found

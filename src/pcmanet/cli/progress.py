@@ -1,19 +1,22 @@
 """The progress of `pcmanet segment` on the error output: the number of videos, and the position in a long video."""
 
+import logging
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import cast
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 
 SECONDS_BEFORE_SHOWN = 2.0  # shorter stages have no progress bar
 SECONDS_BETWEEN_LINES = 60.0  # in a log file
 MAXIMUM_NAME_LENGTH = 40  # characters, on a terminal
+LOGGER = "modeling_pcmanet"  # logs the notes on unusual files
 STAGE_FORMAT = "{desc}: {percentage:3.0f}% {n:.0f} of {total:.0f} s [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
 
@@ -50,12 +53,16 @@ class Progress:
             self._log()
 
     def __enter__(self) -> "Progress":
+        self._stack = ExitStack()
+        # Notes on unusual files are printed above the bars, not into them.
+        self._stack.enter_context(logging_redirect_tqdm([logging.getLogger(LOGGER)]))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.close()
+        self._stack.close()
 
     @contextmanager
     def stage(self, name: str, seconds: float | None) -> Iterator[Callable[[float], object]]:
@@ -106,8 +113,10 @@ class Progress:
             self._log()
 
     def print(self, line: str, *, failed: bool = False) -> None:
-        """Print a line without breaking the progress bars, about a failed video to the error output."""
-        tqdm.write(line, file=sys.stderr if failed else sys.stdout)
+        """Print a line at once and without breaking the progress bars, about a failed video to the error output."""
+        file = sys.stderr if failed else sys.stdout
+        tqdm.write(line, file=file)
+        file.flush()  # for a log file or the next program of a pipe
 
     def _log(self) -> None:
         """Print the progress as a line."""

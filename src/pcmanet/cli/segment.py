@@ -37,7 +37,7 @@ from pcmanet.files import demo_file, find_checkpoint, temporary_folder
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 from .arguments import STOPPED, parse_arguments
-from .inputs import VIDEO_ERRORS, Source, Videos, find_videos, format_error, name_folders, printable
+from .inputs import VIDEO_ERRORS, Source, Videos, find_videos, format_error, name_folders, one_line, printable
 from .progress import Progress
 from .render import draw, record
 from .results import (
@@ -140,7 +140,7 @@ def _find_and_check_videos(arguments: Namespace, output: OutputFolder) -> Videos
 
 def _print_changed(name: str) -> None:
     """Say that earlier results of a video are replaced."""
-    print(f"{printable(name)} has changed since it was segmented; it is segmented again", file=sys.stderr)
+    print(f"{one_line(name)} has changed since it was segmented; it is segmented again", file=sys.stderr)
 
 
 def _has_folders(arguments: Namespace) -> bool:
@@ -258,7 +258,7 @@ class Worker:
 
     def _segment_video(self, name: str, progress: Progress) -> tuple[str, bool]:
         """Segment a video and add its results to the output folder; return a line about it and whether it failed."""
-        shown = printable(name)
+        row_name, shown = printable(name), one_line(name)
         with temporary_folder(self.output.path) as temporary:
             folder = temporary / "complete"
             folder.mkdir()
@@ -289,7 +289,10 @@ class Worker:
                         progress=advance,
                     )
             except VIDEO_ERRORS as error:
-                return self._add_error(shown, content, format_error(error)), True
+                if self.shards is not None:
+                    with self._writing:
+                        self.shards.add_error(row_name, content, format_error(error))
+                return f"failed: {shown}: {format_error(error)}", True
 
             line = _summary(shown, results, self.segmenter.model.config)
             table = _table(results, self.segmenter.model.config) if len(self.videos.names) == 1 else None
@@ -297,18 +300,11 @@ class Worker:
                 self.output.publish(folder, self.folders[name], self.videos.identify(name))
             if self.shards is not None:
                 with self._writing:
-                    self.shards.add(shown, rows_of_video(shown, content, results.records()))
+                    self.shards.add(row_name, rows_of_video(row_name, content, results.records()))
         # Printed after the results are published, so that a reader who closes the output does not prevent it.
         if table is not None:
             progress.print(table)
         return line, False
-
-    def _add_error(self, name: str, content: str | None, error: str) -> str:
-        """Add the row of a failed video to an archive, and return a line about it."""
-        if self.shards is not None:
-            with self._writing:
-                self.shards.add_error(name, content, error)
-        return f"failed: {name}: {error}"
 
     @contextmanager
     def _stage(self, progress: Progress, name: str, seconds: float | None) -> Iterator[Callable[[float], object]]:
@@ -476,6 +472,10 @@ def _segment_assigned(
     assigned = videos.names[state.process_index :: state.num_processes]
     results = _find_results(arguments, videos, assigned, output)
     pending = [name for name in assigned if name not in results]
+    if len(videos.names) == 1 and any(results.values()):
+        print(
+            f"{one_line(assigned[0])} was segmented by an earlier run; --overwrite segments it again", file=sys.stderr
+        )
     title = "segmenting" if state.num_processes == 1 else f"segmenting (process 1 of {state.num_processes})"
     done, hidden = len(assigned) - len(pending), not state.is_main_process
     with (
@@ -495,6 +495,8 @@ def _report(arguments: Namespace, videos: Videos, output: OutputFolder, *, quiet
     results = _find_results(arguments, videos, videos.names, output)
     segmented = sum(results.get(name, False) for name in videos.names)
     if not quiet:
+        if failed := len(results) - segmented:  # only an archive has results of failed videos
+            print(f"{failed} failed, see the column `error`; --retry-failed processes them again", file=sys.stderr)
         reading = f', read them with load_dataset("{output.path}")' if arguments.format == "parquet" else ""
         print(f"{segmented} of {len(videos.names)} videos segmented, results in {output.path}{reading}")
     return segmented < len(videos.names)
