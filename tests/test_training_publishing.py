@@ -155,6 +155,25 @@ def test_data_and_license_follow_from_the_settings(settings: dict, license: str,
     assert card(record={"arguments": settings}, license="mit").data.license == "mit"
 
 
+def test_weights_that_training_started_from_are_named(tmp_path: Path):
+    shapes = {"task": "ms3", "data": None}
+    plain = card(record={"arguments": shapes})
+    assert plain.data.license == "apache-2.0" and plain.data.base_model is None
+    for settings, names, base in (
+        ({"initialize_from": "real_world"}, "`real_world`", None),
+        ({"checkpoint": str(tmp_path)}, f"`{tmp_path.name}`", None),
+        ({"visual_backbone": "a/b", "audio_encoder": "c/d"}, "`a/b`, `c/d`", ["a/b", "c/d"]),
+    ):
+        text = card(record={"arguments": shapes | settings})
+        assert f"Training started from the weights of {names}." in section(text, "Training")
+        assert (text.data.base_model, text.data.license) == (base, "other")
+
+
+def test_evaluated_custom_clips_have_the_name_of_their_folder():
+    found = evaluation("pcmanet evaluate best --data my_clips") | {"name": "folder", "data": "/home/me/my_clips"}
+    assert "### custom clips, my_clips, test split:" in section(card(evaluations=(found,)), "Results")
+
+
 def test_missing_values_are_not_recorded():
     text = card(record={})
     assert section(text, "Results").startswith("Not recorded.")
