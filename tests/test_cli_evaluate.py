@@ -1,6 +1,7 @@
 """Tests of `pcmanet evaluate` on trees of real files with tiny models, against direct evaluation."""
 
 import csv
+import functools
 import json
 import os
 import runpy
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,12 @@ from tiny_model import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from written_trees import write_trees
 
-from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
+from modeling_pcmanet import (
+    PCMANetFeatureExtractor,
+    PCMANetForAudioVisualSegmentation,
+    PCMANetImageProcessor,
+    PCMANetProcessor,
+)
 from pcmanet.checkpoints import count_gmacs, load_model
 from pcmanet.cli import arguments, evaluate
 from pcmanet.cli.main import main
@@ -110,11 +115,15 @@ def run(monkeypatch, tmp_path):
     return run_command
 
 
+@functools.cache
+def load_network(checkpoint):
+    return PCMANetForAudioVisualSegmentation.from_pretrained(checkpoint).eval()
+
+
 @torch.no_grad()
 def predict(checkpoint, rows, silent=False):
     """Yield logits and batch of every two rows, without the command."""
-    model = tiny_model(sharpness=8.0, audio_config=AUDIO_CONFIG, num_labels=int(checkpoint.name.removeprefix("of_")))
-    model = type(model).from_pretrained(checkpoint).eval()
+    model = load_network(checkpoint)
     collate = ClipCollator(PROCESSOR, binary=model.config.num_labels == 1)
     for first in range(0, len(rows), 2):
         batch = collate(rows[first : first + 2])
@@ -124,8 +133,8 @@ def predict(checkpoint, rows, silent=False):
         yield model(**inputs).logits, batch
 
 
-def count(metrics, checkpoint, rows, **options):
-    for logits, batch in predict(checkpoint, rows, **options):
+def count(metrics, predictions):
+    for logits, batch in predictions:
         metrics.update(logits, batch["labels"], batch.get("frame_mask"), batch["annotated_frames"])
     return metrics
 
@@ -147,12 +156,13 @@ def test_choices_of_the_command_line_match_the_library():
 def test_binary_metrics_match_direct_evaluation(run, root, checkpoints, name, split, frames):
     results = run(checkpoints[1], root, "--name", name, "--split", split)
     rows = load(root, name, split)
-    metrics = count(BinaryMetrics(), checkpoints[1], rows)
+    predictions = list(predict(checkpoints[1], rows))
+    metrics = count(BinaryMetrics(), predictions)
     assert results["metrics"] == {protocol: metrics.compute(protocol) for protocol in PROTOCOLS}
     assert (results["name"], results["split"], results["clips"], results["frames"]) == (name, split, len(rows), frames)
     # The same from AVSBench's formula, without our metrics.
     ious = []
-    for logits, batch in predict(checkpoints[1], rows):
+    for logits, batch in predictions:
         for mask, labels, known in zip(logits[:, :, 0] > 0, batch["labels"], batch["annotated_frames"], strict=True):
             pairs = [(mask[k], labels[k] == 1) for k in np.flatnonzero(known)]
             ious.append(
@@ -166,7 +176,7 @@ def test_binary_metrics_match_direct_evaluation(run, root, checkpoints, name, sp
 
 def test_semantic_metrics_match_direct_evaluation(run, root, checkpoints):
     results = run(checkpoints[71], root, "--name", "avss", "--per-class")
-    metrics = count(SemanticMetrics(71), checkpoints[71], load(root, "avss"))
+    metrics = count(SemanticMetrics(71), predict(checkpoints[71], load(root, "avss")))
     assert results["metrics"] == {protocol: metrics.compute(protocol) for protocol in PROTOCOLS}
     assert results["frames"] == 20
     assert not any("published" in name for name in results["metrics"]["official"])
@@ -220,7 +230,7 @@ def test_negative_audio_can_be_added_later(run, root, checkpoints):
     results = run(checkpoints[1], root, "--name", "s4", "--negative-audio", "off_screen", "silence", "noise")
     files = {path.name: path.stat().st_mtime_ns for path in Path("results/progress").glob("*.safetensors")}
     assert len(files) == 12 and all(files[name] == before[name] for name in before if "positive" in name)
-    silence = count(FalsePositiveMetrics(1), checkpoints[1], load(root, "s4"), silent=True)
+    silence = count(FalsePositiveMetrics(1), predict(checkpoints[1], load(root, "s4"), silent=True))
     for protocol in PROTOCOLS:
         scores = results["metrics"][protocol]
         assert {name: scores[name] for name in plain["metrics"][protocol]} == plain["metrics"][protocol]
@@ -501,7 +511,7 @@ def test_subsets_and_binary_masks_of_avss(run, root, checkpoints):
     results = run(checkpoints[1], root, "--name", "avss", "--binary", "--subsets", "v1s", "v2")
     assert results["clips"] == 2
     rows = list(load_avsbench(root, "avss", split="test", streaming=True, subsets=["v1s", "v2"], binary=True))
-    assert results["metrics"]["official"] == count(BinaryMetrics(), checkpoints[1], rows).compute("official")
+    assert results["metrics"]["official"] == count(BinaryMetrics(), predict(checkpoints[1], rows)).compute("official")
 
 
 @pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
@@ -518,7 +528,7 @@ def test_clips_with_problems_are_skipped_on_request(run, checkpoints, tmp_path, 
     assert [clip["clip"] for clip in results["per_clip"]] == [rows[index]["id"] for index in (1, 3, 4)]
     assert results["skipped_clips"] == 2 and len(results["skipped"]) == 2
     kept = [rows[index] for index in (1, 3, 4)]
-    expected = count(BinaryMetrics(), checkpoints[1], kept).compute("official")
+    expected = count(BinaryMetrics(), predict(checkpoints[1], kept)).compute("official")
     assert results["metrics"]["official"]["miou"] == pytest.approx(expected["miou"], abs=1e-3)
     text = Path("results/results.md").read_text()
     (record,) = caplog.records
@@ -558,7 +568,9 @@ def test_damaged_file_is_listed_and_the_rest_is_kept(run, root, checkpoints, tmp
 def test_workers_that_are_not_forked(run, root, checkpoints, monkeypatch):
     """This is the default on macOS, and everywhere since Python 3.14."""
     expected = run(checkpoints[1], root, "--name", "ms3")
-    monkeypatch.setattr(evaluate, "DataLoader", partial(evaluate.DataLoader, multiprocessing_context="forkserver"))
+    monkeypatch.setattr(
+        evaluate, "DataLoader", functools.partial(evaluate.DataLoader, multiprocessing_context="forkserver")
+    )
     assert run(checkpoints[1], root, "--name", "ms3", "--num-workers", "1", output="not_forked") == expected
 
 
