@@ -60,6 +60,13 @@ def test_read_table_requires_a_named_header(tmp_path):
         read_table(path, COLUMNS[::-1], named_header=True)
 
 
+def test_read_table_refuses_columns_in_another_order(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("split,video_id\ntrain,abc\n")
+    with pytest.raises(DatasetError, match="line 1: Expected the header 'video_id,split', got 'split,video_id'"):
+        read_table(path, COLUMNS, named_header=False)
+
+
 def tree_of(root, name, *lines):
     rows = [(number, line.split(",")) for number, line in enumerate(lines, start=2)]
     return read_clips(root / "table.csv", rows, name)

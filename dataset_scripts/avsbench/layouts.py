@@ -155,7 +155,7 @@ def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[t
         path: A csv file in UTF-8, with or without byte order mark.
         columns: Column names by position.
         named_header: Whether the first line must hold exactly these names. Otherwise the first line counts as a header
-            unless it ends in the name of a split.
+            unless it ends in the name of a split, and may have other names, but not these in another order.
 
     Returns:
         Line number and values, stripped of white space, of each row.
@@ -166,7 +166,8 @@ def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[t
     lines = _read_lines(path)
     if named_header or lines[0][1][-1] not in SPLITS:
         line, header = lines.pop(0)
-        if named_header and tuple(header) != tuple(columns):
+        other_order = sorted(header) == sorted(columns)
+        if (named_header or other_order) and tuple(header) != tuple(columns):
             problem = f"Expected the header {','.join(columns)!r}, got {','.join(header)!r}"
             raise DatasetError([Problem("", f"{path}, line {line}", problem)])
     return _require_rows(path, lines)
