@@ -28,7 +28,9 @@ class TrainerMetrics:
     ```
 
     Clips are numbered in the order in which the Trainer passes them, which is the order of the data set for any number of
-    processes. With the protocol `"batch"`, a batch is one step of all processes together.
+    processes. With the protocol `"batch"`, a batch is one step of all processes together. The Trainer does not tell when an
+    evaluation begins: after one that was interrupted (in a notebook), call `metrics.metrics.reset()`, or its clips are counted
+    again.
 
     Args:
         metrics: The accumulator, which this object resets after each evaluation.
