@@ -15,6 +15,7 @@ from pcmanet.dataset_scripts.avsbench.masks import voc_palette
 from pcmanet.dataset_scripts.sounding_shapes import CLASSES, SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes import files as files_module
 from pcmanet.dataset_scripts.sounding_shapes.__main__ import main
+from pcmanet.dataset_scripts.sounding_shapes.clips import SyntheticClip
 from pcmanet.dataset_scripts.sounding_shapes.files import (
     AVSBENCH_CLASSES,
     AVSBENCH_NAMES,
@@ -34,10 +35,17 @@ COUNTS = {
 def trees(tmp_path_factory) -> Path:
     """Write the trees of all three tasks to one root."""
     root = tmp_path_factory.mktemp("trees")
-    with little_compression():
+    with little_compression(), pytest.MonkeyPatch.context() as patch:
         for task, counts in COUNTS.items():
+            if task != "s4":  # encoding takes most of the time, and no test reads the other videos
+                patch.setattr(files_module, "_write_raw_video", write_empty_video)
             write_avsbench_tree(root, task, counts, seed=5)
     return root
+
+
+def write_empty_video(_dataset: SoundingShapes, _index: int, _clip: SyntheticClip, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def read_rows(path: Path) -> list[list[str]]:
