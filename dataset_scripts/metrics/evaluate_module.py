@@ -134,7 +134,8 @@ class ClipEvaluation(evaluate.Metric):
         """Count a clip. Arguments and errors as for `add_batch`, without the first dimension."""
         # `evaluate.combine` passes a clip under the names of a batch.
         clip = {"predictions": prediction, "references": reference} | columns
-        self.add_batch(**{name: None if value is None else [value] for name, value in clip.items()})
+        batch: dict[str, Any] = {name: None if value is None else [value] for name, value in clip.items()}
+        self.add_batch(**batch)
 
     def compute(
         self,

@@ -459,7 +459,9 @@ def _decode_shape(shape: Any, height: int, width: int, category: int) -> np.ndar
             raise ValueError(
                 f"The run-length encoding is for {shape['size'][::-1]} pixels, the photo has {[width, height]}"
             )
-        encoded = coco_masks.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
+        encoded: Any = shape
+        if isinstance(shape["counts"], list):
+            encoded = coco_masks.frPyObjects(encoded, height, width)
         return coco_masks.decode(encoded) > 0
     expected = "polygons of three points or more, or a run-length encoding with counts and size"
     raise ValueError(f"Expected {expected}, as segmentation of an object of category {category}, got {shape!r:.80}")
