@@ -42,7 +42,16 @@ MAX_RATIO_TERM = 1000
 RESAMPLING_ROWS = 32  # at least: 48 kHz needs 1 row, but a product of two matrices is far faster
 BLOCKS_AT_ONCE = 4096  # bounds the memory that an hour of audio needs
 
+# How patches follow the frames of a video: one after another whatever the frames, each centered on its frame, or each
+# ending at its frame.
+AUDIO_ALIGNMENTS = ("consecutive", "center", "end")
 SHORTEST_WINDOW = 0.25  # seconds: shorter content, at the start of the audio, would be repeated to a hum
+
+
+def check_audio_alignment(audio_alignment: Any) -> None:
+    """Raise ValueError for an unknown audio alignment."""
+    if audio_alignment not in AUDIO_ALIGNMENTS:
+        raise ValueError(f"Expected audio_alignment as one of {AUDIO_ALIGNMENTS}, got {audio_alignment!r}.")
 
 
 def to_mono(audio: Any, is_chunk: bool = False) -> torch.Tensor:

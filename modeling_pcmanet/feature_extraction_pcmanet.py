@@ -19,6 +19,7 @@ the end: in float32 the rounding of the Fourier transform next to the 0.01 offse
 """
 
 import inspect
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -40,6 +41,7 @@ from transformers.models.auto.configuration_auto import model_type_to_module_nam
 from .audio_pcmanet import (
     SAMPLING_RATE,
     AudioBuffer,
+    check_audio_alignment,
     check_sampling_rate,
     check_timestamps,
     resample,
@@ -65,9 +67,6 @@ MAX_FREQUENCY = 7500.0  # hertz
 LOG_OFFSET = 0.01  # added to the mel magnitude: silence becomes ln 0.01 = -4.605
 
 PATCHES_AT_ONCE = 64  # bounds the memory that an hour of audio needs to that of a minute
-# How patches follow the frames of a video: one after another whatever the frames, each centered on its frame, or each
-# ending at its frame.
-AUDIO_ALIGNMENTS = ("consecutive", "center", "end")
 SHORT_CLIP_RULES = ("repeat_last", "zeros")
 _SAVED_KEYWORDS = {"auto_map", "feature_extractor_type", "processor_class"}  # that transformers adds to a file
 
@@ -131,12 +130,6 @@ def log_mel(
     frames = waveform.unfold(-1, window_length, hop_length) * window
     magnitude = torch.fft.rfft(frames, n=fft_length).abs()
     return torch.log(magnitude @ filters + log_offset)
-
-
-def check_audio_alignment(audio_alignment: Any) -> None:
-    """Raise ValueError for an unknown audio alignment."""
-    if audio_alignment not in AUDIO_ALIGNMENTS:
-        raise ValueError(f"Expected audio_alignment as one of {AUDIO_ALIGNMENTS}, got {audio_alignment!r}.")
 
 
 class CheckedFeatureExtractor(FeatureExtractionMixin):
@@ -625,6 +618,20 @@ _DEFAULT_SETTINGS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "chunk_length": config.max_source_positions // 50,
     },
 }
+
+
+# Seconds of a window that a feature extractor of transformers uses. It cuts the rest off, CLAP's at random.
+_SECONDS_USED: dict[str, Callable[[Any], float]] = {
+    # Spectrogram frames of 25 ms, one every 10 ms.
+    "ASTFeatureExtractor": lambda extractor: (extractor.max_length + 1.5) / 100,
+    "ClapFeatureExtractor": lambda extractor: extractor.max_length_s,
+    "WhisperFeatureExtractor": lambda extractor: extractor.chunk_length,
+}
+
+
+def seconds_used(feature_extractor: Any) -> float:
+    """Return the length of the longest window that a feature extractor uses completely, in seconds; infinity without a limit."""
+    return _SECONDS_USED.get(type(feature_extractor).__name__, lambda _: math.inf)(feature_extractor)
 
 
 def build_feature_extractor(config: PreTrainedConfig) -> FeatureExtractionMixin:

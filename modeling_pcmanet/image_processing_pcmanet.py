@@ -143,6 +143,16 @@ class FramesAndMasks(BaseImageProcessor):
         resized = super().preprocess([segmentation_map[None] for segmentation_map in maps], **kwargs)
         return [label[0].astype(np.int64) for label in resized["pixel_values"]]
 
+    @staticmethod
+    def to_rgb(image: Image.Image) -> Image.Image:
+        """Convert a PIL image of any mode with 8 bits per channel to RGB.
+
+        Raises:
+            ValueError: If a channel has more than 8 bits.
+        """
+        _check_depth(image)
+        return image.convert("RGB")
+
     def process_image(self, image: Any, **kwargs: Any) -> Any:
         """Convert one image to (channels, height, width), uint8, an array or a tensor as the backend needs it.
 
@@ -188,16 +198,6 @@ class PCMANetImageProcessorTorchvision(FramesAndMasks, TorchvisionBackend):
     def to_dict(self) -> dict[str, Any]:
         """Return the settings; the backend is chosen anew where they are loaded."""
         return super().to_dict() | {"image_processor_type": PCMANetImageProcessor.__name__}
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a PIL image of any mode with 8 bits per channel to RGB.
-
-    Raises:
-        ValueError: If a channel has more than 8 bits.
-    """
-    _check_depth(image)
-    return image.convert("RGB")
 
 
 def _check_depth(image: Image.Image) -> None:

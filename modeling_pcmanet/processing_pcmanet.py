@@ -36,7 +36,7 @@ import heapq
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice, tee
 from numbers import Real
@@ -53,10 +53,17 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin
 
-from .audio_pcmanet import AudioBuffer, check_sampling_rate, check_timestamps, cut_windows, to_mono
+from .audio_pcmanet import (
+    AudioBuffer,
+    check_audio_alignment,
+    check_sampling_rate,
+    check_timestamps,
+    cut_windows,
+    to_mono,
+)
 from .configuration_encoders import build_audio_config, check_keywords, loading_saved
-from .feature_extraction_pcmanet import build_feature_extractor, check_audio_alignment
-from .image_processing_pcmanet import PCMANetImageProcessor, to_rgb
+from .feature_extraction_pcmanet import build_feature_extractor, seconds_used
+from .image_processing_pcmanet import PCMANetImageProcessor
 from .media_pcmanet import (
     EVERY_FRAME,
     SAMPLING_OFFSET,
@@ -307,7 +314,10 @@ def stack_frames(frames: Any) -> np.ndarray:
                 f"Expected one clip, got a list of {len(frames)} {type(frames[0]).__name__}. Pass one video; calls of the "
                 "processor and of the pipeline accept several."
             )
-        frames = [np.asarray(to_rgb(frame) if isinstance(frame, Image.Image) else frame) for frame in frames]
+        frames = [
+            np.asarray(PCMANetImageProcessor.to_rgb(frame) if isinstance(frame, Image.Image) else frame)
+            for frame in frames
+        ]
         shapes = {frame.shape for frame in frames}
         if len(shapes) != 1:
             raise ValueError(
@@ -1075,23 +1085,13 @@ def _check_windows(audio_windows: Any) -> list[list[float]]:
     return windows
 
 
-# Seconds of a window that a feature extractor of transformers uses. It cuts the rest off, CLAP's at random.
-_SECONDS_USED: dict[str, Callable[[Any], float]] = {
-    # Spectrogram frames of 25 ms, one every 10 ms.
-    "ASTFeatureExtractor": lambda extractor: (extractor.max_length + 1.5) / 100,
-    "ClapFeatureExtractor": lambda extractor: extractor.max_length_s,
-    "WhisperFeatureExtractor": lambda extractor: extractor.chunk_length,
-}
-
-
 def _check_lengths(windows: list[list[float]], feature_extractor: Any) -> None:
     """Raise ValueError if a window is longer than what the feature extractor uses."""
-    name = type(feature_extractor).__name__
-    longest, used = max(map(sum, windows)), _SECONDS_USED.get(name, lambda _: math.inf)(feature_extractor)
+    longest, used = max(map(sum, windows)), seconds_used(feature_extractor)
     if longest > used + SAMPLING_TIME_TOLERANCE:
         raise ValueError(
-            f"Got an audio window of {longest:g} s, of which {name} would use only {used:g} s. Pass shorter audio_windows, such "
-            f"as [[{used / 2:g}, {used / 2:g}]], or a feature extractor for longer audio."
+            f"Got an audio window of {longest:g} s, of which {type(feature_extractor).__name__} would use only {used:g} s. Pass "
+            f"shorter audio_windows, such as [[{used / 2:g}, {used / 2:g}]], or a feature extractor for longer audio."
         )
 
 
