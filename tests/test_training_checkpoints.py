@@ -340,7 +340,8 @@ def test_folder_with_a_run_is_not_overwritten(run, capsys):
     assert (
         f"{run} already contains a run (recipe.yaml, checkpoints, best, last). Resume it by adding --resume" in error
     )
-    assert all((weights(run)[name] == before[name]).all() for name in before)
+    after = weights(run)
+    assert all((after[name] == before[name]).all() for name in before)
 
 
 @pytest.mark.parametrize(
