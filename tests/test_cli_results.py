@@ -338,6 +338,25 @@ def test_settings_apply_only_to_results(tmp_path: Path):
         begin(tmp_path / "out", rate=3)
 
 
+def test_damaged_files_are_named_with_the_remedy(tmp_path: Path):
+    output = begin(tmp_path, rate=1)
+    with temporary_folder(output.path) as temporary:
+        (temporary / "complete").mkdir()
+        output.publish(temporary / "complete", "clip", VIDEO)
+    output.leave()
+    (tmp_path / "clip" / "video.json").write_text('{"video":')
+    with pytest.raises(
+        ValueError, match=r"video\.json is damaged: Expecting value.* Give another --output, or --overwrite"
+    ):
+        output.has_changed("clip", VIDEO)
+    (tmp_path / SETTINGS).write_text("")
+    with pytest.raises(
+        ValueError, match=rf"{SETTINGS} is damaged: Expecting value.* Give another --output, or --overw"
+    ):
+        begin(tmp_path, rate=1)
+    begin(tmp_path, rate=1, overwrite=True).leave()
+
+
 def test_several_processes_of_one_run_but_no_second_run(tmp_path: Path):
     first = begin(tmp_path / "out")
     second = OutputFolder(tmp_path / "out")

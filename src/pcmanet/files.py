@@ -268,6 +268,22 @@ def _describe(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
+def read_json(file: Path, remedy: str) -> Any:
+    """Read a JSON file that pcmanet wrote.
+
+    Args:
+        file: The file.
+        remedy: What to do if it is damaged, in a sentence.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}. {remedy}") from error
+
+
 def keep_settings(file: Path, settings: Mapping[str, Any], remedy: str) -> None:
     """Write the settings that the folder of `file` is begun with, or check that it was begun with the same ones.
 
@@ -280,7 +296,7 @@ def keep_settings(file: Path, settings: Mapping[str, Any], remedy: str) -> None:
         ValueError: If the folder was begun with other settings.
     """
     if file.is_file():
-        check_settings(file.parent, settings, json.loads(file.read_text(encoding="utf-8")), remedy)
+        check_settings(file.parent, settings, read_json(file, remedy), remedy)
     else:
         write_text(file, json.dumps(settings, indent=2) + "\n")
 

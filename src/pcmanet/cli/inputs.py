@@ -264,17 +264,18 @@ def format_error(error: Exception) -> str:
         message = f"{error.strerror}{place}. {_REMEDIES.get(error.errno or 0, '')}"
     if isinstance(error, MediaError) and error.needs_audio:
         message = f"{error.problem} Give the file with its audio with --audio."
-    return one_line(" ".join(message.split())) or type(error).__name__
+    return printable(" ".join(message.split()), one_line=True) or type(error).__name__
 
 
-def printable(text: str) -> str:
-    """Return a text that any output can hold: bytes of file names that are not UTF-8 are written in hexadecimal."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def printable(text: str, *, one_line: bool = False) -> str:
+    """Return a text that any output can hold: bytes of file names that are not UTF-8 are written in hexadecimal.
 
-
-def one_line(text: str) -> str:
-    """Return a name as one line for a terminal: control characters are written as in Python."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], printable(text))
+    Args:
+        text: The text.
+        one_line: Whether to write control characters as in Python too, for a terminal or a log file.
+    """
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text) if one_line else text
 
 
 def is_address(source: str) -> bool:

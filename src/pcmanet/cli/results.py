@@ -29,6 +29,7 @@ from pycocotools import mask as coco
 from pcmanet.files import (
     TEMPORARY,
     check_settings,
+    read_json,
     recover,
     replace_file,
     replace_folder,
@@ -47,6 +48,8 @@ SHARDS = "segments-*.parquet"
 # The folder of a video.
 OVERLAY, CONTACT_SHEET, MASKS, RECORDS = "overlay.mp4", "contact_sheet.png", "masks", "segments.jsonl"
 SOURCE = "video.json"  # which video it is
+
+REMEDY = "Give another --output, or --overwrite to remove these results."
 
 _VIDEO_FILES = (
     rf"{re.escape(OVERLAY)}|{re.escape(CONTACT_SHEET)}|{re.escape(RECORDS)}|{re.escape(SOURCE)}|"
@@ -132,10 +135,7 @@ class OutputFolder:
             self._clear()
         file = self.path / SETTINGS
         if file.is_file():
-            earlier = json.loads(file.read_text(encoding="utf-8"))["settings"]
-            check_settings(
-                self.path, settings, earlier, "Give another --output, or --overwrite to remove these results."
-            )
+            check_settings(self.path, settings, read_json(file, REMEDY)["settings"], REMEDY)
         write_text(file, json.dumps({"model": model, "settings": settings}, indent=2) + "\n")
         if is_archive:
             write_text(self.path / CARD, _card())
@@ -184,15 +184,12 @@ class OutputFolder:
         Raises:
             ValueError: If the folder contains the results of another video, or of the video with another audio.
         """
-        earlier = json.loads((self.path / name / SOURCE).read_text(encoding="utf-8"))
+        earlier = read_json(self.path / name / SOURCE, REMEDY)
         found, given = (
             " with the audio of ".join(filter(None, (each["video"], each["audio"]))) for each in (earlier, video)
         )
         if found != given:
-            raise ValueError(
-                f"{self.path / name} contains the results of {found}, not of {given}. Give another --output, or "
-                "--overwrite to remove these results."
-            )
+            raise ValueError(f"{self.path / name} contains the results of {found}, not of {given}. {REMEDY}")
         return differs(earlier["content"], video["content"])
 
     def _acquire(self, kind: int) -> None:
@@ -566,6 +563,6 @@ def _row_groups(path: Path, columns: list[str]) -> Iterator[pyarrow.Table]:
                 yield file.read_row_group(number, columns)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a complete shard of pcmanet: {error}. Remove it and run the same command again; its videos are "
+            f"{path} is not a complete shard of pcmanet: {str(error).rstrip('.')}. Remove it and run the same command again; its videos are "
             "then segmented again."
         ) from error

@@ -37,7 +37,7 @@ from pcmanet.files import demo_file, find_checkpoint, temporary_folder
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
 from .arguments import STOPPED, parse_arguments
-from .inputs import VIDEO_ERRORS, Source, Videos, find_videos, format_error, name_folders, one_line, printable
+from .inputs import VIDEO_ERRORS, Source, Videos, find_videos, format_error, name_folders, printable
 from .progress import Progress
 from .render import draw, record
 from .results import (
@@ -140,7 +140,9 @@ def _find_and_check_videos(arguments: Namespace, output: OutputFolder) -> Videos
 
 def _print_changed(name: str) -> None:
     """Say that earlier results of a video are replaced."""
-    print(f"{one_line(name)} has changed since it was segmented; it is segmented again", file=sys.stderr)
+    print(
+        f"{printable(name, one_line=True)} has changed since it was segmented; it is segmented again", file=sys.stderr
+    )
 
 
 def _has_folders(arguments: Namespace) -> bool:
@@ -258,7 +260,7 @@ class Worker:
 
     def _segment_video(self, name: str, progress: Progress) -> tuple[str, bool]:
         """Segment a video and add its results to the output folder; return a line about it and whether it failed."""
-        row_name, shown = printable(name), one_line(name)
+        row_name, shown = printable(name), printable(name, one_line=True)
         with temporary_folder(self.output.path) as temporary:
             folder = temporary / "complete"
             folder.mkdir()
@@ -473,9 +475,8 @@ def _segment_assigned(
     results = _find_results(arguments, videos, assigned, output)
     pending = [name for name in assigned if name not in results]
     if len(videos.names) == 1 and any(results.values()):
-        print(
-            f"{one_line(assigned[0])} was segmented by an earlier run; --overwrite segments it again", file=sys.stderr
-        )
+        shown = printable(assigned[0], one_line=True)
+        print(f"{shown} was segmented by an earlier run; --overwrite segments it again", file=sys.stderr)
     title = "segmenting" if state.num_processes == 1 else f"segmenting (process 1 of {state.num_processes})"
     done, hidden = len(assigned) - len(pending), not state.is_main_process
     with (
