@@ -854,9 +854,9 @@ class TestOptimizedModel:
             assert pipe.choose_dtype()[1] == "avx512_bf16, masks agree with float32 by mIoU 0.995"
         assert float32._network().dtype == torch.float32
         assert automatic._logits([[frame] for frame in _first_frames(automatic, clips[0])], {}).dtype == torch.float32
-        expected = saved.model.for_inference(torch.bfloat16)
+        expected = saved.model.for_inference(torch.bfloat16).state_dict()
         for name, values in automatic._network().state_dict().items():
-            assert torch.equal(values, expected.state_dict()[name])
+            assert torch.equal(values, expected[name])
         assert automatic(clips[0]) != float32(clips[0])
 
     def test_is_in_float32_after_training(self, clips: list[Path], monkeypatch: pytest.MonkeyPatch):

@@ -146,8 +146,9 @@ def test_a_saved_backbone_is_loaded_with_its_neck(name, tmp_path):
     model.model.backbone.save_pretrained(tmp_path)
     loaded = PCMANetForAudioVisualSegmentation.from_pretrained_backbones(tmp_path, preset="tiny")
     assert loaded.config.neck == model.config.neck
+    weights = loaded.model.backbone.state_dict()
     for key, weight in model.model.backbone.state_dict().items():
-        assert torch.equal(loaded.model.backbone.state_dict()[key], weight), key
+        assert torch.equal(weights[key], weight), key
 
 
 @pytest.mark.parametrize(
@@ -343,8 +344,9 @@ class TestEfficientNetLite:
         conversion = convert_state_dict({**published, **head})
         assert conversion.title == "EfficientNet-Lite0"
         assert set(conversion.dropped) == set(head)
+        converted = conversion.model.state_dict()
         for key, weight in source.state_dict().items():
-            assert torch.equal(conversion.model.state_dict()[key], weight), key
+            assert torch.equal(converted[key], weight), key
         conversion.save(tmp_path / "lite0")
         assert PCMANetImageProcessor.from_backbone(tmp_path / "lite0").image_mean == (0.5, 0.5, 0.5)
         assert isinstance(AutoConfig.from_pretrained(tmp_path / "lite0"), EfficientNetLiteConfig)

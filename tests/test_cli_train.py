@@ -210,8 +210,9 @@ def test_avsbench_with_frozen_pretrained_backbones(task, data, tmp_path):
     processor = PCMANetProcessor.from_pretrained(tmp_path / "run" / "last")
     assert processor.image_processor.image_std == (0.2, 0.2, 0.2)
     # The pretrained weights and running statistics are loaded and unchanged.
+    trained = model.model.backbone.state_dict()
     for name, values in backbone.state_dict().items():
-        assert torch.equal(model.model.backbone.state_dict()[name], values), name
+        assert torch.equal(trained[name], values), name
 
 
 @pytest.mark.slow  # tests/test_training_data.py tests the cache itself

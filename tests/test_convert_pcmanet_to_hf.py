@@ -197,8 +197,9 @@ def test_published_backbone_file_gives_equal_feature_maps(shapes, published_netw
     assert conversion.title == title
     conversion.save(tmp_path / "visual")
     assert PCMANetImageProcessor.from_backbone(tmp_path / "visual").image_mean == tuple(IMAGENET_DEFAULT_MEAN)
+    converted = conversion.model.state_dict()
     for name, weight in backbone_class.from_pretrained(tmp_path / "visual").state_dict().items():
-        assert torch.equal(weight, conversion.model.state_dict()[name])
+        assert torch.equal(weight, converted[name])
 
     VGGishModel(VGGishConfig(block_channels=[[4]] * 4, hidden_size=8)).save_pretrained(tmp_path / "audio")
     model = PCMANetForAudioVisualSegmentation.from_pretrained_backbones(tmp_path / "visual", tmp_path / "audio").eval()

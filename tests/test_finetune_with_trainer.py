@@ -161,7 +161,8 @@ def test_best_model_is_loaded_and_the_pipeline_loads_every_checkpoint(build):
     assert trainer.state.best_metric == scores[best]
     folder = Path(trainer.args.output_dir) / f"checkpoint-{best}"
     saved = load_file(folder / "model.safetensors")
-    assert_equal({name: weights(trainer)[name] for name in saved}, saved)
+    loaded = weights(trainer)
+    assert_equal({name: loaded[name] for name in saved}, saved)
     assert trainer.evaluate()["eval_miou"] == pytest.approx(scores[best])
     segmenter = pipeline("audio-visual-segmentation", model=str(folder), device="cpu")
     assert segmenter.model.config.id2label == dict(enumerate(["background", *CLASSES]))
