@@ -211,7 +211,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
         (revision / "main").symlink_to(MODULES / name, target_is_directory=True)
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "hub"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
