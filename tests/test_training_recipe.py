@@ -141,6 +141,7 @@ def test_every_recipe_file_is_valid(path: Path):
     paired = str(RECIPES.parent / "paired_data" / "real_world.yaml")
     changes = {
         "own_folder": ["data=my_clips", "audio_encoder=vggish"],
+        "real_world": [f"data={paired}", "audio_encoder=vggish"],
         "real_world_second": [f"data={paired}", "initialize_from=runs/real_world/best"],
     }
     recipe = read_recipe(path, changes.get(path.stem, []))
