@@ -9,6 +9,7 @@ never a partial gradient accumulation.
 import contextlib
 import json
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ STATE = "state.json"
 FORMAT = 2  # of state.json
 # What may differ on request, and what is then not as in an uninterrupted run.
 ALLOWED = {"processes": ("processes",), "data": ("data", PLACE)}
-TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")  # in the errors of torch.save
 EFFECTS = {
     "processes": "batch statistics and random numbers of the processes differ, and sums in their last digits",
     "data": "training continues exactly only if the content of the files is the same, of which names and sizes were compared",
@@ -214,8 +214,10 @@ def explain_full_disk(target: Path, incomplete: Path | None, remedy: str, hint: 
 def _disk_error(error: Exception) -> str | None:
     """Return the message of an error of the disk; None for another error, such as that of an upload."""
     if isinstance(error, RuntimeError):
-        # torch.save says in which line of its code the length of the file was not the expected one.
-        return "the disk did not take all of a file" if any(word in str(error) for word in TORCH_WRITER) else None
+        # Those of torch.save have no number.
+        frames = traceback.walk_tb(error.__traceback__)
+        is_of_writer = any(frame.f_globals.get("__name__") == "torch.serialization" for frame, _ in frames)
+        return "the disk did not take all of a file" if is_of_writer else None
     of_system = isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.errno is not None)
     return _first_line(error) if of_system else None
 
