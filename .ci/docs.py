@@ -53,7 +53,6 @@ def on_config(config: MkDocsConfig) -> None:
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(folder)]
 
 
-# ARG001: MkDocs passes these arguments by name.
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 MkDocs passes all four by name
     """Fill in the generated parts of a page, and lead links out of docs/ to the repository."""
     markdown = re.sub(r"^<!-- ([a-z ]+)(?:: (\S+))? -->$", _generate, markdown, flags=re.MULTILINE)
@@ -71,7 +70,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return re.sub(r"\]\((\.\.?/[^)#\s]+)", lead, markdown)
 
 
-# ARG001: as above.
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 MkDocs passes all four by name
     """Put SVG figures into the page, and every table into a box that scrolls on its own."""
     folder = (DOCS / page.file.src_uri).parent

@@ -18,7 +18,6 @@ import gradio
 
 import modeling_pcmanet
 import pcmanet
-import pcmanet.cli
 import pcmanet.pipelines
 from pcmanet.files import atomic_folder
 
@@ -38,12 +37,7 @@ APP_FILES = (
     "demo_trio.mp4",
 )
 MODEL = "real_world_model"
-PACKAGES = {
-    "modeling_pcmanet": modeling_pcmanet,
-    "pcmanet": pcmanet,
-    "pcmanet/cli": pcmanet.cli,
-    "pcmanet/pipelines": pcmanet.pipelines,
-}
+PACKAGES = {"modeling_pcmanet": modeling_pcmanet, "pcmanet": pcmanet, "pcmanet/pipelines": pcmanet.pipelines}
 EXAMPLES = "pcmanet/examples"
 LAUNCHER = "from pcmanet.examples.app import main\n\n\nmain()\n"
 

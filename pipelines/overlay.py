@@ -76,11 +76,15 @@ def text_font(text: str, size: float) -> ImageFont.FreeTypeFont | ImageFont.Imag
         text: What is drawn, such as the names of classes, which may be in any alphabet.
         size: Size of the font, in pixels.
     """
-    own = ImageFont.load_default(size=size)
-    if text.isascii():
-        return own
-    fonts = [own, *(ImageFont.truetype(path, size) for path in _system_fonts())]
-    return min(fonts, key=lambda font: _missing_characters(font, text))
+    path = None if text.isascii() else _find_font(text)
+    return ImageFont.load_default(size=size) if path is None else ImageFont.truetype(path, size)
+
+
+@functools.lru_cache(maxsize=1024)  # the names of classes come again in every frame
+def _find_font(text: str) -> str | None:
+    """Return the path of the font of the system that has the most characters of a text; None if Pillow's own has as many."""
+    fonts = {None: ImageFont.load_default(), **{path: ImageFont.truetype(path) for path in _system_fonts()}}
+    return min(fonts, key=lambda path: _missing_characters(fonts[path], text))
 
 
 @functools.cache

@@ -100,17 +100,21 @@ def embed_recordings(
         (recordings, windows, width), and the labels of each recording.
     """
     numbers = [number for number, found in enumerate(library.recording_splits) if found == split]
-    rate = library.settings.clips.sampling_rate
+    rate, extractor = library.settings.clips.sampling_rate, AudioMobileNetFeatureExtractor()
     embedded = [
-        torch.stack([_embed(model, window, rate) for window in cut(library.recording(number), rate)])
+        torch.stack(
+            [
+                _embed(model, extractor(window, rate, return_tensors="pt")["input_features"])
+                for window in cut(library.recording(number), rate)
+            ]
+        )
         for number in tqdm(numbers, desc=f"{split} recordings")
     ]
     return torch.stack(embedded), [frozenset(library.recordings[number].labels) for number in numbers]
 
 
-def _embed(model: AudioMobileNetModel, samples: np.ndarray, sampling_rate: int) -> torch.Tensor:
-    """Return the input of the last layer for one window."""
-    features = AudioMobileNetFeatureExtractor()(samples, sampling_rate, return_tensors="pt")["input_features"]
+def _embed(model: AudioMobileNetModel, features: torch.Tensor) -> torch.Tensor:
+    """Return the input of the last layer for the features of one window."""
     return functional.hardswish(model.classifier_dense(model(features).pooler_output[0]))
 
 

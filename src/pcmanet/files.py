@@ -27,6 +27,7 @@ _REPLACED = f"{TEMPORARY}replaced-"  # a folder while its successor takes its pl
 MANIFEST = "manifest.json"
 # A full disk or quota, a file too large for the file system, a broken disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 DEFAULT_MODEL = "real_world"  # name of the model that is installed with the package
 
 
@@ -46,7 +47,7 @@ def find_checkpoint(name: str) -> str:
     """
     if name == DEFAULT_MODEL:
         return str(demo_file("real_world_model"))
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if not Path(name).is_dir() and not HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"Checkpoint folder {name} not found. Give a folder, or a Hub id as owner/name.")
     return name
 
