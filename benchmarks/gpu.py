@@ -24,6 +24,7 @@ training it includes weights and optimizer.
 
 import argparse
 import gc
+import itertools
 import shlex
 import signal
 import statistics
@@ -56,6 +57,7 @@ if missing := [package for module, package in NEEDED.items() if find_spec(module
     sys.exit(f"Missing: {', '.join(missing)}. Run: {sys.executable} -m pip install --no-deps {' '.join(missing)}")
 
 # E402: the imports follow the check of what they need.
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import video  # noqa: E402
 from inference import (  # noqa: E402
@@ -74,7 +76,8 @@ from inference import (  # noqa: E402
 from torch import nn  # noqa: E402
 from training_step import build_step  # noqa: E402
 
-from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip  # noqa: E402
+from modeling_pcmanet.media_writing_pcmanet import write_video as write_video_file  # noqa: E402
+from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes  # noqa: E402
 
 
 COLUMNS = ("measurement", "preset", "clips", "data type", "network", "ms", "frames/s", "memory, MB", "remarks")
@@ -82,6 +85,7 @@ GOALS = {("pvt_v2_b5", 1, "bfloat16"): 365}  # frames per second of the optimize
 SHORTEST = 2.0  # seconds of budget that a measurement needs
 WINDOWS = 4  # per batch of the pipeline
 TRAINING_ROUNDS = 10  # at most
+FRAME_RATE = 25.0  # of the video, hertz
 SETTLING = 0.2  # seconds of runs before a measurement, in which the clock of the GPU rises
 
 Run = Callable[[], torch.Tensor]
@@ -340,9 +344,14 @@ def measure_video(preset: str, length: int, device: str, dtype: str) -> Result:
 
 @lru_cache
 def write_video(length: int) -> Any:
-    """Return a temporary file with a video of some seconds."""
+    """Return a temporary file with a video of some seconds, which repeats one second: drawing takes longer than encoding."""
     file = tempfile.NamedTemporaryFile(suffix=".mp4")  # noqa: SIM115 deleted at the end of the script
-    write_clip(SoundingShapes("avss", length=1, height=720, width=1280, num_frames=length), 0, file.name)
+    shapes = SoundingShapes("avss", length=1, height=720, width=1280, num_frames=1)
+    second, clip = list(shapes.render_video_frames(0, FRAME_RATE)), shapes[0]
+    waveform = np.tile(clip.waveform, length)
+    write_video_file(
+        file.name, itertools.chain(*itertools.repeat(second, length)), FRAME_RATE, waveform, clip.sampling_rate
+    )
     return file
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from modeling_pcmanet.image_processing_pcmanet import PCMANetImageProcessor
 from modeling_pcmanet.media_pcmanet import media_source, read_audio
 from pcmanet.dataset_scripts.avsbench.masks import to_binary
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
@@ -54,7 +55,8 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any] | ClipArrays, binary: bool
         The clip as arrays.
 
     Raises:
-        ValueError: If a row has neither audio nor features, or its audio cannot be decoded.
+        ValueError: If a row has neither audio nor features, its audio cannot be decoded, or a frame has more than 8 bits per
+            channel.
     """
     if isinstance(clip, ClipArrays):
         return clip
@@ -100,7 +102,7 @@ def _to_image_array(frame: Any) -> np.ndarray:
     """Convert a frame, which `datasets` decodes as a PIL image, an array or a tensor with the channels first, to RGB."""
     if isinstance(frame, torch.Tensor):
         return frame.permute(1, 2, 0).numpy()
-    return np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
+    return np.asarray(PCMANetImageProcessor.to_rgb(frame) if isinstance(frame, Image.Image) else frame)
 
 
 def _decode_audio(row: Mapping[str, Any]) -> tuple[np.ndarray | None, int | None]:

@@ -147,7 +147,7 @@ class Analysis:
         progress(0.0, "Drawing")
         results = self.segment(threshold)
         overlay = Path(self._folder.name) / "overlay.mp4"
-        with MediaReader(self.video) as reader:
+        with MediaReader(self.video, log_notes=False) as reader:
             write_overlay_video(
                 overlay,
                 self._overlay_frames(reader, progress),
@@ -181,7 +181,7 @@ class Analysis:
 
     def _decode(self) -> tuple[np.ndarray, int]:
         """Read the video once, for its real duration, its notes and its audio, which is returned with its sampling rate."""
-        reader = MediaReader(self.video)
+        reader = MediaReader(self.video, log_notes=False)  # `probe_video` logged those of the container
         reader.name = self.name
         with reader:
             for _ in reader.frames(1 / max(1.0, self.info.seconds)):  # one frame, unless it declares too little

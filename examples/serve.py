@@ -57,6 +57,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import pcmanet
+from modeling_pcmanet.image_processing_pcmanet import PCMANetImageProcessor
 from modeling_pcmanet.media_pcmanet import MediaError, MediaReader
 from pcmanet.checkpoints import load_segmenter
 from pcmanet.cli.results import describe_result
@@ -270,10 +271,13 @@ def _read_image(upload: UploadFile, limits: Limits) -> Image.Image:
     try:
         image = Image.open(upload.file, formats=IMAGE_FORMATS)
         check_pixels(image.width, image.height, name, limits)
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return PCMANetImageProcessor.to_rgb(ImageOps.exif_transpose(image))
+    except RefusedVideoError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).removesuffix(".")
         raise RefusedVideoError(
-            f"{name} cannot be read as an image: {error}. Upload a complete {', '.join(IMAGE_FORMATS)} file."
+            f"{name} cannot be read as an image: {reason}. Upload a complete {', '.join(IMAGE_FORMATS)} file with 8 bits per channel."
         ) from error
 
 

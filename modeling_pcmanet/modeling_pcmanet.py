@@ -382,14 +382,20 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
         Raises:
             OSError: If weights are not found.
-            ValueError: If `visual` is not a visual backbone, or weights are missing.
+            ValueError: If `visual` is not a visual backbone, weights are missing, or the configuration of a part is given
+                in addition to its weights.
         """
+        names = {"backbone": "backbone_config", "audio_encoder": "audio_config"}
+        for weights, name in zip((visual, audio), names.values(), strict=True):
+            if weights is not None and config.get(name) is not None:
+                raise ValueError(
+                    f"Got the weights {str(weights)!r}, which have their own configuration, and `{name}` as well. Leave one of them out."
+                )
         parts: dict[str, PreTrainedModel] = {}
         if visual is not None:
             parts["backbone"] = load_backbone(visual)
         if audio is not None:
             parts["audio_encoder"] = load_audio_encoder(audio)
-        names = {"backbone": "backbone_config", "audio_encoder": "audio_config"}
         settings: dict[str, Any] = {names[part]: loaded.config for part, loaded in parts.items()}
         # CODEPATH: a plain vision transformer has one feature map.
         if visual is not None and len(cast(Any, parts["backbone"]).channels) == 1:

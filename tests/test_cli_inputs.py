@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Value, Video
+from PIL import Image
 from written_trees import write_trees
 
 from modeling_pcmanet.media_pcmanet import read_audio, read_media
 from pcmanet.cli.inputs import Videos, find_videos, format_error, name_folders
 from pcmanet.cli.results import SETTINGS
 from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.dataset_scripts.clips import to_arrays
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -345,6 +347,18 @@ class TestClips:
             assert np.array_equal(media.frames, np.stack([np.asarray(frame) for frame in row["frames"]]))
             waveform, rate = read_audio(row["audio"]["bytes"])
             assert media.sampling_rate == rate and np.array_equal(media.waveform, waveform)
+
+    def test_frames_with_more_than_8_bits_are_refused(self, root: Path, tmp_path: Path):
+        shutil.copytree(root / "Multi-sources", tmp_path / "tree")
+        frame = next((tmp_path / "tree/ms3_data/visual_frames").rglob("*.png"))
+        for path in frame.parent.parent.rglob("*.png"):
+            Image.fromarray(np.full((224, 224), 40_000, dtype=np.uint16)).save(path)
+        found = self.find(tmp_path / "tree", "ms3")
+        with pytest.raises(ValueError, match=r"8 bits per channel, got a PIL image of mode 'I;16'"):
+            found.read(found.names[0])
+        (row, *_) = load_avsbench(tmp_path / "tree", "ms3", split="test", streaming=True)
+        with pytest.raises(ValueError, match=r"8 bits per channel, got a PIL image of mode 'I;16'"):
+            to_arrays(row, binary=True)
 
     def test_identity_follows_the_files(self, root: Path, tmp_path: Path):
         shutil.copytree(root / "Multi-sources", tmp_path / "tree")

@@ -458,6 +458,7 @@ class TestStart:
             (["segment", "a.mp4", "--minimum-area", "much"], "expected a number, got much"),
             (["segment", "a.mp4", "--early-exit-threshold", "2"], "expected a number from 0 to 1, got 2"),
             (["segment", "a.mp4", "--shard-minutes", "-1"], "expected 0 or more, got -1"),
+            (["segment", "a.mp4", "--shard-minutes", "5"], "--shard-minutes requires --format parquet"),
             (["segment", "a.mp4", "--overlay-frames-per-second", "4"], "requires --overlay"),
             (["segment", "a.mp4", "--retry-failed"], "requires --format parquet"),
             (["segment", "a.mp4", "--ray-workers", "2"], "requires --ray"),

@@ -527,6 +527,12 @@ class TestLoading:
             for name, weight in theirs.state_dict().items():
                 assert torch.equal(ours.state_dict()[name], weight), name
 
+    @pytest.mark.parametrize(("part", "name"), [("visual", "backbone_config"), ("audio", "audio_config")])
+    def test_weights_come_with_their_configuration(self, part, name, tmp_path):
+        given = {part: tmp_path, name: getattr(tiny_config(), name)}
+        with pytest.raises(ValueError, match=f"have their own configuration, and `{name}` as well"):
+            PCMANetForAudioVisualSegmentation.from_pretrained_backbones(**given)
+
     def test_from_pretrained_backbones_raises_for_incomplete_or_other_models(self, model, tmp_path):
         config = tiny_config()
         visual, audio = AutoBackbone.from_config(config.backbone_config), VGGishModel(config.audio_config)

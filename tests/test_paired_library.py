@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ def test_large_photos_are_reduced(tmp_path: Path) -> None:
     image, mask = decode_photo(photos[3], INDEXES, 32)
     assert image.shape == (24, 32, 3)
     np.testing.assert_array_equal(mask, make_mask(5, 2)[::2, ::2])
+
+
+def test_photos_with_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+    write_photo_folder(tmp_path, count=1)
+    (photo,) = read(PHOTO_LAYOUTS, layout="folder", path=str(tmp_path))
+    image = Image.fromarray(np.full((48, 64), 40_000, dtype=np.uint16))
+    image.save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"8 bits per channel, got a PIL image of mode 'I;16'"):
+        decode_photo(replace(photo, image=str(tmp_path / "deep.png")), INDEXES, 64)
 
 
 def test_coco(tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ def silent_video(seconds: float, side: int = 64) -> Callable[[Path], object]:
     return lambda path: write_video(path, frames, 8)
 
 
-def png(size: tuple[int, int]) -> bytes:
+def png(size: tuple[int, int], mode: str = "RGB") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size).save(file, "PNG")
+    Image.new(mode, size).save(file, "PNG")
     return file.getvalue()
 
 
@@ -232,7 +232,12 @@ def test_health_and_model(server, segmenter):
             422,
             "a.png cannot be read as an image",
         ),
-        ({"files": {"image": ("a.png", png((999, 999))), "audio": ("a.wav", b"?")}}, 422, "frames of 999x999 pixels"),
+        (
+            {"files": {"image": ("a.png", png((8, 8), "I;16")), "audio": ("a.wav", b"?")}},
+            422,
+            "a.png cannot be read as an image: Expected images with 8 bits per channel, got a PIL image of mode 'I;16'.",
+        ),
+        ({"files": {"image": ("a.png", png((999, 999))), "audio": ("a.wav", b"?")}}, 422, "a.png has frames of 999x999 pixels"),
         ({"files": {"image": ("a.png", png((8, 8))), "audio": ("a.wav", b"?")}}, 422, "a.wav cannot be read"),
         ({"params": {"threshold": "high"}}, 422, "Received threshold='high'"),
         ({"params": {"frames_per_second": "0"}}, 422, "Received frames_per_second='0'"),

@@ -53,6 +53,7 @@ from pycocotools import mask as coco_masks
 from tqdm import tqdm
 
 from modeling_pcmanet.audio_pcmanet import resample
+from modeling_pcmanet.image_processing_pcmanet import PCMANetImageProcessor
 from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, read_audio
 from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
@@ -409,7 +410,7 @@ def decode_photo(photo: Photo, indexes: Mapping[str, int], size: int) -> tuple[n
 
     Raises:
         OSError: If a file is missing or cannot be decoded.
-        ValueError: If the mask has another size than the photo, or is not one channel.
+        ValueError: If the photo has more than 8 bits per channel, or its mask has another size or several channels.
     """
     values = {value: indexes[label] for value, label in photo.labels.items() if label in indexes}
     with Image.open(photo.image) as image:
@@ -417,7 +418,7 @@ def decode_photo(photo: Photo, indexes: Mapping[str, int], size: int) -> tuple[n
         scale = min(1.0, size / max(width, height))
         target = max(1, round(width * scale)), max(1, round(height * scale))
         image.draft("RGB", target)
-        frame = np.asarray(image.convert("RGB").resize(target, Image.Resampling.BILINEAR))
+        frame = np.asarray(PCMANetImageProcessor.to_rgb(image).resize(target, Image.Resampling.BILINEAR))
     mask = _read_mask(photo.mask, values) if isinstance(photo.mask, str) else _draw_mask(photo.mask, values)
     if mask is None:
         return frame, np.zeros(frame.shape[:2], dtype=np.uint8)

@@ -23,6 +23,7 @@ MISSING_AUDIO_RULES = ("raise", "silence")
 ON_ERROR = ("raise", "skip")
 NEGATIVE_AUDIO = ("silence", "noise", "off_screen")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SHARD_MINUTES = 5
 
 DONE, SOME_FAILED, STOPPED, INTERNAL_ERROR, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 0, 1, 2, 70, 130, 141, 143
 EXIT_CODES = f"""exit codes:
@@ -477,9 +478,8 @@ def _add_archive(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shard-minutes",
         type=non_negative,
-        default=5.0,
         metavar="MINUTES",
-        help="parquet: publish results at least this often; kill -9 loses at most this much work (default: 5)",
+        help=f"parquet: publish results at least this often; kill -9 loses at most this much work (default: {SHARD_MINUTES})",
     )
     group.add_argument("--retry-failed", action="store_true", help="parquet: process failed videos again")
     group.add_argument(
@@ -505,6 +505,10 @@ def _check_segment(parser: argparse.ArgumentParser, arguments: argparse.Namespac
         parser.error("--overlay-frames-per-second requires --overlay")
     if arguments.retry_failed and arguments.format != "parquet":
         parser.error("--retry-failed requires --format parquet; the other formats always process failed videos again")
+    if arguments.shard_minutes is not None and arguments.format != "parquet":
+        parser.error(
+            "--shard-minutes requires --format parquet; the other formats write the results of each video at once"
+        )
     if arguments.ray_workers and not arguments.ray:
         parser.error("--ray-workers requires --ray")
 

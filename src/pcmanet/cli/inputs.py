@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 
+from modeling_pcmanet.image_processing_pcmanet import PCMANetImageProcessor
 from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, MediaError, is_open_pipe, read_audio
 from modeling_pcmanet.media_writing_pcmanet import encode_lossless
 
@@ -178,7 +179,7 @@ class ClipVideos(Videos):
         clip = self._clips[name]
         if not isinstance(clip, ClipFiles):
             return clip.audio, None
-        frames = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in clip.frames])
+        frames = np.stack([np.asarray(PCMANetImageProcessor.to_rgb(Image.open(path))) for path in clip.frames])
         return encode_lossless(frames, *read_audio(clip.audio)), None
 
     def identify(self, name: str) -> dict[str, str | None]:

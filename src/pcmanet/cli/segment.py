@@ -36,7 +36,7 @@ from pcmanet.checkpoints import digest, load_segmenter, start_processes
 from pcmanet.files import demo_file, find_checkpoint, temporary_folder
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
-from .arguments import STOPPED, parse_arguments
+from .arguments import SHARD_MINUTES, STOPPED, parse_arguments
 from .inputs import VIDEO_ERRORS, Source, Videos, find_videos, format_error, name_folders, printable
 from .progress import Progress
 from .render import draw, record
@@ -207,7 +207,8 @@ class Worker:
         self.segmenter = segmenter
         self.output = output
         is_archive = arguments.format == "parquet"
-        self.shards = ShardWriter(output.path, arguments.shard_minutes * 60) if is_archive else None
+        minutes = SHARD_MINUTES if arguments.shard_minutes is None else arguments.shard_minutes
+        self.shards = ShardWriter(output.path, minutes * 60) if is_archive else None
         self.folders = name_folders(videos.names) if _has_folders(arguments) else {}
         # Of all videos and not of those that are pending, so that a run that is resumed computes with the same threads.
         self._at_once = max(1, min(VIDEOS_AT_ONCE, len(videos.names)))
