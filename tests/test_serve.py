@@ -237,7 +237,11 @@ def test_health_and_model(server, segmenter):
             422,
             "a.png cannot be read as an image: Expected images with 8 bits per channel, got a PIL image of mode 'I;16'.",
         ),
-        ({"files": {"image": ("a.png", png((999, 999))), "audio": ("a.wav", b"?")}}, 422, "a.png has frames of 999x999 pixels"),
+        (
+            {"files": {"image": ("a.png", png((999, 999))), "audio": ("a.wav", b"?")}},
+            422,
+            "a.png has frames of 999x999 pixels",
+        ),
         ({"files": {"image": ("a.png", png((8, 8))), "audio": ("a.wav", b"?")}}, 422, "a.wav cannot be read"),
         ({"params": {"threshold": "high"}}, 422, "Received threshold='high'"),
         ({"params": {"frames_per_second": "0"}}, 422, "Received frames_per_second='0'"),
