@@ -1,10 +1,13 @@
 """Test the layouts of photos and recordings, their decoding, splits and problems."""
 
 import itertools
+import multiprocessing
 import os
 import random
 import re
 import shutil
+import threading
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -394,3 +397,23 @@ def test_the_second_object_is_where_the_mask_says(tmp_path: Path) -> None:
     library = Library(read_settings(write_paired_data(tmp_path)))
     _, mask = library.photo(3)
     assert (mask[SECOND] == 2).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked")
+def test_threads_that_decode_are_kept_and_not_inherited(tmp_path: Path) -> None:
+    """A process that was forked while a thread ended waited forever in the MKL; forked processes have threads of their own."""
+    settings = read_settings(write_paired_data(tmp_path))
+    Library(settings, num_threads=2)
+    kept = _decoding_threads()
+    Library(settings, num_threads=2)
+    assert kept and _decoding_threads() == kept
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert pool.submit(_count_recordings, settings).result(timeout=60) == len(Library(settings).recordings)
+
+
+def _count_recordings(settings: Any) -> int:
+    return len(Library(settings, num_threads=2).recordings)
+
+
+def _decoding_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("decode")}

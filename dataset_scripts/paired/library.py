@@ -41,7 +41,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -666,9 +666,22 @@ def _decode(items: Sequence[Any], read: Callable[[Any], Any], threads: int) -> I
                 return error
             return FileNotFoundError(f"Missing: {error.filename}" if error.filename else "Missing")
 
-    with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(items), BATCH):
-            yield from pool.map(attempt, items[first : first + BATCH])
+    for first in range(0, len(items), BATCH):
+        yield from _thread_pool(threads).map(attempt, items[first : first + BATCH])
+
+
+@cache
+def _thread_pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads that are kept for the next call.
+
+    MKL frees the memory of threads that end, after they were joined, and a process forked at that moment waits forever in
+    its next matrix product.
+    """
+    return ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_thread_pool.cache_clear)  # a forked process has no threads
 
 
 def _areas(mask: np.ndarray) -> dict[int, float]:
