@@ -382,20 +382,15 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
 
         Raises:
             OSError: If weights are not found.
-            ValueError: If `visual` is not a visual backbone, weights are missing, or the configuration of a part is given
-                in addition to its weights.
+            ValueError: If `visual` is not a visual backbone, weights are missing, or they do not fit a configuration that is
+                given for their part.
         """
-        names = {"backbone": "backbone_config", "audio_encoder": "audio_config"}
-        for weights, name in zip((visual, audio), names.values(), strict=True):
-            if weights is not None and config.get(name) is not None:
-                raise ValueError(
-                    f"Got the weights {str(weights)!r}, which have their own configuration, and `{name}` as well. Leave one of them out."
-                )
         parts: dict[str, PreTrainedModel] = {}
         if visual is not None:
             parts["backbone"] = load_backbone(visual)
         if audio is not None:
             parts["audio_encoder"] = load_audio_encoder(audio)
+        names = {"backbone": "backbone_config", "audio_encoder": "audio_config"}
         settings: dict[str, Any] = {names[part]: loaded.config for part, loaded in parts.items()}
         # CODEPATH: a plain vision transformer has one feature map.
         if visual is not None and len(cast(Any, parts["backbone"]).channels) == 1:
@@ -403,7 +398,13 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         settings |= config
         model = cls(PCMANetConfig(**settings) if preset is None else PCMANetConfig.from_preset(preset, **settings))
         for part, loaded in parts.items():
-            getattr(model.model, part).load_state_dict(loaded.state_dict())
+            try:
+                getattr(model.model, part).load_state_dict(loaded.state_dict())
+            except RuntimeError as error:
+                raise ValueError(
+                    f"The weights {loaded.name_or_path!r} do not fit the given `{names[part]}`. Leave it out: they have their own "
+                    f"configuration.\n{error}"
+                ) from error
         return model
 
     def for_inference(

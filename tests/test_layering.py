@@ -11,11 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OURS = ("modeling_pcmanet", "pcmanet", "pipelines", "dataset_scripts", "src")
-# Data sets may read media, features and class names, and write files; they never use the network or the processor.
+# Data sets may read media, images, features and class names, and write files; they never use the network or the processor.
 OPEN_TO_DATA_SETS = {
     "configuration_pcmanet",
     "feature_extraction_pcmanet",
     "hub_upload_pcmanet",
+    "image_processing_pcmanet",
     "media_pcmanet",
     "media_writing_pcmanet",
     "audio_pcmanet",

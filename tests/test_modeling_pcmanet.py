@@ -527,11 +527,12 @@ class TestLoading:
             for name, weight in theirs.state_dict().items():
                 assert torch.equal(ours.state_dict()[name], weight), name
 
-    @pytest.mark.parametrize(("part", "name"), [("visual", "backbone_config"), ("audio", "audio_config")])
-    def test_weights_come_with_their_configuration(self, part, name, tmp_path):
-        given = {part: tmp_path, name: getattr(tiny_config(), name)}
-        with pytest.raises(ValueError, match=f"have their own configuration, and `{name}` as well"):
-            PCMANetForAudioVisualSegmentation.from_pretrained_backbones(**given)
+    def test_weights_that_do_not_fit_a_given_configuration(self, tmp_path):
+        config = tiny_config()
+        VGGishModel(config.audio_config).save_pretrained(tmp_path)
+        other = config.audio_config.to_dict() | {"embedding_size": 24}
+        with pytest.raises(ValueError, match=r"The weights '.*' do not fit the given `audio_config`. Leave it out"):
+            PCMANetForAudioVisualSegmentation.from_pretrained_backbones(audio=tmp_path, audio_config=other)
 
     def test_from_pretrained_backbones_raises_for_incomplete_or_other_models(self, model, tmp_path):
         config = tiny_config()
