@@ -24,7 +24,6 @@ training it includes weights and optimizer.
 
 import argparse
 import gc
-import itertools
 import shlex
 import signal
 import statistics
@@ -76,7 +75,7 @@ from inference import (  # noqa: E402
 from torch import nn  # noqa: E402
 from training_step import build_step  # noqa: E402
 
-from modeling_pcmanet.media_writing_pcmanet import write_video as write_video_file  # noqa: E402
+from modeling_pcmanet.media_writing_pcmanet import write_video  # noqa: E402
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes  # noqa: E402
 
 
@@ -328,7 +327,7 @@ def measure_training(setting: Setting, rounds: int, kind: str, compiled: bool = 
 
 def measure_video(preset: str, length: int, device: str, dtype: str) -> Result:
     """Time the pipeline from a file to masks at the size of the video."""
-    segmenter, path = video.build(preset, device, DTYPES[dtype]), Path(write_video(length).name)
+    segmenter, path = video.build(preset, device, DTYPES[dtype]), Path(make_video(length).name)
     segmenter(path, batch_size=WINDOWS)
     started = time.perf_counter()
     entries = segmenter(path, batch_size=WINDOWS)
@@ -343,15 +342,12 @@ def measure_video(preset: str, length: int, device: str, dtype: str) -> Result:
 
 
 @lru_cache
-def write_video(length: int) -> Any:
+def make_video(length: int) -> Any:
     """Return a temporary file with a video of some seconds, which repeats one second: drawing takes longer than encoding."""
     file = tempfile.NamedTemporaryFile(suffix=".mp4")  # noqa: SIM115 deleted at the end of the script
     shapes = SoundingShapes("avss", length=1, height=720, width=1280, num_frames=1)
     second, clip = list(shapes.render_video_frames(0, FRAME_RATE)), shapes[0]
-    waveform = np.tile(clip.waveform, length)
-    write_video_file(
-        file.name, itertools.chain(*itertools.repeat(second, length)), FRAME_RATE, waveform, clip.sampling_rate
-    )
+    write_video(file.name, second * length, FRAME_RATE, np.tile(clip.waveform, length), clip.sampling_rate)
     return file
 
 
