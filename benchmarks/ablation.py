@@ -37,6 +37,7 @@ PAIRED_DIFFERENCES = DIFFERENCES | {
     "(f) default with distillation": {"distillation_weight": 1.0, "feature_distillation_weight": 1.0},
     "(g) modulation in place of AVGA and QSCA": fusions.MODULATION,
     "(h) sounding maps in place of AVGA and QSCA": fusions.SOUNDING_MAPS,
+    "(i) sounding maps, with the softmax of the audio": fusions.AUDIO_SOFTMAX,
 }
 EARLY_EXIT, THRESHOLD = "default with early exit, threshold 0.05", 0.05
 
@@ -102,7 +103,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_arguments(parser, clips=3200)
-    parser.add_argument("--variants", default="abcdefgh", help="letters of the variants in addition to the default, c")
+    parser.add_argument(
+        "--variants", default="abcdefghi", help="letters of the variants in addition to the default, c"
+    )
     parser.add_argument("--data", help="settings of paired data, in place of Sounding Shapes")
     parser.add_argument(
         "--model", default=str(EXAMPLES / "real_world_model"), help="with --data: checkpoint of the encoders"

@@ -156,7 +156,7 @@ class Combinations:
     def __init__(self, features: Features, seed: int) -> None:
         self.features, self.generator = features, np.random.default_rng(seed)
         self.recordings = {
-            int(index): np.flatnonzero(features.sounding == index) for index in np.unique(features.sounding) if index
+            int(index): np.flatnonzero(features.sounding == index) for index in np.unique(features.sounding)
         }
 
     def training_batches(self, steps: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -181,10 +181,10 @@ class Combinations:
         """Return the classes of a picture that are large enough and have recordings."""
         indexes, counts = np.unique(self.features.visible[picture], return_counts=True)
         large = indexes[counts >= MINIMUM_AREA * MASK_SIZE**2]
-        return [int(index) for index in large if index in self.recordings]
+        return [int(index) for index in large if index and index in self.recordings]
 
     def draw_recording(self, index: int | None) -> int:
-        """Draw a recording in which a class sounds, or any."""
+        """Draw a recording in which a class sounds (0: none of the classes), or any."""
         return int(self.generator.choice(len(self.features.audio) if index is None else self.recordings[index]))
 
     def batch(self, pictures: list[int], recordings: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -267,7 +267,8 @@ def measure(
     """Measure a network on clips of every validation picture.
 
     Each clip has three frames: under a recording of an object in view; under one of another object in view, if there is one, or
-    again of the same; and under one of a class that is not in view.
+    again of the same; and under one of a class that is not in view. A second clip of each picture has three recordings in which no
+    known class sounds.
 
     Args:
         network: The network.
@@ -277,9 +278,10 @@ def measure(
     Returns:
         "mIoU": mean over the frames with an object that sounds; "both right": fraction of the images with two objects in which
         each recording gives at least half of its own object and less than half of the other; "FPR, silent": mean
-        false-positive rate on the silent object; "FPR, absent": false-positive rate on the third frames.
+        false-positive rate on the silent object; "FPR, absent": false-positive rate on the third frames; "FPR, unknown":
+        false-positive rate on the second clips.
     """
-    clips = Combinations(validation, seed=0)
+    clips, unknown = Combinations(validation, seed=0), Combinations(validation, seed=1)
     results = _Results()
     network.model.backbone.maps = validation.maps
     optimized = network.for_inference()
@@ -287,12 +289,21 @@ def measure(
     for first in range(0, len(pictures), CLIPS):
         part = pictures[first : first + CLIPS]
         pairs, recordings = zip(*(_choose(clips, picture) for picture in part), strict=True)
-        batch = clips.batch(part, list(recordings))
-        truth = batch.pop("labels").numpy()
-        masks = optimized(**batch, early_exit_threshold=early_exit_threshold).logits[:, :, 0].numpy() > 0
+        truth, masks = _predict(optimized, clips.batch(part, list(recordings)), early_exit_threshold)
         for clip in zip(pairs, masks, truth, validation.visible[part], strict=True):
             results.add(*clip)
+        sounds = [[unknown.draw_recording(0) for _ in range(FRAMES)] for _ in part]
+        _, masks = _predict(optimized, unknown.batch(part, sounds), early_exit_threshold)
+        results.unknown += masks.mean((1, 2, 3)).tolist()
     return results.compute()
+
+
+def _predict(
+    network: Any, batch: dict[str, torch.Tensor], early_exit_threshold: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of a batch and the predicted masks, both (clips, frames, height, width)."""
+    truth = batch.pop("labels").numpy()
+    return truth, network(**batch, early_exit_threshold=early_exit_threshold).logits[:, :, 0].numpy() > 0
 
 
 class _Results:
@@ -303,6 +314,7 @@ class _Results:
         self.right: list[bool] = []
         self.silent: list[float] = []
         self.absent: list[float] = []
+        self.unknown: list[float] = []
 
     def add(self, pair: list[int], masks: np.ndarray, truth: np.ndarray, visible: np.ndarray) -> None:
         """Add a clip.
@@ -331,6 +343,7 @@ class _Results:
             "both right": float(np.mean(self.right)),
             "FPR, silent": float(np.mean(self.silent)),
             "FPR, absent": float(np.mean(self.absent)),
+            "FPR, unknown": float(np.mean(self.unknown)),
         }
 
 

@@ -92,6 +92,8 @@ class PCMANetConfig(CheckedConfig):
             plain vision transformer (ViTDet, arXiv 2203.16527).
         audio_config: Configuration of the audio encoder, by default the published one: see [`build_audio_config`].
         num_audio_windows: Windows of audio per frame that the audio encoder embeds; their embeddings are concatenated.
+        audio_softmax: Whether the network also gets the softmax over the embedding of each window, see [`audio_inputs`]. For
+            embeddings that are scores of classes (`score_groups` of the audio encoder); not in the paper.
         hidden_size: Width C of the neck, the decoder stages and the projected audio.
         num_groups: Channel groups G of the audio-visual group attention (AVGA).
         num_attention_heads: Heads of the query-selected cross-attention (QSCA).
@@ -139,6 +141,7 @@ class PCMANetConfig(CheckedConfig):
     neck: str = "convolution"
     audio_config: dict | PreTrainedConfig | None = None
     num_audio_windows: int = 1
+    audio_softmax: bool = False
     hidden_size: int = 256
     # The published ResNet-50 network for S4 uses 4 groups; all five others use 8.
     num_groups: int = 8

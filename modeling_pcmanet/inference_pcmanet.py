@@ -56,6 +56,7 @@ from .modeling_pcmanet_decoder import (
     PCMANetOutput,
     QuerySelectedCrossAttention,
     SoundingMaps,
+    audio_inputs,
     build_head,
     build_layout,
     resize_nearest,
@@ -257,7 +258,7 @@ class OptimizedPCMANet(nn.Module):
             zeroing = frame_mask.flatten().to(embeddings.dtype)[:, None, None, None]
             embeddings = embeddings * zeroing[:, :, 0, 0]
         maps = list(compute_feature_maps(self.backbone, self.pyramid, pixels))
-        audio = self.audio_projection(embeddings)
+        audio = self.audio_projection(audio_inputs(embeddings, self.config))
         size = pixel_values.shape[-2:]
         if early_exit_threshold is None:
             logits, masks = self._decode(maps, audio, layout, zeroing)

@@ -49,6 +49,7 @@ from .modeling_pcmanet_decoder import (
     CrossAttention,
     DecoderStage,
     PCMANetOutput,
+    audio_inputs,
     build_layout,
     validate_inputs,
 )
@@ -211,7 +212,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         audio_config = cast(PreTrainedConfig, config.audio_config)
         self.audio_encoder = build_audio_encoder(audio_config)
         audio_size = config.num_audio_windows * audio_embedding_size(audio_config)
-        self.audio_projection = nn.Linear(audio_size, config.hidden_size)
+        self.audio_projection = nn.Linear((1 + int(config.audio_softmax)) * audio_size, config.hidden_size)
         self.pyramid = build_pyramid(self.backbone, config.neck)
         self.neck = nn.ModuleList(
             ConvolutionBlock(channels, config.hidden_size) for channels in self.feature_channels[::-1]
@@ -301,7 +302,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
             # As published, the embeddings are zeroed before the projection, so that its bias remains in padded frames.
             real = frame_mask.flatten().to(embeddings.dtype)
             embeddings, maps = embeddings * real[:, None], [x * real[:, None, None, None] for x in maps]
-        audio = self.audio_projection(embeddings)
+        audio = self.audio_projection(audio_inputs(embeddings, self.config))
 
         fused, stage_logits, masks = self._decode(maps, audio, layout)
         return PCMANetModelOutput(

@@ -44,6 +44,7 @@ from .convolutions_pcmanet import Convolution, resize
 
 
 _NUM_SOUNDING_MAPS = 16
+_SOFTMAX_SCALE = 4.0  # of `audio_inputs`: the softmax then varies as much as standardized scores do
 _MINIMUM_IMAGE_SIZE = 32  # pixels, the stride of the coarsest feature map, which would be empty for smaller images
 
 
@@ -103,6 +104,27 @@ def validate_inputs(
             f"`{name}` must be ({axes}) = ({', '.join(map(str, leading))}{more}) to match `pixel_values`, got "
             f"{_shape(tensor) or type(tensor).__name__}."
         )
+
+
+def audio_inputs(embeddings: torch.Tensor, config: PCMANetConfig) -> torch.Tensor:
+    """Return what the network projects to its width: the audio embeddings, and with `audio_softmax` their softmax.
+
+    Not in the paper. The path of the audio to the blocks is linear, and a weighted sum of the scores of classes does not say which
+    of them is the highest: a saxophone that scores second, under a clarinet, is not what sounds. The softmax over the scores of a
+    window does. docs/benchmarks/ablation.md measures what it gains.
+
+    Args:
+        embeddings: (frames, windows * width), of the audio encoder.
+        config: Configuration of the network.
+
+    Returns:
+        (frames, windows * width), with `audio_softmax` (frames, 2 * windows * width).
+    """
+    # CODEPATH: networks on scores of classes, such as the recipe real_world.
+    if not config.audio_softmax:
+        return embeddings
+    probabilities = embeddings.unflatten(-1, (config.num_audio_windows, -1)).softmax(dim=-1).flatten(-2)
+    return torch.cat([embeddings, _SOFTMAX_SCALE * probabilities], dim=-1)
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -691,6 +713,7 @@ __all__ = [
     "PCMANetOutput",
     "QuerySelectedCrossAttention",
     "SoundingMaps",
+    "audio_inputs",
     "build_head",
     "build_layout",
     "register_block",

@@ -1,4 +1,4 @@
-"""Sounding maps and the modulation of benchmarks/fusions.py: values by hand, choice between objects by the audio, the optimized model and exported files."""
+"""Sounding maps, the softmax of the audio and the modulation of benchmarks/fusions.py: values by hand, choice between objects by the audio, the optimized model and exported files."""
 
 import fusions
 import numpy as np
@@ -8,11 +8,15 @@ from test_export_onnx import assert_file_gives_equal_logits, draw
 from tiny_model import tiny_batch, tiny_config, tiny_model
 from torch import nn
 
-from modeling_pcmanet.modeling_pcmanet_decoder import SoundingMaps
+from modeling_pcmanet.modeling_pcmanet_decoder import SoundingMaps, audio_inputs
 from pcmanet.examples.export_onnx import EXPORTED_MASK, export
 
 
-FUSIONS = {"modulation": fusions.MODULATION, "sounding maps": fusions.SOUNDING_MAPS}
+FUSIONS = {
+    "modulation": fusions.MODULATION,
+    "sounding maps": fusions.SOUNDING_MAPS,
+    "audio softmax": fusions.AUDIO_SOFTMAX,
+}
 every_fusion = pytest.mark.parametrize("fields", FUSIONS.values(), ids=FUSIONS)
 
 
@@ -67,6 +71,29 @@ def test_sounding_maps_equal_the_formula_at_each_pixel():
         joined = np.concatenate([pixel, scores])
         added = np.maximum(output.weight[:, :, 0, 0].numpy() @ joined + output.bias.numpy(), 0)
         np.testing.assert_allclose(given[frame, :, row, column], pixel + added, atol=1e-12)
+
+
+def test_audio_softmax_is_that_of_each_window():
+    """The published network gets the embeddings alone."""
+    scores = [[0.0, np.log(3.0), 0.0], [2.0, 2.0, 2.0 + np.log(2.0)]]
+    embeddings = torch.tensor([scores[0] + scores[1]], dtype=torch.float32)
+    config = tiny_config(audio_softmax=True, num_audio_windows=2)
+    expected = [*embeddings[0].tolist(), 0.8, 2.4, 0.8, 1.0, 1.0, 2.0]
+    torch.testing.assert_close(audio_inputs(embeddings, config), torch.tensor([expected]))
+    assert audio_inputs(embeddings, tiny_config(num_audio_windows=2)) is embeddings
+
+
+def test_audio_softmax_reaches_the_blocks():
+    """Weights of the embeddings alone give the network without the softmax."""
+    plain, model, batch = tiny_model(), tiny_model(audio_softmax=True), tiny_batch()
+    weight = plain.model.audio_projection.weight
+    state = plain.state_dict() | {"model.audio_projection.weight": torch.cat([weight, 0 * weight], dim=1)}
+    model.load_state_dict(state)
+    with torch.no_grad():
+        expected = plain(**batch).logits
+        torch.testing.assert_close(model(**batch).logits, expected)
+        model.model.audio_projection.weight[:, weight.shape[1] :] += 1
+        assert (model(**batch).logits - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("block", [fusions.Modulation, SoundingMaps])
@@ -140,7 +167,7 @@ def test_half_precision_of_black_frames(fields, dtype):
 def test_costs():
     """The figures follow from the shapes: 64 channels, and stages of 7x7 to 56x56 pixels."""
     pixels = sum(side**2 for side in (7, 14, 28, 56))
-    modulation, maps = (fusions.count_cost(fields) for fields in FUSIONS.values())
+    modulation, maps = map(fusions.count_cost, (fusions.MODULATION, fusions.SOUNDING_MAPS))
     assert modulation == (
         4 * (64 * 128 + 128 + 128 + 64 * 64 + 64 + 128),
         pytest.approx(1e-6 * (pixels * 64 * 64 + 4 * 64 * 128)),

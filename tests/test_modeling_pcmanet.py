@@ -238,7 +238,8 @@ class TestGradients:
         assert cut == stage_1_to_3 | audio_to_visual
 
     @pytest.mark.parametrize(
-        "settings", [{}, {"feature_distillation_weight": 1.0}, {"group_attention": "sounding_maps"}]
+        "settings",
+        [{}, {"feature_distillation_weight": 1.0}, {"group_attention": "sounding_maps"}, {"audio_softmax": True}],
     )
     def test_gradient_checkpointing_changes_nothing(self, settings):
         """Stages are computed twice, but their BatchNorms count a batch once."""

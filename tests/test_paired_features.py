@@ -66,11 +66,13 @@ def test_measures_by_hand(features):
     masks[1][:, : SIZE // 4] = True  # and half of the silent one
     masks[2][: SIZE // 4] = True
     results.add([1, 2], masks, truth, visible)
+    results.unknown += [0.1, 0.3]
     assert results.compute() == {
         "mIoU": pytest.approx((1 + 1 / 1.5) / 2),
         "both right": 0.0,
         "FPR, silent": pytest.approx(0.25),
         "FPR, absent": pytest.approx(0.25),
+        "FPR, unknown": pytest.approx(0.2),
     }
     masks[1][:, 0] = False  # less than half of it
     results.add([1, 2], masks, truth, visible)
@@ -83,6 +85,7 @@ def test_recordings_of_a_measured_clip(features):
         pair, (first, second, absent) = paired_features._choose(clips, picture)
         assert set(pair) == classes and [features.sounding[first], features.sounding[second]] == pair
         assert features.sounding[absent] not in {0} | classes
+    assert clips.draw_recording(0) == 4 and 0 not in clips.visible_classes(1)
 
 
 def test_cached_features_are_of_the_same_settings(features, tmp_path):
