@@ -120,7 +120,7 @@ def audio_inputs(embeddings: torch.Tensor, config: PCMANetConfig) -> torch.Tenso
     Returns:
         (frames, windows * width), with `audio_softmax` (frames, 2 * windows * width).
     """
-    # CODEPATH: networks on scores of classes, such as the recipe real_world.
+    # CODEPATH: published networks get the embeddings alone; the softmax is for audio encoders that score classes.
     if not config.audio_softmax:
         return embeddings
     probabilities = embeddings.unflatten(-1, (config.num_audio_windows, -1)).softmax(dim=-1).flatten(-2)
