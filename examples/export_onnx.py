@@ -24,15 +24,12 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
 from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
-from modeling_pcmanet.configuration_encoders import audio_embedding_size
 from pcmanet.checkpoints import load_model
 from pcmanet.files import demo_file
 from pcmanet.options import positive_integer
@@ -116,8 +113,7 @@ def input_shapes(
         size: (height, width) of the frames.
     """
     if audio_input == "audio_embeds":
-        width = config.num_audio_windows * audio_embedding_size(cast(PreTrainedConfig, config.audio_config))
-        return {"pixel_values": (3, *size), audio_input: (width,)}
+        return {"pixel_values": (3, *size), audio_input: (config.audio_embeds_size,)}
     rate = processor.feature_extractor.sampling_rate
     one = processor(
         videos=np.zeros((1, *size, 3), np.uint8), audio=np.zeros(rate), sampling_rate=rate, return_tensors="pt"

@@ -28,6 +28,7 @@ from .configuration_encoders import (
     SMALL_AUDIO_CONFIG,
     TINY_AUDIO_CONFIG,
     CheckedConfig,
+    audio_embedding_size,
     build_audio_config,
     build_backbone_config,
     is_plain_vit,
@@ -214,6 +215,11 @@ class PCMANetConfig(CheckedConfig):
         if name not in _PRESETS:
             raise ValueError(f"Expected a preset out of {', '.join(sorted(_PRESETS))}, got {name!r}.")
         return cls(**{**_PRESETS[name], **overrides})
+
+    @property
+    def audio_embeds_size(self) -> int:
+        """Width of `audio_embeds`: the embeddings of all windows of a frame."""
+        return self.num_audio_windows * audio_embedding_size(cast(PreTrainedConfig, self.audio_config))
 
     @property
     def num_hidden_layers(self) -> int:

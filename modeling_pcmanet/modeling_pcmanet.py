@@ -36,7 +36,6 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_encoders import audio_embedding_size
 from .configuration_pcmanet import NUM_STAGES, PIPELINE_TAG, PCMANetConfig
 from .convolutions_pcmanet import in_chunks, resize
 from .inference_pcmanet import OptimizedPCMANet, choose_dtype, find_obstacle, find_quantized
@@ -211,8 +210,8 @@ class PCMANetModel(PCMANetPreTrainedModel):
         self._set_backbone_norm_eps()
         audio_config = cast(PreTrainedConfig, config.audio_config)
         self.audio_encoder = build_audio_encoder(audio_config)
-        audio_size = config.num_audio_windows * audio_embedding_size(audio_config)
-        self.audio_projection = nn.Linear((1 + int(config.audio_softmax)) * audio_size, config.hidden_size)
+        audio_size = (1 + int(config.audio_softmax)) * config.audio_embeds_size
+        self.audio_projection = nn.Linear(audio_size, config.hidden_size)
         self.pyramid = build_pyramid(self.backbone, config.neck)
         self.neck = nn.ModuleList(
             ConvolutionBlock(channels, config.hidden_size) for channels in self.feature_channels[::-1]

@@ -33,12 +33,10 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from .configuration_encoders import audio_embedding_size
 from .configuration_pcmanet import NUM_STAGES, PCMANetConfig
 from .convolutions_pcmanet import Convolution, resize
 
@@ -83,7 +81,6 @@ def validate_inputs(
             f"got {given}."
         )
     windows = config.num_audio_windows
-    width = windows * audio_embedding_size(cast(PreTrainedConfig, config.audio_config))
     several = (windows,) if windows > 1 else ()
     expected = {
         "input_features": (
@@ -91,7 +88,7 @@ def validate_inputs(
             "batch, frames, windows, ..." if several else "batch, frames, ...",
             several,
         ),
-        "audio_embeds": (audio_embeds, "batch, frames, embedding size", (width,)),
+        "audio_embeds": (audio_embeds, "batch, frames, embedding size", (config.audio_embeds_size,)),
         "frame_mask": (frame_mask, "batch, frames", ()),
     }
     for name, (tensor, axes, own) in expected.items():
@@ -109,9 +106,8 @@ def validate_inputs(
 def audio_inputs(embeddings: torch.Tensor, config: PCMANetConfig) -> torch.Tensor:
     """Return what the network projects to its width: the audio embeddings, and with `audio_softmax` their softmax.
 
-    Not in the paper. The path of the audio to the blocks is linear, and a weighted sum of the scores of classes does not say which
-    of them is the highest: a saxophone that scores second, under a clarinet, is not what sounds. The softmax over the scores of a
-    window does. docs/benchmarks/ablation.md measures what it gains.
+    Not in the paper. The audio reaches the blocks through linear layers, and a weighted sum of class scores cannot tell which class
+    has the highest one; the softmax over the scores of a window can. docs/benchmarks/ablation.md measures what it gains.
 
     Args:
         embeddings: (frames, windows * width), of the audio encoder.

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
-from modeling_pcmanet.configuration_encoders import audio_embedding_size
 from pcmanet.options import positive_integer
 
 
@@ -48,8 +47,7 @@ def largest_difference(before: PCMANetForAudioVisualSegmentation, after: PCMANet
     """Compare both networks on random frames and audio embeddings."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.randn(2, 5, 3, 224, 224, generator=generator)
-    width = before.config.num_audio_windows * audio_embedding_size(before.config.audio_config)
-    audio = torch.randn(2, 5, width, generator=generator)
+    audio = torch.randn(2, 5, before.config.audio_embeds_size, generator=generator)
     logits = [network(frames, audio_embeds=audio).logits for network in (before, after)]
     return f"{(logits[0] - logits[1]).abs().max():.1e} of {logits[0].abs().max():.1f}"
 
