@@ -108,6 +108,8 @@ class PCMANetConfig(CheckedConfig):
             and the fusion has no guidance (for ablations).
         fusion: Name of the block that fuses the feature maps: `"guided"`.
         stage_loss_weights: Weight of each supervised output in the loss, coarse to fine.
+        semantic_iou_weight: Weight of the soft IoU loss, which the loss of binary masks always has, in the loss of classes; 0
+            is the published loss, in which small objects count little.
         distillation_weight: Weight of the loss with which the prediction of the finest stage teaches the coarser ones; 0 adds
             none, as published.
         feature_distillation_weight: Weight of the loss with which its fused feature map teaches theirs; 0 adds none.
@@ -154,6 +156,7 @@ class PCMANetConfig(CheckedConfig):
     cross_attention: str | None = "qsca"
     fusion: str = "guided"
     stage_loss_weights: list[float | int] | tuple[float | int, ...] = (1.0, 1.0, 1.0, 1.0)
+    semantic_iou_weight: float | int = 0.0
     distillation_weight: float | int = 0.0
     feature_distillation_weight: float | int = 0.0
     ignore_index: int = 255
@@ -262,7 +265,7 @@ class PCMANetConfig(CheckedConfig):
         for name in ("layer_norm_eps", "patch_embedding_layer_norm_eps"):
             epsilon = getattr(self, name)
             require(0 < epsilon < float("inf"), f"`{name}` must be finite and positive, got {epsilon}.")
-        for name in ("distillation_weight", "feature_distillation_weight"):
+        for name in ("semantic_iou_weight", "distillation_weight", "feature_distillation_weight"):
             weight = getattr(self, name)
             require(0 <= weight < float("inf"), f"`{name}` must be finite and at least 0, got {weight}.")
         require(

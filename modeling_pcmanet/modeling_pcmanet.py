@@ -516,9 +516,11 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     def _loss(
         self, stage_logits: tuple[torch.Tensor, ...], labels: torch.Tensor, annotated: torch.Tensor
     ) -> torch.Tensor:
-        """Compute the loss of the paper over the annotated real frames."""
-        weights = self.config.stage_loss_weights
-        return deeply_supervised_loss(stage_logits, labels, annotated, weights, self.config.ignore_index)
+        """Compute the loss of the paper, with `semantic_iou_weight` that of the configuration, over the annotated real frames."""
+        config = self.config
+        return deeply_supervised_loss(
+            stage_logits, labels, annotated, config.stage_loss_weights, config.ignore_index, config.semantic_iou_weight
+        )
 
     def _distillation_loss(
         self, outputs: PCMANetModelOutput, frame_mask: torch.Tensor | None, annotated: torch.Tensor
@@ -565,20 +567,20 @@ def _resize_logits(logits: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 # Losses.
 
 
-def soft_iou_loss(logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def soft_iou_loss(probabilities: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Compute one minus the soft intersection over union of every frame.
 
     With I the sum of p t and S the sum of p + t over the valid pixels, the loss is `1 - (I + 1) / (S - I + 1)`.
 
     Args:
-        logits: (frames, height, width), before the sigmoid.
+        probabilities: (frames, height, width), that something sounds.
         labels: (frames, height, width) in {0, 1}, float.
         valid: (frames, height, width), 1.0 for pixels that count, else 0.0.
 
     Returns:
         (frames,), each in [0, 1).
     """
-    probabilities = logits.sigmoid() * valid
+    probabilities = probabilities * valid
     targets = labels * valid
     intersection = (probabilities * targets).sum((1, 2))
     total = (probabilities + targets).sum((1, 2))
@@ -601,24 +603,37 @@ def binary_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 
     targets = labels.to(logits.dtype) * valid
     cross_entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none") * valid
     per_frame = cross_entropy.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
-    return per_frame + soft_iou_loss(logits, targets, valid)
+    return per_frame + soft_iou_loss(logits.sigmoid(), targets, valid)
 
 
-def semantic_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
-    """Compute the per-pixel cross-entropy of every frame, averaged within the frame.
+def semantic_loss(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255, iou_weight: float = 0.0
+) -> torch.Tensor:
+    """Compute the per-pixel cross-entropy of every frame, averaged within the frame, and the weighted soft IoU loss.
+
+    The soft IoU loss takes all classes together: its probability is that of any class but the background. Cross-entropy alone, as
+    published, counts a missing small object no more than its few pixels.
 
     Args:
         logits: (frames, num_labels, height, width), before the softmax.
         labels: (frames, height, width), class indexes, `ignore_index` ignored.
         ignore_index: Label of pixels that do not count.
+        iou_weight: Weight of the soft IoU loss.
 
     Returns:
         (frames,).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    cross_entropy = functional.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="none")
-    num_valid = (labels != ignore_index).sum((1, 2)).clamp(min=1)
-    return cross_entropy.sum((1, 2)) / num_valid
+    log_probabilities = logits.log_softmax(dim=1)
+    cross_entropy = functional.nll_loss(log_probabilities, labels.long(), ignore_index=ignore_index, reduction="none")
+    valid = labels != ignore_index
+    per_frame = cross_entropy.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+    # CODEPATH: the published loss is cross-entropy alone.
+    if iou_weight > 0:
+        sounding = 1 - log_probabilities[:, 0].exp()
+        targets = ((labels > 0) & valid).to(sounding.dtype)
+        per_frame = per_frame + iou_weight * soft_iou_loss(sounding, targets, valid.to(sounding.dtype))
+    return per_frame
 
 
 def _validate_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
@@ -651,6 +666,7 @@ def deeply_supervised_loss(
     annotated: torch.Tensor,
     stage_weights: Sequence[float],
     ignore_index: int = 255,
+    semantic_iou_weight: float = 0.0,
 ) -> torch.Tensor:
     """Compute the weighted sum over the four supervised outputs of the loss averaged over the annotated frames.
 
@@ -661,6 +677,7 @@ def deeply_supervised_loss(
         annotated: (batch, frames) bool, the frames whose labels count. Without annotated frames the loss is 0.
         stage_weights: Four weights; nothing is computed for a stage of weight 0.
         ignore_index: Label of pixels that do not count.
+        semantic_iou_weight: Weight of the soft IoU loss in [`semantic_loss`].
 
     Returns:
         Scalar, float32 or, for such logits, float64.
@@ -677,26 +694,32 @@ def deeply_supervised_loss(
     _validate_labels(labels, num_labels, ignore_index)
     num_annotated = annotated.sum().clamp(min=1)
     losses = [
-        weight * _frame_losses(logits.flatten(0, 1), labels, ignore_index).sum() / num_annotated
+        weight * _frame_losses(logits.flatten(0, 1), labels, ignore_index, semantic_iou_weight).sum() / num_annotated
         for logits, weight in zip(stage_logits, stage_weights, strict=True)
         if weight
     ]
     return torch.stack(losses).sum() if losses else torch.zeros((), device=labels.device)
 
 
-def _frame_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+def _frame_losses(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, semantic_iou_weight: float
+) -> torch.Tensor:
     """Compute the loss of every frame (frames,) for logits (frames, num_labels, any height, any width)."""
     if torch.is_grad_enabled() and logits.requires_grad and not torch.compiler.is_compiling():
-        return cast(torch.Tensor, _FrameLosses.apply(logits, labels, ignore_index))
-    return _losses_at_label_size(logits, labels, ignore_index)
+        return cast(torch.Tensor, _FrameLosses.apply(logits, labels, ignore_index, semantic_iou_weight))
+    return _losses_at_label_size(logits, labels, ignore_index, semantic_iou_weight)
 
 
-def _losses_at_label_size(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+def _losses_at_label_size(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, semantic_iou_weight: float
+) -> torch.Tensor:
     """Resize logits to the size of their labels and compute the loss of every frame."""
-    frame_loss = binary_loss if logits.shape[1] == 1 else semantic_loss
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = resize(logits, labels.shape[-2:])
-    return frame_loss(logits, labels, ignore_index)
+    # CODEPATH: binary masks or classes.
+    if logits.shape[1] == 1:
+        return binary_loss(logits, labels, ignore_index)
+    return semantic_loss(logits, labels, ignore_index, semantic_iou_weight)
 
 
 class _FrameLosses(torch.autograd.Function):
@@ -706,13 +729,15 @@ class _FrameLosses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, semantic_iou_weight: float
+    ) -> torch.Tensor:
         """Return the losses (frames,)."""
 
         def compute(part: torch.Tensor, part_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_()
-                losses = _losses_at_label_size(leaf, part_labels, ignore_index)
+                losses = _losses_at_label_size(leaf, part_labels, ignore_index, semantic_iou_weight)
                 (gradients,) = torch.autograd.grad(losses.sum(), leaf)
             return losses.detach(), gradients
 
@@ -726,10 +751,10 @@ class _FrameLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Return the gradient of the logits for that of the losses."""
         (gradients,) = ctx.saved_tensors
-        return (gradients * gradient[:, None, None, None]).to(ctx.dtype), None, None
+        return (gradients * gradient[:, None, None, None]).to(ctx.dtype), None, None, None
 
 
 # Multi-stage distillation. Summaries of the paper name it, its abstract and its published code do not, and it is off by default:

@@ -144,6 +144,7 @@ def test_saved_attributes_are_loaded_with_a_warning(auto_class, tmp_path, caplog
         ({"stage_loss_weights": [1.0, 1.0, 1.0, float("nan")]}, "`stage_loss_weights` must have 4 finite"),
         ({"layer_norm_eps": -1e-5}, "`layer_norm_eps` must be finite and positive, got -1e-05"),
         ({"patch_embedding_layer_norm_eps": float("nan")}, "`patch_embedding_layer_norm_eps` must be finite"),
+        ({"semantic_iou_weight": -1.0}, "`semantic_iou_weight` must be finite and at least 0, got -1.0"),
         ({"distillation_weight": -0.5}, "`distillation_weight` must be finite and at least 0, got -0.5"),
         ({"feature_distillation_weight": float("inf")}, "`feature_distillation_weight` must be finite"),
         ({"distillation_weight": "much"}, "distillation_weight"),

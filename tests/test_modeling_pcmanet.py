@@ -3,6 +3,7 @@
 import math
 import os
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -636,7 +637,7 @@ class TestLosses:
     def test_soft_iou_of_2x2_frame_by_hand(self):
         # Probabilities 1/2 everywhere, one of four pixels is foreground: I = 1/2, S = 2 + 1 = 3.
         labels = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
-        loss = soft_iou_loss(torch.zeros(1, 2, 2), labels, torch.ones(1, 2, 2))
+        loss = soft_iou_loss(torch.full((1, 2, 2), 0.5), labels, torch.ones(1, 2, 2))
         assert loss.item() == pytest.approx(1 - (0.5 + 1) / (3 - 0.5 + 1))
 
     def test_binary_loss_of_2x2_frame_by_hand(self):
@@ -668,6 +669,34 @@ class TestLosses:
             ]
             expected.append(sum(values) / len(values))
         assert semantic_loss(logits, labels).tolist() == pytest.approx(expected, rel=1e-6)
+
+    def test_soft_iou_loss_of_classes_by_hand(self):
+        # The background has probability 1/2 and each of two classes 1/4. Of three valid pixels two sound, each in another
+        # class: I = 2/2, S = 3/2 + 2.
+        logits = torch.tensor([math.log(2), 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+        labels = torch.tensor([[[1, 2], [0, 255]]])
+        expected = (2 * math.log(4) + math.log(2)) / 3
+        assert semantic_loss(logits, labels).item() == pytest.approx(expected)
+        weighted = semantic_loss(logits, labels, iou_weight=0.5).item()
+        assert weighted == pytest.approx(expected + 0.5 * (1 - (1 + 1) / (3.5 - 1 + 1)))
+
+    def test_soft_iou_loss_of_one_class_is_that_of_binary_masks(self):
+        torch.manual_seed(0)
+        logits, labels = torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 8, 8))
+        labels[0, 0] = 255
+        two_classes = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        torch.testing.assert_close(semantic_loss(two_classes, labels, iou_weight=1.0), binary_loss(logits, labels))
+
+    @pytest.mark.parametrize("num_labels", [1, 5])
+    def test_weight_of_the_configuration_changes_the_loss_of_classes_alone(self, num_labels):
+        plain, weighted = (tiny_model(num_labels=num_labels, semantic_iou_weight=weight) for weight in (0.0, 2.0))
+        batch, labels = tiny_batch(), torch.randint(0, max(2, num_labels), (2, 3, 48, 64))
+        stages = plain(**batch).stage_logits
+        annotated = torch.ones(2, 3, dtype=torch.bool)
+        expected = deeply_supervised_loss(stages, labels, annotated, [1.0] * 4, semantic_iou_weight=2.0)
+        loss = weighted(**batch, labels=labels).loss
+        torch.testing.assert_close(loss, expected)
+        assert (loss > plain(**batch, labels=labels).loss) == (num_labels > 1)
 
     def test_loss_is_sum_over_stages_of_mean_over_annotated_frames(self):
         torch.manual_seed(0)
@@ -701,10 +730,10 @@ class TestLosses:
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-8)
             assert one.abs().max() > 0
 
-    @pytest.mark.parametrize("num_labels", [1, 5])
+    @pytest.mark.parametrize(("num_labels", "iou_weight"), [(1, 0.0), (5, 0.0), (5, 0.7)])
     @pytest.mark.parametrize("chunk_values", [1, 10_000_000])
     def test_gradients_are_those_of_resized_logits_for_any_number_of_frames_at_a_time(
-        self, num_labels, chunk_values, monkeypatch
+        self, num_labels, iou_weight, chunk_values, monkeypatch
     ):
         monkeypatch.setattr(convolutions_pcmanet, "CHUNK_VALUES", chunk_values)
         torch.manual_seed(0)
@@ -712,12 +741,13 @@ class TestLosses:
         labels = torch.randint(0, max(2, num_labels), (2, 3, 16, 16))
         labels[0, 0, :4] = 255
         annotated = torch.tensor([[True, False, True], [True, True, True]])
-        weights, frame_loss = [0.5, 1.0, 1.5, 2.0], binary_loss if num_labels == 1 else semantic_loss
+        weights = [0.5, 1.0, 1.5, 2.0]
+        frame_loss = binary_loss if num_labels == 1 else partial(semantic_loss, iou_weight=iou_weight)
         expected = sum(
             weight * frame_loss(resize(logits[annotated], (16, 16)), labels[annotated]).sum() / 5
             for weight, logits in zip(weights, stages, strict=True)
         )
-        loss = deeply_supervised_loss(stages, labels, annotated, weights)
+        loss = deeply_supervised_loss(stages, labels, annotated, weights, semantic_iou_weight=iou_weight)
         torch.testing.assert_close(loss, expected)
         for one, other in zip(
             torch.autograd.grad(3 * loss, stages), torch.autograd.grad(3 * expected, stages), strict=True
@@ -747,11 +777,12 @@ class TestLosses:
         assert trained.logits.shape == (2, 3, 1, 48, 64) and trained.logits.requires_grad
         assert len(model(**batch).stage_logits) == len(model.eval()(**batch, labels=labels).stage_logits) == 4
 
-    @pytest.mark.parametrize("num_labels", [1, 5])
-    def test_no_annotated_frames_give_zero_loss_and_gradient(self, num_labels):
+    @pytest.mark.parametrize(("num_labels", "iou_weight"), [(1, 0.0), (5, 0.0), (5, 1.0)])
+    def test_no_annotated_frames_give_zero_loss_and_gradient(self, num_labels, iou_weight):
         stages = [torch.randn(1, 2, num_labels, 4, 4, requires_grad=True) for _ in range(4)]
         labels = torch.full((1, 2, 4, 4), 255)
-        loss = deeply_supervised_loss(stages, labels, torch.zeros(1, 2, dtype=torch.bool), [1.0] * 4)
+        annotated = torch.zeros(1, 2, dtype=torch.bool)
+        loss = deeply_supervised_loss(stages, labels, annotated, [1.0] * 4, semantic_iou_weight=iou_weight)
         loss.backward()
         assert loss.item() == 0.0
         assert all(not logits.grad.any() for logits in stages)
