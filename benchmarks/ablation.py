@@ -38,6 +38,7 @@ PAIRED_DIFFERENCES = DIFFERENCES | {
     "(g) modulation in place of AVGA and QSCA": fusions.MODULATION,
     "(h) sounding maps in place of AVGA and QSCA": fusions.SOUNDING_MAPS,
     "(i) sounding maps, with the softmax of the audio": fusions.AUDIO_SOFTMAX,
+    "(j) as (i), without the soft IoU loss": fusions.CROSS_ENTROPY,
 }
 EARLY_EXIT, THRESHOLD = "default with early exit, threshold 0.05", 0.05
 
@@ -104,7 +105,7 @@ def main() -> None:
     )
     add_arguments(parser, clips=3200)
     parser.add_argument(
-        "--variants", default="abcdefghi", help="letters of the variants in addition to the default, c"
+        "--variants", default="abcdefghij", help="letters of the variants in addition to the default, c"
     )
     parser.add_argument("--data", help="settings of paired data, in place of Sounding Shapes")
     parser.add_argument(

@@ -294,7 +294,7 @@ def measure(
             results.add(*clip)
         sounds = [[unknown.draw_recording(0) for _ in range(FRAMES)] for _ in part]
         _, masks = _predict(optimized, unknown.batch(part, sounds), early_exit_threshold)
-        results.unknown += masks.mean((1, 2, 3)).tolist()
+        results.add_unknown(masks)
     return results.compute()
 
 
@@ -303,7 +303,11 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels of a batch and the predicted masks, both (clips, frames, height, width)."""
     truth = batch.pop("labels").numpy()
-    return truth, network(**batch, early_exit_threshold=early_exit_threshold).logits[:, :, 0].numpy() > 0
+    # One logit, of what sounds, or two, of silent and sounding.
+    silent_and_sounding = functional.pad(
+        network(**batch, early_exit_threshold=early_exit_threshold).logits, (0, 0, 0, 0, 1, 0)
+    )[:, :, -2:]
+    return truth, silent_and_sounding.argmax(2).numpy() > 0
 
 
 class _Results:
@@ -335,6 +339,10 @@ class _Results:
         )
         self.right.append(min(own) >= 0.5 and max(other) < 0.5)
         self.silent += other
+
+    def add_unknown(self, masks: np.ndarray) -> None:
+        """Add the predicted masks, bool (clips, frames, height, width), of clips in which no known class sounds."""
+        self.unknown += masks.mean((1, 2, 3)).tolist()
 
     def compute(self) -> dict[str, float]:
         """Return the means."""
