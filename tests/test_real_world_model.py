@@ -37,14 +37,16 @@ def write_noise_video(path: Path) -> Path:
 def test_bundled_model_finds_what_sounds_in_the_bundled_clip(segmenter):
     """Seconds 0 to 1: dog; 2: rooster; 3: both; 4 to 5: silence; 6 to 9: helicopter, next to a silent motorcycle.
 
-    The 4 s around second 1 hear the rooster too, and those around second 2 the dog.
+    The 4 s around second 1 hear the rooster too, those around second 2 the dog, and those around second 4 the rooster, of which a
+    remnant is left.
     """
     results = segmenter(str(CLIP), minimum_area=0.01)
     assert len(results) == 10
     found = [{segment["label"] for segment in result["segments"]} for result in results]
     assert found[0] == {"dog"} and "dog" in found[1]
-    assert "rooster" in found[2] & found[3]
-    assert found[4] == found[5] == set()
+    assert "rooster" in found[2] and found[3] == {"rooster", "dog"}
+    assert found[4] <= {"rooster"} and found[5] == set()
+    assert sum((np.asarray(segment["mask"]) > 0).mean() for segment in results[4]["segments"]) < 0.05
     assert found[6:] == [{"helicopter"}] * 4
     for result in results:
         for segment in result["segments"]:

@@ -1,7 +1,7 @@
 """Make the bundled model of a training: averaged weights in half precision, the size of the frames, and one sentence about it.
 
     python examples/paired_data/bundle_model.py runs/real_world/best runs/real_world_second/best \
-        --output examples/real_world_model --size 224 --description "knows 17 classes of the real world: person, dog, ..."
+        --output examples/real_world_model --size 256 --description "knows 17 classes of the real world: person, dog, ..."
 
 The weights of several checkpoints are averaged: that of a network before and after fine-tuning is often better than both
 (Wortsman et al., arXiv 2109.01903). The weights are rounded to float16 and computed with in float32, so that the file has half the size at the same speed. The
@@ -61,7 +61,7 @@ def main() -> None:
         "checkpoints", nargs="+", help="folders of checkpoints of one network, the last of which is completed"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--size", type=positive_integer, default=224, help="height and width of the frames, in pixels")
+    parser.add_argument("--size", type=positive_integer, default=256, help="height and width of the frames, in pixels")
     parser.add_argument("--description", required=True, help="what the model knows, in one sentence")
     arguments = parser.parse_args()
 
