@@ -119,7 +119,8 @@ def test_custom_data_improves_the_model(execute, tmp_path):
 def test_listening_shows_that_the_audio_decides(execute):
     ious = "[float(iou(masks, clip.binary)), float(iou(swapped_masks, swapped.binary)), float(iou(swapped_masks, clip.binary))]"
     queried = "[stage.queried for stage in stages]"
-    counts = "[sum(len(frame['segments']) for frame in entries) for entries in (aligned, moved)]"
+    # Without seconds 4 and 5, in which the shifted barks sound while the dog is in view.
+    counts = "[sum(len(frame['segments']) for frame in entries[:4] + entries[6:]) for entries in (aligned, moved)]"
     found = execute("listening", f"dict(ious={ious}, queried={queried}, counts={counts})")
     own, swapped, first = found["ious"]
     assert min(own, swapped) > 0.7
