@@ -38,7 +38,8 @@ PAIRED_DIFFERENCES = DIFFERENCES | {
     "(g) modulation in place of AVGA and QSCA": fusions.MODULATION,
     "(h) sounding maps in place of AVGA and QSCA": fusions.SOUNDING_MAPS,
     "(i) sounding maps, with the softmax of the audio": fusions.AUDIO_SOFTMAX,
-    "(j) as (i), without the soft IoU loss": fusions.CROSS_ENTROPY,
+    # With two classes, silent and sounding, the probabilities are those of binary masks and the loss is cross-entropy alone.
+    "(j) as (i), without the soft IoU loss": fusions.AUDIO_SOFTMAX | {"num_labels": 2},
 }
 EARLY_EXIT, THRESHOLD = "default with early exit, threshold 0.05", 0.05
 

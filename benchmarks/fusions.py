@@ -27,8 +27,6 @@ from modeling_pcmanet.modeling_pcmanet_decoder import ConvolutionBlock
 MODULATION: dict[str, Any] = {"group_attention": "modulation", "cross_attention": None}
 SOUNDING_MAPS: dict[str, Any] = {"group_attention": "sounding_maps", "cross_attention": None}
 AUDIO_SOFTMAX = SOUNDING_MAPS | {"audio_softmax": True}
-# Two classes, silent and sounding: the probabilities are those of binary masks, the loss has cross-entropy alone.
-CROSS_ENTROPY = AUDIO_SOFTMAX | {"num_labels": 2, "semantic_iou_weight": 0.0}
 
 FRAMES, SIZE = 5, 224  # of the clip whose cost is counted
 

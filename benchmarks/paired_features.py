@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.modeling_backbones import compute_feature_maps
+from pcmanet.agreement import to_masks
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 from pcmanet.dataset_scripts.paired import Library, PairedClips, read_settings
@@ -303,11 +304,7 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels of a batch and the predicted masks, both (clips, frames, height, width)."""
     truth = batch.pop("labels").numpy()
-    # One logit, of what sounds, or two, of silent and sounding.
-    silent_and_sounding = functional.pad(
-        network(**batch, early_exit_threshold=early_exit_threshold).logits, (0, 0, 0, 0, 1, 0)
-    )[:, :, -2:]
-    return truth, silent_and_sounding.argmax(2).numpy() > 0
+    return truth, to_masks(network(**batch, early_exit_threshold=early_exit_threshold).logits).numpy() > 0
 
 
 class _Results:

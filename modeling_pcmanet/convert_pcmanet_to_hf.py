@@ -105,7 +105,7 @@ class Conversion:
             weights = {name: weight for name, weight in weights.items() if not name.startswith(_AUDIO_ENCODER)}
         with atomic_folder(output) as folder:
             self.model.save_pretrained(folder, state_dict=weights)
-            make_weights_readable(folder)  # those of the encoders, whose classes do not do it
+            make_weights_readable(folder)  # which the encoders' own save_pretrained does not
             if isinstance(self.model.config, PCMANetConfig):
                 PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(folder)
             elif isinstance(self.model.config, AudioMobileNetConfig):

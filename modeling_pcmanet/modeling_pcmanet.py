@@ -20,6 +20,7 @@ of logits and labels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -693,33 +694,32 @@ def deeply_supervised_loss(
     labels = torch.where(annotated[..., None, None], labels, ignore_index).flatten(0, 1)
     _validate_labels(labels, num_labels, ignore_index)
     num_annotated = annotated.sum().clamp(min=1)
+    frame_loss = binary_loss if num_labels == 1 else partial(semantic_loss, iou_weight=semantic_iou_weight)
+    frame_loss = partial(frame_loss, ignore_index=ignore_index)
     losses = [
-        weight * _frame_losses(logits.flatten(0, 1), labels, ignore_index, semantic_iou_weight).sum() / num_annotated
+        weight * _frame_losses(logits.flatten(0, 1), labels, frame_loss).sum() / num_annotated
         for logits, weight in zip(stage_logits, stage_weights, strict=True)
         if weight
     ]
     return torch.stack(losses).sum() if losses else torch.zeros((), device=labels.device)
 
 
-def _frame_losses(
-    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, semantic_iou_weight: float
-) -> torch.Tensor:
+# Computes the loss of every frame (frames,) for logits at the size of their labels, and labels.
+_FrameLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _frame_losses(logits: torch.Tensor, labels: torch.Tensor, frame_loss: _FrameLoss) -> torch.Tensor:
     """Compute the loss of every frame (frames,) for logits (frames, num_labels, any height, any width)."""
     if torch.is_grad_enabled() and logits.requires_grad and not torch.compiler.is_compiling():
-        return cast(torch.Tensor, _FrameLosses.apply(logits, labels, ignore_index, semantic_iou_weight))
-    return _losses_at_label_size(logits, labels, ignore_index, semantic_iou_weight)
+        return cast(torch.Tensor, _FrameLosses.apply(logits, labels, frame_loss))
+    return _losses_at_label_size(logits, labels, frame_loss)
 
 
-def _losses_at_label_size(
-    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, semantic_iou_weight: float
-) -> torch.Tensor:
+def _losses_at_label_size(logits: torch.Tensor, labels: torch.Tensor, frame_loss: _FrameLoss) -> torch.Tensor:
     """Resize logits to the size of their labels and compute the loss of every frame."""
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = resize(logits, labels.shape[-2:])
-    # CODEPATH: binary masks or classes.
-    if logits.shape[1] == 1:
-        return binary_loss(logits, labels, ignore_index)
-    return semantic_loss(logits, labels, ignore_index, semantic_iou_weight)
+    return frame_loss(logits, labels)
 
 
 class _FrameLosses(torch.autograd.Function):
@@ -729,15 +729,13 @@ class _FrameLosses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, semantic_iou_weight: float
-    ) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, frame_loss: _FrameLoss) -> torch.Tensor:
         """Return the losses (frames,)."""
 
         def compute(part: torch.Tensor, part_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_()
-                losses = _losses_at_label_size(leaf, part_labels, ignore_index, semantic_iou_weight)
+                losses = _losses_at_label_size(leaf, part_labels, frame_loss)
                 (gradients,) = torch.autograd.grad(losses.sum(), leaf)
             return losses.detach(), gradients
 
@@ -751,10 +749,10 @@ class _FrameLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the gradient of the logits for that of the losses."""
         (gradients,) = ctx.saved_tensors
-        return (gradients * gradient[:, None, None, None]).to(ctx.dtype), None, None, None
+        return (gradients * gradient[:, None, None, None]).to(ctx.dtype), None, None
 
 
 # Multi-stage distillation. Summaries of the paper name it, its abstract and its published code do not, and it is off by default:
