@@ -40,6 +40,7 @@ PAIRED_DIFFERENCES = DIFFERENCES | {
     "(i) sounding maps, with the softmax of the audio": fusions.AUDIO_SOFTMAX,
     # With two classes, silent and sounding, the probabilities are those of binary masks and the loss is cross-entropy alone.
     "(j) as (i), without the soft IoU loss": fusions.AUDIO_SOFTMAX | {"num_labels": 2},
+    "(k) as (i), with the audio classifier": fusions.AUDIO_CLASSIFIER,
 }
 EARLY_EXIT, THRESHOLD = "default with early exit, threshold 0.05", 0.05
 
@@ -106,7 +107,7 @@ def main() -> None:
     )
     add_arguments(parser, clips=3200)
     parser.add_argument(
-        "--variants", default="abcdefghij", help="letters of the variants in addition to the default, c"
+        "--variants", default="abcdefghijk", help="letters of the variants in addition to the default, c"
     )
     parser.add_argument("--data", help="settings of paired data, in place of Sounding Shapes")
     parser.add_argument(

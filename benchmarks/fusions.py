@@ -27,6 +27,7 @@ from modeling_pcmanet.modeling_pcmanet_decoder import ConvolutionBlock
 MODULATION: dict[str, Any] = {"group_attention": "modulation", "cross_attention": None}
 SOUNDING_MAPS: dict[str, Any] = {"group_attention": "sounding_maps", "cross_attention": None}
 AUDIO_SOFTMAX = SOUNDING_MAPS | {"audio_softmax": True}
+AUDIO_CLASSIFIER = AUDIO_SOFTMAX | {"audio_classifier": True}
 
 FRAMES, SIZE = 5, 224  # of the clip whose cost is counted
 

@@ -95,6 +95,8 @@ class PCMANetConfig(CheckedConfig):
         num_audio_windows: Windows of audio per frame that the audio encoder embeds; their embeddings are concatenated.
         audio_softmax: Whether the network also gets the softmax over the embedding of each window, see [`audio_inputs`]. For
             embeddings that are scores of classes (`score_groups` of the audio encoder); not in the paper.
+        audio_classifier: Whether two linear layers score the classes from the audio of a frame alone, and these logits are added
+            to those of all its pixels, in every stage: a class that is not heard gets no mask. Not in the paper.
         hidden_size: Width C of the neck, the decoder stages and the projected audio.
         num_groups: Channel groups G of the audio-visual group attention (AVGA).
         num_attention_heads: Heads of the query-selected cross-attention (QSCA).
@@ -145,6 +147,7 @@ class PCMANetConfig(CheckedConfig):
     audio_config: dict | PreTrainedConfig | None = None
     num_audio_windows: int = 1
     audio_softmax: bool = False
+    audio_classifier: bool = False
     hidden_size: int = 256
     # The published ResNet-50 network for S4 uses 4 groups; all five others use 8.
     num_groups: int = 8
@@ -223,6 +226,11 @@ class PCMANetConfig(CheckedConfig):
     def audio_embeds_size(self) -> int:
         """Width of `audio_embeds`: the embeddings of all windows of a frame."""
         return self.num_audio_windows * audio_embedding_size(cast(PreTrainedConfig, self.audio_config))
+
+    @property
+    def audio_inputs_size(self) -> int:
+        """Width of what the network gets of the audio: the embeddings, and with `audio_softmax` their softmax."""
+        return (1 + int(self.audio_softmax)) * self.audio_embeds_size
 
     @property
     def num_hidden_layers(self) -> int:

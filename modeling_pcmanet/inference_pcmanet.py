@@ -89,6 +89,7 @@ class OptimizedPCMANet(nn.Module):
         self.pyramid = copy.deepcopy(network.pyramid)
         self.audio_encoder = _fold_sequences(copy.deepcopy(network.audio_encoder))
         self.audio_projection = copy.deepcopy(network.audio_projection)
+        self.audio_classifier = copy.deepcopy(network.audio_classifier)
         self.stages = _optimize_stages(network)
         self.has_unchanged_modules = any(isinstance(module, UnchangedModule) for module in self.stages.modules())
         self.confidence_masking = copy.deepcopy(network.confidence_masking)
@@ -258,20 +259,27 @@ class OptimizedPCMANet(nn.Module):
             zeroing = frame_mask.flatten().to(embeddings.dtype)[:, None, None, None]
             embeddings = embeddings * zeroing[:, :, 0, 0]
         maps = list(compute_feature_maps(self.backbone, self.pyramid, pixels))
-        audio = self.audio_projection(audio_inputs(embeddings, self.config))
+        inputs = audio_inputs(embeddings, self.config)
+        audio = self.audio_projection(inputs)
+        heard = None if self.audio_classifier is None else self.audio_classifier(inputs)[:, :, None, None]
         size = pixel_values.shape[-2:]
         if early_exit_threshold is None:
-            logits, masks = self._decode(maps, audio, layout, zeroing)
+            logits, masks = self._decode(maps, audio, heard, layout, zeroing)
             logits, stages_used = resize(logits.contiguous(), size), None
         else:
             logits, masks, stages_used = self._decode_with_early_exit(
-                maps, audio, layout, zeroing, size, early_exit_threshold
+                maps, audio, heard, layout, zeroing, size, early_exit_threshold
             )
         clip_masks = tuple(layout.to_clips(mask.to(torch.uint8)) for mask in masks)
         return layout.to_clips(logits), clip_masks, None if stages_used is None else layout.to_clips(stages_used)
 
     def _decode(
-        self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout, zeroing: torch.Tensor | None
+        self,
+        maps: list[torch.Tensor],
+        audio: torch.Tensor,
+        heard: torch.Tensor | None,
+        layout: ClipLayout,
+        zeroing: torch.Tensor | None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run the stages coarse to fine; return the finest logits and the three confidence masks."""
         logits = fused = uncertain = None
@@ -280,6 +288,7 @@ class OptimizedPCMANet(nn.Module):
         for stage in self.stages:
             # Popped from the list, so that each feature map is freed after its stage.
             fused, logits, audio_token = stage(maps.pop(), audio, audio_token, fused, uncertain, layout, zeroing)
+            logits = logits if heard is None else logits + heard
             if not stage.is_finest:
                 uncertain = self.confidence_masking(logits, uncertain)
                 masks.append(uncertain)
@@ -289,6 +298,7 @@ class OptimizedPCMANet(nn.Module):
         self,
         maps: list[torch.Tensor],
         audio: torch.Tensor,
+        heard: torch.Tensor | None,
         layout: ClipLayout,
         zeroing: torch.Tensor | None,
         size: tuple[int, ...],
@@ -308,11 +318,12 @@ class OptimizedPCMANet(nn.Module):
         fused = uncertain = None
         audio_token = audio
         for index, stage in enumerate(self.stages):
-            inputs = (x if x is None else x[active] for x in (maps.pop(), audio, zeroing))
-            feature_map, active_audio, active_zeroing = inputs
+            inputs = (x if x is None else x[active] for x in (maps.pop(), audio, heard, zeroing))
+            feature_map, active_audio, active_heard, active_zeroing = inputs
             fused, stage_logits, audio_token = stage(
                 feature_map, active_audio, audio_token, fused, uncertain, layout, active_zeroing
             )
+            stage_logits = stage_logits if active_heard is None else stage_logits + active_heard
             if stage.is_finest:
                 logits[active] = resize(stage_logits.contiguous(), size)
                 break

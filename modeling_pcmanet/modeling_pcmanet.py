@@ -165,6 +165,10 @@ class PCMANetPreTrainedModel(PreTrainedModel):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
+        classifier = cast(PCMANetModel, self.base_model).audio_classifier
+        # CODEPATH: a new audio classifier begins with logits of 0, as if it were not there.
+        if classifier is not None and module is classifier[-1]:
+            init.zeros_(classifier[-1].weight)
 
     def initialize_weights(self) -> None:
         """Initialize weights that were not loaded, those of custom blocks as the `__init__` of their class does."""
@@ -211,8 +215,8 @@ class PCMANetModel(PCMANetPreTrainedModel):
         self._set_backbone_norm_eps()
         audio_config = cast(PreTrainedConfig, config.audio_config)
         self.audio_encoder = build_audio_encoder(audio_config)
-        audio_size = (1 + int(config.audio_softmax)) * config.audio_embeds_size
-        self.audio_projection = nn.Linear(audio_size, config.hidden_size)
+        self.audio_projection = nn.Linear(config.audio_inputs_size, config.hidden_size)
+        self.audio_classifier = _build_audio_classifier(config)
         self.pyramid = build_pyramid(self.backbone, config.neck)
         self.neck = nn.ModuleList(
             ConvolutionBlock(channels, config.hidden_size) for channels in self.feature_channels[::-1]
@@ -302,9 +306,10 @@ class PCMANetModel(PCMANetPreTrainedModel):
             # As published, the embeddings are zeroed before the projection, so that its bias remains in padded frames.
             real = frame_mask.flatten().to(embeddings.dtype)
             embeddings, maps = embeddings * real[:, None], [x * real[:, None, None, None] for x in maps]
-        audio = self.audio_projection(audio_inputs(embeddings, self.config))
+        inputs = audio_inputs(embeddings, self.config)
+        heard = None if self.audio_classifier is None else self.audio_classifier(inputs)[:, :, None, None]
 
-        fused, stage_logits, masks = self._decode(maps, audio, layout)
+        fused, stage_logits, masks = self._decode(maps, self.audio_projection(inputs), heard, layout)
         return PCMANetModelOutput(
             last_hidden_state=layout.to_clips(fused),
             stage_logits=tuple(layout.to_clips(logits) for logits in stage_logits),
@@ -325,19 +330,44 @@ class PCMANetModel(PCMANetPreTrainedModel):
             return embed_windows(self.audio_encoder, layout.to_frames(input_features), self.config.num_audio_windows)
 
     def _decode(
-        self, maps: list[torch.Tensor], audio: torch.Tensor, layout: ClipLayout
+        self, maps: list[torch.Tensor], audio: torch.Tensor, heard: torch.Tensor | None, layout: ClipLayout
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Run the stages coarse to fine; return the finest fused map, all logits and the three confidence masks."""
+        """Run the stages coarse to fine; return the finest fused map, all logits and the three confidence masks.
+
+        Args:
+            maps: Outputs of the neck, coarse to fine.
+            audio: (frames, channels), the projected audio.
+            heard: (frames, num_labels, 1, 1), logits of the audio classifier, or None.
+            layout: The clip of each frame.
+        """
         fused = uncertain = None
         audio_token = audio
         stage_logits, masks = [], []
         for index, (stage, visual) in enumerate(zip(self.stages, maps, strict=True)):
             fused, logits, audio_token = stage(visual, audio, audio_token, fused, uncertain, layout)
+            logits = logits if heard is None else logits + heard
             stage_logits.append(logits)
             if index < NUM_STAGES - 1:
                 uncertain = self.confidence_masking(logits, uncertain)
                 masks.append(uncertain)
         return cast(torch.Tensor, fused), stage_logits, masks
+
+
+def _build_audio_classifier(config: PCMANetConfig) -> nn.Sequential | None:
+    """Build what scores the classes from the audio of a frame alone, None if the configuration has none.
+
+    Not in the paper. The blocks compare the audio with every pixel in cosine similarities, which do not say how certain the audio
+    is: a saxophone in view got a mask under a clarinet that the audio encoder told apart. docs/benchmarks/ablation.md measures
+    what the classifier gains.
+    """
+    # CODEPATH: published networks have none.
+    if not config.audio_classifier:
+        return None
+    return nn.Sequential(
+        nn.Linear(config.audio_inputs_size, config.hidden_size),
+        nn.ReLU(),
+        nn.Linear(config.hidden_size, cast(int, config.num_labels)),
+    )
 
 
 class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):

@@ -1,4 +1,7 @@
-"""Sounding maps, the softmax of the audio and the modulation of benchmarks/fusions.py: values by hand, choice between objects by the audio, the optimized model and exported files."""
+"""Sounding maps, softmax and classifier of the audio, and the modulation of benchmarks/fusions.py: values by hand, choice between objects by the audio, the optimized model and exported files."""
+
+from pathlib import Path
+from typing import Any
 
 import fusions
 import numpy as np
@@ -8,6 +11,7 @@ from test_export_onnx import assert_file_gives_equal_logits, draw
 from tiny_model import tiny_batch, tiny_config, tiny_model
 from torch import nn
 
+from modeling_pcmanet import PCMANetForAudioVisualSegmentation
 from modeling_pcmanet.modeling_pcmanet_decoder import SoundingMaps, audio_inputs
 from pcmanet.examples.export_onnx import EXPORTED_MASK, export
 
@@ -16,6 +20,7 @@ FUSIONS = {
     "modulation": fusions.MODULATION,
     "sounding maps": fusions.SOUNDING_MAPS,
     "audio softmax": fusions.AUDIO_SOFTMAX,
+    "audio classifier": fusions.AUDIO_CLASSIFIER,
 }
 every_fusion = pytest.mark.parametrize("fields", FUSIONS.values(), ids=FUSIONS)
 
@@ -94,6 +99,40 @@ def test_audio_softmax_reaches_the_blocks():
         torch.testing.assert_close(model(**batch).logits, expected)
         model.model.audio_projection.weight[:, weight.shape[1] :] += 1
         assert (model(**batch).logits - expected).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_audio_classifier_adds_its_logits_to_every_pixel_and_stage():
+    """Without cross-attention, a stage does not depend on the logits of another one."""
+    fields: dict[str, Any] = {"num_labels": 3, "cross_attention": None, "audio_softmax": True}
+    plain, model, batch = tiny_model(**fields), tiny_model(**fields, audio_classifier=True), tiny_batch()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    first, last = model.model.audio_classifier[0], model.model.audio_classifier[2]
+    expected, given = plain(**batch), model(**batch)
+    for clip, frame in np.ndindex(2, 3):
+        embedding = expected.audio_embeds[clip, frame].double().numpy()
+        exponentials = np.exp(embedding - embedding.max())
+        inputs = np.concatenate([embedding, 4 * exponentials / exponentials.sum()])
+        hidden = np.maximum(first.weight.numpy() @ inputs + first.bias.numpy(), 0)
+        added = (last.weight.numpy() @ hidden + last.bias.numpy())[:, None, None]
+        assert np.ptp(added) > 0.1
+        for ours, without in zip(
+            (given.logits, *given.stage_logits), (expected.logits, *expected.stage_logits), strict=True
+        ):
+            np.testing.assert_allclose(ours[clip, frame], without[clip, frame].numpy() + added, atol=1e-4)
+    torch.testing.assert_close(model.for_inference()(**batch).logits, given.logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_new_audio_classifier_changes_nothing(tmp_path: Path):
+    """Neither of a new network nor of a checkpoint that has none."""
+    plain, batch = tiny_model(), tiny_batch()
+    plain.save_pretrained(tmp_path)
+    extended = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path, audio_classifier=True).eval()
+    torch.testing.assert_close(extended(**batch).logits, plain(**batch).logits)
+    for model in (extended, PCMANetForAudioVisualSegmentation(tiny_config(audio_classifier=True))):
+        first, last = model.model.audio_classifier[0], model.model.audio_classifier[2]
+        assert first.weight.std() > 0.01 and not last.weight.any() and not last.bias.any()
 
 
 @pytest.mark.parametrize("block", [fusions.Modulation, SoundingMaps])

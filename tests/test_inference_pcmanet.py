@@ -293,7 +293,10 @@ def decode_with_early_exit(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one clip through the model and remove each frame that stops; frames that are not `real` are zeroed."""
     network, size = model.model, batch["pixel_values"].shape[-2:]
-    audio = network.audio_projection(network.audio_encoder(batch["input_features"]).audio_embeds * real[:, None])
+    embeddings = network.audio_encoder(batch["input_features"]).audio_embeds * real[:, None]
+    audio, heard = network.audio_projection(embeddings), torch.zeros(len(real), 1, dtype=torch.double)
+    if network.audio_classifier is not None:
+        heard = network.audio_classifier(embeddings)
     maps = network.backbone(batch["pixel_values"]).feature_maps[::-1]
     maps = [neck(x) * real[:, None, None, None] for neck, x in zip(network.neck, maps, strict=True)]
     frames, token, fused, uncertain = list(range(len(real))), audio, None, None
@@ -301,6 +304,7 @@ def decode_with_early_exit(
     for index, stage in enumerate(network.stages):
         layout = ClipLayout(1, len(frames), None)
         fused, stage_logits, token = stage(maps[index][frames], audio[frames], token, fused, uncertain, layout)
+        stage_logits = stage_logits + heard[frames][:, :, None, None]
         uncertain = network.confidence_masking(stage_logits, uncertain)
         masks = network.confidence_masking(resize(stage_logits, maps[min(index + 1, 3)].shape[-2:]), None)
         active = [place for place, mask in enumerate(masks) if index < 3 and mask.double().mean() > threshold]
@@ -325,6 +329,7 @@ PADDED = [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]]
         ({"sharpness": 50.0, "num_labels": 4}, 0.1, PADDED),
         ({"padded_frames": "zeroed", "token_layout": "scrambled"}, 0.3, PADDED),
         ({"sharpness": 20.0, "cross_attention": None}, 0.5, None),
+        ({"sharpness": 20.0, "num_labels": 4, "audio_classifier": True}, 0.3, PADDED),
     ],
     ids=str,
 )

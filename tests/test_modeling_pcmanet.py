@@ -240,7 +240,7 @@ class TestGradients:
 
     @pytest.mark.parametrize(
         "settings",
-        [{}, {"feature_distillation_weight": 1.0}, {"group_attention": "sounding_maps"}, {"audio_softmax": True}],
+        [{}, {"feature_distillation_weight": 1.0}, {"group_attention": "sounding_maps"}, {"audio_classifier": True}],
     )
     def test_gradient_checkpointing_changes_nothing(self, settings):
         """Stages are computed twice, but their BatchNorms count a batch once."""

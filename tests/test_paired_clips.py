@@ -286,6 +286,40 @@ def test_stand_ins(tmp_path: Path) -> None:
         assert all(event.stand_in is None for event in events if event.label == "dog")
 
 
+@pytest.mark.parametrize("kind", ["unknown", "absent"])
+def test_sounds_of_no_visible_object_are_similar_to_those_of_visible_ones(tmp_path: Path, kind: str) -> None:
+    """Only where the settings ask for it, and where a class has a similar sound that may sound in this clip."""
+    write_paired_data(tmp_path)
+    similar = {"unknown": {"dog": "drum", "cat": "rain"}, "absent": {"dog": "bird", "cat": "dog"}}[kind]
+    options = {"sounds": {kind: 1.0}, "pictures": {"single": 1.0}, "contrast": 0.0, "background": 0.0}
+    drawn = {}
+    for fraction, with_similar in ((1.0, True), (0.0, True), (0.0, False)):
+        classes = {name: {"photos": [name], "sounds": [name]} for name in CLASSES}
+        for name, sound in similar.items() if with_similar else ():
+            classes[name]["similar"] = [sound]
+        path = write_settings(
+            tmp_path,
+            classes=classes,
+            background=[],
+            unknown=["drum", "rain"],
+            cache="kept",
+            clips=options | ({"similar_sounds": fraction} if with_similar else {}),
+        )
+        drawn[fraction, with_similar] = list(PairedClips(Library(read_settings(path)), length=80))
+    found: dict[str, set[str]] = {}
+    for clip in drawn[1.0, True]:
+        seen = " and ".join(name for index, name in enumerate(CLASSES, start=1) if (clip.visible == index).any())
+        assert not np.isin(clip.masks, (1, 2, 3)).any()
+        found.setdefault(seen, set()).add(Path(clip.events[0].file).parent.name)
+    expected = {
+        "unknown": {"dog": {"drum"}, "cat": {"rain"}, "dog and cat": {"drum", "rain"}, "bird": {"drum", "rain"}},
+        "absent": {"dog": {"bird"}, "cat": {"dog"}, "dog and cat": {"bird"}, "bird": {"dog", "cat"}},
+    }
+    assert found == expected[kind]
+    for one, same in zip(drawn[0.0, True], drawn[0.0, False], strict=True):
+        assert_same(one, same)
+
+
 def test_kind_of_weight_0_never_sounds(library: Library) -> None:
     """Also in clips of pictures whose classes have no recordings, which cannot have the other kind."""
     clips = make_clips(library, length=40, sounds={"matching": 1.0, "absent": 0.0}, contrast=0.0)

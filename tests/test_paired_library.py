@@ -355,13 +355,17 @@ def test_all_problems_of_files_are_listed(tmp_path: Path) -> None:
 
 def test_unknown_labels_and_sources_are_listed(tmp_path: Path) -> None:
     write_paired_data(tmp_path)
-    classes = {"dog": {"photos": ["dogs"], "sounds": ["dgo"]}, "cat": {"photos": ["cat"], "sounds": ["cat"]}}
+    classes = {
+        "dog": {"photos": ["dogs"], "sounds": ["dgo"], "similar": ["brid"]},
+        "cat": {"photos": ["cat"], "sounds": ["cat"]},
+    }
     path = write_settings(tmp_path, classes=classes, unknown=["piano"], background=["snow"])
     with pytest.raises(DatasetError) as caught:
         Library(read_settings(path))
     text = str(caught.value)
     assert "class 'dog', photos: no source has the label 'dogs'. Did you mean 'dog'?" in text
     assert "class 'dog', sounds: no source has the label 'dgo'. Did you mean 'dog'?" in text
+    assert "class 'dog', similar: no source has the label 'brid'. Did you mean 'bird'?" in text
     assert "unknown: no source has the label 'piano'" in text
     assert "background: no source has the label 'snow'" in text
     shutil.rmtree(tmp_path / "sounds")

@@ -34,7 +34,7 @@ def test_lists_all_problems(tmp_path: Path) -> None:
         photos=[{"path": "photos"}],
         recordings=[],
         classes={
-            "dog": {"photos": ["dog"], "sounds": ["bark"], "sound": ["bark"]},
+            "dog": {"photos": ["dog"], "sounds": ["bark"], "sound": ["bark"], "similar": ["bark"]},
             "wolf": {"photos": ["dog"], "sounds": "bark"},
             "background": {"photos": ["x"]},
             "siren": {"sounds": ["siren"]},
@@ -57,6 +57,7 @@ def test_lists_all_problems(tmp_path: Path) -> None:
         "photos, source 1: Expected a layout",
         "recordings: Expected a list of sources",
         "Unknown key 'sound' in class 'dog'. Did you mean 'sounds'?",
+        "Class 'dog', similar: 'bark' is among the sounds of the class",
         "Class 'wolf', photos: 'dog' already belongs to class 'dog'",
         "Class 'wolf', sounds: Expected a list of labels, got 'bark'",
         "Class 'background'",

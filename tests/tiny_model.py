@@ -47,6 +47,8 @@ def tiny_model(seed: int = 2, sharpness: float = 2.0, **overrides: Any) -> PCMAN
     with torch.no_grad():
         for stage in model.model.stages:
             stage.head[-1].weight.mul_(sharpness)
+        if model.model.audio_classifier is not None:
+            model.model.audio_classifier[-1].weight.normal_(0, 0.5)  # initially 0
         # Initial BatchNorms are the identity; trained ones differ between channels.
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):

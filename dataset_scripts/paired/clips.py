@@ -101,9 +101,19 @@ class PairedClip(ClipArrays):
 
 @dataclass(frozen=True)
 class _Plan:
-    """A sound before it is rendered: its role, level in dBFS, start and stop in seconds, and what it stands in for."""
+    """A sound before it is rendered.
+
+    Attributes:
+        role: The class index, `UNKNOWN` or `BACKGROUND`.
+        pool: Numbers of the recordings to draw from.
+        decibels: Level in dBFS.
+        start: In seconds.
+        stop: In seconds.
+        stand_in: Whether the recordings are of other classes.
+    """
 
     role: int | str
+    pool: Sequence[int]
     decibels: float
     start: float
     stop: float
@@ -256,15 +266,19 @@ class PairedClips(Dataset[PairedClip]):
         """Draw the sounds of a clip, the first one first."""
         settings, is_stand_in = self.settings, bool(main) and main not in self.recordings
         roles = [main] if is_stand_in else self._draw_all_roles(generator, kind, main, areas)
+        pools = [self._stand_ins(main)] if is_stand_in else [self.recordings[role] for role in roles]
+        if similar := self._draw_similar(generator, kind, areas):
+            others = [place for place, role in enumerate(roles) if place and role != similar[0]]
+            roles, pools = [similar[0], *(roles[k] for k in others)], [similar[1], *(pools[k] for k in others)]
         level = generator.uniform(*settings.level_decibels)
         plans = []
-        for number, role in enumerate(roles):
+        for number, (role, pool) in enumerate(zip(roles, pools, strict=True)):
             relative = generator.uniform(*settings.balance_decibels) if number else 0.0
-            plans.append(_Plan(role, level + relative, *self._draw_span(generator, role), is_stand_in))
+            plans.append(_Plan(role, pool, level + relative, *self._draw_span(generator, role), is_stand_in))
         with_background = bool(roles) and kind != BACKGROUND and BACKGROUND in self.recordings
         if generator.uniform() < settings.background and with_background:
             relative = generator.uniform(*settings.background_decibels)
-            plans.append(_Plan(BACKGROUND, level + relative, 0.0, self._duration))
+            plans.append(_Plan(BACKGROUND, self.recordings[BACKGROUND], level + relative, 0.0, self._duration))
         return plans
 
     def _draw_all_roles(
@@ -281,6 +295,28 @@ class PairedClips(Dataset[PairedClip]):
         if generator.uniform() < self.settings.distractor and self.task != "s4":
             roles += self._draw_roles(generator, [*absent, UNKNOWN], 1)
         return roles[:3]
+
+    def _draw_similar(
+        self, generator: np.random.Generator, kind: str, areas: dict[int, float]
+    ) -> tuple[int | str, list[int]] | None:
+        """Draw a role with sounds that are easily confused with those of a visible class, and its recordings of them.
+
+        Returns:
+            None if this clip is to have none, or if there is no such recording for its kind of sound.
+        """
+        allowed = {"absent": self._absent(areas), "unknown": [UNKNOWN]}.get(kind, [])
+        if not self.settings.similar_sounds or not allowed or generator.uniform() >= self.settings.similar_sounds:
+            return None
+        labels = {label for index in areas for label in self.library.settings.classes[index - 1].similar}
+        numbers = {role: self._with_labels(role, labels) for role in allowed}
+        roles = [role for role in allowed if numbers[role]]
+        role = roles[int(generator.integers(len(roles)))] if roles else None
+        return None if role is None else (role, numbers[role])
+
+    def _with_labels(self, role: int | str, labels: set[str]) -> list[int]:
+        """Return the recordings of a role that have one of the labels."""
+        recordings = self.library.recordings
+        return [number for number in self.recordings.get(role, []) if not labels.isdisjoint(recordings[number].labels)]
 
     def _draw_more(self, generator: np.random.Generator, classes: Sequence[int | str]) -> list[int | str]:
         """Draw up to two further classes that sound too; none in s4."""
@@ -322,8 +358,7 @@ class PairedClips(Dataset[PairedClip]):
         sounding = np.zeros((self.settings.seconds, len(names)), dtype=bool)
         events = []
         for plan in plans:
-            pool = self._stand_ins(int(plan.role)) if plan.stand_in else self.recordings[plan.role]
-            number = int(generator.choice(pool))
+            number = int(generator.choice(plan.pool))
             start, stop = round(plan.start * rate), min(round(plan.stop * rate), len(mixture))
             sound = np.zeros_like(mixture)
             sound[start:stop] = self._fill(generator, number, stop - start)

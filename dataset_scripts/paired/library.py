@@ -709,6 +709,9 @@ def _find_unknown_labels(
     sound_labels = sorted({label for one in recordings for label in one.labels})
     used = [(f"class {one.name!r}, photos", label, photo_labels) for one in settings.classes for label in one.photos]
     used += [(f"class {one.name!r}, sounds", label, sound_labels) for one in settings.classes for label in one.sounds]
+    used += [
+        (f"class {one.name!r}, similar", label, sound_labels) for one in settings.classes for label in one.similar
+    ]
     used += [(name, label, sound_labels) for name in (UNKNOWN, BACKGROUND) for label in getattr(settings, name)]
     for place, label, known in used:
         if label not in known:

@@ -41,6 +41,8 @@ class ClipSettings:
             classes without photos ("unknown"), of background recordings alone ("background") and of nothing ("silence").
         contrast: Of the pictures with several classes that have recordings, the fraction whose clips all have matching
             sounds, each of another class.
+        similar_sounds: Of the clips with sounds of no visible object ("absent", "unknown"), the fraction whose first sound is
+            one that is easily confused with those of a visible class (`PairedClass.similar`), where there is one.
         second_sound: Probability that a second visible class sounds too.
         third_sound: Probability of a third one if a second one sounds.
         distractor: Probability that a sound of no visible object is added to matching sounds.
@@ -69,6 +71,7 @@ class ClipSettings:
         default_factory=lambda: {"matching": 0.7, "absent": 0.12, "unknown": 0.07, "background": 0.06, "silence": 0.05}
     )
     contrast: float = 0.6
+    similar_sounds: float = 0.0
     second_sound: float = 0.3
     third_sound: float = 0.3
     distractor: float = 0.1
@@ -92,6 +95,7 @@ class PairedClass:
         name: Its name.
         photos: Labels of photos; none for sounds that belong to no class.
         sounds: Labels of recordings; none for a class that is seen but has no recordings.
+        similar: Labels of recordings of other classes, or of none, that are easily confused with its sounds.
         audioset: Names of AudioSet classes, for an audio tagger.
         avss: Its name among the classes of AVSBench-semantic, for a tree of that layout.
         s4: Its category of AVSBench S4, for a tree of that layout.
@@ -100,6 +104,7 @@ class PairedClass:
     name: str
     photos: tuple[str, ...]
     sounds: tuple[str, ...] = ()
+    similar: tuple[str, ...] = ()
     audioset: tuple[str, ...] = ()
     avss: str | None = None
     s4: str | None = None
@@ -199,7 +204,7 @@ def _absolute(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _to_class(name: Any, entry: Mapping[str, Any]) -> PairedClass:
-    lists = {key: tuple(map(str, entry.get(key) or ())) for key in ("photos", "sounds", "audioset")}
+    lists = {key: tuple(map(str, entry.get(key) or ())) for key in ("photos", "sounds", "similar", "audioset")}
     return PairedClass(str(name), **lists, avss=entry.get("avss"), s4=entry.get("s4"))
 
 
@@ -216,7 +221,17 @@ def _to_clip_settings(values: Mapping[str, Any]) -> ClipSettings:
 KEYS = tuple(one.name for one in fields(PairedSettings) if one.name != "path")
 CLASS_KEYS = tuple(one.name for one in fields(PairedClass) if one.name != "name")
 FRACTIONS = (
-    *("contrast", "second_sound", "third_sound", "distractor", "background", "steady", "still", "mirror"),
+    *(
+        "contrast",
+        "similar_sounds",
+        "second_sound",
+        "third_sound",
+        "distractor",
+        "background",
+        "steady",
+        "still",
+        "mirror",
+    ),
     "minimum_area",
 )
 MINIMUM = {"seconds": 1, "context_seconds": 0, "image_size": 32, "sampling_rate": 8000, "recording_seconds": 1}
@@ -295,8 +310,10 @@ def _class_problems(classes: Any, users: dict[tuple[str, str], str]) -> Iterator
             yield f"Class {name!r}: Expected photos: [...] and sounds: [...] of a class other than background, got {entry!r}"
             continue
         yield from _unknown_keys(entry, CLASS_KEYS, f"class {name!r}")
-        for key in ("photos", "sounds", "audioset"):
+        for key in ("photos", "sounds", "similar", "audioset"):
             yield from _label_problems(f"class {name!r}", key, entry.get(key) or [], users)
+        for label in _own_similar_sounds(entry):
+            yield f"Class {name!r}, similar: {label!r} is among the sounds of the class. List sounds of other classes or of none."
         if not entry.get("photos"):
             yield f"Class {name!r} has no photos. List its labels, or move its sounds to unknown."
 
@@ -321,9 +338,16 @@ def _label_problems(owner: str, key: str, labels: Any, users: dict[tuple[str, st
     if not _is_list_of_text(labels):
         yield f"{place}: Expected a list of labels, got {labels!r}"
         return
-    for label in labels if key != "audioset" else ():
+    for label in labels if key in ("photos", "sounds") else ():
         if users.setdefault((key, label), owner) != owner:
             yield f"{place}: {label!r} already belongs to {users[key, label]}"
+
+
+def _own_similar_sounds(entry: Mapping[str, Any]) -> list[str]:
+    """Return the labels that are both among the sounds of a class and among those similar to them."""
+    sounds, similar = (entry.get(key) or [] for key in ("sounds", "similar"))
+    lists = _is_list_of_text(sounds) and _is_list_of_text(similar)
+    return [label for label in similar if label in sounds] if lists else []
 
 
 def _clip_problems(values: Mapping[str, Any]) -> Iterator[str]:
