@@ -23,6 +23,8 @@ import torch
 from paired_runs import EXAMPLES, Variant, add_arguments, print_differences, print_table, run_variants
 from tqdm.auto import tqdm
 
+from pcmanet.dataset_scripts.paired import read_settings
+
 
 DEFAULT = "(c) layout and gradients repaired (default)"
 # Fields of the network's configuration.
@@ -41,6 +43,10 @@ PAIRED_DIFFERENCES = DIFFERENCES | {
     # With two classes, silent and sounding, the probabilities are those of binary masks and the loss is cross-entropy alone.
     "(j) as (i), without the soft IoU loss": fusions.AUDIO_SOFTMAX | {"num_labels": 2},
     "(k) as (i), with the audio classifier": fusions.AUDIO_CLASSIFIER,
+    # The data say how many classes there are.
+    "(l) as (i), with classes": fusions.AUDIO_SOFTMAX | {"num_labels": None, "semantic_iou_weight": 1.0},
+    "(m) as (l), with the audio classifier": fusions.AUDIO_CLASSIFIER
+    | {"num_labels": None, "semantic_iou_weight": 1.0},
 }
 EARLY_EXIT, THRESHOLD = "default with early exit, threshold 0.05", 0.05
 
@@ -73,7 +79,11 @@ def run_paired(args: argparse.Namespace) -> Results:
     args.output.mkdir(parents=True, exist_ok=True)
     encoders = paired_features.Encoders(args.model)
     training, validation = paired_features.load_features(args, encoders)
-    variants = _choose(PAIRED_DIFFERENCES, args)
+    num_labels = len(read_settings(args.data).class_names)
+    variants = {
+        name: fields | ({"num_labels": num_labels} if fields.get("num_labels", 1) is None else {})
+        for name, fields in _choose(PAIRED_DIFFERENCES, args).items()
+    }
     jobs = [(seed, name) for seed in range(args.seeds) for name in variants]
     path = args.output / f"results_{args.steps}_steps.jsonl"
     done = _read_results(path)
@@ -107,7 +117,7 @@ def main() -> None:
     )
     add_arguments(parser, clips=3200)
     parser.add_argument(
-        "--variants", default="abcdefghijk", help="letters of the variants in addition to the default, c"
+        "--variants", default="abcdefghijklm", help="letters of the variants in addition to the default, c"
     )
     parser.add_argument("--data", help="settings of paired data, in place of Sounding Shapes")
     parser.add_argument(

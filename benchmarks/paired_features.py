@@ -3,7 +3,7 @@
 The visual backbone and the audio encoder are frozen, so their outputs for fixed lists of clips of the paired data
 (dataset_scripts/paired) are computed once. Because neither depends on the other, each picture can then be combined with each
 recording: a training clip is one picture under three of them, most of which belong to an object in view. Masks are binary, as
-in S4 and MS3. A run trains neck and decoder only, which takes a minute on one core.
+in S4 and MS3, unless the network has more than two labels. A run trains neck and decoder only, which takes a minute on one core.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import real_world
@@ -152,10 +152,11 @@ class Combinations:
     Args:
         features: Pictures and recordings.
         seed: Seed of the order of the images and their recordings.
+        binary: Whether the labels are 0 and 1, not class indexes.
     """
 
-    def __init__(self, features: Features, seed: int) -> None:
-        self.features, self.generator = features, np.random.default_rng(seed)
+    def __init__(self, features: Features, seed: int, *, binary: bool = True) -> None:
+        self.features, self.binary, self.generator = features, binary, np.random.default_rng(seed)
         self.recordings = {
             int(index): np.flatnonzero(features.sounding == index) for index in np.unique(features.sounding)
         }
@@ -194,7 +195,7 @@ class Combinations:
         visible, sounding = features.visible[pictures][:, None], features.sounding[recordings][..., None, None]
         # Void pixels may belong to the object that sounds.
         ignored = (visible == IGNORE_INDEX) & (sounding > 0)
-        labels = np.where(ignored, IGNORE_INDEX, (visible == sounding) & (sounding > 0))
+        labels = np.where(ignored, IGNORE_INDEX, (visible == sounding) * (sounding > 0 if self.binary else sounding))
         frames_of_pictures = torch.tensor(pictures, dtype=torch.float32).view(-1, 1, 1, 1, 1)
         return {
             "pixel_values": frames_of_pictures.expand(-1, frames, 3, MASK_SIZE, MASK_SIZE),
@@ -248,7 +249,8 @@ def train(
         build_optimizer(network, recipe),
         start_average(network, recipe.average_decay, torch.device("cpu")),
     )
-    batches = Combinations(training, seed).training_batches(steps)
+    binary = cast(int, network.config.num_labels) <= 2
+    batches = Combinations(training, seed, binary=binary).training_batches(steps)
     for step, batch in enumerate(tqdm(batches, total=steps, desc="training", file=sys.stderr, leave=False)):
         set_learning_rate(optimizer, recipe, step, steps)
         with torch.autocast("cpu", torch.bfloat16):

@@ -35,6 +35,15 @@ def test_masks_show_what_is_visible_and_sounds(features):
     assert (second[1, : SIZE // 4] == 1).all()
 
 
+def test_masks_of_classes_are_those_of_binary_masks(features):
+    chosen = [0, 2], [[0, 2, 4], [1, 0, 3]]
+    binary, classes = (
+        paired_features.Combinations(features, seed=0, binary=kind).batch(*chosen)["labels"] for kind in (True, False)
+    )
+    sounding = torch.tensor([[1, 2, 0], [2, 1, 3]])[..., None, None]
+    assert torch.equal(classes, torch.where(binary == 1, sounding, binary))
+
+
 def test_each_frame_gets_the_maps_of_its_picture(features):
     clips = paired_features.Combinations(features, seed=0)
     backbone = paired_features.CachedBackbone(type("Backbone", (), {"channels": [3, 3, 3, 3]}))

@@ -179,6 +179,22 @@ def test_checkpoint_with_other_heads_initializes_the_rest(checkpoint):
     assert differing == {f"model.stages.{stage}.head.3.{kind}" for stage in range(4) for kind in ("weight", "bias")}
 
 
+@torch.no_grad()
+def test_checkpoint_without_audio_classifier_gets_one_that_changes_nothing(checkpoint, tmp_path):
+    """One with other classes is initialized anew, like the heads; it is not lost silently."""
+    settings = {"initialize_from": checkpoint, "configuration": {"audio_classifier": True}}
+    network, batch = build_network(recipe(**settings), ["sounding"]).eval(), tiny_batch(size=(32, 32))
+    plain = PCMANetForAudioVisualSegmentation.from_pretrained(checkpoint).eval()
+    batch = {"pixel_values": batch["pixel_values"], "audio_embeds": torch.ones(2, 3, 10)}
+    torch.testing.assert_close(network(**batch).logits, plain(**batch).logits)
+    network.save_pretrained(tmp_path)
+    other = build_network(recipe(initialize_from=str(tmp_path), configuration={}, task="avss"), ["background", "bell"])
+    assert torch.equal(other.model.audio_classifier[0].weight, network.model.audio_classifier[0].weight)
+    assert other.model.audio_classifier[2].weight.shape == (2, 16)
+    with pytest.raises(ValueError, match="audio_classifier.2.bias is not part of the network"):
+        load_checkpoint(str(tmp_path), {"audio_classifier": False})
+
+
 def test_description_of_a_checkpoint_is_not_that_of_the_trained_network(checkpoint, tmp_path):
     source = PCMANetForAudioVisualSegmentation.from_pretrained(checkpoint)
     source.config.description = "knows dogs"

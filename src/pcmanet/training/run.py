@@ -716,7 +716,7 @@ def load_checkpoint(
     reinitialize_mismatched: bool = False,
     remedy: str = "Use a checkpoint with this configuration.",
 ) -> PCMANetForAudioVisualSegmentation:
-    """Load a checkpoint whose heads may have other classes.
+    """Load a checkpoint whose heads and audio classifier may have other classes; it may also lack the audio classifier.
 
     Args:
         name: Folder or Hub id (owner/name).
@@ -727,7 +727,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If weights outside the heads differ; the message lists their names and shapes.
+        ValueError: If weights outside of them differ; the message lists their names and shapes.
     """
     settings = {"description": None, **settings}
     loaded: Any = PCMANetForAudioVisualSegmentation.from_pretrained(
@@ -735,9 +735,9 @@ def load_checkpoint(
     )
     network, loading = loaded
     problems = [f"{key} is missing" for key in loading["missing_keys"]]
-    problems += [f"{key} is not part of the network" for key in loading["unexpected_keys"]]
     problems += [f"{key} is {tuple(found)}, expected {tuple(own)}" for key, found, own in loading["mismatched_keys"]]
-    problems = sorted(problem for problem in problems if ".head." not in problem)
+    problems = [one for one in problems if not any(part in one for part in (".head.", ".audio_classifier."))]
+    problems = sorted(problems + [f"{key} is not part of the network" for key in loading["unexpected_keys"]])
     if problems and not reinitialize_mismatched:
         listed = "\n  ".join(problems)
         raise ValueError(f"{name} does not fit this network, {len(problems)} weights differ:\n  {listed}\n{remedy}")
