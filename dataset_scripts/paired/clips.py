@@ -310,8 +310,10 @@ class PairedClips(Dataset[PairedClip]):
         labels = {label for index in areas for label in self.library.settings.classes[index - 1].similar}
         numbers = {role: self._with_labels(role, labels) for role in allowed}
         roles = [role for role in allowed if numbers[role]]
-        role = roles[int(generator.integers(len(roles)))] if roles else None
-        return None if role is None else (role, numbers[role])
+        if not roles:
+            return None
+        role = roles[int(generator.integers(len(roles)))]
+        return role, numbers[role]
 
     def _with_labels(self, role: int | str, labels: set[str]) -> list[int]:
         """Return the recordings of a role that have one of the labels."""

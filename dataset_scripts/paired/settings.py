@@ -221,18 +221,8 @@ def _to_clip_settings(values: Mapping[str, Any]) -> ClipSettings:
 KEYS = tuple(one.name for one in fields(PairedSettings) if one.name != "path")
 CLASS_KEYS = tuple(one.name for one in fields(PairedClass) if one.name != "name")
 FRACTIONS = (
-    *(
-        "contrast",
-        "similar_sounds",
-        "second_sound",
-        "third_sound",
-        "distractor",
-        "background",
-        "steady",
-        "still",
-        "mirror",
-    ),
-    "minimum_area",
+    *("contrast", "similar_sounds", "second_sound", "third_sound", "distractor", "background"),
+    *("steady", "still", "mirror", "minimum_area"),
 )
 MINIMUM = {"seconds": 1, "context_seconds": 0, "image_size": 32, "sampling_rate": 8000, "recording_seconds": 1}
 MINIMUM |= {"clips_per_picture": 1, "zoom": 1}
