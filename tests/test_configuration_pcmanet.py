@@ -96,7 +96,7 @@ def test_round_trip_through_json(tmp_path):
     ("keywords", "message"),
     [
         ({"hidden_sise": 3}, "Did you mean `hidden_size`"),
-        ({"frobnicate": 3}, "unknown keyword `frobnicate`. Accepted keywords are audio_config"),
+        ({"frobnicate": 3}, "unknown keyword `frobnicate`. Accepted keywords are audio_classifier"),
         ({"audio_config": {"hidden_sizes": 4}}, "Did you mean `hidden_size`"),
     ],
 )
