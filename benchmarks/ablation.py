@@ -26,6 +26,8 @@ from tqdm.auto import tqdm
 from pcmanet.dataset_scripts.paired import read_settings
 
 
+# Of a network of classes, as many as the data have.
+CLASSES: dict[str, Any] = {"num_labels": None, "semantic_iou_weight": 1.0}
 DEFAULT = "(c) layout and gradients repaired (default)"
 # Fields of the network's configuration.
 DIFFERENCES: dict[str, dict[str, Any]] = {
@@ -43,10 +45,8 @@ PAIRED_DIFFERENCES = DIFFERENCES | {
     # With two classes, silent and sounding, the probabilities are those of binary masks and the loss is cross-entropy alone.
     "(j) as (i), without the soft IoU loss": fusions.AUDIO_SOFTMAX | {"num_labels": 2},
     "(k) as (i), with the audio classifier": fusions.AUDIO_CLASSIFIER,
-    # The data say how many classes there are.
-    "(l) as (i), with classes": fusions.AUDIO_SOFTMAX | {"num_labels": None, "semantic_iou_weight": 1.0},
-    "(m) as (l), with the audio classifier": fusions.AUDIO_CLASSIFIER
-    | {"num_labels": None, "semantic_iou_weight": 1.0},
+    "(l) as (i), with classes": fusions.AUDIO_SOFTMAX | CLASSES,
+    "(m) as (l), with the audio classifier": fusions.AUDIO_CLASSIFIER | CLASSES,
 }
 EARLY_EXIT, THRESHOLD = "default with early exit, threshold 0.05", 0.05
 
@@ -79,10 +79,10 @@ def run_paired(args: argparse.Namespace) -> Results:
     args.output.mkdir(parents=True, exist_ok=True)
     encoders = paired_features.Encoders(args.model)
     training, validation = paired_features.load_features(args, encoders)
-    num_labels = len(read_settings(args.data).class_names)
+    variants = _choose(PAIRED_DIFFERENCES, args)
+    classes = CLASSES | {"num_labels": len(read_settings(args.data).class_names)}
     variants = {
-        name: fields | ({"num_labels": num_labels} if fields.get("num_labels", 1) is None else {})
-        for name, fields in _choose(PAIRED_DIFFERENCES, args).items()
+        name: fields | classes if fields.items() >= CLASSES.items() else fields for name, fields in variants.items()
     }
     jobs = [(seed, name) for seed in range(args.seeds) for name in variants]
     path = args.output / f"results_{args.steps}_steps.jsonl"

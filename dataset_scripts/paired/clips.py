@@ -266,13 +266,13 @@ class PairedClips(Dataset[PairedClip]):
         """Draw the sounds of a clip, the first one first."""
         settings, is_stand_in = self.settings, bool(main) and main not in self.recordings
         roles = [main] if is_stand_in else self._draw_all_roles(generator, kind, main, areas)
-        pools = [self._stand_ins(main)] if is_stand_in else [self.recordings[role] for role in roles]
+        pools = {role: self._stand_ins(main) if is_stand_in else self.recordings[role] for role in roles}
         if similar := self._draw_similar(generator, kind, areas):
-            others = [place for place, role in enumerate(roles) if place and role != similar[0]]
-            roles, pools = [similar[0], *(roles[k] for k in others)], [similar[1], *(pools[k] for k in others)]
+            first, pool = similar
+            pools = {first: pool} | {role: pools[role] for role in roles[1:] if role != first}
         level = generator.uniform(*settings.level_decibels)
         plans = []
-        for number, (role, pool) in enumerate(zip(roles, pools, strict=True)):
+        for number, (role, pool) in enumerate(pools.items()):
             relative = generator.uniform(*settings.balance_decibels) if number else 0.0
             plans.append(_Plan(role, pool, level + relative, *self._draw_span(generator, role), is_stand_in))
         with_background = bool(roles) and kind != BACKGROUND and BACKGROUND in self.recordings

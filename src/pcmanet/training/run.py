@@ -734,10 +734,11 @@ def load_checkpoint(
         find_checkpoint(name), ignore_mismatched_sizes=True, output_loading_info=True, **settings
     )
     network, loading = loaded
-    problems = [f"{key} is missing" for key in loading["missing_keys"]]
-    problems += [f"{key} is {tuple(found)}, expected {tuple(own)}" for key, found, own in loading["mismatched_keys"]]
-    problems = [one for one in problems if not any(part in one for part in (".head.", ".audio_classifier."))]
-    problems = sorted(problems + [f"{key} is not part of the network" for key in loading["unexpected_keys"]])
+    found = [(key, "is missing") for key in loading["missing_keys"]]
+    found += [(key, f"is {tuple(given)}, expected {tuple(own)}") for key, given, own in loading["mismatched_keys"]]
+    found = [one for one in found if not any(part in one[0] for part in (".head.", ".audio_classifier."))]
+    found += [(key, "is not part of the network") for key in loading["unexpected_keys"]]
+    problems = sorted(" ".join(one) for one in found)
     if problems and not reinitialize_mismatched:
         listed = "\n  ".join(problems)
         raise ValueError(f"{name} does not fit this network, {len(problems)} weights differ:\n  {listed}\n{remedy}")
