@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from pcmanet.dataset_scripts.paired import read_settings
 
 
-# Of a network of classes, as many as the data have.
+# Fields of a network with as many classes as the data have.
 CLASSES: dict[str, Any] = {"num_labels": None, "semantic_iou_weight": 1.0}
 DEFAULT = "(c) layout and gradients repaired (default)"
 # Fields of the network's configuration.
@@ -75,7 +75,7 @@ def run_shapes(args: argparse.Namespace) -> Results:
 
 
 def run_paired(args: argparse.Namespace) -> Results:
-    """Train and evaluate all variants on photos and recordings, the first seed of all variants first."""
+    """Train and evaluate all variants on photos and recordings, seed by seed."""
     args.output.mkdir(parents=True, exist_ok=True)
     encoders = paired_features.Encoders(args.model)
     training, validation = paired_features.load_features(args, encoders)

@@ -6,14 +6,16 @@
 
 Masks: the demo models segment held-out clips of Sounding Shapes, the ones of examples/evaluate_sounding_shapes.py. The masks
 of each variant of the optimized model are compared with those of the model in float32, by the metrics of AVSBench with these
-masks as the target: the mean over clips of the mean IoU over frames, with several classes per class and then over the classes
-present. A frame without objects in float32 counts the fraction of pixels that the variant leaves empty (binary), or the IoU of
-the background (several classes). With several classes this is strict: a class of which one side shows a few pixels and the
-other none counts 0 in that frame. Further columns: the same with all pixels summed before any ratio is computed, the fraction
-of pixels that differ, the mIoU with the ground truth, and the number of logits that are not finite.
+masks as the target: the mean over clips of the mean IoU over frames. With several classes, it is computed per class
+and then averaged over the classes present. A frame without objects in float32 counts the fraction of pixels that the
+variant leaves empty (binary), or the IoU of the background (several classes). With several classes this is strict: a
+class that has a few pixels in one mask and none in the other counts as 0 in that frame. Further columns: the same with
+all pixels summed before any ratio is computed, the fraction of pixels that differ, the mIoU with the ground truth, and
+the number of logits that are not finite.
 
 Audio: medians of processor time, one thread, variants alternating, random weights; in parentheses, the speed relative to
-float32. The difference of the embeddings is the norm of their difference from those in float32, relative to the norm of these.
+float32. The difference of the embeddings is the norm of their difference from those in float32, relative to the norm
+of the latter.
 """
 
 import argparse

@@ -6,14 +6,14 @@
 
 Clips repeat the demo clip, at 256x256 and 10 frames per second. Memory is the peak resident set of one process.
 
-Throughput of one process is measured inside this one, for the videos that the command segments at once and for one video at a
-time with all threads, in turns; medians. That of several processes is the command as a user starts it, less the time of a run in
-which all videos are done.
+The throughput of one process is measured in this process, alternately for the videos that the command segments at once
+and for one video at a time with all threads; values are medians. That of several processes is measured with the
+command as a user starts it, minus the time of a run in which all videos are already done.
 
-The bound is what no order of the work can exceed on this machine's cores: the work of a second of video, which is the
-processor time of its parts (decode, processor, network, post-process, write the rows) one after the other on one thread,
-divided by the number of cores. "One after the other" is the rate of that one thread. On a busy machine the cores are shared,
-and all rates are too low.
+The bound is the rate that no order of the work can exceed on the cores of this machine. It is computed from the work
+of a second of video, which is the processor time of its parts (decode, processor, network, post-process, write the
+rows) one after the other on one thread, divided by the number of cores. "One after the other" is the rate of that one
+thread. On a busy machine the cores are shared, and all rates are too low.
 """
 
 import argparse
@@ -67,11 +67,11 @@ def parse_args() -> argparse.Namespace:
         "--models",
         nargs="+",
         default=MODELS,
-        help="checkpoints, or names of bundled ones; the last for size and memory",
+        help="checkpoints, or names of bundled ones; size and memory use the last one",
     )
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES, help="what to measure (default: all)")
     parser.add_argument("--clips", type=int, default=48, help="clips of the archive (default: 48)")
-    parser.add_argument("--rounds", type=int, default=3, help="of one process (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of one process (default: 3)")
     parser.add_argument("--seconds", type=int, default=10, help="seconds of each clip (default: 10)")
     parser.add_argument("--processes", type=int, nargs="*", default=[2], help="numbers of processes (default: 2)")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10], help="lengths of a video (default: 1 10)")

@@ -1,4 +1,4 @@
-"""What does each audio encoder receive and give per frame, and what does it cost?
+"""What does each audio encoder receive and return per frame, and what does it cost?
 
     python benchmarks/audio_encoders.py
     python benchmarks/audio_encoders.py --window 1 0    # the last second before the frame
@@ -38,7 +38,7 @@ def build_row(model_type: str, window: list[float]) -> list[str]:
     """Return the cells of one type of audio encoder.
 
     Args:
-        model_type: Of the configuration.
+        model_type: Model type of the configuration.
         window: Seconds before and after the frame; a feature extractor that places patches ignores it.
     """
     config = build_audio_config({"model_type": model_type})

@@ -29,7 +29,7 @@ def recorded_waveform(seed: int, samples: int) -> torch.Tensor:
 
 
 def deviation(values: torch.Tensor, recorded: list[float]) -> float:
-    """Return the largest absolute difference to the recorded values, which come first."""
+    """Return the largest absolute difference from the recorded values, which come first."""
     return (values[: len(recorded)] - torch.tensor(recorded)).abs().max().item()
 
 

@@ -5,9 +5,9 @@
     python benchmarks/early_exit.py --presets resnet50 pvt_v2_b5                # the upper limit for large networks
 
 Segments held-out clips of Sounding Shapes, the ones of examples/evaluate_sounding_shapes.py, with the optimized model and every
-`early_exit_threshold`, and the same frames once more with silent audio. Time is processor time of one thread and of the
-complete network, VGGish included. The thresholds alternate within each clip, so that other load on the machine affects all of
-them. mIoU is that of the official protocol.
+`early_exit_threshold`, and the same frames once more with silent audio. Time is the processor time of one thread for
+the complete network, including VGGish. The thresholds alternate within each clip, so that other load on the machine
+affects all of them. mIoU is that of the official protocol.
 
 With `--presets`, weights and frames are random, audio is passed as `audio_embeds`, and every frame ends at the last stage, then
 at the first: medians of processor time for one clip of five frames of 224 x 224 pixels.
@@ -40,7 +40,7 @@ THRESHOLDS = (None, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 STAGES = range(1, 5)
 ROUNDS = 5  # for large networks
 COLOR, FLOOR_COLOR = "#0b6bcb", "#eeeeee"
-LABEL_DISTANCE = 0.02  # mIoU: of points closer than this only the first is labeled, and threshold 0
+LABEL_DISTANCE = 0.02  # mIoU; of points closer than this, only the first and threshold 0 are labeled
 
 
 @dataclass
@@ -113,7 +113,7 @@ def measure(model: Path, options: argparse.Namespace) -> list[Measurement]:
         labels, annotated_frames = clip.pop("labels"), clip.pop("annotated_frames")
         silent = {name: silent[name] for name in clip}
         optimized(**clip)  # not counted: loads code and fills the caches
-        # Each threshold is the first one in turn.
+        # The thresholds take turns being the first.
         first = index % len(measurements)
         for measurement in measurements[first:] + measurements[:first]:
             logits, used, seconds = measurement.run(optimized, clip)

@@ -40,7 +40,7 @@ class Modulation(nn.Module):
         super().__init__()
         channels = config.hidden_size
         self.audio_projection = nn.Linear(channels, 2 * channels)
-        # The features are nonnegative; around their mean, the audio can select what is above it or below.
+        # The features are nonnegative; around their mean, the audio can select what is above or below it.
         self.batch_norm = nn.BatchNorm2d(channels)
         self.output_projection = ConvolutionBlock(channels, channels, kernel_size=1)
 
@@ -52,7 +52,7 @@ class Modulation(nn.Module):
 
 
 def count_cost(fields: dict[str, Any]) -> tuple[int, float]:
-    """Count parameters, and million multiply-accumulates per frame, of the blocks in which audio meets the feature maps.
+    """Count the parameters, and the MMACs per frame, of the blocks that fuse audio and feature maps.
 
     Args:
         fields: Fields of the configuration that differ from those of the preset `small`.

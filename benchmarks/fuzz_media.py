@@ -1,7 +1,7 @@
 """Damage media files by the thousand and read them: each must be used or refused with a clear error.
 
     python benchmarks/fuzz_media.py --mutants 5000 --seed 0 --keep failures
-    python benchmarks/fuzz_media.py --threads 1 16          # each mutant must give the same with 1 and with 16 threads
+    python benchmarks/fuzz_media.py --threads 1 16          # results must be the same with 1 and with 16 threads
     python benchmarks/fuzz_media.py --replay failures/mp4-1234.bin
 
 Videos in seven containers are written, damaged (bits flipped, bytes overwritten, removed, inserted, blocks swapped, the
@@ -58,7 +58,7 @@ GOOD_OUTCOMES = OUTCOMES[:3]
 
 PROGRESS_EVERY = 500
 
-# Not one frame per second: of short clips every frame would be decoded, because AVSBench counts them.
+# Not one frame per second: every frame of a short clip would be decoded, because AVSBench counts them.
 READING_RATE = 2.0
 
 # A process that sleeps for this multiple of its limit waits for something that never happens.
@@ -75,7 +75,7 @@ class Limits:
 
     Attributes:
         seconds: CPU time; while asleep, PATIENCE times as much.
-        memory_bytes: In addition to what the worker held before.
+        memory_bytes: Memory in addition to what the worker held before.
     """
 
     seconds: float = 20.0
@@ -118,7 +118,7 @@ def read_as_a_user(data: bytes, container: str, threads: Sequence[int] = (0,)) -
 
     Args:
         data: The mutant.
-        container: Suffix of the video that it was made from; of a wav file only the audio is read.
+        container: Suffix of the video that it was made from; for a wav file, only the audio is read.
         threads: Numbers of threads that decode frames, 0 for one per core.
 
     Returns:
@@ -248,7 +248,7 @@ class Reader:
     def _wait(self, start: float, cpu: float) -> tuple[str, str]:
         """Wait for the outcome; a hang is too much CPU time, or too much elapsed time while asleep.
 
-        A process that waits for a busy processor does not hang.
+        A process that waits for a busy processor is not a hang.
         """
         while not self._connection.poll(0.5):
             used = _cpu_seconds(self._process.pid) - cpu

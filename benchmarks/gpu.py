@@ -5,21 +5,22 @@
     python benchmarks/gpu.py --sections inference synchronizations --clips 1 32
     python benchmarks/gpu.py --device cpu --presets tiny --clips 1       # what can be tried without a GPU
 
-Needs this package and nothing that downloads: weights and frames are random, because the amount of work does not depend on
-their values, and the video is generated. Prints one Markdown table, each row as soon as it is measured, the most important
-sections first. An error is printed in the row of its measurement, and rows for which the budget is too short say so.
+Needs only this package and downloads nothing: weights and frames are random, because the amount of work does not
+depend on their values, and the video is generated. Prints one Markdown table, each row as soon as it is measured, the
+most important sections first. An error is printed in the row of its measurement, and rows for which the budget is too
+short say so.
 
-inference       milliseconds of a forward pass with the audio encoder, by network and data type, started kernel by kernel or
-                as one CUDA graph; "encoders" are backbone and audio encoder alone, as transformers runs them
-synchronizations  how often a forward pass makes the processor wait for the GPU, and where; should be 0
+inference       milliseconds of a forward pass with the audio encoder, by network and data type, launched kernel by
+                kernel or as one CUDA graph; "encoders" are backbone and audio encoder alone, as transformers runs them
+synchronizations  how often a forward pass makes the CPU wait for the GPU, and where; should be 0
 equality        masks and logits compared with those of the model on the CPU
 training        a step with bfloat16 autocast: plain formulation and our network (benchmarks/training_step.py)
 video           the pipeline from an mp4 of 1280x720 to masks, in bfloat16 and float32
 compiled        the optimized model with torch.compile (mode reduce-overhead), and a compiled training step; minutes
 
-"float32" uses no TF32, "TF32" uses it for convolutions and matrix products. Times are medians with quartiles, each run with
-the wait for its result. Memory is what PyTorch holds on the GPU in addition to weights and inputs at the peak of a run; for
-training it includes weights and optimizer.
+"float32" uses no TF32, "TF32" uses it for convolutions and matrix products. Times are medians with quartiles; each run
+includes the wait for its result. Memory is what PyTorch holds on the GPU in addition to weights and inputs at the peak
+of a run; for training it includes weights and optimizer.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from typing import Any
 
 STARTED = time.monotonic()  # the imports below are part of the budget
 
-# Modules that are not part of torch or transformers, with what installs them.
+# Modules that are not part of torch or transformers, and the packages that install them.
 NEEDED = {
     "av": "av",
     "accelerate": "accelerate",
@@ -123,7 +124,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--presets", nargs="+", default=["pvt_v2_b5", "resnet50", "small"])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--budget", type=float, default=480, help="seconds for everything")
+    parser.add_argument("--budget", type=float, default=480, help="time budget for everything, in seconds")
     parser.add_argument("--output", type=Path, help="file for a copy of what is printed")
     parser.add_argument("--clips", nargs="+", type=int, default=[1, 8], help="clips of five frames per batch")
     parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
@@ -199,7 +200,7 @@ def video_cases(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def compiled_cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Yield compiled networks, the largest at last, because compiling it takes longest."""
+    """Yield compiled networks, the largest last, because compiling it takes longest."""
     for setting in reversed(list(settings(options, options.clips[:1]))):
         labels = ("compiled", setting.preset, str(setting.clips), "bfloat16")
         forward = partial(measure_inference, setting, options.rounds, "optimized", "bfloat16", None, "reduce-overhead")
@@ -343,7 +344,7 @@ def measure_video(preset: str, length: int, device: str, dtype: str) -> Result:
 
 @lru_cache
 def make_video(length: int) -> Any:
-    """Return a temporary file with a video of some seconds, which repeats one second: drawing takes longer than encoding."""
+    """Return a temporary file with a video that repeats one second, because drawing takes longer than encoding."""
     file = tempfile.NamedTemporaryFile(suffix=".mp4")  # noqa: SIM115 deleted at the end of the script
     shapes = SoundingShapes("avss", length=1, height=720, width=1280, num_frames=1)
     second, clip = list(shapes.render_video_frames(0, FRAME_RATE)), shapes[0]
@@ -362,7 +363,7 @@ def load_network(setting: Setting) -> nn.Module:
 
 
 def capture(run: Run) -> Run:
-    """Record the kernels of a run as a CUDA graph, whose start costs the processor almost nothing."""
+    """Record the kernels of a run as a CUDA graph, whose launch costs the CPU almost nothing."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -411,7 +412,7 @@ def selected_precision(precision: str) -> Iterator[None]:
 
 
 class Report:
-    """Prints one Markdown table row by row, to a file too, and measures only what the budget has time for."""
+    """Prints one Markdown table row by row, also to a file, and measures only what fits the budget."""
 
     def __init__(self, budget: float, output: Path | None):
         self.end = STARTED + budget

@@ -11,16 +11,17 @@
 
 For every setting the variants run alternately, round after round, in one process, so that other load on the machine affects
 all of them: plain (benchmarks/plain_pcmanet.py), optimized (`model.for_inference()`) and backbone (the visual backbone alone,
-as transformers runs it), in every data type; with `--onnx` also the file that examples/export_onnx.py writes of the optimized
-model in float32, run by onnxruntime. Times are medians with quartiles; ratios are computed within each round, then their
-median. With `--processor-time` and one thread they are ratios of work, also on a busy machine, because waiting time is not
-counted. The audio encoder is excluded, because audio is passed as `audio_embeds`, unless `--audio-encoder` is given.
+as transformers runs it), in every data type; with `--onnx` also the file that examples/export_onnx.py writes for the
+optimized model in float32, run by onnxruntime. Times are medians with quartiles; ratios are computed within each
+round, then their median. With `--processor-time` and one thread they are ratios of work, even on a busy machine,
+because waiting time is not counted. The audio encoder is excluded, because audio is passed as `audio_embeds`, unless
+`--audio-encoder` is given.
 
 Memory is the peak that a forward pass adds to the memory of the process or the GPU, which includes weights and inputs. On a
 CPU each variant runs in a new process; after one forward pass, which loads code and starts threads, the heap is trimmed, the
 kernel's high-water mark of resident memory is reset, and it is read after the second pass. glibc is set to return freed
-memory: by default it keeps between none and all of it, depending on the order of sizes (see `--keep-freed-memory`). On a GPU
-the value is PyTorch's own count.
+memory: by default it keeps between none and all of it, depending on the order of allocation sizes (see
+`--keep-freed-memory`). On a GPU the value is PyTorch's own count.
 
 Weights and frames are random, because the amount of work does not depend on their values.
 """
@@ -160,7 +161,7 @@ def parse_args() -> argparse.Namespace:
         "--onnx", action="store_true", help="also the optimized model on onnxruntime, on a CPU (minutes each)"
     )
     parser.add_argument("--profile", action="store_true", help="print milliseconds by part of the network instead")
-    parser.add_argument("--keep-freed-memory", action="store_true", help="the default of glibc")
+    parser.add_argument("--keep-freed-memory", action="store_true", help="let glibc keep freed memory, its default")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     options = parser.parse_args()
     if options.onnx and options.device != "cpu":
@@ -169,7 +170,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def build_model(setting: Setting) -> nn.Module:
-    """Build a model with random weights; without padding with the published behavior, so that outputs can be compared."""
+    """Build a random model; without padding, it has the published behavior, so that outputs can be compared."""
     torch.manual_seed(0)
     switches = PUBLISHED if setting.real_frames == setting.frames else {}
     config = PCMANetConfig.from_preset(setting.preset, num_labels=setting.num_labels, **switches)

@@ -9,7 +9,7 @@ the memory of a process). Three values are measured for each second of video:
 
 - the memory of the process, compared with that of the minute;
 - the masks (IoU): audio that falls behind the video would be that of other objects;
-- the audio that the network receives: by how many milliseconds it would have to be moved to match that of the video.
+- the audio that the network receives: by how many milliseconds it would have to be shifted to match that of the video.
 
 The published audio alignment, which falls behind by 40 ms per second, is drawn for comparison for the first minutes.
 """
@@ -45,7 +45,7 @@ DIFFERENT_CLIPS = 24  # the video repeats them
 FRAME_RATE = 25
 AUDIO_RATE = 44_100  # hertz, of the audio of the video
 PATCH_LENGTH = 15_600  # samples at 16 kHz
-MOVES = np.arange(-300, 301, 5)  # milliseconds by which the audio is moved
+MOVES = np.arange(-300, 301, 5)  # milliseconds by which the audio is shifted
 SECONDS_BETWEEN_MOVES = 30
 PUBLISHED_MINUTES = 10  # sufficient to show the effect
 COLORS = {"stream": "#0b6bcb", "published": "#d1495b"}
@@ -166,7 +166,7 @@ def measured(arguments: argparse.Namespace, video: Path, audio_alignment: str) -
 
 
 def per_minute(seconds: list[dict[str, float]], name: str) -> np.ndarray:
-    """Return means over the minutes."""
+    """Return the mean of each minute."""
     values = np.array([second[name] for second in seconds])
     return values[: len(values) // 60 * 60].reshape(-1, 60).mean(axis=1)
 

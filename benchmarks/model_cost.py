@@ -59,7 +59,7 @@ class Network:
 
 
 # Published values: counted on the published code at 224 x 224, five frames per clip. Its ResNet-50 contains copies of its
-# stages 3 and 4 that are never run, 22,063,104 parameters. Ours has two further parts less, because nothing reads their
+# stages 3 and 4 that are never run, 22,063,104 parameters. Ours lacks two further parts, because nothing reads their
 # output: GF's coarser projection of stage 4 (590,592) and three matrices of stage 1's QSCA (196,608).
 UNUSED = 22_063_104
 NETWORKS = (

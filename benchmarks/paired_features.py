@@ -2,8 +2,9 @@
 
 The visual backbone and the audio encoder are frozen, so their outputs for fixed lists of clips of the paired data
 (dataset_scripts/paired) are computed once. Because neither depends on the other, each picture can then be combined with each
-recording: a training clip is one picture under three of them, most of which belong to an object in view. Masks are binary, as
-in S4 and MS3, unless the network has more than two labels. A run trains neck and decoder only, which takes a minute on one core.
+recording: a training clip is one picture under three recordings, most of which belong to an object in view. Masks are
+binary, as in S4 and MS3, unless the network has more than two labels. A run trains only the neck and decoder, which
+takes a minute on one core.
 """
 
 import argparse
@@ -190,7 +191,7 @@ class Combinations:
         return int(self.generator.choice(len(self.features.audio) if index is None else self.recordings[index]))
 
     def batch(self, pictures: list[int], recordings: list[list[int]]) -> dict[str, torch.Tensor]:
-        """Combine pictures and the recordings of their frames to a batch for [`CachedBackbone`]."""
+        """Combine pictures and the recordings of their frames into a batch for [`CachedBackbone`]."""
         features, frames = self.features, len(recordings[0])
         visible, sounding = features.visible[pictures][:, None], features.sounding[recordings][..., None, None]
         # Void pixels may belong to the object that sounds.
@@ -223,7 +224,7 @@ class CachedBackbone(nn.Module):
         return SimpleNamespace(feature_maps=tuple(maps))
 
     def __deepcopy__(self, _memo: dict) -> "CachedBackbone":
-        """Return the module itself, whose maps are large: the copies of a network share them."""
+        """Return the module itself: its maps are large, so the copies of a network share them."""
         return self
 
 
@@ -237,7 +238,7 @@ def train(
         training: The features.
         fields: Fields of the configuration that differ from those of the preset.
         steps: Number of steps.
-        seed: Of the initial weights and of the clips, which do not depend on `fields`.
+        seed: Seed of the initial weights and of the clips, which do not depend on `fields`.
     """
     # The learning rate, its schedule and the rest are the defaults; the average fits a few hundred steps.
     recipe = Recipe(preset="small", average_decay=0.98)
@@ -269,20 +270,20 @@ def measure(
 ) -> dict[str, float]:
     """Measure a network on clips of every validation picture.
 
-    Each clip has three frames: under a recording of an object in view; under one of another object in view, if there is one, or
-    again of the same; and under one of a class that is not in view. A second clip of each picture has three recordings in which no
-    known class sounds.
+    Each clip has three frames: under a recording of an object in view; under one of another object in view, or again
+    of the same one if there is no other; and under one of a class that is not in view. A second clip of each picture
+    has three recordings in which no known class sounds.
 
     Args:
         network: The network.
         validation: The features.
-        early_exit_threshold: Of its optimized copy, see docs/benchmarks/early_exit.md.
+        early_exit_threshold: Threshold of its optimized copy, see docs/benchmarks/early_exit.md.
 
     Returns:
-        "mIoU": mean over the frames with an object that sounds; "both right": fraction of the images with two objects in which
-        each recording gives at least half of its own object and less than half of the other; "FPR, silent": mean
-        false-positive rate on the silent object; "FPR, absent": false-positive rate on the third frames; "FPR, unknown":
-        false-positive rate on the second clips.
+        "mIoU": mean over the frames with an object that sounds; "both right": fraction of the images with two objects
+        in which, under each recording, the mask covers at least half of the sounding object and less than half of the
+        other; "FPR, silent": mean false-positive rate on the silent object; "FPR, absent": false-positive rate on the
+        third frames; "FPR, unknown": false-positive rate on the second clips.
     """
     clips, unknown = Combinations(validation, seed=0), Combinations(validation, seed=1)
     results = _Results()

@@ -27,7 +27,7 @@ Measure = Callable[[Path], dict[str, float]]
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe with some other settings.
+    """A recipe with some settings changed.
 
     Attributes:
         recipe: Name of a file in examples/recipes, without its suffix.
@@ -67,7 +67,7 @@ def run_variants(
 
     Args:
         args: Options of `add_arguments`.
-        variants: By name.
+        variants: Variants by name.
         common: Settings of all runs; those of a variant take precedence.
         measure: See `Measure`.
 
@@ -109,7 +109,7 @@ def run_variants(
 
 
 def print_table(results: Mapping[str, list[dict[str, float]]], reference: str) -> None:
-    """Print mean and standard deviation over the seeds, and the first column by seed with its difference to a reference."""
+    """Print means and standard deviations over the seeds, and the first column by seed and relative to a reference."""
     columns = list(results[reference][0])
     first = columns[0]
     header = [*columns, f"{first} by seed", f"difference in {first} to {reference}, mean and range"]
@@ -125,7 +125,7 @@ def print_table(results: Mapping[str, list[dict[str, float]]], reference: str) -
 
 
 def print_differences(results: Mapping[str, list[dict[str, float]]], reference: str) -> None:
-    """Print, for every column, the mean and range over the seeds of the difference to the reference with the same seed."""
+    """Print, for every column, the mean and range of the differences from the reference with the same seed."""
     columns = list(results[reference][0])
     print(f"\n| difference to {reference} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, runs in results.items():

@@ -3,16 +3,18 @@
     python benchmarks/peers.py
     python benchmarks/peers.py --size 384
 
-Counts parameters and multiply-accumulates per frame of one clip of five frames, of convolutions and matrix products, with the
-audio encoder (VGGish), from descriptions of the architectures in this file, which were written for it and copy no code. The
-visual backbones and VGGish are those of our own presets, counted on our own networks. What a method runs during training alone
-is left out. Scores are those that the authors published; `pcmanet.dataset_scripts.comparison` has them with their sources.
+Counts parameters and multiply-accumulates of convolutions and matrix products, per frame of one clip of five frames,
+with the audio encoder (VGGish). The counts follow descriptions of the architectures in this file, which were written
+for it and copy no code. The visual backbones and VGGish are those of our own presets, counted on our own networks.
+What a method runs only during training is left out. Scores are those that the authors published;
+`pcmanet.dataset_scripts.comparison` lists them with their sources.
 
     TPAVI         AVSBench, github.com/OpenNLPLab/AVSBench, commit 4d4c901 (S4 and MS3)
     AVSegFormer   github.com/vvvb-github/AVSegFormer, commit 1666d4d (MS3): without the auxiliary masks of its loss
 
-The column of EASE has what that paper measured of the methods' own code on one RTX 4090 (GFLOPs are two per multiply-accumulate):
-parameters in millions, GFLOPs per frame, frames per second. It checks our description of AVSegFormer (tests/test_peers.py).
+The column of EASE contains what that paper measured with the methods' own code on one RTX 4090 (GFLOPs are two per
+multiply-accumulate): parameters in millions, GFLOPs per frame, frames per second. It checks our description of
+AVSegFormer (tests/test_peers.py).
 """
 
 import argparse
@@ -46,7 +48,7 @@ def convolution(inputs: int, outputs: int, kernel: int, side: int) -> Cost:
 
 
 def linear(inputs: int, outputs: int, tokens: float) -> Cost:
-    """Count a linear layer with bias, of a number of tokens per frame."""
+    """Count a linear layer with bias, for a number of tokens per frame."""
     return np.array([inputs * outputs + outputs, inputs * outputs * tokens])
 
 
@@ -100,13 +102,14 @@ def _non_local_block(side: int) -> Cost:
 def avsegformer(features: tuple[int, ...], sides: list[int], queries: int = 300, hidden: int = 2048) -> Cost:
     """Count AVSegFormer after its encoders.
 
-    Deformable attention over three feature maps in six encoder layers (its sampling is no matrix product and not counted),
-    six decoder layers whose queries are the audio, and a network over the queries' maps at each pixel of the finest size.
+    Deformable attention over three feature maps in six encoder layers (its sampling is not a matrix product and not
+    counted), six decoder layers whose queries are the audio, and a network over the queries' maps at each pixel of the
+    finest size.
     """
     finest, tokens = sides[0], sum(side**2 for side in sides[1:])
     cost = linear(AUDIO_SIZE, WIDTH, 1) + np.array(
         [(queries + 3) * WIDTH, 0]
-    )  # and queries and levels that are learned
+    )  # and the queries and levels, which are learned
     for channels, side in zip(features, sides, strict=True):
         cost += convolution(channels, WIDTH, 1, side) + norm(WIDTH)
     heads, levels, points = 8, 3, 4
@@ -128,7 +131,7 @@ def avsegformer(features: tuple[int, ...], sides: list[int], queries: int = 300,
 METHODS = {"TPAVI": tpavi, "AVSegFormer": avsegformer}
 
 
-@cache  # every method with a backbone asks for it
+@cache  # every method with this backbone uses it
 def count_ours(backbone: str, size: int) -> tuple[dict[str, int], dict[str, float]]:
     """Return parameters and GMACs per frame of our network with a backbone, by part."""
     with torch.device("meta"):

@@ -3,12 +3,13 @@
 Nothing is folded, regrouped or skipped because it is zero: every group of AVGA is a separate tensor, all clips of a batch
 share one score matrix whose entries between clips are minus infinity, all four outputs are resized to the input size, and
 padded frames are computed like real ones and set to zero after the neck. Tokens are reshaped to the feature map in the
-published order. It shares the weights of one of our models and has its logits, if the configuration of that model selects the
-published behavior: `token_layout="scrambled"` and `padded_frames="zeroed"` (see tests/test_plain_pcmanet.py).
+published order. It shares the weights of one of our models and returns the same logits, if the configuration of that
+model selects the published behavior: `token_layout="scrambled"` and `padded_frames="zeroed"` (see
+tests/test_plain_pcmanet.py).
 
-Three parts of the published code whose results are not used are not in our checkpoints, and so not here: the audio-to-visual
-branch of the finest stage, a convolution of the coarsest fusion and copies of two ResNet stages. The baseline is slightly
-faster than the published code for that reason.
+Three parts of the published code whose results are not used are not in our checkpoints, and therefore not here: the
+audio-to-visual branch of the finest stage, a convolution of the coarsest fusion and copies of two ResNet stages. The
+baseline is slightly faster than the published code for that reason.
 """
 
 import torch
@@ -58,7 +59,7 @@ class PlainCrossAttention(nn.Module):
     def forward(
         self, visual: torch.Tensor, audio: torch.Tensor, mask: torch.Tensor | None, clips: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the guidance, in the size of `visual`, and the next audio token."""
+        """Return the guidance, at the size of `visual`, and the next audio token."""
         pooled = functional.adaptive_avg_pool2d(visual, self.grid).flatten(2).transpose(1, 2)
         sequence = torch.cat([self.audio_embedding(audio)[:, None], self.visual_embedding(pooled)], dim=1)
         audio_states, visual_states = self.layer_norm(sequence).split([1, self.grid**2], dim=1)

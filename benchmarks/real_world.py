@@ -1,23 +1,24 @@
-"""How well does a model of the real world segment held-out photos under held-out recordings, and what does it segment wrongly?
+"""How well does a real-world model segment held-out photos under held-out recordings, and what does it get wrong?
 
     python benchmarks/real_world.py examples/real_world_model --data examples/paired_data/real_world.yaml
     python benchmarks/real_world.py runs/real_world --data examples/paired_data/real_world.yaml --split val --clips 100
     python benchmarks/real_world.py MODEL --data examples/paired_data/real_world.yaml --pictures sheet.jpg --only 3 7 12
 
 The photos and recordings of a split are paired by class (dataset_scripts/paired). Every clip is one frame with the audio around
-it, except for the last row. Measured are
+it, except for the last row. The script measures
 
-- matching sounds: the mean IoU over the six first classes and over all classes (intersections and unions summed over the
-  data set), the mean over frames of the binary IoU (AVSBench's measure), and how often the largest predicted segment has the
-  right class; for all recordings, and for the clear ones, whose class the audio encoder itself scores highest;
+- matching sounds: the mean IoU over the six first classes and over all classes (intersections and unions summed over
+  the data set), the mean over frames of the binary IoU (AVSBench's measure), and how often the largest predicted
+  segment has the right class; for all recordings, and for the clear ones, whose class the audio encoder itself scores
+  highest;
 - two photos side by side, once under each of two sounds: how often both masks cover at least half of the object that
   sounds and less than half of the other, and the false-positive rate on the silent object;
-- the false-positive rate on silent audio, under background recordings, under sounds of no class and under sounds
-  of a class that is not in view, and in clips of five seconds under the sound of another class.
+- the false-positive rate on silent audio, under background recordings, under sounds of no class, under sounds of a
+  class that is not in view, and in clips of five seconds under the sound of another class.
 
-With `--pictures` it draws clips instead: half of them single photos, half of them two photos side by side, with what was
-predicted in color, the outline of the ground truth in white, the IoU, and the labels of the sounds; `--only` selects clips by
-number.
+With `--pictures` it draws clips instead: half of them single photos, half of them two photos side by side, with the
+prediction in color, the outline of the ground truth in white, the IoU, and the labels of the sounds; `--only` selects
+clips by number.
 
 A class without recordings (its stand-ins, see `stand_ins` in dataset_scripts/paired/settings.py) is measured with exchanged
 scores of a recording of another class; the table marks it.
@@ -76,7 +77,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, clips: list[PairedClip]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return of each clip the predicted classes (frames, height, width) and the audio scores (frames, groups)."""
+        """Return the predicted classes (frames, height, width) and the audio scores (frames, groups) of each clip."""
         batch = dict(collate_with_order(self.collate, self.groups, clips))
         embeddings = embed_with_order(self.audio_encoder, self.num_windows, batch)["audio_embeds"]
         scores = embeddings.unflatten(-1, (self.num_windows, -1))
@@ -117,7 +118,7 @@ def measure_matching(predictor: Predictor, clips: PairedClips) -> dict[str, dict
 def measure_choice(predictor: Predictor, clips: PairedClips) -> tuple[float, float, int]:
     """Measure pairs of clips that show the same two photos under two sounds; return both right, false-positive rate, pairs.
 
-    Left out are clips whose recording pauses in the second of the frame: neither object sounds there.
+    Clips whose recording pauses in the second of the frame are left out: neither object sounds there.
     """
     right, silent, pairs, previous = [], [], 0, None
     for index, (clip, predicted, _) in enumerate(evaluate(predictor, clips, "two photos")):

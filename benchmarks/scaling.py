@@ -5,8 +5,8 @@
 
 One axis grows while the other two stay at a clip of AVSBench: five frames of 224 x 224 pixels. At each point the plain
 formulation (benchmarks/plain_pcmanet.py) and the optimized model run alternately, as in benchmarks/inference.py; memory is the
-peak that one forward pass adds, measured as there. The table has the growth between neighboring points as an exponent of the
-amount of work, frames times pixels: 1 is linear, 2 is quadratic. Audio is passed as `audio_embeds`.
+peak that one forward pass adds, measured in the same way. The table has the growth between neighboring points as an
+exponent of the amount of work, frames times pixels: 1 is linear, 2 is quadratic. Audio is passed as `audio_embeds`.
 """
 
 import argparse

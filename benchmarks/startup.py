@@ -35,7 +35,7 @@ PARTS = {
     "first masks": "next(segmenter.stream({clip!r}))",
     "network alone": "next(segmenter.stream({clip!r}))",
 }
-LIMIT = 1.5  # times what nobody can avoid: torch, transformers and the network
+LIMIT = 1.5  # times what is unavoidable: torch, transformers and the network
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,8 +44,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model", default=str(ROOT / "examples" / "demo_model"), help="folder or Hub id")
-    parser.add_argument("--clip", default=str(demo_file("demo.mp4")), help="video with sound")
-    parser.add_argument("--rounds", type=int, default=3, help="processes")
+    parser.add_argument("--clip", default=str(demo_file("demo.mp4")), help="video with audio")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, each in a new process")
     return parser.parse_args()
 
 
@@ -75,7 +75,7 @@ def table(rounds: list[dict[str, float]]) -> list[str]:
         f"| all | {total:.2f} | |",
         f"| interpreter, torch, transformers and network alone | {unavoidable:.2f} | |",
         "",
-        f"All is {total / unavoidable:.2f} times the last row; the goal is at most {LIMIT}.",
+        f"The total is {total / unavoidable:.2f} times the last row; the goal is at most {LIMIT}.",
     ]
 
 

@@ -1,14 +1,15 @@
-"""Measure the cost of a training step, the part of the backbone, the effect of the options, and data loading.
+"""Measure the cost of a training step, the share of the backbone, the effect of the options, and data loading.
 
     python benchmarks/training.py
     python benchmarks/training.py --presets pvt_v2_b5 --clips 8 --workers 8 --precision bf16 --steps 20
-    OMP_NUM_THREADS=1 python benchmarks/training.py --cpu-time --workers 0   # on a CPU that is in use by others
+    OMP_NUM_THREADS=1 python benchmarks/training.py --cpu-time --workers 0   # on a busy CPU
 
 Every row is measured in a new process on a run that `pcmanet.training` builds, as `pcmanet train` does: clips of five frames
 of 224 x 224 in the layout of S4, written by this script, with the audio encoder frozen. The first table keeps one batch in
 memory, so no data is loaded; the second reads every batch from the disk and decodes it. Times are medians over the steps
-after the first (three with compilation). On a GPU each part of a step is synchronized. With --cpu-time they are the CPU time
-of this process (time.process_time), which does not depend on other processes: with one thread it is the time of an idle CPU.
+after the first (three with compilation). On a GPU each part of a step is synchronized. With --cpu-time, times are the
+CPU time of this process (time.process_time), which does not depend on other processes: with one thread it is the time
+of an idle CPU.
 
 Memory is what the steps add: on a GPU the peak of allocated tensors (torch.cuda.max_memory_allocated), on a CPU the peak
 resident memory of the process (VmHWM, Linux) minus its value after the imports. Prints Markdown.
@@ -103,7 +104,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="steps that a row measures")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1], help="rows of the second table")
     parser.add_argument("--cpu-time", action="store_true", help="measure CPU time instead of wall-clock time")
-    parser.add_argument("--precision", choices=("none", "bf16"), default="none", help="of the second table")
+    parser.add_argument("--precision", choices=("none", "bf16"), default="none", help="precision of the second table")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # what a new process measures, as JSON
     return parser.parse_args()
 
@@ -264,7 +265,7 @@ def print_steps(args: argparse.Namespace, tree: Path, folder: Path) -> None:
 def print_loading(args: argparse.Namespace, tree: Path, folder: Path) -> None:
     """Print the second table."""
     print(f"\nWith loading, {args.clips} clips per step, mixed precision {args.precision}; times in ms\n")
-    print_row(["preset", "workers", "clips/s", "step", "of it loading or waiting for it", "fraction"])
+    print_row(["preset", "workers", "clips/s", "step", "loading or waiting for it", "fraction"])
     print_row(["---"] * 6)
     for preset in args.presets:
         for workers in args.workers:

@@ -10,9 +10,10 @@ memory layout and with its default AdamW. "training" is our network with channel
 `pcmanet train` builds them. bfloat16 is autocast.
 
 Both run alternately in one process; ratios are computed within each round, then their median. The difference of
-gradients is that from the plain formulation in float64, the norm over all weights relative to the norm of the gradients; that
-of "plain" shows what rounding alone does. Memory is the peak that steps add to the process, each kind
-in a new process, optimizer state included. Prints Markdown. Runs on a CPU; benchmarks/gpu.py measures the same steps on a GPU.
+gradients is measured from the plain formulation in float64: its norm over all weights, relative to the norm of the
+gradients. The difference of "plain" shows the effect of rounding alone. Memory is the peak that steps add to the
+process, each kind in a new process, optimizer state included. Prints Markdown. Runs on a CPU; benchmarks/gpu.py
+measures the same steps on a GPU.
 """
 
 import argparse

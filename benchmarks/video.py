@@ -50,8 +50,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--seconds", type=int, default=18, help="length of the video; 18 are two windows")
-    parser.add_argument("--height", type=int, default=720, help="of the video, pixels")
-    parser.add_argument("--width", type=int, default=1280, help="of the video, pixels")
+    parser.add_argument("--height", type=int, default=720, help="height of the video in pixels")
+    parser.add_argument("--width", type=int, default=1280, help="width of the video in pixels")
     parser.add_argument("--clip", type=Path, help="your own video in place of Sounding Shapes")
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="which rows to print")
     return parser.parse_args()

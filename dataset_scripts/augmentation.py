@@ -1,7 +1,8 @@
 """Augment training clips: frames with their masks, and audio with the masks that it requires.
 
-One draw applies to all frames of a clip, so that its motion is kept. Each transform is a function that changes a clip by
-given numbers; `Augmentation` draws the numbers from the generator that it receives. Evaluation uses no augmentation.
+One draw applies to all frames of a clip, which preserves its motion. Each transform is a function that takes its
+parameters as arguments; `Augmentation` draws them from the generator that it receives. Evaluation uses no
+augmentation.
 """
 
 import math
@@ -54,7 +55,7 @@ def adjust_colors(clip: ClipArrays, brightness: float, contrast: float, saturati
 
 
 def amplify(clip: ClipArrays, decibels: float) -> ClipArrays:
-    """Change the loudness by a gain in decibels, which is reduced where the audio would exceed full scale."""
+    """Change the loudness by a gain in decibels, which is reduced if the audio would exceed full scale."""
     waveform = _require_waveform(clip)
     peak = float(np.abs(waveform).max())
     gain = 10 ** (decibels / 20)
@@ -63,15 +64,15 @@ def amplify(clip: ClipArrays, decibels: float) -> ClipArrays:
 
 
 def mix_audio(clip: ClipArrays, other: ClipArrays, decibels: float) -> ClipArrays:
-    """Add the audio of another clip as an off-screen sound; the masks stay.
+    """Add the audio of another clip as an off-screen sound; the masks do not change.
 
     Args:
         clip: The clip.
-        other: Another clip, see `has_unrelated_audio`.
+        other: Another clip; see `has_unrelated_audio`.
         decibels: Loudness of the other audio relative to the clip's.
 
     Returns:
-        The clip with the mixed audio; unchanged if one of both is silent.
+        The clip with the mixed audio; unchanged if either clip is silent.
     """
     waveform, added = _require_waveform(clip), _fit(other, clip)
     loudness, other_loudness = _loudness(waveform), _loudness(added)
@@ -81,10 +82,10 @@ def mix_audio(clip: ClipArrays, other: ClipArrays, decibels: float) -> ClipArray
 
 
 def replace_audio(clip: ClipArrays, waveform: np.ndarray) -> ClipArrays:
-    """Replace the audio of a clip by audio that belongs to no visible object: the masks of all frames become empty.
+    """Replace the audio of a clip with audio that belongs to no visible object: the masks of all frames become empty.
 
-    Frames without annotation stay without annotation, although their masks are now known: losses are means over annotated
-    frames, in which the clip would otherwise have a larger weight than with its original audio (in S4, five times).
+    Frames without annotation stay unannotated, although their masks are now known. Losses are means over annotated
+    frames, so the clip would otherwise have a larger weight than with its original audio (in S4, five times).
 
     Args:
         clip: The clip.
@@ -139,7 +140,7 @@ def _is_finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training clips and their probabilities.
+    """Random changes to training clips and their probabilities.
 
     Attributes:
         flips: Fraction of clips that are mirrored, in [0, 1].
@@ -155,11 +156,11 @@ class Augmentation:
         replacement: Fraction of clips whose audio is replaced by one of `replacements`, with empty masks.
         replacements: Some of "silence", "noise" and "other" (the audio of another clip).
 
-    Another clip is a clip of the same batch that shares no object according to the data, see `has_unrelated_audio`. Without
-    such a clip, nothing is mixed, and "other" becomes silence.
+    Another clip is a clip of the same batch that shares no object according to the data; see `has_unrelated_audio`. If
+    there is none, nothing is mixed, and "other" becomes silence.
 
     Raises:
-        ValueError: If a value has another type or is out of its range.
+        ValueError: If a value has the wrong type or is out of range.
     """
 
     flips: float = 0.5
@@ -236,7 +237,7 @@ class Augmentation:
     def _draw_replacement(
         self, clip: ClipArrays, other: ClipArrays | None, generator: np.random.Generator
     ) -> np.ndarray:
-        """Draw audio that belongs to no visible object, as long as the clip's: float32 (1, samples)."""
+        """Draw audio that belongs to no visible object, as long as the audio of the clip: float32 (1, samples)."""
         samples = _require_waveform(clip).shape[-1]
         kind = self.replacements[generator.integers(len(self.replacements))]
         if kind == "noise":

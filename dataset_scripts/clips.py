@@ -26,9 +26,9 @@ class ClipArrays:
         masks: uint8 (frames, height, width), class indexes; 255 is ignored and fills frames that are not annotated.
         annotated_frames: bool (frames,), which frames are annotated.
         waveform: float32 (channels, samples), full scale is [-1, 1]; None if the clip has features only.
-        sampling_rate: Of the waveform, in hertz.
+        sampling_rate: Sampling rate of the waveform, in hertz.
         timestamps: float64 (frames,), seconds since the start of the audio.
-        objects: Names of the sounding objects (of Sounding Shapes: of all visible objects), None if unknown.
+        objects: Names of the sounding objects (for Sounding Shapes, of all visible objects), None if unknown.
         log_mel: float32 (frames, 1, 96, 64), features that are part of the data, else None.
     """
 
@@ -48,7 +48,7 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any] | ClipArrays, binary: bool
 
     Args:
         clip: A clip of Sounding Shapes, or a row of `load_avsbench` or of its export, also with `with_format` "numpy" or
-            "torch", or with its audio as an `Audio` column. Arrays are returned as they are.
+            "torch", or with its audio as an `Audio` column. `ClipArrays` are returned unchanged.
         binary: Whether masks become 0 (silent) and 1 (sounding), or stay class indexes.
 
     Returns:
@@ -99,7 +99,7 @@ def _from_synthetic(clip: SyntheticClip, binary: bool) -> ClipArrays:
 
 
 def _to_image_array(frame: Any) -> np.ndarray:
-    """Convert a frame, which `datasets` decodes as a PIL image, an array or a tensor with the channels first, to RGB."""
+    """Convert a frame to RGB; `datasets` decodes it as a PIL image, an array or a channels-first tensor."""
     if isinstance(frame, torch.Tensor):
         return frame.permute(1, 2, 0).numpy()
     return np.asarray(PCMANetImageProcessor.to_rgb(frame) if isinstance(frame, Image.Image) else frame)

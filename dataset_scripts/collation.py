@@ -1,4 +1,4 @@
-"""Collate clips or rows of a data set to the batch of the model, through the processor."""
+"""Collate clips or rows of a data set into a batch for the model, with the processor."""
 
 import copy
 import hashlib
@@ -28,7 +28,7 @@ from .clips import ClipArrays, to_arrays
 # Collation
 
 
-TIME_TOLERANCE = 1e-3  # seconds within which two times are equal
+TIME_TOLERANCE = 1e-3  # seconds; times that differ by less are equal
 
 
 class ClipCollator:
@@ -37,8 +37,8 @@ class ClipCollator:
     Args:
         processor: A `PCMANetProcessor`; it determines the image size and the audio features.
         binary: Whether labels are 0 (silent) and 1 (sounding), or class indexes.
-        augmentation: Changes of training clips; None for evaluation. Its generator is seeded from torch's generator, which
-            differs between workers and epochs and follows `set_seed`.
+        augmentation: Changes to training clips; None for evaluation. Its generator is seeded from torch's generator,
+            which differs between workers and epochs and follows `set_seed`.
         audio_cache: Stores audio features or embeddings, so that they are computed once. It cannot be combined with an
             augmentation that changes audio, because no two augmented clips are equal.
 
@@ -105,8 +105,9 @@ class ClipCollator:
             batch["audio_embeds"] = batch.pop("input_features")
         return batch
 
-    # AVSBench's preparation uses clips whose audio is too short, and repeats the last log-mel patch (S4, MS3) or appends
-    # zeros (AVSS), which is the `short_clip` rule of the feature extractor. For other features the missing audio is silence.
+    # AVSBench's preparation keeps clips whose audio is too short. It repeats the last log-mel patch (S4, MS3) or
+    # appends zeros (AVSS): the `short_clip` rule of the feature extractor. For other features, the missing audio is
+    # silence.
 
     def _with_padded_audio(self, clip: ClipArrays) -> ClipArrays:
         """Append silence to audio that is too short, unless its features are log-mel patches."""
@@ -117,7 +118,7 @@ class ClipCollator:
         return replace(clip, waveform=np.pad(cast(np.ndarray, clip.waveform), ((0, 0), (0, samples))))
 
     def _given_features(self, clip: ClipArrays) -> torch.Tensor | None:
-        """Return features that replace those of the processor, (frames, ...): of the data set, or of too short audio."""
+        """Return features that replace the processor's, (frames, ...): from the data set, or for short audio."""
         if clip.log_mel is not None:
             features = torch.from_numpy(clip.log_mel)
             return features if self.audio_cache is None else self.audio_cache.recall_given(features)
@@ -130,7 +131,7 @@ class ClipCollator:
 
 
 def real_frames(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return which frames of a batch are not padding, (batch, frames) bool; the processor says so only if some are."""
+    """Return which frames of a batch are real, bool (batch, frames); without padding, the processor sets no mask."""
     pixels = batch["pixel_values"]
     return batch.get("frame_mask", torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device))
 
@@ -149,12 +150,12 @@ def _has_regular_timestamps(clip: ClipArrays) -> bool:
 
 
 def _crop_audio(clip: ClipArrays, features: torch.Tensor | None, reach: float) -> tuple[np.ndarray, int]:
-    """Return the audio up to the last sample that any frame needs; silence where features are given.
+    """Return the audio up to the last sample that any frame needs; silence if features are given.
 
     Args:
         clip: The clip.
         features: Its given features, or None.
-        reach: Seconds after a frame up to which its audio matters.
+        reach: How many seconds after a frame its audio extends.
     """
     if features is not None or clip.waveform is None or clip.sampling_rate is None:
         return np.zeros(len(clip.frames) * SAMPLING_RATE, dtype=np.float32), SAMPLING_RATE
@@ -170,21 +171,21 @@ def _segmentation_maps(clip: ClipArrays) -> list[np.ndarray | None]:
 # The cache of audio features and embeddings
 
 
-CACHE_VERSION = 3  # of the stored values; a higher version makes all earlier files unused
+CACHE_VERSION = 3  # of the stored values; a higher version invalidates all earlier files
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 class AudioFeatureCache:
-    """Compute the audio features or embeddings of a clip once and read them afterwards, in place of `processor.audio_features`.
+    """Compute the audio features or embeddings of a clip once, then read them; replaces `processor.audio_features`.
 
-    Several processes may share a folder. A file appears when it is complete; a damaged file is written again. Embeddings are
-    computed clip by clip, so that they do not depend on the batch in which a clip occurs first.
+    Several processes may share a folder. A file appears only when it is complete; a damaged file is written again.
+    Embeddings are computed clip by clip, so they do not depend on the batch in which a clip first occurs.
 
     Args:
         processor: The `PCMANetProcessor` that computes the features.
         folder: Folder of the files, 24 kB per frame for log-mel patches; it is created if it does not exist.
-        embed: Frozen audio encoder, which maps the features (frames, ...) to embeddings (frames, width) on the CPU. With it
-            the cache stores and returns embeddings, which take less space.
+        embed: Frozen audio encoder, which maps the features (frames, ...) to embeddings (frames, width) on the CPU.
+            With it, the cache stores and returns embeddings, which take less space.
         encoder: Identifies the weights and settings of `embed`.
     """
 
@@ -213,7 +214,8 @@ class AudioFeatureCache:
         """Add its features or embedding to each frame of a clip, as the processor does.
 
         Args:
-            frames: Tuples that begin with a timestamp in seconds since the start of the audio. All of them are read first.
+            frames: Tuples that begin with a timestamp in seconds since the start of the audio. All are read before any
+                is yielded.
             audio: The audio of the clip.
             audio_alignment: As for the processor.
 
@@ -221,7 +223,7 @@ class AudioFeatureCache:
             Each frame with its features or embedding, float32.
 
         Raises:
-            ValueError: As the processor.
+            ValueError: As for the processor.
         """
         frames = list(frames)
         audio.reaches(sys.maxsize)
@@ -234,7 +236,7 @@ class AudioFeatureCache:
         yield from zip(frames, values, strict=True)
 
     def recall_given(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of features that are part of a data set; the features themselves without `embed`.
+        """Return the embeddings of features that are part of a data set, or the features themselves without `embed`.
 
         Args:
             features: (frames, ...), float32.
@@ -245,7 +247,7 @@ class AudioFeatureCache:
     def _recall(
         self, content: np.ndarray, settings: dict[str, Any], compute: Callable[[], torch.Tensor]
     ) -> torch.Tensor:
-        """Read what is stored for audio samples or features, or store the computed features or their embeddings."""
+        """Read what is stored for audio samples or features; else compute and store features or embeddings."""
         path = self._path(content, settings)
         stored = _read(path)
         if stored is not None:

@@ -5,7 +5,7 @@
     print(latex_table(rows))
 
 Scores are mIoU and F under the official protocol, in percent. Published figures are those of the sources that `PUBLISHED`
-names; nobody measured them here.
+names; they were not measured here.
 """
 
 import re
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 AVSBENCH = "AVSBench: arXiv 2207.05042 (S4, MS3), 2301.13190 (AVSS), github.com/OpenNLPLab/AVSBench"
 AVSEGFORMER = (
-    "AVSegFormer: arXiv 2307.01146, github.com/vvvb-github/AVSegFormer"  # versions of its AVSS figures differ
+    "AVSegFormer: arXiv 2307.01146, github.com/vvvb-github/AVSegFormer"  # its AVSS figures differ between versions
 )
 COMBO = "COMBO: arXiv 2312.06462, github.com/yannqi/COMBO-AVS"
 AVESFORMER = "AVESFormer: abstract of arXiv 2408.01708, mIoU only"
@@ -88,7 +88,7 @@ def measured_row(method: str, network: str, measurements: Iterable[Mapping[str, 
             `gmacs_per_frame` and `frames_per_second`.
 
     Returns:
-        The row. Costs that differ between checkpoints, as the heads of other classes do, are a range.
+        The row. Costs that differ between checkpoints, as those of heads with other classes do, are given as a range.
     """
     scores: dict[str, list[tuple[float, float]]] = {}
     found = list(measurements)
@@ -132,7 +132,7 @@ def describe_sources(rows: Sequence[Row]) -> list[str]:
 
 
 def _data_sets(rows: Sequence[Row]) -> list[str]:
-    """Return the data sets of measured rows in the order of the table; of all rows if none is measured."""
+    """Return the data sets of measured rows in the order of the table, or of all rows if none is measured."""
     measured = [row for row in rows if not row.source] or rows
     return [name for name in DATA_SETS if any(name in row.scores for row in measured)]
 
@@ -147,7 +147,7 @@ def _cells(row: Row, names: Sequence[str], sign: str) -> list[str]:
 
 
 def _mean_and_deviation(values: Sequence[float], sign: str) -> str:
-    """Format the mean, and the standard deviation of a sample if there are several values; `-` if unknown."""
+    """Format the mean, with the sample standard deviation if there are several values; `-` if unknown."""
     mean = statistics.fmean(values)
     if mean != mean:
         return "-"
@@ -161,5 +161,5 @@ def _range(values: Sequence[float], digits: int) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escape what has a meaning in LaTeX."""
+    """Escape characters that have a meaning in LaTeX."""
     return re.sub(r"[\\~^&%$#_{}]", lambda match: LATEX_SPECIAL[match[0]], text)

@@ -60,11 +60,11 @@ class EvaluationClips:
         split: "train", "val" or "test".
         table: The table that lists the clips.
         clips: The files of each clip, in the order of the table.
-        settings: Options of rows.
+        settings: Row options.
         labels: Names of the classes; a single one if masks are binary.
-        identity: What generated clips depend on; empty if the clips are files.
+        identity: Identifies what generated clips depend on; empty if the clips are files.
         problems: Why clips of the table were left out.
-        total: Number of clips in the table, with those left out.
+        total: Number of clips in the table, including those left out.
     """
 
     name: str
@@ -106,7 +106,7 @@ class PairedEvaluationClips(EvaluationClips):
     generated: PairedClips
 
     def read(self, index: int) -> ClipArrays:
-        """Generate a clip, the same as in training."""
+        """Generate a clip exactly as in training."""
         return self.generated[index]
 
 
@@ -115,14 +115,14 @@ def find_paired_clips(path: str | Path, name: str, split: str, length: int, seed
 
     Args:
         path: The settings file.
-        name: Rule of the masks: "s4", "ms3" or "avss".
+        name: Rule for the masks: "s4", "ms3" or "avss".
         split: "train", "val" or "test".
         length: Number of clips.
         seed: Seed of the clips.
 
     Returns:
-        The clips, without stand-ins: a recording of another class is right only with exchanged scores, as in training. The
-        sounding objects are listed for binary masks alone, where they cannot be read from the masks.
+        The clips, without stand-ins: a recording of another class is correct only with exchanged scores, as in
+        training. The sounding objects are listed only for binary masks, from which they cannot be read.
 
     Raises:
         ValueError: If an argument is unknown, or the split has no photos.
@@ -155,7 +155,7 @@ def find_evaluation_clips(
         root: As for `load_avsbench`.
         name: "s4", "ms3", "avss" or "folder".
         split: "train", "val" or "test".
-        settings: Options of rows.
+        settings: Row options.
         on_error: "raise" an error that lists every problem, or "skip" clips with problems.
 
     Returns:
@@ -180,12 +180,13 @@ def find_evaluation_clips(
 
 
 def find_off_screen_audio(data: EvaluationClips, folder: Path | None = None) -> list[str]:
-    """Find an audio file for each clip that belongs to no object in the clip.
+    """Find, for each clip, an audio file that belongs to no object in the clip.
 
     Args:
         data: The clips.
-        folder: Audio files that are assigned in turn. If None, each clip gets the audio of the next clip in the table with
-            disjoint objects (`have_disjoint_objects`). This never works for MS3, whose table does not list objects.
+        folder: Folder of audio files, which are assigned in turn. If None, each clip gets the audio of the next clip
+            in the table with disjoint objects (`have_disjoint_objects`). This never works for MS3, whose table does
+            not list objects.
 
     Returns:
         One path per clip.
@@ -237,13 +238,13 @@ class EvaluationReader:
 
         Args:
             indices: Positions of its clips.
-            audio: "positive" for the clips' own audio, or what replaces it. The replacement of a clip is the same in every
-                run.
+            audio: "positive" for the clips' own audio, or the type of negative audio that replaces it. A clip gets the
+                same replacement in every run.
 
         Returns:
             The batch as documented in the processor's module. Labels are those of the clips' own audio, as
-            `RobustnessMetrics` expects them. With `original_labels`, it also has those of each clip at the size of its
-            frames, uint8 (frames, height, width), 255 where nothing is annotated.
+            `RobustnessMetrics` expects them. With `original_labels`, the batch also has the labels of each clip at the
+            size of its frames, uint8 (frames, height, width), 255 where nothing is annotated.
 
         Raises:
             ValueError: If a clip cannot be used; DatasetError lists all its problems.
@@ -270,7 +271,7 @@ class EvaluationReader:
             audio: As for [`read`].
 
         Returns:
-            The batch, None if no clip is left; the positions of its clips; and the problems of the others.
+            The batch, or None if no clip is left; the positions of its clips; and the problems of the others.
         """
         problems = [problem for index in indices for problem in self._problems(index, audio)]
         unusable = {problem.clip for problem in problems}
@@ -315,7 +316,7 @@ def protocol_results(metrics: RobustnessMetrics) -> Results:
     """Compute the metrics under every protocol, including those of negative audio if any was counted.
 
     Args:
-        metrics: With the clips counted.
+        metrics: Metrics that have counted the clips.
 
     Returns:
         Protocol -> metric -> value, as `compute` returns them.
@@ -336,12 +337,12 @@ def class_results(
     With binary masks, the classes are the sounding objects: the results of "dog" are those of the clips with a dog.
 
     Args:
-        metrics: `BinaryMetrics` or `SemanticMetrics` with the clips counted, each with its index.
+        metrics: `BinaryMetrics` or `SemanticMetrics` that have counted the clips by index.
         names: Names of the classes, background first; not used for binary masks.
         objects: The sounding objects of each clip, None if unknown; only used for binary masks.
 
     Returns:
-        Class -> protocol -> "miou" (of a class: its IoU) and "f_score", for the classes that occur.
+        Class -> protocol -> "miou" (the IoU of the class) and "f_score", for the classes that occur.
     """
     if isinstance(metrics, SemanticMetrics):
         tables = {protocol: metrics.per_class(protocol) for protocol in PROTOCOLS}
@@ -370,7 +371,7 @@ def _subset_results(metrics: ClipMetrics, clips: Sequence[int]) -> Results:
 
 
 def clip_results(metrics: ClipMetrics) -> dict[int, dict[str, float]]:
-    """Compute mIoU and F of each clip alone, by its index; semantic metrics are means over the classes in the clip."""
+    """Compute mIoU and F of each clip, by index; semantic metrics are means over the classes in the clip."""
     suffix = "_seen_classes" if isinstance(metrics, SemanticMetrics) else ""
     return {
         index: {name: scores[name + suffix] for name in ("miou", "f_score")}
@@ -379,7 +380,7 @@ def clip_results(metrics: ClipMetrics) -> dict[int, dict[str, float]]:
 
 
 def worst_clips(results: Mapping[int, Mapping[str, float]], count: int) -> list[int]:
-    """Return the indices of the clips with the lowest mIoU, in ascending order; the lower index first in ties."""
+    """Return the indices of the clips with the lowest mIoU, in ascending order; ties are ordered by index."""
     return sorted(results, key=lambda index: (results[index]["miou"], index))[:count]
 
 
@@ -410,14 +411,14 @@ def class_table(results: Mapping[str, Results]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a Markdown table whose columns are aligned in plain text too.
+    """Format a Markdown table whose columns are also aligned in plain text.
 
     Args:
-        header: Of the columns; the first is aligned left, all others right.
+        header: Column names; the first column is aligned left, all others right.
         rows: One text per column.
 
     Returns:
-        The lines, each with a line break at its end.
+        The lines, each ending in a line break.
     """
     cells = [[text.replace("|", r"\|") for text in row] for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,4 +1,4 @@
-"""Problems of data: all files that cannot be used are reported at once."""
+"""Problems in data: all files that cannot be used are reported at once."""
 
 import difflib
 import logging
@@ -25,7 +25,7 @@ class Problem:
 
     Attributes:
         clip: Name of the clip that needs the file; empty if the file belongs to no clip.
-        path: The file or folder, for tables with the line.
+        path: The file or folder; for tables, with the line.
         problem: What was found, what is expected and what to do.
     """
 
@@ -61,12 +61,12 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 
 def report_skipped(problems: Sequence[Problem], clips: int, total: int, data: str) -> None:
-    """Warn once of the clips that are skipped, in the first process of a launcher.
+    """Warn once about the clips that are skipped, in the first process of a launcher.
 
     Args:
-        problems: Why they are skipped; nothing is reported without any.
+        problems: Why they are skipped; if there are none, nothing is reported.
         clips: Number of skipped clips.
-        total: Number of clips, with the skipped ones.
+        total: Number of clips, including the skipped ones.
         data: Name of the data.
     """
     if problems and os.environ.get("RANK", "0") == "0":

@@ -31,8 +31,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("video", type=Path, help="overlay.mp4 of `pcmanet segment --overlay`, or any video with audio")
     parser.add_argument("--output", type=Path, required=True, help=".webp or .gif file to write")
-    parser.add_argument("--frames-per-second", type=positive, default=5.0, help="of the animation (default: 5)")
-    parser.add_argument("--width", type=positive_integer, default=512, help="of the frames, in pixels (default: 512)")
+    parser.add_argument("--frames-per-second", type=positive, default=5.0, help="rate of the animation (default: 5)")
+    parser.add_argument("--width", type=positive_integer, default=512, help="width in pixels (default: 512)")
     return parser.parse_args()
 
 
@@ -79,7 +79,7 @@ def animate(args: argparse.Namespace) -> None:
     media = read_media(args.video, frames_per_second=args.frames_per_second)
     images = draw_frames(media, args.frames_per_second, args.width)
     milliseconds = round(1000 / args.frames_per_second)
-    # loop=0: it starts again without end. Quality and method are settings of WebP; GIF ignores them.
+    # loop=0: it repeats endlessly. Quality and method are settings of WebP; GIF ignores them.
     settings = {"duration": milliseconds, "loop": 0, "quality": 70, "method": 6}
     images[0].save(args.output, save_all=True, append_images=images[1:], **settings)
     print(f"{args.output}: {len(images)} frames, {args.output.stat().st_size / 1e6:.2f} MB")

@@ -43,7 +43,7 @@ CLIPS = {
     "demo.mp4": "drawn shapes, for models trained on them; 5 s",
     "demo_trio.mp4": "three drawn shapes; 9 s",
 }
-CARD_FRAME = 1  # the second of a clip that its card shows
+CARD_FRAME = 1  # index of the frame that the card of a clip shows, at one frame per second
 CARD_SIDE = 240
 
 DESCRIPTION_NOTICE = "**This model** {description}."
@@ -55,7 +55,7 @@ SECONDS_BETWEEN_CLEANING = 600
 MAX_QUEUE = 32
 RATES = (1, 2, 4)
 DEFAULT_RATE = 4
-PROGRESS = gr.Progress(track_tqdm=True)  # as a default, Gradio replaces it with a new one in each call
+PROGRESS = gr.Progress(track_tqdm=True)  # Gradio replaces this default with a new one in each call
 
 
 class Page:
@@ -180,7 +180,7 @@ class Page:
         analysis: Analysis | None,
         progress: gr.Progress = PROGRESS,
     ) -> dict[Any, Any]:
-        """Process a video of the user."""
+        """Process the user's video."""
         return self._process(Path(upload), rate, threshold, analysis, progress)
 
     def process_clip(

@@ -1,7 +1,7 @@
 """The analysis of one video on the page of app.py: check it, run the network once, draw at each change of the threshold.
 
 One temporary folder per session holds everything: a copy of the video, the logits of the network, and the last overlay
-and masks. Little is kept in memory, so that the page can serve many users.
+and masks. Little is kept in memory, so the page can serve many users.
 """
 
 import json
@@ -72,7 +72,7 @@ class Analysis:
     Args:
         segmenter: The pipeline.
         upload: The video file, which is copied.
-        name: The user's name of the file.
+        name: The user's name for the file.
         limits: The limits of the page.
         folder: Folder in which the analysis creates its own temporary folder.
 
@@ -184,7 +184,7 @@ class Analysis:
         reader = MediaReader(self.video, log_notes=False)  # `probe_video` logged those of the container
         reader.name = self.name
         with reader:
-            for _ in reader.frames(1 / max(1.0, self.info.seconds)):  # one frame, unless it declares too little
+            for _ in reader.frames(1 / max(1.0, self.info.seconds)):  # one frame, unless the file declares too little
                 check_decoded(reader.end, self._limits.seconds, self.name)
             waveform, sampling_rate = read_audio_within(reader, self._limits)
             reader.finish()
@@ -194,7 +194,7 @@ class Analysis:
         return waveform, sampling_rate
 
     def _window_around(self, number: int) -> tuple[int, Window]:
-        """Return the first frame, and the window, of the pipeline window whose middle is closest to network frame `number`."""
+        """Return first frame and content of the pipeline window whose middle is closest to network frame `number`."""
         candidates, end = [], 0
         with closing(self._segmenter.preprocess(str(self.video), frames_per_second=self.rate)) as windows:
             for window in windows:

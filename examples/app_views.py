@@ -46,7 +46,7 @@ def notice(text: str) -> str:
 
 
 def clip_cards(clips: Mapping[str, tuple[str, Image.Image]]) -> str:
-    """Return the cards of the bundled clips, given as title and image by the name that a click sends."""
+    """Return the cards of the bundled clips: their titles and images, by the name that a click sends."""
     cards = [
         f'<button class="clip" data-clip="{html.escape(name)}"><img src="{_data_url(image)}" alt="">'
         f"<span>{html.escape(title)}</span></button>"
@@ -97,7 +97,7 @@ def timeline(
 ) -> str:
     """Return the timeline: the waveform, a row of bars per class, a time axis. app.js moves the playhead over it.
 
-    The slider is the playhead alone, because screen readers do not read what is inside a slider, such as the classes.
+    Only the playhead is a slider, because screen readers do not read what is inside a slider, such as the classes.
     """
     rows = [_row('<div class="name audio">audio</div>', _wave(peaks), "wave")]
     rows += [_class_row(label, spans[label], color, seconds) for label, color in colors.items() if label in spans]

@@ -1,4 +1,4 @@
-"""Replace the fusion block of the demo model by a custom one, train it for a minute, save, load and segment a video.
+"""Replace the fusion block of the demo model with a custom one, train it for a minute, save, load and segment a video.
 
     python -m pcmanet.examples.custom_block --output runs/custom_block
 
@@ -25,7 +25,7 @@ EXAMPLES = Path(__file__).parent
 
 @register_block("fusion", "gated")
 class GatedFusion(nn.Module):
-    """Add the guidance where a gate, computed from both feature maps, lets it pass, and the coarser feature map."""
+    """Add the guidance, weighted by a gate that is computed from both feature maps, and the coarser feature map."""
 
     def __init__(self, config: PCMANetConfig, _index: int):
         super().__init__()

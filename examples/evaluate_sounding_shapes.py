@@ -6,8 +6,8 @@ The metrics in the model cards of the two demo models:
     python examples/evaluate_sounding_shapes.py examples/demo_model_semantic
 
 The same clips are evaluated with their original audio, with swapped audio (the same frames, but other objects sound) and
-with negative audio (no visible object sounds). IoU and F are printed for the first two under all three protocols, the
-false-positive rate for negative audio.
+with negative audio (no visible object sounds). IoU and F are printed for the first two under all three protocols, and
+the false-positive rate for negative audio.
 """
 
 import argparse

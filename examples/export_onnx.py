@@ -14,7 +14,7 @@ and its output is `logits`. To run it:
     batch = processor(videos="clip.mp4", return_tensors="np")
     (logits,) = session.run(["logits"], dict(batch))
 
-Weights are inside the file; from 1.5 GB on, in a second file next to it, `model.onnx.data`, which must be moved with it.
+Weights are inside the file; from 1.5 GB on, in a second file next to it, `model.onnx.data`, to be moved with it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from pcmanet.options import positive_integer
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 EXPORTED_MASK = ((True, True, False), (True, True, True))
-# Other numbers of clips and frames than in the export, without and with padding.
+# Numbers of clips and frames other than those in the export, without and with padding.
 CHECKED_MASKS = (((True,) * 5,), ((True, False), (True, True), (False, True)))
 TOLERANCE = 1e-4  # of the largest logit
 ROUNDS = 7
@@ -47,7 +47,7 @@ Run = Callable[[Batch], torch.Tensor]
 
 
 class LogitsOnly(nn.Module):
-    """The optimized model with its logits as the only output, because a file has no output classes.
+    """The optimized model with its logits as the only output, because an exported file has no output classes.
 
     Args:
         optimized: The result of `model.for_inference()`.
@@ -125,7 +125,7 @@ def make_batch(shapes: dict[str, tuple[int, ...]], frame_mask: tuple[tuple[bool,
     """Draw random frames and audio.
 
     Args:
-        shapes: Of the inputs of one frame.
+        shapes: Shapes of the inputs of one frame.
         frame_mask: (batch, frames), False for padding.
     """
     mask = torch.tensor(frame_mask)
@@ -148,7 +148,7 @@ def export(optimized: nn.Module, batch: Batch, path: Path) -> None:
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         return
-    # Names again, because torch.export replaces them by symbols; all inputs share those of the first.
+    # Names again, because torch.export replaces them with symbols; all inputs share those of the first.
     named = {**dict.fromkeys(batch, {}), "pixel_values": {0: "batch", 1: "frames"}}
     options = {"output_names": ["logits"], "dynamic_shapes": named, "dynamo": True, "verbose": False}
     torch.onnx.export(program, **options).save(path)

@@ -13,9 +13,9 @@
     --load_best_model_at_end  --early_stopping_patience 3 (which also keeps the best weights)
     --push_to_hub --hub_model_id me/mine --hub_strategy every_save  --hub_code
 
-OUTPUT_DIR receives checkpoints, each with its processor, so that the pipeline can load them, and at the end the last or best
-weights. With --push_to_hub these are uploaded with a model card, from the folder OUTPUT_DIR-hub. A folder that contains a run
-is refused, unless the run is resumed.
+OUTPUT_DIR receives checkpoints, each with its processor so that the pipeline can load them, and at the end the last or
+best weights. With --push_to_hub, these are uploaded with a model card from the folder OUTPUT_DIR-hub. A folder that
+contains a run is rejected unless the run is resumed.
 """
 
 import sys
@@ -58,7 +58,7 @@ class FineTuning:
     data: str | None = field(
         default=None, metadata={"help": "folder of AVSBench or of your own clips (default: generated Sounding Shapes)"}
     )
-    classes: list[str] = field(default_factory=list, metadata={"help": "of the data; others become background"})
+    classes: list[str] = field(default_factory=list, metadata={"help": "classes to use; others become background"})
     label_noise: str = field(
         default="keep",
         metadata={"choices": list(LABEL_NOISE_RULES), "help": "avss: pixels of classes that the clip does not list"},
@@ -76,7 +76,7 @@ class FineTuning:
     )
     clips: int = field(default=2000, metadata={"help": "Sounding Shapes: number of training clips"})
     evaluation_clips: int = field(default=64, metadata={"help": "Sounding Shapes: number of validation clips"})
-    backbone_learning_rate: float | None = field(default=None, metadata={"help": "default: as the rest"})
+    backbone_learning_rate: float | None = field(default=None, metadata={"help": "default: same as the rest"})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "evaluations without a better mIoU"})
     hub_code: bool = field(default=False, metadata={"help": "also upload the code, for use without this package"})
 
@@ -101,7 +101,7 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
     )
     names, table = choose_classes(class_names(recipe), settings.classes)
     patience = settings.early_stopping_patience
-    set_seed(arguments.seed)  # the Trainer does so too, but only after new heads are initialized
+    set_seed(arguments.seed)  # the Trainer does this too, but only after new heads are initialized
     model = load_checkpoint(settings.checkpoint, label_settings(names))
     processor = PCMANetProcessor.from_pretrained(find_checkpoint(settings.checkpoint))
     size = processor.image_processor.size
@@ -130,7 +130,7 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
 def finish(trainer: SegmentationTrainer, settings: FineTuning, minutes: float) -> None:
     """Save the weights with their metrics and, if requested, upload them."""
     folder = Path(trainer.args.output_dir)
-    # Without `_internal_call` it would also upload, with another card and without a second attempt.
+    # Without `_internal_call`, it would also upload, with another card and without a retry.
     with trainer.explain_full_disk(folder):
         trainer.save_model(_internal_call=True)
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
@@ -157,7 +157,7 @@ def parse_args() -> tuple[FineTuning, TrainingArguments]:
     parser.set_defaults(metric_for_best_model="miou", learning_rate=5e-4, warmup_steps=0.05)
     parser.set_defaults(eval_strategy="epoch", save_strategy="epoch")  # to keep the best, both must be the same
     if parser.parse_args().early_stopping_patience is not None:
-        # Early stopping is of use only with the weights of the best evaluation.
+        # Early stopping is useful only with the weights of the best evaluation.
         parser.set_defaults(load_best_model_at_end=True)
     return parser.parse_args_into_dataclasses()
 

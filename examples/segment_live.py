@@ -7,10 +7,10 @@
     python examples/segment_live.py --input examples/demo.mp4           # play a file as live input
 
 Prints one line per network frame: its timestamp, the sounding objects, and the delay. The network uses the second of
-audio that ends with the frame, so that it does not wait for later audio. A network that is slower than the input skips to
-the newest frame. FFmpeg, as PyAV contains it, reads the devices: v4l2 and alsa on Linux, avfoundation on macOS, dshow on Windows.
-`v4l2-ctl --list-devices` and `arecord -l` list those of Linux, `ffmpeg -f avfoundation -list_devices true -i ""` those of macOS, and
-`ffmpeg -f dshow -list_devices true -i dummy` those of Windows.
+audio that ends with the frame, so it does not wait for later audio. A network that is slower than the input skips to
+the newest frame. The FFmpeg inside PyAV reads the devices: v4l2 and alsa on Linux, avfoundation on macOS, dshow on
+Windows. To list them: `v4l2-ctl --list-devices` and `arecord -l` on Linux,
+`ffmpeg -f avfoundation -list_devices true -i ""` on macOS, `ffmpeg -f dshow -list_devices true -i dummy` on Windows.
 
 Ctrl-C, SIGTERM or a lost device ends the input; the video is then completed.
 """
@@ -60,9 +60,9 @@ CAMERA_OPTIONS = {"avfoundation": {"framerate": "30"}}  # many Macs refuse FFmpe
 ALSA_CONFIGURATION = Path("/usr/share/alsa/alsa.conf")
 
 LONGEST_PAUSE_SECONDS = 10.0  # of a device; a longer one is an error
-SECONDS_BETWEEN_CHECKS = 0.5  # whether the user stopped, while no device gives anything
-SECONDS_TO_END = 2.0  # a device that does not answer is left to the end of the process
-EMPTY_DEVICE_SECONDS = 0.01  # until it is asked again
+SECONDS_BETWEEN_CHECKS = 0.5  # whether the user stopped, while no device sends data
+SECONDS_TO_END = 2.0  # a device that does not respond stays open until the process ends
+EMPTY_DEVICE_SECONDS = 0.01  # until it is polled again
 
 FILE_CHUNK_SECONDS = 0.1  # audio per chunk of a file, similar to a microphone
 KEPT_SECONDS = 30  # longest time that frames are kept for their masks
@@ -129,7 +129,7 @@ class Devices:
             self._stack = stack.pop_all()
         self.sampling_rate = audio.streams.audio[0].rate
         self._arrived: queue.Queue[tuple[float, Any]] = queue.Queue()
-        self._last: dict[str, float] = {}  # when each device gave something, in seconds
+        self._last: dict[str, float] = {}  # when each device last sent data, in seconds
         self._is_open = True
         self._threads = [
             threading.Thread(target=self._read, args=arguments, daemon=True)
@@ -143,7 +143,7 @@ class Devices:
         """Yield frames and audio as they arrive, and empty chunks in a pause; frames before the first audio are dropped.
 
         Raises:
-            OSError: If a device stops, or gives nothing for a long time.
+            OSError: If a device stops, or sends no data for a long time.
         """
         self._last = dict.fromkeys(("microphone", "camera"), time.monotonic())
         for thread in self._threads:
@@ -165,7 +165,7 @@ class Devices:
                 yield [frame.to_ndarray(format="rgb24", threads=1)], [max(0.0, seconds - start)], None
 
     def close(self) -> None:
-        """Stop reading and close the devices, except while one does not answer."""
+        """Stop reading and close the devices, unless one does not respond."""
         self._is_open = False
         for thread in self._threads:
             if thread.is_alive():
@@ -174,12 +174,12 @@ class Devices:
             self._stack.close()
 
     def _check_pauses(self) -> None:
-        """Raise OSError if a device has given nothing for a long time."""
+        """Raise OSError if a device has sent no data for a long time."""
         for kind, seconds in self._last.items():
             if time.monotonic() - seconds > LONGEST_PAUSE_SECONDS:
                 raise OSError(
-                    f"The {kind} gave nothing for {LONGEST_PAUSE_SECONDS:g} s. Check that it is connected, that no other program "
-                    f"uses it, and that this one may, or choose another with --{kind}."
+                    f"The {kind} sent no data for {LONGEST_PAUSE_SECONDS:g} s. Check that it is connected, that no "
+                    f"other program uses it, and that this one may use it, or choose another with --{kind}."
                 )
 
     def _read(self, kind: str, container: InputContainer, stream: Stream) -> None:
@@ -210,7 +210,7 @@ def device_frames(container: InputContainer, stream: Stream) -> Iterator[Any]:
 
 
 def open_device(kind: str, device_format: str, name: str) -> InputContainer:
-    """Open a camera or a microphone; raise OSError that explains how to choose another."""
+    """Open a camera or a microphone; raise an OSError that explains how to choose another."""
     if ALSA_CONFIGURATION.exists():
         os.environ.setdefault("ALSA_CONFIG_PATH", str(ALSA_CONFIGURATION))
     try:
@@ -266,7 +266,7 @@ class Recorder:
 
     Attributes:
         now: Time of the newest frame, in seconds.
-        failure: The error of the devices that ended the input, if any.
+        failure: The device error that ended the input, if any.
         is_stopped: Whether [`stop`] was called.
     """
 
@@ -285,7 +285,7 @@ class Recorder:
         self.is_stopped = True
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the input. An error of the devices ends it, so that what was recorded is completed."""
+        """Yield the input. A device error ends it, so that the recording is completed."""
         try:
             for chunk in self._chunks:
                 self._keep(chunk)
@@ -380,7 +380,7 @@ def run(
     """Segment live input until it ends.
 
     Raises:
-        OSError: If a device was lost. The output is complete up to then.
+        OSError: If a device was lost. The output is complete up to that time.
     """
     recorder = Recorder(chunks, arguments.seconds, keeps_frames=arguments.output is not None)
     stop_at_signals(recorder)
@@ -412,7 +412,7 @@ def main() -> None:
     """Segment live input."""
     arguments = parse_args()
     try:
-        segmenter = load_segmenter(arguments.model)  # first: what devices give meanwhile would be late
+        segmenter = load_segmenter(arguments.model)  # first, because data that devices send meanwhile would be late
         if arguments.input is not None:
             run(arguments, segmenter, *play(arguments.input))
             return

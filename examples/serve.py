@@ -12,23 +12,25 @@
 Requires FastAPI (`pip install "pcmanet[serve]"`, included in the `.venv` of `make install`). `examples/Dockerfile` runs it in a
 container.
 
-The answer has the `model`, the `video` as it was named, `frames` and `notes` on what was unusual about the file. A frame is a line of
-the `segments.jsonl` of `pcmanet segment`: `timestamp` in seconds, and `segments` with `label`, `score` (the confidence, 0 to 1) and
-`segmentation`, the mask in COCO's run-length encoding. Errors are `{"error": reason and remedy}`:
+The response has the `model`, the `video` as it was named, `frames`, and `notes` on what was unusual about the file. A
+frame is a line of the `segments.jsonl` of `pcmanet segment`: `timestamp` in seconds, and `segments` with `label`,
+`score` (the confidence, 0 to 1) and `segmentation`, the mask in COCO's run-length encoding. Errors are
+`{"error": reason and remedy}`:
 
     400, 405, 422   not what /segment accepts: the form, a parameter, or the content of a file
     401             PCMANET_TOKEN is set, and the request has no `Authorization: Bearer` header with it
     408, 413        the upload takes too long, or is too large
-    429             as many requests as the server accepts are in progress; `Retry-After` says when to try again
-    500, 503        an error that is in the log of the server; the server is stopping
+    429             the maximum number of requests is in progress; `Retry-After` says when to try again
+    500, 503        an error that is in the server log; the server is stopping
 
-One process holds one model and computes one upload at a time, because a video alone uses all CPU threads, and on a GPU a batch
-of `--batch-size` windows of ten frames. More throughput comes from more processes behind a load balancer: one per GPU, or on a
-CPU one per 4 threads with `--threads 4`. Uploads are read while others are computed. To segment many videos that are already
-there, `pcmanet segment` is faster, because it needs no uploads and resumes.
+One process holds one model and computes one upload at a time, because a single video uses all CPU threads, and on a
+GPU a batch of `--batch-size` windows of ten frames. For more throughput, run more processes behind a load balancer:
+one per GPU, or on a CPU one per 4 threads with `--threads 4`. Uploads are read while others are computed. To segment
+many videos that are already on the server, `pcmanet segment` is faster, because it needs no uploads and can resume.
 
-Uploads are temporary files without a name, which the system removes even when the server is killed. SIGTERM and Ctrl-C finish the
-requests in progress, for at most `--shutdown-seconds`. If a client disconnects, its video is stopped at the next window.
+Uploads are temporary files without a name, which the system removes even when the server is killed. SIGTERM and Ctrl-C
+finish the requests in progress, for at most `--shutdown-seconds`. If a client disconnects, its video is stopped at the
+next window.
 """
 
 import argparse
@@ -81,7 +83,7 @@ FORM = (
     "`threshold` are part of the URL"
 )
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-LONGEST_NAME = 100  # characters of the name of an upload in answers
+LONGEST_NAME = 100  # characters of the name of an upload in responses
 SECONDS_BETWEEN_CHECKS = 0.2  # whether the client is still connected
 RETRY_SECONDS = 5
 CLIENT_CLOSED_REQUEST = 499  # in the log only: nobody receives it
@@ -94,8 +96,8 @@ class ServerLimits(Limits):
     """What the server accepts.
 
     Attributes:
-        frames: Most network frames of a video.
-        requests: Most requests in progress: uploading, waiting or being computed.
+        frames: Maximum number of network frames of a video.
+        requests: Maximum number of requests in progress: uploading, waiting or being computed.
         upload_seconds: Longest time to receive an upload.
     """
 
@@ -115,7 +117,7 @@ class ServerLimits(Limits):
 
 @dataclass(frozen=True)
 class Settings:
-    """The parameters of a request, as those of `pcmanet segment`.
+    """The parameters of a request, as in `pcmanet segment`.
 
     Attributes:
         frames_per_second: Network frames per second of video.
@@ -217,7 +219,7 @@ class Segmentation:
         return {"model": self.name, "video": name, "frames": frames, "notes": notes}
 
     def _read_audio(self, audio: UploadFile) -> tuple[dict[str, Any], list[str]]:
-        """Return the arguments of the pipeline for a file of audio that was probed, and the notes on it."""
+        """Return the pipeline arguments for an audio file that was probed, and the notes on it."""
         reader = MediaReader(audio.file, video=False)
         reader.name = _shown_name(audio)
         with reader:
@@ -260,13 +262,13 @@ class Segmentation:
 
 
 def _shown_name(upload: UploadFile) -> str:
-    """Return the name of an upload for answers: without folders and control characters."""
+    """Return the name of an upload for responses: without folders and control characters."""
     name = "".join(filter(str.isprintable, Path(upload.filename or "").name))
     return name[:LONGEST_NAME] or "upload"
 
 
 def _read_image(upload: UploadFile, limits: Limits) -> Image.Image:
-    """Decode an image, upright, after its size was checked."""
+    """Check the size of an image, and decode it upright."""
     name = _shown_name(upload)
     try:
         image = Image.open(upload.file, formats=IMAGE_FORMATS)
@@ -282,7 +284,7 @@ def _read_image(upload: UploadFile, limits: Limits) -> Image.Image:
 
 
 class Gate:
-    """Refuse a request before its body is read: without the token, one too many, or too large; and stop slow uploads.
+    """Refuse a request before its body is read if it lacks the token, is one too many or too large; stop slow uploads.
 
     Args:
         app: The application.
@@ -297,7 +299,7 @@ class Gate:
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with the reason why not."""
+        """Pass a request on, or respond with the reason why not."""
         if scope["type"] != "http" or scope["path"] != PATH:
             await self._app(scope, receive, send)
             return
@@ -338,7 +340,7 @@ class Gate:
         )
 
     async def _refuse(self, refusal: HTTPException, receive: Receive, send: Send) -> None:
-        """Answer at once, then discard the body: many clients read the answer only after they have sent everything."""
+        """Respond at once, then discard the body: many clients read the response only after sending everything."""
         answer = _error(
             refusal.status_code, str(refusal.detail), dict(refusal.headers or {}) | {"Connection": "close"}
         )
@@ -351,7 +353,7 @@ class Gate:
                 message = await limited()
                 discarded += len(message.get("body", b""))
         except HTTPException:
-            pass  # it takes too long, or is too large: the answer was sent
+            pass  # it takes too long, or is too large: the response was sent
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _limited(self, receive: Receive) -> Receive:
@@ -389,7 +391,7 @@ def create_app(segmentation: Segmentation, token: str | None = None) -> FastAPI:
         token: The token that requests must send; None accepts every request.
     """
     app = FastAPI(title="pcmanet", version=pcmanet.__version__, description="Segment the sounding objects in a video.")
-    turn = asyncio.Lock()  # of the upload that is computed
+    turn = asyncio.Lock()  # of the upload that is being computed
     app.add_middleware(Gate, limits=segmentation.limits, token=token)
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
@@ -398,7 +400,7 @@ def create_app(segmentation: Segmentation, token: str | None = None) -> FastAPI:
     @app.get("/health")
     @app.head("/health", include_in_schema=False)  # for load balancers
     async def health() -> dict[str, str]:
-        """Say that the server accepts requests."""
+        """Report that the server accepts requests."""
         return {"status": "ok"}
 
     @app.get("/model")
@@ -437,7 +439,7 @@ def create_app(segmentation: Segmentation, token: str | None = None) -> FastAPI:
 async def _compute(
     request: Request, turn: asyncio.Lock, work: Callable[[threading.Event], dict[str, Any]]
 ) -> Response:
-    """Wait for the turn of a request, and answer with its result or the reason why there is none."""
+    """Wait for the turn of a request, and respond with its result or the reason why there is none."""
     try:
         async with turn:
             if await request.is_disconnected():
@@ -466,12 +468,12 @@ async def _run_while_connected(request: Request, work: Callable[[threading.Event
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return the answer for an error."""
+    """Return the response for an error."""
     return JSONResponse({"error": message}, status, headers)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """Answer an error with its reason."""
+    """Respond to an error with its reason."""
     assert isinstance(error, StarletteHTTPException)
     message = str(error.detail)
     if error.status_code in (404, 405):
@@ -482,7 +484,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> Response:
-    """Answer parameters that are out of range, or fields that are not files."""
+    """Respond to parameters that are out of range, or fields that are not files."""
     assert isinstance(error, RequestValidationError)
     problems = [
         f"Received {problem['loc'][-1]}={str(problem['input'])[:LONGEST_NAME]!r}: {problem['msg']}."
@@ -492,8 +494,8 @@ async def _on_invalid_request(_: Request, error: Exception) -> Response:
 
 
 async def _on_internal_error(_: Request, __: Exception) -> Response:
-    """Answer an error of the server, which is in its log."""
-    return _error(500, "Internal error. Its reason is in the log of the server; please report it there.")
+    """Respond to an error of the server, which is in its log."""
+    return _error(500, "Internal error. The server log contains the reason; please report it.")
 
 
 def parse_args() -> argparse.Namespace:
@@ -516,16 +518,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--max-seconds", type=positive, default=limits.seconds, help="longest video, in seconds")
     parser.add_argument(
-        "--max-frames", type=positive_integer, default=limits.frames, help="most network frames of a video"
+        "--max-frames", type=positive_integer, default=limits.frames, help="maximum network frames of a video"
     )
     parser.add_argument(
-        "--max-requests", type=positive_integer, default=limits.requests, help="most requests in progress"
+        "--max-requests", type=positive_integer, default=limits.requests, help="maximum requests in progress"
     )
     parser.add_argument(
         "--upload-seconds", type=positive, default=limits.upload_seconds, help="longest upload, in seconds"
     )
     parser.add_argument(
-        "--shutdown-seconds", type=non_negative_integer, default=30, help="how long to finish requests at the end"
+        "--shutdown-seconds", type=non_negative_integer, default=30, help="time to finish requests at the end"
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-r"""Train PCMANet from Python. The command `pcmanet train` does the same, and everything below.
+r"""Train PCMANet from Python. The command `pcmanet train` does the same, and everything described below.
 
     python examples/train_pcmanet.py --recipe smoke --output runs/smoke        # a minute, as a test
 

@@ -53,7 +53,7 @@ class Limits:
         megabytes: Largest upload, in MB of 10^6 bytes.
         seconds: Longest video, and longest audio of a video.
         pixels: Largest frame, as it is displayed.
-        held_bytes: Most memory for the logits of a video, and again for its masks.
+        held_bytes: Maximum memory for the logits of a video, and again for its masks.
     """
 
     megabytes: int = 100
@@ -87,7 +87,7 @@ def probe_video(source: MediaSource, name: str, limits: Limits, *, needs_audio: 
 
     Args:
         source: Path or binary file object.
-        name: The user's name of the file.
+        name: The user's name for the file.
         limits: The limits of the server.
         needs_audio: Whether the video must have an audio track.
 
@@ -117,7 +117,7 @@ def probe_audio(source: MediaSource, name: str, limits: Limits) -> float:
 
     Args:
         source: Path or binary file object.
-        name: The user's name of the file.
+        name: The user's name for the file.
         limits: The limits of the server.
 
     Returns:
@@ -134,10 +134,10 @@ def probe_audio(source: MediaSource, name: str, limits: Limits) -> float:
 
 
 def read_audio_within(reader: MediaReader, limits: Limits) -> tuple[np.ndarray, int]:
-    """Decode the audio of a reader of which all frames, if any, were read.
+    """Decode the audio of a reader whose frames, if any, have all been read.
 
     Args:
-        reader: The reader. Its name is that of the user.
+        reader: The reader. Its name is the user's name for the file.
         limits: The limits of the server.
 
     Returns:
@@ -159,13 +159,13 @@ def read_audio_within(reader: MediaReader, limits: Limits) -> tuple[np.ndarray, 
 
 
 def check_decoded(seconds: float, most: float, name: str, condition: str = "") -> None:
-    """Refuse a file of which more is decoded than is accepted, although its timestamps, which were probed, declare less.
+    """Refuse a file if more of it is decoded than is accepted, although its probed timestamps declare less.
 
     Args:
         seconds: Seconds that were decoded.
         most: Seconds that are accepted.
-        name: The user's name of the file.
-        condition: Under which so many are accepted, after the number of seconds in the message.
+        name: The user's name for the file.
+        condition: Condition under which so many are accepted, after the number of seconds in the message.
 
     Raises:
         RefusedVideoError: If there are more, except by rounding.
@@ -206,7 +206,7 @@ def _read_packets(container: InputContainer, streams: list[Stream]) -> tuple[lis
 
 
 def _check_seconds(seconds: float, name: str, limits: Limits) -> None:
-    """Refuse what is too long."""
+    """Refuse media that are too long."""
     if seconds > limits.seconds + DURATION_TOLERANCE:
         raise RefusedVideoError(
             f"{name} is {seconds:.0f} s long. This server accepts up to {limits.seconds:.0f} s. Cut it, or run "

@@ -57,7 +57,7 @@ __all__ = [
     "save_code_with_weights",
 ]
 
-# The one table of classes: (our class, the Auto class that builds it, the configuration that selects it). It drives the
+# All classes: (our class, the Auto class that builds it, the configuration that selects it). This table drives the
 # registration below and the code that is saved next to weights.
 AUTO_CLASSES = (
     (PCMANetConfig, AutoConfig, PCMANetConfig),
@@ -84,7 +84,7 @@ def _register_auto_classes() -> None:
         elif auto_class is AutoImageProcessor:
             backends = {"pil": ours, "torchvision": PCMANetImageProcessorTorchvision}
             AutoImageProcessor.register(config_class, image_processor_classes=backends)
-            # Auto classes prefer torchvision where it is installed. Checkpoints are trained and measured with PIL.
+            # Auto classes prefer torchvision if it is installed. Checkpoints are trained and evaluated with PIL.
             DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS.append(ours.__name__)
         else:
             auto_class.register(config_class, ours)
@@ -94,9 +94,9 @@ def _register_auto_classes() -> None:
 def save_code_with_weights(enabled: bool = True) -> Iterator[None]:
     """Make `save_pretrained` and `push_to_hub` also write our modules, until the end of the `with` block.
 
-    Checkpoints saved this way load with `trust_remote_code=True` where this package is not installed. transformers keeps
-    this choice per class for the complete process, so it is undone afterwards: otherwise every training checkpoint would
-    contain the code.
+    Checkpoints saved this way load with `trust_remote_code=True` even if this package is not installed. transformers
+    keeps this choice per class for the whole process, so it is undone afterwards. Otherwise every training checkpoint
+    would contain the code.
 
     Args:
         enabled: If False, change nothing.

@@ -28,24 +28,26 @@ from torchaudio.transforms import Resample
 
 
 SAMPLING_RATE = 16_000  # hertz, of the published log-mel features
-LOWEST_SAMPLING_RATE = 1_000  # hertz: lower values were meant in kilohertz
-MAX_FLOAT_AMPLITUDE = 100.0  # beyond it, floating-point audio holds integers that were not divided by their full scale
+LOWEST_SAMPLING_RATE = 1_000  # hertz; a lower value is probably in kilohertz
+MAX_FLOAT_AMPLITUDE = 100.0  # above it, floating-point audio holds integers that were not divided by their full scale
 
-# The "kaiser_best" filter of resampy, with which AVSBench was made, in the terms of torchaudio's "sinc_interp_kaiser":
-# within 0.022 of the original log-mel on white noise, where torchaudio's own defaults are off by up to 0.5.
+# The "kaiser_best" filter of resampy, which AVSBench was made with, as parameters of torchaudio's
+# "sinc_interp_kaiser". On white noise, the log-mel is within 0.022 of the original; with torchaudio's defaults it is
+# off by up to 0.5.
 RESAMPLING_ZEROS = 50  # zero crossings of the sinc on either side
 RESAMPLING_ROLLOFF = 0.917347  # cut-off as a fraction of the lower Nyquist frequency
 RESAMPLING_BETA = 12.9846  # shape of the Kaiser window
-# A kernel has one row per term of the reduced ratio of rates. Common rates need at most 640 (11,025 Hz). 44,101 Hz would
-# need 16,000 and gigabytes, so beyond the limit the nearest ratio within it is used (time shifts by 0.5 ms/s at most).
+# The number of rows of a kernel is a term of the reduced ratio of the rates. Common rates need at most 640 (11,025
+# Hz). 44,101 Hz would need 16,000 and gigabytes of memory, so ratios beyond the limit are replaced by the nearest one
+# within it (time shifts by 0.5 ms/s at most).
 MAX_RATIO_TERM = 1000
-RESAMPLING_ROWS = 32  # at least: 48 kHz needs 1 row, but a product of two matrices is far faster
+RESAMPLING_ROWS = 32  # minimum: 48 kHz needs 1 row, but a product of two matrices is far faster
 BLOCKS_AT_ONCE = 4096  # bounds the memory that an hour of audio needs
 
-# How patches follow the frames of a video: one after another whatever the frames, each centered on its frame, or each
-# ending at its frame.
+# How patches are aligned with the frames of a video: one after another regardless of the frames, each centered on its
+# frame, or each ending at its frame.
 AUDIO_ALIGNMENTS = ("consecutive", "center", "end")
-SHORTEST_WINDOW = 0.25  # seconds: shorter content, at the start of the audio, would be repeated to a hum
+SHORTEST_WINDOW = 0.25  # seconds; shorter content at the start of the audio would become a hum when repeated
 
 
 def check_audio_alignment(audio_alignment: Any) -> None:
@@ -60,14 +62,14 @@ def to_mono(audio: Any, is_chunk: bool = False) -> torch.Tensor:
     Args:
         audio: numpy array or torch tensor, (samples,) or (channels, samples); float in [-1, 1], or int16 or int32,
             which are divided by their full scale.
-        is_chunk: Whether this is a part of the audio, which may have fewer samples than channels.
+        is_chunk: Whether this is only a part of the audio; a part may have fewer samples than channels.
 
     Returns:
         (samples,), float64, the mean of the channels.
 
     Raises:
-        ValueError: For another type, shape or dtype, audio without samples, values that are not finite, and float values
-            that can only be integers of another scale.
+        ValueError: For an unsupported type, shape or dtype, audio without samples, values that are not finite, and
+            float values that can only be unscaled integers.
     """
     array = _as_array(audio)
     if not is_chunk:
@@ -134,7 +136,7 @@ def check_sampling_rate(sampling_rate: Any) -> int:
         sampling_rate: In hertz.
 
     Returns:
-        The same as int.
+        The rate as int.
 
     Raises:
         ValueError: If it is missing, not an integer, or too low for a value in hertz.
@@ -185,12 +187,12 @@ def resampled_rate(sampling_rate: int, target_rate: int = SAMPLING_RATE) -> floa
     """Return how many samples one second of audio has after resampling.
 
     Args:
-        sampling_rate: Of the audio, in hertz.
-        target_rate: Requested, in hertz.
+        sampling_rate: Rate of the audio, in hertz.
+        target_rate: Requested rate, in hertz.
 
     Returns:
-        The requested rate, or a rate next to it where the ratio of the rates has too many terms, in hertz. Use it to
-        convert a timestamp in long audio to a sample.
+        The requested rate, or a rate close to it if the terms of the ratio of the rates are too large, in hertz. Use
+        it to convert a timestamp in long audio to a sample.
     """
     return float(sampling_rate / _ratio(sampling_rate, target_rate))
 
@@ -211,14 +213,14 @@ def _resampling_kernel(down: int, up: int, repeats: int) -> torch.Tensor:
 
 
 class Resampler:
-    """Resample a waveform that arrives in chunks with the filter of AVSBench's tools, without seams.
+    """Resample a waveform that arrives in chunks, without seams, with the filter of AVSBench's tools.
 
-    The filter is torchaudio's with AVSBench's arguments. It is applied as a product of matrices, because torchaudio itself
-    needs the complete waveform, and its float64 convolution takes longer than all other steps together.
+    The filter is torchaudio's with AVSBench's arguments. It is applied as a matrix product, because torchaudio itself
+    needs the complete waveform, and its float64 convolution takes longer than all other steps combined.
 
     Args:
-        sampling_rate: Of the waveform, in hertz.
-        target_rate: Requested, in hertz.
+        sampling_rate: Rate of the waveform, in hertz.
+        target_rate: Requested rate, in hertz.
 
     Attributes:
         rate: Samples per second of the result, in hertz: see [`resampled_rate`].
@@ -267,8 +269,8 @@ def resample(waveform: torch.Tensor, sampling_rate: int, target_rate: int = SAMP
 
     Args:
         waveform: (samples,), float64.
-        sampling_rate: Of the waveform, in hertz.
-        target_rate: Requested, in hertz.
+        sampling_rate: Rate of the waveform, in hertz.
+        target_rate: Requested rate, in hertz.
 
     Returns:
         (ceil(samples * target_rate / sampling_rate),), float64.
@@ -280,17 +282,17 @@ def resample(waveform: torch.Tensor, sampling_rate: int, target_rate: int = SAMP
 
 
 class AudioBuffer:
-    """One channel of audio at the rate of the features: read as far as needed, kept as long as needed again.
+    """One channel of audio at the rate of the features, read as far as needed and kept as long as needed.
 
     Args:
         chunks: Samples (channels, samples) or (samples,) as in [`to_mono`], each with its rate in hertz, which is the
-            same for all. The chunks follow each other without gaps. `None` in place of samples: how the audio
-            continues is known only after more frames were read.
+            same for all. The chunks follow each other without gaps. `None` in place of samples means that more frames
+            must be read before it is known how the audio continues.
         target_rate: Rate of the features, in hertz.
 
     Attributes:
         length: Samples read so far, at the rate of the features.
-        is_waiting: Whether the last [`reaches`] stopped because more frames are to be read first.
+        is_waiting: Whether the last [`reaches`] stopped because more frames must be read first.
     """
 
     def __init__(self, chunks: Iterable[tuple[Any, int]], target_rate: int) -> None:
@@ -310,7 +312,7 @@ class AudioBuffer:
         return self.length >= stop
 
     def position(self, seconds: float) -> int:
-        """Return the sample at a time.
+        """Return the index of the sample at a time.
 
         Raises:
             ValueError: If there is no audio, so that the rate is unknown.
@@ -322,7 +324,7 @@ class AudioBuffer:
         return round(seconds * self._resampler.rate)
 
     def seconds(self) -> float:
-        """Return the duration of the audio that was read so far."""
+        """Return the duration of the audio read so far."""
         return self.length / self._resampler.rate if self._resampler else 0.0
 
     def cut(self, start: int, stop: int) -> torch.Tensor:
@@ -345,7 +347,7 @@ class AudioBuffer:
             self._kept = self._kept[surplus:].clone()
 
     def _read(self) -> None:
-        """Read the next chunk, or at the end the rest of the resampler."""
+        """Read the next chunk, or, at the end, what remains in the resampler."""
         chunk = next(self._chunks, None)
         if chunk is None:
             self._has_ended = True
@@ -369,12 +371,12 @@ def cut_windows(
 ) -> Iterator[tuple[tuple[Any, ...], list[np.ndarray]]]:
     """Cut windows of audio around each frame of a stream.
 
-    Only the part of a window within the audio is used, repeated up to the length of the longest window, so that no frame
-    waits for audio after its windows and all windows have one length. The audio counts as silent from its end to the frame. At
-    the start of the audio a window contains at least 0.25 s, or all of a shorter window.
+    Only the part of a window within the audio is used, repeated up to the length of the longest window. No frame waits
+    for audio after its windows, and all windows have the same length. From its end to the frame, the audio counts as
+    silent. At the start of the audio, a window contains at least 0.25 s, or all of a shorter window.
 
     Args:
-        frames: Tuples that begin with a timestamp in seconds from the start of the audio, in order of time.
+        frames: Tuples that begin with a timestamp in seconds from the start of the audio, in chronological order.
         audio: Read as far as the frames need it.
         windows: For each window the seconds before and after the frame.
 
@@ -397,7 +399,7 @@ def cut_windows(
 
 
 def _window_bounds(audio: AudioBuffer, timestamp: float, window: tuple[float, float]) -> tuple[int, int]:
-    """Return the first sample of a window and the one after its last, from the start of the audio on."""
+    """Return the first sample of a window and the one after its last, counted from the start of the audio."""
     before, after = window
     start = max(0, audio.position(timestamp - before)) if timestamp > before else 0
     shortest = audio.position(min(SHORTEST_WINDOW, before + after))

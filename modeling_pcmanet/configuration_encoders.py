@@ -63,9 +63,9 @@ _is_loading: ContextVar[bool] = ContextVar("is_loading", default=False)
 
 @contextmanager
 def loading_saved() -> Iterator[None]:
-    """Let `check_keywords` warn instead of raising, until the end of the `with` block: the keywords come from a file.
+    """Let `check_keywords` warn instead of raise for keywords from a file, until the end of the `with` block.
 
-    A file may have attributes that a user added before saving, and keywords of later releases of transformers.
+    A file may contain attributes that a user added before saving, and keywords from later releases of transformers.
     """
     token = _is_loading.set(True)
     try:
@@ -77,8 +77,8 @@ def loading_saved() -> Iterator[None]:
 def drop_code_entries(owner: type, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return saved settings without the entries that make transformers look for the code next to them.
 
-    With them, saving again would point to code that is not there, and a pipeline would need `trust_remote_code`. Classes that
-    are themselves loaded from a checkpoint keep them.
+    With these entries, saving again would point to code that is not there, and a pipeline would need
+    `trust_remote_code`. Classes that are themselves loaded from a checkpoint keep them.
 
     Args:
         owner: The class that loads the settings.
@@ -93,12 +93,12 @@ def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str], ac
 
     Args:
         owner: Name of the class.
-        keywords: The keywords that it received beyond its parameters.
-        known: The keywords that a typo may stand for.
-        accepted: Those that the error lists if no known keyword is similar.
+        keywords: The keywords that it received in addition to its parameters.
+        known: The keywords that may be suggested for a typo.
+        accepted: The keywords that the error lists if no known keyword is similar.
 
     Raises:
-        ValueError: For an unknown keyword, such as a typo. While a file is loaded (`loading_saved`) it is a warning.
+        ValueError: For an unknown keyword, such as a typo. While a file is loaded (`loading_saved`), it is a warning.
     """
     known = set(known)
     for keyword in keywords:
@@ -114,7 +114,7 @@ def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str], ac
 
 @strict
 class CheckedConfig(PreTrainedConfig):
-    """Base class of the configurations: an unknown keyword is an error, or a warning where a file is loaded."""
+    """Base class of the configurations: an unknown keyword is an error, or a warning when a file is loaded."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = {field.name for field in fields(self)}
@@ -145,13 +145,13 @@ def require(condition: bool, message: str) -> None:
 def _build_config(
     name: str, settings: dict[str, Any], ours: Mapping[str, type[PreTrainedConfig]], examples: str
 ) -> PreTrainedConfig:
-    """Build a configuration from its fields with `model_type`, which are changed.
+    """Build a configuration from its fields and their `model_type`; the dictionary is modified.
 
     Args:
-        name: Field of [`PCMANetConfig`], for the error.
+        name: Field of [`PCMANetConfig`], for the error message.
         settings: The fields.
         ours: Our configurations by model type. Any other model type is looked up in transformers.
-        examples: Of these, for the error.
+        examples: Examples from transformers, for the error message.
 
     Raises:
         ValueError: If the model type is unknown.
@@ -227,8 +227,8 @@ class BlockSize(NamedTuple):
         in_channels: Channels of the input.
         expanded_channels: Channels of the depthwise convolution.
         out_channels: Channels of the output.
-        kernel_size: Of the depthwise convolution.
-        stride: Of the depthwise convolution, over frequency and time.
+        kernel_size: Kernel size of the depthwise convolution.
+        stride: Stride of the depthwise convolution over frequency and time.
         squeeze_excitation: Whether the block reweights its channels.
         hard_swish: Whether the activation is hard-swish; ReLU otherwise.
     """
@@ -272,7 +272,7 @@ AUDIOSET_CLASSES = 527
 
 
 def round_channels(channels: float) -> int:
-    """Round a number of channels to a multiple of 8, and never below 90 % of it.
+    """Round a number of channels to a multiple of 8, but never below 90 % of the number.
 
     Args:
         channels: Any positive number.
@@ -293,15 +293,15 @@ class AudioMobileNetConfig(CheckedConfig):
     Distillation", Schmid et al. 2023): 0.98 M parameters, 527 AudioSet classes.
 
     Args:
-        width_multiplier: Factor of all widths of MobileNetV3-Large; published are 0.4, 0.5, 1, 2, 3 and 4.
+        width_multiplier: Factor for all widths of MobileNetV3-Large; published values are 0.4, 0.5, 1, 2, 3 and 4.
         num_mel_bins: Mel bands of a spectrogram. The network accepts any number of bands and of time frames.
         classifier_dropout: Dropout before the last layer of the classifier, in [0, 1).
         batch_norm_eps: Added to the variance in every BatchNorm.
         initializer_range: Standard deviation of newly initialized linear layers.
-        score_groups: Groups of classes, as class indexes by name of the group, in alphabetical order, to which saved files
-            are sorted. With groups the embedding has one value per group in place of the features before the classifier:
-            how much it scores above what other sounds score. It recognizes sounds of which a segmentation model was
-            trained with few or no recordings.
+        score_groups: Groups of classes: class indexes by group name, in alphabetical order, which is the order in
+            saved files. With groups, the embedding has one value per group instead of the features before the
+            classifier: how far the group scores above other sounds. It recognizes sounds for which a segmentation
+            model saw few or no recordings in training.
         score_means: Mean score of each group over recordings of other groups; 0 by default.
         score_scales: Standard deviation of these scores; 1 by default.
     """
@@ -388,11 +388,11 @@ AUDIO_CONFIGS: dict[str, type[PreTrainedConfig]] = {
     config.model_type: config for config in (VGGishConfig, AudioMobileNetConfig)
 }
 # The audio encoders of the presets that do not use the published one.
-# A hundredth of the published size; training pretrains it on classes of sounds before it is frozen.
+# A hundredth of the published size; training pretrains it on sound classes before it is frozen.
 TINY_AUDIO_CONFIG = {"block_channels": [[24], [48], [96], [96]], "hidden_size": 256, "embedding_size": 128}
 SMALL_AUDIO_CONFIG = {"model_type": AudioMobileNetConfig.model_type}
 
-# Where configurations keep the width of an embedding: ours, most models of transformers, encoder-decoders.
+# Fields that hold the width of an embedding: ours, that of most models of transformers, that of encoder-decoders.
 _WIDTH_FIELDS = ("embedding_size", "hidden_size", "d_model")
 
 
@@ -401,11 +401,11 @@ def build_audio_config(settings: PreTrainedConfig | dict[str, Any] | None) -> Pr
 
     Args:
         settings: A configuration, or its fields with `model_type`: one of ours (`"vggish"`, which is the default,
-            or `"audio_mobilenet"`) or of any audio model of transformers. The configuration of a model that has an audio
-            part, such as CLAP, stands for that part.
+            or `"audio_mobilenet"`) or that of any audio model of transformers. For a model with an audio part, such as
+            CLAP, the configuration of that part is returned.
 
     Raises:
-        ValueError: If the model type is unknown, or the model has no single width of its embeddings.
+        ValueError: If the model type is unknown, or the model does not have a single embedding width.
     """
     if isinstance(settings, PreTrainedConfig):
         config = settings
@@ -420,7 +420,7 @@ def build_audio_config(settings: PreTrainedConfig | dict[str, Any] | None) -> Pr
 
 
 def audio_embedding_size(config: PreTrainedConfig) -> int:
-    """Return the width of the embedding that an audio encoder with this configuration gives per window of audio.
+    """Return the width of the embedding that an audio encoder with this configuration computes per window of audio.
 
     Raises:
         ValueError: If the configuration has no such width.
@@ -442,9 +442,9 @@ class BlockGroup(NamedTuple):
     Attributes:
         blocks: Number of blocks.
         out_channels: Channels of the output.
-        expansion: Channels of the depthwise convolution over those of the input.
-        kernel_size: Of the depthwise convolution.
-        stride: Of the first block.
+        expansion: Channels of the depthwise convolution divided by those of the input.
+        kernel_size: Kernel size of the depthwise convolution.
+        stride: Stride of the first block.
     """
 
     blocks: int
@@ -467,17 +467,18 @@ _STAGES = (
 class EfficientNetLiteConfig(BackboneConfigMixin, CheckedConfig):
     """Configuration of [`EfficientNetLiteBackbone`], a backbone for small and fast networks.
 
-    The defaults are EfficientNet-Lite0. Width and depth of the others: Lite1 1.0 and 1.1, Lite2 1.1 and 1.2, Lite3 1.2
-    and 1.4, Lite4 1.4 and 1.8.
+    The defaults are EfficientNet-Lite0. Width and depth multipliers of the others: Lite1 1.0 and 1.1, Lite2 1.1 and
+    1.2, Lite3 1.2 and 1.4, Lite4 1.4 and 1.8.
 
     Args:
-        width_multiplier: Factor of the channels of every block; the stem keeps its own.
-        depth_multiplier: Factor of the number of blocks of every group but the first and the last.
+        width_multiplier: Factor for the channels of every block; the stem is not scaled.
+        depth_multiplier: Factor for the number of blocks of every group except the first and the last.
         num_channels: Channels of the input.
         stem_channels: Channels of the stem.
         batch_norm_eps: Added to the variance in every BatchNorm.
-        out_features: Names out of `stem` (stride 2) and `stage1` to `stage4` (strides 4, 8, 16, 32); defaults to the last.
-        out_indices: Their indexes, in place of the names.
+        out_features: Names of the feature maps to return: `stem` (stride 2), `stage1` to `stage4` (strides 4, 8, 16,
+            32); defaults to the last one.
+        out_indices: Indexes of these feature maps, instead of their names.
     """
 
     model_type = "efficientnet_lite"
@@ -489,7 +490,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, CheckedConfig):
     batch_norm_eps: float = 1e-3
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("stage_names", None)  # of a saved file
+        kwargs.pop("stage_names", None)  # from a saved file
         self.stage_names = ["stem", *(f"stage{index}" for index in range(1, len(_STAGES) + 1))]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -550,8 +551,8 @@ EFFICIENTNET_LITE_0 = {"model_type": EfficientNetLiteConfig.model_type, "out_fea
 # Our own backbones by model type. Any other model type is looked up in transformers.
 BACKBONE_CONFIGS: dict[str, type[PreTrainedConfig]] = {EfficientNetLiteConfig.model_type: EfficientNetLiteConfig}
 
-# Mean and standard deviation per channel of the pixels, from 0 to 1, that a backbone is trained on, by model type; those of
-# ImageNet for all others.
+# Mean and standard deviation per channel of the pixels (0 to 1) that a backbone is trained on, by model type; all
+# others use those of ImageNet.
 BACKBONE_NORMALIZATIONS: dict[str, dict[str, Any]] = {
     EfficientNetLiteConfig.model_type: {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 }
@@ -576,7 +577,7 @@ def build_backbone_config(settings: PreTrainedConfig | dict[str, Any] | None) ->
 def is_plain_vit(config: PreTrainedConfig) -> bool:
     """Return whether all feature maps of a backbone have the stride of its patches, as in DINOv2 and ViTDet.
 
-    BEiT has a feature pyramid of its own, with `add_fpn=True`.
+    With `add_fpn=True`, BEiT has its own feature pyramid.
     """
     if getattr(config, "add_fpn", False):
         return False

@@ -38,8 +38,8 @@ from .configuration_encoders import (
 
 NUM_STAGES = 4
 
-# The Hub's task of a model that maps a video to masks for each of its frames. transformers has no pipeline of this name that
-# would be taken for ours, as it has for `image-segmentation` and `video-classification`.
+# The Hub task of a model that maps a video to masks for each of its frames. transformers has no pipeline of this name
+# that could be mistaken for ours, unlike for `image-segmentation` and `video-classification`.
 PIPELINE_TAG = "video-to-video"
 
 # The 71 classes of AVSBench-semantic: background, then 70 sound sources in plain ASCII order (index = label2idx - 1).
@@ -88,46 +88,51 @@ class PCMANetConfig(CheckedConfig):
     of the paper, stride 32) to fine (stage 1, stride 4), the order in which the decoder runs.
 
     Args:
-        backbone_config: Any `AutoBackbone` configuration with four feature maps at strides 4, 8, 16, 32, or one: see `neck`.
-        neck: `"convolution"` for a backbone with four feature maps; `"feature_pyramid"` makes them from the one map of a
-            plain vision transformer (ViTDet, arXiv 2203.16527).
-        audio_config: Configuration of the audio encoder, by default the published one: see [`build_audio_config`].
-        num_audio_windows: Windows of audio per frame that the audio encoder embeds; their embeddings are concatenated.
-        audio_softmax: Whether the network also gets the softmax over the embedding of each window, see [`audio_inputs`]. For
-            embeddings that are scores of classes (`score_groups` of the audio encoder); not in the paper.
-        audio_classifier: Whether two linear layers score the classes from the audio of a frame alone, and these logits are added
-            to those of all its pixels, in every stage: a class that is not heard gets no mask. Not in the paper.
+        backbone_config: Any `AutoBackbone` configuration with four feature maps at strides 4, 8, 16, 32, or with one
+            (see `neck`).
+        neck: `"convolution"` for a backbone with four feature maps; `"feature_pyramid"` computes them from the single
+            map of a plain vision transformer (ViTDet, arXiv 2203.16527).
+        audio_config: Configuration of the audio encoder, by default the published one (see [`build_audio_config`]).
+        num_audio_windows: Number of audio windows per frame that the audio encoder embeds; their embeddings are
+            concatenated.
+        audio_softmax: Whether the network also receives the softmax over the embedding of each window (see
+            [`audio_inputs`]). For embeddings that are class scores (`score_groups` of the audio encoder). Not in the
+            paper.
+        audio_classifier: Whether two linear layers score the classes from the audio of a frame alone. In every stage,
+            these logits are added to those of all pixels of the frame, so a class that is not heard gets no mask. Not
+            in the paper.
         hidden_size: Width C of the neck, the decoder stages and the projected audio.
         num_groups: Channel groups G of the audio-visual group attention (AVGA).
         num_attention_heads: Heads of the query-selected cross-attention (QSCA).
         token_grid_sizes: Side s of the s x s grid of visual tokens of QSCA, coarse to fine.
         head_channels: Width between the two convolutions of a segmentation head.
-        confidence_threshold: Confidence-induced masking (CIM) keeps a pixel as uncertain where its probability is in
-            `[threshold, 1 - threshold]`; 0 keeps every pixel, so that nothing is masked.
-        group_attention: Name of the block of the stages that weights feature maps by the audio: `"avga"` as published,
-            `"sounding_maps"`, or one that `register_block` has registered, as in the next two fields.
-        cross_attention: Name of the block that exchanges information between frames and audio: `"qsca"`; None builds none,
-            and the fusion has no guidance (for ablations).
+        confidence_threshold: Confidence-induced masking (CIM) keeps a pixel as uncertain if its probability is in
+            `[threshold, 1 - threshold]`; 0 keeps every pixel, so nothing is masked.
+        group_attention: Name of the block that weights the feature maps of a stage by the audio: `"avga"` as
+            published, `"sounding_maps"`, or, as in the next two fields, a block registered with `register_block`.
+        cross_attention: Name of the block that exchanges information between frames and audio: `"qsca"`. With None
+            (for ablations) there is no such block, and the fusion has no guidance.
         fusion: Name of the block that fuses the feature maps: `"guided"`.
         stage_loss_weights: Weight of each supervised output in the loss, coarse to fine.
-        semantic_iou_weight: Weight of the soft IoU loss, which the loss of binary masks always has, in the loss of classes; 0
-            is the published loss, in which small objects count little.
-        distillation_weight: Weight of the loss with which the prediction of the finest stage teaches the coarser ones; 0 adds
-            none, as published.
-        feature_distillation_weight: Weight of the loss with which its fused feature map teaches theirs; 0 adds none.
+        semantic_iou_weight: Weight of the soft IoU loss in the loss of semantic masks; the loss of binary masks always
+            includes it. 0 is the published loss, in which small objects count little.
+        distillation_weight: Weight of the distillation loss, in which the predictions of the coarser stages learn from
+            that of the finest stage; 0 adds none, as published.
+        feature_distillation_weight: Weight of the same loss between the fused feature maps; 0 adds none.
         ignore_index: Label of pixels that the loss and the metrics ignore.
         freeze_audio_encoder: Whether the audio encoder is frozen and stays in evaluation mode, as published.
         layer_norm_eps: Epsilon of QSCA's LayerNorm.
         patch_embedding_layer_norm_eps: Epsilon of the patch-embedding and spatial-reduction norms of a PVT-v2 backbone.
         token_layout: `"spatial"` puts every token back in its position; `"scrambled"` reshapes as published.
         masked_query_gradients: Whether gradients flow through the attention of stages that select their queries.
-        padded_frames: `"excluded"` computes only real frames; `"zeroed"` multiplies their feature maps by zero as
-            published.
+        padded_frames: `"excluded"` computes only real frames; `"zeroed"` multiplies the feature maps of padded frames
+            by zero, as published.
         gather_queries: Whether QSCA computes only the selected queries instead of multiplying by the mask.
-        description: One sentence about what the trained network knows and does not know, which the command and the page show.
-        bfloat16_agreement: Mean IoU, in [0, 1], of the masks in bfloat16 with those in float32, which `pcmanet.agreement`
-            measures for trained weights; None if it is unknown. From 0.99 on, `dtype="auto"` may choose bfloat16. Training
-            sets it to None, because it holds for the weights with which it was measured.
+        description: One sentence about what the trained network knows and does not know. The command and the page show
+            it.
+        bfloat16_agreement: Mean IoU, in [0, 1], of the masks in bfloat16 with those in float32, as measured by
+            `pcmanet.agreement` for trained weights; None if unknown. At 0.99 or more, `dtype="auto"` may choose
+            bfloat16. Training sets it to None, because it is valid only for the weights that it was measured with.
     """
 
     model_type = "pcmanet"
@@ -165,7 +170,7 @@ class PCMANetConfig(CheckedConfig):
     ignore_index: int = 255
     freeze_audio_encoder: bool = True
     layer_norm_eps: float = 1e-5
-    # transformers' PvtV2 uses 1e-6 everywhere, published PVT-v2 weights expect 1e-5 in these two kinds of norm.
+    # transformers' PvtV2 uses 1e-6 everywhere; published PVT-v2 weights expect 1e-5 in these two kinds of norm.
     patch_embedding_layer_norm_eps: float = 1e-5
     # The published code reshapes tokens (s*s, C) straight to (C, s, s), which scatters each token over the map.
     token_layout: str = "spatial"
@@ -192,7 +197,7 @@ class PCMANetConfig(CheckedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a configuration from a dictionary as transformers does.
 
-        Checkpoints of before the blocks had names hold true or false as `cross_attention`.
+        In checkpoints saved before the blocks had names, `cross_attention` is true or false.
         """
         saved = config_dict.get("cross_attention")
         if isinstance(saved, bool):
@@ -200,7 +205,7 @@ class PCMANetConfig(CheckedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, without the folders or Hub ids that the encoders were loaded from: weights have changed since."""
+        """Return all fields except the folders or Hub ids of the encoders, whose weights have changed since."""
         values = super().to_dict()
         for part in self.sub_configs:
             (values.get(part) or {}).pop("_name_or_path", None)
@@ -219,7 +224,7 @@ class PCMANetConfig(CheckedConfig):
             ValueError: If the preset is unknown.
         """
         if name not in _PRESETS:
-            raise ValueError(f"Expected a preset out of {', '.join(sorted(_PRESETS))}, got {name!r}.")
+            raise ValueError(f"Expected one of the presets {', '.join(sorted(_PRESETS))}, got {name!r}.")
         return cls(**{**_PRESETS[name], **overrides})
 
     @property
@@ -229,7 +234,7 @@ class PCMANetConfig(CheckedConfig):
 
     @property
     def audio_inputs_size(self) -> int:
-        """Width of what the network gets of the audio: the embeddings, and with `audio_softmax` their softmax."""
+        """Width of the audio input of the network: the embeddings, and with `audio_softmax` also their softmax."""
         return (1 + int(self.audio_softmax)) * self.audio_embeds_size
 
     @property
@@ -238,7 +243,7 @@ class PCMANetConfig(CheckedConfig):
         return NUM_STAGES
 
     def validate_widths(self) -> None:
-        """Raise if a width is not positive or does not divide into its groups or heads."""
+        """Raise if a width is not positive or not divisible by its number of groups or heads."""
         for name in ("hidden_size", "num_groups", "num_attention_heads", "head_channels", "num_audio_windows"):
             require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
         for name in ("num_groups", "num_attention_heads"):
@@ -258,7 +263,7 @@ class PCMANetConfig(CheckedConfig):
         require(min(self.token_grid_sizes) > 0, f"`token_grid_sizes` must be positive, got {self.token_grid_sizes}.")
 
     def validate_choices(self) -> None:
-        """Raise if an option has an unknown value, or a number is out of its range."""
+        """Raise if an option has an unknown value, or a number is out of range."""
         choices = {
             "neck": ("convolution", "feature_pyramid"),
             "token_layout": ("spatial", "scrambled"),
@@ -282,7 +287,7 @@ class PCMANetConfig(CheckedConfig):
         )
 
     def validate_labels(self) -> None:
-        """Raise unless the labels have a name for each of the indexes from 0 on, at least one."""
+        """Raise unless there is at least one label, and the labels name every index from 0 on."""
         require(
             (self.num_labels or 0) > 0,
             f"`num_labels`, the length of `id2label`, must be positive, got {self.num_labels}.",

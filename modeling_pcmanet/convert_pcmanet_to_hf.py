@@ -4,10 +4,10 @@
     python -m modeling_pcmanet.convert_pcmanet_to_hf --checkpoint vggish.pth --output vggish
     python -m modeling_pcmanet.convert_pcmanet_to_hf --checkpoint pvt_v2_b5.pth --output pvt-v2-b5
 
-The format of a file is recognized from its keys. Every key must be accounted for: it is mapped, or dropped for a stated
-reason, or the conversion fails and lists it.
+The format of a file is recognized from its keys. Every key must be accounted for: it is either mapped or dropped for a
+stated reason. Otherwise, the conversion fails and lists it.
 
-The file goes from the converter to its parts: conversion, reading of files, map of names, command line.
+This module is ordered from the converter to its parts: conversion, reading files, map of names, command line.
 """
 
 import argparse
@@ -83,9 +83,9 @@ class Conversion:
     Attributes:
         title: What was recognized, for example `"PCMANet for S4 with PVT-v2-B5"`.
         model: Our model with its configuration.
-        dropped: Published key, or a slice of one, to the reason why it was dropped.
+        dropped: Maps a published key, or a slice of one, to the reason why it was dropped.
         notes: Notes for users of the model.
-        has_audio_encoder: False for a PCMANet whose audio encoder is random; `save` does not write it.
+        has_audio_encoder: False for a PCMANet with a random audio encoder, which `save` does not write.
     """
 
     title: str
@@ -105,7 +105,7 @@ class Conversion:
             weights = {name: weight for name, weight in weights.items() if not name.startswith(_AUDIO_ENCODER)}
         with atomic_folder(output) as folder:
             self.model.save_pretrained(folder, state_dict=weights)
-            make_weights_readable(folder)  # which the encoders' own save_pretrained does not
+            make_weights_readable(folder)  # the encoders' own save_pretrained does not do this
             if isinstance(self.model.config, PCMANetConfig):
                 PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(folder)
             elif isinstance(self.model.config, AudioMobileNetConfig):
@@ -139,7 +139,7 @@ def convert_state_dict(
     without_audio_encoder: bool = False,
     labels: Sequence[str] | None = None,
 ) -> Conversion:
-    """Convert published weights, without copying those that are float32 already.
+    """Convert published weights without copying those that are already float32.
 
     Args:
         published: State dict of a PCMANet, VGGish, AudioMobileNet ("mn" of EfficientAT), PVT-v2 (names of its authors,
@@ -147,14 +147,14 @@ def convert_state_dict(
             efficientnet-pytorch or timm); all keys may have the prefix `module.` or `_orig_mod.`.
         audio: State dict of a VGGish, for a PCMANet that does not contain one; published ones do not.
         without_audio_encoder: Convert a PCMANet without VGGish, which then accepts only `audio_embeds`.
-        labels: Class names of an AudioMobileNet, in order, see [`read_audioset_labels`].
+        labels: Class names of an AudioMobileNet, in order (see [`read_audioset_labels`]).
 
     Returns:
         The model in evaluation mode, with its title, dropped keys and notes.
 
     Raises:
-        ValueError: If the format is unknown, a key or weight on either side is left over or has another shape, or the
-            audio encoder of a PCMANet is not given exactly once.
+        ValueError: If the format is unknown, if a key or weight on either side is left over or has a different shape,
+            or if the audio encoder of a PCMANet is not given exactly once.
     """
     published = _strip_prefixes(published)
     name = _recognize(published)
@@ -184,7 +184,7 @@ _PVT_V2_NOTE = (
 
 
 def _build_backbone(name: str, weights: StateDict, labels: Sequence[str] | None) -> tuple[str, PreTrainedModel]:
-    """Build the network of a file without a PCMANet; return its title and the network."""
+    """Build the network of a file that does not contain a PCMANet; return its title and the network."""
     if name == _VGGISH:
         return name, VGGishModel(VGGishConfig())
     if name == _AUDIO_MOBILENET:
@@ -199,7 +199,7 @@ def _build_backbone(name: str, weights: StateDict, labels: Sequence[str] | None)
 
 
 def _pvt_v2_config(weights: StateDict) -> tuple[str, PvtV2Config]:
-    """Find the published size of a PVT-v2; a file whose last blocks are missing has none."""
+    """Find the published size of a PVT-v2; a file without its last blocks matches none."""
     widths = [_shape(weights, f"encoder.layers.{stage}.patch_embedding.proj.weight")[0] for stage in range(4)]
     matches = (re.match(r"encoder\.layers\.(\d)\.blocks\.(\d+)\.", name) for name in weights)
     blocks = {match.groups() for match in matches if match}
@@ -242,7 +242,7 @@ def _audio_mobilenet_config(weights: StateDict, labels: Sequence[str] | None) ->
 
 
 def _pcmanet_config(weights: StateDict) -> PCMANetConfig:
-    """Read from the shapes what differs between the variants: backbone, groups and classes."""
+    """Infer from the shapes what differs between the variants: backbone, groups and classes."""
     width, group_width = _shape(weights, "model.stages.0.group_attention.visual_projection.0.weight")[:2]
     num_labels = _shape(weights, "model.stages.3.head.3.weight")[0]
     labels: dict[str, Any] = {"num_labels": num_labels}
@@ -359,7 +359,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is damaged, contains other objects than plain data, or not exactly one state dict.
+        ValueError: If the file is damaged, contains objects other than plain data, or does not contain exactly one
+            state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -370,10 +371,10 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The message of torch recommends to turn the protection off, so only the name of the object is taken from it.
+        # torch's message recommends turning off the protection, so only the name of the object is taken from it.
         refused = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} was rejected and nothing in it was executed: it contains other objects than tensors"
+            f"{path} was rejected and nothing in it was executed: it contains objects other than tensors"
             f"{f' ({refused[1]})' if refused else ''}. If you trust its author, load it where it was written, save the "
             "tensors alone with torch.save(model.state_dict(), 'plain.pth'), and convert that file."
         ) from error
@@ -423,7 +424,7 @@ def read_audioset_labels(path: str | Path) -> list[str]:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If a column is missing or the indices do not count from 0.
+        ValueError: If a column is missing or the indices do not count up from 0.
     """
     with Path(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -436,9 +437,10 @@ def read_audioset_labels(path: str | Path) -> list[str]:
     return [row["display_name"] for row in rows]
 
 
-# Map of names. A row is `(pattern, replacement)`: a regular expression for the start of a published key, and the start of our
-# name; the rest (`0.weight`, `running_mean`) is kept. The first row that matches is used. If one published matrix contains
-# several of ours, the replacement is a tuple with one name per equal slice of rows, None for a slice that is not used.
+# Map of names. A row is `(pattern, replacement)`: a regular expression for the start of a published key, and the start
+# of our name; the rest (`0.weight`, `running_mean`) is kept. The first row that matches is used. If one published
+# matrix contains several of ours, the replacement is a tuple with one name per equal slice of rows, or None for a
+# slice that is not used.
 
 
 def _recognize(state_dict: StateDict) -> str:
@@ -459,7 +461,8 @@ def _rename_keys(state_dict: StateDict, name: str) -> tuple[dict[str, torch.Tens
         name: Name of the format.
 
     Returns:
-        Our name to weight in float32, our name to published key, and dropped key, or slice of one, to reason.
+        Three mappings, from our name to weight in float32, from our name to published key, and from dropped key (or
+        slice of one) to reason.
     """
     weights: dict[str, torch.Tensor] = {}
     origins: dict[str, str] = {}
@@ -510,8 +513,8 @@ def _our_names(key: str, rows: tuple[Row, ...]) -> tuple[str | None, ...]:
         rows: The map of its format.
 
     Returns:
-        Our name for every equal slice of rows of the weight (mostly one), None for a slice that is not used; empty if no
-        row matches.
+        Our name for every equal slice of rows of the weight (usually one), or None for a slice that is not used; empty
+        if no row matches.
     """
     for pattern, replacement in rows:
         match = re.match(pattern, key)
@@ -559,7 +562,7 @@ _DECODER_ROWS: tuple[Row, ...] = (
     (rf"avga{_LEVEL}seq1\.", "stages.{level}.group_attention.visual_projection."),
     (rf"avga{_LEVEL}seq2\.", "stages.{level}.group_attention.output_projection."),
     (rf"avga{_LEVEL}fc\.", "stages.{level}.group_attention.audio_projection."),
-    # Nothing reads the audio token of the finest level: the audio query is not built there.
+    # Nothing reads the audio token of the finest level, so the audio query is not built there.
     (
         rf"qsca1\.{_ATTENTION}a_to_qkv\.",
         (None, "stages.3.cross_attention.visual_to_audio.key.", "stages.3.cross_attention.visual_to_audio.value."),
@@ -637,7 +640,7 @@ def _efficientnet_lite_rows() -> Iterator[Row]:
 
 
 def _efficientnet_lite_block_rows(flat: str, timm: str, ours: str, has_expansion: bool) -> Iterator[Row]:
-    """Yield the rows of one block; only timm numbers its norms without one that is absent."""
+    """Yield the rows of one block; only timm's numbering of norms skips an absent one."""
     modules = (
         ("expansion", "expand", "pw"),
         ("depthwise", "depthwise", "dw"),
@@ -664,7 +667,7 @@ _AUDIO_MOBILENET_WIDTHS = (0.1, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0)
 
 
 def _audio_mobilenet_block_rows() -> Iterator[Row]:
-    """Yield the rows of the inverted-residual blocks, whose published modules are numbered without those that are absent."""
+    """Yield the rows of the inverted-residual blocks, whose published numbering skips absent modules."""
     for number, block in enumerate(AudioMobileNetConfig().blocks):
         modules = ["expansion."] if block.expanded_channels != block.in_channels else []
         modules += ["depthwise.", *(["squeeze_excitation."] if block.squeeze_excitation else []), "projection."]
@@ -710,7 +713,8 @@ _DROPPED_KEYS: tuple[tuple[str, str], ...] = (
 _PCMANET, _VGGISH, _PVT_V2, _RESNET_50 = "PCMANet", "VGGish", "PVT-v2", "ResNet-50"
 _AUDIO_MOBILENET, _EFFICIENTNET_LITE_0 = "AudioMobileNet", "EfficientNet-Lite0"
 
-# Name of each format to a regular expression for the start of a key that only this format has, and to its map.
+# Maps the name of each format to a regular expression for the start of a key that only this format has, and to its
+# map.
 _FORMATS: dict[str, tuple[str, tuple[Row, ...]]] = {
     _PCMANET: (r"avga4\.", _PCMANET_ROWS),
     _VGGISH: (r"embeddings\.0\.", _VGGISH_ROWS),

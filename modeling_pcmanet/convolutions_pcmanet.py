@@ -11,11 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Exact convolutions (3x3) of fewer multiplications, for float32 and float64 on CPUs, in training and inference.
+"""Exact 3x3 convolutions with fewer multiplications, for float32 and float64 on CPUs, in training and inference.
 
-A feature map that was only upsampled is convolved before the upsampling, and other convolutions use Winograd's F(4x4, 3x3).
-All steps around the products over channels are products with small constant matrices, as fast as the matrix products of the
-machine, and exact at borders of any size. docs/benchmarks/inference.md and docs/benchmarks/training_cost.md have the measurements of each rule.
+A feature map that was only upsampled is convolved before the upsampling, and other convolutions use Winograd's F(4x4,
+3x3). All steps around the products over channels are products with small constant matrices. They are as fast as the
+matrix products of the machine, and exact at the borders for any size. docs/benchmarks/inference.md and
+docs/benchmarks/training_cost.md contain the measurements behind each rule.
 """
 
 import copy
@@ -31,9 +32,9 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 
 class Convolution(nn.Conv2d):
-    """A convolution that, in training, computes the same values and gradients with fewer multiplications where that is faster.
+    """A convolution that, in training, uses fewer multiplications for the same values and gradients if that is faster.
 
-    In evaluation mode it is PyTorch's convolution. The optimized model has [`FoldedConvolution`].
+    In evaluation mode, it is PyTorch's convolution. The optimized model uses [`FoldedConvolution`].
     """
 
     def forward(self, input: torch.Tensor, size: tuple[int, ...] | None = None) -> torch.Tensor:
@@ -41,7 +42,7 @@ class Convolution(nn.Conv2d):
 
         Args:
             input: (frames, in channels, height, width).
-            size: (height, width) to which to resize it before, bilinearly; None convolves it as it is.
+            size: (height, width) to which it is first resized bilinearly; None convolves it as it is.
 
         Returns:
             (frames, out channels, new height, new width).
@@ -51,7 +52,7 @@ class Convolution(nn.Conv2d):
             if is_rearranged and is_worth_mixing_first(input, size):
                 return convolve_upsampled(input, size, self.weight, self.bias)
             input = resize(input, size)
-        # The number of frames may be symbolic in an exported program, so it is asked for in training alone.
+        # The number of frames may be symbolic in an exported program, so it is read only in training.
         if (
             is_rearranged
             and input.numel() >= _TRAINED_PIXELS * input.shape[1]
@@ -96,13 +97,13 @@ class FoldedConvolution(nn.Module):
 
 
 def fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Fold a BatchNorm in evaluation mode into a copy of the convolution before it; computed in float64."""
+    """Fold a BatchNorm in evaluation mode into a copy of the convolution before it, in float64."""
     folded = fuse_conv_bn_eval(copy.deepcopy(convolution).double().eval(), copy.deepcopy(batch_norm).double().eval())
     return folded.to(convolution.weight.dtype)
 
 
 def fold_block(block: nn.Sequential) -> FoldedConvolution:
-    """Copy a chain that starts with convolution, BatchNorm and ReLU as these three, folded."""
+    """Copy and fold the convolution, BatchNorm and ReLU at the start of a chain."""
     convolution, batch_norm = cast(nn.Conv2d, block[0]), cast(nn.BatchNorm2d, block[1])
     return FoldedConvolution(convolution, batch_norm)
 
@@ -145,12 +146,14 @@ def in_chunks(
 ) -> tuple[torch.Tensor, ...]:
     """Apply a function to a few frames at a time, so that its intermediate tensors are small and stay in the cache.
 
-    Only on a CPU: on a GPU the parts would be too small to occupy it, and each would start its own kernels.
+    This happens only on a CPU. On a GPU, the parts would be too small to occupy it, and each would launch its own
+    kernels.
 
     Args:
         function: Maps tensors (frames, ...) to tensors (frames, ...), each frame independently.
-        values_per_frame: Size of the largest tensor that the function creates, per frame. None: all frames at a time.
-        *inputs: Arguments of the function; None is passed on, but not as the first one.
+        values_per_frame: Size of the largest tensor that the function creates, per frame. None processes all frames at
+            once.
+        *inputs: Arguments of the function. All except the first may be None, which is passed on.
     """
     # A compiled or exported graph must not depend on the number of frames.
     first = cast(torch.Tensor, inputs[0])
@@ -172,7 +175,7 @@ def resize(feature_map: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 
 def multiplications_are_expensive(tensor: torch.Tensor) -> bool:
-    """Whether fewer multiplications outweigh more memory traffic: not in half precision and not on GPUs.
+    """Return whether fewer multiplications outweigh more memory traffic: not in half precision and not on GPUs.
 
     Compilers and other runtimes have their own convolutions, and their graphs should stay small.
     """
@@ -181,14 +184,14 @@ def multiplications_are_expensive(tensor: torch.Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
 
 
-# Convolution before upsampling. Upsampling is linear and the same for all channels, so the channels may be mixed before it:
-# nine 1x1 convolutions run at the low resolution, a quarter of the work at a factor of two. Their results are upsampled,
-# shifted by one pixel in each direction and added by two products with small constant matrices, first along the rows, then
-# along the columns.
+# Convolution before upsampling. Upsampling is linear and the same for all channels, so the channels may be mixed
+# before it: nine 1x1 convolutions run at the low resolution, which is a quarter of the work for a factor of two. Two
+# products with small constant matrices, first along the rows, then along the columns, upsample their results, shift
+# them by one pixel in each direction and add them.
 
 
 def is_worth_mixing_first(feature_map: torch.Tensor, size: tuple[int, ...]) -> bool:
-    """Compare products per value: of the mixing and both interpolations with those of the convolution."""
+    """Compare the products per value of the mixing and both interpolations with those of the convolution."""
     channels, height, width = feature_map.shape[1:]
     shrinking = height * width / (size[0] * size[1])
     instead = 9 * channels * shrinking + 9 * width * height / size[0] + 3 * height
@@ -239,11 +242,11 @@ def _add_product(bias: torch.Tensor | None, repeats: int, first: torch.Tensor, s
 def _interpolation_taps(length: int, resized: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Build bilinear interpolation along one axis as a matrix for each of the three taps of a zero-padded convolution.
 
-    Cached, because a network has few sizes of feature maps.
+    Cached, because a network has feature maps of only a few sizes.
 
     Returns:
         (resized, length, 3): entry [:, :, k] maps `length` samples to the `resized` ones shifted by k - 1, with zeros
-        outside of the border.
+        outside the border.
     """
     samples = torch.eye(length, dtype=dtype, device=device)[None]
     weights = functional.interpolate(samples, size=resized, mode="linear", align_corners=False)[0].T
@@ -291,7 +294,7 @@ _OUTPUT_TRANSFORM = (
 
 
 def is_worth_transforming(feature_map: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Compare the savings, channels times channels, with the transforms, channels times the side of the map."""
+    """Compare the savings (channels times channels) with the transforms (channels times the side of the map)."""
     out_channels, in_channels = weight.shape[:2]
     saved = in_channels * out_channels / (in_channels + out_channels)
     return saved >= 1.7 * max(feature_map.shape[2:]) and multiplications_are_expensive(feature_map)
@@ -377,7 +380,7 @@ def _to_products(feature_map: torch.Tensor, down: torch.Tensor, across: torch.Te
 
 
 class _TransformedConvolution(torch.autograd.Function):
-    """Winograd's algorithm with gradients, which it also computes; only the input is kept, as for PyTorch's convolution."""
+    """Winograd's algorithm, also for the gradients; only the input is kept, as for PyTorch's convolution."""
 
     @staticmethod
     def forward(ctx: Any, feature_map: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -390,7 +393,7 @@ class _TransformedConvolution(torch.autograd.Function):
     def backward(
         ctx: Any, gradient: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Return the gradients of feature map, weight and bias for that of the output."""
+        """Return the gradients of feature map, weight and bias, given that of the output."""
         feature_map, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad
         mirrored = transform_weight(weight.transpose(0, 1).flip(2, 3), weight.dtype) if needs_input else None
@@ -424,7 +427,7 @@ def _num_tiles(length: int) -> int:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # training uses the cached matrices too
 def _transform_matrices(length: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Build the transforms along one axis of a feature map; cached, because a network has few sizes of feature maps.
+    """Build the transforms along one axis of a feature map; cached, as a network has feature maps of few sizes.
 
     Args:
         length: Size of the axis.

@@ -13,9 +13,10 @@
 # limitations under the License.
 """Feature extractors of audio encoders: the published log-mel patches, AudioMobileNet's spectrograms, and the registry.
 
-The published feature extractor turns a waveform, or audio that arrives in chunks, into one log-mel patch per video frame.
-Its values are those of AVSBench, which took them from AudioSet's VGGish. Everything is computed in float64 and cast at
-the end: in float32 the rounding of the Fourier transform next to the 0.01 offset changes a chirp by 1e-3.
+The published feature extractor turns a waveform, or audio that arrives in chunks, into one log-mel patch per video
+frame. Its values are those of AVSBench, which took them from AudioSet's VGGish. Everything is computed in float64 and
+cast at the end, because in float32 the rounding error of the Fourier transform, relative to the 0.01 offset, changes a
+chirp by 1e-3.
 """
 
 import inspect
@@ -59,7 +60,7 @@ from .configuration_encoders import (
 
 WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples: 25 ms = 400
 HOP_LENGTH = SAMPLING_RATE * 10 // 1000  # samples: 10 ms = 160
-FFT_LENGTH = 512  # samples: the next power of two above the window, reached with zeros at the end
+FFT_LENGTH = 512  # samples: the next power of two above the window, reached by padding the end with zeros
 NUM_MEL_BINS = 64
 PATCH_FRAMES = 96  # spectrogram frames: a patch starts 0.96 s after the previous one
 MIN_FREQUENCY = 125.0  # hertz
@@ -68,7 +69,7 @@ LOG_OFFSET = 0.01  # added to the mel magnitude: silence becomes ln 0.01 = -4.60
 
 PATCHES_AT_ONCE = 64  # bounds the memory that an hour of audio needs to that of a minute
 SHORT_CLIP_RULES = ("repeat_last", "zeros")
-_SAVED_KEYWORDS = {"auto_map", "feature_extractor_type", "processor_class"}  # that transformers adds to a file
+_SAVED_KEYWORDS = {"auto_map", "feature_extractor_type", "processor_class"}  # added to a file by transformers
 
 
 @lru_cache(maxsize=8)
@@ -133,7 +134,7 @@ def log_mel(
 
 
 class CheckedFeatureExtractor(FeatureExtractionMixin):
-    """Base class of the feature extractors: an unknown keyword is an error, or a warning where a file is loaded."""
+    """Base class of the feature extractors: an unknown keyword is an error, or a warning when a file is loaded."""
 
     def __init__(self, **kwargs: Any) -> None:
         accepted = inspect.signature(type(self)).parameters.keys() - {"kwargs"}
@@ -150,18 +151,19 @@ class CheckedFeatureExtractor(FeatureExtractionMixin):
 class PCMANetFeatureExtractor(CheckedFeatureExtractor):
     """Compute one VGGish log-mel patch per video frame from the audio of a clip (AVSBench protocol).
 
-    The audio is reduced to one channel, resampled to 16 kHz and cut into patches of 96 spectrogram frames, 15,600 samples.
-    The audio alignment is how the patches follow the frames of the video:
+    The audio is reduced to one channel, resampled to 16 kHz and cut into patches of 96 spectrogram frames, 15,600
+    samples. The audio alignment determines where the patches are in relation to the frames of the video:
 
-    - `"consecutive"`, as published: patch k starts at sample 15,360 k, whatever the times of the frames. With one frame per
-      second it falls behind by another 40 ms every second. Surplus patches are dropped; where patches are missing,
-      `short_clip` chooses what replaces them.
+    - `"consecutive"`, as published: patch k starts at sample 15,360 k, regardless of the timestamps of the frames. At
+      one frame per second, it falls behind by another 40 ms every second. Surplus patches are dropped; `short_clip`
+      chooses what replaces missing patches.
     - `"center"`: each patch is centered on its frame's timestamp, and moved as little as needed to stay inside the audio.
       The audio counts as silent from its end to the last frame.
-    - `"end"`: the same, but each patch ends at its frame's timestamp. The first of the published patches is placed so for
-      frames at 15/16 of each second. No patch needs audio after its frame, so live input can be followed.
+    - `"end"`: the same, but each patch ends at its frame's timestamp. For frames at 15/16 of each second, the first of
+      the published patches has this position. No patch needs audio after its frame, so this alignment works for live
+      input.
 
-    Audio shorter than one patch (0.975 s) is padded with silence to one patch in all of them.
+    In all three cases, audio shorter than one patch (0.975 s) is padded with silence to one patch.
 
     Args:
         sampling_rate: Rate at which features are computed, in hertz.
@@ -233,7 +235,7 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
 
     @property
     def feature_size(self) -> int:
-        """Size of the last dimension of the features, by the name that other feature extractors have for it."""
+        """Size of the last dimension of the features, under the name that other feature extractors use."""
         return self.num_mel_bins
 
     @property
@@ -265,23 +267,24 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
         Args:
             raw_speech: (samples,) or (channels, samples), numpy array or torch tensor; float in [-1, 1], int16 or int32; or
                 a list of floats. A list or tuple of these, or an array (clips, channels, samples), is a list of clips.
-            sampling_rate: Of the audio, in hertz; required. Audio at another rate than that of the extractor is resampled.
-            num_frames: How many video frames the clip has (a list for a list of clips). Without it (and without
+            sampling_rate: Sampling rate of the audio, in hertz; required. Audio at a rate other than that of the
+                extractor is resampled.
+            num_frames: Number of video frames of the clip (a list for a list of clips). Without it (and without
                 `timestamps`), consecutive alignment returns every complete patch.
             timestamps: (frames,), seconds from the start of the audio, one per video frame (a list of these for a list
                 of clips); required for `"center"` and `"end"`.
             audio_alignment: `"consecutive"`, `"center"` (each patch is centered on its frame) or `"end"` (each patch ends
                 at its frame).
-            return_tensors: `"pt"` or `"np"`; clips of a list must then have the same number of frames. A processor pads
-                them.
+            return_tensors: `"pt"` or `"np"`; the clips of a list must then have the same number of frames. A processor
+                pads them.
 
         Returns:
             `input_features`: (frames, 1, patch_frames, num_mel_bins), float32; a list of these for a list of clips.
 
         Raises:
-            ValueError: For no audio, audio that [`to_mono`] refuses (the error gives the index in a list), a missing or wrong
-                sampling rate, an unknown audio alignment, missing timestamps, lists of different lengths, or clips that
-                cannot be stacked.
+            ValueError: For no audio, audio that [`to_mono`] rejects (for a list, the error gives the index), a missing
+                or wrong sampling rate, an unknown audio alignment, missing timestamps, lists of different lengths, or
+                clips that cannot be stacked.
         """
         settings = {"sampling_rate": check_sampling_rate(sampling_rate), "audio_alignment": audio_alignment}
         waveforms = _as_arrays(raw_speech)
@@ -325,7 +328,7 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
         return self._patches(*self._starts_at(waveform, positions, self.samples_before(audio_alignment)))
 
     def _consecutive_starts(self, waveform: torch.Tensor, num_frames: int | None) -> tuple[torch.Tensor, np.ndarray]:
-        """Place every complete patch after the previous one: the padded waveform and (patches,) first samples."""
+        """Place patches one after another; return the padded waveform and the first samples, (patches,)."""
         waveform = _fill(waveform, self.patch_length)
         count = 1 + (len(waveform) - self.patch_length) // self.patch_stride
         count = count if num_frames is None else min(count, num_frames)
@@ -334,8 +337,8 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
     def _starts_at(
         self, waveform: torch.Tensor, positions: np.ndarray, before: int
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """Start a patch `before` samples before every position: the padded waveform and (frames,) first samples."""
-        # The audio counts as silent from its end to the last frame, so that a frame after the end gets silence and not the
+        """Start patches `before` samples before each position; return padded waveform and first samples, (frames,)."""
+        # The audio counts as silent from its end to the last frame, so a frame after the end gets silence and not the
         # last sound.
         waveform = _fill(waveform, max(self.patch_length, int(positions.max())))
         return waveform, np.clip(positions - before, 0, len(waveform) - self.patch_length)
@@ -347,7 +350,7 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
         return torch.cat([self.log_mel_patches(candidates[block]) for block in blocks])
 
     def _fit(self, patches: torch.Tensor, num_frames: int | None) -> torch.Tensor:
-        """Apply the short-clip rule where there are fewer consecutive patches than frames."""
+        """Apply the short-clip rule if there are fewer consecutive patches than frames."""
         missing = 0 if num_frames is None else num_frames - len(patches)
         if not missing:
             return patches
@@ -374,10 +377,10 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
     def audio_patches(
         self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer, audio_alignment: str
     ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
-        """Add its patch to each frame of a stream: the same patches as from a call with the complete audio.
+        """Pair each frame of a stream with its patch, which is the same as from a call with the complete audio.
 
         Args:
-            frames: Tuples that begin with a timestamp in seconds from the start of the audio, in order of time.
+            frames: Tuples that begin with a timestamp in seconds from the start of the audio, in chronological order.
             audio: Read as far as the frames need it.
             audio_alignment: `"consecutive"`, `"center"` or `"end"`.
 
@@ -391,7 +394,7 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
     def _stream_consecutive(
         self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer
     ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
-        """Cut patches one after another, whatever the timestamps; past the last complete one, apply the short-clip rule."""
+        """Cut consecutive patches regardless of timestamps; after the last complete one, apply the short-clip rule."""
         patch, start, waiting = torch.zeros(0, device="cpu"), 0, deque()
         for frame in chain(frames, [None]):
             if frame is not None:
@@ -401,7 +404,7 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
                 if is_reached or (start == 0 and not audio.is_waiting):
                     patch = self._patch_at(audio, start)
                 elif frame is not None:
-                    break  # audio that is much shorter than the frames may still be filled up with silence
+                    break  # audio that is much shorter than the frames may still be padded with silence
                 elif self.short_clip == "zeros":
                     patch = torch.zeros_like(patch)
                 yield waiting.popleft(), patch
@@ -412,8 +415,8 @@ class PCMANetFeatureExtractor(CheckedFeatureExtractor):
     ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
         """Cut a patch for each frame that starts `before` samples before it.
 
-        At the end of the audio a patch depends on the frames that follow: the audio counts as silent up to the last frame,
-        and patches are moved to stay inside it. Frames wait there until the last frame is known.
+        At the end of the audio, a patch depends on the frames that follow, because the audio counts as silent up to
+        the last frame, and patches are moved to stay inside it. Frames wait there until the last frame is known.
         """
         length, waiting, last = self.patch_length, deque(), 0
         for frame in chain(frames, [None]):
@@ -440,7 +443,7 @@ def _fill(waveform: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _as_arrays(raw_speech: Any) -> Any:
-    """Return one waveform as it is or, given as numbers in a list, as an array; several as a list of such."""
+    """Return one waveform as it is, or as an array if it is a list of numbers; return several as a list of these."""
     if not isinstance(raw_speech, list | tuple):
         return raw_speech
     if raw_speech and isinstance(raw_speech[0], Real):
@@ -470,12 +473,12 @@ LOG_MEAN, LOG_SCALE = -4.5, 5.0
 
 @lru_cache(maxsize=8)
 def kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int, max_frequency: float) -> torch.Tensor:
-    """Build Kaldi's mel filter bank from 0 Hz up.
+    """Build Kaldi's mel filter bank, which starts at 0 Hz.
 
     Returns:
         (num_mel_bins, fft_length // 2 + 1), float32. The tensor is cached: do not write to it.
     """
-    # The last three arguments belong to vocal tract length warping, which a factor of 1 switches off.
+    # The last three arguments belong to vocal tract length warping, which a factor of 1 disables.
     with torch.device("cpu"):  # not the default device, on which torchaudio would create them
         filters, _ = get_mel_banks(
             num_mel_bins, fft_length, float(sampling_rate), 0.0, max_frequency, 100.0, -500.0, 1.0
@@ -489,11 +492,11 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
     Args:
         feature_size: Number of mel bands.
         sampling_rate: In hertz (Hz).
-        padding_value: Value that fills up shorter waveforms of a batch with `padding="constant"`.
-        padding: `"repeat"` fills up shorter waveforms of a batch with themselves, so that the mean over time that the encoder
-            takes is that of the waveform; `"constant"` with `padding_value`.
+        padding_value: Value that pads shorter waveforms of a batch with `padding="constant"`.
+        padding: `"repeat"` pads shorter waveforms of a batch with themselves, so the encoder's mean over time is that
+            of the waveform; `"constant"` pads them with `padding_value`.
         window_length: Length of the Hann window, in samples.
-        hop_length: Distance of two spectrogram frames, in samples: 320 gives 100 frames per second at 32 kHz.
+        hop_length: Distance between two spectrogram frames, in samples: 320 gives 100 frames per second at 32 kHz.
         fft_length: Length of the Fourier transform, in samples.
         max_frequency: Upper edge of the mel bands, in hertz (Hz).
     """
@@ -531,18 +534,18 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
         """Compute one spectrogram per waveform.
 
         Args:
-            raw_speech: One waveform (samples,), an array, tensor or list of floats; a batch (windows, samples), or a list of
-                waveforms; mono, float in [-1, 1], int16 or int32. Shorter waveforms of a list are filled up to the longest,
-                see `padding`.
-            sampling_rate: Of the waveforms, in hertz (Hz); must be that of the extractor.
+            raw_speech: One waveform (samples,), an array, tensor or list of floats; a batch (windows, samples), or a
+                list of waveforms; mono, float in [-1, 1], int16 or int32. Shorter waveforms of a list are padded to
+                the longest (see `padding`).
+            sampling_rate: Sampling rate of the waveforms, in hertz (Hz); must be that of the extractor.
             return_tensors: `"pt"` or `"np"`; None gives numpy arrays.
 
         Returns:
             `input_features`: (windows, 1, feature_size, samples // hop_length), float32.
 
         Raises:
-            ValueError: For another sampling rate, stereo, a waveform of fewer than two samples, a longest one of less than half
-                a Fourier transform, no waveform, and values that [`to_mono`] refuses.
+            ValueError: For a different sampling rate, stereo audio, a waveform of fewer than two samples, a longest
+                waveform of less than half a Fourier transform, no waveform, and values that [`to_mono`] rejects.
         """
         if sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -558,14 +561,14 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
         longest, fewest = max(samples for (samples,) in shapes), self.fft_length // 2 + 2
         if longest < fewest:  # its ends are reflected by half a Fourier transform
             raise ValueError(
-                f"Expected a waveform of at least {fewest} samples, got {longest}. Fill it up with zeros, or pass a "
+                f"Expected a waveform of at least {fewest} samples, got {longest}. Pad it with zeros, or pass a "
                 "longer window of audio."
             )
         batch = torch.stack([self._fill_up(to_mono(wave).float(), longest) for wave in waveforms])
         return BatchFeature({"input_features": self._log_mel(batch).numpy()}, tensor_type=return_tensors)
 
     def _fill_up(self, waveform: torch.Tensor, samples: int) -> torch.Tensor:
-        """Fill up a waveform to a number of samples, as `padding` says."""
+        """Pad a waveform to a number of samples, as `padding` specifies."""
         if self.padding == "repeat":
             return waveform.repeat(-(-samples // len(waveform)))[:samples]
         return functional.pad(waveform, (0, samples - len(waveform)), value=self.padding_value)
@@ -620,7 +623,7 @@ _DEFAULT_SETTINGS: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-# Seconds of a window that a feature extractor of transformers uses. It cuts the rest off, CLAP's at random.
+# Seconds of a window that a feature extractor of transformers uses. It cuts off the rest (CLAP's at random).
 _SECONDS_USED: dict[str, Callable[[Any], float]] = {
     # Spectrogram frames of 25 ms, one every 10 ms.
     "ASTFeatureExtractor": lambda extractor: (extractor.max_length + 1.5) / 100,
@@ -630,7 +633,7 @@ _SECONDS_USED: dict[str, Callable[[Any], float]] = {
 
 
 def seconds_used(feature_extractor: Any) -> float:
-    """Return the length of the longest window that a feature extractor uses completely, in seconds; infinity without a limit."""
+    """Return the length in seconds of the longest window that a feature extractor uses completely, or infinity."""
     return _SECONDS_USED.get(type(feature_extractor).__name__, lambda _: math.inf)(feature_extractor)
 
 

@@ -28,7 +28,7 @@ _REMEDIES = {
 
 
 class HubUploadError(OSError):
-    """An upload that failed while the files are safe on disk; the message has the reason and the remedy."""
+    """A failed upload of files that are safe on disk; the message contains the reason and the remedy."""
 
 
 def push_command(
@@ -97,7 +97,7 @@ def upload_folder(
 ) -> str:
     """Upload a folder to a repository, which is created unless it exists, and retry after temporary errors.
 
-    Files that are on the Hub already are not sent again, so that a second call resumes an interrupted upload.
+    Files that are already on the Hub are not sent again, so a second call resumes an interrupted upload.
 
     Args:
         folder: Folder to upload; it is not modified.
@@ -147,8 +147,8 @@ def _retry(request: Callable[[], Result], repository: str, waits: Sequence[float
             return request()
         except HFValidationError:
             raise
-        # HTTP, TLS, the disk and a second upload protocol (Xet) raise different errors. For each of them the message must
-        # name the folder.
+        # HTTP, TLS, the disk and a second upload protocol (Xet) raise different errors. For each of them, the message
+        # must name the folder.
         except Exception as error:
             reason, wait = _explain(error), next(remaining, None)
             if wait is None or not _is_temporary(error):
@@ -158,7 +158,7 @@ def _retry(request: Callable[[], Result], repository: str, waits: Sequence[float
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Whether another attempt may succeed."""
+    """Return whether another attempt may succeed."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return status in _TEMPORARY_STATUSES or status >= 500

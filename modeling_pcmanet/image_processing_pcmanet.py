@@ -13,8 +13,8 @@
 # limitations under the License.
 """Image processors of PCMANet: from video frames to `pixel_values`, and from masks to `labels`.
 
-There are two backends, as in transformers. [`PCMANetImageProcessor`] computes with PIL, as AVSBench does, and is the default.
-[`PCMANetImageProcessorTorchvision`] computes the frames of a clip at once, also on an accelerator: pass
+There are two backends, as in transformers. [`PCMANetImageProcessor`] uses PIL, as AVSBench does, and is the default.
+[`PCMANetImageProcessorTorchvision`] processes the frames of a clip at once, also on an accelerator. To select it, pass
 `backend="torchvision"` to `from_pretrained` of an Auto class or of the processor.
 """
 
@@ -39,13 +39,13 @@ from transformers.utils import requires_backends
 from .configuration_encoders import BACKBONE_NORMALIZATIONS, check_keywords, drop_code_entries, loading_saved
 
 
-# What an image processor does to the values of pixels.
+# Settings that change the values of pixels.
 _NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 _SAVED_KEYWORDS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}  # of transformers
 
 
 class FramesAndMasks(BaseImageProcessor):
-    """What the image processors of both backends have in common: settings, and masks next to the frames."""
+    """Base class of the image processors of both backends: settings, and masks in addition to frames."""
 
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
@@ -73,16 +73,16 @@ class FramesAndMasks(BaseImageProcessor):
     def from_backbone(cls, backbone: str | PathLike[str] | PreTrainedConfig, **settings: Any) -> Self:
         """Build the image processor for a visual backbone, with the normalization that it is trained with.
 
-        Of a pretrained backbone, mean, standard deviation and rescaling come from the image processor that is saved next to
-        it, or for a timm model from its data configuration. Size and resizing are those of this class.
+        For a pretrained backbone, mean, standard deviation and rescaling come from the image processor that is saved
+        with it, or, for a timm model, from its data configuration. Size and resizing are those of this class.
 
         Args:
-            backbone: Hub id or folder of a pretrained backbone, or the configuration of one, whose type has a normalization:
-                that of ImageNet, or another in `BACKBONE_NORMALIZATIONS`.
-            **settings: Any setting of the class, for example `size`; these replace those of the backbone.
+            backbone: Hub id or folder of a pretrained backbone, or the configuration of one. A configuration selects
+                the normalization of its type in `BACKBONE_NORMALIZATIONS`, or else that of ImageNet.
+            **settings: Any setting of the class, for example `size`; these override those of the backbone.
 
         Raises:
-            OSError: If neither is saved with a pretrained backbone, or nothing is found.
+            OSError: If a pretrained backbone is not found, or neither is saved with it.
         """
         if isinstance(backbone, PreTrainedConfig):
             return cls(**BACKBONE_NORMALIZATIONS.get(backbone.model_type, {}) | settings)
@@ -100,13 +100,13 @@ class FramesAndMasks(BaseImageProcessor):
         return cls(**{key: saved[key] for key in _NORMALIZATION if key in saved} | settings)
 
     def preprocess(self, images: ImageInput, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
-        """Process frames and, where given, their masks.
+        """Process frames and, if given, their masks.
 
         Args:
             images: uint8 arrays or tensors, (height, width, 3) or (3, height, width), PIL images of any mode with 8 bits per
                 channel, a list of these, or a (frames, height, width, 3) array.
             segmentation_maps: One per image: (height, width) arrays of class indices 0..255 (or booleans), or
-                single-channel PIL images; also one (frames, height, width) array, or the one mask of a single image. 255
+                single-channel PIL images; also one (frames, height, width) array, or the mask of a single image. 255
                 means "ignore": pass a binary mask that holds 0 and 255 as `mask > 127`.
             **kwargs: Any setting of the class for this call only (`size`, `do_normalize`, ...), and `return_tensors`.
 
@@ -172,15 +172,16 @@ class FramesAndMasks(BaseImageProcessor):
 class PCMANetImageProcessor(FramesAndMasks, PilBackend):
     """Resize frames to 224x224 and normalize them as AVSBench does; resize masks without creating new classes.
 
-    Frames are resized bilinearly with antialiasing, masks to the nearest pixel. The aspect ratio is not kept (AVSBench's
-    test protocol). Set `size` for another height and width. It computes with PIL, with and without torchvision.
+    Frames are resized bilinearly with antialiasing, masks to the nearest pixel. The aspect ratio is not kept
+    (AVSBench's test protocol). Set `size` for a different height and width. This class uses PIL whether or not
+    torchvision is installed.
     """
 
 
 class PCMANetImageProcessorTorchvision(FramesAndMasks, TorchvisionBackend):
     """Do the same as [`PCMANetImageProcessor`] with torchvision: the frames of a clip at once, on any `device`.
 
-    Frames differ from those of PIL by one level of 255 at most, which are 0.02 after normalization; labels are equal.
+    Frames differ from those of PIL by at most one level of 255, which is 0.02 after normalization; labels are equal.
 
     Raises:
         ImportError: If torchvision is not installed.
@@ -191,17 +192,17 @@ class PCMANetImageProcessorTorchvision(FramesAndMasks, TorchvisionBackend):
         super().__init__(**kwargs)
 
     def _labels(self, maps: list[np.ndarray], **kwargs: Any) -> list[np.ndarray]:
-        """Resize (height, width) class indices with PIL: torchvision takes another pixel where two are equally near."""
+        """Resize (height, width) class indices with PIL, as torchvision breaks ties between pixels differently."""
         settings = {name: getattr(self, name) for name in self._valid_kwargs_names}
         return PCMANetImageProcessor(**settings)._labels(maps, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings; the backend is chosen anew where they are loaded."""
+        """Return the settings; the backend is chosen again when they are loaded."""
         return super().to_dict() | {"image_processor_type": PCMANetImageProcessor.__name__}
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Raise ValueError if a channel has more than 8 bits: PIL does not scale such values, but clips them at 255."""
+    """Raise ValueError if a channel has more than 8 bits: PIL does not scale such values but clips them at 255."""
     if image.mode.startswith(("I", "F")):
         raise ValueError(
             f"Expected images with 8 bits per channel, got a PIL image of mode {image.mode!r}. Scale its values to 0..255 and "

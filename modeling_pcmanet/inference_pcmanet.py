@@ -13,13 +13,14 @@
 # limitations under the License.
 """Optimized model of PCMANet: the logits of [`PCMANetForAudioVisualSegmentation`], computed faster and without training.
 
-`model.for_inference()` builds it; docs/benchmarks/inference.md has the measurements of each part. BatchNorms are folded into
-convolutions, feature maps are channels_last, so that reading them as tokens or as groups of channels copies nothing, only
-the logits of the finest stage are resized to the input size, padded frames are not computed, and a CPU computes one clip
-after the other, so that its feature maps stay in the cache. With an early-exit threshold, frames leave the decoder at the
-first stage that is certain of them (docs/concepts/early_exit.md). Custom blocks run unchanged (docs/guides/custom_blocks.md).
+`model.for_inference()` builds it; docs/benchmarks/inference.md has the measurements of each part. BatchNorms are
+folded into convolutions. Feature maps are channels_last, so reading them as tokens or as groups of channels copies
+nothing. Only the logits of the finest stage are resized to the input size, and padded frames are not computed. A CPU
+computes one clip after the other, so its feature maps stay in the cache. With an early-exit threshold, frames leave
+the decoder at the first stage that is certain of them (docs/concepts/early_exit.md). Custom blocks run unchanged
+(docs/guides/custom_blocks.md).
 
-The file goes from the model to its parts: model, its data type, decoder stage, visual backbones, convolutions.
+This module is ordered from the model to its parts: model, data type, decoder stage, visual backbones, convolutions.
 """
 
 import copy
@@ -130,12 +131,12 @@ class OptimizedPCMANet(nn.Module):
         return super().train(False)
 
     def is_copy_of(self, network: "PCMANetModel", *, compare_values: bool = True) -> bool:
-        """Return whether a network is the one that was copied, and unchanged since.
+        """Return whether a network is the one that was copied and has not changed since.
 
         Args:
-            network: A network of which `find_obstacle` finds nothing.
-            compare_values: Whether to read all settings and weights too, which takes one pass over the memory. PyTorch does
-                not record writes through `.data`.
+            network: A network for which `find_obstacle` returns None.
+            compare_values: Whether to compare all settings and weights too, which takes one pass over the memory. This
+                finds writes through `.data`, which PyTorch does not record.
         """
         parts, settings, sums = self._source
         if _identify_parts(network) != parts:
@@ -159,12 +160,12 @@ class OptimizedPCMANet(nn.Module):
                 windows per frame (batch, frames, windows, ...).
             audio_embeds: (batch, frames, windows * width), outputs of the audio encoder, instead of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
-            early_exit_threshold: Largest fraction of uncertain pixels, in [0, 1], with which a frame leaves the decoder
-                early: it gets the logits of that stage, and the finer stages run without it, as if it were not part of the
-                clip. Uncertain pixels are counted at the size of the next stage, with the thresholds of the confidence
-                masks. 0 stops frames without uncertain pixels, 1 stops all frames after the first stage. None computes
-                every stage of every frame. Not supported in a compiled or exported graph, because the amount of
-                computation depends on the content of the frames.
+            early_exit_threshold: Largest fraction of uncertain pixels, in [0, 1], at which a frame leaves the decoder
+                early. It gets the logits of that stage, and the finer stages run without it, as if it were not part of
+                the clip. Uncertain pixels are counted at the size of the next stage, with the thresholds of the
+                confidence masks. 0 stops frames without uncertain pixels, 1 stops all frames after the first stage.
+                None computes every stage of every frame. Not supported in a compiled or exported graph, because the
+                amount of computation depends on the content of the frames.
 
         Returns:
             `logits`, `confidence_masks`, `audio_embeds` and, with an `early_exit_threshold`, `stages_used`.
@@ -192,7 +193,7 @@ class OptimizedPCMANet(nn.Module):
         if self.config.confidence_threshold == 0:
             raise ValueError(
                 "`early_exit_threshold` counts the pixels that confidence masking keeps, but this network has "
-                "`confidence_threshold` 0 and keeps all of them, so that no frame would stop. Leave the argument out."
+                "`confidence_threshold` 0 and keeps all of them, so no frame would stop. Leave the argument out."
             )
         if torch.compiler.is_compiling():
             raise ValueError(
@@ -201,7 +202,7 @@ class OptimizedPCMANet(nn.Module):
             )
 
     def _runs_clip_by_clip(self, pixel_values: torch.Tensor) -> bool:
-        """Whether clips are computed one by one; a compiled or exported graph must not depend on their number."""
+        """Return whether clips run one by one; a compiled or exported graph must not depend on their number."""
         is_possible = not torch.compiler.is_compiling() and not self.has_unchanged_modules
         return is_possible and pixel_values.is_cpu and len(pixel_values) > 1
 
@@ -212,7 +213,8 @@ class OptimizedPCMANet(nn.Module):
         if audio_embeds is not None:
             return audio_embeds.to(self.dtype)
         input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
-        # All frames of all clips at once: for the few of a single clip the encoder would spend its time on reading weights.
+        # All frames of all clips at once. With the few frames of one clip, the encoder would spend its time reading
+        # weights.
         layout = build_layout(input_features, frame_mask, self.config)
         features = layout.to_frames(input_features).to(self.audio_encoder.dtype)
         embeddings = embed_windows(self.audio_encoder, features, self.config.num_audio_windows)
@@ -235,7 +237,8 @@ class OptimizedPCMANet(nn.Module):
                 pixel_values[clip], embeddings[clip], clip_mask, early_exit_threshold
             )
             if index == 0:
-                # The largest tensor of all with many classes: filled in place, not concatenated at the end.
+                # The largest tensor if there are many classes, so it is filled in place and not concatenated at the
+                # end.
                 logits = clip_logits.new_empty(len(pixel_values), *clip_logits.shape[1:])
             logits[clip] = clip_logits
             masks.append(clip_masks)
@@ -358,7 +361,7 @@ def _keep_frames(layout: ClipLayout, kept: torch.Tensor) -> ClipLayout:
 # The data type that `dtype="auto"` chooses.
 
 MINIMUM_AGREEMENT = 0.99  # mean IoU of the masks in bfloat16 with those in float32
-# Of CPUs, in the names of PyTorch. Others compute bfloat16 more slowly than float32, or were not measured.
+# Of CPUs, by PyTorch's names. Others compute bfloat16 more slowly than float32, or were not measured.
 _BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 # Backbones that bfloat16 makes slower on a GPU, measured with 8 clips on an H200 (docs/benchmarks/inference.md).
 _SLOWER_ON_GPU = ("efficientnet_lite",)
@@ -398,17 +401,17 @@ def _find_bfloat16_units(device: torch.device) -> str | None:
     return next((name for name in _BFLOAT16_UNITS if capabilities.get(name)), None)
 
 
-# Whether a copy is still that of its model.
+# Checks whether a copy still matches its model.
 
 # The packages whose modules compute what their weights, settings and class say.
 _KNOWN_PACKAGES = tuple(f"{package}." for package in (__package__, "transformers", "timm", "torch.nn"))
 _SETTINGS = (int, float, str, tuple, type(None))
-_SUM_PERIOD = 1021  # values; a prime, so that exchanged rows, channels or kernels do not meet in the same sum
+_SUM_PERIOD = 1021  # values; a prime, so that exchanged rows, channels or kernels do not end up in the same sum
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
 
 def find_obstacle(model: nn.Module) -> str | None:
-    """Return what prevents that a change of a model is noticed, such as hooks; None if an optimized copy can be kept.
+    """Return what prevents changes of a model from being detected, such as hooks; None if a copy can be kept.
 
     Args:
         model: The model, with or without its head.
@@ -425,7 +428,7 @@ def find_obstacle(model: nn.Module) -> str | None:
 
 
 def find_quantized(model: nn.Module) -> str | None:
-    """Return the name of the first module with weights that are not plain tensors (quantized, sharded); None without.
+    """Return the name of the first module with weights that are not plain tensors (quantized, sharded), or None.
 
     Args:
         model: The model, with or without its head.
@@ -440,7 +443,7 @@ def find_quantized(model: nn.Module) -> str | None:
 
 
 def _identify_parts(network: nn.Module) -> list[Any]:
-    """Return the classes of all modules, and where their weights are with the number of writes that PyTorch recorded."""
+    """Return the classes of all modules, the addresses of their weights, and the writes that PyTorch has counted."""
     classes = [(type(module), type(module).forward) for module in network.modules()]
     return [classes, [(tensor.data_ptr(), tensor.is_inference() or tensor._version) for tensor in _tensors(network)]]
 
@@ -468,7 +471,7 @@ def _sum_values(network: nn.Module) -> torch.Tensor:
 
 
 def _tensors(network: nn.Module) -> Iterator[torch.Tensor]:
-    """Iterate over parameters and buffers; those that modules share come several times."""
+    """Iterate over parameters and buffers; those that modules share appear several times."""
     for module in network.modules():
         yield from (
             tensor for tensor in chain(module._parameters.values(), module._buffers.values()) if tensor is not None
@@ -496,7 +499,7 @@ def _optimize_stages(network: "PCMANetModel") -> nn.ModuleList:
     ]
     if unchanged:
         logger.warning_once(
-            f"The optimized model runs these modules unchanged, because it knows no faster form: {', '.join(unchanged)}."
+            f"The optimized model runs these modules unchanged (no optimized form): {', '.join(unchanged)}."
         )
     return stages
 
@@ -513,7 +516,7 @@ def _optimize(
 
 
 def _optimize_block(block: nn.Module, config: PCMANetConfig, index: int) -> nn.Module:
-    """Copy a block of the decoder stage with this index, in its optimized form if it is one of the library."""
+    """Copy a block of the decoder stage with this index, in its optimized form if it is from the library."""
     form = _BLOCK_FORMS.get(type(block))
     return UnchangedModule(block) if form is None else _optimize(block, form, type(block), config, index)
 
@@ -528,14 +531,14 @@ def _layers(module: nn.Module) -> list[tuple[Any, ...]]:
 
 
 def _is_hooked(layer: nn.Module) -> bool:
-    """Whether hooks or another `forward` may change what a layer computes; those of transformers only record it."""
+    """Return whether hooks or another `forward` may change a layer's results; transformers' hooks only record."""
     hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
     is_recording = (getattr(hook, "__module__", None) == output_capturing.__name__ for hook in hooks)
     return "forward" in vars(layer) or not all(is_recording)
 
 
 class UnchangedModule(nn.Module):
-    """Copy of a module that has no optimized form; inputs and weights have the memory layout that they have in the model."""
+    """Copy of a module that has no optimized form; inputs and weights have the same memory layout as in the model."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -552,7 +555,7 @@ class UnchangedDecoderStage(nn.Module):
     Args:
         neck: The optimized block of the neck.
         stage: The decoder stage; it is not modified.
-        index: Of the stage.
+        index: Index of the stage.
     """
 
     def __init__(self, neck: nn.Module, stage: nn.Module, index: int):
@@ -579,15 +582,15 @@ class UnchangedDecoderStage(nn.Module):
 
 
 class OptimizedDecoderStage(nn.Module):
-    """One block of the neck and its decoder stage: AVGA, QSCA, GF and a segmentation head, each unless replaced.
+    """One block of the neck and its decoder stage: AVGA, QSCA, GF and a segmentation head, each unless it is replaced.
 
-    Published modules let frames interact in QSCA only. Those before and after it run on a few frames at a time, so that the
-    largest feature maps of the network never exist for all frames. Custom modules get all frames at once.
+    Published modules let frames interact only in QSCA. Those before and after it run on a few frames at a time, so
+    that the largest feature maps of the network never exist for all frames. Custom modules get all frames at once.
 
     Args:
         neck: The optimized block of the neck.
         stage: The decoder stage; it is not modified.
-        config: Of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, neck: nn.Module, stage: DecoderStage, config: PCMANetConfig):
@@ -663,7 +666,7 @@ class OptimizedDecoderStage(nn.Module):
 
 
 class OptimizedGroupAttention(nn.Module):
-    """AVGA of all groups at once, by dot product over norm, so that no normalized feature map is stored."""
+    """AVGA of all groups at once, as dot product divided by norm, so that no normalized feature map is stored."""
 
     def __init__(self, attention: AudioVisualGroupAttention):
         super().__init__()
@@ -692,7 +695,7 @@ def _fold_sounding_maps(block: SoundingMaps) -> SoundingMaps:
 
 
 class OptimizedCrossAttention(nn.Module):
-    """Multi-head attention from the tokens of one modality to those of the other, by PyTorch's fused attention."""
+    """Multi-head attention from the tokens of one modality to those of the other, with PyTorch's fused attention."""
 
     def __init__(self, attention: CrossAttention):
         super().__init__()
@@ -802,10 +805,10 @@ _BLOCK_FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 }
 
 
-# Visual backbones: the same four feature maps from fewer operations and a better memory layout. ResNet has its BatchNorms
-# folded. In PVT-v2 tokens keep the layout of the convolutions, (frames, height, width, channels), so that nothing is
-# transposed; keys and values come from one matrix product, and the attention is PyTorch's fused one. Modules of transformers
-# are `Any` here, because their attributes have no types.
+# Visual backbones: the same four feature maps from fewer operations and a better memory layout. ResNet has its
+# BatchNorms folded. In PVT-v2, tokens keep the layout of the convolutions, (frames, height, width, channels), so
+# nothing is transposed; keys and values come from one matrix product, and the attention is PyTorch's fused attention.
+# Modules of transformers are `Any` here, because their attributes have no types.
 
 
 def _optimize_backbone(backbone: Any) -> nn.Module:
@@ -864,7 +867,7 @@ class OptimizedBackbone(nn.Module):
 
 
 class OptimizedEfficientNetLiteStage(nn.Module):
-    """Blocks of one stage of EfficientNet-Lite, a few frames at a time: their expanded feature maps are large."""
+    """Blocks of one stage of EfficientNet-Lite, a few frames at a time, as their expanded feature maps are large."""
 
     def __init__(self, blocks: Any):
         super().__init__()
@@ -913,7 +916,7 @@ class OptimizedPvtV2Block(nn.Module):
         """Map (frames, height, width, channels) to the same shape."""
         tokens = tokens + self.attention(self.attention_norm(tokens))
         hidden = self.expansion(self.feed_forward_norm(tokens))
-        # One name for all results, so that each frees the one before: these are the largest tensors of the backbone.
+        # One name for all results, so that each frees the previous one: these are the largest tensors of the backbone.
         hidden = self.depthwise_convolution(_to_map(hidden))
         hidden = self.activation(hidden)
         return tokens + self.contraction(_to_tokens(hidden))

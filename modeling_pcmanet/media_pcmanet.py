@@ -1,4 +1,4 @@
-"""Reading of media: frames and audio from a path, URL, bytes or file object, in one pass and on one clock.
+"""Read media: frames and audio from a path, URL, bytes or file object, in one pass and on one clock.
 
     with MediaReader("clip.mp4") as reader:
         for timestamp, frame, _ in reader.frames(frames_per_second=1.0):
@@ -6,8 +6,8 @@
         for samples, sampling_rate in reader.audio():
             ...
 
-[`MediaReader`] holds memory that does not grow with the length of the file. [`read_media`] and [`read_audio`] collect what
-it gives. Sections: notes and errors, reading, opening, packets, time, frames, audio.
+The memory that [`MediaReader`] uses does not grow with the length of the file. [`read_media`] and [`read_audio`]
+collect its output. Sections: notes and errors, reading, opening, packets, time, frames, audio.
 """
 
 import errno
@@ -48,18 +48,18 @@ logger = logging.getLogger(__name__)
 MediaSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 Stream = TypeVar("Stream", VideoStream, AudioStream)
 
-# In place of a rate: every frame of the video, at its own time.
+# Used instead of a rate: every frame of the video, at its own time.
 EVERY_FRAME = "video"
 
-# One frame for the network: its timestamp, the frame, and the timestamps of the masks since the frame before. The frame
-# is uint8 RGB (height, width, 3). Timestamps are in seconds since the first frame of the video.
+# One frame for the network: its timestamp, the frame, and the timestamps of the masks since the previous frame. The
+# frame is uint8 RGB (height, width, 3). Timestamps are in seconds since the first frame of the video.
 StreamedFrame = tuple[float, np.ndarray, tuple[float, ...]]
 
 # One event of a stream: a timestamp with a frame, or with None where only a mask is wanted.
 Event = tuple[float, np.ndarray | None]
 
-# Samples (channels, samples), float32, and the sampling rate in hertz (Hz). None in place of samples: how the audio
-# continues is known only after more frames.
+# Samples (channels, samples), float32, and the sampling rate in hertz (Hz). None in place of samples means that more
+# frames must be read before it is known how the audio continues.
 AudioPiece = tuple[np.ndarray | None, int]
 
 
@@ -78,7 +78,7 @@ class MediaError(ValueError):
         needs_audio: Whether the source lacks usable audio, which can be given separately.
 
     Attributes:
-        problem: The message without that remedy, for programs whose users give audio in another way.
+        problem: The message without that remedy, for programs whose users provide audio in another way.
         needs_audio: As given.
     """
 
@@ -89,11 +89,11 @@ class MediaError(ValueError):
 
 
 class MediaNotes:
-    """What was done to use one source although it is unusual or damaged; `str()` of it is the name of the source.
+    """Notes on what was done to use an unusual or damaged source; `str()` returns the name of the source.
 
-    A note is logged by the logger of this module when it is added, as a warning.
-    `logging.getLogger("modeling_pcmanet").setLevel(logging.ERROR)` silences it. What the file itself requests (rotation,
-    stretched pixels) is logged as information.
+    When a note is added, the logger of this module logs it as a warning.
+    `logging.getLogger("modeling_pcmanet").setLevel(logging.ERROR)` silences these warnings. What the file itself
+    requests (rotation, stretched pixels) is logged as information.
 
     Args:
         name: Name of the source in messages.
@@ -128,7 +128,7 @@ class MediaNotes:
         return self._counts[what] > 0
 
     def finish(self) -> None:
-        """Add the notes of the events counted."""
+        """Add the notes on the counted events."""
         for what, number in self._counts.items():
             self.add(f"{what}: {number}")
         self._counts.clear()
@@ -136,22 +136,23 @@ class MediaNotes:
 
 # --- Reading ---
 
-# More frames are not held at once: an hour of full HD at one frame per second is 22 GB.
+# Limit for frames held at once: an hour of full HD at one frame per second is 22 GB.
 LARGEST_FRAMES_BYTES = 8 * 2**30
 
 # Three hours of stereo at 48 kHz.
 LARGEST_AUDIO_BYTES = 4 * 2**30
 
-# Packets of one stream that wait while those of the other are read. Files interleave their streams in much less.
+# Limit for packets of one stream that wait while those of the other are read. Files interleave their streams in far
+# less.
 LARGEST_QUEUE_BYTES = 2**26
 
-# Audio is kept for this long after the last frame; audio and video may differ by this much before it is noted.
+# Audio is kept for this long after the last frame; audio and video may differ by this much before a note is added.
 AUDIO_MARGIN_SECONDS = 1.0
 
-# Audio is given in pieces of at least this length.
+# Audio is yielded in pieces of at least this length.
 JOINED_SECONDS = 0.5
 
-# Silence that is filled in is noted from this length on, all holes together: codecs and containers differ by less.
+# Filled-in silence is noted if all holes together reach this length; codecs and containers differ by less.
 NOTED_SILENCE_SECONDS = 0.25
 
 
@@ -168,7 +169,8 @@ class Media:
         waveform: float32 array (channels, samples), full scale is [-1, 1], sample 0 at time 0; `None` without audio.
         sampling_rate: Sampling rate of the waveform in hertz (Hz); `None` without a waveform.
         name: Name of the source in error messages.
-        notes: What was done to use the source although it is unusual or damaged, one sentence each. They were also logged.
+        notes: What was done to use the source although it is unusual or damaged, one sentence each. The notes are also
+            logged.
     """
 
     frames: np.ndarray
@@ -182,9 +184,10 @@ class Media:
 def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bool = True) -> Media:
     """Read the frames for the network, and the audio.
 
-    Second `l` gives the frame that AVSBench takes: number `int((l + 15/16) * round(fps))`, the last one if there are
-    fewer (AVSBench protocol, "Preparation from raw video"). At `r` frames per second the sampling times are
-    `(k + 15/16) / r`. There are `max(1, round(duration * r))` frames, where the duration is that of the decoded frames.
+    For second `l`, this is the frame that AVSBench takes: number `int((l + 15/16) * round(fps))`, or the last one if
+    there are fewer (AVSBench protocol, "Preparation from raw video"). At `r` frames per second the sampling times are
+    `(k + 15/16) / r`. There are `max(1, round(duration * r))` frames, where the duration is that of the decoded
+    frames.
 
     Args:
         source: Path, http(s) URL, the bytes of a file, or a binary file object (read from its start, left open).
@@ -192,10 +195,10 @@ def read_media(source: MediaSource, *, frames_per_second: float = 1.0, audio: bo
         audio: Whether to read the audio as well.
 
     Returns:
-        The frames with their timestamps, and the waveform at its own rate, aligned with them. Audio that starts late is
-        padded with zeros, audio from before the first frame is cut, and holes are filled with zeros. So is the end if more
-        than a second is missing; what follows more than a second after the video is cut. Of a truncated or damaged file,
-        what can be decoded. `notes` lists what was done.
+        The frames with their timestamps, and the waveform at its own rate, aligned with them. Audio that starts late
+        is padded with zeros, audio from before the first frame is cut, and holes are filled with zeros. The end is
+        also filled if more than a second is missing; audio more than a second after the video is cut. For a truncated
+        or damaged file, the result contains what can be decoded. `notes` lists what was done.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -270,7 +273,7 @@ class MediaReader:
         source: Path, http(s) URL, the bytes of a file, or a binary file object (read from its start, left open).
         video: Whether to read the video stream.
         audio: Whether to read the audio stream.
-        log_notes: Whether to log the notes. They were logged before if a source is read again.
+        log_notes: Whether to log the notes. If a source is read again, they have already been logged.
 
     Raises:
         FileNotFoundError: When entered, if the file does not exist.
@@ -278,11 +281,11 @@ class MediaReader:
 
     Attributes:
         name: Name of the source in error messages.
-        notes: What was done to use the source, complete after all frames were read and [`finish`] was called.
+        notes: What was done to use the source; complete once all frames have been read and [`finish`] has been called.
         duration: Duration that the file declares, in seconds; `None` if it declares none.
-        origin: Time of the first frame in the container, in seconds; known after the first frame was read.
+        origin: Time of the first frame in the container, in seconds; known once the first frame has been read.
         end: When the last frame read leaves the screen, in seconds since the first frame.
-        has_ended: Whether all frames were read.
+        has_ended: Whether all frames have been read.
         listener: Called with the index of the first sample, the samples (channels, samples) and the sampling rate of each
             chunk of audio that [`audio_packets`] passes on; `None` to not decode them.
     """
@@ -303,7 +306,7 @@ class MediaReader:
         self._skips: Callable[[av.Packet], bool] = lambda _: False
         # Notes on the audio, which are added after those on the complete file: a text with its level.
         self._audio_notes: list[tuple[str, int]] = []
-        # The seconds of holes and overlaps, and their number.
+        # The total seconds of holes and overlaps, and their number.
         self._gap_seconds: defaultdict[str, float] = defaultdict(float)
         self._gaps: Counter[str] = Counter()
         self._audio_seconds: float | None = None
@@ -323,7 +326,7 @@ class MediaReader:
             if self._reads["audio"]:
                 self._audio = audio_stream(container, self.notes)
                 streams.append(self._audio)
-            # A URL is not read twice, because a broadcast would have gone on: one thread decodes what it gives.
+            # A URL is not read twice, because a broadcast would have continued. So only one thread decodes it.
             is_read_once = _is_url(self._source)
             threads = 1 if is_read_once else FRAME_THREADS
             self._packets = PacketQueues(container, streams, self.notes, self._reopen, threads, conceals=is_read_once)
@@ -337,7 +340,7 @@ class MediaReader:
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
-        # Generators of this object refer to it: without this, the decoders would be freed by the garbage collector only.
+        # Generators of this object refer to it. Without this, only the garbage collector would free the decoders.
         self._decoded = self._pieces = iter(())
         del self._packets
         self._skips = lambda _: False
@@ -345,7 +348,7 @@ class MediaReader:
 
     @property
     def audio_stream(self) -> AudioStream:
-        """The audio stream of the container; ValueError if the reader was made without audio."""
+        """The audio stream of the container; ValueError if the reader was created without audio."""
         if self._audio is None:
             raise ValueError(f"{self.name} was opened with audio=False. Open it with audio=True to read its audio.")
         return self._audio
@@ -362,7 +365,7 @@ class MediaReader:
     def frames(
         self, frames_per_second: float | str = 1.0, masks_per_second: float | str | None = None
     ) -> Iterator[StreamedFrame]:
-        """Yield, once, the frames for the network in order of time.
+        """Yield, once, the frames for the network in chronological order.
 
         Args:
             frames_per_second: Frames to take per second of video, or `"video"` for every frame.
@@ -378,25 +381,25 @@ class MediaReader:
         return join_timestamps(events)
 
     def frames_at(self, rates: Sequence[float | str]) -> Iterator[tuple[int, StreamedFrame]]:
-        """Yield, once and in place of [`frames`], the frames for the network at several rates.
+        """Yield, once and instead of [`frames`], the frames for the network at several rates.
 
         Args:
             rates: Frames to take per second of video, each a number or `"video"` for every frame.
 
         Yields:
-            Index of the rate, and a frame with one mask. Those of one rate are in order of time.
+            Index of the rate, and a frame with one mask. Those of one rate are in chronological order.
         """
         for index, time, frame in self._taken(rates):
             yield index, (time, self._converter.convert(frame), (time,))
 
     def audio(self) -> Iterator[AudioPiece]:
-        """Yield, once, the audio in pieces that follow each other without holes; read the first frame before.
+        """Yield, once, the audio in pieces without holes between them; read the first frame before calling this.
 
-        Sample 0 is at the first frame of the video, or without a video at the first sample. Holes, and the end if more than
-        a second is missing, are filled with zeros; what follows more than a second after the video is left out.
+        Sample 0 is at the first frame of the video, or without a video at the first sample. Holes, and the end if more
+        than a second is missing, are filled with zeros; audio more than a second after the video is left out.
 
         Yields:
-            See `AudioPiece`. After all frames were read, no piece is None.
+            See `AudioPiece`. Once all frames have been read, no piece is None.
 
         Raises:
             MediaError: If there is no audio, or samples are NaN or infinite.
@@ -404,7 +407,7 @@ class MediaReader:
         return self._pieces
 
     def audio_packets(self) -> Iterator[av.Packet]:
-        """Yield, once and in place of [`audio`], the packets of the audio stream, the last one empty."""
+        """Yield, once and instead of [`audio`], the packets of the audio stream; the last one is empty."""
         timeline = None
         for packet in self._packets_of(self.audio_stream):
             if self.listener is not None:
@@ -415,7 +418,7 @@ class MediaReader:
             yield packet
 
     def finish(self) -> None:
-        """Read the rest of the audio if all frames were read, and add the notes on what was read."""
+        """Read the rest of the audio if all frames have been read, and add the notes on what was read."""
         if self._audio is not None and self.has_ended:  # how far the audio is used depends on where the video ends
             deque(self._pieces, maxlen=0)
         self._add_notes()
@@ -461,7 +464,7 @@ class MediaReader:
         self.has_ended = True
 
     def _restart_video(self) -> Iterator[av.Packet]:
-        """Return the packets of the video from the first one on, for a decoder with one thread."""
+        """Return the packets of the video, starting with the first one, for a decoder with one thread."""
         self._packets.restart(self._video)
         return self._packets_of(self._video)
 
@@ -497,7 +500,7 @@ class MediaReader:
             yield from self._fill_end(timeline, end)
 
     def _cut(self, timeline: "AudioTimeline", samples: np.ndarray) -> Iterator[AudioPiece]:
-        """Yield new samples (channels, samples), but not those that follow more than a second after the video."""
+        """Yield new samples (channels, samples), but not those more than a second after the video."""
         rate, start = timeline.sampling_rate, timeline.position
         timeline.position += samples.shape[1]
         samples = finite_waveform(samples, self.name, start)
@@ -509,7 +512,7 @@ class MediaReader:
     def _fill_hole(self, timeline: "AudioTimeline", hole: int) -> Generator[AudioPiece, None, bool]:
         """Yield the silence of a hole in samples; return False if the hole reaches past the end of the video.
 
-        Whether it does is known only when more frames were read: None is yielded until then.
+        Whether it does is known only once more frames have been read. Until then, None is yielded.
         """
         rate, start = timeline.sampling_rate, timeline.position
         while hole > 0 and start + hole > self.end * rate:
@@ -530,7 +533,7 @@ class MediaReader:
         return True
 
     def _count_gap(self, seconds: float) -> None:
-        """Count a hole in the audio, or below 0 an overlap: many short ones are as much as a long one."""
+        """Count a hole in the audio, or, below 0, an overlap. Many short ones count as much as a long one."""
         if seconds:
             text = "holes in its audio filled with silence" if seconds > 0 else "overlaps in its audio cut"
             self._gaps[text] += 1
@@ -539,7 +542,8 @@ class MediaReader:
     def _known_silence(self, timeline: "AudioTimeline", start: int) -> Iterator[AudioPiece]:
         """Yield the silence after sample `start` as far as the video was read; None if it is not known to be silence.
 
-        Less than a second without audio at the end of the video is not filled, so only a longer one is known to be.
+        Less than a second without audio at the end of the video is not filled, so only a longer part is known to be
+        silence.
         """
         stop, rate = _end_sample(self.end, timeline.sampling_rate), timeline.sampling_rate
         if stop - start > _margin(rate) and stop > timeline.position:
@@ -548,7 +552,7 @@ class MediaReader:
             yield None, rate
 
     def _fill_end(self, timeline: "AudioTimeline", end: int) -> Iterator[AudioPiece]:
-        """Yield silence up to the end of the video if the audio ends at sample `end`, more than a second before."""
+        """Yield silence up to the end of the video if the audio ends at sample `end`, more than a second earlier."""
         rate = timeline.sampling_rate
         while not self.has_ended:
             yield from self._known_silence(timeline, end)
@@ -562,7 +566,7 @@ class MediaReader:
             yield from timeline.silence(_end_sample(self.end, rate))
 
     def _is_endless(self, timeline: "AudioTimeline") -> bool:
-        """Return whether the audio continues for hours after the video, so that its end is not awaited."""
+        """Return whether the audio continues for hours after the video, so that reading stops before its end."""
         surplus = timeline.decoded - self.end * timeline.sampling_rate
         return self._reads["video"] and self.has_ended and 4 * timeline.channels * surplus > LARGEST_AUDIO_BYTES
 
@@ -575,7 +579,7 @@ def _joined(pieces: Iterator[AudioPiece]) -> Iterator[AudioPiece]:
             held.append(samples)
             length += samples.shape[1]
         if held and (samples is None or length >= JOINED_SECONDS * rate):
-            # In place of None: by the next piece more frames may have been read.
+            # Yielded instead of None, because more frames may have been read by the next piece.
             yield np.concatenate(held, axis=1), rate
             held, length = [], 0
         elif samples is None:
@@ -585,10 +589,10 @@ def _joined(pieces: Iterator[AudioPiece]) -> Iterator[AudioPiece]:
 
 
 def _collect_audio(reader: MediaReader) -> tuple[np.ndarray, int]:
-    """Return the waveform (channels, samples) of a reader of which all frames were read, and its sampling rate."""
+    """Return the waveform (channels, samples) of a reader whose frames have all been read, and its sampling rate."""
     pieces, held, sampling_rate = [], 0, 0
     for samples, rate in reader.audio():
-        samples, sampling_rate = cast(np.ndarray, samples), rate  # no piece is None, because all frames were read
+        samples, sampling_rate = cast(np.ndarray, samples), rate  # no piece is None, as all frames have been read
         held += samples.nbytes
         if held > LARGEST_AUDIO_BYTES:
             raise MediaError(
@@ -597,7 +601,7 @@ def _collect_audio(reader: MediaReader) -> tuple[np.ndarray, int]:
             )
         pieces.append(samples)
     waveform = np.empty((len(pieces[0]), held // (4 * len(pieces[0]))), np.float32)
-    # Filled piece by piece from the end, and each released, so that the audio is not held twice.
+    # Filled from the end, releasing each piece, so that the audio is not held twice.
     stop = waveform.shape[1]
     while pieces:
         samples = pieces.pop()
@@ -607,7 +611,7 @@ def _collect_audio(reader: MediaReader) -> tuple[np.ndarray, int]:
 
 
 def stack_and_release(frames: list[np.ndarray]) -> np.ndarray:
-    """Return frames (height, width, 3) as one array (frames, height, width, 3), and replace the list items by its parts."""
+    """Stack frames (height, width, 3) into an array (frames, height, width, 3); replace list items by its parts."""
     stacked = np.empty((len(frames), *frames[0].shape), frames[0].dtype)
     for index, frame in enumerate(frames):
         stacked[index], frames[index] = frame, stacked[index]
@@ -626,10 +630,10 @@ def check_held_frames(count: int, frame: np.ndarray, source: "MediaSource | Medi
 
 
 def join_timestamps(events: Iterable[Event]) -> Iterator[StreamedFrame]:
-    """Yield the frames of a stream, each with the timestamps of masks since the one before.
+    """Yield the frames of a stream, each with the timestamps of masks since the previous one.
 
     Args:
-        events: Timestamps of masks, and frames, in order of time. The last frame waits for the masks after it.
+        events: Timestamps of masks, and frames, in chronological order. The last frame waits for the masks after it.
     """
     held, waiting = None, []
     for timestamp, frame in events:
@@ -703,7 +707,7 @@ def _sampled(
 
 
 def _finished(samplers: Sequence["FrameSampler"], end: float) -> Iterator[tuple[int, float, Any]]:
-    """Yield what remains of a video that lasts `end` seconds after its last frame was given to [`_sampled`]."""
+    """Yield what remains of a video of `end` seconds after its last frame has been passed to [`_sampled`]."""
     for index, sampler in enumerate(samplers):
         yield from ((index, *taken) for taken in sampler.finish(end))
 
@@ -725,7 +729,7 @@ def note_missing_end(video: VideoStream, end: float, notes: MediaNotes, audio_en
 
 
 def no_frames(name: str) -> MediaError:
-    """Return the error for a video of which no frame could be decoded."""
+    """Return the error for a video without a frame that could be decoded."""
     return MediaError(
         f"{name}: no frame of its video stream could be decoded. Check that the file is complete and plays, and that its "
         f"frames have no more than {LARGEST_FRAME_PIXELS / 1e6:.0f} million pixels."
@@ -734,35 +738,35 @@ def no_frames(name: str) -> MediaError:
 
 # --- Opening ---
 
-# To open a URL, and again for each read from it.
+# For opening a URL, and for each read from it.
 NETWORK_TIMEOUT_SECONDS = 30.0
 
-# The formats of cameras, phones, browsers, broadcasts, editors and recorders. FFmpeg supports 300 more, of old games and
-# machines, in which most of its faults are, and detects any text as one of them.
+# The formats of cameras, phones, browsers, broadcasts, editors and recorders. FFmpeg supports 300 more, from old games
+# and machines. Most of its bugs are in these formats, and it detects any text as one of them.
 MEDIA_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,asf,ogg,mxf,nut,dv,rm,mjpeg,yuv4mpegpipe,"
     "vc1,gif,apng,webp_pipe,jpeg_pipe,png_pipe,bmp_pipe,tiff_pipe,"
     "wav,w64,aiff,au,caf,flac,mp3,aac,loas,ac3,eac3,dts,amr,voc,ape,tta,wv,nistsphere,dsf"
 )
 
-# Suffixes of video files in these formats, in lower case: what to take from a folder, or to offer to a user.
+# Suffixes of video files in these formats, in lower case: what to read from a folder, or to offer to a user.
 _CAMERA_AND_BROADCAST_SUFFIXES = (".3g2", ".3gp", ".dv", ".m2t", ".m2ts", ".mts", ".mxf", ".ts", ".vob")
 VIDEO_SUFFIXES = frozenset(
     (".asf", ".avi", ".f4v", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
     + _CAMERA_AND_BROADCAST_SUFFIXES
 )
 
-# 8192x8192: 8K and 12K video passes. A decoder holds up to 20 frames at once, at this size 2 GB.
+# 8192x8192, enough for 8K and 12K video. A decoder holds up to 20 frames at once, which is 2 GB at this size.
 LARGEST_FRAME_PIXELS = 2**26
 
-# The table of an mp4 file that names its codecs is at its start or end: with it, hours of video.
+# The table that names the codecs of an mp4 file is at its start or end. This size is enough for hours of video.
 SEARCHED_BYTES = 2**24
 
 # Data from a pipe is kept in a temporary file first.
 LARGEST_PIPED_BYTES = 16 * 2**30
 PIPED_READ_BYTES = 2**20
 
-# What an audio stream may declare, hertz (Hz): ultrasound recorders reach 384,000.
+# Range that an audio stream may declare, in hertz (Hz); ultrasound recorders reach 384,000.
 LOWEST_SAMPLING_RATE = 1_000
 HIGHEST_SAMPLING_RATE = 768_000
 
@@ -803,7 +807,7 @@ def open_media(
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Raise errors of the system while media is read, as of a damaged disk or a lost network share, as MediaError."""
+    """Raise system errors during reading, such as from a damaged disk or a lost network share, as MediaError."""
     try:
         yield
     except OSError as error:
@@ -829,17 +833,17 @@ def _unreadable(source: MediaSource, name: str, error: av.FFmpegError) -> MediaE
 
 
 def media_source(value: Any) -> Any:
-    """Return media in the form in which it is read: a path, address, bytes or file object; return the rest unchanged.
+    """Return media in the form that is read (path, address, bytes or file object); return anything else unchanged.
 
     Args:
-        value: A path (`~` is the home folder), a URL (`file://`, `https://`, `http://` or `hf://`), bytes or a buffer, a
-            file object; or from a column of `datasets` a dictionary with "path" and "bytes", or the torchcodec decoder of
-            a file.
+        value: A path (`~` is the home folder), a URL (`file://`, `https://`, `http://` or `hf://`), bytes or a buffer,
+            a file object; or, from a column of `datasets`, a dictionary with "path" and "bytes" or the torchcodec
+            decoder of a file.
 
     Raises:
         MediaError: If a dictionary has neither path nor bytes, or a `file://` URL names another machine.
     """
-    # `datasets` keeps with a decoder the file that it was made from. Decoders made by others are read themselves.
+    # `datasets` keeps the file that a decoder was created from. Decoders created elsewhere are read themselves.
     value = getattr(value, "_hf_encoded", value)
     if isinstance(value, Mapping):
         value = next((value[key] for key in ("bytes", "path") if value.get(key) is not None), value)
@@ -856,7 +860,7 @@ def _local_path(path: str) -> str:
         return os.path.expanduser(path)
     url = urlsplit(path)
     if url.netloc not in ("", "localhost"):
-        raise MediaError(f"{path} names the machine {url.netloc!r}. Pass a path of this machine, or an http(s) URL.")
+        raise MediaError(f"{path} names the machine {url.netloc!r}. Pass a path on this machine, or an http(s) URL.")
     return url2pathname(url.path)
 
 
@@ -899,12 +903,12 @@ def _is_url(source: MediaSource) -> TypeGuard[str]:
 
 def _open_file(file: BinaryIO) -> InputContainer:
     """Open a file object."""
-    # A playlist may name other files of this machine: only the source itself is opened.
+    # A playlist may name other files on this machine, so only the source itself is opened.
     return av.open(file, "r", options=_open_options(MEDIA_FORMATS, "none"), metadata_errors="replace")
 
 
 def _open_url(url: str) -> InputContainer:
-    """Open a URL; check certificates, and refuse redirections to anything but http(s)."""
+    """Open a URL; check certificates, and refuse redirects to anything but http(s)."""
     options = {**_open_options(f"{MEDIA_FORMATS},hls", "http,https,tcp,tls"), "tls_verify": "1"}
     trusted = ssl.get_default_verify_paths().cafile
     if trusted:
@@ -913,7 +917,7 @@ def _open_url(url: str) -> InputContainer:
 
 
 def _open_options(formats: str, protocols: str) -> dict[str, str]:
-    """Return FFmpeg's options for opening: to detect the streams it already decodes first frames."""
+    """Return FFmpeg's options for opening, which already decodes the first frames to detect the streams."""
     return {
         "format_whitelist": formats,
         "protocol_whitelist": protocols,
@@ -923,7 +927,7 @@ def _open_options(formats: str, protocols: str) -> dict[str, str]:
 
 @contextmanager
 def _file_of(source: MediaSource, name: str) -> Iterator[BinaryIO]:
-    """Yield a seekable file object at its start: the index of an mp4 file is often at its end."""
+    """Yield a file object at its start, seekable because the index of an mp4 file is often at its end."""
     with ExitStack() as stack:
         if isinstance(source, str):
             opened = stack.enter_context(_open_on_hub(source) if "hf://" in source else _open_path(Path(source)))
@@ -939,12 +943,12 @@ def _file_of(source: MediaSource, name: str) -> Iterator[BinaryIO]:
 
 
 def _open_on_hub(address: str) -> OpenFile:
-    """Open a file of the Hub by its `hf://` address, which streamed columns of `datasets` hold, also inside an archive."""
+    """Open a file on the Hub by its `hf://` address, as in streamed columns of `datasets`, also inside an archive."""
     return cast(OpenFile, fsspec.open(address, "rb"))
 
 
 def _open_path(path: Path) -> BinaryIO:
-    """Open a file of this machine."""
+    """Open a file on this machine."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -986,7 +990,7 @@ def _seekable(source: BinaryIO) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _second_source(source: MediaSource) -> Iterator[MediaSource]:
-    """Yield a source that can be read independently of `source`: itself, or of a file object a copy in a temporary file."""
+    """Yield a source that can be read independently of `source`: itself or, for a file object, a temporary copy."""
     if _is_file_object(source):
         position = source.tell()
         source.seek(0)
@@ -1005,7 +1009,7 @@ def _temporary_copy(source: BinaryIO) -> Iterator[BinaryIO]:
             file = filling.enter_context(tempfile.TemporaryFile())
             copy_pipe(source, file)
             opened = filling.pop_all()
-    except OSError as error:  # also when the file is closed with data that were not written
+    except OSError as error:  # also when the file is closed with data that was not written
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise MediaError(
@@ -1053,7 +1057,7 @@ def audio_stream(container: InputContainer, notes: MediaNotes) -> AudioStream:
 
 
 def _best_stream(container: InputContainer, streams: Sequence[Stream], kind: Any, notes: MediaNotes) -> Stream:
-    """Return the stream that a player takes, of those that can be decoded, and note the choice if there are several."""
+    """Return the stream that a player chooses among those that can be decoded; note the choice if there are others."""
     known = [stream for stream in streams if stream.codec_context is not None]
     if not known:
         raise MediaError(f"{notes}: its {kind} has a codec that is not supported. Convert it to H.264 and AAC first.")
@@ -1066,7 +1070,7 @@ def _best_stream(container: InputContainer, streams: Sequence[Stream], kind: Any
 
 
 def check_frame_size(width: int, height: int, name: str) -> None:
-    """Raise MediaError for frames of so many pixels that decoding them would fill the memory."""
+    """Raise MediaError for frames with so many pixels that decoding them would exhaust memory."""
     if width * height > LARGEST_FRAME_PIXELS:
         raise MediaError(
             f"{name}: its frames are {width}x{height}, {width * height / 1e6:.0f} million pixels, more than the "
@@ -1077,13 +1081,13 @@ def check_frame_size(width: int, height: int, name: str) -> None:
 
 # --- Packets ---
 
-# Unreadable places in a row after which the rest of a file is given up.
+# Number of consecutive unreadable places after which the rest of a file is not read.
 MOST_UNREADABLE_IN_A_ROW = 1000
 
 # Threads that decode the frames of a video at the same time; 0 for one per core, 16 at most.
 FRAME_THREADS = 0
 
-# No decoder holds more frames: one per thread, and 16 to bring them into order, each of two fields.
+# No decoder holds more frames: one per thread, and 16 for reordering, each with two fields.
 MOST_FRAMES_IN_DECODER = 64
 
 
@@ -1094,12 +1098,12 @@ class PacketQueues:
         container: The open file.
         streams: The streams to demux.
         notes: Where damage is counted.
-        reopen: Opens the file a second time and returns the container with the stream. Called if a file interleaves its
-            streams so badly that more than `LARGEST_QUEUE_BYTES` of one wait for the other: the stream is then read from
-            the second handle on.
+        reopen: Opens the file a second time and returns the container with the stream. Called if a file interleaves
+            its streams so badly that more than `LARGEST_QUEUE_BYTES` of one wait for the other; from then on, this
+            stream is read from the second handle.
         frame_threads: Threads that decode the frames of a video, 0 for one per core.
-        conceals: Whether the first decoder conceals damage of H.264. Otherwise it is an error, because several threads conceal
-            it in another way than one; see [`decode_video`].
+        conceals: Whether the first decoder conceals H.264 damage. Otherwise damage is an error, because several
+            threads conceal it differently from a single thread; see [`decode_video`].
     """
 
     def __init__(
@@ -1135,7 +1139,7 @@ class PacketQueues:
             yield packet
 
     def restart(self, stream: VideoStream | AudioStream) -> None:
-        """Make [`of`] begin again with the first packet of a stream, for a decoder with one thread."""
+        """Make [`of`] start again with the first packet of a stream, for a decoder with one thread."""
         self._waiting[stream.index].clear()
         self._reopened[stream.index] = self._read_again(stream)
 
@@ -1156,7 +1160,7 @@ class PacketQueues:
                 self._keep(packet, stream)
 
     def _keep(self, packet: av.Packet, wanted: VideoStream | AudioStream) -> None:
-        """Put a packet into its queue; reopen its stream if that is full and another one is wanted."""
+        """Put a packet into its queue; reopen its stream if the queue is full and another stream is wanted."""
         index = packet.stream.index
         self._waiting[index].append(packet)
         self._bytes[index] += packet.size
@@ -1173,7 +1177,7 @@ class PacketQueues:
 
 
 def _unreadable_counter(notes: MediaNotes) -> Callable[[int], None]:
-    """Return a function that counts place `number` of a pass over a file unless another pass came to that number."""
+    """Return a function that counts place `number` of a pass over a file, unless another pass reached that number."""
     largest = 0
 
     def count(number: int) -> None:
@@ -1186,12 +1190,13 @@ def _unreadable_counter(notes: MediaNotes) -> Callable[[int], None]:
 
 
 def _set_threads(stream: VideoStream | AudioStream, threads: int, *, conceals: bool = True) -> None:
-    """Prepare the decoder of a stream; damage of H.264 is an error unless it `conceals` that."""
+    """Prepare the decoder of a stream; H.264 damage is an error unless the decoder `conceals` it."""
     codec: Any = stream.codec_context  # PyAV's stubs know its settings for video only
-    # Threads for the parts of a frame do not report damage of MPEG-2, threads for frames not that of MPEG-4 part 2.
+    # Threads for the parts of a frame do not report MPEG-2 damage; threads for frames do not report that of MPEG-4
+    # part 2.
     codec.thread_type, codec.thread_count = "FRAME", 1 if codec.name == "mpeg4" else threads
     if isinstance(stream, VideoStream):
-        # With threads it does not say what it concealed.
+        # With threads, the decoder does not report what it concealed.
         errors = {"err_detect": "explode"} if codec.name == "h264" and not conceals else {}
         codec.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)} | errors
 
@@ -1201,7 +1206,7 @@ def demux(
     streams: tuple[VideoStream | AudioStream, ...],
     count_unreadable: Callable[[int], object],
 ) -> Iterator[av.Packet]:
-    """Yield packets to the end, past places that cannot be read, and then one per stream, which drains its decoder.
+    """Yield packets to the end, skipping places that cannot be read, and then one per stream to drain its decoder.
 
     Args:
         container: The open file.
@@ -1236,17 +1241,18 @@ def decode_video(
 ) -> Iterator[av.VideoFrame]:
     """Decode video packets; leave out damaged ones and count them in the notes.
 
-    Several threads decode an undamaged video. What they make of damage depends on their number, and an error among the last
-    packets loses the frames of all threads. At the first sign of damage the video is decoded again by one thread, and the
-    frames that were not yielded before follow. So every machine yields the same frames, all that can be decoded. A packet
-    without a frame is taken as such a sign too, although a few codecs have them (fields, invisible frames of VP8), and so
-    are times that run backwards: decoding times, and which frames are left out by their times, then depend on the threads.
+    Several threads decode an undamaged video. How they handle damage depends on their number, and an error among the
+    last packets loses the frames of all threads. At the first sign of damage, one thread therefore decodes the video
+    again, and the frames that have not been yielded yet follow. As a result, every machine yields the same frames: all
+    that can be decoded. A packet without a frame also counts as a sign of damage, although a few codecs have such
+    packets (fields, invisible frames of VP8). So do times that run backwards, because the decoding times, and which
+    frames are left out by their times, then depend on the threads.
 
     Args:
         packets: The packets.
         notes: Where damage is counted.
-        skips: Called with each packet: whether its frame can be left out if no other frame refers to it. After damage no
-            frame is left out.
+        skips: Called with each packet; returns whether its frame can be left out if no other frame refers to it. After
+            damage, no frame is left out.
         restart: Returns the packets again, for a decoder with one thread; `None` if this is not possible. One thread then
             decodes the video from the start.
     """
@@ -1273,7 +1279,7 @@ def _decode_in_threads(
         The number of frames yielded, the timestamp of the last one, and the number of packets before the sign; None if the
         video is complete.
     """
-    inside: Counter[int | None] = Counter()  # timestamps of the packets of which the frame has not come out
+    inside: Counter[int | None] = Counter()  # timestamps of the packets whose frame is still in the decoder
     yielded, last, count, has_times = 0, None, 0, False
     for count, packet in enumerate(packets, 1):
         is_damaged = packet.is_corrupt or notes.has_counted(DAMAGED)
@@ -1303,7 +1309,7 @@ def _leave_out(frames: Iterable[av.VideoFrame], yielded: int, last: int | None, 
     """Yield the frames after those that were yielded before.
 
     Args:
-        frames: All frames, also those that were skipped before.
+        frames: All frames, including those that were skipped before.
         yielded: Number of frames that were yielded before.
         last: Timestamp of the last of them.
         most: Number of frames that were yielded or skipped before, or more.
@@ -1334,7 +1340,7 @@ def _decode_in_order(
 
 
 def _decoded(packet: av.Packet, notes: MediaNotes) -> list[Any]:
-    """Return the audio frames of a packet, none of a damaged one, which is counted in the notes."""
+    """Return the audio frames of a packet; none for a damaged packet, which is counted in the notes."""
     try:
         return _frames_of(packet)
     except av.FFmpegError:
@@ -1355,35 +1361,36 @@ def _frames_of(packet: av.Packet, *, skips: bool = False) -> list[Any]:
 # AVSBench samples each second at this fraction of it.
 SAMPLING_OFFSET = 15 / 16
 
-# The clips of AVSBench last 5 or 10 s; longer videos go by their timestamps alone (see FrameSampler).
+# The clips of AVSBench last 5 or 10 s; longer videos are sampled by timestamp alone (see FrameSampler).
 PUBLISHED_CLIP_SECONDS = 10
 
-# Matroska rounds timestamps to 1 ms, so two timestamps that differ by little more than half of it are equal.
+# Matroska rounds timestamps to 1 ms, so two timestamps that differ by little more than half of that count as equal.
 TIMESTAMP_TOLERANCE_SECONDS = 0.0006
 
 # Smaller holes and overlaps between two chunks of audio are jitter of the container, not silence.
 JITTER_SECONDS = 0.02
 
-# A clock that jumps further than this was spliced or is broken: time continues from the last chunk or frame.
+# A clock that jumps further than this was spliced or is broken, so time continues from the last chunk or frame.
 LONGEST_HOLE_SECONDS = 600.0
 LONGEST_OVERLAP_SECONDS = 1.0
 
-# A decoder that does not know yet how far frames are out of order gives the first ones too early.
+# A decoder that does not know yet how far frames are out of order returns the first ones too early.
 MOST_TIMES_BACKWARDS = 3
 
-# Decoding times of an undamaged video rise by less than this from packet to packet.
+# Decoding times of an undamaged video increase by less than this from packet to packet.
 LONGEST_STEADY_STEP_SECONDS = 10.0
 
 # No codec moves a frame by more than 16 positions between decoding and display.
 REMEMBERED_PACKETS = 32
 
-# If neither the container nor the codec declares a frame rate, or a damaged one declares frames that last for hours.
+# Used if neither the container nor the codec declares a frame rate, or a damaged one declares frames that last for
+# hours.
 FALLBACK_FRAME_RATE = Fraction(25)
 LOWEST_FRAME_RATE = Fraction(1, 600)
 
 
 def number_of_frames(seconds: float, frames_per_second: float) -> int:
-    """Return how many frames are taken from a video of a duration in seconds: at least one."""
+    """Return how many frames are taken from a video of this duration in seconds, at least one."""
     return max(1, math.floor(seconds * frames_per_second + 0.5))
 
 
@@ -1410,8 +1417,9 @@ def _stream_seconds(video: VideoStream) -> float | None:
     return float(video.duration * video.time_base) if video.duration and video.time_base else None
 
 
-# Containers that store when packets are decoded, but not when their frames are shown. FFmpeg derives that for most codecs
-# (one frame late if frames are out of order), but not for those in which the order of packets leaves it open.
+# Containers that store when packets are decoded, but not when their frames are shown. FFmpeg derives the latter for
+# most codecs (one frame late if frames are out of order), but not for those in which the order of packets does not
+# determine it.
 DECODING_TIME_CONTAINERS = ("avi", "asf")
 UNDERIVED_CODECS = ("h264", "hevc", "vvc")
 
@@ -1422,13 +1430,14 @@ def _has_decoding_times_only(stream: Any) -> bool:
 
 
 class VideoClock:
-    """Convert the timestamps of frames to seconds since the first frame that never decrease.
+    """Convert the timestamps of frames to non-decreasing seconds since the first frame.
 
-    Timestamps that run backwards are those of decoding, given as those of presentation. Then the decoding time of the packet
-    with which the decoder gave the frame is used: it is late by as many frames as the decoder holds, the first frame too.
+    Timestamps that run backwards are decoding times stored as presentation times. In that case, the clock uses the
+    decoding time of the packet for which the decoder returned the frame. This time is late by as many frames as the
+    decoder holds, also for the first frame.
 
     Attributes:
-        goes_by_decoding: Whether it is used.
+        goes_by_decoding: Whether decoding times are used.
         period: Average seconds per frame.
         origin: Time of the first frame in the container, in seconds.
         end: When the last frame read leaves the screen, in seconds since the first frame; 0 before the first.
@@ -1453,7 +1462,7 @@ class VideoClock:
             self._shift = stamp or 0.0
             self.origin = self._shift if self._known_origin is None else self._known_origin
 
-        # A frame without a timestamp, or one not after the last, follows the last; so does one after a splice.
+        # A frame without a timestamp, or one not after the last frame, follows it; so does a frame after a splice.
         seconds = self.place(stamp)
         if seconds is None:
             seconds = self.end
@@ -1462,7 +1471,7 @@ class VideoClock:
 
         length = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
         if self.goes_by_decoding and self._start >= 0:
-            length = seconds - self._start  # the last frames, drained from the decoder, have no time: they follow so
+            length = seconds - self._start  # for the last frames, which are drained from the decoder without a time
         self._start = seconds
         self.end = seconds + (length if 0 < length <= LONGEST_HOLE_SECONDS else self.period)
         return seconds
@@ -1479,9 +1488,9 @@ class VideoClock:
         return decoded if self.goes_by_decoding else shown
 
     def place(self, stamp: float | None) -> float | None:
-        """Return a time of the container in seconds since the first frame; None if the clock goes by order.
+        """Return a time of the container in seconds since the first frame; None if the clock uses the order of frames.
 
-        It does so for frames without a time, with a time not after the last one read, or with one long after it.
+        It does so for frames without a time, or with a time that is not after the last one read, or long after it.
         """
         seconds = -math.inf if stamp is None else stamp - self._shift
         return seconds if self._start < seconds <= self.end + LONGEST_HOLE_SECONDS else None
@@ -1490,9 +1499,10 @@ class VideoClock:
 class FrameSampler:
     """Choose the frames on screen at the times `(k + 15/16) / frames_per_second`, or every frame.
 
-    AVSBench counts frames as if the rate were an integer. For integer rates that is the frame on screen at the time; for
-    others (29.97 taken for 30) the count departs from the time. So the published count is used where it was used: at one
-    frame per second of steady clips of the published length. Anything else goes by timestamps.
+    AVSBench counts frames as if the rate were an integer. For integer rates, this is the frame on screen at that time;
+    for others (29.97 taken as 30), the count drifts from the time. The published count is used only where AVSBench
+    used it: at one frame per second, for clips of the published length with a steady frame rate. Everything else is
+    sampled by timestamp.
 
     Args:
         frames_per_second: Frames to take per second of video, or `"video"` for every frame.
@@ -1500,7 +1510,7 @@ class FrameSampler:
         counts: Whether the published count may be used.
 
     Attributes:
-        taken: How many frames were chosen so far.
+        taken: Number of frames chosen so far.
     """
 
     def __init__(self, frames_per_second: float | str, rate: float, counts: bool = False) -> None:
@@ -1526,7 +1536,7 @@ class FrameSampler:
         """Take the next frame, decoded or not, which appears on screen at `seconds`.
 
         Returns:
-            Timestamp and frame for every sampling time at which the frame before was on screen.
+            Timestamp and frame for every sampling time at which the previous frame was on screen.
         """
         if self._takes_every_frame:
             return [(seconds, frame)]
@@ -1573,9 +1583,9 @@ class FrameSampler:
 class FrameSkipper:
     """Find, before they are decoded, frames that are on screen only between sampling times.
 
-    A frame stays on screen until the next one. Which one that is, is known if a later frame was decoded first. That is the
-    case for B-frames, which are also those that no other frame refers to and that a decoder can skip. The samplers choose
-    the same frames with and without it.
+    A frame stays on screen until the next one. The next one is known if a later frame was decoded first. This is the
+    case for B-frames, which are also the frames that no other frame refers to and that a decoder can skip. The
+    samplers choose the same frames with and without skipping.
 
     Args:
         clock: The clock by which the frames are read.
@@ -1604,7 +1614,8 @@ class FrameSkipper:
             return None
         decoding = float(packet.dts * packet.time_base)
         if self._last_decoding is not None:
-            # After a splice the timestamp of a frame depends on all those before it: from there on each is decoded.
+            # After a splice, the timestamp of a frame depends on all those before it, so each is decoded from there
+            # on.
             self._is_steady &= 0 < decoding - self._last_decoding < LONGEST_STEADY_STEP_SECONDS
         self._last_decoding = decoding
         is_placed = self._is_steady and self._clock.end > 0
@@ -1616,19 +1627,19 @@ class FrameSkipper:
 # Anamorphic video has 2 or less; values beyond 4 are errors.
 LARGEST_PIXEL_ASPECT = 4
 
-# Frames that are stretched by less look the same; encoders declare pixels of 4096:4095 by rounding.
+# Frames that are stretched by less look the same; encoders declare pixels of 4096:4095 because of rounding.
 NOTED_STRETCH = 0.01
 
 
 # Numbers of ITU-T H.273 for the transfer characteristics of HDR video.
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}
 
-# Candela per square meter: the white of usual video within HDR (BT.2408), and the brightest light that is told apart, that
-# of a BT.2100 display for HLG.
+# Candela per square meter: SDR white within HDR (BT.2408), and the brightest light that is distinguished, which is
+# that of a BT.2100 display for HLG.
 HDR_WHITE = 203.0
 HDR_PEAK = 1000.0
 
-# Of usual white: FFmpeg's default.
+# As a fraction of SDR white: FFmpeg's default.
 TONE_MAPPING_START = 0.3
 
 HLG_SYSTEM_GAMMA = 1.2  # BT.2100, at 1,000 candela
@@ -1639,7 +1650,7 @@ BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.008
 
 
 class FrameConverter:
-    """Convert the decoded frames of one video to RGB at one size, that which a player shows.
+    """Convert the decoded frames of one video to RGB at one size, the size that a player shows.
 
     Args:
         video: The stream of the frames.
@@ -1660,7 +1671,7 @@ class FrameConverter:
         self._converted: np.ndarray | None = None
 
     def measure(self, frame: av.VideoFrame) -> None:
-        """Take the size of all frames from the first one; later frames of another size are resized to it."""
+        """Take the size of all frames from the first one; later frames of a different size are resized to it."""
         size = (frame.width, frame.height)
         if self._stored_size is None:
             self._stored_size, self._size = size, shown_size(*size, self._aspect)
@@ -1672,7 +1683,7 @@ class FrameConverter:
             )
 
     def convert(self, frame: av.VideoFrame) -> np.ndarray:
-        """Return a frame as uint8 RGB (height, width, 3), as a player shows it; for the same frame the same array."""
+        """Return a frame as a player shows it, uint8 RGB (height, width, 3); the same frame returns the same array."""
         self.measure(frame)
         if frame is not self._frame:
             self._frame, self._converted = frame, self._convert(frame)
@@ -1692,7 +1703,7 @@ class FrameConverter:
     def _to_rgb(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
         """Return a frame in RGB at (width, height), transparent parts on black."""
         if frame.color_trc in HDR_TRANSFERS:
-            self._notes.add("its video is HDR; its colors are mapped to the usual range of brightness", logging.INFO)
+            self._notes.add("its video is HDR; its colors are mapped to SDR", logging.INFO)
             codes = self._reformatter.reformat(frame, width=size[0], height=size[1], format="rgb48le", threads=1)
             return tone_map(codes.to_ndarray(), HDR_TRANSFERS[frame.color_trc])
         is_transparent = any(component.is_alpha for component in frame.format.components)
@@ -1724,10 +1735,11 @@ class FrameConverter:
 
 
 def tone_map(codes: np.ndarray, transfer: str) -> np.ndarray:
-    """Convert HDR colors to those of usual video, which the networks were trained on.
+    """Convert HDR colors to SDR, which the networks were trained on.
 
     Args:
-        codes: (height, width, 3), uint16, red, green and blue with the primaries of BT.2020. The 7 highest bits count.
+        codes: (height, width, 3), uint16, red, green and blue with the primaries of BT.2020. Only the 7 highest bits
+            count.
         transfer: "pq" (SMPTE ST 2084) or "hlg" (BT.2100, hybrid log-gamma).
 
     Returns:
@@ -1739,10 +1751,10 @@ def tone_map(codes: np.ndarray, transfer: str) -> np.ndarray:
 
 @cache
 def _tone_map_table(transfer: str) -> np.ndarray:
-    """Return the usual color of each HDR color, (128, 128, 128, 3), uint8: as much work as one frame of full HD.
+    """Return the SDR color of each HDR color, (128, 128, 128, 3), uint8, for as much work as one frame of full HD.
 
-    Light up to `TONE_MAPPING_START` of the white of usual video stays as it is; brighter light is compressed by the curve
-    "mobius" of FFmpeg's filter `tonemap`. The hue stays, because all three values are scaled alike.
+    Light up to `TONE_MAPPING_START` of SDR white stays as it is; brighter light is compressed by the curve "mobius" of
+    FFmpeg's filter `tonemap`. The hue is preserved, because all three values are scaled equally.
     """
     light = np.stack(np.meshgrid(*[_display_light(np.linspace(0, 1, 128), transfer)] * 3, indexing="ij"), axis=-1)
     if transfer == "hlg":
@@ -1770,8 +1782,8 @@ def shown_size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int, in
     """Return width and height with square pixels, so that neither decreases (as browsers do).
 
     Args:
-        width: Of the stored frame, in pixels.
-        height: Of the stored frame, in pixels.
+        width: Width of the stored frame, in pixels.
+        height: Height of the stored frame, in pixels.
         pixel_aspect: Width of a pixel divided by its height.
     """
     if pixel_aspect > 1:
@@ -1796,12 +1808,12 @@ def pixel_aspect(video: VideoStream, notes: MediaNotes) -> Fraction:
 
 
 def _turn(rgb: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Turn and mirror an array (height, width, 3) by quarter turns as the metadata of its frame declare."""
+    """Rotate an array (height, width, 3) by quarter turns and mirror it, as the metadata of its frame declares."""
     try:
         display_matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV (18.1) does not know EXIF data, which photographs contain, and then gives no side data at all: the angle
-        # is available, whether the frame is also mirrored is not.
+        # PyAV (18.1) does not know EXIF data, which photographs contain, and then returns no side data at all. The
+        # angle is available, but not whether the frame is also mirrored.
         return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
     if display_matrix is None:
         return np.ascontiguousarray(rgb)
@@ -1817,7 +1829,7 @@ def _turn(rgb: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 
 
 class AudioTimeline:
-    """Convert decoded audio to float32 samples of one layout and rate, those of the first chunk, and place it on a clock.
+    """Convert decoded audio to float32 samples with the layout and rate of the first chunk, and place it on a clock.
 
     Attributes:
         position: Samples placed so far; the caller adds those that it takes.
@@ -1840,11 +1852,12 @@ class AudioTimeline:
 
         Args:
             frames: The next chunks.
-            origin: Called once, with the time of the first chunk: returns the time of sample 0 in the container, in seconds.
+            origin: Called once, with the time of the first chunk; returns the time of sample 0 in the container, in
+                seconds.
 
         Yields:
-            For each chunk how many samples are missing before it, or, below 0, by how many it is too early; and the part of
-            it that is not placed yet, float32 (channels, samples).
+            For each chunk, how many samples are missing before it, or, below 0, by how many it is too early; and the
+            part of it that has not been placed yet, float32 (channels, samples).
         """
         for frame in frames:
             if not self.sampling_rate:
@@ -1866,8 +1879,8 @@ class AudioTimeline:
 
     def _resampled(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
         """Return a chunk as packed floats of the first layout and rate."""
-        # A converter takes one kind of frame; a broadcast may change, for example, from mono to 5.1. It makes packed
-        # samples, because PyAV (18.1) reads past the end of planar frames of 8 channels.
+        # A converter accepts one kind of frame; a broadcast may change, for example, from mono to 5.1. It produces
+        # packed samples, because PyAV (18.1) reads past the end of planar frames of 8 channels.
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if self._converter is None or kind != self._converts:
             self._converts = kind
@@ -1900,7 +1913,7 @@ def finite_waveform(waveform: np.ndarray, name: str, start: int = 0) -> np.ndarr
 
 
 def _note_of_start(seconds: float) -> tuple[str, int]:
-    """Return the note on audio that starts later than the video, or below 0 earlier: a text and its level."""
+    """Return the note on audio that starts later than the video, or, below 0, earlier: a text and its level."""
     if seconds > 0:
         return f"its audio starts {seconds:.2f} s after its video; silence is filled in", logging.WARNING
     return "its audio starts before its video; this is left out", logging.INFO

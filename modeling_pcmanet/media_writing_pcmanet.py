@@ -1,7 +1,7 @@
 """Write media files: frames and audio as mp4, a waveform as wav.
 
-A file appears when it is complete. [`write_video`] and [`write_audio`] give the same bytes for the same input on every
-machine. No file that is saved with a model imports this one.
+A file appears only when it is complete. [`write_video`] and [`write_audio`] produce the same bytes for the same input
+on every machine. No module that is saved with a model imports this one.
 """
 
 import heapq
@@ -39,7 +39,7 @@ from .media_pcmanet import (
 # An audio stream of an open container, and its packets in the order of the file.
 AudioPackets: TypeAlias = tuple[AudioStream, Iterable[av.Packet]]
 
-# Without the last option, the choices of x264 follow the kind of processor.
+# Without the last option, the choices of x264 depend on the kind of processor.
 H264_OPTIONS = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
 TICKS_PER_SECOND = 90_000  # of the clock that holds the times of frames without a constant rate
 
@@ -49,7 +49,7 @@ COLOR_RANGE = ColorRange.MPEG
 
 # Audio codecs that players expect in an mp4 file. Audio in any other codec is encoded as AAC.
 MP4_AUDIO_CODECS = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
-LOWEST_MP3_SAMPLING_RATE = 16_000  # hertz (Hz); FFmpeg writes no lower one to an mp4 file
+LOWEST_MP3_SAMPLING_RATE = 16_000  # hertz (Hz); FFmpeg does not write a lower one to an mp4 file
 
 AAC_FRAME_SAMPLES = 1024
 AAC_SAMPLING_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
@@ -58,7 +58,8 @@ CHANNEL_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1
 LOSSLESS_RATE = 16  # frames per second: 15/16 s is the time of a frame
 FALLBACK_LAYOUT = "stereo"  # for an audio stream with another number of channels
 
-# FFmpeg's AAC at its default rate leaves holes in pure tones; it clamps this to what a sampling rate allows.
+# FFmpeg's AAC at its default bit rate leaves holes in pure tones. FFmpeg clamps this value to what a sampling rate
+# allows.
 AAC_BITS_PER_SECOND_AND_CHANNEL = 128_000
 
 # 1.0 in steps of 16-bit PCM.
@@ -75,11 +76,11 @@ def write_video(
     """Write an mp4 file with a constant frame rate: H.264 (yuv420p, CRF 18) and AAC. One thread encodes the frames.
 
     Args:
-        path: The file to write, ending in ".mp4". An earlier file is replaced when the new one is complete.
+        path: The file to write, ending in ".mp4". An existing file is replaced when the new one is complete.
         frames: uint8 RGB arrays (height, width, 3), all of one size. An odd height or width is made even by
             repeating the last row or column.
         frames_per_second: Frame rate.
-        waveform: Floating (channels, samples) or (samples,) with full scale [-1, 1]; `None` for no audio track.
+        waveform: Floating-point (channels, samples) or (samples,) with full scale [-1, 1]; `None` for no audio track.
         sampling_rate: Samples per second of the waveform in hertz (Hz), one that AAC supports.
 
     Raises:
@@ -108,17 +109,18 @@ def write_timed_video(
     """Write an mp4 file in which each frame has its own time: H.264 (yuv420p, CRF 18) and audio.
 
     Args:
-        path: The file to write, ending in ".mp4". An earlier file is replaced when the new one is complete.
+        path: The file to write, ending in ".mp4". An existing file is replaced when the new one is complete.
         frames: Pairs of a time in seconds, starting at 0, and a uint8 RGB array (height, width, 3). All frames have one
             size. An odd height or width is made even by repeating the last row or column.
-        audio: A waveform (channels, samples) or (samples,), floating with full scale [-1, 1], which is encoded as AAC. Or
-            an audio track: a path, URL, bytes or binary file object, or an audio stream of an open container with its
-            packets. The packets are copied where an mp4 file can hold the codec. Otherwise they are decoded and encoded
-            as AAC; damaged ones are left out. `None` for no audio track.
+        audio: A waveform (channels, samples) or (samples,), floating-point with full scale [-1, 1], which is encoded
+            as AAC. Or an audio track: a path, URL, bytes or binary file object, or an audio stream of an open
+            container with its packets. The packets are copied where an mp4 file can hold the codec. Otherwise they are
+            decoded and encoded as AAC; damaged ones are left out. `None` for no audio track.
         sampling_rate: Samples per second of a waveform in hertz (Hz), one that AAC supports.
         audio_origin: Returns the time, in the container of the audio track, of time 0 of `frames`, in seconds. It is
-            called once, after the first frames were taken. By default it is the time at which the container declares
-            that its video, or without a video its audio, begins; the first frame that can be decoded may be later.
+            called once, after the first frames have been taken. By default, it is the start time that the container
+            declares for its video, or, without a video, for its audio; the first frame that can be decoded may be
+            later.
         frame_rate: The constant rate of the frames, to hold their times exactly. By default times are rounded to 1/90000
             of a second, and the last frame lasts as long as the first.
         threads: Number of threads that encode the frames; 0 for one per core. x264 divides the work among them, so the
@@ -134,7 +136,7 @@ def write_timed_video(
     with (
         _opened(audio) as audio,
         _atomic_media_file(Path(path), ".mp4") as temporary,
-        # Without the protocol, FFmpeg takes a path with a colon for an address.
+        # Without the protocol, FFmpeg interprets a path with a colon as an address.
         av.open(f"file:{temporary}", "w", format="mp4", options={"movflags": "+faststart"}) as output,
     ):
         output.flags |= Flags.bitexact.value
@@ -143,7 +145,7 @@ def write_timed_video(
         packets = [_video_packets(_add_video(output, start, frame_rate, threads), chain(start, frames))]
         if audio is not None:
             packets.append(_audio_packets(output, audio, sampling_rate, audio_origin))
-        # In order of time, so that a player finds frames and audio of the same time close to each other.
+        # In chronological order, so that a player finds frames and audio of the same time close to each other.
         for packet in heapq.merge(*packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
             output.mux(packet)
 
@@ -152,8 +154,8 @@ def write_audio(path: str | Path, waveform: np.ndarray, sampling_rate: int) -> N
     """Write a 16-bit PCM wav file. Values beyond full scale are clipped.
 
     Args:
-        path: The file to write, ending in ".wav". An earlier file is replaced when the new one is complete.
-        waveform: Floating (channels, samples) or (samples,) with full scale [-1, 1].
+        path: The file to write, ending in ".wav". An existing file is replaced when the new one is complete.
+        waveform: Floating-point (channels, samples) or (samples,) with full scale [-1, 1].
         sampling_rate: Samples per second in hertz (Hz).
 
     Raises:
@@ -170,7 +172,7 @@ def encode_wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
     """Encode audio as a 16-bit PCM wav file.
 
     Args:
-        waveform: Floating (channels, samples) with full scale [-1, 1]; values beyond it are clipped.
+        waveform: Floating-point (channels, samples) with full scale [-1, 1]; values beyond it are clipped.
         sampling_rate: Samples per second in hertz (Hz).
 
     Returns:
@@ -187,7 +189,7 @@ def encode_wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
 
 
 def encode_lossless(frames: np.ndarray, waveform: np.ndarray, sampling_rate: int) -> bytes:
-    """Encode one frame per second and audio without loss, so that what reads videos can read clips of AVSBench.
+    """Encode one frame per second and audio without loss, so that code that reads videos can read AVSBench clips.
 
     Args:
         frames: uint8 RGB (frames, height, width, 3).
@@ -195,8 +197,8 @@ def encode_lossless(frames: np.ndarray, waveform: np.ndarray, sampling_rate: int
         sampling_rate: Samples per second in hertz (Hz).
 
     Returns:
-        The bytes of a NUT file. Reading it at one frame per second gives the same frames and samples, and for frame k the
-        timestamp k + 15/16, as AVSBench has.
+        The bytes of a NUT file. Reading it at one frame per second gives the same frames and samples, and for frame k
+        the timestamp k + 15/16, as in AVSBench.
     """
     buffer = io.BytesIO()
     # Matroska would round times to milliseconds.
@@ -207,7 +209,7 @@ def encode_lossless(frames: np.ndarray, waveform: np.ndarray, sampling_rate: int
         video.pix_fmt = "bgr0"
         audio = output.add_stream("pcm_f32le", rate=sampling_rate, layout=CHANNEL_LAYOUTS[len(waveform)])
         for second, frame in enumerate(frames):
-            # On screen for a second, and again where it is sampled.
+            # On screen for a second, and again at the time when it is sampled.
             for position in (second, second + SAMPLING_OFFSET):
                 image = av.VideoFrame.from_ndarray(frame, format="rgb24")
                 image.pts, image.time_base = round(position * LOSSLESS_RATE), Fraction(1, LOSSLESS_RATE)
@@ -227,7 +229,7 @@ def _atomic_media_file(path: Path, suffix: str) -> Iterator[Path]:
         with atomic_file(path, durable=False) as temporary:
             yield temporary
     except av.FFmpegError as error:
-        if isinstance(error, OSError):  # of the system, as from a full disk: other files cannot be written either
+        if isinstance(error, OSError):  # from the system, such as a full disk: other files cannot be written either
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise MediaError(f"{path} cannot be written: {error.strerror or error}.") from error
 
@@ -244,7 +246,7 @@ def _checked_frames(
         shape = shape or frame.shape
         if frame.shape != shape:
             raise MediaError(f"Frame {index} is {frame.shape}, but frame 0 is {shape}. Resize all to one size.")
-        # H.264 holds colors at half the resolution.
+        # H.264 stores colors at half the resolution.
         padding = ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0))
         yield seconds, np.pad(frame, padding, mode="edge") if shape[0] % 2 or shape[1] % 2 else frame
     if shape is None:
@@ -274,8 +276,8 @@ def _video_packets(stream: VideoStream, frames: Iterable[tuple[float | Fraction,
     duration = round(1 / (stream.codec_context.framerate * time_base))
     last = -1
     for seconds, array in frames:
-        # Converted here and by one thread: left to the encoder, the conversion differs from run to run on a busy machine,
-        # and its threads outlive it, so that a process forked in the meantime waits for them forever.
+        # Converted here and by one thread. In the encoder, the conversion would differ from run to run on a busy
+        # machine, and its threads would outlive it, so a process forked in the meantime would wait for them forever.
         frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=COLOR_MATRIX, dst_color_range=COLOR_RANGE, threads=1
         )
@@ -316,7 +318,7 @@ def _audio_packets(
 
 
 def _declared_origin(stream: AudioStream) -> Fraction:
-    """Return the time at which the file of an audio stream declares that its video, or else its audio, begins, in seconds."""
+    """Return the start time in seconds that an audio stream's file declares for its video, or else for its audio."""
     declaring = stream.container.streams.best("video") or stream
     return Fraction(declaring.start_time or 0) * (declaring.time_base or 1)
 
@@ -358,7 +360,7 @@ def _decoded(packets: Iterable[av.Packet], track: AudioStream) -> Iterator[av.Au
     for frame in chain.from_iterable(map(_decode, packets)):
         frame.pts = following if frame.pts is None else frame.pts
         following = frame.pts + round(frame.samples / (frame.sample_rate * (frame.time_base or 1)))
-        # A resampler takes one kind of frame; a broadcast may change, for example, from mono to 5.1.
+        # A resampler accepts one kind of frame; a broadcast may change, for example, from mono to 5.1.
         previous, kind = kind, (frame.format.name, frame.layout.name, frame.sample_rate)
         if resampler is None or kind != previous:
             resampler = av.AudioResampler(format="fltp", layout=track.layout.name, rate=track.rate)
@@ -366,7 +368,7 @@ def _decoded(packets: Iterable[av.Packet], track: AudioStream) -> Iterator[av.Au
 
 
 def _decode(packet: av.Packet) -> list[av.AudioFrame]:
-    """Return the frames of a packet, none of a damaged one."""
+    """Return the frames of a packet, none for a damaged one."""
     try:
         return packet.decode()
     except av.FFmpegError:
@@ -401,7 +403,7 @@ def _checked_waveform(waveform: np.ndarray, sampling_rate: int | None, rates: tu
     """Return a waveform as float32 (channels, samples), or raise MediaError.
 
     Args:
-        waveform: Floating (channels, samples) or (samples,).
+        waveform: Floating-point (channels, samples) or (samples,).
         sampling_rate: Samples per second in hertz (Hz).
         rates: The sampling rates that the codec supports; empty for all.
     """
@@ -409,7 +411,7 @@ def _checked_waveform(waveform: np.ndarray, sampling_rate: int | None, rates: tu
     usable = waveform.ndim == 2 and waveform.shape[0] in CHANNEL_LAYOUTS and waveform.shape[1] > 0
     if not usable or not np.issubdtype(waveform.dtype, np.floating):
         raise MediaError(
-            f"The waveform must be a floating array (channels, samples) of {list(CHANNEL_LAYOUTS)} channels, "
+            f"The waveform must be a floating-point array (channels, samples) of {list(CHANNEL_LAYOUTS)} channels, "
             f"got {waveform.dtype} {waveform.shape}. Divide integers by their full scale."
         )
     if not isinstance(sampling_rate, Integral) or sampling_rate <= 0 or (rates and sampling_rate not in rates):

@@ -57,8 +57,9 @@ class AudioEncoderOutput(ModelOutput):
         pooler_output: (windows, embedding_size), its mean over frequency and time: the embedding.
         logits: (windows, num_labels), class scores before the sigmoid; only if `output_logits` is set or the configuration
             has `score_groups`.
-        audio_embeds: Of a VGGish (patches, embedding_size), the embedding, non-negative because the last layer ends in a ReLU.
-            Of an AudioMobileNet (windows, groups), the standardized scores of `score_groups`, in [-4, 12]; only with groups.
+        audio_embeds: For VGGish, (patches, embedding_size), the embedding, which is non-negative because the last
+            layer ends in a ReLU. For AudioMobileNet, (windows, groups), the standardized scores of `score_groups`, in
+            [-4, 12]; only with groups.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -71,7 +72,7 @@ class AudioEncoderOutput(ModelOutput):
 
 
 class VGGishModel(PreTrainedModel):
-    """VGGish: log-mel patches to embeddings by blocks of 3x3 convolutions and three fully connected layers."""
+    """VGGish: maps log-mel patches to embeddings with blocks of 3x3 convolutions and three fully connected layers."""
 
     config: VGGishConfig
     base_model_prefix = "vggish"
@@ -81,7 +82,7 @@ class VGGishModel(PreTrainedModel):
 
     def __init__(self, config: VGGishConfig):
         super().__init__(config)
-        config.validate()  # fields may have been assigned since, as by `from_pretrained(..., field=value)`
+        config.validate()  # fields may have been assigned since, e.g. by `from_pretrained(..., field=value)`
         layers: list[nn.Module] = []
         in_channels = 1
         for block in config.block_channels:
@@ -215,7 +216,7 @@ class AudioMobileNetModel(PreTrainedModel):
 
     def __init__(self, config: AudioMobileNetConfig):
         super().__init__(config)
-        config.validate()  # fields may have been assigned since, as by `from_pretrained(..., field=value)`
+        config.validate()  # fields may have been assigned since, e.g. by `from_pretrained(..., field=value)`
         blocks = config.blocks
         self.stem = _build_convolution(
             config, 1, blocks[0].in_channels, kernel_size=3, stride=2, activation=nn.Hardswish
@@ -238,11 +239,11 @@ class AudioMobileNetModel(PreTrainedModel):
         """Encode log-mel spectrograms.
 
         Args:
-            input_features: (windows, 1, mel bands, time frames), as [`AudioMobileNetFeatureExtractor`] makes them.
+            input_features: (windows, 1, mel bands, time frames), as [`AudioMobileNetFeatureExtractor`] computes them.
             output_logits: Whether to compute class scores too.
 
         Raises:
-            ValueError: If the spectrograms have another number of dimensions or of mel bands.
+            ValueError: If the spectrograms have the wrong number of dimensions or mel bands.
         """
         shape = tuple(input_features.shape)
         if len(shape) != 4 or shape[1] != 1 or shape[2] != self.config.num_mel_bins:
@@ -276,8 +277,8 @@ class AudioMobileNetModel(PreTrainedModel):
 
 # The registry.
 
-# Our own audio encoders; transformers' Auto classes know all others. By model type, because code from the Hub may import a
-# file twice, so that there are two classes of one name.
+# Our own audio encoders; transformers' Auto classes know all others. By model type, because code from the Hub may
+# import a file twice, which creates two classes of the same name.
 _AUDIO_ENCODERS: dict[str, type[PreTrainedModel]] = {
     VGGishConfig.model_type: VGGishModel,
     AudioMobileNetConfig.model_type: AudioMobileNetModel,
@@ -303,8 +304,8 @@ def load_audio_encoder(name: str | PathLike[str]) -> PreTrainedModel:
     """Load a pretrained audio encoder.
 
     Args:
-        name: Hub id or folder of one of our encoders or of an audio model of transformers; of a model with other parts
-            too, such as CLAP or Whisper, the audio part is taken.
+        name: Hub id or folder of one of our encoders or of an audio model of transformers; for a model with other
+            parts, such as CLAP or Whisper, the audio part is used.
 
     Returns:
         The encoder in evaluation mode.
@@ -323,7 +324,7 @@ def embed_audio(encoder: PreTrainedModel, inputs: torch.Tensor) -> torch.Tensor:
 
     Args:
         encoder: Any audio encoder.
-        inputs: (windows, ...), what its feature extractor makes of each window.
+        inputs: (windows, ...), what its feature extractor computes from each window.
 
     Returns:
         (windows, width): the pooled output of the encoder, or else the mean of its last hidden states.
@@ -356,7 +357,7 @@ def embed_windows(encoder: PreTrainedModel, inputs: torch.Tensor, num_windows: i
         num_windows: Windows per frame.
 
     Returns:
-        (frames, num_windows * width), the embeddings of the windows side by side.
+        (frames, num_windows * width), the concatenated embeddings of the windows.
     """
     if num_windows == 1:
         return embed_audio(encoder, inputs)
@@ -399,14 +400,14 @@ def _audio_part(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedM
 def load_strict(
     model_class: type[Model], name: str | PathLike[str], *, new_weights: str | None = None, **settings: Any
 ) -> Model:
-    """Load pretrained weights and raise if some are missing or have another shape.
+    """Load pretrained weights and raise if some are missing or have a different shape.
 
-    `from_pretrained` initializes them randomly with no more than a warning.
+    `from_pretrained` would initialize these weights randomly with only a warning.
 
     Args:
         model_class: Class of the model.
         name: Hub id or folder.
-        new_weights: Start of the names of weights that may be missing; they are newly initialized, with a warning.
+        new_weights: Prefix of the names of weights that may be missing; they are newly initialized, with a warning.
         **settings: Passed to `from_pretrained`.
 
     Returns:
@@ -414,7 +415,7 @@ def load_strict(
 
     Raises:
         OSError: If the weights are not found.
-        ValueError: If weights are missing or have another shape.
+        ValueError: If weights are missing or have a different shape.
     """
     loaded: Any = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
     model, loading = loaded

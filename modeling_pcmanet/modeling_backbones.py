@@ -13,8 +13,9 @@
 # limitations under the License.
 """Visual backbones: EfficientNet-Lite, and building any backbone from its configuration.
 
-EfficientNet-Lite is EfficientNet without squeeze-and-excitation and with ReLU6. It is ours and not timm's, because the
-default network must load quickly and with nothing but transformers, also as code that is saved with its weights.
+EfficientNet-Lite is EfficientNet without squeeze-and-excitation and with ReLU6. It is implemented here and not taken
+from timm, because the default network must load quickly and with transformers alone, also as code that is saved with
+its weights.
 """
 
 import math
@@ -57,7 +58,7 @@ class SamePaddingConvolution(nn.Conv2d):
             (down, right), (stride, _) = cast(tuple[int, int], self.padding), self.stride
             padded = functional.pad(input, (right - moved_right, right, down - moved_down, down))
             return functional.conv2d(padded, self.weight, self.bias, stride, groups=self.groups)
-        # One zero before the weights moves the kernel by a pixel, without a padded copy of the feature map.
+        # One zero before the weights shifts the kernel by a pixel, without a padded copy of the feature map.
         return self._conv_forward(input, functional.pad(self.weight, (moved_right, 0, moved_down, 0)), self.bias)
 
 
@@ -110,7 +111,7 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
 
     def __init__(self, config: EfficientNetLiteConfig):
         super().__init__(config)
-        config.validate()  # fields may have been assigned since, as by `from_pretrained(..., field=value)`
+        config.validate()  # fields may have been assigned since, e.g. by `from_pretrained(..., field=value)`
         stem = SamePaddingConvolution(config.num_channels, config.stem_channels, kernel_size=3, stride=2)
         self.embedder = _add_norm(config, stem)
         self.num_features = [config.stem_channels, *(stage[-1].out_channels for stage in config.stages)]
@@ -132,7 +133,7 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
 
         Args:
             pixel_values: (frames, num_channels, height, width), any height and width.
-            **_: `output_hidden_states` for all five feature maps too, `return_dict`.
+            **_: `output_hidden_states`, to also return all five feature maps, and `return_dict`.
         """
         feature_map = self.embedder(pixel_values)
         feature_maps = [feature_map]
@@ -174,7 +175,7 @@ def build_backbone(config: PreTrainedConfig) -> Any:
         config: Configuration of the backbone.
 
     Returns:
-        A `BackboneMixin`: the classes of transformers' backbones have no common typed base.
+        A `BackboneMixin`. The classes of transformers' backbones have no common typed base class.
     """
     # CODEPATH: the preset `small`. By name and not by class: a checkpoint with code has its own copy of the class, which
     # AutoBackbone does not know.
@@ -194,7 +195,7 @@ def build_pyramid(backbone: Any, neck: str) -> "FeaturePyramid | None":
         The feature pyramid; None for `"convolution"`.
 
     Raises:
-        ValueError: If four feature maps have other strides than 4, 8, 16 and 32.
+        ValueError: If four feature maps have strides other than 4, 8, 16 and 32.
     """
     if neck == "feature_pyramid":
         return FeaturePyramid(backbone)
@@ -245,7 +246,7 @@ _STRIDES: dict[str, Callable[[Any], list[int]]] = {
 def load_backbone(name: str | PathLike[str]) -> PreTrainedModel:
     """Load a pretrained visual backbone with the feature maps that the network needs.
 
-    Classification checkpoints of Swin, ConvNeXt and Hiera lack the norms of the backbone's outputs: these are newly
+    Classification checkpoints of Swin, ConvNeXt and Hiera lack the norms of the backbone's outputs. These are newly
     initialized, with a warning.
 
     Args:
@@ -280,7 +281,7 @@ def load_backbone(name: str | PathLike[str]) -> PreTrainedModel:
 def _load_timm_model(name: str | PathLike[str], config: Any) -> PreTrainedModel:
     """Load a model as timm publishes it, with its feature maps at strides 4 to 32, or the last one of a ViT."""
     requires_backends(load_backbone, "timm")
-    # Where timm is installed, this imports it and torchvision, which takes seconds.
+    # If timm is installed, this imports it and torchvision, which takes seconds.
     from transformers import TimmBackbone, TimmBackboneConfig
 
     config_class: Any = TimmBackboneConfig  # `out_indices` is a property, which its type does not show
@@ -294,12 +295,12 @@ def _load_timm_model(name: str | PathLike[str], config: Any) -> PreTrainedModel:
 
 
 def _load_saved_timm_backbone(name: str | PathLike[str], config: PreTrainedConfig) -> PreTrainedModel:
-    """Load a `TimmBackbone` that was saved: its `from_pretrained` would take the name for that of a timm model."""
+    """Load a saved `TimmBackbone`, whose `from_pretrained` would take the name for that of a timm model."""
     backbone = build_backbone(config)
     try:
         backbone.load_state_dict(load_file(cast(str, cached_file(name, "model.safetensors"))))
     except RuntimeError as error:
-        raise ValueError(f"{name} has not the weights of its configuration: {error}") from error
+        raise ValueError(f"{name} does not have the weights of its configuration: {error}") from error
     return backbone.eval()
 
 
@@ -309,7 +310,7 @@ def _load_saved_timm_backbone(name: str | PathLike[str], config: PreTrainedConfi
 class FeaturePyramid(nn.Module):
     """The simple feature pyramid of ViTDet (Li et al. 2022, arXiv 2203.16527): four feature maps from one.
 
-    Transposed convolutions make the two finer ones, a max pooling the coarsest.
+    Transposed convolutions compute the two finer ones, max pooling the coarsest.
 
     Args:
         backbone: A backbone with one feature map.

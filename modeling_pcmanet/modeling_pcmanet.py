@@ -62,7 +62,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 _CAPTURE_KEYWORDS = frozenset({"output_attentions", "output_hidden_states", "return_dict", "use_cache"})
 
 
-# transformers says only that it does not recognize the architecture.
+# For users without this package: transformers reports only that it does not recognize the architecture.
 _README = f"""---
 library_name: transformers
 pipeline_tag: {PIPELINE_TAG}
@@ -137,20 +137,20 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         """
         _check_device_map(kwargs.get("device_map"))
         loaded = super().from_pretrained(*args, **kwargs)
-        _check_device_map(getattr(loaded, "hf_device_map", None))  # of "auto" on a machine with several GPUs
+        _check_device_map(getattr(loaded, "hf_device_map", None))  # from "auto" on a machine with several GPUs
         return loaded
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
-        """Save as transformers does, with a README.md unless there is one.
+        """Save as transformers does, with a README.md unless one exists.
 
-        With code, both model classes are registered for the weights.
+        If the code is saved too, both model classes are registered for the weights.
         """
         if self.is_remote_code():
             both = (PCMANetModel, PCMANetForAudioVisualSegmentation)
             names = {ours._auto_class: f"modeling_pcmanet.{ours.__name__}" for ours in both if ours._auto_class}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **names}
         else:
-            vars(self.config).pop("auto_map", None)  # of an earlier call with code
+            vars(self.config).pop("auto_map", None)  # from an earlier call with code
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             make_weights_readable(save_directory)
@@ -171,7 +171,7 @@ class PCMANetPreTrainedModel(PreTrainedModel):
             init.zeros_(cast(nn.Linear, module).weight)
 
     def initialize_weights(self) -> None:
-        """Initialize weights that were not loaded, those of custom blocks as the `__init__` of their class does."""
+        """Initialize weights that were not loaded; for custom blocks, as the `__init__` of their class does."""
         stages = [module for module in self.modules() if isinstance(module, DecoderStage)]
         new = [stage for stage in stages if not getattr(stage, "_is_hf_initialized", False)]
         super().initialize_weights()
@@ -180,12 +180,12 @@ class PCMANetPreTrainedModel(PreTrainedModel):
 
 
 def make_weights_readable(folder: str | PathLike[str]) -> None:
-    """Let the users who can read a folder read the weights in it.
+    """Make the weights in a folder readable for all users who can read the folder.
 
     safetensors 0.8 writes files that only their owner can read (https://github.com/safetensors/safetensors/issues/782).
 
     Args:
-        folder: The folder. Files of other types and folders in it are left as they are.
+        folder: The folder. Files of other types and subfolders are not changed.
     """
     readable = Path(folder).stat().st_mode & 0o444
     for path in Path(folder).glob("*.safetensors"):
@@ -206,7 +206,7 @@ def _check_device_map(device_map: Any) -> None:
 
 
 class PCMANetModel(PCMANetPreTrainedModel):
-    """Backbone, neck, audio encoder and four decoder stages: frames and audio to the logits of every stage."""
+    """Backbone, neck, audio encoder and four decoder stages: maps frames and audio to the logits of every stage."""
 
     def __init__(self, config: PCMANetConfig):
         super().__init__(config)
@@ -231,8 +231,9 @@ class PCMANetModel(PCMANetPreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; a frozen audio encoder and frozen BatchNorms stay in evaluation mode.
 
-        The statistics of a frozen BatchNorm belong to its weights. Adapters (LoRA) are saved without them, so statistics that
-        changed in training would be lost. `config.bfloat16_agreement` is forgotten, because it was measured with other weights.
+        The statistics of a frozen BatchNorm belong to its weights. Adapters (LoRA) are saved without them, so
+        statistics that changed in training would be lost. `config.bfloat16_agreement` is set to None, because it was
+        measured with other weights.
         """
         super().train(mode)
         if mode:
@@ -313,7 +314,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
         return PCMANetModelOutput(
             last_hidden_state=layout.to_clips(fused),
             stage_logits=tuple(layout.to_clips(logits) for logits in stage_logits),
-            # Not bool, with which no arithmetic on outputs works, such as that of transformers' own tests.
+            # Not bool, because bool does not support arithmetic on outputs, such as that of transformers' own tests.
             confidence_masks=tuple(layout.to_clips(mask.to(torch.uint8)) for mask in masks),
             kept_ratios=torch.stack([mask.float().mean() for mask in masks]),
             audio_embeds=layout.to_clips(embeddings),
@@ -354,11 +355,11 @@ class PCMANetModel(PCMANetPreTrainedModel):
 
 
 def _build_audio_classifier(config: PCMANetConfig) -> nn.Sequential | None:
-    """Build what scores the classes from the audio of a frame alone, None if the configuration has none.
+    """Build the layers that score the classes from the audio of a frame alone; None if the configuration has none.
 
-    Not in the paper. The blocks compare the audio with every pixel in cosine similarities, which do not say how certain the audio
-    is: a saxophone in view got a mask under a clarinet that the audio encoder told apart. docs/benchmarks/ablation.md measures
-    what the classifier gains.
+    Not in the paper. The blocks compare the audio with every pixel by cosine similarity, which does not express how
+    certain the audio is. For example, a saxophone in view got a mask while a clarinet sounded, although the audio
+    encoder distinguished the two. docs/benchmarks/ablation.md measures the gain from the classifier.
     """
     # CODEPATH: published networks have none.
     if not config.audio_classifier:
@@ -401,15 +402,15 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     ) -> Self:
         """Build a new model from pretrained backbone and audio encoder weights; all other weights are random.
 
-        [`PCMANetProcessor.from_pretrained_backbones`] builds the processor that goes with it.
+        [`PCMANetProcessor.from_pretrained_backbones`] builds the matching processor.
 
         Args:
-            visual: Hub id or folder of a backbone that `AutoBackbone` loads, for example `OpenGVLab/pvt_v2_b5`, or of a timm
-                model, for example `timm/tf_efficientnet_lite0.in1k`. That of a plain vision transformer (DINOv2, DINOv3)
-                gets a feature pyramid, see `neck` of [`PCMANetConfig`].
+            visual: Hub id or folder of a backbone that `AutoBackbone` loads, for example `OpenGVLab/pvt_v2_b5`, or of
+                a timm model, for example `timm/tf_efficientnet_lite0.in1k`. A plain vision transformer (DINOv2,
+                DINOv3) gets a feature pyramid (see `neck` of [`PCMANetConfig`]).
             audio: Hub id or folder of an audio encoder: one of this package or any audio model of transformers.
-            preset: Name of a preset (see [`PCMANetConfig.from_preset`]) for all that is not given, also for a backbone or
-                audio encoder, which then has random weights; the default is the network of the paper.
+            preset: Name of a preset (see [`PCMANetConfig.from_preset`]) for everything that is not given, including a
+                backbone or audio encoder, which then has random weights; the default is the network of the paper.
             **config: Fields of [`PCMANetConfig`], for example `num_labels=71`.
 
         Raises:
@@ -466,7 +467,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         if (quantized := find_quantized(self)) is not None or getattr(self, "is_quantized", False):
             raise ValueError(
                 f"The weights of {quantized or 'the model'} are quantized or sharded and cannot be optimized. Run the model itself, "
-                "or optimize the model that was not quantized, which can have dtype=torch.bfloat16."
+                "or optimize the unquantized model, which can have dtype=torch.bfloat16."
             )
         return OptimizedPCMANet(self.model, dtype, audio_dtype or dtype)
 
@@ -484,8 +485,8 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     def find_optimization_obstacle(self) -> str | None:
         """Return why an optimized copy should not be kept for this model, such as hooks, adapters or custom modules.
 
-        These can change what the model computes without a trace that [`OptimizedPCMANet.is_copy_of`] finds. The pipeline then
-        runs the model itself.
+        These can change what the model computes without a trace that [`OptimizedPCMANet.is_copy_of`] can detect. The
+        pipeline then runs the model itself.
 
         Returns:
             The reason, or None.
@@ -548,7 +549,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     def _loss(
         self, stage_logits: tuple[torch.Tensor, ...], labels: torch.Tensor, annotated: torch.Tensor
     ) -> torch.Tensor:
-        """Compute the loss of the paper, with `semantic_iou_weight` that of the configuration, over the annotated real frames."""
+        """Compute the loss of the paper, with the configured `semantic_iou_weight`, over the annotated real frames."""
         config = self.config
         return deeply_supervised_loss(
             stage_logits, labels, annotated, config.stage_loss_weights, config.ignore_index, config.semantic_iou_weight
@@ -557,7 +558,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
     def _distillation_loss(
         self, outputs: PCMANetModelOutput, frame_mask: torch.Tensor | None, annotated: torch.Tensor
     ) -> torch.Tensor | float:
-        """Compute the weighted losses with which the finest stage teaches the others, over the same frames."""
+        """Compute the weighted losses that distill the finest stage into the others, over the same frames."""
         loss, config = 0.0, self.config
         # CODEPATH: as in forward, and for predictions and features by themselves.
         if config.distillation_weight > 0:
@@ -605,7 +606,7 @@ def soft_iou_loss(probabilities: torch.Tensor, labels: torch.Tensor, valid: torc
     With I the sum of p t and S the sum of p + t over the valid pixels, the loss is `1 - (I + 1) / (S - I + 1)`.
 
     Args:
-        probabilities: (frames, height, width), that something sounds.
+        probabilities: (frames, height, width), the probability that something sounds.
         labels: (frames, height, width) in {0, 1}, float.
         valid: (frames, height, width), 1.0 for pixels that count, else 0.0.
 
@@ -643,8 +644,8 @@ def semantic_loss(
 ) -> torch.Tensor:
     """Compute the per-pixel cross-entropy of every frame, averaged within the frame, and the weighted soft IoU loss.
 
-    The soft IoU loss takes all classes together: its probability is that of any class but the background. Cross-entropy alone, as
-    published, counts a missing small object no more than its few pixels.
+    The soft IoU loss merges all classes: its probability is that of any class except the background. Cross-entropy
+    alone, as published, counts a missing small object only by its few pixels.
 
     Args:
         logits: (frames, num_labels, height, width), before the softmax.
@@ -671,7 +672,8 @@ def semantic_loss(
 def _validate_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
     """Check that every label is a class or `ignore_index`; binary cross-entropy accepts any number as its target.
 
-    On a GPU the check does not synchronize: it fails later, as a device-side assert. Compiled graphs have no check.
+    On a GPU, the check does not synchronize, so it fails later, as a device-side assert. Compiled graphs have no
+    check.
 
     Args:
         labels: Any shape.
@@ -700,7 +702,7 @@ def deeply_supervised_loss(
     ignore_index: int = 255,
     semantic_iou_weight: float = 0.0,
 ) -> torch.Tensor:
-    """Compute the weighted sum over the four supervised outputs of the loss averaged over the annotated frames.
+    """Compute the weighted sum of the losses of the four supervised outputs, averaged over the annotated frames.
 
     Args:
         stage_logits: Four tensors (batch, frames, num_labels, any height, any width), coarse to fine. They are resized to the
@@ -712,13 +714,13 @@ def deeply_supervised_loss(
         semantic_iou_weight: Weight of the soft IoU loss in [`semantic_loss`].
 
     Returns:
-        Scalar, float32 or, for such logits, float64.
+        Scalar, float32, or float64 for float64 logits.
 
     Raises:
         ValueError: If a label that counts is neither a class nor `ignore_index`.
     """
     num_labels = stage_logits[0].shape[2]
-    # Integers that cannot hold `ignore_index`; uint8 stays, because it is an eighth of the size.
+    # Integers that cannot hold `ignore_index` are converted; uint8 is kept, because it is an eighth of the size.
     keeps_type = labels.is_floating_point() or (labels.dtype == torch.uint8 and 0 <= ignore_index <= 255)
     labels = labels if keeps_type else labels.long()
     # Ignored, not left out: their loss is 0, and no shape depends on values, for which a GPU would have to wait.
@@ -754,9 +756,10 @@ def _losses_at_label_size(logits: torch.Tensor, labels: torch.Tensor, frame_loss
 
 
 class _FrameLosses(torch.autograd.Function):
-    """`_losses_at_label_size`, whose gradient is computed at once for a few frames at a time and kept at the size of the logits.
+    """`_losses_at_label_size`; computes gradients at once, a few frames at a time, and keeps them at the logits' size.
 
-    Otherwise the logits of all stages and their probabilities would be kept at the size of the labels until the backward pass.
+    Otherwise, the logits of all stages and their probabilities would be kept at the size of the labels until the
+    backward pass.
     """
 
     @staticmethod
@@ -781,13 +784,13 @@ class _FrameLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient of the logits for that of the losses."""
+        """Return the gradient of the logits, given that of the losses."""
         (gradients,) = ctx.saved_tensors
         return (gradients * gradient[:, None, None, None]).to(ctx.dtype), None, None
 
 
-# Multi-stage distillation. Summaries of the paper name it, its abstract and its published code do not, and it is off by default:
-# docs/benchmarks/ablation.md has what it changes.
+# Multi-stage distillation. Summaries of the paper mention it, but its abstract and its published code do not. It is
+# off by default. docs/benchmarks/ablation.md shows what it changes.
 
 
 def distillation_loss(
@@ -795,9 +798,9 @@ def distillation_loss(
     annotated: torch.Tensor,
     divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Compute the sum over the coarser stages of their divergence from the finest one, averaged over the annotated frames.
+    """Compute the summed divergence of the coarser stages from the finest one, averaged over the annotated frames.
 
-    The finest stage is the teacher: it gets no gradient.
+    The finest stage is the teacher and gets no gradient.
 
     Args:
         stages: Logits or feature maps of the stages, (frames, channels, stage height, stage width), coarse to fine.
@@ -841,7 +844,7 @@ def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
         (frames,), the mean over the pixels of one minus the cosine of the angle between the two vectors.
     """
     pooled = _average_pixels(teacher.float(), student)
-    # A smaller `eps` lets the gradient of vectors of almost no length grow without limit.
+    # A smaller `eps` lets the gradient of vectors of almost zero length grow without limit.
     similarity = functional.cosine_similarity(student.float(), pooled, dim=1, eps=1e-2)
     return 1 - similarity.mean((1, 2))
 

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Decoder of PCMANet, and the inputs, outputs and clip layout that the model and the optimized model have in common.
+"""Decoder of PCMANet, and the inputs, outputs and clip layout that the model and the optimized model share.
 
 Modules, with the names of arXiv 2406.02345: AudioVisualGroupAttention (AVGA), QuerySelectedCrossAttention (QSCA),
-ConfidenceInducedMasking (CIM), GuidedFusion (GF), and the DecoderStage that combines them. SoundingMaps, which is not in the
-paper, can take the place of AVGA, and custom blocks that of AVGA, QSCA and GF, see `register_block`.
+ConfidenceInducedMasking (CIM), GuidedFusion (GF), and the DecoderStage that combines them. SoundingMaps, which is not
+in the paper, can replace AVGA, and custom blocks can replace AVGA, QSCA and GF (see `register_block`).
 
 All modules process the real frames of all clips as one batch, (frames, channels, height, width). `ClipLayout` maps frames
 to clips where the frames of a clip interact: in the cross-attention and at the output.
@@ -104,13 +104,14 @@ def validate_inputs(
 
 
 def audio_inputs(embeddings: torch.Tensor, config: PCMANetConfig) -> torch.Tensor:
-    """Return what the network projects to its width: the audio embeddings, and with `audio_softmax` their softmax.
+    """Return what the network projects to its width: audio embeddings, and with `audio_softmax` also their softmax.
 
-    Not in the paper. The audio reaches the blocks through linear layers, and a weighted sum of class scores cannot tell which class
-    has the highest one; the softmax over the scores of a window can. docs/benchmarks/ablation.md measures what it gains.
+    Not in the paper. The audio reaches the blocks through linear layers, and a weighted sum of class scores cannot
+    tell which class has the highest score; the softmax over the scores of a window can. docs/benchmarks/ablation.md
+    measures the gain.
 
     Args:
-        embeddings: (frames, windows * width), of the audio encoder.
+        embeddings: (frames, windows * width), outputs of the audio encoder.
         config: Configuration of the network.
 
     Returns:
@@ -124,7 +125,7 @@ def audio_inputs(embeddings: torch.Tensor, config: PCMANetConfig) -> torch.Tenso
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape, or an empty one for other types, such as NumPy arrays of a call without `return_tensors`."""
+    """Return the shape, or an empty one for other types, such as NumPy arrays from a call without `return_tensors`."""
     return tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else ()
 
 
@@ -137,16 +138,16 @@ class PCMANetOutput(ModelOutput):
     Attributes:
         loss: Scalar, if labels were given.
         logits: (batch, frames, num_labels, height, width), the finest stage at the input size. Padded frames are 0.
-        stage_logits: The logits of all four stages at the input size, coarse to fine; the last one is `logits`. None in
-            training mode with labels: the loss needs no more than a few frames of them at a time.
+        stage_logits: The logits of all four stages at the input size, coarse to fine; the last one is `logits`. None
+            in training mode with labels, because the loss needs only a few frames of them at a time.
         confidence_masks: Three uint8 tensors (batch, frames, stage height, stage width) of the three coarser stages, 1 where
             the prediction is uncertain and the next stage selects queries, else 0. 0 at stages that a frame did not reach
             because of an early exit.
         kept_ratios: See [`PCMANetModelOutput`].
         hidden_states: See [`PCMANetModelOutput`].
         attentions: See [`PCMANetModelOutput`].
-        stages_used: (batch, frames) int64, the stage from which each frame has its logits, 1 (coarsest) to 4, or 0 for
-            padding that was not computed. Only with an `early_exit_threshold`.
+        stages_used: (batch, frames) int64, the stage that computed the logits of each frame, 1 (coarsest) to 4, or 0
+            for padding that was not computed. Only with an `early_exit_threshold`.
         audio_embeds: (batch, frames, windows * width), outputs of the audio encoder.
     """
 
@@ -180,11 +181,12 @@ class ClipLayout:
 
     def __post_init__(self) -> None:
         if self.real is not None:
-            # Found once: the number of computed frames depends on values, and on a GPU each question for it waits for them.
+            # Found once: the number of computed frames depends on values, and on a GPU each query for it waits for
+            # them.
             positions = self.real.flatten().nonzero()[:, 0]
             object.__setattr__(self, "positions", positions)
             if torch.compiler.is_compiling():
-                torch._check(positions.shape[0] > 0)  # BatchNorm in a graph asks whether there is anything
+                torch._check(positions.shape[0] > 0)  # BatchNorm in a graph checks whether it is empty
 
     def to_frames(self, clips: torch.Tensor) -> torch.Tensor:
         """Select the computed frames: (batch, frames, ...) to (computed frames, ...)."""
@@ -236,7 +238,7 @@ class ConvolutionBlock(nn.Sequential):
         )
 
     def forward(self, input: torch.Tensor, size: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Map (frames, in channels, height, width), resized to `size` before if it is given."""
+        """Map (frames, in channels, height, width), first resized to `size` if it is given."""
         convolution, batch_norm, activation = self
         return activation(batch_norm(convolution(input, size)))
 
@@ -274,11 +276,12 @@ class AudioVisualGroupAttention(nn.Module):
 
 
 class SoundingMaps(nn.Module):
-    """Compare every pixel with several queries made from the audio, and add what follows from these maps and the pixel.
+    """Compare pixels with several queries computed from the audio, and add a projection of these maps and the pixels.
 
-    Not in the paper. To choose between two visible objects by the audio, a block has to multiply the features of a pixel by the
-    audio, and the product has to be small at both objects if the audio belongs to neither. AVGA has one such product for each
-    of its groups; this block has more of them, each with weights of its own. docs/benchmarks/ablation.md compares both.
+    Not in the paper. To choose between two visible objects by the audio, a block has to multiply the features of a
+    pixel by the audio, and the product has to be small at both objects if the audio belongs to neither. AVGA has one
+    such product for each of its groups; this block has more of them, each with its own weights.
+    docs/benchmarks/ablation.md compares both.
     """
 
     def __init__(self, config: PCMANetConfig, _index: int):
@@ -432,8 +435,9 @@ class QuerySelectedCrossAttention(nn.Module):
             return self.visual_to_audio(sequence, audio, key_mask)[0]
         if not self.gather_queries:
             return self.visual_to_audio(sequence, audio, key_mask)[0] * selected[..., None]
-        # Selected tokens first, as many as the clip with the most has, so that one tensor contains all clips. At least one,
-        # because attention does not accept an empty tensor; the mask below sets its output to zero again.
+        # Selected tokens first, as many as in the clip with the most of them, so that one tensor contains all clips.
+        # At least one, because attention does not accept an empty tensor; the mask below sets its output to zero
+        # again.
         most = max(1, int(selected.sum(1).max()))
         positions = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         queries = sequence.take_along_dim(positions[..., None], dim=1)
@@ -523,7 +527,8 @@ class GuidedFusion(nn.Module):
         return self.output_projection(fused)
 
 
-# The blocks of a decoder stage by kind, which is both the field of the configuration and the attribute of the stage, and name.
+# The blocks of a decoder stage by kind and name. The kind is both the field of the configuration and the attribute of
+# the stage.
 _BLOCKS: dict[str, dict[str, type[nn.Module]]] = {
     "group_attention": {"avga": AudioVisualGroupAttention, "sounding_maps": SoundingMaps},
     "cross_attention": {"qsca": QuerySelectedCrossAttention},
@@ -543,13 +548,14 @@ def register_block(kind: str, name: str) -> Callable[[Block], Block]:
 
     - `group_attention`: `(visual, audio)` to the feature map weighted by the audio. `visual` is (frames, channels, height,
       width), the output of the neck, and keeps its shape; `audio` is (frames, channels), the projected audio embeddings.
-    - `cross_attention`: `(visual, audio_token, uncertain, layout)` to `(guidance, audio_token)`. `visual` is the output of
-      the group attention; `guidance` has its shape. `audio_token`, (frames, channels), is that of the previous stage, at
-      the first the projected audio. `uncertain` is (frames, coarser height, coarser width) bool, True where the previous
-      stage is uncertain, at the first None. `layout` is a [`ClipLayout`]: only through it may the frames of a clip interact.
-    - `fusion`: `(visual, guidance, coarser)` to the fused feature map, of the shape of `visual`. `guidance` is None without
-      cross-attention; `coarser` is (frames, channels, coarser height, coarser width), the fused map of the previous stage,
-      at the first None.
+    - `cross_attention`: `(visual, audio_token, uncertain, layout)` to `(guidance, audio_token)`. `visual` is the
+      output of the group attention; `guidance` has its shape. `audio_token`, (frames, channels), is that of the
+      previous stage, or the projected audio at the first. `uncertain` is (frames, coarser height, coarser width) bool,
+      True where the previous stage is uncertain, or None at the first. `layout` is a [`ClipLayout`]. The frames of a
+      clip may interact only through it.
+    - `fusion`: `(visual, guidance, coarser)` to the fused feature map, of the shape of `visual`. `guidance` is None
+      without cross-attention; `coarser` is (frames, channels, coarser height, coarser width), the fused map of the
+      previous stage, or None at the first.
 
     Example:
     ```python
@@ -562,7 +568,7 @@ def register_block(kind: str, name: str) -> Callable[[Block], Block]:
 
     Args:
         kind: `"group_attention"`, `"cross_attention"` or `"fusion"`.
-        name: The value of the field of this name in [`PCMANetConfig`].
+        name: The value that selects the block in the field of [`PCMANetConfig`] for this kind.
 
     Returns:
         A decorator that registers a class and returns it.
@@ -572,7 +578,7 @@ def register_block(kind: str, name: str) -> Callable[[Block], Block]:
         TypeError: If the decorated object is not an `nn.Module` class.
     """
     if kind not in _BLOCKS:
-        raise ValueError(f"Expected a kind of block out of {', '.join(_BLOCKS)}, got {kind!r}.")
+        raise ValueError(f"Expected kind to be one of {', '.join(_BLOCKS)}, got {kind!r}.")
 
     def register(block: Block) -> Block:
         if not (isinstance(block, type) and issubclass(block, nn.Module)):
@@ -669,7 +675,7 @@ class DecoderStage(GradientCheckpointingLayer):
     def initialize_custom_blocks(self, config: PCMANetConfig) -> None:
         """Set the weights of custom blocks that were not loaded to those that their `__init__` gives them.
 
-        transformers initializes every layer anew, and leaves other parameters that a checkpoint lacks uninitialized.
+        transformers reinitializes every layer, and leaves other parameters that a checkpoint lacks uninitialized.
         """
         for kind in _BLOCKS:
             block = getattr(self, kind)
@@ -685,7 +691,7 @@ class DecoderStage(GradientCheckpointingLayer):
 def _unchanged_statistics(module: nn.Module) -> Iterator[None]:
     """Let BatchNorms in training mode write their statistics to copies, until the end of the `with` block.
 
-    Otherwise they would count a batch twice whose feature maps are computed twice.
+    Otherwise, they would count a batch twice if its feature maps are computed twice.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
     kept = [(layer, dict(layer._buffers)) for layer in norms]

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Processor of PCMANet: videos or frames and audio to the batch; logits to masks at the original size.
+"""Processor of PCMANet: from videos, or frames and audio, to a batch; from logits to masks at the original size.
 
-The batch is the only thing that processor and model share:
+The batch is the only thing that the processor and the model share:
 
 | name | shape | dtype, range |
 |---|---|---|
@@ -25,11 +25,12 @@ The batch is the only thing that processor and model share:
 | `annotated_frames` | (batch, frames) | bool, which frames are annotated (S4 train: the first); optional |
 | `logits` | (batch, frames, num_labels, height, width) | num_labels = 1 is binary (sigmoid), more are classes (softmax) |
 
-The processor makes all of it except `audio_embeds` and `logits`, which an audio encoder and the model make. It returns
-`frame_mask` if clips are padded, and `labels` with `annotated_frames` if it received masks. Padded frames are zeros, in `labels` 255.
+The processor creates all of it except `audio_embeds` and `logits`, which an audio encoder and the model compute. It
+returns `frame_mask` if clips are padded, and `labels` with `annotated_frames` if it received masks. Padded frames are
+zeros, or 255 in `labels`.
 
-There is one implementation of reading a clip, which streams it: `stream` yields frame by frame, a call collects the same
-frames. Sections: clips, live input, the processor, batches, post-processing.
+There is a single implementation of reading a clip, which streams it. `stream` yields one frame at a time; a call
+collects the same frames. Sections: clips, live input, the processor, batches, post-processing.
 """
 
 import heapq
@@ -81,24 +82,24 @@ from .media_pcmanet import (
 )
 
 
-LENGTH_TOLERANCE = 0.25  # seconds by which audio and frames may differ beyond one frame: codecs cut and fill that much
+LENGTH_TOLERANCE = 0.25  # seconds by which audio and frames may differ beyond one frame: codecs cut and pad that much
 IGNORED_LABEL = 255
-PUBLISHED_CLIP_FRAMES = 10  # the longest clip of AVSBench, one frame per second; beyond it the drift of patches hurts
+PUBLISHED_CLIP_FRAMES = 10  # the longest clip of AVSBench, one frame per second; beyond it, the drift of patches hurts
 TIME_TOLERANCE = 0.05  # seconds: a frame this far outside its second still belongs to it
 PATCH_REACH = 1.0  # seconds after a frame that the published log-mel patches may reach
 DEFAULT_AUDIO_WINDOWS = ((2.0, 2.0),)  # around the frame: audio encoders recognize far more in 4 s than in 1 s
-PIECE_SECONDS = 10  # audio that is in memory already is split into pieces of about this length
-SAMPLING_TIME_TOLERANCE = 1e-3  # seconds within which a timestamp is one at which AVSBench samples
+PIECE_SECONDS = 10  # audio that is already in memory is split into pieces of about this length
+SAMPLING_TIME_TOLERANCE = 1e-3  # seconds within which a timestamp counts as a sampling time of AVSBench
 # Keywords of a call for the image processor and the feature extractor.
 _CALL_KEYWORDS = ("images_kwargs", "audio_kwargs")
-CAMERA_RATE = 1.0  # frames per second: a live frame that stays on screen for longer has the timestamp of its sampling
+CAMERA_RATE = 1.0  # frames per second: a live frame that is on screen for longer has the timestamp of its sampling
 
 
 # --- Clips ---
 
 
 def is_media(value: Any) -> bool:
-    """Return whether media is read from a value as [`media_source`] returns it, or from an open reader."""
+    """Return whether a value is media as [`media_source`] returns it, or an open reader."""
     return isinstance(value, str | bytes | MediaReader) or hasattr(value, "read")
 
 
@@ -108,11 +109,11 @@ def is_decoder(value: Any) -> bool:
 
 
 def audio_source(audio: Any, sampling_rate: int | None) -> tuple[Any, int | None]:
-    """Return audio in the form in which it is read: an array with its sampling rate, or media.
+    """Return audio in the form that is read: an array with its sampling rate, or media.
 
     Args:
         audio: As for [`open_clip`].
-        sampling_rate: Of an array, in hertz.
+        sampling_rate: Sampling rate of an array, in hertz.
     """
     audio = media_source(audio) if not isinstance(audio, Mapping) or audio.get("array") is None else audio
     if isinstance(audio, Mapping):
@@ -125,14 +126,14 @@ def audio_source(audio: Any, sampling_rate: int | None) -> tuple[Any, int | None
 
 
 def _clip_sources(video: Any, audio: Any, sampling_rate: int | None) -> tuple[Any, Any, int | None]:
-    """Return the video and the audio of a clip in the form in which they are read; no audio if it is the video's own."""
+    """Return the video and the audio of a clip in the form that is read; no audio if it is the video's own."""
     video, (audio, sampling_rate) = media_source(video), audio_source(audio, sampling_rate)
     # A file object that is given as both has one position, which two readers would both move.
     return video, None if audio is video and is_media(video) else audio, sampling_rate
 
 
 def is_clip(videos: Any) -> bool:
-    """Return whether videos is one clip (media, an array of frames, a list of frames) and not several.
+    """Return whether videos is one clip (media, an array of frames, a list of frames) rather than several.
 
     Several clips are a list of clips or a five-dimensional array.
     """
@@ -168,12 +169,13 @@ def open_clip(
         sampling_rate: Sampling rate of an array in `audio`, in hertz.
         timestamps: (frames,), seconds from the start of the audio, ascending, for frames that are not sampled as AVSBench
             samples them: frame k at (k + 15/16) / frames_per_second.
-        frames_per_second: At which a video is sampled, `"video"` for every frame; or at which the frames were sampled.
-        masks_per_second: Rate of the timestamps of masks in the frames, see `StreamedFrame`; `None` is one per frame.
+        frames_per_second: Rate at which a video is sampled, or `"video"` for every frame; for frames, the rate at
+            which they were sampled.
+        masks_per_second: Rate of the timestamps of masks in the frames (see `StreamedFrame`); `None` is one per frame.
         target_rate: Sampling rate of the features, in hertz.
 
     Yields:
-        The frames in order of time, and the audio.
+        The frames in chronological order, and the audio.
 
     Raises:
         ValueError: If frames or audio cannot be used, audio is missing, or one is longer than the other; also while they
@@ -243,7 +245,7 @@ def share_audio(pieces: Iterator[AudioPiece], number: int) -> list[Iterator[Audi
             if piece is None:
                 return
             if piece[0] is None:
-                yield piece  # not for the others: when they get there, more frames were read
+                yield piece  # not for the others: by then, more frames will have been read
             else:
                 for each in queues:
                     each.append(piece)
@@ -287,10 +289,10 @@ def _open_array(
     elif times.max() > seconds + tolerance:
         raise ValueError(
             f"The last frame is at {times.max():.3f} s, but the audio ends at {seconds:.3f} s: correct timestamps or "
-            "sampling_rate, or fill the audio with zeros."
+            "sampling_rate, or pad the audio with zeros."
         )
     if (np.diff(times) < 0).any():
-        raise ValueError("timestamps must be ascending: pass the frames in order of time.")
+        raise ValueError("timestamps must be ascending: pass the frames in chronological order.")
     duration = max(len(frames) / frames_per_second, float(times[-1]))
     return stream_array(frames, times, duration, masks_per_second), _in_pieces(waveform, sampling_rate)
 
@@ -306,7 +308,7 @@ def stack_frames(frames: Any) -> np.ndarray:
         (frames, height, width, 3), uint8.
 
     Raises:
-        ValueError: For another type, shape or dtype, frames of several sizes, or no frame.
+        ValueError: For an unsupported type, shape or dtype, frames of different sizes, or no frames.
     """
     if isinstance(frames, list | tuple):
         if frames and isinstance(frames[0], str | PathLike | bytes | Mapping):
@@ -334,12 +336,12 @@ def stack_frames(frames: Any) -> np.ndarray:
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(
             f"Frames have shape {array.shape}: expected (frames, height, width, 3) or (frames, 3, height, width) with at "
-            "least one frame. Gray frames are repeated three times, one frame is a list of one."
+            "least one frame. Repeat gray frames three times; pass one frame as a list of one."
         )
     if array.dtype != np.uint8:
         raise ValueError(
-            f"Frames have dtype {array.dtype}: expected uint8 values 0..255. Cast integers of this range; floats in [0, 1] become "
-            "that by (frames * 255).round() and a cast to uint8."
+            f"Frames have dtype {array.dtype}: expected uint8 values 0..255. Cast integers of this range; convert "
+            "floats in [0, 1] with (frames * 255).round() and a cast to uint8."
         )
     return array
 
@@ -367,7 +369,7 @@ def _with_checked_audio(
             break
         yield frame
 
-    # Only so much is read as shows that there is too much.
+    # Only as much is read as is needed to show that there is too much.
     duration = last + period if frames_per_second == EVERY_FRAME else count * period
     tolerance = period + LENGTH_TOLERANCE
     sound.reaches(sound.position(duration + tolerance) + 1)
@@ -382,7 +384,8 @@ def choose_audio_alignment(timestamps: np.ndarray, audio_alignment: str | None, 
     """Return how the audio of a clip is cut into patches.
 
     Args:
-        timestamps: (frames,), seconds from the start of the audio; of a long clip the first `PUBLISHED_CLIP_FRAMES + 1`.
+        timestamps: (frames,), seconds from the start of the audio; for a long clip, the first
+            `PUBLISHED_CLIP_FRAMES + 1`.
         audio_alignment: The alignment requested, or None.
         frames_per_second: In hertz; `"video"` is every frame.
 
@@ -394,9 +397,9 @@ def choose_audio_alignment(timestamps: np.ndarray, audio_alignment: str | None, 
     """
     follows = frames_per_second == 1 and all(_is_in_its_second(*item) for item in enumerate(timestamps))
     if audio_alignment is None:
-        # The published layout looks at the end of each second and hears that second. Patches that end at their frame keep
-        # to it for any length; patches around the frame halve what is heard of the right second (0.74 IoU against 0.86 on
-        # a minute of Sounding Shapes: docs/concepts/audio_alignment.md).
+        # The published layout uses the frame at the end of each second and the audio of that second. Patches that end
+        # at their frame preserve this for any length; patches centered on the frame contain only half of that audio
+        # (0.74 IoU instead of 0.86 on a minute of Sounding Shapes: docs/concepts/audio_alignment.md).
         return "consecutive" if follows and len(timestamps) <= PUBLISHED_CLIP_FRAMES else "end"
     if audio_alignment == "consecutive" and not follows:
         raise ValueError(
@@ -423,7 +426,7 @@ def _one_in_each_second(frames: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any
 
 
 def fill_maps(maps: Any, shape: tuple[int, int, int]) -> list[np.ndarray]:
-    """Check the masks of one clip against its frames, and fill those of frames without one with "ignore".
+    """Check the masks of one clip against its frames, and use "ignore" for frames without one.
 
     Args:
         maps: One entry per frame: a (height, width) mask (array, tensor or PIL image) or None.
@@ -433,7 +436,7 @@ def fill_maps(maps: Any, shape: tuple[int, int, int]) -> list[np.ndarray]:
         One (height, width) array per frame.
 
     Raises:
-        ValueError: If the number of masks is not that of the frames, or a mask does not have the size of its frame.
+        ValueError: If the numbers of masks and frames differ, or a mask does not have the size of its frame.
     """
     if len(maps) != shape[0]:
         raise ValueError(f"{len(maps)} segmentation maps for {shape[0]} frames: pass one per frame, None for no mask.")
@@ -486,7 +489,7 @@ def check_rate(name: str, rate: Any, word: str | None = None) -> float | str:
 
 
 class LiveClip:
-    """Frames and audio that come together in chunks, as from a camera and a microphone.
+    """Frames and audio that arrive together in chunks, for example from a camera and a microphone.
 
     Args:
         chunks: Triples of frames (uint8 array (frames, height, width, 3) or a list of PIL images; may be empty or None),
@@ -530,7 +533,7 @@ class LiveClip:
         return False
 
     def _sampled(self) -> Iterator[tuple[float, np.ndarray]]:
-        """Yield the frames on screen at the sampling times, as soon as the next one has come."""
+        """Yield the frames on screen at the sampling times, as soon as the next one has arrived."""
         last = None
         while self._frames or self._read():
             while self._frames:
@@ -550,7 +553,7 @@ class LiveClip:
 
 
 class PCMANetProcessor(ProcessorMixin):
-    """Make the batch of PCMANet from videos, and masks from its logits.
+    """Create PCMANet batches from videos, and masks from its logits.
 
     A [`PCMANetFeatureExtractor`] computes the published log-mel patches and places them itself. For any other feature
     extractor, the processor cuts `audio_windows` around each frame at the extractor's sampling rate, and the extractor turns
@@ -560,8 +563,8 @@ class PCMANetProcessor(ProcessorMixin):
         image_processor: A `PCMANetImageProcessor`.
         feature_extractor: The feature extractor of the model's audio encoder: any audio feature extractor of transformers.
         audio_windows: For each window of audio of a frame, the seconds before and after the frame, for example
-            `[[1.0, 0.0], [2.0, 2.0]]`; the model needs `num_audio_windows` of the same number. By default one window of 2 s
-            before and after the frame; None for a `PCMANetFeatureExtractor`.
+            `[[1.0, 0.0], [2.0, 2.0]]`; the number of windows must equal the model's `num_audio_windows`. By default
+            one window of 2 s before and after the frame; None for a `PCMANetFeatureExtractor`.
 
     Raises:
         ValueError: If `audio_windows` are given for patches, are not pairs of seconds, or are longer than what the feature
@@ -596,12 +599,13 @@ class PCMANetProcessor(ProcessorMixin):
         """Build the processor for a model from `PCMANetForAudioVisualSegmentation.from_pretrained_backbones`.
 
         Args:
-            visual: Hub id or folder of the visual backbone; its own image processor gives mean and standard deviation. Or
-                the configuration of one, which selects those of its type. By default those of ImageNet.
-            audio: Hub id or folder of the audio encoder, whose own feature extractor is used; or the configuration of one,
-                which selects the default feature extractor of its type. By default that of the paper.
+            visual: Hub id or folder of the visual backbone; its own image processor provides the mean and standard
+                deviation. Or the configuration of a backbone, which selects those of its type. Defaults to those of
+                ImageNet.
+            audio: Hub id or folder of the audio encoder, whose own feature extractor is used; or the configuration of
+                one, which selects the default feature extractor of its type. Defaults to that of the paper.
             audio_windows: See the class.
-            **image_settings: Of `PCMANetImageProcessor`, for example `size={"height": 384, "width": 384}`.
+            **image_settings: Settings of `PCMANetImageProcessor`, for example `size={"height": 384, "width": 384}`.
 
         Raises:
             OSError: If a folder or Hub id is not found.
@@ -634,17 +638,18 @@ class PCMANetProcessor(ProcessorMixin):
     def audio_features(
         self, frames: Iterable[tuple[Any, ...]], audio: AudioBuffer, audio_alignment: str | None
     ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
-        """Add the features of its audio to each frame of a stream.
+        """Pair each frame of a stream with the features of its audio.
 
         Args:
-            frames: Tuples that begin with a timestamp in seconds from the start of the audio, in order of time.
+            frames: Tuples that begin with a timestamp in seconds from the start of the audio, in chronological order.
             audio: At the sampling rate of the feature extractor; read as far as the frames need it.
             audio_alignment: How patches or windows are placed: `"consecutive"` (patches only), `"center"` or `"end"`; None
                 places windows as configured.
 
         Returns:
-            An iterator over the frames, each with its features, float32: (1, 96, 64) for the published log-mel patches, for
-            others what the feature extractor makes of a window, with several windows (windows, ...).
+            An iterator over the frames, each with its features, float32: (1, 96, 64) for the published log-mel
+            patches; for other extractors, what the extractor computes from a window, or (windows, ...) with several
+            windows.
 
         Raises:
             ValueError: If the alignment does not apply.
@@ -682,11 +687,11 @@ class PCMANetProcessor(ProcessorMixin):
         of clips every other per-clip argument is a list of the same length; None stands for "not given".
 
         Args:
-            videos: A clip, or a list of clips. A video is sampled at `frames_per_second`, frames are taken as they are.
+            videos: A clip, or a list of clips. A video is sampled at `frames_per_second`; frames are used as they are.
             audio: The audio of each clip: (samples,) or (channels, samples) array or tensor, float in [-1, 1] or int16
                 or int32, or an audio or video file (path, URL, bytes, file object). Not needed for a video with an audio
                 track. Without `timestamps` it must last as long as the frames, to within one frame.
-            sampling_rate: Rate of arrays in `audio`, in hertz; one number may stand for all clips.
+            sampling_rate: Rate of arrays in `audio`, in hertz; one number applies to all clips.
             segmentation_maps: Per clip one entry per frame: a (height, width) mask of class indices (array or
                 single-channel PIL image) at the size of the frame, or None where the frame is not annotated. 255 is
                 "ignore": give a 0/255 mask file as `mask > 127`.
@@ -697,15 +702,15 @@ class PCMANetProcessor(ProcessorMixin):
                 frame; or `"center"`, each patch centered on its frame. By default consecutive for clips of at most 10
                 frames, one in each second, at one frame per second; `"end"` for all others, because consecutive patches
                 drift by 40 ms every second. `audio_windows` are by default placed as configured.
-            return_tensors: `"pt"`, `"np"`, or None, which is numpy as well. The model takes `"pt"`.
+            return_tensors: `"pt"`, `"np"`, or None, which also returns numpy arrays. The model needs `"pt"`.
             return_metadata: Also return three plain lists with one entry per clip: `timestamps` (float64 arrays),
                 `original_sizes` ((height, width) pairs) and `frames` (uint8 arrays (frames, height, width, 3)).
-            **kwargs: Settings of the image processor for this call only (`size`, `do_resize`, `do_normalize`, ...), as such or
-                in `images_kwargs`; `device`, on which the torchvision backend computes and the tensors are returned; and
-                `sampling_rate` in `audio_kwargs`.
+            **kwargs: Settings of the image processor for this call only (`size`, `do_resize`, `do_normalize`, ...),
+                directly or in `images_kwargs`; `device`, on which the torchvision backend computes and the tensors are
+                returned; and `sampling_rate` in `audio_kwargs`.
 
         Returns:
-            The batch of the table at the top of this file, batch first, clips padded to the longest.
+            The batch described in the table at the top of this file, batch first, with clips padded to the longest.
 
         Raises:
             ValueError: For anything that cannot be used; the message names the clip and the remedy.
@@ -767,7 +772,7 @@ class PCMANetProcessor(ProcessorMixin):
         if images.get("device") is not None and return_tensors != "pt":
             raise ValueError(f'device={images["device"]!r} needs return_tensors="pt", got {return_tensors!r}.')
         if sampling_rate is not None and "sampling_rate" in audio:
-            raise ValueError("Got sampling_rate twice, as such and in audio_kwargs. Pass it once.")
+            raise ValueError("Got sampling_rate twice, directly and in audio_kwargs. Pass it once.")
         return images, audio.get("sampling_rate", sampling_rate)
 
     @staticmethod
@@ -775,9 +780,9 @@ class PCMANetProcessor(ProcessorMixin):
         """Pad clips to the longest and stack them.
 
         Args:
-            features: A list with one dictionary per clip, such as the rows of a data set that was processed before: each with
-                the arrays of the batch without its first dimension, frames first. Or a list of batches, whose clips are
-                padded anew; or a dictionary with one such list per array.
+            features: A list with one dictionary per clip, such as the rows of a data set that has already been
+                processed. Each has the arrays of the batch without its first dimension, frames first. Or a list of
+                batches, whose clips are padded again, or a dictionary with one such list per array.
             return_tensors: As in a call.
 
         Returns:
@@ -799,7 +804,7 @@ class PCMANetProcessor(ProcessorMixin):
         """Read one clip: its frames, their timestamps and their patches, in the order of the clip."""
         order, video = None, media_source(video)
         if timestamps is not None and not is_media(video) and not is_decoder(video):
-            # A stream goes in order of time.
+            # A stream is in chronological order.
             video = stack_frames(video)
             timestamps = check_timestamps(timestamps, len(video))
             if (np.diff(timestamps) < 0).any():
@@ -834,7 +839,7 @@ class PCMANetProcessor(ProcessorMixin):
         audio_alignment: str | None,
     ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
         """Yield tuples that begin with a timestamp, each with the features of its audio."""
-        # How a clip is cut is decided when it is known to be longer than a published one, or to have ended.
+        # The alignment is chosen once the clip is known to be longer than a published one, or to have ended.
         first = list(islice(frames, PUBLISHED_CLIP_FRAMES + 1))
         timestamps = np.array([frame[0] for frame in first])
         alignment = audio_alignment
@@ -848,7 +853,7 @@ class PCMANetProcessor(ProcessorMixin):
     def _process(
         self, frames: list[np.ndarray], patches: list[torch.Tensor], maps: Any, image_settings: dict[str, Any]
     ) -> dict[str, torch.Tensor]:
-        """Make the tensors of one clip, frames first."""
+        """Create the tensors of one clip, frames first."""
         masks = None if maps is None else fill_maps(maps, (len(frames), *frames[0].shape[:2]))
         settings = {**image_settings, "input_data_format": "channels_last", "return_tensors": "pt"}
         tensors = self.image_processor(frames, segmentation_maps=masks, **settings)
@@ -872,18 +877,18 @@ class PCMANetProcessor(ProcessorMixin):
         The values are those of a call, which collects this stream.
 
         Args:
-            video: A clip as in a call, or an open [`MediaReader`], of which the frames were not read yet.
+            video: A clip as in a call, or an open [`MediaReader`] whose frames have not been read yet.
             audio: Its audio, if it is not the video's own.
-            sampling_rate: Of an array in `audio`, in hertz.
-            timestamps: As in a call, in order of time.
+            sampling_rate: Sampling rate of an array in `audio`, in hertz.
+            timestamps: As in a call, in chronological order.
             frames_per_second: Sampling rate of frames, in hertz, or `"video"`: every frame of a video file.
             masks_per_second: Rate of the `mask_timestamps`, in hertz, or `"video"`; by default that of the frames.
             audio_alignment: As in a call; a clip counts as short if it ends within 10 frames.
 
         Yields:
-            One dictionary per frame, in order of time: `timestamp` in seconds; `pixel_values` (3, height, width) and
-            `input_features` (...), float32; `original_size` (height, width); `mask_timestamps`, the timestamps of the
-            masks since the frame before, for the last frame also of those after it.
+            One dictionary per frame, in chronological order: `timestamp` in seconds; `pixel_values` (3, height, width)
+            and `input_features` (...), float32; `original_size` (height, width); `mask_timestamps`, the timestamps of
+            the masks since the previous frame, and for the last frame also of those after it.
 
         Raises:
             ValueError: For anything that cannot be used.
@@ -914,14 +919,15 @@ class PCMANetProcessor(ProcessorMixin):
         """Turn one video of any length into the inputs of the network at several rates, in one pass and in constant memory.
 
         Args:
-            video: A video file as in a call, or an open [`MediaReader`], of which the frames were not read yet.
+            video: A video file as in a call, or an open [`MediaReader`] whose frames have not been read yet.
             audio: Its audio, if it is not the video's own.
             frames_per_second: The sampling rates of frames, each in hertz, or `"video"`.
-            sampling_rate: Of an array in `audio`, in hertz.
+            sampling_rate: Sampling rate of an array in `audio`, in hertz.
             audio_alignment: As in a call.
 
         Yields:
-            The dictionaries of `stream` at each rate, together in order of time, each with the index of its rate as `rate`.
+            The dictionaries of `stream` at each rate, merged in chronological order, each with the index of its rate
+            as `rate`.
 
         Raises:
             ValueError: For anything that cannot be used.
@@ -932,7 +938,7 @@ class PCMANetProcessor(ProcessorMixin):
         with _errors_name(video), ExitStack() as stack:
             reader = _open_reader(stack, video, audio=audio is None)
             chunks = reader.audio() if audio is None else _open_audio(stack, audio, sampling_rate)
-            # Frames of one rate wait for those of another: at the size of the network, not of the video.
+            # Frames of one rate wait for those of another, at the size of the network and not of the video.
             events = ((index, frame[0], self._process_frame(frame)) for index, frame in reader.frames_at(rates))
             branches = zip(tee(events, len(rates)), share_audio(chunks, len(rates)), strict=True)
             streams = []
@@ -955,15 +961,15 @@ class PCMANetProcessor(ProcessorMixin):
         frames_per_second: float = 1.0,
         audio_alignment: str | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Turn live input into the inputs of the network, each as soon as its frame and its audio have come.
+        """Turn live input into the inputs of the network, each as soon as its frame and its audio have arrived.
 
         Args:
             chunks: Triples of frames, their timestamps and audio: see [`LiveClip`].
             sampling_rate: Sampling rate of the audio, in hertz.
             frames_per_second: Frames per second for the network.
-            audio_alignment: `"end"`: audio up to the frame, so that only the first 0.975 s of patches at the start are
-                awaited; `"center"`: audio around the frame, which comes half a patch or window later. By default `"end"` for
-                patches; `audio_windows` are placed as configured.
+            audio_alignment: `"end"`: audio up to the frame, so the network waits only for the first 0.975 s of patches
+                at the start; `"center"`: audio around the frame, which arrives half a patch or window later. By
+                default `"end"` for patches; `audio_windows` are placed as configured.
 
         Yields:
             Dictionaries as from `stream`.
@@ -981,7 +987,7 @@ class PCMANetProcessor(ProcessorMixin):
             yield {**self._process_frame(frame), "input_features": patch}
 
     def _process_frame(self, streamed: StreamedFrame) -> dict[str, Any]:
-        """Make the inputs of the network of one frame, without its audio."""
+        """Create the network inputs of one frame, without its audio."""
         timestamp, frame, mask_timestamps = streamed
         pixels = self.image_processor(frame, input_data_format="channels_last", return_tensors="pt")
         return {
@@ -1000,12 +1006,12 @@ class PCMANetProcessor(ProcessorMixin):
     ) -> list[torch.Tensor]:
         """Convert logits to class ids at the original size.
 
-        Logits are resized bilinearly (align_corners=False, no antialiasing) and then thresholded, one frame at a time, so
-        that 71 classes at full size are held for one frame only.
+        Logits are resized bilinearly (align_corners=False, no antialiasing) and then thresholded, one frame at a time,
+        so that 71 classes at full size are held for only one frame.
 
         Args:
-            outputs: The model's output, or anything with `logits` (batch, frames, num_labels, height, width), a tensor or, as
-                from onnxruntime, an array.
+            outputs: The model's output, or anything with `logits` (batch, frames, num_labels, height, width), a tensor
+                or an array (for example from onnxruntime).
             target_sizes: (height, width) of each clip, or one pair for all; the logits' own size if None.
             threshold: Binary task only: a pixel belongs to a sounding object if its probability is strictly above this,
                 in [0, 1].
@@ -1016,8 +1022,8 @@ class PCMANetProcessor(ProcessorMixin):
             first of several equal ones.
 
         Raises:
-            ValueError: For a threshold outside [0, 1], logits of another shape or with NaN, and for sizes or a mask that do not
-                fit the batch.
+            ValueError: For a threshold outside [0, 1], logits with a wrong shape or NaN, and sizes or a mask that do
+                not fit the batch.
         """
         logits = _as_tensor(outputs.logits)
         if logits.ndim != 5:
@@ -1122,7 +1128,7 @@ def _split(videos: Any, **arguments: Any) -> list[dict[str, Any]]:
 
 
 def _spread(name: str, value: Any, count: int) -> list[Any]:
-    """Return one entry of an argument per clip. None, and one sampling rate, stand for all clips."""
+    """Return one entry of an argument per clip. None and a single sampling rate apply to all clips."""
     if value is None or (name == "sampling_rate" and not isinstance(value, list | tuple)):
         return [value] * count
     if not isinstance(value, list | tuple) or len(value) != count:
@@ -1139,7 +1145,7 @@ def _name(index: int, video: Any) -> str:
 # --- Batches ---
 
 
-# What fills up each tensor of a clip that is shorter than others.
+# Padding value of each tensor of a clip that is shorter than others.
 _FILLINGS = {
     "pixel_values": 0.0,
     "input_features": 0.0,
@@ -1156,8 +1162,8 @@ def _collate(
     sizes = {clip["pixel_values"].shape[1:] for clip in clips}
     if len(sizes) > 1:
         raise ValueError(
-            f"Clips have different sizes {sorted(map(tuple, sizes))} after processing and cannot be stacked: set in the image "
-            "processor do_resize=True and a size with height and width, or pass one clip at a time."
+            f"Clips have different sizes {sorted(map(tuple, sizes))} after processing and cannot be stacked: set "
+            "do_resize=True and a size with height and width in the image processor, or pass one clip at a time."
         )
     names = {name for clip in clips for name in clip}
     if "labels" in names:
@@ -1184,7 +1190,7 @@ def _without_labels(clip: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _stack(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Fill tensors (frames_i, ...) up to the longest and stack them."""
+    """Pad tensors (frames_i, ...) to the longest and stack them."""
     if len({tensor.shape for tensor in tensors}) == 1:
         return torch.stack(tensors)  # pad_sequence copies twice
     return pad_sequence(tensors, batch_first=True, padding_value=_FILLINGS[name])

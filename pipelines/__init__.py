@@ -1,4 +1,4 @@
-"""The audio-visual-segmentation pipeline and drawings of its results. Importing this package registers the task."""
+"""The audio-visual-segmentation pipeline and tools to draw its results. Importing this package registers the task."""
 
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -13,8 +13,8 @@ __all__ = ["AudioVisualSegmentationPipeline"]
 
 
 def _complete_registration() -> None:
-    """Add what only an installed package has: the default checkpoint, and the task that the Hub names for our models."""
-    # A copy: the pipeline writes its own entry into every checkpoint that it saves.
+    """Add what only an installed package has: the default checkpoint, and the Hub's name of the task."""
+    # A copy, because the pipeline writes its own entry into every checkpoint that it saves.
     PIPELINE_REGISTRY.supported_tasks[TASK] = {
         **PIPELINE_REGISTRY.supported_tasks[TASK],
         "default": {"model": (find_checkpoint(DEFAULT_MODEL), None)},

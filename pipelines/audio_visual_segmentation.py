@@ -51,11 +51,11 @@ WINDOWS_AHEAD = 2  # windows read before the network needs them, per clip
 LIVE_FRAMES_AHEAD = 100  # frames of live input that can wait for a slow network
 POLLING_SECONDS = 0.1  # how often a blocked thread checks whether it was closed
 
-# Of a clip in a dictionary, such as a row of a data set: its video or its frames, and what belongs to them.
+# Keys of a clip in a dictionary, such as a row of a data set: its video or its frames, and what belongs to them.
 VIDEO_KEYS = ("video", "frames")
 CLIP_KEYS = ("audio", "sampling_rate", "timestamps")
 
-# Names of other libraries for arguments of the pipeline.
+# Names that other libraries use for arguments of the pipeline.
 OTHER_NAMES = {
     **dict.fromkeys(("video", "videos", "images", "frames"), "inputs, the first argument"),
     **dict.fromkeys(("fps", "frame_rate", "num_frames"), "frames_per_second"),
@@ -92,7 +92,7 @@ class Window:
 
     Attributes:
         frames: The dictionary that the processor's `stream` yields for each frame.
-        new_frames: How many of the frames, at the end, were in no earlier window.
+        new_frames: Number of frames, at the end, that were not in an earlier window.
         overlap: Number of frames over which the window fades in and out.
         is_last: Whether this is the last window of the clip.
     """
@@ -111,17 +111,17 @@ class Window:
 class AudioVisualSegmentationPipeline(ChunkPipeline):
     """Segment the sounding objects in a video: one set of masks per network frame, by default one per second.
 
-    The network processes a video of any length in overlapping windows, whose logits fade into each other. A thread
-    decodes ahead. [`stream`] yields each frame as soon as it is complete and holds only a few frames in memory; a call
+    The network processes a video of any length in overlapping windows, whose logits are blended. A thread decodes
+    ahead. [`stream`] yields each frame as soon as it is complete and holds only a few frames in memory; a call
     collects them in a list. Several threads may use one pipeline.
 
-    Where the audio encoder scores groups of classes (`score_groups` in its configuration), an entry also has `heard`: up to
-    three groups that score at least 3 standard deviations above other sounds, as `{"label", "score"}`, the highest first.
-    They explain an empty result: the sound may be of no class that the model segments.
+    If the audio encoder scores groups of classes (`score_groups` in its configuration), an entry also has `heard`: up
+    to three groups that score at least 3 standard deviations above other sounds, as `{"label", "score"}`, the highest
+    first. They explain an empty result: the sound may not belong to any class that the model segments.
 
-    With `dtype="auto"`, the default of `pipeline()`, the weights keep the data type in which they were saved, and their optimized
-    copy computes in bfloat16 where that is faster and the checkpoint says that it gives the same masks (see
-    `choose_inference_dtype` of the model). `pipeline(..., dtype="float32")` computes in float32 everywhere.
+    With `dtype="auto"`, the default of `pipeline()`, the weights keep the data type in which they were saved, and
+    their optimized copy computes in bfloat16 if that is faster and the checkpoint says that the masks are the same
+    (see `choose_inference_dtype` of the model). `pipeline(..., dtype="float32")` computes in float32 everywhere.
 
     Create it with `pipeline("audio-visual-segmentation", model=...)`. The arguments of `__call__` can also be passed
     there, as defaults for every call.
@@ -137,7 +137,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     processor: Any
 
     _optimized_model: Any = None
-    _optimizing = threading.Lock()  # of the class: a pipeline with a lock of its own could not be copied or pickled
+    _optimizing = threading.Lock()  # of the class, because a pipeline with its own lock could not be copied or pickled
 
     def __init__(self, *args: Any, dtype: torch.dtype | str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -154,12 +154,12 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Segment one video, or each video of a list, generator or dataset.
 
         Args:
-            inputs: One video, required: a path, URL, bytes or binary file object; its frames as an array (frames, height,
-                width, 3) or a list of PIL images or arrays; or a dictionary with `video` or `frames` and optionally `audio`, `sampling_rate` and, for
-                frames, `timestamps` in seconds, whose other keys are ignored: a row of a data set. Columns of `datasets`
-                are accepted as they are, decoded (by torchcodec) or not (`{"path", "bytes"}`). Several videos: a list or
-                tuple is processed at once; a generator or other iterator, a dataset (torch or `datasets`) or its column
-                is streamed.
+            inputs: One video, required: a path, URL, bytes or binary file object; its frames as an array (frames,
+                height, width, 3) or a list of PIL images or arrays; or a dictionary, such as a row of a data set, with
+                `video` or `frames` and optionally `audio`, `sampling_rate` and, for frames, `timestamps` in seconds;
+                other keys are ignored. Columns of `datasets` are accepted as they are, decoded (by torchcodec) or not
+                (`{"path", "bytes"}`). Several videos: a list or tuple is processed at once; a generator or other
+                iterator, a dataset (torch or `datasets`) or its column is streamed.
             batch_size: Windows per batch, of one clip or several. Defaults to 1.
             num_workers: Clips read at the same time, each in a thread.
             threshold: Probability in [0, 1] that a pixel must exceed. Defaults to 0.5 in the binary task (AVSBench's
@@ -173,11 +173,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             audio: Audio of one silent video: a waveform (samples,) or (channels, samples), or a file.
             sampling_rate: Sampling rate of the waveform, in hertz (Hz).
             frames_per_window: Network frames per window. Defaults to 10. Longer videos are split into windows.
-            window_overlap: Frames that a window shares with the one before. Defaults to a fifth of a window.
+            window_overlap: Frames that a window shares with the previous one. Defaults to a fifth of a window.
             use_optimized_model: Whether to run the model's optimized copy (`for_inference()`: the same logits, faster)
-                if it has one. Defaults to `True`. A model in training mode, compiled (`torch.compile`), quantized, on several
-                devices, or with hooks, adapters or custom modules runs as it is. The copy is made again if the model has
-                changed since the last call.
+                if it has one. Defaults to `True`. A model in training mode, compiled (`torch.compile`), quantized, on
+                several devices, or with hooks, adapters or custom modules runs as it is. The copy is rebuilt if the
+                model has changed since the last call.
             early_exit_threshold: Fraction of a frame's pixels, in [0, 1], that may be uncertain for the optimized model to
                 stop at a coarse stage, which is faster. By default it runs all stages.
             progress_bar: Whether to show a progress bar over windows. Defaults to `False`.
@@ -186,9 +186,9 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         Returns:
             A list with one entry per mask time, in order: `{"timestamp": seconds, "segments": [{"score", "label",
             "mask"}, ...]}`. `mask` is a PIL image of mode "L", 0 or 255, at the size of the video; `score` is the mean
-            probability inside the mask, in [0, 1]; segments are sorted by score, highest first. The binary task returns
-            at most one segment, none in silence; the semantic task returns one per class present, never the background.
-            For several inputs: one such list each.
+            probability inside the mask, in [0, 1]; segments are sorted by score, highest first. The binary task
+            returns at most one segment, none in silence; the semantic task returns one per class present, never the
+            background. For several inputs, one such list each.
 
         Raises:
             TypeError: For an unknown keyword.
@@ -215,8 +215,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     ) -> Generator[dict[str, Any], None, None]:
         """Segment one video of any length frame by frame, in constant memory.
 
-        A thread decodes the video while the network computes. Close the generator, or drop it, to stop early: the
-        thread ends and the file is closed.
+        A thread decodes the video while the network computes. To stop early, close the generator or drop it. The
+        thread then ends and the file is closed.
 
         Args:
             video: One video, as in a call.
@@ -250,7 +250,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             **kwargs: As in a call, except `masks_per_second`.
 
         Yields:
-            The index of a rate and an entry that [`stream`] yields at that rate. The entries of each rate are in order of time.
+            The index of a rate and an entry that [`stream`] yields at that rate. The entries of each rate are in
+            chronological order.
 
         Raises:
             ValueError: As in a call: immediately for an argument, during iteration for the video.
@@ -277,20 +278,20 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     ) -> Generator[dict[str, Any], None, None]:
         """Segment live input: each network frame in a window with the frames before it.
 
-        Network frame `k` is the frame on screen at `(k + 15/16) / frames_per_second` seconds. Its masks are computed as
-        soon as the next frame has arrived, and the audio that it needs: patches of audio up to that time (`"end"`) or up to
-        0.4875 s later (`"center"`), the first one 0.975 s; `audio_windows` of the processor as far as they reach after the
-        frame. The time that the network needs for one window adds to this latency.
+        Network frame `k` is the frame on screen at `(k + 15/16) / frames_per_second` seconds. Its masks are computed
+        as soon as the next frame and the required audio have arrived. Patches need audio up to that time (`"end"`) or
+        up to 0.4875 s later (`"center"`), the first one 0.975 s. `audio_windows` of the processor need audio as far as
+        they extend after the frame. The time that the network needs for one window adds to this latency.
 
         Args:
-            chunks: Triples in order of time: frames (uint8 array (frames, height, width, 3) or a list of PIL images; may
-                be empty or None), their timestamps in seconds since the start of the audio, and the next piece of audio,
-                (samples,) or (channels, samples) in [-1, 1], or None.
+            chunks: Triples in chronological order: frames (uint8 array (frames, height, width, 3) or a list of PIL
+                images; may be empty or None), their timestamps in seconds since the start of the audio, and the next
+                piece of audio, (samples,) or (channels, samples) in [-1, 1], or None.
             sampling_rate: Sampling rate of the audio, in hertz (Hz).
-            frames_per_second: Network frames per second. This and the next two arguments, too, can be passed to `pipeline()`
-                as defaults. Without, 1.
-            frames_per_window: Network frames per window, the newest last. Fewer are faster. Without, 10.
-            audio_alignment: `"end"` or `"center"`. Without, `"end"`, or windows as the processor places them.
+            frames_per_second: Network frames per second. This and the next two arguments can also be passed to
+                `pipeline()` as defaults. Defaults to 1.
+            frames_per_window: Network frames per window, the newest last. Fewer are faster. Defaults to 10.
+            audio_alignment: `"end"` or `"center"`. By default `"end"`, or windows as the processor places them.
             drop_late: Whether to read `chunks` in a thread and to skip all but the newest of the waiting network frames,
                 for a network that is slower than the input. Otherwise every network frame gets its masks.
             **kwargs: `threshold`, `minimum_area`, `use_optimized_model` and `early_exit_threshold`, as in a call.
@@ -313,7 +314,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         return self._live(frames, length, drop_late, forward, postprocess)
 
     def choose_dtype(self) -> tuple[torch.dtype, str]:
-        """Choose the data type in which the network computes, by the argument `dtype` of the pipeline.
+        """Choose the data type in which the network computes, according to the argument `dtype` of the pipeline.
 
         Returns:
             The data type, and the reason in a few words.
@@ -533,12 +534,12 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Return the logits (windows, frames, num_labels, height, width) of a batch of windows; note what is heard."""
         outputs: Any = self.forward(collate_windows(windows, self.model.dtype), **forward_params)
         if groups := getattr(self.model.config.audio_config, "score_groups", None):
-            # The last window of audio is the longest, in which most is recognized.
+            # The last window of audio is the longest, so most is recognized in it.
             scores = outputs["audio_embeds"].float().cpu()[..., -len(groups) :]
             for frames, window_scores in zip(windows, scores, strict=True):
                 for frame, frame_scores in zip(frames, window_scores, strict=False):
                     frame["heard"] = _find_heard(list(groups), frame_scores)
-        # Windows fade into each other, which would be coarse in bfloat16.
+        # Windows are blended, which would be coarse in bfloat16.
         return outputs["logits"].to(self.model.dtype)
 
     def _network(self) -> Callable[..., Any]:
@@ -566,12 +567,15 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         return obstacle is not None
 
     def _is_current(self, optimized: Any, *, compare_values: bool) -> bool:
-        """Whether an optimized model is a copy of the model as it is now."""
+        """Return whether an optimized model is a copy of the model as it is now."""
         network = getattr(self.model, "model", None)
         return None not in (optimized, network) and optimized.is_copy_of(network, compare_values=compare_values)
 
     def _check_model(self) -> None:
-        """Warn of training mode, and drop an optimized model with other weights. Once per call: before each batch it would take too long."""
+        """Warn about training mode, and drop an optimized model with other weights.
+
+        This runs once per call, because before each batch it would take too long.
+        """
         if self.model.training:
             logger.warning_once(
                 "The pipeline runs a model in training mode, whose BatchNorms depend on the batch and are changed by it. Call "
@@ -693,15 +697,15 @@ def _integer(name: str, value: Any, minimum: int) -> int | None:
 
 
 def _split_windows(frames: Iterable[dict[str, Any]], length: int, overlap: int | None = None) -> Iterator[Window]:
-    """Split a clip into windows of `length` frames that share `overlap` frames with the window before.
+    """Split a clip into windows of `length` frames that share `overlap` frames with the previous window.
 
     The last window is as long as the others and shares more, so that no frame is processed with too few others. A clip
     that is shorter than a window is one window. Frames of several rates are split independently.
 
     Args:
-        frames: Frames in order of time.
+        frames: Frames in chronological order.
         length: Frames per window.
-        overlap: Frames that a window shares with the one before, less than `length`; by default a fifth of a window.
+        overlap: Frames that a window shares with the previous one, less than `length`; by default a fifth of a window.
     """
     overlap = int(length * DEFAULT_OVERLAP) if overlap is None else overlap
     held_frames: defaultdict[int, deque[dict[str, Any]]] = defaultdict(lambda: deque(maxlen=length))
@@ -735,14 +739,14 @@ def collate_windows(windows: Sequence[Sequence[dict[str, Any]]], dtype: torch.dt
         for name in ("pixel_values", "input_features")
     }
     batch = {name: tensor.to(dtype) for name, tensor in batch.items()}
-    # On the CPU like the frames, whatever the default device is.
+    # On the CPU like the frames, regardless of the default device.
     lengths = torch.tensor([len(frames) for frames in windows], device="cpu")
     mask = torch.arange(int(lengths.max()), device="cpu") < lengths[:, None]
     return batch if mask.all() else {**batch, "frame_mask": mask}
 
 
 def _next_clip(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple[Window, torch.Tensor]]:
-    """Yield the windows of the next clip, up to its last one, from those of several clips in a row."""
+    """Yield the windows of the next clip, up to its last one, from those of several consecutive clips."""
     for window, logits in outputs:
         yield window, logits
         if window.is_last:
@@ -752,21 +756,21 @@ def _next_clip(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple
 def iterate_mask_logits(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[MaskLogits]:
     """Compute the logits at each mask time of one clip.
 
-    Windows fade into each other where they share frames. Between two network frames, logits are interpolated linearly in
-    time; before the first and after the last frame they are those of that frame.
+    Windows are blended where they share frames. Between two network frames, logits are interpolated linearly in time;
+    before the first frame and after the last frame, they are those of that frame.
 
     Args:
-        outputs: The windows in order of time, each with its logits (frames, num_labels, height, width).
+        outputs: The windows in chronological order, each with its logits (frames, num_labels, height, width).
 
     Returns:
-        An iterator over timestamp in seconds, logits (num_labels, height, width), and (height, width) of the video, in order
-        of time.
+        An iterator over timestamp in seconds, logits (num_labels, height, width), and (height, width) of the video, in
+        chronological order.
     """
     return (mask_logits for _, mask_logits in _mask_logits_of_rates(outputs))
 
 
 def _mask_logits_of_rates(outputs: Iterable[tuple[Window, torch.Tensor]]) -> Iterator[tuple[int, MaskLogits]]:
-    """Yield what [`iterate_mask_logits`] does of each rate of a clip, with the index of the rate."""
+    """Yield what [`iterate_mask_logits`] does for each rate of a clip, with the index of the rate."""
     before: dict[int, tuple[float, torch.Tensor]] = {}
     for frame, logits in _blend_windows(outputs):
         rate, after = frame.get("rate", 0), (frame["timestamp"], logits)
@@ -780,7 +784,7 @@ def _blend_windows(
     outputs: Iterable[tuple[Window, torch.Tensor]],
 ) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
     """Yield each frame with the weighted mean of its logits, as soon as no later window contains it."""
-    # Of each rate: frame, weighted sum of logits, total weight.
+    # For each rate: frame, weighted sum of logits, total weight.
     waiting_frames: defaultdict[int, deque[tuple[dict[str, Any], torch.Tensor, float]]] = defaultdict(deque)
     for window, logits in outputs:
         _return_freed_memory()

@@ -30,10 +30,10 @@ PALETTE_SIZE = 256  # the largest palette of a PNG file
 
 
 def class_colors(id2label: Mapping[int, str]) -> dict[str, Color]:
-    """Return the color of each class. It depends on the class index alone.
+    """Return the color of each class, which depends only on the class index.
 
     Args:
-        id2label: The model's `config.id2label`. Of several classes, index 0 is the background and has no color.
+        id2label: The model's `config.id2label`. With several classes, index 0 is the background and has no color.
 
     Returns:
         The (red, green, blue) of each label, 0 to 255.
@@ -55,7 +55,7 @@ def readable_on(color: Color) -> Color:
 def _palette() -> list[Color]:
     """Extend the first colors, each new one as far as possible from all before it, in a perceptual space (Oklab).
 
-    Dark, pale and gray colors are excluded: they would be invisible on a frame or suggest the background.
+    Dark, pale and gray colors are excluded, because they would be invisible on a frame or suggest the background.
     """
     steps = np.linspace(0, 255, 18).round()
     rgb = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)

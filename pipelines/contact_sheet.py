@@ -143,7 +143,7 @@ def draw_contact_sheet(
         An RGB image, about 2000 pixels wide for five frames or more.
 
     Raises:
-        ValueError: If the number of frames and results differs, or a frame to show is missing in the mapping.
+        ValueError: If the number of frames and results differs, or a frame to show is missing from the mapping.
     """
     shown = shown_frames(len(results)) if results else []
     complete = set(shown) <= frames.keys() if isinstance(frames, Mapping) else len(frames) == len(results)
@@ -223,7 +223,7 @@ def _header(
     legend_height = (positions[-1][1] + 1) * layout.line_height if positions else 0
     header = Image.new("RGB", (layout.width, legend_top + legend_height + 2 * GAP), BACKGROUND)
     draw = ImageDraw.Draw(header)
-    line = "".join(character if character.isprintable() else " " for character in title)  # as of a file "a\nb.mp4"
+    line = "".join(character if character.isprintable() else " " for character in title)  # e.g. of a file "a\nb.mp4"
     title_font = text_font(line, TITLE_SIZE)
     draw.text((MARGIN, MARGIN), _shortened(line, title_font, available), TEXT_COLOR, title_font, "lt")
     draw.text((MARGIN, description_top + layout.line_height / 2), description, FAINT_TEXT_COLOR, font, "lm")
@@ -255,7 +255,7 @@ def _draw_chip(
 
 
 def _shortened(text: str, font: Font, width: float) -> str:
-    """Shorten a text to a width in pixels; nothing is left of it in a column narrower than its dots."""
+    """Shorten a text to a width in pixels; in a column narrower than the dots, nothing is left."""
     kept, dots = text, ""
     while kept and font.getlength(kept + dots) > width:
         kept, dots = kept[:-1], "..."

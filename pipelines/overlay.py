@@ -33,20 +33,20 @@ CONTOUR_FRACTION = 1 / 140
 FONT_FRACTION = 1 / 20
 MINIMUM_FONT_SIZE = 12
 
-# Fonts of systems, for the alphabets that Pillow's own font, which is nearly ASCII, does not have.
+# System fonts, for the alphabets that Pillow's own font, which is nearly ASCII-only, does not have.
 SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "LiberationSans-Regular.ttf",
     "NotoSans-Regular.ttf",
     "NotoSansCJK-Regular.ttc",
     "Arial Unicode.ttf",  # macOS
-    "arial.ttf",  # this one and the next are of Windows: Latin, Greek, Cyrillic, Arabic, Hebrew; Chinese; Japanese; Korean
+    "arial.ttf",  # from here on, Windows fonts: Latin, Greek, Cyrillic, Arabic, Hebrew; Chinese; Japanese; Korean
     "msyh.ttc",
     "YuGothM.ttc",
     "malgun.ttf",
 )
 
-TIME_TOLERANCE = 1e-3  # of a network frame: 29 / 29 s may be received as 0.9999 s
+TIME_TOLERANCE = 1e-3  # fraction of a network frame: 29 / 29 s may be received as 0.9999 s
 
 
 def draw_segments(
@@ -70,26 +70,26 @@ def draw_segments(
 
 
 def text_font(text: str, size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return a font for a text: Pillow's own, or one of the system if that has more of its characters.
+    """Return a font for a text: Pillow's own, or a system font if that has more of its characters.
 
     Args:
-        text: What is drawn, such as the names of classes, which may be in any alphabet.
+        text: The text to draw, such as the names of classes, which may be in any alphabet.
         size: Size of the font, in pixels.
     """
     path = None if text.isascii() else _find_font(text)
     return ImageFont.load_default(size=size) if path is None else ImageFont.truetype(path, size)
 
 
-@functools.lru_cache(maxsize=1024)  # the names of classes come again in every frame
+@functools.lru_cache(maxsize=1024)  # the names of classes recur in every frame
 def _find_font(text: str) -> str | None:
-    """Return the path of the font of the system that has the most characters of a text; None if Pillow's own has as many."""
+    """Return the path of the system font that has the most characters of a text; None if Pillow's own has as many."""
     fonts = {None: ImageFont.load_default(), **{path: ImageFont.truetype(path) for path in _system_fonts()}}
     return min(fonts, key=lambda path: _missing_characters(fonts[path], text))
 
 
 @functools.cache
 def _system_fonts() -> list[str]:
-    """Return the paths of those of [`SYSTEM_FONTS`] that are installed, which Pillow searches in the folders of the system."""
+    """Return the paths of the installed [`SYSTEM_FONTS`], which Pillow searches for in the folders of the system."""
     found = []
     for name in SYSTEM_FONTS:
         try:
@@ -100,7 +100,7 @@ def _system_fonts() -> list[str]:
 
 
 def _missing_characters(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
-    """Return how many different characters of a text a font draws as the box of a character that it does not have."""
+    """Return how many different characters of a text a font draws as its box for missing characters."""
     draw: Any = font.getmask  # its stubs omit that the result has the bytes of the pixels
     box = bytes(draw("\uffff"))  # in no alphabet
     return sum(bytes(draw(character)) == box for character in set(text))
@@ -119,21 +119,22 @@ def write_overlay_video(
 ) -> None:
     """Write an mp4 file with the masks drawn on the frames, and the audio.
 
-    Every frame keeps its own time. Network frame `k` gives its masks to the time from `k / frames_per_second` to
+    Every frame keeps its own time. The masks of network frame `k` are shown from `k / frames_per_second` to
     `(k + 1) / frames_per_second`.
 
     Args:
-        path: The file to write, ending in ".mp4". An earlier file is replaced when the new one is complete.
+        path: The file to write, ending in ".mp4". An existing file is replaced when the new one is complete.
         frames: The time of each frame in seconds, starting at 0, and the frame: uint8 (height, width, 3), RGB.
             `MediaReader` and `iterate_frames` of `modeling_pcmanet` read them from a file.
         results: The pipeline's result for this video, or its stream, which is consumed as the frames need it.
         colors: The color of every label, from [`class_colors`].
-        frames_per_second: The rate of masks that `results` were made with; `"video"` is one per frame of the video.
-        audio: The audio track: the video itself, or the audio that the pipeline was given for it, in any form that
-            [`~modeling_pcmanet.media_writing_pcmanet.write_timed_video`] accepts.
+        frames_per_second: The rate of masks that `results` were computed with; `"video"` is one per frame of the
+            video.
+        audio: The audio track: the video itself, or the audio that was passed to the pipeline with it, in any form
+            that [`~modeling_pcmanet.media_writing_pcmanet.write_timed_video`] accepts.
         sampling_rate: Samples per second in hertz (Hz), for audio that is a waveform.
-        audio_origin: Returns the time of the first frame in the container of `audio`, in seconds; for a `MediaReader` of
-            the same file `lambda: reader.origin`.
+        audio_origin: Returns the time of the first frame in the container of `audio`, in seconds; for a `MediaReader`
+            of the same file, this is `lambda: reader.origin`.
 
     Raises:
         FileNotFoundError: If the folder or the file with the audio does not exist.
@@ -148,7 +149,7 @@ def write_masks(
 ) -> list[Path]:
     """Write one PNG file per network frame, named by its number and its time: `0003_at_3.938s.png`.
 
-    The numbers have as many digits as the last one, at least four, so that names in alphabetical order are in order of time.
+    The numbers have as many digits as the last one, at least four, so that alphabetical order is chronological order.
 
     The binary task gives images of mode "L": 255 where an object sounds, 0 elsewhere. The semantic task gives images of
     mode "P" whose pixels are the class ids (0 is the background) and whose palette holds the colors of the classes.
@@ -160,7 +161,7 @@ def write_masks(
         size: (width, height) of the video, for the frames in which nothing sounds.
 
     Returns:
-        The paths of the files, in order of time.
+        The paths of the files, in chronological order.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +200,7 @@ def _draw_layer(
 
 
 def _opacities(mask: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a mask into opacities in [0, 1], (height, width): of a dark halo around it, of its fill and contour.
+    """Turn a mask into two maps of opacities in [0, 1], (height, width): a dark halo around it; its fill and contour.
 
     The value of a blurred mask gives the distance to the edge, so that halo, fill and contour have smooth edges.
     """

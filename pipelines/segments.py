@@ -1,4 +1,4 @@
-"""From the logits of one frame to its segments at the size of the video."""
+"""Convert the logits of one frame to its segments at the size of the video."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn.functional import interpolate, pad
 
 
-# Classes resized to the video at a time: all 71 of a 1080p frame at once would take 590 MB.
+# Classes resized to the size of the video at a time. All 71 of a 1080p frame at once would take 590 MB.
 CLASSES_AT_ONCE = 8
 
 # A class whose logit is this far below another one has less than 1e-7 of its probability, the rounding error of a float.
@@ -36,7 +36,7 @@ def find_segments(
     Args:
         logits: (num_labels, network height, network width); sigmoid for one label, softmax for several.
         size: (height, width) of the video.
-        id2label: Names of the classes; of several, class 0 is the background.
+        id2label: Names of the classes; with several, class 0 is the background.
         threshold: Probability that a pixel must exceed, in [0, 1]; by default 0.5 for one label, 0 for several.
         minimum_area: Smallest segment as a fraction of the frame, in [0, 1].
 
@@ -133,7 +133,7 @@ def _most_probable_class(
 def _highest_class(
     logits: torch.Tensor, classes: torch.Tensor, size: tuple[int, int], box: Box
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return each pixel's most probable of some classes, its logit, and the logsumexp of these classes."""
+    """Return each pixel's most probable class among some, its logit, and the logsumexp of these classes."""
     resized = _resize(logits[classes], size, box)
     highest, index = resized.max(dim=0)
     highest_class = classes.to(torch.int16)[index]  # a small type: each class is compared with every pixel later
@@ -154,7 +154,7 @@ def _candidate_classes(logits: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor
 
 
 def _highest_of_four(logits: torch.Tensor) -> torch.Tensor:
-    """Return the highest of each four neighbors; the border is replicated."""
+    """Return the highest of every four neighbors; the border is replicated."""
     padded = pad(logits[None], (1, 1, 1, 1), mode="replicate")[0]
     pairs = torch.maximum(padded[:, :-1], padded[:, 1:])
     return torch.maximum(pairs[..., :-1], pairs[..., 1:])

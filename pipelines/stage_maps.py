@@ -4,8 +4,8 @@
     for stage in draw_stage_maps(frame, outputs, class_colors(id2label), id2label, number=3):
         stage.uncertainty.save(f"stage_{stage.number}.png")
 
-The stages go from coarse to fine. The first queries the audio at every position, each later one only where the stage
-before was uncertain (the paper's confidence-induced masking), so that most positions are soon no longer queried.
+The stages go from coarse to fine. The first queries the audio at every position, each later one only where the
+previous stage was uncertain (the paper's confidence-induced masking), so most positions are soon no longer queried.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ def draw_stage_maps(
         One entry per stage, coarse to fine.
     """
     frame = frame.convert("RGB")
-    # The first stage queries every position, each later one those where the mask of the stage before is 1.
+    # The first stage queries every position, each later one those where the mask of the previous stage is 1.
     everywhere = torch.ones(1, 1, dtype=torch.uint8, device="cpu")
     queried = [everywhere, *(mask[clip, number].cpu() for mask in outputs.confidence_masks)]
     stages = []

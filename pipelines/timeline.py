@@ -29,7 +29,7 @@ def sounding_spans(
         duration: Duration of the video in seconds, if known; the time of the last frame ends there.
 
     Returns:
-        The spans of each label found, in order of time; labels in order of their first span.
+        The spans of each label found, in chronological order; labels in order of their first span.
 
     Raises:
         ValueError: If `frames_per_second` or `duration` is not a positive number.
@@ -38,7 +38,7 @@ def sounding_spans(
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
 
-    # The scores of a label by frame number; of several segments, the most probable counts.
+    # The scores of a label by frame number; if there are several segments, the most probable one counts.
     scores: dict[str, dict[int, float]] = {}
     for number, result in enumerate(results):
         for segment in result["segments"]:
@@ -74,7 +74,7 @@ def loudness(waveform: np.ndarray, sampling_rate: int, duration: float, parts: i
     Args:
         waveform: (channels, samples) or (samples,), sample 0 at time 0.
         sampling_rate: Sampling rate in hertz (Hz).
-        duration: Seconds to divide. Audio beyond is ignored, missing audio is silent.
+        duration: Seconds to divide. Audio beyond it is ignored; missing audio is silent.
         parts: Number of parts.
 
     Returns:

@@ -177,7 +177,7 @@ def test_a_batch_equals_its_waveforms():
         (np.zeros(3200), None, "got sampling_rate=None"),
         ([np.zeros((2, 3200))], 32000, r"got the shapes \[\(2, 3200\)\]"),
         ([], 32000, r"got the shapes \[\]"),
-        (np.zeros(513), 32000, "at least 514 samples, got 513. Fill it up"),
+        (np.zeros(513), 32000, "at least 514 samples, got 513. Pad it"),
         ([np.zeros(3200), np.full(3200, np.nan)], 32000, "3200 of 3200 values that are NaN"),
         (np.full(3200, 20000.0), 32000, "Divide int16 samples"),
     ],

@@ -363,7 +363,7 @@ def test_other_settings_raise(run, root, checkpoints, capsys):
     run(checkpoints[1], root, "--name", "ms3")
     assert run(checkpoints[1], root, "--name", "ms3", "--batch-size", "3", "--seed", "1") == 2
     error = capsys.readouterr().err
-    assert "was begun with other settings: " in error and "batch_size is " in error and "seed is " in error
+    assert "was created with other settings: " in error and "batch_size is " in error and "seed is " in error
     assert run(checkpoints[1], root, "--name", "s4") == 2
 
 

@@ -316,7 +316,7 @@ def test_malicious_pickle_raises_and_is_not_executed(tmp_path):
     torch.save(
         {"state_dict": {"a.b": torch.zeros(1)}, "config": Malicious(tmp_path / "executed")}, tmp_path / "bad.pth"
     )
-    message = r"bad\.pth was rejected and nothing in it was executed: it contains other objects than tensors \(posix\.mkdir\)"
+    message = r"bad\.pth was rejected and nothing in it was executed: it contains objects other than tensors \(posix\.mkdir\)"
     with pytest.raises(SystemExit, match=message):
         main(["--checkpoint", str(tmp_path / "bad.pth"), "--output", str(tmp_path / "output")])
     assert os.listdir(tmp_path) == ["bad.pth"]

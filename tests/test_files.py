@@ -217,7 +217,7 @@ def test_settings_are_kept_and_every_difference_is_listed(tmp_path):
     with pytest.raises(ValueError) as error:
         keep_settings(file, other, "Give another --output.")
     differences = "rate is 2.0, was 1.0; data.task is 'ms3', was 's4'; overlay is True, was not set"
-    assert str(error.value) == f"{tmp_path} was begun with other settings: {differences}. Give another --output."
+    assert str(error.value) == f"{tmp_path} was created with other settings: {differences}. Give another --output."
 
 
 def test_setting_that_only_one_run_has_is_a_difference(tmp_path):

@@ -41,7 +41,7 @@ def test_every_section_is_measured(monkeypatch, capsys, tmp_path):
 def test_a_failure_is_a_row_and_the_others_go_on(monkeypatch, capsys):
     arguments = ("--presets", "unknown", "tiny", "--sections", "equality")
     failed, *_, measured = run(monkeypatch, capsys, *arguments)
-    assert failed["remarks"].startswith("ValueError: Expected a preset out of")
+    assert failed["remarks"].startswith("ValueError: Expected one of the presets")
     assert "pixels equal" in measured["remarks"]
 
 

@@ -207,7 +207,7 @@ def test_a_path_a_url_and_bytes_of_every_kind(clip: Path, monkeypatch: pytest.Mo
     for source in (PathLike(), at_home, Path(at_home), clip.as_uri(), f"file://localhost{clip}", *buffers):
         np.testing.assert_array_equal(read_audio(source)[0], expected)
     assert media_source("file:///a%20b.mp4") == "/a b.mp4"
-    with pytest.raises(MediaError, match="names the machine 'elsewhere'. Pass a path of this machine"):
+    with pytest.raises(MediaError, match="names the machine 'elsewhere'. Pass a path on this machine"):
         read_audio("file://elsewhere/clip.mp4")
 
 

@@ -170,7 +170,7 @@ def test_wrong_repositories_in_the_settings(tmp_path: Path):
     for number, text in enumerate(
         (
             "Expected the id of a data set on the Hub as repo, such as owner/name, got 'a/b/c'",
-            "revision is that of a data set on the Hub. Add repo: OWNER/NAME, or leave it out.",
+            "revision applies only to a data set on the Hub. Add repo: OWNER/NAME, or leave revision out.",
             "Expected a branch, tag or commit as revision, got 2",
             "Expected path relative to the root of the data set me/sounds, got '/data'",
             "Expected path relative to the root of the data set me/sounds, got '../data'",

@@ -89,7 +89,7 @@ def test_a_device_that_gives_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(segment_live, "LONGEST_PAUSE_SECONDS", 0.5)
     monkeypatch.setattr(segment_live, "SECONDS_TO_END", 0.1)
     recorder, _ = record(camera("rate=1/5"), MICROPHONE, seconds=60)
-    assert str(recorder.failure).startswith("The camera gave nothing for 0.5 s. Check that it is connected")
+    assert str(recorder.failure).startswith("The camera sent no data for 0.5 s. Check that it is connected")
 
 
 def test_a_device_of_another_kind_is_an_error():

@@ -17,7 +17,7 @@ def test_table_compares_with_what_nobody_can_avoid():
     lines = startup.table([seconds, seconds, dict.fromkeys(seconds, 100.0)])
     assert "| our modules | 3.00 | 37.5% |" in lines
     assert "| all | 8.00 | |" in lines
-    assert lines[-1].startswith("All is 3.20 times")
+    assert lines[-1].startswith("The total is 3.20 times")
 
 
 def test_parts_run_in_order_in_a_new_process(monkeypatch):

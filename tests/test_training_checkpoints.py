@@ -221,7 +221,7 @@ def test_run_whose_best_weights_were_removed_resumes(run, capsys):
     shutil.rmtree(run / "best")
     train(run, "--resume")
     printed = capsys.readouterr().out
-    assert f"{run / 'best'} not found: the best weights are chosen from the evaluations to come" in printed
+    assert f"{run / 'best'} not found: the best weights are chosen from the remaining evaluations" in printed
     assert f"Weights: {run / 'last'}" in printed
 
 
@@ -264,7 +264,7 @@ def test_full_disk_is_an_error_with_the_command_to_resume(complete, stopped):
     code, printed = train_in_process(stopped, "--resume", prepare=limit_file_size, arguments=(size,))
     assert code == 2
     target = stopped / "checkpoints" / "step-00000004"
-    assert f"Checkpoint {target} could not be written: the disk did not take all of a file. Free" in printed
+    assert f"Checkpoint {target} could not be written: a file was only partly written. Free" in printed
     good = stopped / "checkpoints" / "step-00000002"
     assert (
         "Free some disk space" in printed

@@ -73,8 +73,8 @@ def load_avsbench(
         frames_per_second: "folder" only: rate at which frames are read, in hertz.
         subsets: AVSS only: some of "v1s" (the clips of S4), "v1m" (those of MS3) and "v2"; empty for all.
         binary: AVSS and "folder" only: make semantic masks binary, 0 (silent) and 1 (sounding).
-        missing_audio: "folder" only: "raise" for a video without an audio track, or use it as "silence", a clip whose
-            frames all have an empty mask.
+        missing_audio: "folder" only: for a video without an audio track, "raise" an error, or use it as "silence", a
+            clip whose frames all have an empty mask.
         on_error: "raise" an error that lists every problem, or "skip" clips with problems, with one warning that counts
             and lists them.
         cache_dir: Folder of the prepared data; None uses the cache of `datasets`.
@@ -122,13 +122,13 @@ def load_avsbench(
 
 
 def _all_problems(tree: Tree, settings: RowSettings, split: str | None) -> list[Problem]:
-    """Return the problems of the table, and of the files of a split or of all."""
+    """Return the problems of the table, and of the files of one split or of all splits."""
     clips = [clip for clip in tree.clips if split in (None, clip.split)]
     return [*tree.problems, *inspect_files(clips, settings)]
 
 
 def _report_skipped(rows: Dataset, tree: Tree, split: str, settings: RowSettings) -> None:
-    """Count and list the clips that a prepared split lacks, also when it was prepared by an earlier run."""
+    """Count and list the clips that a prepared split lacks, even if an earlier run prepared it."""
     kept = set(zip(rows["id"], rows["category"], strict=True))
     clips = [clip for clip in tree.clips if clip.split == split]
     skipped = [clip for clip in clips if (clip.id, getattr(clip, "category", None)) not in kept]
@@ -143,7 +143,7 @@ def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
         root: "s4", "ms3", "avss": the folder as downloaded or the folder that contains it; "folder": the folder that
             contains clips.csv.
         name: "s4", "ms3", "avss" or "folder".
-        settings: Options of rows.
+        settings: Row options.
 
     Returns:
         The clips of all splits, and the lines of the table that cannot be used.
@@ -182,9 +182,9 @@ class AVSBenchConfig(datasets.BuilderConfig):
 
     Attributes:
         split: The split to read.
-        settings: Options of rows.
+        settings: Row options.
         on_error: "raise" or "skip", for clips with problems.
-        labels: Class names, by which masks of a custom folder are read.
+        labels: Class names, with which masks of a custom folder are read.
         state: Fingerprint of the files; changed files are prepared again.
     """
 
@@ -220,7 +220,7 @@ class AVSBench(datasets.GeneratorBasedBuilder):
             raise DatasetError(problems)
         # Streaming must report a problem before the next row; preparing reports all problems together.
         arguments = {
-            "clips": clips,  # `datasets` passes a part of a list
+            "clips": clips,  # `datasets` may pass a part of this list
             "total": len(clips),
             "streaming": isinstance(dl_manager, StreamingDownloadManager),
         }

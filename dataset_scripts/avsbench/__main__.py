@@ -29,8 +29,9 @@ EXAMPLES = """examples:
 DATA is a data set as downloaded (Single-source, Multi-sources, AVSBench_semantic), the folder that contains it, or a custom
 folder of videos with a clips.csv.
 """
-CHECK_NOTES = """Every file is read, which takes a while for a complete AVSBench; --quick checks names, sizes and both ends of
-each file only. The exit status is 0 without problems, 1 with problems, and 2 if DATA contains no data set.
+CHECK_NOTES = """Every file is read, which takes a while for a complete AVSBench; --quick only checks
+names, sizes and both ends of each file. The exit status is 0 without problems, 1 with problems, and 2 if DATA
+contains no data set.
 """
 EXPORT_NOTES = """Each data set is written to its own folder in OUTPUT, which load_dataset(OUTPUT, NAME) reads and streams. Run the
 command again to resume an interrupted export. --push-to-hub creates private repositories unless --public is given; AVSBench
@@ -66,7 +67,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
             default="raise",
             help="custom folder: videos without an audio track are problems, or silent clips with empty masks (default: raise)",
         )
-    check_parser.add_argument("--quick", action="store_true", help="check names, sizes and ends of files only")
+    check_parser.add_argument("--quick", action="store_true", help="only check names, sizes and ends of files")
     check_parser.add_argument(
         "--all", action="store_true", help=f"list all problems instead of the first {SHOWN_PROBLEMS}"
     )
@@ -75,7 +76,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for one folder per data set")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder in which to write a folder per data set")
     parser.add_argument(
         "--format", choices=tuple(WRITERS), default="parquet", help="format of the shards (default: parquet)"
     )
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program name; None takes those of the process.
+        arguments: Arguments without the program name; None uses those of the process.
 
     Returns:
         0 without problems, 1 if the data have problems or cannot be used, 2 if no data set was found.

@@ -20,7 +20,7 @@ from .rows import SHORT_AUDIO, SHORTEST_AUDIO, audio_seconds, read_image
 
 
 NOISY = 0.5  # fraction of pixels of unlisted classes above which the labels of a clip count as noisy
-CLIPS_AT_ONCE = 16  # per task of a process
+CLIPS_AT_ONCE = 16  # clips per task of a process
 
 Result = TypeVar("Result")
 
@@ -81,7 +81,7 @@ def check(
     Args:
         root: As for `find_clips`.
         name: "s4", "ms3", "avss" or "folder".
-        settings: Options of rows.
+        settings: Row options.
         read: Whether to read every file, or only check that it exists and is not truncated.
         num_proc: Number of processes that read.
         progress: Whether to show a progress bar.
@@ -90,7 +90,7 @@ def check(
         The report.
 
     Raises:
-        OSError, ValueError: As `find_clips`.
+        OSError, ValueError: As for `find_clips`.
     """
     tree = find_clips(root, name, settings)
     problems = inspect_files(tree.clips, settings)
@@ -132,7 +132,7 @@ def _describe_audio(clips: Sequence[Clip], settings: RowSettings) -> Iterator[st
 
 
 def _count_published(name: str, settings: RowSettings) -> dict[str, int] | None:
-    """Return the clips of the published table per split, of the chosen subsets of AVSS."""
+    """Return the number of clips per split in the published table; for AVSS, in the chosen subsets."""
     if name not in LAYOUTS:
         return None
     if not settings.subsets:
@@ -143,7 +143,7 @@ def _count_published(name: str, settings: RowSettings) -> dict[str, int] | None:
 def _map_clips(
     function: Callable[[Clip], Result], clips: Sequence[Clip], num_proc: int, title: str, progress: bool
 ) -> Iterator[Result]:
-    """Apply a function to clips, in their order, in one or several processes."""
+    """Apply a function to clips, in order, in one or several processes."""
     bar = partial(tqdm, total=len(clips), desc=title, unit="clip", disable=not progress)
     if num_proc <= 1:
         yield from bar(map(function, clips))

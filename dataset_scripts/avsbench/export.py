@@ -31,7 +31,7 @@ from .rows import row_features
 
 WRITERS = {"parquet": ParquetWriter, "arrow": ArrowWriter}
 CLIPS_PER_SHARD = 250  # about 250 MB of S4
-CLIPS_PER_ROW_GROUP = 8  # that a reader of a stream must hold at once
+CLIPS_PER_ROW_GROUP = 8  # clips that a streaming reader must hold at once
 STATE_FILE = ".export.json"  # hidden, so that no loader reads it as data
 VERSION = 1  # of the written format; exports of another version count as exports with other settings
 
@@ -44,7 +44,7 @@ configs:
 # Audio-visual segmentation: one mask of the sounding objects per second
 
 Written by `python -m pcmanet.dataset_scripts.avsbench export`. Frames and audio are the files as downloaded, masks are
-class indexes; `annotated_frames` marks the annotated frames. The rights are those of the source; AVSBench is distributed
+class indexes; `annotated_frames` marks the annotated frames. The rights of the source apply; AVSBench is distributed
 for research on request.
 
 {classes}
@@ -66,13 +66,13 @@ def export(
     """Write all splits of a data set to `output/name`, and a card that lists it to `output/README.md`.
 
     Shards are collected in a hidden folder that is renamed when all of them are complete. An interrupted run therefore
-    leaves nothing that reads as data, and the next run keeps its shards.
+    leaves nothing that looks like data, and the next run keeps its shards.
 
     Args:
         root: As for `find_clips`.
         output: Folder for one or more data sets.
         name: "s4", "ms3", "avss" or "folder".
-        settings: Options of rows.
+        settings: Row options.
         file_format: "parquet" or "arrow".
         clips_per_shard: Number of rows per shard.
         num_proc: Number of processes that write.
@@ -132,7 +132,7 @@ def push(output: str | Path, repo_id: str, *, private: bool = True) -> str:
 
     Raises:
         HubUploadError: If the upload fails; the message contains the command that uploads the folder again.
-        ValueError: If `repo_id` is not a valid name of a repository.
+        ValueError: If `repo_id` is not a valid repository name.
     """
     return upload_folder(
         Path(output),
@@ -153,7 +153,7 @@ def _is_complete(target: Path, state: dict[str, Any]) -> bool:
 
 
 def _begin(folder: Path, state: dict[str, Any]) -> None:
-    """Create the hidden folder, or continue in that of an interrupted run of the same state."""
+    """Create the hidden folder, or continue in that of an interrupted run with the same state."""
     folder.mkdir(parents=True, exist_ok=True)
     recover(folder)
     keep_settings(folder / STATE_FILE, state, f"Remove {folder} to start again.")
@@ -167,7 +167,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 def _plan_shards(
     clips: Sequence[Clip], folder: Path, file_format: str, clips_per_shard: int
 ) -> Iterator[tuple[Path, list[Clip]]]:
-    """Yield path and clips of the shards of each split, numbered as `load_dataset` expects."""
+    """Yield the path and the clips of each shard of each split, numbered as `load_dataset` expects."""
     for split in SPLITS:
         members = [clip for clip in clips if clip.split == split]
         count = -(-len(members) // clips_per_shard)
@@ -179,7 +179,7 @@ def _plan_shards(
 def _write_shards(
     shards: dict[Path, list[Clip]], settings: RowSettings, num_proc: int, on_error: str, progress: bool, title: str
 ) -> list[Problem]:
-    """Write the shards that do not exist yet, and return the problems; raise DatasetError for them unless skipped."""
+    """Write the shards that do not exist yet, and return the problems; raise DatasetError unless they are skipped."""
     missing = [(path, clips) for path, clips in shards.items() if not path.exists()]
     write = partial(_write_shard, settings=settings, on_error=on_error)
     bar = partial(tqdm, total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=not progress)
@@ -199,7 +199,7 @@ def _write_shard(shard: tuple[Path, list[Clip]], settings: RowSettings, on_error
 
     Args:
         shard: Its path and clips.
-        settings: Options of rows.
+        settings: Row options.
         on_error: With "raise", a shard with problems is not written; with "skip", it is written without these clips.
 
     Returns:
@@ -226,12 +226,12 @@ def _write_shard(shard: tuple[Path, list[Clip]], settings: RowSettings, on_error
 
 
 def _write_card(output: Path) -> None:
-    """Write README.md, by which `load_dataset(output, name)` finds the exports in a folder."""
+    """Write README.md, with which `load_dataset(output, name)` finds the exports in a folder."""
     configs, texts = "", []
     for name in (name for name in NAMES if (output / name).is_dir()):
         state = _read_state(output / name)
         splits = [split for split in SPLITS if any((output / name).glob(f"{split}-*"))]
-        # The names that `datasets` itself infers from those of the files.
+        # The names that `datasets` itself infers from the file names.
         names = {split: "validation" if split == "val" else split for split in splits}
         lines = [f"  - split: {names[split]}\n    path: {name}/{split}-*.{state['format']}\n" for split in splits]
         configs += f"- config_name: {name}\n  data_files:\n{''.join(lines)}"

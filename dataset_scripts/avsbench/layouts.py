@@ -32,7 +32,7 @@ from pcmanet.dataset_scripts.problems import DatasetError, Problem, ProblemColle
 # Clips and their files
 
 
-SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # of Windows; those of other systems begin with a dot
+SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # added by Windows; those of other systems begin with a dot
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Tree:
     Attributes:
         table: The table of clips.
         clips: All splits, in the order of the table.
-        problems: Lines of the table that cannot be used, and therefore are no clips.
+        problems: Lines of the table that cannot be used and therefore yield no clip.
         notes: Corrections and peculiarities of the table that are not errors.
     """
 
@@ -154,8 +154,8 @@ def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[t
     Args:
         path: A csv file in UTF-8, with or without byte order mark.
         columns: Column names by position.
-        named_header: Whether the first line must hold exactly these names. Otherwise the first line counts as a header
-            unless it ends in the name of a split, and may have other names, but not these in another order.
+        named_header: Whether the first line must hold exactly these names. Otherwise, the first line counts as a
+            header unless it ends in the name of a split. It may have other names, but not these in another order.
 
     Returns:
         Line number and values, stripped of white space, of each row.
@@ -174,7 +174,7 @@ def read_table(path: Path, columns: Sequence[str], named_header: bool) -> list[t
 
 
 def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Read line number and values of each line of a csv file that is not blank; at least one line.
+    """Read the line number and values of each line of a csv file that is not blank; at least one line.
 
     Raises:
         DatasetError: If the file is empty, not UTF-8 or not separated by commas.
@@ -196,7 +196,7 @@ def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _require_rows(path: Path, lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """Return the lines below a header; raise DatasetError if there is none."""
+    """Return the lines below a header; raise DatasetError if there are none."""
     if not lines:
         raise DatasetError([Problem("", str(path), "The table has a header but no clips. Download it again.")])
     return lines
@@ -237,12 +237,12 @@ def _locate_clips(
 
 
 def _identity(clip: Clip) -> tuple[str | None, ...]:
-    """Return what no two rows of a table have in common. A video of a custom folder has one split."""
+    """Return values that identify a row of a table. A video of a custom folder belongs to one split."""
     return (clip.split, clip.category, clip.id) if isinstance(clip, ClipFiles) else (clip.id,)
 
 
 def _read_text(path: Path) -> str:
-    """Read a text file in UTF-8, with or without byte order mark; DatasetError gives the line of another encoding."""
+    """Read a text file in UTF-8, with or without byte order mark; otherwise raise DatasetError with the line."""
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -349,8 +349,8 @@ def find_tree(root: str | Path, name: str) -> Tree:
         The clips of all splits, and the lines that cannot be used.
 
     Raises:
-        DatasetError: If the table of clips is missing or cannot be read, or the classes have other numbers; the error also
-            lists the lines that cannot be used.
+        DatasetError: If the table of clips is missing or cannot be read, or the classes are numbered differently; the
+            error also lists the lines that cannot be used.
         ValueError: If the name is unknown.
     """
     if name not in LAYOUTS:
@@ -378,7 +378,7 @@ def _locate_table(root: str | Path, name: str) -> Path | None:
     """Find the table of a published data set in a folder or in the published folder inside it.
 
     Returns:
-        Its path, or None. The path does not depend on how the folder was named, because it identifies prepared data.
+        Its path, or None. The path identifies prepared data, so it does not depend on which folder was given.
     """
     layout = LAYOUTS[name]
     tables = [folder.resolve() / layout.table for folder in (Path(root), Path(root) / layout.folder)]
@@ -482,7 +482,7 @@ def _locate_avss(root: Path, values: dict[str, str]) -> ClipFiles:
 
 
 def _select_annotated(masks: list[str], only_first: bool) -> tuple[str | None, ...]:
-    """Keep the masks of annotated frames: of single-source training clips only the first frame is annotated."""
+    """Keep the masks of annotated frames: in single-source training clips, only the first frame is annotated."""
     return (masks[0], *[None] * (len(masks) - 1)) if only_first else tuple(masks)
 
 

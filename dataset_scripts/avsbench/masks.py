@@ -1,7 +1,7 @@
 """Decode AVSBench's mask files to class indexes.
 
-Published loaders turn unknown values into background silently. These functions check every value and raise an error that
-names the wrong value or color.
+Published loaders silently turn unknown values into background. These functions check every value and raise an error
+that names the wrong value or color.
 """
 
 from collections.abc import Sequence
@@ -173,7 +173,7 @@ def unlisted_fraction(masks: Sequence[np.ndarray], objects: Sequence[str]) -> fl
     """Return the fraction of the labeled pixels of a clip whose class is not in `a_obj`.
 
     Args:
-        masks: uint8 (height, width) class indexes each.
+        masks: Class indexes, each uint8 (height, width).
         objects: Names in `a_obj`.
 
     Returns:
@@ -186,10 +186,10 @@ def unlisted_fraction(masks: Sequence[np.ndarray], objects: Sequence[str]) -> fl
 
 
 def find_systematic_error(masks: Sequence[np.ndarray], objects: Sequence[str]) -> str | None:
-    """Find an error common to all masks of a clip, after whose correction they match `a_obj`.
+    """Find an error that is common to all masks of a clip; once it is corrected, they match `a_obj`.
 
     Args:
-        masks: uint8 (height, width) class indexes each.
+        masks: Class indexes, each uint8 (height, width).
         objects: Names in `a_obj`.
 
     Returns:

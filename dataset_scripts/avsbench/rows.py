@@ -11,7 +11,7 @@
 | `masks` | list of images or nulls | class indexes (binary: 0 and 1), null where the frame is not annotated |
 | `annotated_frames` | list of bool | which frames are annotated |
 | `audio` | struct of `path` and `bytes` | the audio as a wav; null if only log-mel features exist |
-| `log_mel` | float32 (frames, 1, 96, 64) | the published features, only on request |
+| `log_mel` | float32 (frames, 1, 96, 64) | the published features, only if requested |
 """
 
 import hashlib
@@ -52,7 +52,7 @@ MISSING_AUDIO_RULES = ("raise", "silence")
 
 @dataclass(frozen=True)
 class RowSettings:
-    """Options of rows: which clips are read, and how. Each applies to some data sets, see `OPTIONS`.
+    """Row options: which clips are read, and how. Each applies to some data sets; see `OPTIONS`.
 
     Attributes:
         label_noise: AVSS only, treatment of pixels whose class `a_obj` does not list: "keep", "background" or "ignore".
@@ -130,8 +130,8 @@ PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 STREAMED_WAV_BYTES = 0x7FFFFFFF  # from here on the length in a header means "until the end of the file"
 SHORTEST_AUDIO = 0.975  # seconds: one log-mel patch. AVSBench's preparation repeats the last patch of shorter clips
-SHORT_AUDIO = 1.25  # seconds by which the audio of most clips is at most shorter than their frames
-SILENCE_RATE = 16000  # of audio that stands for a missing track, in hertz
+SHORT_AUDIO = 1.25  # seconds; in most clips, the audio is shorter than the frames by at most this
+SILENCE_RATE = 16000  # of silence that replaces a missing track, in hertz
 READERS = 8  # threads, which hide the latency of a network drive
 
 
@@ -145,7 +145,7 @@ def inspect_files(clips: Sequence[Clip], settings: RowSettings) -> list[Problem]
         settings: With `log_mel`, the log-mel files are required and the wav files may be missing or damaged.
 
     Returns:
-        The problems in the order of the clips. A problem of several clips is listed once, with their number.
+        The problems in the order of the clips. A problem of several clips is listed once, with the number of clips.
     """
     with ThreadPoolExecutor(READERS) as pool:
         found = [
@@ -163,7 +163,7 @@ def inspect_files(clips: Sequence[Clip], settings: RowSettings) -> list[Problem]
 
 
 def _inspect(clip: Clip, settings: RowSettings) -> Iterator[tuple[str, str]]:
-    """Yield path and problem of each unusable file of a clip."""
+    """Yield the path and the problem of each unusable file of a clip."""
     if isinstance(clip, CustomClipFiles):
         yield from _inspect_custom(clip)
         return
@@ -178,7 +178,7 @@ def _inspect(clip: Clip, settings: RowSettings) -> Iterator[tuple[str, str]]:
 
 
 def _inspect_custom(clip: CustomClipFiles) -> Iterator[tuple[str, str]]:
-    """Yield path and problem of each unusable file of a clip in a custom folder."""
+    """Yield the path and the problem of each unusable file of a clip in a custom folder."""
     if not os.path.isfile(clip.audio):
         yield clip.audio, "Missing"
     elif not os.path.getsize(clip.audio):
@@ -193,7 +193,7 @@ def _inspect_custom(clip: CustomClipFiles) -> Iterator[tuple[str, str]]:
 
 
 def _find_missing(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """List the missing files of a clip, or once each topmost missing folder."""
+    """List the missing files of a clip, or each topmost missing folder once."""
     missing = [path for path in paths if not os.path.isfile(path)]
     folders = {_topmost_missing(path) for path in missing}
     if missing and not folders & set(missing):
@@ -300,7 +300,7 @@ def read_wav_seconds(file: BinaryIO) -> float:
     """Read the duration of a wav file from its header and check that the file is as long as the header states.
 
     Args:
-        file: At its start.
+        file: The file, at its start.
 
     Returns:
         Seconds.
@@ -335,12 +335,12 @@ def _data_bytes(file: BinaryIO, announced: int) -> int:
 
 
 def fingerprint(table: Path, paths: Iterable[str], *, moved: bool = False) -> str:
-    """Identify the state of a data set: another table, or another size or time of any file, changes the fingerprint.
+    """Return the fingerprint of a data set: changes to the table or to the size or time of any file change it.
 
     Args:
         table: The table of clips.
         paths: All files of the clips; missing files count as missing.
-        moved: Ignore the place of the data set and the times of its files.
+        moved: Ignore the location of the data set and the times of its files.
 
     Returns:
         32 hexadecimal digits.
@@ -362,7 +362,7 @@ def fingerprint(table: Path, paths: Iterable[str], *, moved: bool = False) -> st
 
 
 def clip_problems(clip: Clip, settings: RowSettings) -> list[Problem]:
-    """Return the problems of a clip, for which its files are read if none is missing or truncated."""
+    """Return the problems of a clip; its files are read if none is missing or truncated."""
     if problems := inspect_files([clip], settings):
         return problems
     try:
@@ -377,7 +377,7 @@ def read_row(clip: Clip, settings: RowSettings) -> dict[str, Any]:
 
     Args:
         clip: The clip; `inspect_files` has checked its files.
-        settings: Options of rows.
+        settings: Row options.
 
     Returns:
         The row. Masks are PNG of class indexes. Frames and audio of AVSBench are the bytes of the files; frames of a video
@@ -419,7 +419,7 @@ def _read_mask(path: str, encoding: str, *num_classes: int) -> np.ndarray:
 
 
 def _check_sizes(_: str, clip: ClipFiles, images: Sequence[Any], masks: Sequence[np.ndarray | None]) -> None:
-    """Raise ValueError unless all frames and masks of a clip have one size."""
+    """Raise ValueError unless all frames and masks of a clip have the same size."""
     sizes = {path: image[1] for path, image in zip(clip.frames, images, strict=True) if image}
     sizes |= {path: mask.shape for path, mask in zip(clip.masks, masks, strict=True) if path and mask is not None}
     if len(set(sizes.values())) > 1:
@@ -444,7 +444,7 @@ def _convert(mask: np.ndarray | None, clip: ClipFiles, settings: RowSettings) ->
 
 
 def _read_audio(clip: ClipFiles, collector: ProblemCollector, settings: RowSettings) -> dict[str, Any] | None:
-    """Read a wav file unchanged; None if log-mel features replace it because it cannot be used."""
+    """Read a wav file unchanged; return None if it cannot be used and log-mel features replace it."""
     features = settings.log_mel and clip.log_mel
     if features and (not os.path.isfile(clip.audio) or _audio_problem(clip.audio)):
         return None
@@ -527,7 +527,7 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
 
 
 def _read_video(path: str, settings: RowSettings) -> Media:
-    """Read a video; without an audio track it has no waveform, if that is allowed."""
+    """Read a video; if audio may be missing, a video without an audio track has no waveform."""
     try:
         return read_media(path, frames_per_second=settings.frames_per_second)
     except MediaError as error:
@@ -570,8 +570,8 @@ def read_log_mel(path: str | Path, frames: int) -> np.ndarray:
         float32 (frames, 1, 96, 64).
 
     Raises:
-        ValueError: If the file is too large, damaged, requests anything but a tensor, or holds another shape or values
-            that are not finite. No code of the file has been executed then.
+        ValueError: If the file is too large or damaged, requests anything but a tensor, or holds another shape or
+            values that are not finite. No code of the file is executed in any of these cases.
     """
     if Path(path).stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"Expected {frames} patches of 24 kB in a log-mel file, got more than {MAX_FILE_BYTES} bytes")
@@ -589,7 +589,7 @@ def read_log_mel(path: str | Path, frames: int) -> np.ndarray:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Unpickler that accepts the names by which a tensor is pickled and rejects every other."""
+    """Unpickler that accepts the names by which a tensor is pickled and rejects all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle may call."""
@@ -605,7 +605,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> torch.Tensor:
-    """Build a tensor on its storage; unlike torch's function of this name it never enlarges the storage."""
+    """Build a tensor on its storage; unlike torch's function of the same name, it never enlarges the storage."""
     values = torch.empty(0, dtype=storage.dtype, device="cpu").set_(storage._untyped_storage)
     return values.as_strided(size, stride, offset)
 
@@ -616,11 +616,11 @@ def _load_storage(data: bytes) -> Any:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         # torch's own message suggests disabling the restriction.
-        raise pickle.UnpicklingError("a storage of more than numbers") from error
+        raise pickle.UnpicklingError("a storage that contains more than numbers") from error
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Encode bytes as the pickle protocols before the third spell them."""
+    """Restore bytes from text, which is how pickle protocols before the third store them."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"a request for the encoding {encoding}")
     return text.encode("latin1")

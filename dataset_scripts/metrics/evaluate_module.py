@@ -54,8 +54,8 @@ class ClipEvaluation(evaluate.Metric):
     Args:
         metrics: The accumulator.
         binary: Whether predictions are masks of 0 and 1 or probabilities, not class indices.
-        ignore_index: Label of pixels that are not counted. If None, all pixels are counted and a label of 255 raises,
-            because it could be the foreground of a mask of 0 and 255.
+        ignore_index: Label of pixels that are not counted. If None, all pixels are counted and a label of 255 raises
+            ValueError, because it could be the foreground of a mask of 0 and 255.
         **options: Passed on by `evaluate.load`.
 
     Raises:

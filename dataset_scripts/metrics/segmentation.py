@@ -38,7 +38,7 @@ def f_thresholds() -> Tensor:
 
 
 def quantize_probabilities(probabilities: Tensor) -> Tensor:
-    """Encode each foreground probability as one byte. The binary metrics lose nothing by it.
+    """Encode each foreground probability as one byte, without loss for the binary metrics.
 
     Args:
         probabilities: Float tensor of any shape, values in [0, 1].
@@ -386,7 +386,7 @@ class ClipMetrics(ABC):
         annotated_frames: Tensor | None = None,
         clip_indices: Sequence[int] | Tensor | None = None,
     ) -> None:
-        """Count a batch whose logits were reduced by `reduce` before. Other arguments and errors as for `update`.
+        """Count a batch whose logits were already reduced by `reduce`. Other arguments and errors as for `update`.
 
         `predictions` has the shape (batch, frames, height, width). For binary metrics it holds the codes of
         `quantize_probabilities` (a 0/1 mask is a probability: encode it too), for semantic metrics class indices.
@@ -464,7 +464,7 @@ class ClipMetrics(ABC):
     def gather(self) -> Self:
         """Return a new accumulator with the clips of all processes of `torch.distributed`, the same on each process.
 
-        In a single process it is a copy. Errors as for `merge`: pass `clip_indices` to `update`, because samplers
+        In a single process, it is a copy. Errors as for `merge`: pass `clip_indices` to `update`, because samplers
         repeat clips to fill the last batch.
         """
         states: list[dict[str, Tensor]] = [self.state_dict()]
@@ -490,7 +490,7 @@ class ClipMetrics(ABC):
         return self._summarize(self._groups(protocol), protocol)
 
     def per_clip(self) -> dict[int, dict[str, float]]:
-        """Compute the scores of each scored clip alone (official protocol), by clip index."""
+        """Compute the scores of each individual scored clip (official protocol), by clip index."""
         table = self._split(self.state_dict()["rows"])
         clips = {
             key: {name: column[i : i + 1] for name, column in table.items()}

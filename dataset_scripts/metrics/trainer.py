@@ -15,10 +15,10 @@ GATHER_PADDING = -100  # what the Trainer pads labels with if another process ha
 
 
 class TrainerMetrics:
-    """Provide `compute_metrics` and `preprocess_logits_for_metrics` of a Trainer with an accumulator.
+    """Provide `compute_metrics` and `preprocess_logits_for_metrics` for a Trainer, based on an accumulator.
 
-    The labels alone say what is scored: pixels of frames that are padded or not annotated must be `ignore_index`, as the
-    processor makes them. They are the only entry of a batch that the Trainer takes for labels by default.
+    Only the labels determine what is scored: pixels of frames that are padded or not annotated must be `ignore_index`,
+    as the processor sets them. By default, they are the only entry of a batch that the Trainer treats as labels.
 
     ```python
     metrics = TrainerMetrics(BinaryMetrics())
@@ -28,9 +28,9 @@ class TrainerMetrics:
     ```
 
     Clips are numbered in the order in which the Trainer passes them, which is the order of the data set for any number of
-    processes. With the protocol `"batch"`, a batch is one step of all processes together. The Trainer does not tell when an
-    evaluation begins: after one that was interrupted (in a notebook), call `metrics.metrics.reset()`, or its clips are counted
-    again.
+    processes. With the protocol `"batch"`, a batch is one step of all processes together. The Trainer does not signal
+    when an evaluation begins. After an interrupted evaluation (in a notebook), call `metrics.metrics.reset()`;
+    otherwise, its clips are counted again.
 
     Args:
         metrics: The accumulator, which this object resets after each evaluation.
@@ -51,7 +51,7 @@ class TrainerMetrics:
             float64 (batch, row width): sums that replace the predictions in the Trainer.
 
         Raises:
-            ValueError: If the Trainer takes several entries of the batch for labels, or as for `ClipMetrics.update`.
+            ValueError: If the Trainer treats several entries of the batch as labels, or as for `ClipMetrics.update`.
         """
         logits = logits if isinstance(logits, Tensor) else logits[0]
         if not isinstance(labels, Tensor):

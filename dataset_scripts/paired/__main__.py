@@ -25,17 +25,17 @@ EXAMPLES = """examples:
   python -m pcmanet.dataset_scripts.paired tree real_world.yaml --layout ms3 --train 300 --val 60 --test 60 --output data
   python -m pcmanet.dataset_scripts.paired parquet real_world.yaml --task avss --train 2000 --output exported
 
-SETTINGS is a YAML file with photos, recordings and the class map; examples/paired_data/ has annotated ones. Training needs
-no files: `pcmanet train --recipe RECIPE --data SETTINGS` generates the clips while it runs.
+SETTINGS is a YAML file with photos, recordings and the class map; examples/paired_data/ has annotated examples.
+Training needs no files: `pcmanet train --recipe RECIPE --data SETTINGS` generates the clips while it runs.
 """
 CHECK_NOTES = """Every photo, mask and recording is decoded. All problems are listed together. With `cache` in the settings, the decoded
-files are kept there and are not read again. The table counts photos with an object of each class, and its recordings.
+files are kept there and are not read again. For each class, the table counts photos that contain it and recordings.
 """
 CLIP_NOTES = "The masks of the sounding objects are drawn over the frames; --plain leaves them out."
 TREE_NOTES = """s4, ms3 and avss are the layouts of Single-source, Multi-sources and AVSBench_semantic, which every loader of AVSBench reads;
 s4 and avss need the names of AVSBench in the class map. folder is a folder of videos with the classes of the class map.
 """
-PARQUET_NOTES = "load_dataset(OUTPUT, TASK) reads it. The columns are those of an export of AVSBench."
+PARQUET_NOTES = "load_dataset(OUTPUT, TASK) reads it. The columns are those of an AVSBench export."
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,7 +74,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parsers["clip"].add_argument("--plain", action="store_true", help="without masks")
     for name in ("clip", "parquet"):
-        parsers[name].add_argument("--task", choices=TASKS, default="avss", help="rule of the masks (default: avss)")
+        parsers[name].add_argument("--task", choices=TASKS, default="avss", help="rule for the masks (default: avss)")
     for name in ("clip", "tree", "parquet"):
         parsers[name].add_argument(
             "--seed", type=non_negative_integer, default=0, help="seed of the clips (default: 0)"
@@ -115,7 +115,7 @@ def run_clip(args: argparse.Namespace, library: Library) -> None:
     write_video(args.output, repeated, FRAME_RATE, waveform, clip.sampling_rate)
     sys.stdout.write(f"{args.output}: {clip.picture}, {clip.sound}\n")
     for event in clip.events:
-        stand_in = f", in place of which {event.stand_in} is heard" if event.stand_in else ""
+        stand_in = f", for which {event.stand_in} stands in" if event.stand_in else ""
         sys.stdout.write(
             f"  {event.start:.1f} to {event.stop:.1f} s  {event.decibels:.0f} dBFS  {event.label}{stand_in}  {event.file}\n"
         )
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program name; None takes those of the process.
+        arguments: Arguments without the program name; None uses those of the process.
 
     Returns:
         0, or 1 if the settings or files cannot be used or a file cannot be written.

@@ -1,10 +1,11 @@
 """Generate clips from photos and recordings: frames with visible objects, and one to three sounds in each second.
 
 Seconds are counted as in AVSBench: the mask of second l shows the visible objects that sound from l to l + 1, and the frame
-of second l is taken at l + 15/16. An object sounds in a second if its recording does, not where the recording pauses.
+of second l is taken at l + 15/16. An object sounds in a second if its recording does, but not where the
+recording pauses.
 
-A photo is seen through a window that moves over it at constant speed, which is the motion of the clip. Windows always
-contain a point of the object that the photo was chosen for.
+A photo is seen through a window that moves over it at constant speed. This is the motion of the clip. The window
+always contains a point of the object that the photo was chosen for.
 """
 
 import hashlib
@@ -28,10 +29,10 @@ TASKS = ("s4", "ms3", "avss")
 WINDOW = 0.1  # seconds over which the level of a recording is measured
 ACTIVE = 10 ** (
     -25 / 20
-)  # level of a window, relative to the loudest, from which a recording counts as sounding there
+)  # minimum level of a window, relative to the loudest, at which a recording counts as sounding there
 AUDIBLE = 10 ** (
     -20 / 20
-)  # level of a window, relative to that of the sound, from which its second counts as sounding
+)  # minimum level of a window, relative to that of the sound, at which its second counts as sounding
 PAUSE = (0.05, 0.5)  # seconds between two recordings of one sound
 FADE = 0.01  # seconds of fading at both ends of a sound
 FAINT_NOISE = (-75.0, -55.0)  # dBFS of the noise in half of the silent clips
@@ -54,11 +55,11 @@ class SoundEvent:
     Attributes:
         label: Name of its class, or a label of the recording if it belongs to no class.
         index: Class index, 0 if it belongs to no class.
-        file: The recording; a sound that lasts longer goes on with others of the same group.
+        file: The recording; a sound that lasts longer continues with others of the same group.
         start: Seconds since the start of the audio.
         stop: Seconds since the start of the audio.
         decibels: Level of its parts that are not silent, relative to full scale.
-        stand_in: Name of the class that the recording really belongs to, if it stands in for one without recordings.
+        stand_in: Name of the class that the recording actually belongs to, if it stands in for one without recordings.
     """
 
     label: str
@@ -72,7 +73,7 @@ class SoundEvent:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PairedClip(ClipArrays):
-    """A clip, and what it was made of. Its masks follow the rules of the task.
+    """A clip and what it was made from. Its masks follow the rules of the task.
 
     Attributes:
         visible: uint8 (frames, height, width), class index of every visible object, sounding or silent; 255 is void.
@@ -123,19 +124,19 @@ class _Plan:
 class PairedClips(Dataset[PairedClip]):
     """Clips generated on the fly.
 
-    An index always gives the same clip: it depends on the settings, the files, `(task, split, seed, index)` and on nothing
-    else. Consecutive `clips_per_picture` clips have the same frames with other sounds.
+    An index always gives the same clip: it depends only on the settings, the files and `(task, split, seed, index)`.
+    Consecutive `clips_per_picture` clips have the same frames with different sounds.
 
     Args:
         library: The photos and recordings.
-        task: The rule of the masks: "s4" (one sound throughout, binary masks, in train only the first frame is annotated),
-            "ms3" (binary masks of every frame) or "avss" (class indexes).
+        task: The rule for the masks: "s4" (one sound throughout, binary masks, in train only the first frame is
+            annotated), "ms3" (binary masks of every frame) or "avss" (class indexes).
         split: "train", "val" or "test".
         length: Number of clips.
-        seed: From 0 up.
+        seed: Seed of the clips, 0 or more.
 
     Raises:
-        ValueError: If an argument is out of its range, or the split has no photo of any class.
+        ValueError: If an argument is out of range, or the split has no photo of any class.
     """
 
     def __init__(
@@ -263,7 +264,7 @@ class PairedClips(Dataset[PairedClip]):
         return [role for role in self.recordings if isinstance(role, int) and role not in areas]
 
     def _plan(self, generator: np.random.Generator, kind: str, main: int, areas: dict[int, float]) -> list[_Plan]:
-        """Draw the sounds of a clip, the first one first."""
+        """Draw the sounds of a clip, in order."""
         settings, is_stand_in = self.settings, bool(main) and main not in self.recordings
         roles = [main] if is_stand_in else self._draw_all_roles(generator, kind, main, areas)
         pools = {role: self._stand_ins(main) if is_stand_in else self.recordings[role] for role in roles}
@@ -321,7 +322,7 @@ class PairedClips(Dataset[PairedClip]):
         return [number for number in self.recordings.get(role, []) if not labels.isdisjoint(recordings[number].labels)]
 
     def _draw_more(self, generator: np.random.Generator, classes: Sequence[int | str]) -> list[int | str]:
-        """Draw up to two further classes that sound too; none in s4."""
+        """Draw up to two more classes that also sound; none in s4."""
         if self.task == "s4" or generator.uniform() >= self.settings.second_sound:
             return []
         return self._draw_roles(generator, classes, 2 if generator.uniform() < self.settings.third_sound else 1)
@@ -424,7 +425,7 @@ def measure(recording: np.ndarray, sampling_rate: int) -> tuple[float, np.ndarra
         sampling_rate: In hertz.
 
     Returns:
-        Root mean square of the windows that sound, in steps of the int16 values, and the numbers of these windows.
+        Root mean square of the windows that sound, in int16 steps, and the numbers of these windows.
     """
     levels = _window_levels(recording, sampling_rate)
     active = np.flatnonzero(levels >= levels.max() * ACTIVE)
@@ -441,7 +442,7 @@ def _window_levels(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
 
 
 def _fade(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Fade in and out, so that a cut makes no click; changes the samples in place."""
+    """Fade in and out so that cuts do not click; change the samples in place."""
     count = min(round(FADE * sampling_rate), len(samples) // 2)
     ramp = np.linspace(0, 1, count, dtype=np.float32)
     samples[:count] *= ramp
@@ -452,7 +453,7 @@ def _fade(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
 def _limit(
     mixture: np.ndarray, sounding: np.ndarray, events: Sequence[SoundEvent]
 ) -> tuple[np.ndarray, np.ndarray, tuple[SoundEvent, ...]]:
-    """Attenuate a mixture that exceeds full scale, and the levels of its sounds with it."""
+    """Attenuate a mixture that exceeds full scale, and lower the levels of its sounds accordingly."""
     peak = float(np.abs(mixture).max(initial=0.0))
     if peak <= 1:
         return mixture, sounding, tuple(events)
@@ -476,8 +477,8 @@ def _draw_picture(
 
     Returns:
         "single", "mosaic" or "paste", the frames, uint8 (frames, height, width, 3), and the class index of every visible
-        object, uint8 (frames, height, width), 0 background, 255 void. Every class is equally often the one that the (first)
-        photo is chosen for.
+        object, uint8 (frames, height, width), 0 background, 255 void. The (first) photo is chosen equally often for
+        every class.
     """
     kind = str(generator.choice(list(settings.pictures), p=_normalized(settings.pictures)))
     index = int(generator.choice(list(photos)))
@@ -550,7 +551,7 @@ def _draw_view(
     corners = np.clip(np.array([column, row]) - sizes * places, 0, np.array([width, height]) - sizes)
     ends = np.concatenate([corners, corners + sizes], axis=1)
     boxes = np.linspace(ends[0], ends[1], settings.seconds)
-    # Rounding must not lead out of the photo.
+    # Rounding must not move the window out of the photo.
     boxes = np.clip(boxes, 0, [width, height, width, height])
     is_mirrored = bool(generator.uniform() < settings.mirror)
     frames = _render_windows(image, size, boxes, Image.Resampling.BILINEAR, is_mirrored)
@@ -627,7 +628,7 @@ def _draw_path(
 
     Args:
         generator: Source of all randomness.
-        room: Largest corner.
+        room: Largest possible corner.
         kept: bool (height, width), the object that must stay visible.
         size: Height and width of the pasted object.
         settings: How clips are made.
@@ -644,7 +645,7 @@ def _draw_path(
 
 
 def _visible_areas(visible: np.ndarray) -> dict[int, float]:
-    """Return the largest fraction of a frame that each visible class has, by class index.
+    """Return the largest fraction of a frame that each visible class covers, by class index.
 
     Args:
         visible: uint8 (frames, height, width).

@@ -63,21 +63,22 @@ configs:
 
 # Paired photos and recordings: one mask of the sounding objects per second
 
-Written by `python -m pcmanet.dataset_scripts.paired parquet`. Frames show photos, the audio is mixed from recordings; the
-rights are those of their sources. The columns are those of an export of AVSBench, masks are class indexes, 255 is ignored.
+Written by `python -m pcmanet.dataset_scripts.paired parquet`. Frames show photos; the audio is mixed from recordings.
+The rights of their sources apply. The columns are those of an AVSBench export. Masks are class indexes; 255 is
+ignored.
 
 Classes: {classes}.
 """
 
 
 def read_clips(clips: Dataset[PairedClip], num_workers: int, title: str, progress: bool) -> Iterator[PairedClip]:
-    """Generate clips in their order, in worker processes, with a progress bar."""
+    """Generate clips in order, in worker processes, with a progress bar."""
     loader = DataLoader(clips, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
     yield from tqdm(loader, desc=title, unit="clip", disable=not progress)
 
 
 def _unchanged(clip: Any) -> Any:
-    """Keep a clip as it is; without this, a loader makes tensors of the fields."""
+    """Keep a clip as it is; without this, a loader turns its fields into tensors."""
     return clip
 
 
@@ -110,12 +111,12 @@ def write_parquet(
     num_workers: int = 0,
     progress: bool = False,
 ) -> Path:
-    """Write clips as parquet with the columns of an export of AVSBench, for `load_dataset(output, task)`.
+    """Write clips as parquet with the columns of an AVSBench export, for `load_dataset(output, task)`.
 
     Args:
         library: The photos and recordings.
         output: Folder; it must be empty or not exist, and appears when it is complete.
-        task: The rule of the masks: "s4", "ms3" or "avss".
+        task: The rule for the masks: "s4", "ms3" or "avss".
         counts: Clips per split.
         seed: Seed of the clips.
         num_workers: Processes that generate; 0 for this one.
@@ -164,7 +165,7 @@ def _encode(pixels: np.ndarray, file_format: str) -> dict[str, Any]:
 
 
 def _data_sets(library: Library, task: str, counts: Mapping[str, int], seed: int) -> dict[str, PairedClips]:
-    """Return the clips of each split that is to be written."""
+    """Return the clips of each split to write."""
     if wrong := {split: count for split, count in counts.items() if split not in SPLITS or count < 0}:
         raise ValueError(f"Expected counts of at least 0 for splits of {SPLITS}, got {wrong}")
     return {
@@ -201,7 +202,7 @@ def write_tree(
         The folder of the tree.
 
     Raises:
-        ValueError: If an argument is unknown, or the clips have another length than the layout.
+        ValueError: If an argument is unknown, or the clips have a different length from the layout.
         DatasetError: If classes have no name in the layout; the error lists all of them.
         FileExistsError: If the tree already exists.
     """
@@ -225,7 +226,7 @@ def write_tree(
 
 
 def _check_layout(settings: PairedSettings, layout: str) -> None:
-    """Check that the clips fit into a layout: their length, and a name for every class."""
+    """Check that the clips fit a layout: their length, and a name for every class."""
     seconds = {"s4": (OBJECT_SECONDS,), "ms3": (OBJECT_SECONDS,), "avss": tuple(SEMANTIC_SUBSETS)}.get(layout)
     if seconds and (settings.clips.seconds not in seconds or settings.clips.context_seconds):
         expected = " or ".join(map(str, seconds))
@@ -311,7 +312,7 @@ def _write_video(tree: Path, split: str, clip: PairedClip, _settings: PairedSett
     name = video_id(f"folder/{clip.name}")
     for part in ("videos", f"masks/{name}"):
         (tree / part).mkdir(parents=True, exist_ok=True)
-    # H.264 has even sizes; the masks have the size of the video.
+    # H.264 requires even sizes; the masks have the size of the video.
     height, width = (size - size % 2 for size in clip.frames.shape[1:3])
     repeated = (frame[:height, :width] for frame in clip.frames for _ in range(FRAME_RATE))
     write_video(tree / "videos" / f"{name}.mp4", repeated, FRAME_RATE, clip.waveform, clip.sampling_rate)

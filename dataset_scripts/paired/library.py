@@ -1,4 +1,4 @@
-"""The photos and recordings of a paired data set: found, decoded, checked and divided into splits.
+"""Find, decode and check the photos and recordings of a paired data set, and divide them into splits.
 
 Every file is decoded once. With a cache folder the decoded arrays are kept in two files that all processes map into
 memory; without it the files are decoded again for every clip.
@@ -11,8 +11,8 @@ Layouts of photos; every option is a path:
 | coco | images, annotations | an instances file of COCO and the folder of its images |
 | voc | path, optionally masks, list | JPEGImages/ID.jpg, SegmentationClass/ID.png (or `masks`), a text file of ids |
 
-classes.txt has a name per mask value, from 0; mask_values.json has {"id": "name"} where the mask value is id + 1. In masks 0
-is background and 255 is void.
+classes.txt has a name per mask value, from 0; mask_values.json has {"id": "name"} where the mask value is id + 1. In
+masks, 0 is background and 255 is void.
 
 Layouts of recordings:
 
@@ -22,14 +22,14 @@ Layouts of recordings:
 | folders | path | one folder per class |
 | esc50 | path | meta/esc50.csv, audio/ |
 | fsd50k | path | FSD50K.ground_truth/{dev,eval}.csv, FSD50K.dev_audio/, FSD50K.eval_audio/ |
-| vggsound | path, audio | vggsound.csv and the folder of ID_SECONDS files, of which some may be missing |
+| vggsound | path, audio | vggsound.csv and the folder of ID_SECONDS files, some of which may be missing |
 
 Any source may have `split: train`, val or test, for all of its files. Photos or recordings of one group (the photo itself,
 the source recording, the speaker) are never in two splits.
 
-Any source may be in a data set on the Hub that holds these files: `repo: owner/name`, optionally with `revision`. Its paths
-are relative to the root of the data set, `.` in YAML. The files under these paths are downloaded once, to the cache of
-huggingface_hub; of a table, all files in its folder.
+Any source may be in a data set on the Hub that holds these files: `repo: owner/name`, optionally with `revision`. Its
+paths are relative to the root of the data set, which is `.` in YAML. The files under these paths (for a table, all
+files in its folder) are downloaded once, to the cache of huggingface_hub.
 """
 
 import csv
@@ -73,7 +73,8 @@ class Photo:
     Attributes:
         id: Its name in its source.
         image: The image file.
-        mask: The mask file, or of COCO the annotations of the photo: category id, segmentation and size (height, width).
+        mask: The mask file, or for COCO the annotations of the photo: category id, segmentation and size (height,
+            width).
         labels: Label of each mask value or category id.
         group: Photos of a group are in one split.
         split: "train", "val" or "test" if the source has splits.
@@ -163,7 +164,7 @@ def _coco_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
         annotations[annotation["image_id"]].append(annotation)
     for image in values["images"]:
         path, size = Path(source["images"]) / image["file_name"], (image["height"], image["width"])
-        # Small objects stand in front of large ones.
+        # Small objects are in front of large ones.
         parts = sorted(annotations[image["id"]], key=lambda part: -part["area"])
         mask = [{"category": part["category_id"], "shape": part["segmentation"], "size": size} for part in parts]
         yield Photo(path.stem, str(path), mask, labels, path.stem, source.get("split"))
@@ -215,7 +216,7 @@ def _vggsound_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
     if len(missing) == len(names):
         raise ValueError(f"Expected files such as {names[0]}.wav in {folder}, got none" if names else "Empty table")
     if missing:
-        # Nobody has all of it: some of its videos are no longer online.
+        # No copy is complete, because some of the videos are no longer online.
         logger.warning("%d of the %d recordings of %s are not in %s", len(missing), len(names), source["path"], folder)
     for row, name in zip(rows, names, strict=True):
         if name in files:
@@ -223,7 +224,7 @@ def _vggsound_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
 
 
 def _names_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, str]:
-    """Return the files in a folder that have one of the suffixes, sorted: name by name without suffix."""
+    """Return the files in a folder that have one of the suffixes, sorted: stem -> file name."""
     return {path.stem: path.name for path in sorted(folder.iterdir()) if _has_suffix(path, suffixes)}
 
 
@@ -233,7 +234,7 @@ def _has_suffix(path: Path, suffixes: Collection[str]) -> bool:
 
 
 def _read_table(path: Path, columns: Sequence[str], *, header: bool = True) -> list[dict[str, str]]:
-    """Read a csv file; ValueError if it lacks a column."""
+    """Read a csv file; raise ValueError if it lacks a column."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, None if header else list(columns))
         if missing := sorted(set(columns) - set(rows.fieldnames or ())):
@@ -242,7 +243,7 @@ def _read_table(path: Path, columns: Sequence[str], *, header: bool = True) -> l
 
 
 def _split(row: Mapping[str, str], source: Mapping[str, Any]) -> str | None:
-    """Return the split of a row; ValueError for an unknown one."""
+    """Return the split of a row; raise ValueError if it is unknown."""
     split = source.get("split") or row.get("split") or None
     if split not in (None, *SPLITS):
         raise ValueError(f"Expected one of {', '.join(SPLITS)} in the column split, got {split!r}")
@@ -343,11 +344,11 @@ def _download_problem(error: Exception) -> str:
 def assign_splits(
     items: Sequence[Photo] | Sequence[Recording], strata: Sequence[str], fractions: Mapping[str, float]
 ) -> tuple[list[str], list[str]]:
-    """Divide photos or recordings into splits, the same way in whatever order they come.
+    """Divide photos or recordings into splits, independently of their order.
 
-    Groups with a split of their own keep it. The others are ordered by a hash of their name and divided by the fractions,
-    separately for each class, so that rare classes are in every split. If no item has the split "val", groups with the
-    split "train" are divided too.
+    Groups that already have a split keep it. The others are ordered by a hash of their name and divided by the
+    fractions, separately for each class, so that rare classes are in every split. If no item has the split "val",
+    groups with the split "train" are divided too.
 
     Args:
         items: The items.
@@ -355,7 +356,7 @@ def assign_splits(
         fractions: Fraction of "val" and "test".
 
     Returns:
-        The split of each item, and the names of groups whose items have different splits of their own.
+        The split of each item, and the names of groups whose items already have different splits.
     """
     fixed: dict[str, set[str]] = defaultdict(set)
     strata_of_group: dict[str, set[str]] = defaultdict(set)
@@ -374,7 +375,7 @@ def assign_splits(
 
 
 def _divide(groups: Sequence[str], val: float, test: float) -> dict[str, str]:
-    """Divide ordered groups; of few groups one each is in test and val, as long as one remains for training."""
+    """Divide ordered groups; test and val get at least one each, as long as one remains for training."""
     count = len(groups)
     tests = min(count - 1, max(round(count * test), 1)) if test else 0
     vals = min(count - 1 - tests, max(round(count * val), 1)) if val else 0
@@ -389,7 +390,7 @@ def _hash(name: str) -> str:
 
 
 def rarest_labels(labels: Sequence[Sequence[str]]) -> list[str]:
-    """Return of each item's labels the one that the fewest items have; empty texts for items without labels."""
+    """Return, for each item, its label that the fewest items have; an empty text for an item without labels."""
     counts = Counter(label for one in labels for label in set(one))
     return [min(one, key=lambda label: (counts[label], label), default="") for one in labels]
 
@@ -469,7 +470,7 @@ def _decode_shape(shape: Any, height: int, width: int, category: int) -> np.ndar
 
 
 def decode_recording(recording: Recording, sampling_rate: int, seconds: float) -> np.ndarray:
-    """Decode the beginning of a recording in mono.
+    """Decode the beginning of a recording as mono.
 
     Args:
         recording: The recording.
@@ -515,8 +516,8 @@ class Library:
         recordings: Recordings with a role.
         photo_splits: Split of each photo.
         recording_splits: Split of each recording.
-        areas: Of each photo, the fraction of its pixels that each class has, by class index.
-        roles: Of each recording, the class index, or `UNKNOWN` or `BACKGROUND`.
+        areas: For each photo, the fraction of its pixels that each class covers, by class index.
+        roles: For each recording, the class index, or `UNKNOWN` or `BACKGROUND`.
         identity: Changes with the settings on which decoding depends and with the state of any file.
 
     Raises:
@@ -611,7 +612,7 @@ class Library:
         """Decode every file and return where its arrays are; DatasetError lists all files that cannot be used."""
         clips, problems = self.settings.clips, []
         shown = partial(tqdm, disable=not progress, unit="file")
-        # Without a cache the files are checked and indexed, and their arrays go nowhere.
+        # Without a cache, the files are checked and indexed, and their arrays are discarded.
         paths = [folder / name if folder else Path(os.devnull) for name in (PHOTOS, RECORDINGS)]
         read_photo = partial(decode_photo, indexes=self._photo_labels, size=clips.image_size)
         read_recording = partial(decode_recording, sampling_rate=clips.sampling_rate, seconds=clips.recording_seconds)
@@ -645,7 +646,7 @@ class Library:
         strata = rarest_labels([[names[index] for index in areas] for areas in self.areas])
         photo_splits, mixed_photos = assign_splits(self.photos, strata, fractions)
         labels = [role if isinstance(role, str) else names[role] for role in self.roles]
-        # Of a role with several labels (speech, sneezes), every label is in every split.
+        # If a role has several labels (speech, sneezes), every label is in every split.
         strata = [f"{label}/{one.labels[0]}" for label, one in zip(labels, self.recordings, strict=True)]
         recording_splits, mixed = assign_splits(self.recordings, strata, fractions)
         if groups := [*mixed_photos, *mixed]:
@@ -656,7 +657,7 @@ class Library:
 
 
 def _decode(items: Sequence[Any], read: Callable[[Any], Any], threads: int) -> Iterator[Any]:
-    """Yield what each item decodes to, or the error that tells why it cannot be used."""
+    """Yield what each item decodes to, or the error that says why it cannot be used."""
 
     def attempt(item: Any) -> Any:
         try:
@@ -674,8 +675,8 @@ def _decode(items: Sequence[Any], read: Callable[[Any], Any], threads: int) -> I
 def _thread_pool(threads: int) -> ThreadPoolExecutor:
     """Return threads that are kept for the next call.
 
-    MKL frees the memory of threads that end, after they were joined, and a process forked at that moment waits forever in
-    its next matrix product.
+    MKL frees the memory of finished threads after they are joined. A process that is forked at that moment waits
+    forever in its next matrix product.
     """
     return ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
@@ -685,14 +686,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def _areas(mask: np.ndarray) -> dict[int, float]:
-    """Return the fraction of the pixels that each class has."""
+    """Return the fraction of the pixels that each class covers."""
     counts = np.bincount(mask.ravel(), minlength=256)
     counts[IGNORE_INDEX] = 0
     return {int(index): float(counts[index] / mask.size) for index in np.flatnonzero(counts[1:]) + 1}
 
 
 def _role(recording: Recording, settings: PairedSettings) -> int | str | None:
-    """Return the class index of a recording, `UNKNOWN` or `BACKGROUND`; None if it has no role, or those of two classes."""
+    """Return the class index of a recording, `UNKNOWN` or `BACKGROUND`; None if it has no role or two classes."""
     labels = set(recording.labels)
     classes = [k for k, one in enumerate(settings.classes, start=1) if labels & set(one.sounds)]
     if classes:
@@ -708,7 +709,8 @@ def _find_unknown_labels(
     photo_labels = sorted({label for labels in vocabularies for label in labels.values()})
     sound_labels = sorted({label for one in recordings for label in one.labels})
     used = [(f"class {one.name!r}, photos", label, photo_labels) for one in settings.classes for label in one.photos]
-    used += [(f"class {one.name!r}, sounds", label, sound_labels) for one in settings.classes for label in one.sounds]
+    for kind, entries in (("class", settings.classes), ("other sound", settings.other_sounds)):
+        used += [(f"{kind} {one.name!r}, sounds", label, sound_labels) for one in entries for label in one.sounds]
     used += [
         (f"class {one.name!r}, similar", label, sound_labels) for one in settings.classes for label in one.similar
     ]

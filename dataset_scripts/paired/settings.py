@@ -1,7 +1,7 @@
 """The settings of a paired data set: which photos and recordings, which labels belong together, how clips are made.
 
-They stand in one YAML file, with paths relative to it. examples/paired_data/ has annotated examples. This file checks the
-settings alone; `library` opens the tables they name.
+They are in one YAML file, with paths relative to it. examples/paired_data/ has annotated examples. This file checks
+only the settings; `library` opens the tables that they name.
 """
 
 import math
@@ -32,18 +32,19 @@ class ClipSettings:
         seconds: Frames per clip, one per second.
         context_seconds: Seconds of audio before the first and after the last frame's second.
         image_size: Longest side of photos and frames, in pixels.
-        sampling_rate: Of the audio, in hertz.
+        sampling_rate: Sampling rate of the audio, in hertz.
         recording_seconds: Longer recordings are cut to this length.
         clips_per_picture: Consecutive clips with the same frames and other audio.
         pictures: Weights of clips that show one photo ("single"), two photos side by side ("mosaic") and a photo with an
             object of another photo ("paste").
         sounds: Weights of clips with sounds of visible objects ("matching"), of classes that are not visible ("absent"), of
             classes without photos ("unknown"), of background recordings alone ("background") and of nothing ("silence").
-        contrast: Of the pictures with several classes that have recordings, the fraction whose clips all have matching
-            sounds, each of another class.
-        similar_sounds: Of the clips with sounds of no visible object ("absent", "unknown"), the fraction whose first sound is
-            one that is easily confused with those of a visible class (`PairedClass.similar`), where there is one.
-        second_sound: Probability that a second visible class sounds too.
+        contrast: Among the pictures with several classes that have recordings, the fraction whose clips all have
+            matching sounds, each of a different class.
+        similar_sounds: Among the clips with sounds of no visible object ("absent", "unknown"), the fraction whose
+            first sound is easily confused with those of a visible class (`PairedClass.similar`), if there is such a
+            sound.
+        second_sound: Probability that a second visible class also sounds.
         third_sound: Probability of a third one if a second one sounds.
         distractor: Probability that a sound of no visible object is added to matching sounds.
         background: Probability that a background recording is added to other sounds.
@@ -51,12 +52,12 @@ class ClipSettings:
         still: Fraction of clips without motion.
         zoom: Maximum zoom into a photo, at least 1.
         mirror: Fraction of photos that are mirrored.
-        minimum_area: Smallest visible fraction of the frame of an object that a clip is about.
+        minimum_area: Minimum visible area of an object that a clip is about, as a fraction of the frame.
         level_decibels: Minimum and maximum level of a clip's first sound, relative to full scale (dBFS). A level is the root
             mean square of the parts of a recording that are not silent.
         balance_decibels: Minimum and maximum level of the other sounds relative to the first.
         background_decibels: Minimum and maximum level of an added background recording relative to the first sound.
-        stand_ins: Whether a class without recordings is given recordings of other classes, which the clip reports, for a
+        stand_ins: Whether a class without recordings is given recordings of other classes. The clip reports them, for
             training that changes the audio features accordingly.
     """
 
@@ -89,12 +90,12 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class PairedClass:
-    """A class: which labels of photos and of recordings mean it.
+    """A class and the labels of photos and of recordings that mean it.
 
     Attributes:
         name: Its name.
         photos: Labels of photos; none for sounds that belong to no class.
-        sounds: Labels of recordings; none for a class that is seen but has no recordings.
+        sounds: Labels of recordings; none for a class that is visible but has no recordings.
         similar: Labels of recordings of other classes, or of none, that are easily confused with its sounds.
         audioset: Names of AudioSet classes, for an audio tagger.
         avss: Its name among the classes of AVSBench-semantic, for a tree of that layout.
@@ -117,12 +118,13 @@ class PairedSettings:
     Attributes:
         path: The file.
         photos: The photo sources: `layout` and the options of that layout, see `library`.
-        recordings: The sources of recordings, likewise.
+        recordings: The recording sources, likewise.
         classes: The classes, in the order of the class indexes 1, 2, ...
         background: Labels of background recordings, such as rain.
         unknown: Labels of sounds of classes without photos.
-        other_sounds: Sounds that belong to no class, for an audio tagger that tells them apart: `sounds` and `audioset` alone.
-        splits: Fraction of the photos and recordings for "val" and for "test", where their source has no split.
+        other_sounds: Sounds that belong to no class, for an audio tagger that tells them apart; only with `sounds` and
+            `audioset`.
+        splits: Fraction of the photos and recordings for "val" and for "test", if their source has no split.
         clips: How clips are made.
         cache: Folder of the decoded photos and recordings; None decodes the files again for every clip.
     """
@@ -162,7 +164,7 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
 
     Args:
         path: The YAML file.
-        overrides: Fields of `ClipSettings` in place of those in the file.
+        overrides: Fields of `ClipSettings` that replace those in the file.
 
     Returns:
         The settings, with absolute paths, except for those in data sets on the Hub.
@@ -276,7 +278,7 @@ def _repository_problems(source: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the id, the revision and the paths of a data set on the Hub."""
     if "repo" not in source:
         if "revision" in source:
-            yield "revision is that of a data set on the Hub. Add repo: OWNER/NAME, or leave it out."
+            yield "revision applies only to a data set on the Hub. Add repo: OWNER/NAME, or leave revision out."
         return
     try:
         validate_repo_id(source["repo"])
@@ -354,7 +356,7 @@ def _clip_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _expected_value(key: str, value: Any) -> str | None:
-    """Return what a field of the clips has to be; None if it is."""
+    """Return what the value of a field of the clips must be; None if it is valid."""
     if key in FRACTIONS and not _are_fractions({key: value}):
         return "a number from 0 to 1"
     if key in MINIMUM and not (_is_number(value) and value >= MINIMUM[key]):

@@ -18,10 +18,10 @@ EXAMPLES = """examples:
   python -m pcmanet.dataset_scripts.sounding_shapes tree --task avss --train 60 --val 12 --test 12 --output data
 """
 CLIP_NOTES = """The command prints the objects and which of them sound in each second. --audio keeps the frames and replaces the
-audio: "swapped" lets other objects sound, the other values make no visible object sound.
+audio: "swapped" makes other objects sound; with the remaining values, no visible object sounds.
 """
 TREE_NOTES = """The data set has the file layout of Single-source (s4), Multi-sources (ms3) or AVSBench_semantic (avss), so that every
-loader of AVSBench reads it. It appears in OUTPUT when it is complete.
+loader of AVSBench reads it. It appears in OUTPUT only when it is complete.
 """
 
 
@@ -74,7 +74,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_clip(args: argparse.Namespace) -> None:
-    """Write one video and print which objects sound in which second."""
+    """Write one video and print which objects sound in each second."""
     height, width = args.size
     dataset = SoundingShapes(
         args.task,
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program name; None takes those of the process.
+        arguments: Arguments without the program name; None uses those of the process.
 
     Returns:
         0, or 1 if an argument cannot be used or a file cannot be written.

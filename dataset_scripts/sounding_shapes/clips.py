@@ -21,7 +21,7 @@ TASKS = ("s4", "ms3", "avss")
 NEGATIVE_KINDS = ("silence", "noise", "absent_class")
 FRAME_OFFSET = 15.0 / 16.0  # seconds into each second, as in AVSBench
 SILENT_SECONDS = 0.12  # fraction of the seconds in which nothing sounds
-REPEATED_SECONDS = 0.3  # fraction of the seconds with the sounding objects of the second before
+REPEATED_SECONDS = 0.3  # fraction of the seconds in which the same objects sound as in the previous second
 
 # The random streams of one index; each is independent of all others.
 SCENE, AUDIO, SWAP, NEGATIVE, CHOICE = range(5)
@@ -36,7 +36,7 @@ class SyntheticClip:
         masks: uint8 (frames, height, width), class index 1..12 where a sounding object is visible, else 0.
         objects: uint8 (frames, height, width), class index of every visible object, sounding or silent.
         waveform: float32 (frames * sampling_rate,), mono in [-1, 1), on the 16-bit grid.
-        sampling_rate: Of the waveform, in hertz.
+        sampling_rate: Sampling rate of the waveform, in hertz.
         sounding: bool (frames, objects), whether object k sounds from second l to l + 1.
         object_classes: Class index 1..12 of each object, from back to front.
         annotated_frames: bool (frames,), which frames are annotated: in the train split of s4 only the first.
@@ -64,22 +64,22 @@ class SyntheticClip:
 class SoundingShapes(Dataset[SyntheticClip]):
     """Clips generated on the fly.
 
-    An index always gives the same bytes: a clip depends on `(task, split, seed, index)`, the number of frames and the frame
-    size only. Splits share no random numbers.
+    An index always gives the same bytes: a clip depends only on `(task, split, seed, index)`, the number of frames and
+    the frame size. Splits share no random numbers.
 
     Args:
         task: "s4" (one object sounds throughout), "ms3" (several, changing every second) or "avss" (as ms3).
         split: "train", "val" or "test".
         length: Number of clips.
-        seed: From 0 up.
+        seed: Seed of the clips, 0 or more.
         height: Pixels.
         width: Pixels.
         num_frames: Seconds per clip, one frame each.
         negative_fraction: Fraction of clips, in [0, 1], whose audio belongs to no visible object.
-        negative_kinds: Kinds of this audio, out of `NEGATIVE_KINDS`.
+        negative_kinds: Kinds of this audio, some of `NEGATIVE_KINDS`.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -131,9 +131,9 @@ class SoundingShapes(Dataset[SyntheticClip]):
         return self._assemble(scene, sounding, render_mixture(generator, _labels(scene), sounding))
 
     def swap_audio(self, index: int) -> SyntheticClip:
-        """Return the same frames with other audio and its masks.
+        """Return the same frames with other audio and the masks for that audio.
 
-        In every second another set of objects sounds than in `self[index]` without negative audio.
+        In every second, a different set of objects sounds than in `self[index]` without negative audio.
         """
         scene = self.scene(index)
         original = self._draw_sounding(self._generator(index, AUDIO), len(scene.objects))
@@ -164,7 +164,7 @@ class SoundingShapes(Dataset[SyntheticClip]):
         return replace(self._assemble(scene, silent, waveform), negative=kind)
 
     def scene(self, index: int) -> Scene:
-        """Return the scene of an index, which renders at any time and size."""
+        """Return the scene of an index, which can be rendered at any time and size."""
         # Times halfway between frames are included, so that a video does not hide an object for long.
         times = np.concatenate([self.timestamps, self.timestamps - 0.5])
         return Scene.draw(self._generator(index, SCENE), self.width / self.height, times)
@@ -175,7 +175,7 @@ class SoundingShapes(Dataset[SyntheticClip]):
         return np.arange(self.num_frames) + FRAME_OFFSET
 
     def render_at(self, index: int, timestamps: Sequence[float]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the frame and its visible objects at any times of the clip.
+        """Yield the frame and its visible objects at the given times of the clip.
 
         Args:
             index: In [0, length).
@@ -238,7 +238,7 @@ class SoundingShapes(Dataset[SyntheticClip]):
 
 
 def mask_sounding(objects: np.ndarray, sounding: np.ndarray, object_classes: Sequence[int]) -> np.ndarray:
-    """Keep those visible objects that sound.
+    """Keep the visible objects that sound.
 
     Args:
         objects: uint8 (height, width), class index of every visible object, 0 elsewhere.

@@ -48,7 +48,7 @@ AVSS_SIZES = (
     (256, 256),
     (320, 240),
     (270, 360),
-)  # height, width: they vary as those of downloaded videos do
+)  # height, width: they vary like those of downloaded videos
 OBJECT_SIZE = (224, 224)
 RAW_FRAME_RATE = 16  # at 16 per second, AVSBench's frame of second l, int((l + 15/16) * 16), is a frame of the video
 
@@ -66,7 +66,7 @@ def write_clip(
     Args:
         dataset: Source of the clip.
         index: Index of the clip.
-        path: The file to write, ending in ".mp4"; it appears when it is complete.
+        path: The file to write, ending in ".mp4"; it appears only when it is complete.
         clip: The clip whose audio to write, such as `dataset.swap_audio(index)`; None for the clip at the index.
         frames_per_second: Frame rate in hertz.
 
@@ -85,8 +85,8 @@ def write_avsbench_tree(
 ) -> Path:
     """Write clips in the layout of the AVSBench download, without log-mel pickles.
 
-    The folder `Single-source`, `Multi-sources` or `AVSBench_semantic` appears in `root` when it is complete. Trees of all
-    three tasks may share a root; with the same seed they share their clips as those of AVSBench do. Semantic trees
+    The folder `Single-source`, `Multi-sources` or `AVSBench_semantic` appears in `root` only when it is complete.
+    Trees of all three tasks may share a root; with the same seed, they share clips as in AVSBench. Semantic trees
     alternate between the subsets v1s, v1m and v2 (10 seconds). The classes have the AVSBench names of `AVSBENCH_NAMES`.
 
     Args:

@@ -1,7 +1,7 @@
 """Draw and render the scenes of Sounding Shapes: objects that move over a background.
 
 The class of an object determines its shape and texture; its colors, size, angle, spin and path are drawn for every scene.
-Lengths are in units of the frame's short side and times in seconds, so a scene renders at any size and any time.
+Lengths are in units of the frame's short side and times in seconds, so a scene can be rendered at any size and time.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ def _hexagon(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # A square standing on a corner, with a disc on each of its two upper sides.
+    # A square standing on a corner, with a disk on each of its two upper sides.
     square = (np.abs(x) + np.abs(y - 0.2)) * 0.70710678 - 0.64
     discs = np.hypot(np.abs(x) - 0.4525, y + 0.2525) - 0.64
     return np.minimum(square, discs)
@@ -91,7 +91,7 @@ class Surface:
         x: To the right.
         y: Down.
         distance: Signed distance to the outline, negative inside.
-        detail: Texture lines per radius relative to the family's own.
+        detail: Texture lines per radius relative to the family's default.
         noise: The object's noise table, float32 (NOISE_CELLS, NOISE_CELLS) in [0, 1].
         pixels: The object's radius in pixels, which determines the width of an antialiased step.
     """
@@ -216,7 +216,7 @@ class ShapeObject:
         amplitude: float (2, 2), amplitude of the two oscillations of x and y, in short sides.
         rate: float (2, 2), their radians per second.
         phase: float (2, 2), their phase at time 0, radians.
-        detail: float, texture lines per radius relative to the family's own.
+        detail: float, texture lines per radius relative to the family's default.
         noise: float32 (NOISE_CELLS, NOISE_CELLS), the speckles of a speckled texture.
     """
 
@@ -273,7 +273,7 @@ class Scene:
         count = int(generator.choice((2, 3, 4), p=(0.3, 0.4, 0.3)))
         labels = generator.permutation(len(CLASSES))[:count]
         best: tuple[float, tuple[ShapeObject, ...]] = (-1.0, ())
-        # Overlap is intended, hiding is not: redraw until all are visible enough, else keep the best layout.
+        # Overlap is intended, but hiding is not: redraw until all are visible enough, else keep the best layout.
         for _ in range(LAYOUT_ATTEMPTS):
             places = _draw_places(generator, count)
             objects = tuple(

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 
-SAMPLING_RATE = 16000  # Hz, that of the published log-mel features
+SAMPLING_RATE = 16000  # Hz, the rate of the published log-mel features
 FADE = 0.02  # seconds, raised cosine, inside the first and the last sounding second
 ATTACK = np.float32(200.0)  # full amplitudes per second: a stroke rises over 5 ms, so that its onset does not click
 REVERBERATION_TAIL = 0.2  # seconds
@@ -131,12 +131,12 @@ def _warble(voice: Voice, time: np.ndarray) -> np.ndarray:
 
 
 def _up_chirp(voice: Voice, time: np.ndarray) -> np.ndarray:
-    """Upward sweeps from 600 Hz over two octaves and more, 4 to 5 a second with a gap after each."""
+    """Upward sweeps from 600 Hz over two octaves or more, 4 to 5 a second with a gap after each."""
     return _chirp(voice, time, voice.between(550.0, 700.0, voice.pitch), 2.0 + 0.4 * voice.timbre, (4.0, 5.0))
 
 
 def _down_chirp(voice: Voice, time: np.ndarray) -> np.ndarray:
-    """Downward sweeps from 7 kHz over an octave and more, 2.5 to 3.2 a second with a gap after each."""
+    """Downward sweeps from 7 kHz over an octave or more, 2.5 to 3.2 a second with a gap after each."""
     return _chirp(voice, time, voice.between(6300.0, 7200.0, voice.pitch), -1.3 - 0.3 * voice.timbre, (2.5, 3.2))
 
 
@@ -265,7 +265,7 @@ def quantize(waveform: np.ndarray) -> np.ndarray:
 
 
 def _draw_response(generator: np.random.Generator) -> np.ndarray:
-    """Draw an impulse response: the direct sound, and in two of three rooms a decaying tail of noise."""
+    """Draw an impulse response: the direct sound, and in two out of three rooms a decaying tail of noise."""
     length = int(REVERBERATION_TAIL * SAMPLING_RATE)
     decay = generator.uniform(0.02, 0.06)  # seconds to fall by 8.7 dB
     strength = generator.uniform(0.0, 0.5) * (generator.uniform() < 2.0 / 3.0)
@@ -305,7 +305,7 @@ class SoundMixtures(Dataset[tuple[np.ndarray, np.ndarray]]):
 
     Args:
         length: Number of clips.
-        seed: From 0 up.
+        seed: Seed of the clips, 0 or more.
         num_seconds: Duration of each clip.
     """
 

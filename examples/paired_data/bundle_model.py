@@ -1,12 +1,13 @@
-"""Make the bundled model of a training: averaged weights in half precision, the size of the frames, and one sentence about it.
+"""Make the bundled model from trained checkpoints: averaged weights in half precision, the frame size, a description.
 
     python examples/paired_data/bundle_model.py runs/real_world/best runs/real_world_second/best \
         --output examples/real_world_model --size 256 --description "knows 17 classes of the real world: person, dog, ..."
 
-The weights of several checkpoints are averaged: that of a network before and after fine-tuning is often better than both
-(Wortsman et al., arXiv 2109.01903). The weights are rounded to float16 and computed with in float32, so that the file has half the size at the same speed. The
-running statistics of BatchNorm stay in float32. Prints the largest difference of a logit on random frames. Afterwards
-`python -m pcmanet.agreement OUTPUT --data SETTINGS` measures whether `dtype="auto"` may choose bfloat16.
+The weights of several checkpoints are averaged. The average of a network before and after fine-tuning is often better
+than both (Wortsman et al., arXiv 2109.01903). The weights are stored in float16 and used in float32, so the file has
+half the size at the same speed. The running statistics of BatchNorm stay in float32. Prints the largest difference of
+a logit on random frames. Afterwards, `python -m pcmanet.agreement OUTPUT --data SETTINGS` measures whether
+`dtype="auto"` may choose bfloat16.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Make the audio encoder of a real-world model: an AudioSet tagger whose embedding is the scores of groups of classes.
+"""Make the audio encoder of a real-world model: an AudioSet tagger whose embedding consists of scores of class groups.
 
     python -m modeling_pcmanet.convert_pcmanet_to_hf --checkpoint mn04_as_mAP_432.pt --output mn04 \
         --labels audioset_class_labels_indices.csv
@@ -7,11 +7,11 @@
 There is one group for each class of the data (its `audioset` names) and for each entry of `other_sounds`. The score of a
 group is the logarithm of the summed exponentials of its classes.
 
-First, the last layer of the tagger is adapted to the training recordings: the group of a recording is to have the highest
-of the standardized scores. Only the weights of the AudioSet classes of groups with recordings change, and a penalty keeps
-them close to those of the tagger, which heard far more recordings. Then the scores of each group are standardized with
-their mean and standard deviation over the training recordings of all other groups, so that a value of 4 means the same for
-a class that the tagger scores often and for one that it scores rarely.
+First, the last layer of the tagger is adapted to the training recordings, so that the group of a recording has the
+highest standardized score. Only the weights of the AudioSet classes of groups with recordings change, and a penalty
+keeps them close to those of the tagger, which was trained on far more recordings. Then the scores of each group are
+standardized with their mean and standard deviation over the training recordings of all other groups, so that a value
+of 4 means the same for a class that the tagger scores often and for one that it scores rarely.
 
 Prints how often the right group has the highest score before and after, for the validation recordings.
 """
@@ -32,7 +32,7 @@ from pcmanet.dataset_scripts.paired.clips import measure
 from pcmanet.dataset_scripts.paired.settings import PairedClass
 
 
-SECONDS = 4  # the longer of the windows; the shorter one has a second
+SECONDS = 4  # of the longer windows; the shorter ones last one second
 LEVEL = 0.05  # root mean square to which recordings are scaled
 WINDOWS = 8  # of each length from each training recording
 LOUD = 0.25  # the middles of the windows have at least this fraction of the energy of the loudest second
@@ -63,7 +63,7 @@ def cut_loudest(recording: np.ndarray, sampling_rate: int) -> list[np.ndarray]:
 
 
 def normalize(recording: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale a recording, and return the energy of the second around every 100th sample too."""
+    """Return a scaled recording, and the energy of the second around every 100th sample."""
     level, _ = measure(recording, sampling_rate)
     samples = recording.astype(np.float32) / np.float32(level) * LEVEL
     energy = np.convolve(np.square(samples)[::100], np.ones(sampling_rate // 100), mode="same")
@@ -94,7 +94,7 @@ def embed_recordings(
         model: The tagger.
         library: The recordings.
         split: "train" or "val".
-        cut: Returns the windows of a recording with a sampling rate, equally many of each.
+        cut: Returns the windows of a recording with a sampling rate, the same number for each recording.
 
     Returns:
         (recordings, windows, width), and the labels of each recording.
@@ -124,7 +124,7 @@ def score_groups(logits: torch.Tensor, indexes_of_group: Iterable[list[int]]) ->
 
 
 def find_owners(labels: list[frozenset[str]], groups: list[PairedClass]) -> torch.Tensor:
-    """Return which recordings, with these labels, are of which groups: bool (recordings, groups)."""
+    """Return which recordings, with these labels, belong to which groups: bool (recordings, groups)."""
     return torch.tensor([[not found.isdisjoint(group.sounds) for group in groups] for found in labels])
 
 
@@ -145,8 +145,8 @@ def adapt(model: AudioMobileNetModel, inputs: torch.Tensor, owners: torch.Tensor
     Args:
         model: Its last layer is changed.
         inputs: Inputs of the last layer, (windows, width).
-        owners: The groups of each window, as [`find_owners`] returns them. Windows of no group or of several count for the
-            standardization alone.
+        owners: The groups of each window, as [`find_owners`] returns them. Windows of no group or of several count
+            only for the standardization.
         groups: The class indexes of each group.
     """
     used = owners.sum(1) == 1

@@ -1,11 +1,11 @@
-"""Make the bundled clip of the real world, examples/real_world.mp4, from openly licensed photos and recordings.
+"""Make the bundled real-world clip, examples/real_world.mp4, from openly licensed photos and recordings.
 
     python examples/paired_data/make_demo_clip.py ../shared/real examples/real_world.mp4
 
 Ten seconds: a dog and a rooster side by side (the dog, then the rooster, then both, then two seconds of silence), and a
-helicopter next to a motorcycle that stays silent, in the end with a dog that is not in view. The bundled model was trained on
-none of these photos and recordings. Their sources and licenses are listed below, and in the file OUTPUT with the suffix .txt,
-which is written next to the clip.
+helicopter next to a motorcycle that stays silent, at the end with a dog that is not in view. The bundled model was
+trained on none of these photos and recordings. Their sources and licenses are listed below, and in the file OUTPUT
+with the suffix .txt, which is written next to the clip.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Tile:
         start: Second at which it appears.
         stop: Second at which it disappears.
         side: 0 for the left half, 1 for the right half.
-        center: Horizontal place of the window in the photo, 0 at the left edge and 1 at the right, at the start and at the end.
+        center: Horizontal position of the window in the photo at the start and at the end, 0 (left) to 1 (right).
         zoom: Magnification at the start and at the end; 1 shows the full height of the photo.
         origin: Its source and license.
     """

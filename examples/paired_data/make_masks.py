@@ -1,6 +1,6 @@
 r"""Make masks for photos of single objects on plain backgrounds, such as those of Caltech 101, with GrabCut.
 
-    pip install opencv-python-headless      # the one requirement that the library itself does not have
+    pip install opencv-python-headless      # the only requirement that the library itself does not have
     python examples/paired_data/make_masks.py caltech101 masked --classes airplanes accordion --sheets sheets
     python examples/paired_data/make_masks.py caltech101 masked --classes airplanes accordion \
         --only examples/paired_data/caltech101_masks.txt
@@ -8,10 +8,10 @@ r"""Make masks for photos of single objects on plain backgrounds, such as those 
 PHOTOS holds images/ID.jpg and photos.csv with the columns id and class. OUTPUT becomes a folder of photos as paired data
 reads it: images/, masks/ (1 and up: the class, 255: the outline, ignored), photos.csv and classes.txt.
 
-GrabCut (Rother et al., SIGGRAPH 2004) starts from the colors of the border, so an object on a busy background gets a wrong
-mask. Masks that are implausible are left out. Look at the others: --sheets writes pictures of all masks with their ids, and
---only restricts the photos to the ids in a text file, one per line. caltech101_masks.txt holds the ids of Caltech 101 with a
-good mask, chosen by eye.
+GrabCut (Rother et al., SIGGRAPH 2004) starts from the colors of the border, so an object on a busy background gets a
+wrong mask. Masks that are implausible are left out. Look at the others: --sheets writes images of all masks with their
+ids, and --only restricts the photos to the ids in a text file, one per line. caltech101_masks.txt contains the ids of
+Caltech 101 with a good mask, chosen by eye.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def _with_outline(mask: np.ndarray, value: int) -> np.ndarray:
 
 
 def _write_sheets(folder: Path, masked: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
-    """Write pictures of many photos, darkened where the mask is background, with the outline in red."""
+    """Write images of many photos, darkened where the mask is background, with the outline in red."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, first in enumerate(range(0, len(masked), PER_SHEET)):
         part = masked[first : first + PER_SHEET]
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write; it must not exist")
     parser.add_argument("--classes", nargs="+", required=True, help="classes to mask")
     parser.add_argument("--only", type=Path, help="text file of the ids to mask")
-    parser.add_argument("--sheets", type=Path, help="folder for pictures of the masks")
+    parser.add_argument("--sheets", type=Path, help="folder for images of the masks")
     args = parser.parse_args()
     for folder in ("images", "masks"):
         (args.output / folder).mkdir(parents=True)

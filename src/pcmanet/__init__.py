@@ -6,7 +6,7 @@
     segmenter = pipeline("audio-visual-segmentation", model="owner/name")
 
 Importing this package registers the model type `pcmanet` and the task `audio-visual-segmentation` with transformers. The
-registration runs as soon as transformers is imported, and public names are imported on first use, so that
+registration runs as soon as transformers is imported, and public names are imported on first use, so
 `import pcmanet`, `pcmanet --help` and `pcmanet.__version__` do not wait for torch.
 """
 
@@ -116,7 +116,7 @@ class _RegisterAfterTransformers(importlib.abc.MetaPathFinder, importlib.abc.Loa
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Find transformers as without this finder, and load it with this one.
+        """Find transformers with the other finders, and load it with this one.
 
         Other libraries look for transformers without importing it, so this finder stays until it is imported.
         """

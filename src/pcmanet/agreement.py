@@ -1,11 +1,11 @@
-"""Measure how far masks in bfloat16 agree with those in float32, once for trained weights, and keep it with them.
+"""Measure once how well bfloat16 masks of trained weights agree with float32 masks, and store the result with them.
 
     python -m pcmanet.agreement MODEL --data examples/paired_data/real_world.yaml --name avss
     python -m pcmanet.agreement MODEL --data AVSBench --name s4 --clips 500
     python -m pcmanet.agreement MODEL    # on generated Sounding Shapes
 
-Writes `bfloat16_agreement` to MODEL/config.json, from which `dtype="auto"` reads it. `pcmanet train` does the same with its
-validation clips at the end of a training. The clips must be of the kind that the model was trained for, and none of them
+Writes `bfloat16_agreement` to MODEL/config.json, where `dtype="auto"` reads it. `pcmanet train` does the same with its
+validation clips at the end of training. The clips must be of the kind that the model was trained for, and none of them
 may be a training clip.
 """
 
@@ -34,7 +34,7 @@ from pcmanet.files import write_text
 from pcmanet.options import positive_integer
 
 
-CLIPS = 200  # by default, from which on the measure changes in the fourth digit
+CLIPS = 200  # default; with more clips, the result changes in the fourth digit
 SEED = 2026  # of generated clips; training uses 0
 INPUTS = ("pixel_values", "input_features", "audio_embeds", "frame_mask")
 
@@ -51,8 +51,8 @@ def measure_agreement(
 
     Returns:
         Their mean IoU, in [0, 1], under the official protocol of AVSBench with the masks in float32 as the target: the mean
-        over clips of the mean over frames. With several classes it is strict: a class of which one side shows a few pixels
-        and the other none counts 0 in that frame.
+        over clips of the mean over frames. With several classes it is strict: a class with a few pixels in one mask
+        and none in the other counts as 0 in that frame.
     """
     metrics = build_metrics(model.config.num_labels or 1)
     exact, rounded = model.for_inference(torch.float32), model.for_inference(torch.bfloat16)
@@ -69,13 +69,13 @@ def to_masks(logits: torch.Tensor) -> torch.Tensor:
 
 
 def mean_iou(metrics: ClipMetrics, protocol: Protocol = "official") -> float:
-    """Return the mean IoU, with several classes over those that are present."""
+    """Return the mean IoU; with several classes, over those that are present."""
     results = metrics.compute(protocol)
     return results.get("miou_seen_classes", results["miou"])
 
 
 def write_agreement(folder: Path, agreement: float) -> None:
-    """Write an agreement to the configuration in the folder of a model; its other fields stay as they are."""
+    """Write an agreement to the configuration in the folder of a model; its other fields are not changed."""
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) | {"bfloat16_agreement": round(agreement, 4)}
     write_text(file, json.dumps(dict(sorted(config.items())), indent=2) + "\n")
@@ -91,7 +91,7 @@ def read_batches(
 
 
 def find_clips(arguments: argparse.Namespace, processor: PCMANetProcessor, *, binary: bool) -> Iterable[Any]:
-    """Return the clips that the options name."""
+    """Return the clips that the options select."""
     if arguments.data is None:
         height, width = (processor.image_processor.size[name] for name in ("height", "width"))
         task = "ms3" if binary else "avss"
@@ -101,7 +101,7 @@ def find_clips(arguments: argparse.Namespace, processor: PCMANetProcessor, *, bi
         library = Library(read_settings(arguments.data), progress=True)
         paired = PairedClips(library, arguments.name, arguments.split, length=arguments.clips, seed=SEED)
         return map(paired.__getitem__, range(arguments.clips))
-    made_binary = binary and arguments.name in OPTIONS["binary"]  # those of s4 and ms3 are
+    made_binary = binary and arguments.name in OPTIONS["binary"]  # s4 and ms3 always are
     return load_avsbench(arguments.data, arguments.name, split=arguments.split, streaming=True, binary=made_binary)
 
 
@@ -114,14 +114,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="AVSBench, a folder of clips, or the YAML file of paired data")
     parser.add_argument("--name", choices=NAMES, default="avss", help="data set (default: avss)")
     parser.add_argument("--split", default="val", help="split of the data (default: val)")
-    parser.add_argument("--clips", type=positive_integer, default=CLIPS, help=f"clips at most (default: {CLIPS})")
+    parser.add_argument("--clips", type=positive_integer, default=CLIPS, help=f"maximum clips (default: {CLIPS})")
     arguments = parser.parse_args()
     model = load_strict(PCMANetForAudioVisualSegmentation, arguments.model, dtype=torch.float32)
     processor = PCMANetProcessor.from_pretrained(arguments.model)
     batches = read_batches(arguments, processor, binary=model.config.num_labels == 1)
     agreement = measure_agreement(model, tqdm(batches, total=arguments.clips, unit="clip"))
     write_agreement(arguments.model, agreement)
-    sys.stdout.write(f"mIoU of the masks in bfloat16 with those in float32: {agreement:.4f}, in {arguments.model}\n")
+    sys.stdout.write(f"mIoU between the masks in bfloat16 and float32: {agreement:.4f}, in {arguments.model}\n")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from pcmanet.pipelines.audio_visual_segmentation import TASK, AudioVisualSegment
 
 # Parts of the network for which parameters are counted, and their modules.
 PARTS = {"audio encoder": "model.audio_encoder", "backbone": "model.backbone", "fusion and decoder": "model"}
-CLIP_FRAMES = 5  # of a clip of S4 and MS3, for which costs are given
-TIMED_RUNS, TIMED_SECONDS = 20, 3.0  # at most, to measure the speed
+CLIP_FRAMES = 5  # frames of a clip of S4 or MS3, for which costs are given
+TIMED_RUNS, TIMED_SECONDS = 20, 3.0  # limits of the speed measurement
 
 Segmenter = TypeVar("Segmenter", bound=AudioVisualSegmentationPipeline)
 
@@ -111,7 +111,7 @@ def count_parameters(config: PCMANetConfig, parts: Mapping[str, str] = PARTS) ->
         parts: The module of each part, with `*` for any text. A parameter counts for the first part that contains it.
 
     Returns:
-        The number of each part. With the default parts their sum is that of the network, with its audio encoder.
+        The number of each part. The default parts add up to the network, including its audio encoder.
     """
     with torch.device("meta"):
         network = PCMANetForAudioVisualSegmentation(config)
@@ -124,15 +124,15 @@ def count_parameters(config: PCMANetConfig, parts: Mapping[str, str] = PARTS) ->
 
 
 def count_gmacs(config: PCMANetConfig, processor: PCMANetProcessor, frames: int = CLIP_FRAMES) -> float:
-    """Count the multiply-accumulates of convolutions and matrix products, with the audio encoder.
+    """Count the multiply-accumulates of convolutions and matrix products, including the audio encoder.
 
     Args:
-        config: Configuration of the network. All queries count, whatever part of them it selects.
+        config: Configuration of the network. All queries count, however many of them it selects.
         processor: Its processor, which determines the sizes of the inputs.
         frames: Frames of the clip.
 
     Returns:
-        Per frame, in billions.
+        The number per frame, in billions.
     """
     settings = {**config.to_dict(), "gather_queries": False}  # how many queries are gathered depends on the values
     batch = {name: values.to("meta") for name, values in _example(processor, frames).items()}
@@ -144,7 +144,7 @@ def count_gmacs(config: PCMANetConfig, processor: PCMANetProcessor, frames: int 
 
 
 def measure_speed(model: Any, processor: PCMANetProcessor, frames: int = CLIP_FRAMES) -> float:
-    """Measure how fast a network segments clips one by one, with its audio encoder, without reading files.
+    """Measure how fast a network segments single clips, including its audio encoder but not the reading of files.
 
     Args:
         model: The network, optimized or not, on its device.
@@ -177,7 +177,7 @@ def _example(processor: PCMANetProcessor, frames: int) -> dict[str, torch.Tensor
 def uses_cpu() -> bool:
     """Return whether processes of Accelerate run on the CPU: no accelerator is available, or ACCELERATE_USE_CPU is set.
 
-    Accelerate must be told. By default it takes the CPU processes of torchrun for independent ones.
+    Accelerate must be told. By default, it treats the CPU processes of torchrun as independent.
     """
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
@@ -186,7 +186,7 @@ def start_processes(*, cpu: bool = False) -> PartialState:
     """Connect this process to the others that torchrun or `accelerate launch` started.
 
     Args:
-        cpu: Whether to run on the CPU in any case, see [`uses_cpu`].
+        cpu: Whether to run on the CPU even if an accelerator is available, see [`uses_cpu`].
     """
     # Processes wait for the slowest one, whose videos may take days longer.
     return PartialState(cpu=cpu or uses_cpu(), timeout=timedelta(days=365))

@@ -1,8 +1,8 @@
-"""Find checkpoints, write files and folders that are complete or absent, and check what an earlier run left.
+"""Find checkpoints, write files and folders that are complete or absent, and check what an earlier run left behind.
 
-A file or folder is written under a temporary name next to its target, brought to the disk and renamed. A process that is
-killed in between leaves only the temporary name, which [`recover`] removes. A manifest shows later whether a folder is
-still as it was written. [`keep_settings`] prevents a run from continuing in a folder that was begun with other settings.
+A file or folder is written under a temporary name next to its target, flushed to the disk and renamed. A process that
+is killed in between leaves only the temporary one, which [`recover`] removes. A manifest later shows whether a folder
+is unchanged. [`keep_settings`] prevents a run from continuing in a folder that was created with other settings.
 
 This file imports the standard library only.
 """
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 
-TEMPORARY = ".pcmanet-"  # how the name of everything that is not complete begins; hidden, so that no loader reads it
-_REPLACED = f"{TEMPORARY}replaced-"  # a folder while its successor takes its place
+TEMPORARY = ".pcmanet-"  # prefix of the names of incomplete files and folders; hidden, so no loader reads them
+_REPLACED = f"{TEMPORARY}replaced-"  # a folder while another one takes its place
 MANIFEST = "manifest.json"
 # A full disk or quota, a file too large for the file system, a broken disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -71,10 +71,10 @@ def find_recipe(name: str | Path) -> Path:
 
 @contextmanager
 def naming_disk_errors(path: Path) -> Iterator[None]:
-    """Name a file or folder in an error of the disk that names none, because it was raised by an open file.
+    """Add the name of a file or folder to a disk error that has none because an open file raised it.
 
     Args:
-        path: What is written until the end of the `with` block.
+        path: The file or folder that the `with` block writes.
     """
     try:
         yield
@@ -86,12 +86,12 @@ def naming_disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Write a file that appears when it is complete; an earlier file is replaced in one step.
+    """Write a file that appears only when it is complete; an earlier file is replaced in one step.
 
     Args:
         path: The file. Its folder must exist.
-        durable: Whether to wait until the content is on the disk. Without it, a power failure can leave a damaged file.
-            Turn it off for many small files that can be computed again.
+        durable: Whether to wait until the content is on the disk. If False, a power failure can leave a damaged file.
+            Use False for many small files that can be computed again.
 
     Yields:
         A path next to `path`, with the same suffix, to write to. It is removed after an error.
@@ -114,14 +114,14 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 that appears when it is complete, see [`atomic_file`]."""
+    """Write a text file in UTF-8 that appears only when it is complete, see [`atomic_file`]."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
-    """Write a folder that appears when it is complete.
+    """Write a folder that appears only when it is complete.
 
     Args:
         path: The folder. Its parents are created.
@@ -171,7 +171,7 @@ def replace_file(temporary: Path, path: Path) -> None:
 
 
 def replace_folder(temporary: Path, path: Path, *, durable: bool = True) -> None:
-    """Rename a complete folder, in the place of an earlier one if there is one.
+    """Rename a complete folder; an earlier folder with the new name is replaced.
 
     Args:
         temporary: A folder in the same file system.
@@ -179,7 +179,7 @@ def replace_folder(temporary: Path, path: Path, *, durable: bool = True) -> None
         durable: Whether to wait until the files and the new name are on the disk.
 
     Raises:
-        OSError: If the disk does not take it.
+        OSError: If it cannot be written to the disk.
     """
     if durable:
         for written in (*temporary.rglob("*"), temporary):
@@ -187,7 +187,7 @@ def replace_folder(temporary: Path, path: Path, *, durable: bool = True) -> None
     if not path.exists():
         temporary.rename(path)
     else:
-        # No system call exchanges two folders on every system. `recover` restores the old one after a kill in between.
+        # No system call swaps two folders on every system. `recover` restores the old one after a kill in between.
         replaced = path.with_name(_REPLACED + path.name)
         path.rename(replaced)
         temporary.rename(path)
@@ -197,7 +197,7 @@ def replace_folder(temporary: Path, path: Path, *, durable: bool = True) -> None
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that it is never seen with only some of its files."""
+    """Remove a folder so that it is never visible with only some of its files."""
     removing = folder.with_name(f"{TEMPORARY}removing-{folder.name}")
     shutil.rmtree(removing, ignore_errors=True)
     folder.rename(removing)
@@ -238,13 +238,13 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Check that a folder is as it was written.
+    """Check that a folder is unchanged since it was written.
 
     Args:
         folder: A folder with a manifest, see [`write_manifest`].
 
     Raises:
-        ValueError: Naming the first file that is missing, truncated or changed.
+        ValueError: If a file is missing, truncated or changed; the message names the first such file.
     """
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -286,15 +286,15 @@ def read_json(file: Path, remedy: str) -> Any:
 
 
 def keep_settings(file: Path, settings: Mapping[str, Any], remedy: str) -> None:
-    """Write the settings that the folder of `file` is begun with, or check that it was begun with the same ones.
+    """Write the settings of the folder of `file`, or check that an earlier run created it with the same settings.
 
     Args:
         file: A JSON file in an existing folder.
-        settings: Everything on which the results depend, as JSON can hold it.
+        settings: Everything on which the results depend, as JSON-serializable values.
         remedy: What to do about other settings, in a sentence.
 
     Raises:
-        ValueError: If the folder was begun with other settings.
+        ValueError: If the folder was created with other settings.
     """
     if file.is_file():
         check_settings(file.parent, settings, read_json(file, remedy), remedy)
@@ -303,11 +303,11 @@ def keep_settings(file: Path, settings: Mapping[str, Any], remedy: str) -> None:
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], earlier: Mapping[str, Any], remedy: str) -> None:
-    """Check that a folder was begun with the same settings.
+    """Check that a folder was created with the same settings.
 
     Args:
-        folder: Named in the error.
-        settings: The settings of this run, as JSON can hold them. Nested mappings are compared value by value.
+        folder: The folder, for the error.
+        settings: The settings of this run, as JSON-serializable values. Nested mappings are compared value by value.
         earlier: The settings that were read from the folder.
         remedy: What to do about other settings, in a sentence.
 
@@ -318,7 +318,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any], earlier: Mapping[s
     names = [name for name in {**new, **old} if new.get(name) != old.get(name)]
     if names:
         shown = "; ".join(f"{name} is {_show(new.get(name))}, was {_show(old.get(name))}" for name in names)
-        raise ValueError(f"{folder} was begun with other settings: {shown}. {remedy}")
+        raise ValueError(f"{folder} was created with other settings: {shown}. {remedy}")
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Numbers of command line options in their range, for `type` of argparse; every command and script has its checks here.
+"""Range checks for numeric command line options, for `type` of argparse; all commands and scripts use them.
 
-Like the parsers, this module imports no torch, so that `--help` is fast.
+Like the parsers, this module does not import torch, so `--help` is fast.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from pcmanet.dataset_scripts.metrics import Protocol, SemanticMetrics, evaluate_
 class AvsSemantic(evaluate_module.ClipEvaluation):
     """Metrics of semantic audio-visual segmentation. Each example is a clip.
 
-    `compute` has the form of that of `mean_iou`.
+    `compute` has the same form as in `mean_iou`.
 
     Args:
         num_labels: Number of classes including background, which is class 0 (AVSBench-semantic: 71).

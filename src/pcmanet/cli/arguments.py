@@ -67,7 +67,7 @@ output files:
   --overlay and --contact-sheet add OUTPUT/<video>/overlay.mp4 and contact_sheet.png.
 
 Run the same command again to resume: finished videos are skipped. Files are written under a temporary name and renamed
-when they are complete, so that every result is complete even after kill -9.
+when they are complete, so every result is complete even after kill -9.
 
 {EXIT_CODES}"""
 
@@ -93,17 +93,17 @@ EVALUATE_EXAMPLES = f"""examples:
   torchrun --nproc_per_node 8 -m pcmanet evaluate owner/name --data AVSBench --name avss
   ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m pcmanet evaluate owner/name --data AVSBench --name s4
 
-OUTPUT receives results.md, results.json (also the metrics of each clip), table.tex, worst_clips.png, with --save-masks
-masks/, and progress/, with one small file per batch. With several evaluations it receives the common table, and
-OUTPUT/NAME/MODEL the files of each. Run the same command again, with any number of processes, to resume an interrupted
-run. Batches whose files were changed are computed again. After a complete run only the report is written again, so
---per-class or another --negative-audio or --save-masks can be added later. The results do not depend on the number of
-processes.
+OUTPUT receives results.md, results.json (with the metrics of each clip), table.tex, worst_clips.png, masks/ (with
+--save-masks) and progress/ (one small file per batch). With several evaluations, OUTPUT receives the combined table,
+and OUTPUT/NAME/MODEL the files of each. Run the same command again, with any number of processes, to resume an
+interrupted run. Batches whose files were changed are computed again. After a complete run, only the report is written
+again, so --per-class, another --negative-audio or --save-masks can be added later. The results do not depend on the
+number of processes.
 
 Masks are compared at the input size of the network, as AVSBench does, or with --original-resolution at the size of the
-frames. For AVSS, only real frames are scored and class 0 is the background. --score-padding and --published-no-background
-reproduce the published evaluation, of networks with padded_frames="zeroed" (converted published weights). Others do not
-compute padded frames, so that --score-padding counts them as correct background.
+frames. For AVSS, only real frames are scored and class 0 is the background. --score-padding and
+--published-no-background reproduce the published evaluation for networks with padded_frames="zeroed" (converted
+published weights). Other networks do not compute padded frames, so --score-padding counts them as correct background.
 
 {EXIT_CODES}"""
 
@@ -116,12 +116,12 @@ TRAIN_EXAMPLES = f"""examples:
   accelerate launch --num_processes 8 -m pcmanet train --recipe ours --output runs/ours \\
       --set batch_size=8
 
-AUDIO_ENCODER is the Hub id or folder of an audio encoder, such as what `python -m modeling_pcmanet.convert_pcmanet_to_hf` writes
-from published weights.
+AUDIO_ENCODER is the Hub id or folder of an audio encoder, such as one that
+`python -m modeling_pcmanet.convert_pcmanet_to_hf` writes from published weights.
 
-OUTPUT receives best/ and last/ (checkpoints for `from_pretrained`, with their processor and metrics.json), checkpoints/ (to
-resume from), recipe.yaml, log.jsonl, overlays/ and tensorboard/; with --test also test/, what `pcmanet evaluate` writes.
---push-to-hub uploads the best weights with a model card that contains all these metrics.
+OUTPUT receives best/ and last/ (checkpoints for `from_pretrained`, with their processor and metrics.json),
+checkpoints/ (to resume from), recipe.yaml, log.jsonl, overlays/ and tensorboard/; with --test also test/, the output
+of `pcmanet evaluate`. --push-to-hub uploads the best weights with a model card that contains all these metrics.
 
 {EXIT_CODES}"""
 
@@ -199,7 +199,8 @@ def _add_evaluate(commands: Commands) -> None:
         nargs="+",
         type=_text,
         metavar="MODEL",
-        help="folder of a checkpoint, Hub id or real_world; NAME=MODEL evaluates it on the data set NAME (s4, ms3, avss, folder) alone",
+        help="folder of a checkpoint, Hub id or real_world; NAME=MODEL evaluates it only on the data set NAME (s4, "
+        "ms3, avss, folder)",
     )
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -212,7 +213,8 @@ def _add_evaluate(commands: Commands) -> None:
         "--name",
         nargs="+",
         choices=DATA_SETS,
-        help="data sets, if there are several; each MODEL is evaluated on those with its classes (default of paired data: avss)",
+        help="data sets, if there are several; each MODEL is evaluated on those with its classes (default for paired "
+        "data: avss)",
     )
     group.add_argument(
         "--clips", type=positive_integer, default=500, help="paired data: number of clips (default: 500)"
@@ -253,7 +255,9 @@ def _add_evaluate(commands: Commands) -> None:
         "--output", type=_path, help="folder of the results (default: MODEL_on_NAME_SPLIT, or evaluation_SPLIT)"
     )
     group.add_argument(
-        "--per-class", action="store_true", help="also by class; for binary masks, by the class of the sounding object"
+        "--per-class",
+        action="store_true",
+        help="also report by class; for binary masks, by the class of the sounding object",
     )
     group.add_argument(
         "--worst", type=non_negative_integer, default=5, help="clips in worst_clips.png, 0 for none (default: 5)"
@@ -263,7 +267,7 @@ def _add_evaluate(commands: Commands) -> None:
         nargs="+",
         choices=NEGATIVE_AUDIO,
         default=[],
-        help="also with audio that matches no object",
+        help="also evaluate with audio that matches no object",
     )
     group.add_argument(
         "--off-screen-audio", type=_path, metavar="FOLDER", help="audio files for off_screen (default: other clips)"
@@ -295,7 +299,7 @@ def _add_evaluate(commands: Commands) -> None:
         help="clips per forward pass, and per group of the `batch` metrics (default: 4)",
     )
     group.add_argument(
-        "--num-workers", type=non_negative_integer, default=1, help="reading processes per process (default: 1)"
+        "--num-workers", type=non_negative_integer, default=1, help="data-loading workers per process (default: 1)"
     )
     group.add_argument(
         "--threads",
@@ -307,7 +311,7 @@ def _add_evaluate(commands: Commands) -> None:
         "--dtype",
         choices=DTYPES,
         default="float32",
-        help="data type of the network (default: float32, in which results are compared)",
+        help="data type of the network (default: float32, for comparable results)",
     )
     group.add_argument(
         "--seed", type=non_negative_integer, default=0, help="seed of the noise and of paired clips (default: 0)"
@@ -347,7 +351,7 @@ def _add_train(commands: Commands) -> argparse.ArgumentParser:
         nargs="+",
         choices=("processes", "data"),
         default=[],
-        help="resume also with another number of processes, or with the same data in another place; not bit-identical",
+        help="also resume with another number of processes, or with the same data in another place; not bit-identical",
     )
     parser.add_argument(
         "--max-steps",
@@ -361,7 +365,8 @@ def _add_train(commands: Commands) -> argparse.ArgumentParser:
         type=positive_integer,
         const=500,
         metavar="CLIPS",
-        help="at the end evaluate the best weights on the test split; of paired data, on this number of clips (default: 500)",
+        help="at the end, evaluate the best weights on the test split; for paired data, on this number of clips "
+        "(default: 500)",
     )
     group = parser.add_argument_group("publishing")
     group.add_argument("--push-to-hub", metavar="ID", help="upload the best weights to this repository at the end")
@@ -514,7 +519,7 @@ def _check_segment(parser: argparse.ArgumentParser, arguments: argparse.Namespac
 
 
 def _text(text: str) -> str:
-    """Parse a text that is not empty, which a variable of the shell that is not set would give."""
+    """Parse a non-empty text; a shell variable that is not set would give an empty one."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path or name, got an empty string")
     return text

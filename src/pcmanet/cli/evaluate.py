@@ -1,8 +1,8 @@
 """`pcmanet evaluate`: compute the metrics of checkpoints on AVSBench or on your own clips.
 
-Each checkpoint on each data set is an evaluation with its own folder. Every batch with every type of audio is a job, whose
-counts are written to a file of its own. A run that was interrupted computes the missing files only, and any number of
-processes can share the jobs.
+Each checkpoint on each data set is an evaluation with its own folder. Every batch with every type of audio is a job,
+whose counts are written to a separate file. A resumed run computes only the missing files, and any number of processes
+can share the jobs.
 """
 
 import hashlib
@@ -103,7 +103,7 @@ def run(arguments: Namespace) -> bool:
     """Evaluate checkpoints on a split. Every process runs this; the first one reports.
 
     Args:
-        arguments: Of `pcmanet evaluate`.
+        arguments: Arguments of `pcmanet evaluate`.
 
     Returns:
         False: all clips were evaluated, or skipped on request.
@@ -136,7 +136,7 @@ def _plan(arguments: Namespace) -> list[tuple[str, EvaluationClips]]:
 
     Raises:
         OSError: If the data or a checkpoint are not found.
-        ValueError: If a checkpoint, the data and the options do not match, or no checkpoint is for a data set.
+        ValueError: If a checkpoint, the data and the options do not match, or a data set has no checkpoint.
     """
     given = [_split_name(model) for model in dict.fromkeys(arguments.models)]
     names = _choose_names(arguments, [name for name, _ in given])
@@ -216,7 +216,7 @@ def _find_data(arguments: Namespace, name: str, *, several: bool) -> EvaluationC
 
 
 def _row_settings(arguments: Namespace) -> RowSettings:
-    """Return the options by which rows are read."""
+    """Return the options for reading rows."""
     return RowSettings(
         label_noise=arguments.label_noise,
         log_mel=arguments.log_mel,
@@ -231,7 +231,7 @@ def _generate_clips(arguments: Namespace, name: str) -> EvaluationClips:
     """Prepare clips of paired data."""
     if name == "folder" or _row_settings(arguments).given:
         raise ValueError(
-            "Paired data have the rules --name s4, ms3 or avss, and none of --label-noise, --log-mel, --subsets, --binary, "
+            "Paired data support --name s4, ms3 or avss, and none of --label-noise, --log-mel, --subsets, --binary, "
             "--missing-audio and --frames-per-second."
         )
     if "off_screen" in arguments.negative_audio and arguments.off_screen_audio is None:
@@ -243,7 +243,7 @@ def _generate_clips(arguments: Namespace, name: str) -> EvaluationClips:
 
 
 def _check_compatibility(arguments: Namespace, checkpoint: str, config: PCMANetConfig, data: EvaluationClips) -> None:
-    """Check that the checkpoint and the options are for these data."""
+    """Check that the checkpoint and the options fit these data."""
     labels = _labels(config)
     if len(labels) != len(data.labels):
         predicted, annotated = _describe_labels(labels), _describe_labels(data.labels)
@@ -266,7 +266,7 @@ def _check_compatibility(arguments: Namespace, checkpoint: str, config: PCMANetC
 
 
 def _describe_labels(labels: Sized) -> str:
-    """Describe the masks of a number of labels."""
+    """Describe masks with this number of labels."""
     return f"{len(labels)} classes" if len(labels) > 1 else "binary masks"
 
 
@@ -312,7 +312,7 @@ def _note_uncomputed_padding(checkpoint: str, config: PCMANetConfig) -> None:
     if config.padded_frames != "zeroed":
         print(
             f'note: {checkpoint} has padded_frames="{config.padded_frames}", so --score-padding counts padded frames as correct '
-            'background. The figures cannot be compared with published ones, which need padded_frames="zeroed".',
+            'background. The results cannot be compared with published ones, which need padded_frames="zeroed".',
             file=sys.stderr,
         )
 
@@ -426,7 +426,7 @@ def _load_batches(
     jobs: Sequence[_Job], reader: EvaluationReader, arguments: Namespace
 ) -> Iterator[tuple[_Job, ReadBatch]]:
     """Read batches ahead in worker processes."""
-    # Not a local function: workers that are not forked pickle it.
+    # Not a local function, because it is pickled for workers that are not forked.
     read: Any = partial(_read_job, reader, arguments.on_error)
     workers = min(arguments.num_workers, len(jobs))
     loader = DataLoader(cast(Any, jobs), batch_size=None, collate_fn=read, num_workers=workers)
@@ -462,7 +462,7 @@ def _count(metrics: ClipMetrics, outputs: PCMANetOutput, batch: BatchFeature, or
     rows = []
     for clip, masks, annotated in zip(logits, batch["original_labels"], batch["annotated_frames"], strict=True):
         labels = torch.from_numpy(masks).to(clip.device, torch.long)[None]
-        frames = [  # one at a time: 71 classes at full size are large
+        frames = [  # one at a time, because 71 classes at full size are large
             metrics.reduce(interpolate(frame[None], labels.shape[2:], mode="bilinear", align_corners=False)[None])
             for frame in clip[: labels.shape[1]]
         ]
@@ -641,7 +641,7 @@ def _scope(arguments: Namespace, results: dict[str, Any]) -> str:
 
 
 def _comparison_rows(arguments: Namespace, results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Return a row for each network, whose checkpoints differ by data set and seed, and published ones if requested."""
+    """Return a row for each network, whose checkpoints differ by data set and seed; and published rows on request."""
     rows = []
     for network in dict.fromkeys(one["network"] for one in results):
         for method, members in _variants([one for one in results if one["network"] == network]):
@@ -651,9 +651,9 @@ def _comparison_rows(arguments: Namespace, results: Sequence[dict[str, Any]]) ->
 
 
 def _variants(results: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return the rows of one backbone: one for all, or one by architecture if a data set has several, which are no seeds.
+    """Return the rows of one backbone: one, or one per architecture if a data set has several, which are not seeds.
 
-    The architecture alone does not identify a network, because published ones differ a little between S4 and MS3.
+    The architecture alone does not identify a network, because published networks differ slightly between S4 and MS3.
     """
     architectures = dict.fromkeys(one["architecture"] for one in results)
     pairs = {(one["name"], one["architecture"]) for one in results}
@@ -736,8 +736,8 @@ def find_segments(mask: np.ndarray, target: np.ndarray, names: dict[int, str]) -
         names: Class index -> name.
 
     Returns:
-        A segment as from the pipeline for each class in the mask. Its score is the IoU with the target, NaN if nothing is
-        annotated.
+        For each class in the mask, a segment as the pipeline returns it. Its score is the IoU with the target, NaN if
+        nothing is annotated.
     """
     segments = []
     for index in np.setdiff1d(mask, (0, IGNORE_INDEX)).tolist():
@@ -750,7 +750,7 @@ def find_segments(mask: np.ndarray, target: np.ndarray, names: dict[int, str]) -
 
 
 def _stack(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Arrange images below each other."""
+    """Stack images vertically."""
     tops = np.cumsum([0, *(sheet.height for sheet in sheets)]).tolist()
     stacked = Image.new("RGB", (max(sheet.width for sheet in sheets), tops.pop()), "white")
     for sheet, top in zip(sheets, tops, strict=True):

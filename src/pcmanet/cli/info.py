@@ -31,7 +31,7 @@ def run(arguments: Namespace) -> bool:
     """Print the description of a checkpoint.
 
     Args:
-        arguments: Of `pcmanet info`.
+        arguments: Arguments of `pcmanet info`.
 
     Returns:
         False: it has not failed.

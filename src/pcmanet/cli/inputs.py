@@ -1,4 +1,4 @@
-"""The videos that `pcmanet segment` reads: files, addresses, folders and lists, a column of a data set, or AVSBench."""
+"""The videos that `pcmanet segment` reads: files, URLs, folders and lists, a column of a data set, or AVSBench."""
 
 import errno
 import hashlib
@@ -30,7 +30,7 @@ from .results import SETTINGS
 VIDEO_ERRORS = (ValueError, FileNotFoundError, MemoryError, torch.OutOfMemoryError)
 _USER_ERRORS = (*VIDEO_ERRORS, OSError, StrictDataclassError, SafetensorError, ModuleNotFoundError)
 
-# What the user can do about an error of the system that names only its number.
+# What the user can do about a system error that gives only its number.
 _REMEDIES = {
     errno.EACCES: "Check its permissions, or give another path.",
     errno.EPERM: "Check its permissions, or give another path.",
@@ -52,8 +52,8 @@ class Videos:
     """Videos in a fixed order, each with a unique name.
 
     Args:
-        names: Paths of this machine or http(s) addresses, which are the names too.
-        audio: Path or address of the audio of a single video without an audio track.
+        names: Paths on this machine or http(s) URLs, which are also the names.
+        audio: Path or URL of the audio of a single video without an audio track.
 
     Attributes:
         names: Names of the videos to segment.
@@ -86,7 +86,7 @@ class Videos:
             split: Its split.
             column: The column with the videos: a `Video` feature, paths or URLs, bytes, or `{"path", "bytes"}`.
             audio_column: The column with the audio, for videos without an audio track.
-            name_column: The column with the names; by default the names are those of the files.
+            name_column: The column with the names; by default, the names are those of the files.
 
         Raises:
             ValueError: If a column does not exist, or two videos have the same name.
@@ -110,7 +110,7 @@ class Videos:
         """Return a video, and its audio if that is a separate file.
 
         Raises:
-            ValueError: If the data set of this process does not have the video, or no path and no bytes of it.
+            ValueError: If the data set of this process does not have the video, or has neither its path nor its bytes.
         """
         if self._rows is None:
             return name, self._audio
@@ -121,7 +121,7 @@ class Videos:
         return _source_of(row[self._column]), audio
 
     def identify(self, name: str) -> dict[str, str | None]:
-        """Return which `video` with which `audio` a name is, independent of the spelling of paths, and its `content`."""
+        """Return which `video` and `audio` a name stands for, however paths are written, and the `content`."""
         content = {"content": self.fingerprint(name)}
         if self._rows is None:
             return {"video": _absolute(name), "audio": self._audio and _absolute(self._audio)} | content
@@ -131,14 +131,14 @@ class Videos:
         return {"video": f"{row}, {self._column}", "audio": audio} | content
 
     def title(self, name: str) -> str:
-        """Return the name of the file of a video; of an address without the query, which may contain a secret."""
+        """Return the file name of a video; for a URL, without the query, which may contain a secret."""
         return _file_name(name)
 
     def fingerprint(self, name: str) -> str | None:
         """Return a text that changes with the content of a video and of its audio, as it was at the first call.
 
         It has the size, the modification time and a digest of the first and last 64 KiB of each file. It is `None` if they
-        cannot be read here, as those of an address.
+        cannot be read here, such as those of a URL.
         """
         if name not in self._contents:
             video, audio = self.read(name)
@@ -173,7 +173,7 @@ class ClipVideos(Videos):
         self.left_out = [str(problem) for problem in tree.problems]
 
     def read(self, name: str) -> tuple[Source, Source | None]:
-        """Return a clip as a video: the file of a custom folder, or what the frames and the wav of AVSBench become."""
+        """Return a clip as a video: the file of a custom folder, or one made of the frames and the wav of AVSBench."""
         from pcmanet.dataset_scripts.avsbench.layouts import ClipFiles
 
         clip = self._clips[name]
@@ -183,11 +183,11 @@ class ClipVideos(Videos):
         return encode_lossless(frames, *read_audio(clip.audio)), None
 
     def identify(self, name: str) -> dict[str, str | None]:
-        """Return which `video` a name is, and its `content`, as for other videos."""
+        """Return which `video` a name stands for, and its `content`, as for other videos."""
         return {"video": f"{name} of {self._table}", "audio": None, "content": self.fingerprint(name)}
 
     def fingerprint(self, name: str) -> str | None:
-        """Return a text that changes with the table and with size or time of a file of the clip."""
+        """Return a text that changes with the table and with the size or time of any file of the clip."""
         from pcmanet.dataset_scripts.avsbench import fingerprint
 
         return fingerprint(self._table, self._clips[name].paths)
@@ -197,9 +197,9 @@ def find_videos(arguments: Namespace, *, list_files: bool = True) -> Videos:
     """Find the videos that the command line names.
 
     Args:
-        arguments: Of `pcmanet segment`.
+        arguments: Arguments of `pcmanet segment`.
         list_files: Whether to look for files. Processes that work together must agree on the names, but folders may
-            change: one process lists the files and sends the names to the others.
+            change, so one process lists the files and sends the names to the others.
 
     Returns:
         The videos.
@@ -248,12 +248,12 @@ def name_folders(names: Iterable[str]) -> dict[str, str]:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Return whether an error has its cause in the input, so that its message is enough."""
+    """Return whether an error is caused by the input, so that its message is enough."""
     return isinstance(error, _USER_ERRORS)
 
 
 def format_error(error: Exception) -> str:
-    """Format an error as one line, with options of the command in the place of arguments in Python.
+    """Format an error as one line, with command line options instead of Python arguments.
 
     An error that lists problems (DatasetError) keeps one line per problem.
     """
@@ -273,19 +273,19 @@ def printable(text: str, *, one_line: bool = False) -> str:
 
     Args:
         text: The text.
-        one_line: Whether to write control characters as in Python too, for a terminal or a log file.
+        one_line: Whether to also write control characters as in Python, for a terminal or a log file.
     """
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text) if one_line else text
 
 
 def is_address(source: str) -> bool:
-    """Return whether a source is an http(s) address."""
+    """Return whether a source is an http(s) URL."""
     return source.lower().startswith(("http://", "https://"))
 
 
 def _absolute(source: str) -> str:
-    """Return the real path of a file, with links resolved, or an address or pipe as it is."""
+    """Return the real path of a file, with links resolved, or a URL or pipe unchanged."""
     return source if is_address(source) or is_open_pipe(Path(source)) else os.path.realpath(source)
 
 
@@ -296,7 +296,7 @@ def _fingerprint(source: Source) -> str | None:
         digest = hashlib.sha256(source[:FINGERPRINT_BYTES] + tail)
         return f"{len(source)} bytes, {digest.hexdigest()[:16]}"
     if is_open_pipe(Path(source)):
-        return f"pipe at {time.time_ns()}"  # each time another one
+        return f"pipe at {time.time_ns()}"  # a different one each time
     if is_address(source) or not os.path.isfile(source):
         return None
     try:
@@ -311,12 +311,12 @@ def _fingerprint(source: Source) -> str | None:
 
 
 def _shown(source: Source) -> str:
-    """Return an address or path, or the size of bytes."""
+    """Return a URL or path, or the size of bytes."""
     return source if isinstance(source, str) else f"{len(source)} bytes"
 
 
 def _file_name(video: str) -> str:
-    """Return the last part of a path, or of the path in an address."""
+    """Return the last part of a path, or of the path in a URL."""
     return Path(unquote(urlsplit(video).path) if is_address(video) else video).name
 
 
@@ -325,7 +325,7 @@ def _folder_name(video: str) -> str:
     name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(_file_name(video)).stem).lstrip(".") or "video"
     if len(os.fsencode(name)) <= LONGEST_FOLDER_NAME:
         return name
-    # Long names, as those of web pages, often differ at their end only.
+    # Long names, such as those of web pages, often differ only at the end.
     end = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
     return os.fsencode(name)[: LONGEST_FOLDER_NAME - len(end)].decode(errors="ignore") + end
 
@@ -395,8 +395,8 @@ def _files_in(folder: Path, excluded: Path, left_out: list[str]) -> list[Path]:
 def _videos_listed(path: Path) -> list[str]:
     """Read a list. Whether its files exist is checked when they are segmented."""
     try:
-        # Windows begins a text in UTF-8 with a byte order mark, which is not part of the first path, and ends lines with
-        # a carriage return. Names may contain every other character, also those that Python takes as the end of a line.
+        # Windows begins UTF-8 text with a byte order mark, which is not part of the first path, and ends lines with a
+        # carriage return. Names may contain every other character, including those that Python treats as line ends.
         lines = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise ValueError(
@@ -411,7 +411,7 @@ def _videos_listed(path: Path) -> list[str]:
 
 
 def _choose_clips(arguments: Namespace) -> str | None:
-    """Return the name of the data set in the layout of AVSBench that --data is, or None for another data set.
+    """Return the name of the data set if --data has the layout of AVSBench, or None for another data set.
 
     Raises:
         ValueError: If there are several and none is chosen, or the chosen one is not there.
@@ -447,7 +447,7 @@ def _select_columns(data: str, split: str, columns: list[str]) -> Any:
 
 
 def _paths_in(rows: Any, column: str) -> Iterator[str | None]:
-    """Yield the paths or addresses in a column, without reading the bytes."""
+    """Yield the paths or URLs in a column, without reading the bytes."""
     for table in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         values = table[column].combine_chunks()
         if pyarrow.types.is_struct(values.type):

@@ -69,12 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _accept_any_text() -> None:
-    """Let the outputs accept names of files in any alphabet, also on a terminal that is not UTF-8, and if they are closed."""
+    """Let stdout and stderr accept file names in any alphabet, even if they are not UTF-8 or are closed."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller, as by `>&-` of a shell
+        if getattr(sys, name) is None:  # closed by the caller, as with `>&-` in a shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, it is open until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the error output is so from the start
+        sys.stdout.reconfigure(errors="backslashreplace")  # stderr does so by default
 
 
 def _run(parsed: Namespace) -> int:
@@ -101,7 +101,7 @@ def _run(parsed: Namespace) -> int:
 
 
 def _raise_interrupt(error: BaseException | None) -> None:
-    """Raise the interrupt during whose handling an error occurred, as when a file is closed twice; if any."""
+    """Raise the interrupt during whose handling an error occurred, if any, for example when a file is closed twice."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             raise error
@@ -111,8 +111,8 @@ def _raise_interrupt(error: BaseException | None) -> None:
 def _is_first(message: str) -> bool:
     """Return whether no other process of torchrun or `accelerate launch` has this error message.
 
-    Most errors of users occur in every process, but a damaged file only in the one that reads it. The processes count a
-    message in the store of their launcher. Without one, or if it has ended, every process is the first.
+    Most user errors occur in every process, but a damaged file only in the one that reads it. The processes count a
+    message in the store of their launcher. Without a launcher, or if it has ended, every process is the first.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
@@ -130,7 +130,7 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
     """Stop on Ctrl-C, and on SIGTERM, which a batch system sends before it takes the machine back."""
     while frame is not None:
         if frame.f_code.co_name == "__del__":
-            # Python ignores what a finalizer raises, and the signal would be lost: it is sent again.
+            # Python ignores what a finalizer raises, so the signal would be lost. It is sent again.
             threading.Timer(SECONDS_UNTIL_RETRY, os.kill, (os.getpid(), signal_number)).start()
             return
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""The progress of `pcmanet segment` on the error output: the number of videos, and the position in a long video."""
+"""The progress of `pcmanet segment` on stderr: the number of videos, and the position in a long video."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ class Progress:
     Args:
         title: What the process does.
         total: Number of videos.
-        done: How many of them were done before.
+        done: How many of them are already done.
         hidden: Whether to show nothing, because another process does.
         clock: Returns the time in seconds.
     """
@@ -66,11 +66,11 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, seconds: float | None) -> Iterator[Callable[[float], object]]:
-        """Show one stage of a video if it takes longer than two seconds, or in a log file a minute.
+        """Show one stage of a video if it takes longer than two seconds, or a minute in a log file.
 
         Args:
             name: What is done.
-            seconds: Duration that the video declares, if any. A longer video stays at it.
+            seconds: Duration that the video declares, if any. The bar of a longer video stays at it.
 
         Yields:
             A function that receives the current position in the video, in seconds.
@@ -96,7 +96,7 @@ class Progress:
                 now = self._clock()
                 if is_logged and now - last_line >= SECONDS_BETWEEN_LINES:
                     last_line = now
-                    # Its stubs omit that the total may be None.
+                    # The stubs of tqdm omit that the total may be None.
                     meter = tqdm.format_meter(
                         math.floor(position), cast(float, seconds), now - start, prefix=name, unit="s", bar_format=form
                     )
@@ -113,7 +113,7 @@ class Progress:
             self._log()
 
     def print(self, line: str, *, failed: bool = False) -> None:
-        """Print a line at once and without breaking the progress bars, about a failed video to the error output."""
+        """Print a line at once without breaking the progress bars; a line about a failed video goes to stderr."""
         file = sys.stderr if failed else sys.stdout
         tqdm.write(line, file=file)
         file.flush()  # for a log file or the next program of a pipe

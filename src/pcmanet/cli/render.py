@@ -1,8 +1,9 @@
-"""The results of one video: the results of the pipeline are written as they come, and everything else is made from them.
+"""The results of one video: pipeline results are written as they arrive, and everything else is made from them.
 
-A video is opened twice: once to segment it, also for an overlay with more masks per second, and once to draw the overlay and
-the contact sheet. Memory does not grow with the length of a video: records are written and read one network frame at a time,
-the overlay is drawn while the video is read, and the contact sheet keeps only the frames that it shows.
+A video is opened twice: once to segment it, also for an overlay with more masks per second, and once to draw the
+overlay and the contact sheet. Memory does not grow with the length of a video. Records are written and read one
+network frame at a time, the overlay is drawn while the video is read, and the contact sheet keeps only the frames that
+it shows.
 """
 
 from argparse import Namespace
@@ -46,11 +47,11 @@ def record(
 
     Args:
         segmenter: The pipeline.
-        reader: The open video, of which the frames were not read yet.
-        audio: Its audio, if it is not the video's own.
-        arguments: Of `pcmanet segment`.
+        reader: The open video, whose frames have not been read yet.
+        audio: Separate audio; None if the video has its own.
+        arguments: Arguments of `pcmanet segment`.
         results: Where to write the results.
-        overlay_results: Where to write those for the overlay, if it has a rate of its own.
+        overlay_results: Where to write those for the overlay, if it has its own rate.
         progress: Called after each network frame.
 
     Raises:
@@ -58,7 +59,7 @@ def record(
     """
     recorded = [results, overlay_results] if arguments.overlay_frames_per_second else [results]
     stream = segmenter.stream_rates(
-        cast(Any, reader),  # the processor takes an open reader too; the pipeline passes it on unseen
+        cast(Any, reader),  # the processor also takes an open reader; the pipeline passes it on unchanged
         [arguments.frames_per_second, arguments.overlay_frames_per_second][: len(recorded)],
         audio=audio,
         threshold=arguments.threshold,
@@ -90,14 +91,14 @@ def draw(
     Args:
         segmenter: The pipeline, for the names of its classes.
         source: Path, URL or the bytes of the video.
-        audio: Its audio, if it is not the video's own.
-        arguments: Of `pcmanet segment`.
+        audio: Separate audio; None if the video has its own.
+        arguments: Arguments of `pcmanet segment`.
         folder: Where to write.
         results: The results of the video.
-        overlay_results: Those for the overlay, if it has a rate of its own.
+        overlay_results: Those for the overlay, if it has its own rate.
         size: (height, width) of the video.
         title: Title of the contact sheet.
-        progress: Called with the seconds of video that are drawn.
+        progress: Called with the seconds of video that have been drawn.
     """
     names = cast(dict[int, str], segmenter.model.config.id2label)
     if arguments.format == "png":
@@ -129,7 +130,7 @@ def draw(
                 audio=(audio_reader.audio_stream, packets),
                 audio_origin=lambda: reader.origin if audio is None else _start(audio_reader.audio_stream),
             )
-        # Whatever the overlay did not need.
+        # Read whatever the overlay did not need.
         deque(frames, maxlen=0)
         deque(packets, maxlen=0)
     if arguments.contact_sheet:
@@ -145,7 +146,10 @@ def draw(
 
 
 def _start(audio: AudioStream) -> float:
-    """Return when audio begins in its container, in seconds. The network hears it from there on, even if a video began before."""
+    """Return when audio begins in its container, in seconds.
+
+    The network hears it from then on, even if the video began earlier.
+    """
     return float((audio.start_time or 0) * (audio.time_base or 0))
 
 
@@ -194,6 +198,6 @@ def add_peaks(peaks: list[float], rate: int, start: int, samples: np.ndarray, sa
     parts = (start + np.arange(samples.shape[1])) * rate // sampling_rate
     starts = np.flatnonzero(np.diff(parts, prepend=-1))
     for part, peak in zip(parts[starts], np.maximum.reduceat(np.abs(samples).max(axis=0), starts), strict=True):
-        # A part may have begun in the chunk before.
+        # A part may have begun in the previous chunk.
         peaks += [0.0] * (int(part) + 1 - len(peaks))
         peaks[part] = max(peaks[part], float(peak))

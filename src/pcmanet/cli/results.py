@@ -1,11 +1,11 @@
 """The results of `pcmanet segment`: the folder that receives them, the records of a video, and the archive of many videos.
 
-    OUTPUT/pcmanet_settings.json      checkpoint and settings with which the folder was begun
+    OUTPUT/pcmanet_settings.json      checkpoint and settings with which the folder was created
     OUTPUT/<video>/                   results of one video: masks, records, overlay, contact sheet
     OUTPUT/segments-*.parquet         an archive: the rows of many videos, each shard with the rows of complete videos
     OUTPUT/README.md                  card of an archive, so that `datasets.load_dataset` reads the shards
 
-Everything appears when it is complete. One run at a time writes to a folder; it may have several processes.
+Files and folders appear only when complete. One run at a time writes to a folder; it may have several processes.
 """
 
 import fcntl
@@ -65,7 +65,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 
 def differs(earlier: str | None, content: str | None) -> bool:
-    """Return whether two contents of [`Videos.fingerprint`] differ; one that is not known differs from none."""
+    """Return whether two contents of [`Videos.fingerprint`] differ; False if one of them is not known."""
     return None not in (earlier, content) and earlier != content
 
 
@@ -84,7 +84,7 @@ class OutputFolder:
         """Check that the folder contains nothing but results, before anything is computed.
 
         Args:
-            overwrite: Whether all of its files are to be removed, so that each of them must be checked.
+            overwrite: Whether all of its files are to be removed, in which case each of them is checked.
 
         Raises:
             FileExistsError: If it is a file, or a folder with files that pcmanet did not write.
@@ -115,7 +115,7 @@ class OutputFolder:
 
         Args:
             model: Name of the checkpoint, for readers of the results.
-            settings: Everything on which the results depend, as JSON can hold it.
+            settings: Everything on which the results depend, as JSON-serializable values.
             is_archive: Whether to write the card of an archive.
             overwrite: Whether to remove earlier results.
             is_stale: Called with the first row of each video of the archive; the rows of those for which it returns true are
@@ -123,7 +123,7 @@ class OutputFolder:
 
         Raises:
             FileExistsError: If the path is a file, or a folder with files that pcmanet did not write.
-            ValueError: If the folder was begun with other settings.
+            ValueError: If the folder was created with other settings.
             BlockingIOError: If another run is writing to it.
             OSError: If its file system does not support locks.
         """
@@ -144,11 +144,11 @@ class OutputFolder:
         self._acquire(fcntl.LOCK_SH)
 
     def join(self) -> None:
-        """Take part in a run that was begun. No other run can begin while one of its processes is alive."""
+        """Join a run that has begun. No other run can begin while one of its processes is alive."""
         self._acquire(fcntl.LOCK_SH)
 
     def leave(self) -> None:
-        """End the part of this process in the run."""
+        """Leave the run."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -162,15 +162,15 @@ class OutputFolder:
             video: Which video it is, from [`Videos.identify`].
 
         Raises:
-            FileExistsError: If a file that pcmanet did not write has that name, or is in the folder that has it.
-            ValueError: If the folder that has it contains the results of another video.
+            FileExistsError: If a file that pcmanet did not write has that name, or is in the folder with that name.
+            ValueError: If the folder with that name contains the results of another video.
         """
         (folder / SOURCE).write_text(json.dumps(video, indent=2) + "\n", encoding="utf-8")
         target = self.path / name
         if target.exists():  # for example, when the shard with the rows of the video was deleted
             self._check_files(target, _VIDEO_FILES)
             if self.has_video(name):
-                # Not another video, whose name differs in upper and lower case, on a disk that does not distinguish them.
+                # It must not be another video whose name differs only in case, on a case-insensitive disk.
                 self.has_changed(name, video)
         replace_folder(folder, target)
 
@@ -179,10 +179,10 @@ class OutputFolder:
         return (self.path / name / SOURCE).is_file()
 
     def has_changed(self, name: str, video: Mapping[str, str | None]) -> bool:
-        """Return whether a video has another content than that of the results in its folder.
+        """Return whether the content of a video differs from that of the results in its folder.
 
         Raises:
-            ValueError: If the folder contains the results of another video, or of the video with another audio.
+            ValueError: If the folder contains the results of another video, or of the video with other audio.
         """
         earlier = read_json(self.path / name / SOURCE, REMEDY)
         found, given = (
@@ -264,7 +264,7 @@ class RecordedResults(Sequence[dict[str, Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._starts = array("Q")  # where each line begins: 8 bytes per network frame are all that is held
+        self._starts = array("Q")  # where each line begins: only these 8 bytes per network frame are in memory
 
     def add(self, result: Mapping[str, Any], size: tuple[int, int]) -> None:
         """Write the next result.
@@ -298,7 +298,7 @@ class RecordedResults(Sequence[dict[str, Any]]):
 
 
 def describe_result(number: int, result: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Describe one result as JSON can hold it.
+    """Describe one result as JSON-serializable values.
 
     Args:
         number: Index of the network frame.
@@ -411,7 +411,7 @@ def row_of_error(video: str, content: str | None, error: str) -> pyarrow.RecordB
 
 
 class ShardWriter:
-    """Write the rows of videos to one shard after another. A shard appears when it is complete.
+    """Write the rows of videos to one shard after another. A shard appears only when it is complete.
 
     Args:
         folder: The folder of the shards.
@@ -453,7 +453,7 @@ class ShardWriter:
 
     def publish(self) -> None:
         """Complete the open shard and give it its name, if there is one."""
-        writer, self._writer = self._writer, None  # after an error, too, no shard is open
+        writer, self._writer = self._writer, None  # no shard is open, even after an error
         if writer is not None:
             self._write_group(writer)
             writer.close()
@@ -484,7 +484,7 @@ class ShardWriter:
 
 
 def shard_name(videos: Iterable[str]) -> str:
-    """Return the name of a shard, a hash of its videos in any order, so that the same videos replace it."""
+    """Return the name of a shard, a hash of its videos in any order, so the same videos replace it."""
     digest = hashlib.sha256("\0".join(sorted(videos)).encode("utf-8", "surrogateescape"))
     return SHARDS.replace("*", digest.hexdigest()[:16])
 
@@ -538,7 +538,7 @@ def remove_videos(folder: Path, is_stale: Callable[[Row], bool]) -> int:
 
 
 def _rewrite_without(path: Path, videos: set[str]) -> None:
-    """Replace a shard by its rows of all but some videos, in one step."""
+    """Replace a shard, in one step, with its rows of all but some videos."""
     temporary = temporary_path(path)
     kept = 0
     with pyarrow.parquet.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:

@@ -1,8 +1,9 @@
 """`pcmanet segment` and `pcmanet demo`: segment videos in this process, in several processes, or on a Ray cluster.
 
-`run` finds the videos, loads the checkpoint and begins the run in the output folder. A [`Worker`] then segments the videos.
-Processes that torchrun or `accelerate launch` started divide them among each other. On a Ray cluster the same worker runs as
-a Ray Data job: every machine has pcmanet installed, and the same paths to the videos and the output folder.
+`run` finds the videos, loads the checkpoint and begins the run in the output folder. A [`Worker`] then segments the
+videos. Processes that torchrun or `accelerate launch` started divide them among themselves. On a Ray cluster, the same
+worker runs as a Ray Data job. Every machine must have pcmanet installed, and the same paths to the videos and the
+output folder.
 
 A worker segments two videos at a time, each in a thread with half of PyTorch's threads, so that one is decoded or written
 while the network runs for the other, and no core waits for the end of a small operation. A single video gets all threads.
@@ -63,15 +64,15 @@ SETTINGS = (
     "overlay_frames_per_second",
     "contact_sheet",
 )  # options on which the results depend; the data type as it was chosen
-OVERLAY_RECORDS = "overlay.jsonl"  # temporary: the results that only an overlay at a rate of its own shows
+OVERLAY_RECORDS = "overlay.jsonl"  # temporary: the results for an overlay with its own rate
 TABLE_FRAMES = 60  # network frames in the printed table of one video
-VIDEOS_AT_ONCE = 2  # of a worker; a third one gains nothing, because Python code runs in one thread at a time
+VIDEOS_AT_ONCE = 2  # per worker; a third one gains nothing, because Python code runs in one thread at a time
 
 DEMO_CLIP = "real_world.mp4"
 DEMO_OVERLAY_RATE = "4"  # masks per second of the overlay, so that it follows the sounds
 
 # A row of a Ray job is a few videos, which become one shard.
-MAXIMUM_VIDEOS_PER_ROW = 32  # lost with a machine
+MAXIMUM_VIDEOS_PER_ROW = 32  # lost if a machine is lost
 MINIMUM_ROWS_PER_WORKER = 8  # so that no worker waits long for the last one
 
 
@@ -79,7 +80,7 @@ def run(arguments: Namespace) -> bool:
     """Run `pcmanet segment` or `pcmanet demo`.
 
     Args:
-        arguments: Of the command.
+        arguments: Arguments of the command.
 
     Returns:
         Whether some videos failed.
@@ -107,9 +108,9 @@ def _run_demo(arguments: Namespace) -> bool:
 
 @contextmanager
 def _explain_full_disk(output: Path) -> Iterator[None]:
-    """Turn the error of the system for a full disk into one that names what is kept and how to resume.
+    """Turn the system error for a full disk into one that says what is kept and how to resume.
 
-    Only what is written to the output raises it: a temporary file that does not fit is an error of its video.
+    Only writing to the output raises it. A temporary file that does not fit is an error of its video.
     """
     try:
         yield
@@ -139,7 +140,7 @@ def _find_and_check_videos(arguments: Namespace, output: OutputFolder) -> Videos
 
 
 def _print_changed(name: str) -> None:
-    """Say that earlier results of a video are replaced."""
+    """Print that earlier results of a video are replaced."""
     print(
         f"{printable(name, one_line=True)} has changed since it was segmented; it is segmented again", file=sys.stderr
     )
@@ -190,10 +191,10 @@ def _find_results(arguments: Namespace, videos: Videos, names: Sequence[str], ou
 class Worker:
     """Segment videos, a few at a time.
 
-    On exit of its context, also after Ctrl-C, it publishes the rows of the finished videos.
+    When its context exits, also after Ctrl-C, it publishes the rows of the finished videos.
 
     Args:
-        arguments: Of `pcmanet segment`.
+        arguments: Arguments of `pcmanet segment`.
         videos: All videos of the run.
         segmenter: The pipeline.
         output: The folder of results, begun or joined.
@@ -210,7 +211,7 @@ class Worker:
         minutes = SHARD_MINUTES if arguments.shard_minutes is None else arguments.shard_minutes
         self.shards = ShardWriter(output.path, minutes * 60) if is_archive else None
         self.folders = name_folders(videos.names) if _has_folders(arguments) else {}
-        # Of all videos and not of those that are pending, so that a run that is resumed computes with the same threads.
+        # Depends on all videos and not on the pending ones, so that a resumed run computes with the same threads.
         self._at_once = max(1, min(VIDEOS_AT_ONCE, len(videos.names)))
         self._writing = threading.Lock()  # for the open shard
         self._is_stopped = False
@@ -230,7 +231,7 @@ class Worker:
             progress: Receives the progress.
 
         Yields:
-            For each video, in the order in which they end: a line about it, and whether it failed because of its data.
+            For each video, in the order of completion: a line about it, and whether it failed because of its data.
 
         Raises:
             OSError: If the results cannot be written. The videos that are being segmented end without results.
@@ -253,7 +254,7 @@ class Worker:
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
-        """Make the threads end at their next step on exit: after an error or Ctrl-C some may still be running."""
+        """Make the threads end at their next step on exit: after an error or Ctrl-C, some may still be running."""
         try:
             yield
         finally:
@@ -304,7 +305,7 @@ class Worker:
             if self.shards is not None:
                 with self._writing:
                     self.shards.add(row_name, rows_of_video(row_name, content, results.records()))
-        # Printed after the results are published, so that a reader who closes the output does not prevent it.
+        # Printed after the results are published, so that a reader that closes the output does not prevent publishing.
         if table is not None:
             progress.print(table)
         return line, False
@@ -403,7 +404,7 @@ def _prepare_together(
     if state.is_main_process:
         try:
             prepared = _prepare(arguments, output, state)
-        except Exception as error:  # raised below, after the others were informed
+        except Exception as error:  # raised below, after the others have been informed
             failure = error
     names, arguments.dtype = broadcast_object_list([prepared and prepared[0].names, arguments.dtype])
     if failure is not None:
@@ -431,9 +432,9 @@ def _prepare(
 
 
 def _describe_model(arguments: Namespace, segmenter: AudioVisualSegmentationPipeline) -> None:
-    """Say what the model knows, so that results without masks explain themselves, and in which data type it computes.
+    """Print what the model knows, to explain results without masks, and in which data type it computes.
 
-    The option takes the chosen data type, which is that of all processes, whatever their machines.
+    The option is set to the chosen data type, which all processes use, whatever their machines.
     """
     description = segmenter.model.config.description
     if description is not None:
@@ -537,7 +538,7 @@ def _run_on_ray(arguments: Namespace) -> bool:
 
 
 def _import_ray() -> ModuleType:
-    """Import Ray, which is an extra."""
+    """Import Ray, which is an optional dependency."""
     try:
         import ray
         import ray.data
@@ -585,7 +586,7 @@ class RayWorker:
     """A worker in a process of the cluster.
 
     Args:
-        arguments: Of `pcmanet segment`.
+        arguments: Arguments of `pcmanet segment`.
         videos: All videos of the run.
         folder: The folder to which relative paths refer.
     """
@@ -597,8 +598,8 @@ class RayWorker:
         output.join()
         segmenter = load_segmenter(arguments.model, device, dtype=arguments.dtype)
         self._worker = Worker(arguments, videos, segmenter, output)
-        # One shard per row, whatever the time, is named after its videos: when Ray runs a row a second time because a
-        # machine was lost after it had published, the shard is replaced by itself.
+        # One shard per row, however long it takes, named after its videos: if Ray runs a row a second time because a
+        # machine was lost after it had published, the new shard replaces the same one.
         if self._worker.shards is not None:
             self._worker.shards.seconds = math.inf
 

@@ -33,7 +33,7 @@ def run(arguments: Namespace) -> int:
     if arguments.list_fields:
         print(f"Fields of a recipe [default]:\n{describe_fields()}")
         return 0
-    # A wrong repository or token must show now, before anything is written, and not after the training.
+    # A wrong repository or token must fail now, before anything is written, and not after training.
     if arguments.push_to_hub and _is_main_process():
         create_repository(arguments.push_to_hub, private=arguments.hub_private)
     training = None
@@ -69,7 +69,7 @@ def _is_main_process() -> bool:
 
 
 def _read_recipe(arguments: Namespace) -> Recipe:
-    """Read the recipe; ValueError now, and not after the training, if AVSBench or clips have no complete test split."""
+    """Read the recipe; raise ValueError now, not after training, if AVSBench or clips have no complete test split."""
     recipe = read_recipe(arguments.recipe, arguments.set, data=arguments.data)
     if arguments.test and recipe.data is None:
         raise ValueError("--test: Sounding Shapes has no test split. Add --data, or leave out --test.")
@@ -91,8 +91,8 @@ def evaluation_words(recipe: Recipe, folder: Path, output: Path, clips: int) -> 
     """Return the words of the command that evaluates weights on the test split of the data of their recipe.
 
     Args:
-        recipe: Of the training.
-        folder: Of the weights.
+        recipe: Recipe of the training run.
+        folder: Folder of the weights.
         output: Folder of the results.
         clips: Number of clips of paired data.
     """

@@ -35,11 +35,11 @@ from .record import resume_command
 FOLDER = "checkpoints"
 STATE = "state.json"
 FORMAT = 2  # of state.json
-# What may differ on request, and what is then not as in an uninterrupted run.
+# What may differ on request, and how the run then differs from an uninterrupted one.
 ALLOWED = {"processes": ("processes",), "data": ("data", PLACE)}
 EFFECTS = {
     "processes": "batch statistics and random numbers of the processes differ, and sums in their last digits",
-    "data": "training continues exactly only if the content of the files is the same, of which names and sizes were compared",
+    "data": "training continues exactly only if the files have the same content; only names and sizes were compared",
 }
 
 
@@ -47,11 +47,11 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        accelerator: With the prepared network and optimizer, and everything registered for checkpointing.
+        accelerator: Has the prepared network and optimizer, and everything registered for checkpointing.
         output: The run's folder.
         recipe: The run's recipe.
-        data: What must be the same of the clips for a run to resume, by name.
-        allow: What may differ nevertheless: "processes" (their number), "data" (their place, and the times of the files).
+        data: What must be unchanged in the clips for a run to resume, by name.
+        allow: What may still differ: "processes" (their number), "data" (their place, and the times of the files).
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Checkpoints:
 
         Args:
             step: Optimizer steps done.
-            state: What the run needs to resume in addition, for `state.json`.
+            state: What else the run needs to resume, for `state.json`.
 
         Raises:
-            OSError: If the disk does not take it; the message names the last good checkpoint and the command to resume.
+            OSError: If it cannot be written; the message names the last good checkpoint and the command to resume.
         """
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f"{TEMPORARY}{target.name}"  # every process writes to it
@@ -90,7 +90,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def explain_full_disk(self, target: Path) -> contextlib.AbstractContextManager[None]:
-        """Explain the errors of the disk in a block that writes a folder of weights, see [`explain_full_disk`]."""
+        """Explain disk errors in a block that writes a folder of weights, see [`explain_full_disk`]."""
         remedy = "Free some disk space, lower save_total_limit, or move OUTPUT to a larger disk"
         return explain_full_disk(target, self.folder / f"{TEMPORARY}{target.name}", remedy, self.resume_hint)
 
@@ -120,7 +120,7 @@ class Checkpoints:
 
         Raises:
             OSError: If the checkpoint is not found or damaged; the message names the last good one.
-            ValueError: If it is of another run, or of a run with other settings.
+            ValueError: If it belongs to another run, or to a run with other settings.
         """
         if self.accelerator.is_main_process and self.folder.is_dir():
             recover(self.folder)
@@ -150,7 +150,7 @@ class Checkpoints:
             raise OSError(f"Checkpoint {checkpoint} not found. {self.resume_hint()}")
         if checkpoint.resolve().parent != self.folder.resolve():
             raise ValueError(
-                f"Expected a checkpoint in {self.folder}, got {checkpoint}, which is of another run. Give its run as --output."
+                f"Expected a checkpoint in {self.folder}, got {checkpoint} of another run. Give its run as --output."
             )
         try:
             # One process reads all files to verify them; the others would only wait for the same disk.
@@ -190,7 +190,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def explain_full_disk(target: Path, incomplete: Path | None, remedy: str, hint: Callable[[], str]) -> Iterator[None]:
-    """Raise the errors of the disk in a block, which writes a folder of weights, with what to do and how to resume.
+    """Raise disk errors in a block that writes a folder of weights with what to do and how to resume.
 
     Args:
         target: The folder.
@@ -199,7 +199,7 @@ def explain_full_disk(target: Path, incomplete: Path | None, remedy: str, hint: 
         hint: Returns how to resume.
 
     Raises:
-        OSError: In place of an error of the disk. Other errors are raised unchanged.
+        OSError: In place of a disk error. Other errors are raised unchanged.
     """
     try:
         yield
@@ -212,12 +212,12 @@ def explain_full_disk(target: Path, incomplete: Path | None, remedy: str, hint: 
 
 
 def _disk_error(error: Exception) -> str | None:
-    """Return the message of an error of the disk; None for another error, such as that of an upload."""
+    """Return the message of a disk error; None for other errors, such as those of an upload."""
     if isinstance(error, RuntimeError):
-        # Those of torch.save have no number.
+        # The errors of torch.save have no error number.
         frames = traceback.walk_tb(error.__traceback__)
         is_of_writer = any(frame.f_globals.get("__name__") == "torch.serialization" for frame, _ in frames)
-        return "the disk did not take all of a file" if is_of_writer else None
+        return "a file was only partly written" if is_of_writer else None
     of_system = isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.errno is not None)
     return _first_line(error) if of_system else None
 
@@ -239,7 +239,7 @@ def resume_hint(checkpoints: Sequence[Path], option: str = "--resume") -> str:
 
 
 def _create_folder(temporary: Path) -> None:
-    """Create the folder that a checkpoint is written to, in the place of one that a killed run left."""
+    """Create the folder that a checkpoint is written to, and remove one that a killed run left."""
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
 

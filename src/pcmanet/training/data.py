@@ -1,11 +1,11 @@
-"""The data of a training run: its clips, which clips belong to which step, and the batches from any step on.
+"""The data of a training run: its clips, which clips belong to which step, and the batches starting at any step.
 
     datasets = load_datasets(recipe)
     data = TrainingData(recipe, datasets, processor, binary=len(class_names(recipe)) == 1, num_processes=1)
     for batches in data.training_batches(0, data.plan.steps, process=0, device=device):
         ...  # one optimizer step: a batch for each part of gradient accumulation
 
-Batches of a step are the same from whichever step a run starts.
+The batches of a step do not depend on the step at which a run starts.
 """
 
 import copy
@@ -86,7 +86,7 @@ def load_datasets(
         recipe.task,
         "train",
         length=recipe.clips // repeats,
-        # The second clip of a pair is never negative, so the first is twice as often.
+        # The second clip of a pair is never negative, so the first one is negative twice as often.
         negative_fraction=repeats * recipe.negative_fraction,
         negative_kinds=recipe.negative_kinds,
         height=height,
@@ -110,8 +110,8 @@ def _require_test_photos(library: Library, task: str) -> None:
 class TrainingData:
     """The clips of a run and the batches that they become.
 
-    In its batches `annotated_frames` marks the frames that count for the loss: annotated, not padded, and not of a clip that
-    is only repeated so that every process has a batch.
+    In its batches, `annotated_frames` marks the frames that count for the loss. They are annotated, not padded, and
+    not part of a clip that is only repeated so that every process has a batch.
 
     Args:
         recipe: The recipe.
@@ -148,7 +148,7 @@ class TrainingData:
             parts=recipe.gradient_accumulation,
             processes=num_processes,
             epochs=recipe.epochs,
-            # A generated clip is drawn from its index, so the order is random already.
+            # A generated clip is drawn from its index, so the order is already random.
             shuffle=recipe.data is not None and recipe.paired_data is None,
             seed=recipe.seed,
         )
@@ -156,7 +156,7 @@ class TrainingData:
         self._has_stand_ins = isinstance(training, PairedClips) and training.settings.stand_ins
         groups = _check_groups(audio_encoder, training) if self._has_stand_ins else []
         is_used = recipe.audio_cache is not None or self._has_stand_ins
-        # A copy, because the network's is moved to the device of the training.
+        # A copy, because the network's audio encoder is moved to the training device.
         self._audio_encoder = copy.deepcopy(audio_encoder).eval() if audio_encoder is not None and is_used else None
         cache = self._open_cache(processor)
         augmentation = recipe.training_augmentation
@@ -173,7 +173,7 @@ class TrainingData:
         folder, encoder = self._recipe.audio_cache, self._audio_encoder
         if folder is None or encoder is None:
             return None if folder is None else AudioFeatureCache(processor, folder)
-        # Not a closure: a worker that is not forked receives it pickled.
+        # Not a closure, because it is pickled for workers that are not forked.
         embed = functools.partial(embed_windows, encoder, num_windows=self._num_windows)
         return AudioFeatureCache(processor, folder, embed=embed, encoder=digest_weights(encoder))
 
@@ -184,7 +184,7 @@ class TrainingData:
         return clips.library.settings.dataset_ids if isinstance(clips, PairedClips) else []
 
     def identity(self) -> dict[str, Any]:
-        """Return, by name, what must be the same of the clips for a run to resume; `PLACE` may differ for moved data."""
+        """Return by name what must be unchanged in the clips to resume a run; `PLACE` may differ for moved data."""
         recipe, count = self._recipe, {"clips": self.plan.num_clips}
         if recipe.data is None:
             return count  # the recipe determines the rest
@@ -209,11 +209,11 @@ class TrainingData:
         loader = DataLoader(
             self._training_clips,
             batch_sampler=self.plan.micro_batches(first, last, process),
-            # Not a closure: a worker that is not forked receives it pickled.
+            # Not a closure, because it is pickled for workers that are not forked.
             collate_fn=functools.partial(_collate_training, self._collate, self._binary, self._recipe),
             num_workers=self._recipe.num_workers,
             pin_memory=device.type == "cuda",
-            # By default a loader draws from the generator that also serves dropout, once per start.
+            # By default, a loader draws from the generator that dropout also uses, each time it starts.
             generator=torch.Generator().manual_seed(self._recipe.seed),
         )
         self._place_encoder(device)
@@ -235,7 +235,7 @@ class TrainingData:
             batch_sampler=indices,
             collate_fn=self._collate_validation,
             num_workers=min(self._recipe.num_workers, len(indices)),
-            # By default a loader draws from the generator that also serves dropout.
+            # By default, a loader draws from the generator that dropout also uses.
             generator=torch.Generator().manual_seed(0),
         )
         self._place_encoder(device)
@@ -275,7 +275,7 @@ def embed_with_order(encoder: PreTrainedModel, num_windows: int, batch: Batch) -
     Args:
         encoder: A frozen audio encoder with `score_groups`, on the device of the batch.
         num_windows: Windows of audio per frame.
-        batch: Of [`collate_with_order`]; without `input_features` if it has the `audio_embeds` of a cache.
+        batch: Result of [`collate_with_order`]; without `input_features` if it has the `audio_embeds` of a cache.
 
     Returns:
         The batch with exchanged `audio_embeds` in place of features and orders.
@@ -301,14 +301,14 @@ def collate_with_order(collate: Collate, groups: Sequence[str], clips: Sequence[
 def order_scores(clip: PairedClip, groups: Sequence[str]) -> list[int]:
     """Exchange the scores of two classes where a recording of one stands in for the other, which has no recordings.
 
-    An audio tagger that knows both classes scores a sound of the other class alike, but for the exchange.
+    An audio tagger that knows both classes gives a sound of the other class the same scores, except for this exchange.
 
     Args:
         clip: Its `events` name the recordings that stand in.
         groups: Names of the groups.
 
     Returns:
-        For each group the position of the group whose score it gets.
+        For each group, the position of the group whose score it gets.
     """
     order = list(range(len(groups)))
     for event in clip.events:
@@ -342,8 +342,8 @@ class BatchPlan:
         parts: Batches into which each process divides its clips of a step (gradient accumulation).
         processes: Number of processes that share a step.
         epochs: Passes over the data.
-        shuffle: Whether every epoch has another order. Otherwise all have the order of the data set.
-        seed: Of the orders.
+        shuffle: Whether every epoch has a different order. Otherwise all have the order of the data set.
+        seed: Seed of the orders.
 
     Raises:
         ValueError: If a step cannot be divided evenly, or there are no clips.
@@ -361,7 +361,7 @@ class BatchPlan:
         if self.batch_size % (self.parts * self.processes):
             raise ValueError(
                 f"batch_size is {self.batch_size}, which {self.processes} processes times {self.parts} "
-                "gradient_accumulation cannot share evenly. Set it to a multiple of both."
+                f"gradient_accumulation cannot share evenly. Set it to a multiple of {self.parts * self.processes}."
             )
         if self.num_clips < 1:
             raise ValueError("Expected training clips, got none. Check the table of the data set.")
@@ -385,13 +385,13 @@ class BatchPlan:
         """Return the clips of one process in one step, batch by batch.
 
         Args:
-            step: From 0.
-            process: From 0.
+            step: Index of the step, from 0.
+            process: Index of the process, from 0.
 
         Returns:
-            At most `parts` lists of at least one clip. All processes have the same number of batches, so that each takes
-            part in every exchange of gradients. A process without a clip in the last batch repeats the first clip of the
-            step, which does not count.
+            At most `parts` lists of at least one clip. All processes have the same number of batches, so each takes
+            part in every exchange of gradients. A process without a clip in the last batch repeats the first clip of
+            the step, which then does not count.
         """
         epoch, number = divmod(step, self.steps_per_epoch)
         first = number * self.batch_size
@@ -442,7 +442,7 @@ class TrainingClips(Dataset[tuple[Any, Draw]]):
 
 
 def _collate_training(collate: Collate, binary: bool, recipe: Recipe, drawn: Sequence[tuple[Any, Draw]]) -> Batch:
-    """Make a training batch whose augmentation depends on the seed and the positions of its clips alone.
+    """Make a training batch whose augmentation depends only on the seed and the positions of its clips.
 
     Args:
         collate: Makes a batch of clips.

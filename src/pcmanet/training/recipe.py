@@ -27,11 +27,11 @@ from pcmanet.dataset_scripts.sounding_shapes.clips import NEGATIVE_KINDS
 from pcmanet.files import find_recipe
 
 
-# What must be the same of the data to resume a run, in addition to the recipe.
+# What must be unchanged in the data to resume a run, in addition to the recipe.
 FILES = "the names and sizes of the clips' files"
 PLACE = "the place and times of the clips' files"
 FREEZABLE = ("audio_encoder", "backbone")
-# Fields of the network's configuration that a recipe does not give, and what determines them.
+# Fields of the network's configuration that a recipe must not set, and what determines them.
 DETERMINED = {
     **dict.fromkeys(("num_labels", "id2label", "label2id"), "the data"),
     "freeze_audio_encoder": "freeze",
@@ -86,7 +86,7 @@ class Recipe:
     log_mel: bool = _setting(False, "s4, ms3: use the published log-mel features in place of the wav files")
     on_error: str = _setting("raise", "stop at clips with problems, or skip them and list them once", choices=ON_ERROR)
     audio_cache: str | None = _setting(
-        None, "folder that caches the features of unchanged audio, or if the audio encoder is frozen its outputs"
+        None, "folder that caches the features of unchanged audio, or the outputs of a frozen audio encoder"
     )
     image_size: int = _setting(224, "side of the square frames that the network receives, in pixels", minimum=32)
     center_crop: bool = _setting(False, "crop training frames to their central square instead of squashing them")
@@ -123,11 +123,11 @@ class Recipe:
     )
     audio_windows: list[list[float]] | None = _setting(
         None,
-        "seconds before and after the frame of each window that the audio encoder receives; not for log-mel patches",
+        "seconds before and after the frame, for each window that the audio encoder receives; not for log-mel patches",
     )
     configuration: dict[str, Any] = _setting({}, "fields of the network's configuration")
     initialize_from: str | None = _setting(None, "checkpoint to initialize from; its heads may have other classes")
-    reinitialize_mismatched: bool = _setting(False, "initialize weights anew that do not fit in initialize_from")
+    reinitialize_mismatched: bool = _setting(False, "reinitialize weights of initialize_from that do not fit")
     freeze: tuple[str, ...] = _setting(("audio_encoder",), "parts that are not trained", choices=FREEZABLE)
     batch_norm: str = _setting(
         "local",
@@ -144,7 +144,7 @@ class Recipe:
     optimizer: str = _setting("adamw", "optimizer", choices=("adam", "adamw"))
     learning_rate: float = _setting(2e-3, "peak learning rate, after warm-up", above=0.0)
     backbone_learning_rate: float | None = _setting(
-        None, "peak learning rate of the visual backbone; null: as the rest", above=0.0
+        None, "peak learning rate of the visual backbone; null: same as the rest", above=0.0
     )
     weight_decay: float = _setting(0.02, "weight decay of the optimizer", minimum=0.0)
     schedule: str = _setting("cosine", "learning rate schedule after warm-up", choices=("constant", "cosine"))
@@ -204,7 +204,7 @@ class Recipe:
 
     @property
     def row_settings(self) -> RowSettings:
-        """Options by which the rows of the data set are read."""
+        """Options for reading the rows of the data set."""
         return RowSettings(**{one.name: getattr(self, one.name) for one in fields(RowSettings)})
 
     @property
@@ -213,11 +213,11 @@ class Recipe:
         return None if self.augmentation is None else Augmentation(**self.augmentation)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as YAML and JSON can hold them."""
+        """Return the fields as values that YAML and JSON support."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def settings(self) -> dict[str, Any]:
-        """Return the fields on which the weights depend, as YAML and JSON can hold them."""
+        """Return the fields on which the weights depend, as values that YAML and JSON support."""
         values = self.to_dict()
         return {one.name: values[one.name] for one in fields(self) if one.metadata["affects_weights"]}
 
@@ -229,7 +229,7 @@ def _convert(name: str, value: Any, hint: Any, choices: Sequence[str]) -> Any:
         name: The field.
         value: The value. A float may be given as an integer or as the text "1e-4", which YAML does not read as a number.
         hint: The type of the field.
-        choices: The values of a text, for the error; YAML reads `no` as false.
+        choices: The allowed values of a string, for the error; YAML reads `no` as false.
 
     Raises:
         ValueError: If the value has another type.
@@ -263,7 +263,7 @@ def _convert(name: str, value: Any, hint: Any, choices: Sequence[str]) -> Any:
 
 
 def _read_exponents(value: Any) -> Any:
-    """Convert the numbers with an exponent inside a value from YAML, which are text there."""
+    """Convert numbers with an exponent inside a YAML value, which YAML reads as text."""
     if isinstance(value, dict):
         return {key: _read_exponents(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -331,7 +331,7 @@ def _check_network(recipe: Recipe) -> None:
 
 
 def _check_source(recipe: Recipe) -> None:
-    """Check that values of the data apply to their source."""
+    """Check that the data settings apply to the source of the data."""
     if recipe.task == "folder" and recipe.data is None:
         raise ValueError("task is folder, but data is not set. Give the folder of your clips: --data FOLDER.")
     for_files = recipe.row_settings.given + ["on_error"] * (recipe.on_error != "raise")
@@ -402,11 +402,11 @@ def recipe_from_dict(values: Mapping[str, Any], source: str = "The recipe") -> R
 
 
 def read_recipe(path: str | Path | None, assignments: Sequence[str] = (), *, data: str | None = None) -> Recipe:
-    """Read a recipe file and change fields of it.
+    """Read a recipe file and override some of its fields.
 
     Args:
         path: YAML file with any of the recipe's fields, or the name of an installed recipe; None for the defaults.
-        assignments: `key=value` with a value as in YAML, `key.inner=value` for a field of a field.
+        assignments: `key=value` with a value as in YAML, `key.inner=value` for a nested field.
         data: Value of the field `data`, which takes precedence.
 
     Raises:

@@ -1,10 +1,10 @@
-"""The record of a training next to its weights (`metrics.json`), so that others can judge and repeat it.
+"""The record of a training run next to its weights (`metrics.json`), so that others can judge and reproduce the run.
 
     record = {"validation": metrics, "clips": 3200, "minutes": 5.1, "recipe": {"task": "ms3", "data": None}}
     write_record(folder, record)  # adds the command and the environment
 
 A record may contain more. The model card uses `validation` (metrics under the official protocol), `clips`, `minutes`,
-`recipe` or `arguments` (settings, of which `task` and `data` describe the training data), `datasets` (ids of the data on the
+`recipe` or `arguments` (settings; `task` and `data` describe the training data), `datasets` (ids of the data on the
 Hub), `command` and `environment`.
 """
 
@@ -30,7 +30,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
     Args:
         folder: The folder of the weights.
-        record: See the docstring of this module. Its own `command` and `environment` are kept.
+        record: See the docstring of this module. If it contains `command` or `environment`, these are kept.
     """
     command = _launch_command(sys.argv) or f"{_shell_words(sys.argv)}  # the options of the launcher are not known"
     complete = {"command": command, "environment": describe_environment(), **record}

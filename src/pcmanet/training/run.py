@@ -58,12 +58,12 @@ from .record import resume_command, write_record
 from .tracking import Tracker
 
 
-PREPARATION_TIMEOUT = timedelta(hours=12)  # of the data set, by the first process
+PREPARATION_TIMEOUT = timedelta(hours=12)  # for the first process to prepare the data set
 RECIPE = "recipe.yaml"
 BEST, LAST = "best", "last"
 AGREEMENT_CLIPS = 100  # on which masks in bfloat16 are compared; a minute on a CPU with PVT-v2-B5
 
-# The paper counts its stages from fine to coarse, the network computes them from coarse to fine.
+# The paper numbers its stages from fine to coarse; the network computes them from coarse to fine.
 STAGES = tuple(range(NUM_STAGES, 0, -1))
 
 PRETRAINING_BATCH_SIZE = 16  # audio clips per step of `pretrain_audio_encoder`
@@ -86,7 +86,7 @@ def start_run(
         recipe: The settings of the run.
         output: The run's folder.
         resume: The folder of a checkpoint or "latest", to resume the run in `output`; None for a new run.
-        max_steps: Number of steps in total after which to stop; the schedule remains that of the complete run.
+        max_steps: Total number of steps after which to stop; the schedule remains that of the complete run.
         allow: What may differ from the run to resume, see [`Checkpoints`].
         needs_test: Whether paired data must have photos in their test split too.
 
@@ -96,7 +96,7 @@ def start_run(
     Raises:
         FileExistsError: If the folder contains a run that is not to be resumed.
         OSError: If the run cannot be resumed.
-        ValueError: If the run was begun with other settings.
+        ValueError: If the run was started with other settings.
         ValueError: If the recipe does not match the data, the number of processes or a checkpoint to initialize from.
     """
     accelerator = start_accelerator(recipe)
@@ -116,7 +116,7 @@ def start_run(
         num_processes=accelerator.num_processes,
         audio_encoder=network.model.audio_encoder if recipe.audio_encoder_is_fixed else None,
     )
-    # As the first process sees it: on another machine the same files may have other times.
+    # As the first process sees it, because the same files may have different times on another machine.
     (identity,) = broadcast_object_list([data.identity()])
     checkpoints = Checkpoints(accelerator, output, recipe, identity, allow)
     if recipe.audio_pretraining_clips and not (resume and checkpoints.all()):
@@ -168,11 +168,11 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
 
 @contextlib.contextmanager
 def main_process_first(accelerator: Accelerator, timeout: timedelta = PREPARATION_TIMEOUT) -> Iterator[None]:
-    """Run a block in the main process and then in the others, which wait for it longer than for an exchange of gradients.
+    """Run a block in the main process and then in the others, which wait longer than for an exchange of gradients.
 
     Args:
         accelerator: The processes.
-        timeout: After which the others end with an error.
+        timeout: Time after which the others end with an error.
     """
     group: Any = None
     if accelerator.num_processes > 1:
@@ -185,7 +185,7 @@ def main_process_first(accelerator: Accelerator, timeout: timedelta = PREPARATIO
 
 
 def open_output(output: Path, resume: bool, accelerator: Accelerator) -> None:
-    """Check that the run's folder is free, or is to be resumed, and remove what a killed process left incomplete.
+    """Check that the run's folder is free or to be resumed, and remove incomplete files that a killed process left.
 
     Raises:
         FileExistsError: If there is a run and none is to be resumed.
@@ -202,7 +202,7 @@ def open_output(output: Path, resume: bool, accelerator: Accelerator) -> None:
 
 
 def write_recipe(output: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-    """Write the recipe to the run's folder, which is created."""
+    """Create the run's folder and write the recipe to it."""
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
@@ -248,7 +248,7 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
     """Take one optimizer step.
 
     The loss is the mean over the annotated frames of all clips of the step, however they are divided among processes and
-    batches. So each batch is weighted by its number of annotated frames.
+    batches. Each batch is therefore weighted by its number of annotated frames.
 
     Args:
         run: The run.
@@ -263,13 +263,13 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
     accelerator, optimizer = run.accelerator, run.optimizer
     counts = [batch["annotated_frames"].sum() for batch in batches]
     total = _sum_over_processes(torch.stack(counts).sum(), accelerator).clamp(min=1)
-    # Of the loss, of the kept ratios of all stages but the last, and of the frames, by which these ratios are weighted.
+    # Of the loss, of the kept ratios of all stages but the last, and of the frames, which weight these ratios.
     sums = torch.zeros(NUM_STAGES + 1, device=accelerator.device)
     for number, (batch, count) in enumerate(zip(batches, counts, strict=True), start=1):
         accelerator.sync_gradients = number == len(batches)
         with contextlib.nullcontext() if accelerator.sync_gradients else accelerator.no_sync(run.wrapped):
             outputs = run.wrapped(**batch)
-            # Gradients are averaged over the processes, so the mean over their frames needs their number as a factor.
+            # Gradients are averaged over the processes, so the mean over all frames needs their number as a factor.
             accelerator.backward(outputs.loss * (count / total * accelerator.num_processes))
         real = real_frames(batch).sum()[None]
         loss_part = outputs.loss.detach().float()[None] * (count / total)
@@ -311,7 +311,7 @@ def evaluate(
     """Evaluate a network on every validation clip once, in float32, as `pcmanet evaluate` does.
 
     Args:
-        network: In evaluation mode, not wrapped, with the same weights on every process.
+        network: The network in evaluation mode, not wrapped, with the same weights on every process.
         data: The validation clips.
         processor: Converts logits to masks.
         accelerator: The processes that share the clips. All of them must call this.
@@ -319,7 +319,7 @@ def evaluate(
     Returns:
         The metrics, equal on every process: those of the final output under the official protocol, `loss`, and for every
         stage (numbered as in the paper, 4 is the coarsest) `stage_N/miou` and, except for the last, `stage_N/kept_ratio`.
-        And on the main process the first clip as arguments of `draw_panel`, otherwise None.
+        Also the first clip as arguments of `draw_panel` on the main process, and None on the others.
 
     Raises:
         ValueError: If no frame is annotated.
@@ -391,13 +391,13 @@ class Progress:
 
     Attributes:
         step: Optimizer steps done.
-        metrics: Of the last evaluation.
+        metrics: Metrics of the last evaluation.
         evaluated_step: The step of the last evaluation.
         best: Metrics of the best evaluation, by mIoU.
         best_step: The step of the best evaluation.
         patience_counter: Evaluations since the best one.
         stopped: Whether early stopping has ended the run.
-        seconds: Training time so far, over all starts.
+        seconds: Training time so far, including that before the run was resumed.
     """
 
     step: int = 0
@@ -413,7 +413,7 @@ class Progress:
         """Add the metrics of an evaluation after the current step.
 
         Args:
-            metrics: With `miou`.
+            metrics: The metrics, including `miou`.
             patience: Evaluations without a better mIoU after which the run stops; None never stops it.
 
         Returns:
@@ -444,7 +444,7 @@ class Run:
         average: The weights that are evaluated and saved.
         data: The clips, and which of them are in which step.
         tracker: The log.
-        checkpoints: To resume from.
+        checkpoints: The checkpoints to resume from.
         last_step: The step after which to stop.
         progress: The state of the run.
     """
@@ -476,7 +476,7 @@ class Run:
 
         Raises:
             OSError: If the checkpoint is not found or damaged.
-            ValueError: If it is of a run with other settings.
+            ValueError: If it belongs to a run with other settings.
         """
         if state := self.checkpoints.load(name):
             self.progress = Progress(**state["progress"])
@@ -484,7 +484,7 @@ class Run:
             self.started -= self.progress.seconds
             if self.progress.best and not (self.output / BEST).is_dir():
                 self.accelerator.print(
-                    f"{self.output / BEST} not found: the best weights are chosen from the evaluations to come"
+                    f"{self.output / BEST} not found: the best weights are chosen from the remaining evaluations"
                 )
                 self.progress.best = {}
         self.accelerator.print(f"Resuming after step {self.progress.step} of {self.data.plan.steps}")
@@ -496,7 +496,7 @@ class Run:
         return self.data.training_batches(self.progress.step, end, process, device)
 
     def finish_step(self, values: dict[str, float]) -> None:
-        """Update weight average and log after a step, and evaluate or save a checkpoint if it is time to.
+        """Update the weight average and the log after a step, and evaluate or save a checkpoint when it is due.
 
         Args:
             values: See [`take_step`].
@@ -514,7 +514,7 @@ class Run:
             self.checkpoints.save(self.progress.step, state)
 
     def averaged_network(self) -> PCMANetForAudioVisualSegmentation:
-        """Return the weights to evaluate and save, equal on every process; without average those of the last step."""
+        """Return the weights to evaluate and save, equal on every process; without average, those of the last step."""
         if self.recipe.average_decay is None:
             update_average(self.average, self.network)
         # Parameters are equal on all processes, but each has its own running statistics of BatchNorm.
@@ -570,7 +570,7 @@ class Run:
         return self._report()
 
     def _measure_agreement(self, folder: Path) -> None:
-        """Measure on validation clips whether masks in bfloat16 are those in float32, and write it to a configuration."""
+        """Measure on validation clips how well bfloat16 and float32 masks agree, and write it to a configuration."""
         model = load_strict(PCMANetForAudioVisualSegmentation, folder, dtype=torch.float32)
         cast(nn.Module, model).to(self.accelerator.device)
         indices = self.data.validation_indices(0)[: math.ceil(AGREEMENT_CLIPS / self.recipe.evaluation_batch_size)]
@@ -596,9 +596,9 @@ def evaluation_steps(steps: int, evaluations: int, evaluate_from: float) -> set[
     """Return the steps after which to evaluate: evenly spaced, the last one at the end.
 
     Args:
-        steps: Of the complete run.
-        evaluations: Their number, including those that are skipped.
-        evaluate_from: Fraction of the run before which they are skipped.
+        steps: Number of steps of the complete run.
+        evaluations: Number of evaluations, including those that are skipped.
+        evaluate_from: Fraction of the run before which evaluations are skipped.
     """
     spaced = {round(steps * (number + 1) / evaluations) for number in range(evaluations)}
     # A quotient, because a product such as 100 * 0.07 is rounded to more than 7.
@@ -611,8 +611,8 @@ def save_model(
     """Save weights, processor and metrics.json. One process calls this.
 
     Args:
-        folder: Replaced if it exists; never visible while it is incomplete.
-        network: Not wrapped.
+        folder: The folder; replaced if it exists, never visible while it is incomplete.
+        network: The network, not wrapped.
         processor: Its processor.
         record: The content of metrics.json in addition to the command and the environment.
     """
@@ -637,7 +637,7 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
         processor = PCMANetProcessor.from_pretrained(find_checkpoint(recipe.initialize_from))
         processor.image_processor.size = size
     else:
-        # Only the parts: `configuration` may have fields that go with a pretrained backbone and not with the preset's.
+        # Only the parts, because `configuration` may have fields that fit a pretrained backbone but not the preset's.
         preset = PCMANetConfig.from_preset(recipe.preset)
         visual = build_backbone_config(recipe.configuration.get("backbone_config") or preset.backbone_config)
         audio = build_audio_config(recipe.configuration.get("audio_config") or preset.audio_config)
@@ -648,7 +648,7 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
             size=size,
         )
     if isinstance(processor.feature_extractor, PCMANetFeatureExtractor):
-        # AVSBench fills missing audio of its semantic clips with zeros, and repeats the last patch of its others.
+        # AVSBench fills missing audio of its semantic clips with zeros, and repeats the last patch of its other clips.
         zeros = recipe.data is not None and recipe.task == "avss"
         processor.feature_extractor.short_clip = "zeros" if zeros else "repeat_last"
     return processor
@@ -696,7 +696,7 @@ def _initialize(recipe: Recipe, settings: dict[str, Any]) -> PCMANetForAudioVisu
             recipe.initialize_from,
             settings,
             reinitialize_mismatched=recipe.reinitialize_mismatched,
-            remedy="Set `configuration` to that of the checkpoint, or initialize these weights anew: "
+            remedy="Set `configuration` to that of the checkpoint, or reinitialize these weights: "
             "--set reinitialize_mismatched=true",
         )
     return PCMANetForAudioVisualSegmentation.from_pretrained_backbones(
@@ -705,7 +705,7 @@ def _initialize(recipe: Recipe, settings: dict[str, Any]) -> PCMANetForAudioVisu
 
 
 def _find_weights(name: str | None) -> str | None:
-    """Return the folder or Hub id of a pretrained part; FileNotFoundError for a folder that does not exist."""
+    """Return the folder or Hub id of a pretrained part; raise FileNotFoundError for a folder that does not exist."""
     return None if name is None else find_checkpoint(name)
 
 
@@ -722,12 +722,12 @@ def load_checkpoint(
         name: Folder or Hub id (owner/name).
         settings: Fields of the configuration that differ from the checkpoint's. Its description, which says what the
             checkpoint knows, is not kept.
-        reinitialize_mismatched: Whether to initialize weights anew that are missing or have another shape.
+        reinitialize_mismatched: Whether to reinitialize weights that are missing or have another shape.
         remedy: What to do about weights that do not fit, for the error.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If weights outside of them differ; the message lists their names and shapes.
+        ValueError: If any other weights differ; the message lists their names and shapes.
     """
     settings = {"description": None, **settings}
     loaded: Any = PCMANetForAudioVisualSegmentation.from_pretrained(
@@ -748,11 +748,11 @@ def load_checkpoint(
 def freeze_unused(network: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor) -> list[str]:
     """Freeze the parameters that get no gradient, for which distributed training would wait in every step.
 
-    Backbones have some beyond their feature maps, such as the last norm of Swin or the mask token of DINOv2, and with
-    `masked_query_gradients=False` the attention of selected queries is not trained, as published.
+    Backbones have such parameters beyond their feature maps, for example the last norm of Swin or the mask token of
+    DINOv2. With `masked_query_gradients=False`, the attention of selected queries is not trained, as published.
 
     Args:
-        network: On the CPU.
+        network: The network, on the CPU.
         processor: Makes the frame on which the loss is computed once.
 
     Returns:
@@ -778,8 +778,9 @@ def pretrain_audio_encoder(
 ) -> None:
     """Train the audio encoder to classify the sounds in every second, with a linear layer that is then discarded.
 
-    Every process does the same work on the same audio, because it is short. All of them take the weights of the first one: on
-    GPUs equal steps can differ in the last digits, and FSDP2 would join shards of different weights.
+    Every process does the same work on the same audio, because the work is short. Then all of them take the weights
+    of the first one: on GPUs, equal steps can differ in the last digits, and FSDP2 would join shards of different
+    weights.
 
     Args:
         audio_encoder: Trained in place. Afterwards the same parameters require gradients as before.
@@ -798,7 +799,7 @@ def pretrain_audio_encoder(
     loader = DataLoader(
         SoundMixtures(recipe.audio_pretraining_clips, seed=recipe.seed),
         batch_size=min(PRETRAINING_BATCH_SIZE, recipe.audio_pretraining_clips),
-        # Not a closure: a worker that is not forked receives it pickled.
+        # Not a closure, because it is pickled for workers that are not forked.
         collate_fn=functools.partial(_collate_audio, processor),
         num_workers=recipe.num_workers,
         drop_last=True,
@@ -823,7 +824,7 @@ def pretrain_audio_encoder(
 
 @torch.no_grad()
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:
-    """Replace the values of tensors by those of the first process, if there are several."""
+    """Replace the values of tensors with those of the first process, if there are several."""
     if torch.distributed.is_initialized():
         for tensor in tensors:
             torch.distributed.broadcast(tensor, src=0)
@@ -845,10 +846,10 @@ def _collate_audio(
 def prepare_for_training(
     network: PCMANetForAudioVisualSegmentation, recipe: Recipe, accelerator: Accelerator
 ) -> PCMANetForAudioVisualSegmentation:
-    """Set the network to training mode, with the statistics of BatchNorm as `recipe.batch_norm` says.
+    """Set the network to training mode, with the statistics of BatchNorm that `recipe.batch_norm` selects.
 
     Args:
-        network: Changed in place, or with synchronized statistics replaced.
+        network: The network; changed in place, or replaced if statistics are synchronized.
         recipe: The recipe.
         accelerator: The number of processes and the device.
 
@@ -873,7 +874,7 @@ def prepare_for_training(
 
 
 def build_optimizer(network: PCMANetForAudioVisualSegmentation, recipe: Recipe) -> torch.optim.Optimizer:
-    """Build the optimizer of all trainable parameters; with its own learning rate the backbone is a separate group."""
+    """Build the optimizer of all trainable parameters; a backbone with its own learning rate is a separate group."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     trainable = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     if recipe.backbone_learning_rate is None:
@@ -903,13 +904,13 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup_fraction: 
     """Return the fraction of the peak learning rate: a linear warm-up, then constant or a cosine to 0.
 
     Args:
-        step: From 0.
-        steps: Of the complete training.
+        step: Index of the step, from 0.
+        steps: Number of steps of the complete training.
         schedule: "constant" or "cosine".
         warmup_fraction: Fraction of the steps in which the learning rate rises.
 
     Returns:
-        In [0, 1].
+        A factor in [0, 1].
     """
     warmup = max(1, round(steps * warmup_fraction)) if warmup_fraction else 0
     if step < warmup:
@@ -924,14 +925,14 @@ def start_average(
 ) -> AveragedModel:
     """Copy a network for the moving average of its weights and of the statistics of BatchNorm.
 
-    The copy is complete on every process and never wrapped. So an evaluation of it needs no communication between the
+    The copy is complete on every process and never wrapped. Evaluating it therefore needs no communication between the
     processes and computes in float32, and saving it needs no gathering.
 
     Args:
         network: The network before `accelerator.prepare`.
         decay: Fraction of the average that each update keeps. Update n keeps at most n / (n + 10), so that the first one
-            replaces the initial weights. With None every update does.
-        device: Of the copy.
+            replaces the initial weights. With None, every update does.
+        device: Device of the copy.
     """
 
     def blend(own: PARAM_LIST, new: PARAM_LIST, _: torch.Tensor | int) -> None:
@@ -961,7 +962,7 @@ def update_average(average: AveragedModel, network: nn.Module) -> None:
         found = dict(new)
         return (_gather(found[name].detach()).to(tensor.dtype) for name, tensor in own)
 
-    # All that `update_parameters` reads of a network.
+    # Everything that `update_parameters` reads from a network.
     complete = SimpleNamespace(
         parameters=lambda: values(average.module.named_parameters(), network.named_parameters()),
         buffers=lambda: values(average.module.named_buffers(), network.named_buffers()),

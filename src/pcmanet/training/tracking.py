@@ -7,7 +7,7 @@
     tracker.log_overlays(10, frames, masks, labels, id2label=model.config.id2label)
 
 Everything is first written to `log.jsonl` in the run's folder, one JSON object per line: `{"step": 10, "training": {"loss":
-...}}`. The file contains no times, so that a run that was killed and resumed leaves the same file as an uninterrupted one.
+...}}`. The file contains no times, so a run that was killed and resumed leaves the same file as an uninterrupted one.
 Images are in `overlays/`, TensorBoard's files in `tensorboard/`. To view them: `tensorboard --logdir runs`.
 """
 
@@ -39,7 +39,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Tracker:
-    """The log of one run. Only the main process writes; calls of the others have no effect.
+    """The log of one run. Only the main process writes; calls in the others have no effect.
 
     Records before the loaded [`state_dict`] are kept. Records that a killed run wrote after it are removed when the resumed
     run writes for the first time, so no step occurs twice. A run that loads no state starts a new log.
@@ -244,7 +244,7 @@ def _is_single(values: torch.Tensor | np.ndarray | np.generic) -> bool:
 
 
 def _truncate(folder: Path, keep: int) -> list[dict[str, Any]]:
-    """Truncate the log to its first records and return them; images of the others are removed.
+    """Truncate the log to its first records and return them; remove the images of the others.
 
     Raises:
         ValueError: If the log has fewer records than the checkpoint counts, or a line is not valid JSON.

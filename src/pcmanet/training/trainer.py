@@ -69,10 +69,10 @@ def open_output(arguments: TrainingArguments) -> Path | None:
     """Check that the output folder is free, or find the checkpoint to resume from. Call this before a Trainer is built.
 
     Args:
-        arguments: With `output_dir`, and `resume_from_checkpoint`: a folder, or "latest".
+        arguments: The Trainer's arguments; `resume_from_checkpoint` is a folder or "latest".
 
     Returns:
-        The checkpoint; None to start, also if the run to resume was killed before its first checkpoint.
+        The checkpoint; None to start a run, also if the run to resume was killed before its first checkpoint.
 
     Raises:
         FileExistsError: If the folder contains a run that is not to be resumed.
@@ -109,7 +109,7 @@ def _find_checkpoints(output: Path) -> list[Path]:
 class SegmentationTrainer(Trainer):
     """A Trainer with verified checkpoints and an optional separate learning rate of the visual backbone.
 
-    Early stopping counts on when a run is resumed, with the patience that is now requested.
+    When a run is resumed, early stopping continues to count, with the patience that is now requested.
 
     Args:
         *args: As for `Trainer`.
@@ -137,7 +137,7 @@ class SegmentationTrainer(Trainer):
     def explain_full_disk(
         self, target: Path, incomplete: Path | None = None
     ) -> contextlib.AbstractContextManager[None]:
-        """Explain the errors of the disk in a block that writes a folder of weights, see [`explain_full_disk`]."""
+        """Explain disk errors in a block that writes a folder of weights, see [`explain_full_disk`]."""
         remedy = "Free some disk space, lower --save_total_limit, or move --output_dir to a larger disk"
         output = Path(cast(str, self.args.output_dir))
         return explain_full_disk(target, incomplete, remedy, lambda: resume_hint(_find_checkpoints(output), RESUME))
@@ -152,7 +152,7 @@ class SegmentationTrainer(Trainer):
                 write_manifest(folder)
 
     def _load_callback_state(self) -> None:
-        """Restore the counter of early stopping, with which transformers would restore its patience too."""
+        """Restore only the counter of early stopping; transformers would also restore its patience."""
         super()._load_callback_state()
         saved = cast(dict[str, Any], self.state.stateful_callbacks)
         for callback in self.callback_handler.callbacks:
