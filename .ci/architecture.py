@@ -40,7 +40,7 @@ PIPELINE_ENTRY_POINT = "pcmanet.pipelines.audio_visual_segmentation"
 # What is reached, or little more. Merge what is one concept before you raise a limit.
 LIMITS = {
     "library files": 85,
-    # 109 for the networks of the paper, the data sets and the commands. The others came with AudioMobileNet (6),
+    # 109 for the networks of the paper, the datasets and the commands. The others came with AudioMobileNet (6),
     # EfficientNet-Lite (5), the feature pyramid of plain vision transformers (2), optimized forms of these and of custom
     # blocks (4), paired data (12), the logits of a mask time with what is heard (1), the torchvision backend of the image
     # processor (2), keywords of saved files (2), convolutions for training (1), tables for papers and clips as videos (2),

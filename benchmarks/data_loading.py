@@ -5,7 +5,7 @@
 
 Without --data it writes a few clips of Sounding Shapes in the layout of S4. "Decoding only" is one process that converts rows
 to arrays (PNG and wav, no processor). Memory is that of this process and its workers after a quarter of the epoch and at its
-end. The script prints one table and exits with an error if memory grew by more than 5 % and 32 MB in between.
+end. The script prints one table and exits with an error if memory grew by more than 5% and 32 MB in between.
 """
 
 import argparse

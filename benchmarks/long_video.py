@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def shapes(size: int) -> SoundingShapes:
-    """Return the data set of the clips."""
+    """Return the dataset of the clips."""
     return SoundingShapes(
         "ms3", "test", length=DIFFERENT_CLIPS, seed=7, height=size, width=size, num_frames=CLIP_SECONDS
     )
@@ -183,7 +183,7 @@ def draw(path: Path, minute: dict[str, Any], whole: dict[str, Any], published: d
         times, [second["bytes"] / 2**20 for second in whole["seconds"]], color=COLORS["stream"], label="stream"
     )
     memory.axhline(peak, color="#555", linestyle=":", label="peak of one minute")
-    memory.axhline(peak * 1.05, color="#bbb", linestyle="--", label="5 % more")
+    memory.axhline(peak * 1.05, color="#bbb", linestyle="--", label="5% more")
     memory.set(ylabel="memory of the process, MiB", ylim=(0, peak * 1.25))
 
     for run, name in ((whole, "stream"), (published, "published patches")):

@@ -126,7 +126,7 @@ def load_features(args: argparse.Namespace, encoders: Encoders) -> tuple[Feature
         encoders: The frozen encoders, those of `model`.
 
     Raises:
-        ValueError: If the folder `output` was begun with other data, another model or other numbers of clips.
+        ValueError: If the folder `output` was created with other data, another model or other numbers of clips.
     """
     given = {name: getattr(args, name) for name in ("model", "clips", "test_clips")}
     settings = {
@@ -153,7 +153,7 @@ class Combinations:
     Args:
         features: Pictures and recordings.
         seed: Seed of the order of the images and their recordings.
-        binary: Whether the labels are 0 and 1, not class indexes.
+        binary: Whether the labels are 0 and 1, not class indices.
     """
 
     def __init__(self, features: Features, seed: int, *, binary: bool = True) -> None:
@@ -182,8 +182,8 @@ class Combinations:
 
     def visible_classes(self, picture: int) -> list[int]:
         """Return the classes of a picture that are large enough and have recordings."""
-        indexes, counts = np.unique(self.features.visible[picture], return_counts=True)
-        large = indexes[counts >= MINIMUM_AREA * MASK_SIZE**2]
+        indices, counts = np.unique(self.features.visible[picture], return_counts=True)
+        large = indices[counts >= MINIMUM_AREA * MASK_SIZE**2]
         return [int(index) for index in large if index and index in self.recordings]
 
     def draw_recording(self, index: int | None) -> int:
@@ -327,7 +327,7 @@ class _Results:
             pair: The classes that sound in its first two frames.
             masks: bool (frames, height, width), predicted.
             truth: (frames, height, width), 0, 1 or ignored.
-            visible: (height, width), class indexes of all visible objects.
+            visible: (height, width), class indices of all visible objects.
         """
         self.ious += [real_world.binary_iou(*frame) for frame in zip(masks[:2], truth[:2], strict=True)]
         self.absent.append(float(masks[2].mean()))

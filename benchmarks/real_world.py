@@ -8,7 +8,7 @@ The photos and recordings of a split are paired by class (dataset_scripts/paired
 it, except for the last row. The script measures
 
 - matching sounds: the mean IoU over the six first classes and over all classes (intersections and unions summed over
-  the data set), the mean over frames of the binary IoU (AVSBench's measure), and how often the largest predicted
+  the dataset), the mean over frames of the binary IoU (AVSBench's measure), and how often the largest predicted
   segment has the right class; for all recordings, and for the clear ones, whose class the audio encoder itself scores
   highest;
 - two photos side by side, once under each of two sounds: how often both masks cover at least half of the object that
@@ -208,11 +208,11 @@ def main() -> None:
     print("\n| where nothing in view sounds | false-positive rate |\n|---|---|")
     for kind in ("silence", "background", "unknown", "absent"):
         clips = generate(arguments.clips // 4, sounds={kind: 1.0}, contrast=0.0)
-        print(f"| {kind} | {100 * measure_false_positives(predictor, clips, kind):.2f} % |")
+        print(f"| {kind} | {100 * measure_false_positives(predictor, clips, kind):.2f}% |")
     clips = generate(
         arguments.clips // 12, sounds={"absent": 1.0}, contrast=0.0, seconds=5, background=0.25, steady=0.5
     )
-    print(f"| another class, clips of 5 s | {100 * measure_false_positives(predictor, clips, 'absent, 5 s'):.2f} % |")
+    print(f"| another class, clips of 5 s | {100 * measure_false_positives(predictor, clips, 'absent, 5 s'):.2f}% |")
 
 
 def draw_pictures(predictor: Predictor, clips: PairedClips, numbers: list[int], path: str) -> None:
@@ -257,14 +257,14 @@ def binary_iou(positive: np.ndarray, masks: np.ndarray) -> float:
     return float((positive & truth).sum() / union) if union else 1.0
 
 
-def _mean_iou(sums: np.ndarray, indexes: Any) -> float:
+def _mean_iou(sums: np.ndarray, indices: Any) -> float:
     """Return the mean IoU of the classes that occur."""
-    return float(np.mean([sums[0, index] / sums[1, index] for index in indexes if sums[1, index]]))
+    return float(np.mean([sums[0, index] / sums[1, index] for index in indices if sums[1, index]]))
 
 
-def _mean_right(results: list[tuple[int, bool]], indexes: list[int]) -> float:
+def _mean_right(results: list[tuple[int, bool]], indices: list[int]) -> float:
     """Return the mean over classes of how often the class was right."""
-    by_class = [[is_right for label, is_right in results if label == index] for index in indexes]
+    by_class = [[is_right for label, is_right in results if label == index] for index in indices]
     return float(np.mean([np.mean(found) for found in by_class if found]))
 
 

@@ -1,3 +1,3 @@
-"""Data sets, collation, augmentation, metrics and evaluation for audio-visual segmentation."""
+"""Datasets, collation, augmentation, metrics and evaluation for audio-visual segmentation."""
 
 SPLITS = ("train", "val", "test")

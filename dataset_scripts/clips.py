@@ -1,4 +1,4 @@
-"""Convert the clips of every data set to arrays, the input of augmentation and collation."""
+"""Convert the clips of every dataset to arrays, the input of augmentation and collation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class ClipArrays:
     Attributes:
         name: Name of the clip in error messages.
         frames: uint8 (frames, height, width, 3), RGB.
-        masks: uint8 (frames, height, width), class indexes; 255 is ignored and fills frames that are not annotated.
+        masks: uint8 (frames, height, width), class indices; 255 is ignored and fills frames that are not annotated.
         annotated_frames: bool (frames,), which frames are annotated.
         waveform: float32 (channels, samples), full scale is [-1, 1]; None if the clip has features only.
         sampling_rate: Sampling rate of the waveform, in hertz.
@@ -49,7 +49,7 @@ def to_arrays(clip: SyntheticClip | Mapping[str, Any] | ClipArrays, binary: bool
     Args:
         clip: A clip of Sounding Shapes, or a row of `load_avsbench` or of its export, also with `with_format` "numpy" or
             "torch", or with its audio as an `Audio` column. `ClipArrays` are returned unchanged.
-        binary: Whether masks become 0 (silent) and 1 (sounding), or stay class indexes.
+        binary: Whether masks become 0 (silent) and 1 (sounding), or stay class indices.
 
     Returns:
         The clip as arrays.

@@ -1,4 +1,4 @@
-"""Collate clips or rows of a data set into a batch for the model, with the processor."""
+"""Collate clips or rows of a dataset into a batch for the model, with the processor."""
 
 import copy
 import hashlib
@@ -36,7 +36,7 @@ class ClipCollator:
 
     Args:
         processor: A `PCMANetProcessor`; it determines the image size and the audio features.
-        binary: Whether labels are 0 (silent) and 1 (sounding), or class indexes.
+        binary: Whether labels are 0 (silent) and 1 (sounding), or class indices.
         augmentation: Changes to training clips; None for evaluation. Its generator is seeded from torch's generator,
             which differs between workers and epochs and follows `set_seed`.
         audio_cache: Stores audio features or embeddings, so that they are computed once. It cannot be combined with an
@@ -59,7 +59,7 @@ class ClipCollator:
                 "Expected an augmentation without audio changes together with audio_cache. Set loudness, mixing and "
                 "replacement of the augmentation to 0, or leave out the cache."
             )
-        self.processor: Any = copy.copy(processor)  # data sets do not import the processor
+        self.processor: Any = copy.copy(processor)  # datasets do not import the processor
         if audio_cache is not None:
             self.processor.audio_features = audio_cache
         self.binary = binary
@@ -118,7 +118,7 @@ class ClipCollator:
         return replace(clip, waveform=np.pad(cast(np.ndarray, clip.waveform), ((0, 0), (0, samples))))
 
     def _given_features(self, clip: ClipArrays) -> torch.Tensor | None:
-        """Return features that replace the processor's, (frames, ...): from the data set, or for short audio."""
+        """Return features that replace the processor's, (frames, ...): from the dataset, or for short audio."""
         if clip.log_mel is not None:
             features = torch.from_numpy(clip.log_mel)
             return features if self.audio_cache is None else self.audio_cache.recall_given(features)
@@ -236,7 +236,7 @@ class AudioFeatureCache:
         yield from zip(frames, values, strict=True)
 
     def recall_given(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of features that are part of a data set, or the features themselves without `embed`.
+        """Return the embeddings of features that are part of a dataset, or the features themselves without `embed`.
 
         Args:
             features: (frames, ...), float32.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from .evaluation import markdown_table
 
 
-DATA_SETS = {"s4": "S4", "ms3": "MS3", "avss": "AVSS", "folder": "custom clips"}
+DATASETS = {"s4": "S4", "ms3": "MS3", "avss": "AVSS", "folder": "custom clips"}
 COSTS = ("parameters, M", "GMACs per frame", "frames/s")
 LATEX_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     Attributes:
         method: Its name.
         network: Visual backbone and side of the frames in pixels.
-        scores: Data set -> mIoU and F in percent, one pair for each checkpoint.
+        scores: Dataset -> mIoU and F in percent, one pair for each checkpoint.
         costs: Parameters in millions, multiply-accumulates per frame and frames per second, as text.
         source: Where the figures come from.
     """
@@ -84,7 +84,7 @@ def measured_row(method: str, network: str, measurements: Iterable[Mapping[str, 
     Args:
         method: Its name.
         network: Visual backbone and size.
-        measurements: For each checkpoint `name` (data set), `miou` and `f_score` in [0, 1], `parameters`,
+        measurements: For each checkpoint `name` (dataset), `miou` and `f_score` in [0, 1], `parameters`,
             `gmacs_per_frame` and `frames_per_second`.
 
     Returns:
@@ -105,15 +105,15 @@ def measured_row(method: str, network: str, measurements: Iterable[Mapping[str, 
 
 def comparison_table(rows: Sequence[Row]) -> str:
     """Format rows as a Markdown table; the scores of several checkpoints are mean ± standard deviation."""
-    names = _data_sets(rows)
-    header = ["method", "network", *(f"{DATA_SETS[name]} {key}" for name in names for key in ("mIoU", "F")), *COSTS]
+    names = _datasets(rows)
+    header = ["method", "network", *(f"{DATASETS[name]} {key}" for name in names for key in ("mIoU", "F")), *COSTS]
     return markdown_table(header, [_cells(row, names, " ± ") for row in rows])
 
 
 def latex_table(rows: Sequence[Row]) -> str:
     """Format rows as a LaTeX `tabular` that needs no package, with the sources as comments."""
-    names = _data_sets(rows)
-    groups = " & ".join(rf"\multicolumn{{2}}{{c}}{{{DATA_SETS[name]}}}" for name in names)
+    names = _datasets(rows)
+    groups = " & ".join(rf"\multicolumn{{2}}{{c}}{{{DATASETS[name]}}}" for name in names)
     costs = " & ".join(map(_escape, COSTS))
     lines = [rf"\begin{{tabular}}{{ll{'rr' * len(names)}rrr}}", r"\hline"]
     lines += [rf" & & {groups} & & & \\", rf"method & network & {' & '.join(['mIoU & F'] * len(names))} & {costs} \\"]
@@ -131,10 +131,10 @@ def describe_sources(rows: Sequence[Row]) -> list[str]:
     return [*sources, f"Published figures: {PROTOCOL}; {COST_NOTE}."] if sources else []
 
 
-def _data_sets(rows: Sequence[Row]) -> list[str]:
-    """Return the data sets of measured rows in the order of the table, or of all rows if none is measured."""
+def _datasets(rows: Sequence[Row]) -> list[str]:
+    """Return the datasets of measured rows in the order of the table, or of all rows if none is measured."""
     measured = [row for row in rows if not row.source] or rows
-    return [name for name in DATA_SETS if any(name in row.scores for row in measured)]
+    return [name for name in DATASETS if any(name in row.scores for row in measured)]
 
 
 def _cells(row: Row, names: Sequence[str], sign: str) -> list[str]:

@@ -137,7 +137,7 @@ def find_paired_clips(path: str | Path, name: str, split: str, length: int, seed
         if generated.binary:
             objects = tuple(names[label] for label in generated[index].sounding_objects())
         label = f"{split} {index}"
-        clips.append(ClipFiles(label, label, split, name, None, objects, (), (), "indexes", "", None))
+        clips.append(ClipFiles(label, label, split, name, None, objects, (), (), "indices", "", None))
     labels = BINARY_LABELS if generated.binary else names
     return PairedEvaluationClips(
         *(name, split, Path(path), clips, RowSettings(), labels, generated.identity),
@@ -163,7 +163,7 @@ def find_evaluation_clips(
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If the name is unknown, an option does not apply to the data set, or the split has no clips.
+        ValueError: If the name is unknown, an option does not apply to the dataset, or the split has no clips.
         DatasetError: If lines of the table or files cannot be used and are not skipped; the error lists all of them.
     """
     tree = find_clips(root, name, settings)

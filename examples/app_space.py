@@ -60,7 +60,7 @@ def requirements() -> str:
     """Return the dependencies in the versions of this environment. The Space installs gradio itself."""
     needed = [line.split(";")[0] for line in metadata.requires("pcmanet") or [] if "extra ==" not in line]
     names = [re.split(r"[<>=~!\[ ]", requirement)[0].strip() for requirement in needed]
-    # The local version after a plus sign, such as that of a CPU build, is not on package indexes.
+    # The local version after a plus sign, such as that of a CPU build, is not on package indices.
     return "".join(f"{name}=={metadata.version(name).split('+')[0]}\n" for name in names)
 
 

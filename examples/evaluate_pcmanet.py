@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, required=True, help="AVSBench as downloaded, or a folder with a clips.csv"
     )
-    parser.add_argument("--name", help="data set, if the folder contains several (default: the first one found)")
+    parser.add_argument("--name", help="dataset, if the folder contains several (default: the first one found)")
     parser.add_argument("--split", default="test", help="train, val or test (default: test)")
     parser.add_argument(
         "--batch-size", type=positive_integer, default=4, help="clips per forward pass and per group of `batch`"

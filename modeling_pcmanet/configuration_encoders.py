@@ -272,7 +272,7 @@ AUDIOSET_CLASSES = 527
 
 
 def round_channels(channels: float) -> int:
-    """Round a number of channels to a multiple of 8, but never below 90 % of the number.
+    """Round a number of channels to a multiple of 8, but never below 90% of the number.
 
     Args:
         channels: Any positive number.
@@ -298,7 +298,7 @@ class AudioMobileNetConfig(CheckedConfig):
         classifier_dropout: Dropout before the last layer of the classifier, in [0, 1).
         batch_norm_eps: Added to the variance in every BatchNorm.
         initializer_range: Standard deviation of newly initialized linear layers.
-        score_groups: Groups of classes: class indexes by group name, in alphabetical order, which is the order in
+        score_groups: Groups of classes: class indices by group name, in alphabetical order, which is the order in
             saved files. With groups, the embedding has one value per group instead of the features before the
             classifier: how far the group scores above other sounds. It recognizes sounds for which a segmentation
             model saw few or no recordings in training.
@@ -369,10 +369,10 @@ class AudioMobileNetConfig(CheckedConfig):
             f"`score_groups` must be sorted by name, because saved files are, got {list(groups)}. Sort `score_means` and "
             "`score_scales` likewise.",
         )
-        for name, indexes in groups.items():
-            valid = bool(indexes) and all(0 <= index < (self.num_labels or 0) for index in indexes)
+        for name, indices in groups.items():
+            valid = bool(indices) and all(0 <= index < (self.num_labels or 0) for index in indices)
             require(
-                valid, f"`score_groups` must have class indexes below {self.num_labels}, got {indexes} for {name}."
+                valid, f"`score_groups` must have class indices below {self.num_labels}, got {indices} for {name}."
             )
         lengths = [len(values) for values in (self.score_means, self.score_scales) if values is not None]
         require(
@@ -478,7 +478,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, CheckedConfig):
         batch_norm_eps: Added to the variance in every BatchNorm.
         out_features: Names of the feature maps to return: `stem` (stride 2), `stage1` to `stage4` (strides 4, 8, 16,
             32); defaults to the last one.
-        out_indices: Indexes of these feature maps, instead of their names.
+        out_indices: Indices of these feature maps, instead of their names.
     """
 
     model_type = "efficientnet_lite"

@@ -292,10 +292,10 @@ class PCMANetConfig(CheckedConfig):
             (self.num_labels or 0) > 0,
             f"`num_labels`, the length of `id2label`, must be positive, got {self.num_labels}.",
         )
-        indexes = list(self.id2label or {})
+        indices = list(self.id2label or {})
         require(
-            set(indexes) == set(range(len(indexes))),
-            f"`id2label` must name the classes 0 to {len(indexes) - 1} without a gap, got the indexes {indexes}.",
+            set(indices) == set(range(len(indices))),
+            f"`id2label` must name the classes 0 to {len(indices) - 1} without a gap, got the indices {indices}.",
         )
 
     def validate_backbone(self) -> None:

@@ -316,7 +316,7 @@ class OptimizedPCMANet(nn.Module):
         """
         masks = [audio.new_zeros(len(audio), *coarser.shape[-2:], dtype=torch.bool) for coarser in maps[:0:-1]]
         logits = audio.new_empty(len(audio), cast(int, self.config.num_labels), *size)
-        active = torch.arange(len(audio), device=audio.device)  # indexes of the frames that have not stopped
+        active = torch.arange(len(audio), device=audio.device)  # indices of the frames that have not stopped
         stages_used = torch.full_like(active, NUM_STAGES)
         fused = uncertain = None
         audio_token = audio

@@ -270,7 +270,7 @@ class AudioMobileNetModel(PreTrainedModel):
     def _score_groups(self, logits: torch.Tensor) -> torch.Tensor:
         """Map class scores (windows, num_labels) to the standardized scores of the groups, (windows, groups)."""
         groups = cast(dict[str, list[int]], self.config.score_groups)
-        scores = torch.stack([logits[:, indexes].logsumexp(dim=1) for indexes in groups.values()], dim=1)
+        scores = torch.stack([logits[:, indices].logsumexp(dim=1) for indices in groups.values()], dim=1)
         means, scales = (scores.new_tensor(values) for values in (self.config.score_means, self.config.score_scales))
         return ((scores - means) / scales).clamp(*_SCORE_RANGE)
 

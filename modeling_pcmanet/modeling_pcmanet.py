@@ -512,7 +512,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
                 windows per frame (batch, frames, windows, ...).
             audio_embeds: (batch, frames, windows * width), outputs of the audio encoder, instead of `input_features`.
             frame_mask: (batch, frames) bool, False for padding.
-            labels: (batch, frames, height, width), 0/1 or class indexes, `config.ignore_index` (255) = ignore.
+            labels: (batch, frames, height, width), 0/1 or class indices, `config.ignore_index` (255) = ignore.
             annotated_frames: (batch, frames) bool, which frames are annotated; defaults to all real frames.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
@@ -649,7 +649,7 @@ def semantic_loss(
 
     Args:
         logits: (frames, num_labels, height, width), before the softmax.
-        labels: (frames, height, width), class indexes, `ignore_index` ignored.
+        labels: (frames, height, width), class indices, `ignore_index` ignored.
         ignore_index: Label of pixels that do not count.
         iou_weight: Weight of the soft IoU loss.
 
@@ -707,7 +707,7 @@ def deeply_supervised_loss(
     Args:
         stage_logits: Four tensors (batch, frames, num_labels, any height, any width), coarse to fine. They are resized to the
             size of the labels a few frames at a time, so that only their gradients at their own size stay in memory.
-        labels: (batch, frames, height, width), binary or class indexes.
+        labels: (batch, frames, height, width), binary or class indices.
         annotated: (batch, frames) bool, the frames whose labels count. Without annotated frames the loss is 0.
         stage_weights: Four weights; nothing is computed for a stage of weight 0.
         ignore_index: Label of pixels that do not count.

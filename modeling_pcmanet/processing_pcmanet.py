@@ -780,7 +780,7 @@ class PCMANetProcessor(ProcessorMixin):
         """Pad clips to the longest and stack them.
 
         Args:
-            features: A list with one dictionary per clip, such as the rows of a data set that has already been
+            features: A list with one dictionary per clip, such as the rows of a dataset that has already been
                 processed. Each has the arrays of the batch without its first dimension, frames first. Or a list of
                 batches, whose clips are padded again, or a dictionary with one such list per array.
             return_tensors: As in a call.
@@ -1197,7 +1197,7 @@ def _stack(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _clips_of(features: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the clips of a batch, or the one clip of a row of a data set, without padding and without other columns."""
+    """Yield the clips of a batch, or the one clip of a row of a dataset, without padding and without other columns."""
     tensors = {name: _as_tensor(features[name]) for name in (*_FILLINGS, "frame_mask") if name in features}
     if "pixel_values" not in tensors:
         raise ValueError(

@@ -51,7 +51,7 @@ WINDOWS_AHEAD = 2  # windows read before the network needs them, per clip
 LIVE_FRAMES_AHEAD = 100  # frames of live input that can wait for a slow network
 POLLING_SECONDS = 0.1  # how often a blocked thread checks whether it was closed
 
-# Keys of a clip in a dictionary, such as a row of a data set: its video or its frames, and what belongs to them.
+# Keys of a clip in a dictionary, such as a row of a dataset: its video or its frames, and what belongs to them.
 VIDEO_KEYS = ("video", "frames")
 CLIP_KEYS = ("audio", "sampling_rate", "timestamps")
 
@@ -155,7 +155,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
 
         Args:
             inputs: One video, required: a path, URL, bytes or binary file object; its frames as an array (frames,
-                height, width, 3) or a list of PIL images or arrays; or a dictionary, such as a row of a data set, with
+                height, width, 3) or a list of PIL images or arrays; or a dictionary, such as a row of a dataset, with
                 `video` or `frames` and optionally `audio`, `sampling_rate` and, for frames, `timestamps` in seconds;
                 other keys are ignored. Columns of `datasets` are accepted as they are, decoded (by torchcodec) or not
                 (`{"path", "bytes"}`). Several videos: a list or tuple is processed at once; a generator or other

@@ -19,7 +19,7 @@ import pytest
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Prepared data sets and code of checkpoints: tests neither depend on what the user has cached nor leave anything there.
+# Prepared datasets and code of checkpoints: tests neither depend on what the user has cached nor leave anything there.
 if not IS_WORKER:
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="pcmanet_tests_")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

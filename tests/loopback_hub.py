@@ -4,7 +4,7 @@
         subprocess.run(command, env=hub.environment(home))
         hub.connect(monkeypatch, home)  # for this process, which saves the seconds that a new one takes to start
 
-Repositories of models, data sets and Spaces can be created, committed to (small files inside the commit, large ones uploaded
+Repositories of models, datasets and Spaces can be created, committed to (small files inside the commit, large ones uploaded
 before it, by the LFS protocol), listed and downloaded, completely or in ranges. Writing needs the token, and so does reading a
 private repository. A commit whose parent is not the last commit is rejected, as by the Hub. File contents are stored in
 `folder`, the history in memory.

@@ -72,7 +72,7 @@ def test_command_measures_on_generated_clips(
     main()
     agreement = PCMANetConfig.from_pretrained(folder).bfloat16_agreement
     assert agreement is not None and 0.5 < agreement <= 1
-    assert f"with those in float32: {agreement:.4f}" in capsys.readouterr().out
+    assert f"between the masks in bfloat16 and float32: {agreement:.4f}" in capsys.readouterr().out
 
 
 def test_command_measures_on_clips_of_avsbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

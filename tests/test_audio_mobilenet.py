@@ -323,9 +323,9 @@ def test_saved_groups_are_loaded(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"score_groups": {"dog": [0, 4]}}, r"class indexes below 4, got \[0, 4\] for dog"),
-        ({"score_groups": {"dog": [-1]}}, r"class indexes below 4, got \[-1\] for dog"),
-        ({"score_groups": {"dog": []}}, r"class indexes below 4, got \[\] for dog"),
+        ({"score_groups": {"dog": [0, 4]}}, r"class indices below 4, got \[0, 4\] for dog"),
+        ({"score_groups": {"dog": [-1]}}, r"class indices below 4, got \[-1\] for dog"),
+        ({"score_groups": {"dog": []}}, r"class indices below 4, got \[\] for dog"),
         ({"score_groups": GROUPS, "score_means": [0.0]}, "one value for each of 2 `score_groups`"),
         ({"score_groups": GROUPS, "score_scales": [1.0, 0.0]}, r"`score_scales` \(positive\)"),
         ({"score_means": [0.0]}, "one value for each of 0 `score_groups`"),

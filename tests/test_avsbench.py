@@ -111,7 +111,7 @@ def test_ms3_rows_match_the_generated_clips(trees, load):
     assert row["annotated_frames"] == [True] * 5 and row["objects"] is None and row["category"] is None
 
 
-def test_avss_rows_have_five_or_ten_frames_and_class_indexes(trees, load):
+def test_avss_rows_have_five_or_ten_frames_and_class_indices(trees, load):
     rows = list(load(trees, "avss", split="train"))
     assert [row["subset"] for row in rows] == ["v1s", "v1m", "v2"]
     assert [len(row["frames"]) for row in rows] == [5, 5, 10]
@@ -122,7 +122,7 @@ def test_avss_rows_have_five_or_ten_frames_and_class_indexes(trees, load):
         assert {mask.size for mask in row["masks"] if mask} <= {row["frames"][0].size}
 
 
-def test_colors_and_indexes_give_the_same_masks(trees, load):
+def test_colors_and_indices_give_the_same_masks(trees, load):
     semantic = list(load(trees, "avss", split="train"))
     for folder in (trees / AVSS).glob("v*/*/labels_semantic"):
         shutil.rmtree(folder)
@@ -223,8 +223,8 @@ def test_binary_masks_of_avss(trees, load):
     assert label_names(trees, "avss", binary=True) == ("sounding",)
     classes = list(load(trees, "avss", split="train"))
     for row, semantic in zip(load(trees, "avss", split="train", binary=True), classes, strict=True):
-        for mask, indexes in zip(row["masks"], semantic["masks"], strict=True):
-            np.testing.assert_array_equal(np.asarray(mask), np.asarray(indexes) > 0) if mask else None
+        for mask, indices in zip(row["masks"], semantic["masks"], strict=True):
+            np.testing.assert_array_equal(np.asarray(mask), np.asarray(indices) > 0) if mask else None
     assert max(np.asarray(mask).max() for row in classes for mask in row["masks"] if mask) > 1
 
 
@@ -318,7 +318,7 @@ def test_all_wrong_colors_and_values_are_listed(trees, load, streaming):
     problems = problems_of(lambda: list(load(trees, "avss", split="train", streaming=streaming)))
     assert "RGB [[1, 2, 3]], first at row 7, column 9" in problems["0.png"]
     # Streaming reports a problem before the next row, preparing reports all.
-    assert streaming or "class indexes from 0 (background) to 70, got 71" in problems["2.png"]
+    assert streaming or "class indices from 0 (background) to 70, got 71" in problems["2.png"]
 
 
 def test_problems_found_in_another_process_are_kept(trees, load):
@@ -486,7 +486,7 @@ def test_a_root_without_a_table_is_rejected(tmp_path, load):
         load(tmp_path, "s4")
 
 
-def test_masks_are_stored_as_class_indexes_in_png(written, load):
+def test_masks_are_stored_as_class_indices_in_png(written, load):
     data = load(written, "ms3", split="train").with_format("arrow")[0]["masks"][0][0]["bytes"].as_py()
     image = Image.open(BytesIO(data))
     assert image.format == "PNG" and image.mode == "L" and set(np.unique(image)) == {0, 1}
@@ -526,7 +526,7 @@ def test_custom_folder_with_classes(custom_folder, load):
     (custom_folder / "classes.txt").write_text("background\ndog\ncat\n")
     assert label_names(custom_folder, "folder") == ("background", "dog", "cat")
     assert (
-        "class indexes from 0 (background)"
+        "class indices from 0 (background)"
         in problems_of(lambda: load(custom_folder, "folder", split="train"))["1.png"]
     )
     Image.fromarray(np.full((48, 64), 2, np.uint8)).save(custom_folder / "masks/dog/1.png")
@@ -537,7 +537,7 @@ def test_masks_are_prepared_again_under_other_classes(custom_folder, load):
     load(custom_folder, "folder", split="train")
     (custom_folder / "classes.txt").write_text("background\ndog\n")
     problems = problems_of(lambda: load(custom_folder, "folder", split="train"))
-    assert "class indexes from 0 (background)" in problems["1.png"]
+    assert "class indices from 0 (background)" in problems["1.png"]
 
 
 def test_problems_of_a_custom_folder_are_listed(custom_folder, load):

@@ -112,7 +112,7 @@ def test_faults_of_table_and_files_are_in_one_report(trees):
     assert [problem.path for problem in problems] == [f"{table.resolve()}, line 5", str(wav)]
 
 
-def test_colors_that_contradict_indexes_are_found(trees):
+def test_colors_that_contradict_indices_are_found(trees):
     path = next(trees.glob("AVSBench_semantic/v1m/*/labels_rgb/1.png"))
     Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
     (problem,) = check(trees, "avss", RowSettings()).problems

@@ -92,12 +92,12 @@ def test_other_masks_are_rejected_with_what_they_are(image, values):
     assert values in str(caught.value)
 
 
-def test_indexes_and_colors_decode_to_the_same_classes():
-    indexes = np.arange(71, dtype=np.uint8).reshape(1, 71)
-    np.testing.assert_array_equal(decode_mask(png(indexes), "indexes"), indexes)
-    np.testing.assert_array_equal(decode_mask(png(paletted(indexes, voc_palette())), "indexes"), indexes)
-    np.testing.assert_array_equal(decode_mask(png(voc_palette()[indexes]), "colors"), indexes)
-    np.testing.assert_array_equal(decode_mask(png(paletted(indexes, voc_palette())), "colors"), indexes)
+def test_indices_and_colors_decode_to_the_same_classes():
+    indices = np.arange(71, dtype=np.uint8).reshape(1, 71)
+    np.testing.assert_array_equal(decode_mask(png(indices), "indices"), indices)
+    np.testing.assert_array_equal(decode_mask(png(paletted(indices, voc_palette())), "indices"), indices)
+    np.testing.assert_array_equal(decode_mask(png(voc_palette()[indices]), "colors"), indices)
+    np.testing.assert_array_equal(decode_mask(png(paletted(indices, voc_palette())), "colors"), indices)
 
 
 def test_colors_outside_the_palette_are_rejected():
@@ -109,13 +109,13 @@ def test_colors_outside_the_palette_are_rejected():
         decode_mask(png(voc_palette()[np.full((4, 5), 68)][..., ::-1].copy()), "colors")
 
 
-def test_indexes_outside_the_classes_and_color_images_are_rejected():
-    with pytest.raises(ValueError, match="class indexes from 0 .* to 70, got 71, 255"):
-        decode_mask(png(np.array([[0, 70, 71, 255]], np.uint8)), "indexes")
+def test_indices_outside_the_classes_and_color_images_are_rejected():
+    with pytest.raises(ValueError, match="class indices from 0 .* to 70, got 71, 255"):
+        decode_mask(png(np.array([[0, 70, 71, 255]], np.uint8)), "indices")
     with pytest.raises(ValueError, match="got an RGB mask with 2 colors"):
-        decode_mask(png(voc_palette()[SQUARE]), "indexes")
+        decode_mask(png(voc_palette()[SQUARE]), "indices")
     with pytest.raises(ValueError, match=r"to 1, got 2"):
-        decode_mask(png(SQUARE * np.uint8(2)), "indexes", num_classes=2)
+        decode_mask(png(SQUARE * np.uint8(2)), "indices", num_classes=2)
 
 
 def test_unlisted_fraction_counts_labeled_pixels_only():

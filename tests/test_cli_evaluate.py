@@ -144,7 +144,7 @@ def load(root, name, split="test"):
 
 
 def test_choices_of_the_command_line_match_the_library():
-    assert arguments.DATA_SETS == NAMES
+    assert arguments.DATASETS == NAMES
     assert arguments.LABEL_NOISE_RULES == LABEL_NOISE_RULES
     assert list(arguments.NEGATIVE_AUDIO) == NEGATIVES
     assert tuple(SECONDS_OF_SUBSET) == arguments.SUBSETS
@@ -393,7 +393,7 @@ def seeds(tmp_path_factory, checkpoints):
     return [checkpoints[1], folder]
 
 
-def test_all_data_sets_in_one_run_and_one_table(run, root, checkpoints, seeds):
+def test_all_datasets_in_one_run_and_one_table(run, root, checkpoints, seeds):
     models = [*seeds, checkpoints[71]]
     options = ["--name", "s4", "ms3", "avss", "--score-padding", "--per-class", "--log-mel", "--label-noise", "ignore"]
     assert run(models, root, *options) == 2  # no tree has log-mel features
@@ -417,7 +417,7 @@ def test_all_data_sets_in_one_run_and_one_table(run, root, checkpoints, seeds):
     assert "By class" in next(Path("results/avss").glob("*/results.md")).read_text()
 
 
-def test_a_checkpoint_can_be_given_for_one_data_set(run, root, checkpoints, seeds):
+def test_a_checkpoint_can_be_given_for_one_dataset(run, root, checkpoints, seeds):
     models = [f"s4={seeds[0]}", f"ms3={seeds[1]}", f"avss={checkpoints[71]}"]
     results = run(models, root)["evaluations"]
     assert [(one["name"], one["checkpoint"]) for one in results] == [

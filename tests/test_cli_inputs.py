@@ -250,52 +250,52 @@ class TestDataSet:
         return here / "data"
 
     def test_bytes_with_the_names_of_their_files(self, data: Path):
-        videos = Videos.from_data_set(str(data), "train", "video", "audio", None)
+        videos = Videos.from_dataset(str(data), "train", "video", "audio", None)
         assert videos.names == ["a.mp4", "b.mp4"]
         assert videos.read("a.mp4") == (b"A", "a.wav")
         assert videos.read("b.mp4") == (b"B", b"S")
 
     def test_identity_is_the_cell(self, data: Path):
-        identity = Videos.from_data_set("data", "train", "video", "audio", "id").identify("7")
+        identity = Videos.from_dataset("data", "train", "video", "audio", "id").identify("7")
         assert identity == {
             "video": f"7 of {data.resolve()}, train, video",
             "audio": f"7 of {data.resolve()}, train, audio",
             "content": "1 bytes, 559aead08264d579 with audio a.wav",
         }
-        assert Videos.from_data_set(str(data), "train", "video", None, "id").identify("7") == identity | {
+        assert Videos.from_dataset(str(data), "train", "video", None, "id").identify("7") == identity | {
             "audio": None,
             "content": "1 bytes, 559aead08264d579",
         }
 
     def test_names_from_a_column(self, data: Path):
-        videos = Videos.from_data_set(str(data), "train", "video", None, "id")
+        videos = Videos.from_dataset(str(data), "train", "video", None, "id")
         assert videos.names == ["7", "9"]
         assert videos.read("9") == (b"B", None)
 
     def test_other_types_of_columns(self, data: Path):
-        addresses = Videos.from_data_set(str(data), "train", "url", None, None)
+        addresses = Videos.from_dataset(str(data), "train", "url", None, None)
         assert addresses.read("https://example.org/b.mp4") == ("https://example.org/b.mp4", None)
-        content = Videos.from_data_set(str(data), "train", "raw", None, None)
+        content = Videos.from_dataset(str(data), "train", "raw", None, None)
         assert content.names == ["train/00000000", "train/00000001"]
         assert content.read("train/00000001") == (b"2", None)
         with pytest.raises(ValueError, match="Expected a video.*got int"):
-            Videos.from_data_set(str(data), "train", "id", None, "url").read("https://example.org/a.mp4")
+            Videos.from_dataset(str(data), "train", "id", None, "url").read("https://example.org/a.mp4")
 
     def test_folder_of_videos(self, here: Path):
         touch(here, "folder/x/a.mp4", "folder/y/a.mp4")
-        names = Videos.from_data_set(str(here / "folder"), "train", "video", None, None).names
+        names = Videos.from_dataset(str(here / "folder"), "train", "video", None, None).names
         assert names == ["x/a.mp4", "y/a.mp4"]
 
     def test_missing_column_or_video(self, data: Path):
         with pytest.raises(ValueError, match="has no column clip, only video, audio, id, url, raw"):
-            Videos.from_data_set(str(data), "train", "clip", None, None)
+            Videos.from_dataset(str(data), "train", "clip", None, None)
         with pytest.raises(ValueError, match="does not contain the video c.mp4 on this machine"):
-            Videos.from_data_set(str(data), "train", "video", None, None).read("c.mp4")
+            Videos.from_dataset(str(data), "train", "video", None, None).read("c.mp4")
 
     def test_duplicate_names(self, here: Path):
         Dataset.from_dict({"video": ["a.mp4", "a.mp4"]}).save_to_disk(here / "twice")
         with pytest.raises(ValueError, match=r"several videos with the name a\.mp4.*--name-column"):
-            Videos.from_data_set(str(here / "twice"), "train", "video", None, None)
+            Videos.from_dataset(str(here / "twice"), "train", "video", None, None)
 
 
 def test_order_is_kept_without_duplicates():

@@ -485,6 +485,6 @@ class TestStart:
         assert capsys.readouterr().out == f"pcmanet {pcmanet.__version__}\n"
 
     def test_choices_are_those_of_the_library(self):
-        assert arguments.DATA_SETS == NAMES
+        assert arguments.DATASETS == NAMES
         assert arguments.LABEL_NOISE_RULES == LABEL_NOISE_RULES
         assert tuple(NEGATIVES) == arguments.NEGATIVE_AUDIO

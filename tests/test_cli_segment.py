@@ -295,7 +295,7 @@ class TestRows:
         assert main(command(videos="late")) == 0
         assert rows(here / "out")["error"].null_count == rows(here / "out").num_rows
 
-    def test_rows_of_a_data_set(self, here: Path):
+    def test_rows_of_a_dataset(self, here: Path):
         from datasets import Dataset, Features, Value, Video
 
         (here / "data").mkdir()

@@ -154,7 +154,7 @@ def test_saved_attributes_are_loaded_with_a_warning(auto_class, tmp_path, caplog
         ({"backbone_config": {"model_type": "resnet"}}, "must name 4 feature maps"),
         ({"num_labels": 0}, "`num_labels`, the length of `id2label`, must be positive, got 0"),
         ({"num_labels": -1}, "must be positive"),
-        ({"id2label": {1: "dog", 2: "cat"}}, r"must name the classes 0 to 1 without a gap, got the indexes \[1, 2\]"),
+        ({"id2label": {1: "dog", 2: "cat"}}, r"must name the classes 0 to 1 without a gap, got the indices \[1, 2\]"),
     ],
 )
 def test_invalid_values_raise(keywords, message):

@@ -1,4 +1,4 @@
-"""Tests of files and folders that are complete or absent: replaced, damaged, interrupted, and begun with other settings."""
+"""Tests of files and folders that are complete or absent: replaced, damaged, interrupted, and created with other settings."""
 
 import errno
 import os

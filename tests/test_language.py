@@ -36,6 +36,13 @@ PHRASES = {
     r"\b(is|are) dear\b": "expensive",
     r"\bfiles? of others\b": "files that pcmanet did not write",
     r"\bshall\b": "must, or the present tense",
+    r"\bdata\s+sets?\b": "dataset, as in the Hugging Face documentation",
+    r"(?<!navigation\.)\bindexes\b": "indices",
+    r"\d %(?=[,.;:)|]| (of|more|and|in|to|than|faster|slower)\b| \|)": "no space: 3%",
+    r"\bin order of time\b": "in chronological order",
+    r"\bbegun with (other|the same)\b": "created with other settings",
+    r"\bin turns\b": "alternately",
+    r"\bnobody can avoid\b": "unavoidable",
     r"\bonly door\b|\btwo_doors\b|\blook_around\b|\bway_on\b|\bis_of_user\b|\bteach_listening\b|\bload_whole\b": "the names of today",
 }
 

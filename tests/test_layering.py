@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OURS = ("modeling_pcmanet", "pcmanet", "pipelines", "dataset_scripts", "src")
-# Data sets may read media, images, features and class names, and write files; they never use the network or the processor.
-OPEN_TO_DATA_SETS = {
+# Datasets may read media, images, features and class names, and write files; they never use the network or the processor.
+OPEN_TO_DATASETS = {
     "configuration_pcmanet",
     "feature_extraction_pcmanet",
     "hub_upload_pcmanet",
@@ -160,12 +160,12 @@ def test_pipelines_use_drawing_and_files_only(library):
         assert absolute_imports(module.path) <= allowed, module.name
 
 
-def test_data_sets_use_media_and_class_names_only(library):
+def test_datasets_use_media_and_class_names_only(library):
     for module in modules_of("pcmanet.dataset_scripts", library):
         for imported in absolute_imports(module.path):
             package, _, rest = imported.partition(".")
             own = imported.startswith("pcmanet.dataset_scripts") or imported in ("pcmanet.files", "pcmanet.options")
-            assert own or (package == "modeling_pcmanet" and rest in OPEN_TO_DATA_SETS), (module.name, imported)
+            assert own or (package == "modeling_pcmanet" and rest in OPEN_TO_DATASETS), (module.name, imported)
 
 
 def test_any_audio_encoder_is_treated_alike(library):

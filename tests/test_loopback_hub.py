@@ -92,7 +92,7 @@ def plain(value):
 
 try:
     load_dataset("someone/clips", token=False)
-    sys.exit("the private data set was read without a token")
+    sys.exit("the private dataset was read without a token")
 except DatasetNotFoundError:
     pass
 loaded = load_dataset("someone/clips")
@@ -224,7 +224,7 @@ def test_converted_backbone_and_pushed_code_work_without_this_package(
 
 
 @pytest.mark.slow
-def test_exported_data_set_is_loaded_and_streamed(hub: LoopbackHub, client: Client, tmp_path: Path):
+def test_exported_dataset_is_loaded_and_streamed(hub: LoopbackHub, client: Client, tmp_path: Path):
     write_trees(tmp_path / "root", s4={"train": 2, "test": 1})
     command = [sys.executable, "-m", "pcmanet.dataset_scripts.avsbench", "export", tmp_path / "root", tmp_path / "out"]
     printed = client(*command, "--clips-per-shard", "1", "--push-to-hub", "someone/clips")

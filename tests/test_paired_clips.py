@@ -134,7 +134,7 @@ def test_workers_give_the_same_clips(tmp_path: Path) -> None:
     loader = DataLoader(clips, batch_size=None, num_workers=2, collate_fn=_same)
     for clip, one in zip(loader, expected, strict=True):
         assert_same(clip, one)
-    # A worker that is not forked gets the data set without the arrays that are mapped into memory.
+    # A worker that is not forked gets the dataset without the arrays that are mapped into memory.
     pickled = pickle.dumps(clips)
     assert len(pickled) < 100_000
     assert_same(pickle.loads(pickled)[5], expected[5])

@@ -82,7 +82,7 @@ def write_yaml(path: Path, values: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
-    """Upload the stand-ins as data sets."""
+    """Upload the stand-ins as datasets."""
     folder = tmp_path_factory.mktemp("hub")
     for split, count in (("train", 12), ("val", 6)):
         write_coco_split(folder / "coco", split, count)
@@ -133,9 +133,9 @@ def test_sources_on_the_hub(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DatasetError) as caught:
         Library(read_settings(write_yaml(tmp_path / "wrong.yaml", values)))
     problems = str(caught.value)
-    assert f"other.json: Missing; layout coco needs it in the data set {USER}/coco" in problems
-    assert f"{USER}/coco: Not downloaded from the Hub's data sets: 404" in problems
-    assert f"{USER}/missing: Not downloaded from the Hub's data sets: 404" in problems
+    assert f"other.json: Missing; layout coco needs it in the dataset {USER}/coco" in problems
+    assert f"{USER}/coco: Not downloaded from the Hub's datasets: 404" in problems
+    assert f"{USER}/missing: Not downloaded from the Hub's datasets: 404" in problems
     assert "log in with `hf auth login`" in problems
 
     # A table comes with the files next to it.
@@ -152,7 +152,7 @@ def test_without_network_and_cache_the_problem_is_named():
     source = {"layout": "voc", "repo": "nobody/not-in-any-cache", "path": "."}
     found, (problem,) = read_sources([source], PHOTO_LAYOUTS)
     assert found == [] and problem.path == "nobody/not-in-any-cache"
-    assert problem.problem.startswith("Not downloaded from the Hub's data sets: ")
+    assert problem.problem.startswith("Not downloaded from the Hub's datasets: ")
     assert "leave out repo and give local paths" in problem.problem
 
 
@@ -169,18 +169,18 @@ def test_wrong_repositories_in_the_settings(tmp_path: Path):
         read_settings(write_yaml(tmp_path / "paired.yaml", settings_of_stand_ins(recordings=recordings)))
     for number, text in enumerate(
         (
-            "Expected the id of a data set on the Hub as repo, such as owner/name, got 'a/b/c'",
-            "revision applies only to a data set on the Hub. Add repo: OWNER/NAME, or leave revision out.",
+            "Expected the id of a dataset on the Hub as repo, such as owner/name, got 'a/b/c'",
+            "revision applies only to a dataset on the Hub. Add repo: OWNER/NAME, or leave revision out.",
             "Expected a branch, tag or commit as revision, got 2",
-            "Expected path relative to the root of the data set me/sounds, got '/data'",
-            "Expected path relative to the root of the data set me/sounds, got '../data'",
+            "Expected path relative to the root of the dataset me/sounds, got '/data'",
+            "Expected path relative to the root of the dataset me/sounds, got '../data'",
         ),
         start=1,
     ):
         assert f"recordings, source {number}: {text}" in str(caught.value)
 
 
-def test_settings_name_their_data_sets_once(tmp_path: Path):
+def test_settings_name_their_datasets_once(tmp_path: Path):
     settings = read_settings(write_yaml(tmp_path / "paired.yaml", settings_of_stand_ins()))
     assert settings.dataset_ids == [f"{USER}/coco", f"{USER}/esc50"]
     assert settings.photos[0]["images"] == "train"
@@ -213,7 +213,7 @@ def tiny(**settings: Any) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_one_command_from_data_sets_on_the_hub_to_a_published_model(
+def test_one_command_from_datasets_on_the_hub_to_a_published_model(
     processes: int, hub: LoopbackHub, run: Callable[..., Any], tmp_path: Path
 ):
     path, name = write_yaml(tmp_path / "stand_ins.yaml", settings_of_stand_ins()), f"{USER}/trained-{processes}"

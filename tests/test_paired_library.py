@@ -47,7 +47,7 @@ from pcmanet.dataset_scripts.paired.library import (
 )
 
 
-INDEXES = {"dog": 5, "cat": 2}
+INDICES = {"dog": 5, "cat": 2}
 
 
 def read(layouts: Any, **source: Any) -> list[Any]:
@@ -64,7 +64,7 @@ def test_folder_of_photos(tmp_path: Path) -> None:
     write_photo_folder(tmp_path, count=4)
     photos = read(PHOTO_LAYOUTS, layout="folder", path=str(tmp_path))
     assert [photo.id for photo in photos] == [f"photo_{k:02d}" for k in range(4)]
-    image, mask = decode_photo(photos[3], INDEXES, 64)
+    image, mask = decode_photo(photos[3], INDICES, 64)
     expected = make_mask(5, 2)
     np.testing.assert_array_equal(mask, expected)
     # Dogs are 1 in the file, which is a red of 40; cats are 2.
@@ -91,7 +91,7 @@ def test_mask_values_count_from_one_above_the_ids(tmp_path: Path) -> None:
 def test_large_photos_are_reduced(tmp_path: Path) -> None:
     write_photo_folder(tmp_path, count=4)
     photos = read(PHOTO_LAYOUTS, layout="folder", path=str(tmp_path))
-    image, mask = decode_photo(photos[3], INDEXES, 32)
+    image, mask = decode_photo(photos[3], INDICES, 32)
     assert image.shape == (24, 32, 3)
     np.testing.assert_array_equal(mask, make_mask(5, 2)[::2, ::2])
 
@@ -102,7 +102,7 @@ def test_photos_with_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     image = Image.fromarray(np.full((48, 64), 40_000, dtype=np.uint16))
     image.save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match=r"8 bits per channel, got a PIL image of mode 'I;16'"):
-        decode_photo(replace(photo, image=str(tmp_path / "deep.png")), INDEXES, 64)
+        decode_photo(replace(photo, image=str(tmp_path / "deep.png")), INDICES, 64)
 
 
 def test_coco(tmp_path: Path) -> None:
@@ -110,11 +110,11 @@ def test_coco(tmp_path: Path) -> None:
     source = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
     first, second = read(PHOTO_LAYOUTS, layout="coco", split="train", **source)
     assert (first.split, first.group) == ("train", "000001")
-    _, mask = decode_photo(first, INDEXES, 64)
+    _, mask = decode_photo(first, INDICES, 64)
     expected = make_mask(5)
     expected[16:32, 8:24] = 2
     np.testing.assert_array_equal(mask, expected)
-    assert not decode_photo(second, INDEXES, 64)[1].any()
+    assert not decode_photo(second, INDICES, 64)[1].any()
 
 
 RLE = coco_masks.encode(np.asfortranarray(make_mask(0, 1)))
@@ -130,7 +130,7 @@ def coco_photo(tmp_path: Path, segmentation: Any) -> Photo:
 
 def test_coco_with_compressed_run_lengths(tmp_path: Path) -> None:
     segmentation = {"size": [48, 64], "counts": RLE["counts"].decode()}
-    _, mask = decode_photo(coco_photo(tmp_path, segmentation), INDEXES, 64)
+    _, mask = decode_photo(coco_photo(tmp_path, segmentation), INDICES, 64)
     np.testing.assert_array_equal(mask, make_mask(0, 5))
 
 
@@ -146,7 +146,7 @@ def test_coco_with_compressed_run_lengths(tmp_path: Path) -> None:
 )
 def test_coco_segmentations_that_cannot_be_drawn_are_errors(segmentation, message, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        decode_photo(coco_photo(tmp_path, segmentation), INDEXES, 64)
+        decode_photo(coco_photo(tmp_path, segmentation), INDICES, 64)
 
 
 def test_voc_with_other_masks_and_a_list(tmp_path: Path) -> None:
@@ -158,10 +158,10 @@ def test_voc_with_other_masks_and_a_list(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("b\n", encoding="utf-8")
     photos = read(PHOTO_LAYOUTS, layout="voc", path=str(tmp_path))
     assert [photo.id for photo in photos] == ["a", "b"]
-    np.testing.assert_array_equal(decode_photo(photos[0], INDEXES, 64)[1], make_mask(5, 2))
+    np.testing.assert_array_equal(decode_photo(photos[0], INDICES, 64)[1], make_mask(5, 2))
     options = {"masks": str(tmp_path / "Aug"), "list": str(tmp_path / "list.txt")}
     (photo,) = read(PHOTO_LAYOUTS, layout="voc", path=str(tmp_path), **options)
-    np.testing.assert_array_equal(decode_photo(photo, INDEXES, 64)[1], make_mask(2))
+    np.testing.assert_array_equal(decode_photo(photo, INDICES, 64)[1], make_mask(2))
 
 
 # Recordings
@@ -260,7 +260,7 @@ def test_splits_do_not_depend_on_the_order_and_keep_groups_together() -> None:
     shuffled = random.Random(0).sample(items, len(items))
     assert split_groups(*map(list, zip(*shuffled, strict=True))) == groups
     counts = {split: [name for name, own in groups.items() if own == {split}] for split in ("train", "val", "test")}
-    # 20 % of 25 dogs and of 5 cats.
+    # 20% of 25 dogs and of 5 cats.
     assert {split: len(names) for split, names in counts.items()} == {"train": 18, "val": 6, "test": 6}
     assert all(any(int(name[1:]) >= 25 for name in names) for names in counts.values())
 
@@ -344,7 +344,7 @@ def test_all_problems_of_files_are_listed(tmp_path: Path) -> None:
         f"Missing: {photos}/masks/photo_01.png",
         "The mask is 64x40 pixels, the photo 64x48",
         "photo_03.jpg: cannot identify image file",
-        f"class indexes in {photos}/masks/photo_04.png, got an image of mode RGB",
+        f"class indices in {photos}/masks/photo_04.png, got an image of mode RGB",
         f"{sounds}/dog/0_0.wav: Missing",
         f"{sounds}/cat/0_0.wav",
         "bird/0_0.wav: The recording is silent",
@@ -359,13 +359,15 @@ def test_unknown_labels_and_sources_are_listed(tmp_path: Path) -> None:
         "dog": {"photos": ["dogs"], "sounds": ["dgo"], "similar": ["brid"]},
         "cat": {"photos": ["cat"], "sounds": ["cat"]},
     }
-    path = write_settings(tmp_path, classes=classes, unknown=["piano"], background=["snow"])
+    others = {"drums": {"sounds": ["drumm"], "audioset": ["Drum"]}}
+    path = write_settings(tmp_path, classes=classes, unknown=["piano"], background=["snow"], other_sounds=others)
     with pytest.raises(DatasetError) as caught:
         Library(read_settings(path))
     text = str(caught.value)
     assert "class 'dog', photos: no source has the label 'dogs'. Did you mean 'dog'?" in text
     assert "class 'dog', sounds: no source has the label 'dgo'. Did you mean 'dog'?" in text
     assert "class 'dog', similar: no source has the label 'brid'. Did you mean 'bird'?" in text
+    assert "other sound 'drums', sounds: no source has the label 'drumm'" in text
     assert "unknown: no source has the label 'piano'" in text
     assert "background: no source has the label 'snow'" in text
     shutil.rmtree(tmp_path / "sounds")

@@ -168,7 +168,7 @@ def test_an_avss_tree_has_avsbench_s_files(trees):
     assert len({read_image(path).shape for path in tree.rglob("frames/0.jpg")}) > 1
 
 
-def test_avss_labels_are_avsbench_s_indexes_and_colors(trees):
+def test_avss_labels_are_avsbench_s_indices_and_colors(trees):
     tree = trees / "AVSBench_semantic"
     vid, uid, *_, objects, split, subset = read_rows(tree / "metadata.csv")[3]
     clip = dataset("avss", split, *files_module.AVSS_SIZES[2], seconds=10)[2]

@@ -16,7 +16,7 @@ from pcmanet.dataset_scripts.sounding_shapes.sound import (
 
 
 EACH_CLASS = pytest.mark.parametrize("label", range(12), ids=CLASSES)
-# The band of each class that contains at least 90 % of its energy, in Hz.
+# The band of each class that contains at least 90% of its energy, in Hz.
 BANDS = (
     (100, 420),
     (220, 2600),

@@ -1,4 +1,4 @@
-"""Start of a command: what it does not import; benchmarks/startup.py: every part is measured in a new process, in order, and compared with what nobody can avoid."""
+"""Start of a command: what it does not import; benchmarks/startup.py: every part is measured in a new process, in order, and compared with the unavoidable parts."""
 
 import subprocess
 import sys

@@ -92,7 +92,7 @@ def test_later_first_step_gives_the_remaining_batches():
     [
         (
             {"processes": 3},
-            "batch_size is 4, which 3 processes times 1 gradient_accumulation cannot share evenly",
+            "batch_size is 4, which 3 processes times 1 gradient_accumulation cannot share evenly. Set it to a multiple of 3",
         ),
         ({"num_clips": 0}, "Expected training clips, got none"),
     ],

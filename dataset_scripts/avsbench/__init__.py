@@ -1,4 +1,4 @@
-"""Load AVSBench (S4, MS3, AVSS) and custom folders of videos as Hugging Face data sets.
+"""Load AVSBench (S4, MS3, AVSS) and custom folders of videos as Hugging Face datasets.
 
     from pcmanet.dataset_scripts.avsbench import load_avsbench
     load_avsbench("AVSBench", "s4", split="train")                    # prepared once, then memory-mapped from disk
@@ -56,7 +56,7 @@ def load_avsbench(
     on_error: str = "raise",
     cache_dir: str | Path | None = None,
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
-    """Load a data set from the files as downloaded.
+    """Load a dataset from the files as downloaded.
 
     Args:
         root: "s4", "ms3" and "avss": the folder as downloaded (Single-source, Multi-sources, AVSBench_semantic) or the
@@ -137,7 +137,7 @@ def _report_skipped(rows: Dataset, tree: Tree, split: str, settings: RowSettings
 
 
 def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
-    """Find the clips of a data set.
+    """Find the clips of a dataset.
 
     Args:
         root: "s4", "ms3", "avss": the folder as downloaded or the folder that contains it; "folder": the folder that
@@ -150,7 +150,7 @@ def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If the name is unknown, or an option does not apply to the data set.
+        ValueError: If the name is unknown, or an option does not apply to the dataset.
         DatasetError: If the table of clips is missing or cannot be read.
     """
     if name not in NAMES:
@@ -196,7 +196,7 @@ class AVSBenchConfig(datasets.BuilderConfig):
 
 
 class AVSBench(datasets.GeneratorBasedBuilder):
-    """Builder of one split of one data set; use it through `load_avsbench`."""
+    """Builder of one split of one dataset; use it through `load_avsbench`."""
 
     config: AVSBenchConfig
 

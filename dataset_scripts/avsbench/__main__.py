@@ -26,14 +26,14 @@ EXAMPLES = """examples:
   python -m pcmanet.dataset_scripts.avsbench export AVSBench exported --format parquet --num-proc 4
   python -m pcmanet.dataset_scripts.avsbench export AVSBench exported --only avss --push-to-hub me/avsbench
 
-DATA is a data set as downloaded (Single-source, Multi-sources, AVSBench_semantic), the folder that contains it, or a custom
+DATA is a dataset as downloaded (Single-source, Multi-sources, AVSBench_semantic), the folder that contains it, or a custom
 folder of videos with a clips.csv.
 """
 CHECK_NOTES = """Every file is read, which takes a while for a complete AVSBench; --quick only checks
 names, sizes and both ends of each file. The exit status is 0 without problems, 1 with problems, and 2 if DATA
-contains no data set.
+contains no dataset.
 """
-EXPORT_NOTES = """Each data set is written to its own folder in OUTPUT, which load_dataset(OUTPUT, NAME) reads and streams. Run the
+EXPORT_NOTES = """Each dataset is written to its own folder in OUTPUT, which load_dataset(OUTPUT, NAME) reads and streams. Run the
 command again to resume an interrupted export. --push-to-hub creates private repositories unless --public is given; AVSBench
 is distributed on request and must not be published.
 """
@@ -57,7 +57,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     for command in (check_parser, export_parser):
         command.add_argument("data", type=Path, metavar="DATA", help="folder of the data")
-        command.add_argument("--only", nargs="+", choices=NAMES, help="data sets to use (default: all in DATA)")
+        command.add_argument("--only", nargs="+", choices=NAMES, help="datasets to use (default: all in DATA)")
         command.add_argument("--num-proc", type=positive_integer, default=1, help="number of processes (default: 1)")
         command.add_argument("--log-mel", action="store_true", help="include the published log-mel pickles (s4, ms3)")
         command.add_argument("--subsets", nargs="+", choices=SECONDS_OF_SUBSET, help="subsets of avss (default: all)")
@@ -76,7 +76,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder in which to write a folder per data set")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder in which to write a folder per dataset")
     parser.add_argument(
         "--format", choices=tuple(WRITERS), default="parquet", help="format of the shards (default: parquet)"
     )
@@ -104,7 +104,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         default="raise",
         help="stop at clips with problems or skip them (default: raise)",
     )
-    parser.add_argument("--push-to-hub", metavar="ID", help="upload OUTPUT to this data set repository")
+    parser.add_argument("--push-to-hub", metavar="ID", help="upload OUTPUT to this dataset repository")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
 
 
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Arguments without the program name; None uses those of the process.
 
     Returns:
-        0 without problems, 1 if the data have problems or cannot be used, 2 if no data set was found.
+        0 without problems, 1 if the data have problems or cannot be used, 2 if no dataset was found.
     """
     args = parse_args(arguments)
     if not args.data.is_dir():
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_check(args: argparse.Namespace, names: list[str]) -> int:
-    """Print a report per data set; return 1 if any has problems, else 0."""
+    """Print a report per dataset; return 1 if any has problems, else 0."""
     failed = False
     for name in names:
         settings = RowSettings(
@@ -151,7 +151,7 @@ def run_check(args: argparse.Namespace, names: list[str]) -> int:
 
 
 def run_export(args: argparse.Namespace, names: list[str]) -> int:
-    """Write the shards of each data set, and upload them with `--push-to-hub`; return 0."""
+    """Write the shards of each dataset, and upload them with `--push-to-hub`; return 0."""
     if args.push_to_hub:
         validate_repo_id(args.push_to_hub)
     for name in names:

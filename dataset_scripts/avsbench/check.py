@@ -1,4 +1,4 @@
-"""Check the files of a data set: what is complete, missing or damaged."""
+"""Check the files of a dataset: what is complete, missing or damaged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,13 +27,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Report:
-    """Result of checking one data set.
+    """Result of checking one dataset.
 
     Attributes:
-        name: Name of the data set.
+        name: Name of the dataset.
         folder: Its folder.
         clips: Clips in the table, per split.
-        published: Clips in the published table of the data set or of its chosen subsets, per split; None for a custom folder.
+        published: Clips in the published table of the dataset or of its chosen subsets, per split; None for a custom folder.
         complete: Clips without problems, per split.
         problems: All problems.
         notes: Corrections and peculiarities that are not errors.
@@ -76,7 +76,7 @@ def check(
     num_proc: int = 1,
     progress: bool = False,
 ) -> Report:
-    """Check a data set.
+    """Check a dataset.
 
     Args:
         root: As for `find_clips`.
@@ -161,27 +161,27 @@ def _read(clip: Clip, settings: RowSettings) -> tuple[list[Problem], float]:
     if not isinstance(clip, ClipFiles) or clip.mask_encoding == "binary" or settings.binary:
         return [], 0.0
     masks = {
-        path: decode_mask(mask["bytes"], "indexes")
+        path: decode_mask(mask["bytes"], "indices")
         for path, mask in zip(clip.masks, row["masks"], strict=True)
         if path
     }
     collector = ProblemCollector(clip.id)
-    for path, indexes in masks.items():
-        collector.run(_compare_colors, path, indexes)
+    for path, indices in masks.items():
+        collector.run(_compare_colors, path, indices)
     return collector.problems, unlisted_fraction(list(masks.values()), clip.objects or ())
 
 
-def _compare_colors(path: str, indexes: np.ndarray) -> None:
+def _compare_colors(path: str, indices: np.ndarray) -> None:
     """Raise ValueError if `labels_rgb` exists next to `labels_semantic` and encodes other classes."""
     colors = Path(path).parent.parent / "labels_rgb" / Path(path).name
     if Path(path) == colors or not colors.is_file():
         return
     try:
-        same = np.array_equal(decode_mask(read_image(str(colors))[0], "colors"), indexes)
+        same = np.array_equal(decode_mask(read_image(str(colors))[0], "colors"), indices)
     except ValueError as error:
         raise ValueError(f"Unusable colors in {colors}: {error}") from error
     if not same:
-        raise ValueError(f"The class indexes differ from the colors in {colors}. Download both again.")
+        raise ValueError(f"The class indices differ from the colors in {colors}. Download both again.")
 
 
 def _count(clips: Sequence[Clip]) -> dict[str, int]:

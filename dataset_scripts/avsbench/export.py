@@ -1,4 +1,4 @@
-"""Export a data set as self-contained shards that `load_dataset` reads and streams; an interrupted export is resumed."""
+"""Export a dataset as self-contained shards that `load_dataset` reads and streams; an interrupted export is resumed."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ configs:
 # Audio-visual segmentation: one mask of the sounding objects per second
 
 Written by `python -m pcmanet.dataset_scripts.avsbench export`. Frames and audio are the files as downloaded, masks are
-class indexes; `annotated_frames` marks the annotated frames. The rights of the source apply; AVSBench is distributed
+class indices; `annotated_frames` marks the annotated frames. The rights of the source apply; AVSBench is distributed
 for research on request.
 
 {classes}
@@ -63,14 +63,14 @@ def export(
     on_error: str = "raise",
     progress: bool = False,
 ) -> Path:
-    """Write all splits of a data set to `output/name`, and a card that lists it to `output/README.md`.
+    """Write all splits of a dataset to `output/name`, and a card that lists it to `output/README.md`.
 
     Shards are collected in a hidden folder that is renamed when all of them are complete. An interrupted run therefore
     leaves nothing that looks like data, and the next run keeps its shards.
 
     Args:
         root: As for `find_clips`.
-        output: Folder for one or more data sets.
+        output: Folder for one or more datasets.
         name: "s4", "ms3", "avss" or "folder".
         settings: Row options.
         file_format: "parquet" or "arrow".
@@ -124,7 +124,7 @@ def push(output: str | Path, repo_id: str, *, private: bool = True) -> str:
 
     Args:
         output: Folder of exports.
-        repo_id: Data set repository; it is created if it does not exist.
+        repo_id: Dataset repository; it is created if it does not exist.
         private: Whether a new repository is private. AVSBench is distributed on request and must not be published.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Find the clips of a data set and the paths of their files, from its table of clips.
+"""Find the clips of a dataset and the paths of their files, from its table of clips.
 
 Four layouts are known: S4 and MS3 of AVSBench-object (Zhou et al., ECCV 2022) and AVSS of AVSBench-semantic (Zhou et al.,
 2023) as published, and a custom folder of videos:
@@ -9,7 +9,7 @@ Four layouts are known: S4 and MS3 of AVSBench-object (Zhou et al., ECCV 2022) a
     masks/dog/0.png     the mask of the frame in second 0; seconds without a file are not annotated
 
 `video` and `masks` are paths inside the folder, `objects` are names joined by `_`. Without classes.txt, masks hold 0 and
-255 (or 0 and 1); with it, class indexes. Masks have the size of the video.
+255 (or 0 and 1); with it, class indices. Masks have the size of the video.
 
 This file reads tables only. `rows` opens images, audio and video.
 """
@@ -48,7 +48,7 @@ class ClipFiles:
         objects: Names of the sounding objects, None where AVSBench does not list them (MS3).
         frames: One image per second.
         masks: One per frame, None where the frame is not annotated.
-        mask_encoding: "binary", "indexes" or, for `labels_rgb`, "colors" of the VOC palette.
+        mask_encoding: "binary", "indices" or, for `labels_rgb`, "colors" of the VOC palette.
         audio: The wav file.
         log_mel: The published log-mel features, None where none exist (AVSS).
     """
@@ -109,7 +109,7 @@ Clip = ClipFiles | CustomClipFiles
 
 @dataclass(frozen=True)
 class Tree:
-    """A data set on disk and its clips.
+    """A dataset on disk and its clips.
 
     Attributes:
         table: The table of clips.
@@ -255,7 +255,7 @@ def _read_text(path: Path) -> str:
 
 
 def _require_name(value: str, column: str) -> str:
-    """Return a value that is a plain file name, which cannot lead out of the data set; else raise ValueError."""
+    """Return a value that is a plain file name, which cannot lead out of the dataset; else raise ValueError."""
     if not value or value in (".", "..") or any(sign in value for sign in ("/", "\\", "\0", ":")):
         raise ValueError(f"Expected a plain file name as {column}, got {value!r}")
     return value
@@ -302,7 +302,7 @@ CORRECTED_OBJECTS = {"h orse": "horse"}
 
 @dataclass(frozen=True)
 class Layout:
-    """One published data set.
+    """One published dataset.
 
     Attributes:
         folder: Name of its folder as downloaded.
@@ -339,10 +339,10 @@ LAYOUTS = {
 
 
 def find_tree(root: str | Path, name: str) -> Tree:
-    """Find one of the published data sets and list its clips.
+    """Find one of the published datasets and list its clips.
 
     Args:
-        root: The folder of the data set, or the folder that contains it under its published name.
+        root: The folder of the dataset, or the folder that contains it under its published name.
         name: "s4", "ms3" or "avss".
 
     Returns:
@@ -375,7 +375,7 @@ def _require_classes_and_table(collector: ProblemCollector, tree: Tree) -> Tree:
 
 
 def _locate_table(root: str | Path, name: str) -> Path | None:
-    """Find the table of a published data set in a folder or in the published folder inside it.
+    """Find the table of a published dataset in a folder or in the published folder inside it.
 
     Returns:
         Its path, or None. The path identifies prepared data, so it does not depend on which folder was given.
@@ -461,7 +461,7 @@ def _locate_avss(root: Path, values: dict[str, str]) -> ClipFiles:
     split, objects = _require_choice(values["split"], "split", SPLITS), parse_objects(values["a_obj"])
     folder = root / subset / _require_name(values["uid"], "uid")
     numbers = range(SECONDS_OF_SUBSET[subset])
-    # Indexes are unambiguous; colors are read only where no indexes exist.
+    # Indices are unambiguous; colors are read only where no indices exist.
     colors = not (folder / "labels_semantic").is_dir() and (folder / "labels_rgb").is_dir()
     labels = folder / ("labels_rgb" if colors else "labels_semantic")
     return ClipFiles(
@@ -475,7 +475,7 @@ def _locate_avss(root: Path, values: dict[str, str]) -> ClipFiles:
         masks=_select_annotated(
             [str(labels / f"{number}.png") for number in numbers], only_first=(subset, split) == ("v1s", "train")
         ),
-        mask_encoding="colors" if colors else "indexes",
+        mask_encoding="colors" if colors else "indices",
         audio=str(folder / "audio.wav"),
         log_mel=None,
     )
@@ -572,7 +572,7 @@ def _locate_custom(root: Path, values: dict[str, str], num_classes: int) -> Cust
 
 
 def _read_class_names(root: str | Path) -> tuple[str, ...] | None:
-    """Read classes.txt: names in the order of the class indexes, the background first; None for binary masks.
+    """Read classes.txt: names in the order of the class indices, the background first; None for binary masks.
 
     Raises:
         DatasetError: If the file exists but is not UTF-8, has fewer than two names, more than 255, or duplicates, or does not
@@ -601,13 +601,13 @@ BINARY_LABELS = ("sounding",)
 
 
 def find_names(root: str | Path) -> list[str]:
-    """Return the names of the data sets whose table of clips is in a folder."""
+    """Return the names of the datasets whose table of clips is in a folder."""
     names = [name for name in LAYOUTS if _locate_table(root, name)]
     return [*names, FOLDER] if (Path(root) / FOLDER_TABLE).is_file() else names
 
 
 def label_names(root: str | Path, name: str, *, binary: bool = False) -> tuple[str, ...]:
-    """Return the class names of a data set as the model configuration expects them.
+    """Return the class names of a dataset as the model configuration expects them.
 
     Args:
         root: As for `find_clips`.

@@ -1,4 +1,4 @@
-"""Decode AVSBench's mask files to class indexes.
+"""Decode AVSBench's mask files to class indices.
 
 Published loaders silently turn unknown values into background. These functions check every value and raise an error
 that names the wrong value or color.
@@ -71,12 +71,12 @@ def decode_mask(data: bytes, encoding: str, num_classes: int = NUM_CLASSES) -> n
     Args:
         data: An image file.
         encoding: "binary" (S4, MS3): gray values 0 and 255, or 0 and 1, or a palette image with the colors of Pascal VOC,
-            in which every class is foreground. "indexes" (AVSS's `labels_semantic`): one channel of class indexes.
+            in which every class is foreground. "indices" (AVSS's `labels_semantic`): one channel of class indices.
             "colors" (AVSS's `labels_rgb`): colors of the VOC palette.
-        num_classes: Number of classes of "indexes".
+        num_classes: Number of classes of "indices".
 
     Returns:
-        uint8 (height, width), class indexes; 0 and 1 for binary masks, and 255 (ignored) for VOC's index 255.
+        uint8 (height, width), class indices; 0 and 1 for binary masks, and 255 (ignored) for VOC's index 255.
 
     Raises:
         ValueError: If the mask has another mode or holds another value or color.
@@ -84,7 +84,7 @@ def decode_mask(data: bytes, encoding: str, num_classes: int = NUM_CLASSES) -> n
     image = Image.open(BytesIO(data))
     if encoding == "binary":
         return _decode_binary(image)
-    return _decode_colors(image) if encoding == "colors" else _decode_indexes(image, num_classes)
+    return _decode_colors(image) if encoding == "colors" else _decode_indices(image, num_classes)
 
 
 def _decode_binary(image: Image.Image) -> np.ndarray:
@@ -122,22 +122,22 @@ def _shown_colors(image: Image.Image) -> str:
     return f"{len(colors)} colors such as RGB {colors[:SHOWN_COLORS].tolist()}"
 
 
-def _decode_indexes(image: Image.Image, num_classes: int) -> np.ndarray:
+def _decode_indices(image: Image.Image, num_classes: int) -> np.ndarray:
     if image.mode not in INDEX_MODES:
         raise ValueError(
             f"Expected one channel with the class index of each pixel, got {_describe(image)} with {_shown_colors(image)}."
         )
-    indexes = np.asarray(image).astype(np.int64)
-    if indexes.min() < 0 or indexes.max() >= num_classes:
-        wrong = np.unique(indexes[(indexes < 0) | (indexes >= num_classes)])
-        raise ValueError(f"Expected class indexes from 0 (background) to {num_classes - 1}, got {_shorten(wrong)}")
-    return indexes.astype(np.uint8)
+    indices = np.asarray(image).astype(np.int64)
+    if indices.min() < 0 or indices.max() >= num_classes:
+        wrong = np.unique(indices[(indices < 0) | (indices >= num_classes)])
+        raise ValueError(f"Expected class indices from 0 (background) to {num_classes - 1}, got {_shorten(wrong)}")
+    return indices.astype(np.uint8)
 
 
 def _decode_colors(image: Image.Image) -> np.ndarray:
     colors = np.asarray(image.convert("RGB"))
-    indexes = _class_of_color()[_pack(colors)]
-    unknown = indexes == UNKNOWN_COLOR
+    indices = _class_of_color()[_pack(colors)]
+    unknown = indices == UNKNOWN_COLOR
     if unknown.any():
         if (_class_of_color()[_pack(colors[..., ::-1])] != UNKNOWN_COLOR).all():
             raise ValueError(f"Expected colors in the order red, green, blue, but {BLUE_FIRST}. Convert the mask.")
@@ -147,11 +147,11 @@ def _decode_colors(image: Image.Image) -> np.ndarray:
             f"Expected colors of classes, got {np.count_nonzero(unknown)} pixels of other colors such as RGB {some}, "
             f"first at row {row}, column {column}. Resized or JPEG-compressed labels cannot be used; download them again."
         )
-    return indexes
+    return indices
 
 
 def to_binary(mask: np.ndarray) -> np.ndarray:
-    """Convert class indexes to 0 (background) and 1 (any other class); 255 (ignored) stays."""
+    """Convert class indices to 0 (background) and 1 (any other class); 255 (ignored) stays."""
     return np.where(mask == IGNORE_INDEX, mask, mask > 0).astype(np.uint8)
 
 
@@ -164,8 +164,8 @@ def _shorten(values: np.ndarray) -> str:
 # Comparison with the sounding objects that `a_obj` lists
 
 
-def _class_indexes(objects: Sequence[str]) -> np.ndarray:
-    """Return the class indexes of the names in `a_obj` that are classes, without the background."""
+def _class_indices(objects: Sequence[str]) -> np.ndarray:
+    """Return the class indices of the names in `a_obj` that are classes, without the background."""
     return np.array([k for k, name in enumerate(AVSBENCH_SEMANTIC_LABELS) if k and name in objects], dtype=np.uint8)
 
 
@@ -173,14 +173,14 @@ def unlisted_fraction(masks: Sequence[np.ndarray], objects: Sequence[str]) -> fl
     """Return the fraction of the labeled pixels of a clip whose class is not in `a_obj`.
 
     Args:
-        masks: Class indexes, each uint8 (height, width).
+        masks: Class indices, each uint8 (height, width).
         objects: Names in `a_obj`.
 
     Returns:
         In [0, 1]; 0 if no pixel is labeled or `a_obj` names no class.
     """
     counts = sum((np.bincount(mask.ravel(), minlength=256) for mask in masks), np.zeros(256, dtype=np.int64))
-    listed = _class_indexes(objects)
+    listed = _class_indices(objects)
     labeled = counts[1:].sum()
     return float(1 - counts[listed].sum() / labeled) if labeled and len(listed) else 0.0
 
@@ -189,7 +189,7 @@ def find_systematic_error(masks: Sequence[np.ndarray], objects: Sequence[str]) -
     """Find an error that is common to all masks of a clip; once it is corrected, they match `a_obj`.
 
     Args:
-        masks: Class indexes, each uint8 (height, width).
+        masks: Class indices, each uint8 (height, width).
         objects: Names in `a_obj`.
 
     Returns:
@@ -200,7 +200,7 @@ def find_systematic_error(masks: Sequence[np.ndarray], objects: Sequence[str]) -
     from_blue = _class_of_color()[_pack(voc_palette(256)[:, ::-1])]
     corrected_masks = {
         BLUE_FIRST: [from_blue[mask] for mask in masks],
-        "its class indexes are one too high (label2idx.json counts from 1)": [mask - (mask > 0) for mask in masks],
+        "its class indices are one too high (label2idx.json counts from 1)": [mask - (mask > 0) for mask in masks],
     }
     for error, corrected in corrected_masks.items():
         if any(mask.any() for mask in corrected) and unlisted_fraction(corrected, objects) <= UNLISTED_AFTER:
@@ -212,7 +212,7 @@ def filter_label_noise(mask: np.ndarray, objects: Sequence[str], rule: str) -> n
     """Relabel the pixels of classes that `a_obj` does not list.
 
     Args:
-        mask: uint8 (height, width), class indexes.
+        mask: uint8 (height, width), class indices.
         objects: Names in `a_obj`.
         rule: "keep" leaves them, "background" makes them 0, "ignore" makes them 255, which losses and metrics ignore.
 
@@ -221,5 +221,5 @@ def filter_label_noise(mask: np.ndarray, objects: Sequence[str], rule: str) -> n
     """
     if rule == "keep":
         return mask
-    unlisted = ~np.isin(mask, np.append(_class_indexes(objects), 0))
+    unlisted = ~np.isin(mask, np.append(_class_indices(objects), 0))
     return np.where(unlisted, np.uint8(0 if rule == "background" else IGNORE_INDEX), mask)

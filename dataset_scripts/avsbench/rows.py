@@ -1,4 +1,4 @@
-"""Check the files of a clip and read them as one row of a data set.
+"""Check the files of a clip and read them as one row of a dataset.
 
 | column | type | meaning |
 |---|---|---|
@@ -8,7 +8,7 @@
 | `subset` | string | "s4", "ms3", "v1s", "v1m", "v2" or "folder" |
 | `frames` | list of images | as stored |
 | `timestamps` | list of float64 | time of each frame in seconds since the start of the audio |
-| `masks` | list of images or nulls | class indexes (binary: 0 and 1), null where the frame is not annotated |
+| `masks` | list of images or nulls | class indices (binary: 0 and 1), null where the frame is not annotated |
 | `annotated_frames` | list of bool | which frames are annotated |
 | `audio` | struct of `path` and `bytes` | the audio as a wav; null if only log-mel features exist |
 | `log_mel` | float32 (frames, 1, 96, 64) | the published features, only if requested |
@@ -52,7 +52,7 @@ MISSING_AUDIO_RULES = ("raise", "silence")
 
 @dataclass(frozen=True)
 class RowSettings:
-    """Row options: which clips are read, and how. Each applies to some data sets; see `OPTIONS`.
+    """Row options: which clips are read, and how. Each applies to some datasets; see `OPTIONS`.
 
     Attributes:
         label_noise: AVSS only, treatment of pixels whose class `a_obj` does not list: "keep", "background" or "ignore".
@@ -91,11 +91,11 @@ class RowSettings:
         return [one.name for one in fields(self) if getattr(self, one.name) != one.default]
 
     def restrict(self, name: str) -> "RowSettings":
-        """Return the options that apply to a data set; the others have their defaults."""
+        """Return the options that apply to a dataset; the others have their defaults."""
         return RowSettings(**{option: getattr(self, option) for option in self.given if name in OPTIONS[option]})
 
 
-# The data sets to which each option applies.
+# The datasets to which each option applies.
 OPTIONS = {
     "label_noise": ("avss",),
     "log_mel": ("s4", "ms3"),
@@ -335,12 +335,12 @@ def _data_bytes(file: BinaryIO, announced: int) -> int:
 
 
 def fingerprint(table: Path, paths: Iterable[str], *, moved: bool = False) -> str:
-    """Return the fingerprint of a data set: changes to the table or to the size or time of any file change it.
+    """Return the fingerprint of a dataset: changes to the table or to the size or time of any file change it.
 
     Args:
         table: The table of clips.
         paths: All files of the clips; missing files count as missing.
-        moved: Ignore the location of the data set and the times of its files.
+        moved: Ignore the location of the dataset and the times of its files.
 
     Returns:
         32 hexadecimal digits.
@@ -380,7 +380,7 @@ def read_row(clip: Clip, settings: RowSettings) -> dict[str, Any]:
         settings: Row options.
 
     Returns:
-        The row. Masks are PNG of class indexes. Frames and audio of AVSBench are the bytes of the files; frames of a video
+        The row. Masks are PNG of class indices. Frames and audio of AVSBench are the bytes of the files; frames of a video
         are PNG and its audio is a 16-bit wav at its own rate.
 
     Raises:
@@ -413,7 +413,7 @@ def read_row(clip: Clip, settings: RowSettings) -> dict[str, Any]:
 
 
 def _read_mask(path: str, encoding: str, *num_classes: int) -> np.ndarray:
-    """Read a mask file as uint8 (height, width), class indexes."""
+    """Read a mask file as uint8 (height, width), class indices."""
     data, _ = read_image(path)
     return decode_mask(data, encoding, *num_classes)
 
@@ -470,7 +470,7 @@ def _make_row(
     category: str | None = None,
     objects: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Assemble the columns of a clip; masks are uint8 (height, width) class indexes."""
+    """Assemble the columns of a clip; masks are uint8 (height, width) class indices."""
     return {
         "id": name,
         "category": category,
@@ -485,7 +485,7 @@ def _make_row(
 
 
 def _encode_png(image: np.ndarray, compress_level: int) -> bytes:
-    """Encode an image uint8 (height, width, 3) or class indexes uint8 (height, width) as PNG."""
+    """Encode an image uint8 (height, width, 3) or class indices uint8 (height, width) as PNG."""
     file = BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=compress_level)
     return file.getvalue()
@@ -498,7 +498,7 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
     """Decode a video and its masks as one row."""
     collector = ProblemCollector(clip.id)
     media = collector.run(_read_video, clip.audio, settings)
-    encoding = ("indexes", clip.num_classes) if clip.num_classes else ("binary",)
+    encoding = ("indices", clip.num_classes) if clip.num_classes else ("binary",)
     masks = {number: collector.run(_read_mask, path, *encoding) for number, path in clip.mask_files.items()}
     if media is None:
         raise DatasetError(collector.problems)

@@ -350,7 +350,7 @@ class ClipMetrics(ABC):
 
     @abstractmethod
     def _summarize(self, groups: Table, protocol: Protocol) -> dict[str, float]:
-        """Compute the scores from the summed rows of each group: the clips, the batches, or one row for the data set."""
+        """Compute the scores from the summed rows of each group: the clips, the batches, or one row for the dataset."""
 
     def update(
         self,
@@ -368,7 +368,7 @@ class ClipMetrics(ABC):
                 `ignore_index` for pixels that are not counted.
             frame_mask: bool (batch, frames), False = padding; None = all frames are real.
             annotated_frames: bool (batch, frames), which frames are annotated; None = all.
-            clip_indices: Position of each clip in the data set. Required to merge processes or to resume: a repeated
+            clip_indices: Position of each clip in the dataset. Required to merge processes or to resume: a repeated
                 clip (samplers repeat clips to fill the last batch) is counted once. If None, clips are numbered in
                 order of arrival.
 
@@ -570,7 +570,7 @@ class ClipMetrics(ABC):
             known, repeated = self._split(self._rows[key]), self._split(row)
             if not all(torch.equal(known[name], repeated[name]) for name in self.label_columns):
                 raise ValueError(
-                    f"Clip index {key} is repeated with different labels. Number the clips over the complete data set, and call reset() "
+                    f"Clip index {key} is repeated with different labels. Number the clips over the complete dataset, and call reset() "
                     "between evaluations."
                 )
 
@@ -690,7 +690,7 @@ class SemanticMetrics(ClipMetrics):
     The class of a pixel is the argmax; the lowest index wins ties. `"official"`: per frame and class, then the mean over
     the frames that contain the class in the prediction or the target, then the mean over all classes (a class that never
     occurs scores 0). `"batch"`: the same within each call of `update`, then per class the mean over the calls that
-    contain it. `"dataset"`: ratios of pixels summed over the data set.
+    contain it. `"dataset"`: ratios of pixels summed over the dataset.
 
     `compute` returns `miou` and `f_score` over all classes, `..._no_background` over classes 1 and up,
     `..._seen_classes` over the classes that occur, and the numbers of `classes_seen` and scored `frames`.

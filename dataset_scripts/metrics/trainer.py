@@ -27,7 +27,7 @@ class TrainerMetrics:
     Trainer(..., args=arguments, compute_metrics=metrics, preprocess_logits_for_metrics=count)
     ```
 
-    Clips are numbered in the order in which the Trainer passes them, which is the order of the data set for any number of
+    Clips are numbered in the order in which the Trainer passes them, which is the order of the dataset for any number of
     processes. With the protocol `"batch"`, a batch is one step of all processes together. The Trainer does not signal
     when an evaluation begins. After an interrupted evaluation (in a notebook), call `metrics.metrics.reset()`;
     otherwise, its clips are counted again.

@@ -51,7 +51,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     texts = {
         "check": ("read all files and count photos and recordings", CHECK_NOTES),
         "clip": ("write one clip as an mp4", CLIP_NOTES),
-        "tree": ("write a data set in a layout of AVSBench", TREE_NOTES),
+        "tree": ("write a dataset in a layout of AVSBench", TREE_NOTES),
         "parquet": ("write rows for load_dataset", PARQUET_NOTES),
     }
     parsers = {

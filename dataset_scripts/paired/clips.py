@@ -92,7 +92,7 @@ class PairedClip(ClipArrays):
     sound: str
 
     def sounding_objects(self) -> list[int]:
-        """Return the class indexes of the visible objects that sound in any second, in ascending order."""
+        """Return the class indices of the visible objects that sound in any second, in ascending order."""
         seen = [
             set(np.unique(mask)) & set(np.flatnonzero(row))
             for mask, row in zip(self.visible, self.sounding, strict=True)
@@ -130,7 +130,7 @@ class PairedClips(Dataset[PairedClip]):
     Args:
         library: The photos and recordings.
         task: The rule for the masks: "s4" (one sound throughout, binary masks, in train only the first frame is
-            annotated), "ms3" (binary masks of every frame) or "avss" (class indexes).
+            annotated), "ms3" (binary masks of every frame) or "avss" (class indices).
         split: "train", "val" or "test".
         length: Number of clips.
         seed: Seed of the clips, 0 or more.
@@ -158,12 +158,12 @@ class PairedClips(Dataset[PairedClip]):
 
     @property
     def binary(self) -> bool:
-        """Whether masks hold 0 and 1 instead of class indexes."""
+        """Whether masks hold 0 and 1 instead of class indices."""
         return self.task != "avss"
 
     @property
     def identity(self) -> str:
-        """Text that changes with anything on which a clip of an index depends, except for the arguments of the data set."""
+        """Text that changes with anything on which a clip of an index depends, except for the arguments of the dataset."""
         settings = self.library.settings
         return hashlib.sha256(repr((self.library.identity, replace(settings, cache=None))).encode()).hexdigest()[:32]
 
@@ -404,16 +404,16 @@ def _mask_sounding(visible: np.ndarray, sounding: np.ndarray) -> np.ndarray:
     """Keep the visible objects that sound.
 
     Args:
-        visible: uint8 (height, width), class indexes.
+        visible: uint8 (height, width), class indices.
         sounding: bool (classes + 1,).
 
     Returns:
         uint8 (height, width). Void pixels are ignored if any class sounds, because they may belong to it.
     """
     table = np.zeros(256, dtype=np.uint8)
-    indexes = np.flatnonzero(sounding)
-    table[indexes] = indexes
-    table[IGNORE_INDEX] = IGNORE_INDEX if len(indexes) else 0
+    indices = np.flatnonzero(sounding)
+    table[indices] = indices
+    table[IGNORE_INDEX] = IGNORE_INDEX if len(indices) else 0
     return table[visible]
 
 

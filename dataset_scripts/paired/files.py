@@ -64,7 +64,7 @@ configs:
 # Paired photos and recordings: one mask of the sounding objects per second
 
 Written by `python -m pcmanet.dataset_scripts.paired parquet`. Frames show photos; the audio is mixed from recordings.
-The rights of their sources apply. The columns are those of an AVSBench export. Masks are class indexes; 255 is
+The rights of their sources apply. The columns are those of an AVSBench export. Masks are class indices; 255 is
 ignored.
 
 Classes: {classes}.
@@ -129,7 +129,7 @@ def write_parquet(
         ValueError: If the task or a split is unknown, or a split has no photos.
         FileExistsError: If the folder is not empty.
     """
-    parts = _data_sets(library, task, counts, seed)
+    parts = _datasets(library, task, counts, seed)
     with atomic_folder(Path(output), durable=False) as folder:
         (folder / task).mkdir()
         for split, clips in parts.items():
@@ -164,7 +164,7 @@ def _encode(pixels: np.ndarray, file_format: str) -> dict[str, Any]:
     return {"path": None, "bytes": buffer.getvalue()}
 
 
-def _data_sets(library: Library, task: str, counts: Mapping[str, int], seed: int) -> dict[str, PairedClips]:
+def _datasets(library: Library, task: str, counts: Mapping[str, int], seed: int) -> dict[str, PairedClips]:
     """Return the clips of each split to write."""
     if wrong := {split: count for split, count in counts.items() if split not in SPLITS or count < 0}:
         raise ValueError(f"Expected counts of at least 0 for splits of {SPLITS}, got {wrong}")
@@ -210,7 +210,7 @@ def write_tree(
         raise ValueError(f"Expected one of {TREE_LAYOUTS} as layout, got {layout!r}")
     _check_layout(library.settings, layout)
     target = Path(root) / TREES.get(layout, layout)
-    parts = _data_sets(library, "avss" if layout == "folder" else layout, counts, seed)
+    parts = _datasets(library, "avss" if layout == "folder" else layout, counts, seed)
     writer = {"s4": _write_single, "ms3": _write_multiple, "avss": _write_semantic, "folder": _write_video}[layout]
     rows = []
     with atomic_folder(target, durable=False) as tree:

@@ -1,4 +1,4 @@
-"""Find, decode and check the photos and recordings of a paired data set, and divide them into splits.
+"""Find, decode and check the photos and recordings of a paired dataset, and divide them into splits.
 
 Every file is decoded once. With a cache folder the decoded arrays are kept in two files that all processes map into
 memory; without it the files are decoded again for every clip.
@@ -27,8 +27,8 @@ Layouts of recordings:
 Any source may have `split: train`, val or test, for all of its files. Photos or recordings of one group (the photo itself,
 the source recording, the speaker) are never in two splits.
 
-Any source may be in a data set on the Hub that holds these files: `repo: owner/name`, optionally with `revision`. Its
-paths are relative to the root of the data set, which is `.` in YAML. The files under these paths (for a table, all
+Any source may be in a dataset on the Hub that holds these files: `repo: owner/name`, optionally with `revision`. Its
+paths are relative to the root of the dataset, which is `.` in YAML. The files under these paths (for a table, all
 files in its folder) are downloaded once, to the cache of huggingface_hub.
 """
 
@@ -294,7 +294,7 @@ def read_sources(sources: Sequence[Mapping[str, Any]], layouts: Mapping[str, Any
         try:
             found += layouts[source["layout"]][0](local)
         except FileNotFoundError as error:
-            owner = f" in the data set {source['repo']}" if "repo" in source else ""
+            owner = f" in the dataset {source['repo']}" if "repo" in source else ""
             problems.append(Problem("", str(error.filename), f"Missing; layout {source['layout']} needs it{owner}"))
         except (ValueError, OSError, KeyError, TypeError) as error:
             text = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -315,7 +315,7 @@ def _option_problem(source: Mapping[str, Any], layouts: Mapping[str, Any]) -> st
 
 
 def _download(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Download the files of a source from its data set on the Hub, and return the source with local paths."""
+    """Download the files of a source from its dataset on the Hub, and return the source with local paths."""
     paths = {key: PurePosixPath(value) for key, value in source.items() if key not in NO_PATHS}
     # The files that a table lists are next to it.
     needed = [path.parent if source["layout"] == "table" else path for path in paths.values()]
@@ -330,10 +330,10 @@ def _download(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _download_problem(error: Exception) -> str:
-    """Return why the files of a data set on the Hub are not available, and what to do."""
+    """Return why the files of a dataset on the Hub are not available, and what to do."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"Not downloaded from the Hub's data sets: {reason} Check repo and revision, log in with `hf auth login` if the data "
+        f"Not downloaded from the Hub's datasets: {reason} Check repo and revision, log in with `hf auth login` if the data "
         "set is gated or private, or leave out repo and give local paths."
     )
 
@@ -398,12 +398,12 @@ def rarest_labels(labels: Sequence[Sequence[str]]) -> list[str]:
 # Decoding
 
 
-def decode_photo(photo: Photo, indexes: Mapping[str, int], size: int) -> tuple[np.ndarray, np.ndarray]:
+def decode_photo(photo: Photo, indices: Mapping[str, int], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Decode a photo and its mask at the working size.
 
     Args:
         photo: The photo.
-        indexes: Class index of each label that belongs to a class.
+        indices: Class index of each label that belongs to a class.
         size: Longest side in pixels; smaller photos keep their size.
 
     Returns:
@@ -413,7 +413,7 @@ def decode_photo(photo: Photo, indexes: Mapping[str, int], size: int) -> tuple[n
         OSError: If a file is missing or cannot be decoded.
         ValueError: If the photo has more than 8 bits per channel, or its mask has another size or several channels.
     """
-    values = {value: indexes[label] for value, label in photo.labels.items() if label in indexes}
+    values = {value: indices[label] for value, label in photo.labels.items() if label in indices}
     with Image.open(photo.image) as image:
         width, height = image.size
         scale = min(1.0, size / max(width, height))
@@ -429,10 +429,10 @@ def decode_photo(photo: Photo, indexes: Mapping[str, int], size: int) -> tuple[n
 
 
 def _read_mask(path: str, values: Mapping[int, int]) -> np.ndarray:
-    """Read a mask file of one channel and translate its values to class indexes."""
+    """Read a mask file of one channel and translate its values to class indices."""
     with Image.open(path) as image:
         if image.mode not in ("L", "P", "1"):
-            raise ValueError(f"Expected one channel of class indexes in {path}, got an image of mode {image.mode}")
+            raise ValueError(f"Expected one channel of class indices in {path}, got an image of mode {image.mode}")
         mask = np.asarray(image).astype(np.uint8)
     table = np.zeros(256, dtype=np.uint8)
     table[list(values)] = list(values.values())
@@ -503,7 +503,7 @@ UNKNOWN, BACKGROUND = "unknown", "background"  # roles of recordings that belong
 
 
 class Library:
-    """The photos and recordings of a paired data set.
+    """The photos and recordings of a paired dataset.
 
     Args:
         settings: The settings.
@@ -614,7 +614,7 @@ class Library:
         shown = partial(tqdm, disable=not progress, unit="file")
         # Without a cache, the files are checked and indexed, and their arrays are discarded.
         paths = [folder / name if folder else Path(os.devnull) for name in (PHOTOS, RECORDINGS)]
-        read_photo = partial(decode_photo, indexes=self._photo_labels, size=clips.image_size)
+        read_photo = partial(decode_photo, indices=self._photo_labels, size=clips.image_size)
         read_recording = partial(decode_recording, sampling_rate=clips.sampling_rate, seconds=clips.recording_seconds)
         photo_places, recording_places = [], []
         with paths[0].open("wb") as file:

@@ -1,4 +1,4 @@
-"""The settings of a paired data set: which photos and recordings, which labels belong together, how clips are made.
+"""The settings of a paired dataset: which photos and recordings, which labels belong together, how clips are made.
 
 They are in one YAML file, with paths relative to it. examples/paired_data/ has annotated examples. This file checks
 only the settings; `library` opens the tables that they name.
@@ -119,7 +119,7 @@ class PairedSettings:
         path: The file.
         photos: The photo sources: `layout` and the options of that layout, see `library`.
         recordings: The recording sources, likewise.
-        classes: The classes, in the order of the class indexes 1, 2, ...
+        classes: The classes, in the order of the class indices 1, 2, ...
         background: Labels of background recordings, such as rain.
         unknown: Labels of sounds of classes without photos.
         other_sounds: Sounds that belong to no class, for an audio tagger that tells them apart; only with `sounds` and
@@ -147,12 +147,12 @@ class PairedSettings:
 
     @property
     def dataset_ids(self) -> list[str]:
-        """Ids of the data sets on the Hub that the sources are in."""
+        """Ids of the datasets on the Hub that the sources are in."""
         return list(dict.fromkeys(source["repo"] for source in (*self.photos, *self.recordings) if "repo" in source))
 
 
 def is_paired_data(data: str | Path) -> bool:
-    """Return whether the data of a recipe or a command are the settings file of a paired data set."""
+    """Return whether the data of a recipe or a command are the settings file of a paired dataset."""
     return Path(data).suffix in (".yaml", ".yml")
 
 
@@ -167,7 +167,7 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
         overrides: Fields of `ClipSettings` that replace those in the file.
 
     Returns:
-        The settings, with absolute paths, except for those in data sets on the Hub.
+        The settings, with absolute paths, except for those in datasets on the Hub.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -196,7 +196,7 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def _absolute(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a source with absolute paths; those of a data set on the Hub stay relative to it."""
+    """Return a source with absolute paths; those of a dataset on the Hub stay relative to it."""
     if "repo" in source:
         return dict(source)
     return {
@@ -275,21 +275,21 @@ def _source_problems(section: str, sources: Any) -> Iterator[str]:
 
 
 def _repository_problems(source: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the id, the revision and the paths of a data set on the Hub."""
+    """Yield what is wrong with the id, the revision and the paths of a dataset on the Hub."""
     if "repo" not in source:
         if "revision" in source:
-            yield "revision applies only to a data set on the Hub. Add repo: OWNER/NAME, or leave revision out."
+            yield "revision applies only to a dataset on the Hub. Add repo: OWNER/NAME, or leave revision out."
         return
     try:
         validate_repo_id(source["repo"])
     except HFValidationError:
-        yield f"Expected the id of a data set on the Hub as repo, such as owner/name, got {source['repo']!r}"
+        yield f"Expected the id of a dataset on the Hub as repo, such as owner/name, got {source['repo']!r}"
     if not isinstance(source.get("revision", ""), str):
         yield f"Expected a branch, tag or commit as revision, got {source['revision']!r}"
     for key, value in source.items():
         path = PurePosixPath(value) if isinstance(value, str) and key not in NO_PATHS else PurePosixPath()
         if path.is_absolute() or ".." in path.parts:
-            yield f"Expected {key} relative to the root of the data set {source['repo']}, got {value!r}"
+            yield f"Expected {key} relative to the root of the dataset {source['repo']}, got {value!r}"
 
 
 def _class_problems(classes: Any, users: dict[tuple[str, str], str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
     from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes
     clip = SoundingShapes("ms3", "test")[0]    # frames, masks, waveform
 
-On the command line, `clip` writes a video and `tree` a data set in the layout of AVSBench:
+On the command line, `clip` writes a video and `tree` a dataset in the layout of AVSBench:
 
     python -m pcmanet.dataset_scripts.sounding_shapes clip --index 3 --output demo.mp4
     python -m pcmanet.dataset_scripts.sounding_shapes tree --task avss --train 60 --val 12 --test 12 --output data

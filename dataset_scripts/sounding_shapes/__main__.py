@@ -20,7 +20,7 @@ EXAMPLES = """examples:
 CLIP_NOTES = """The command prints the objects and which of them sound in each second. --audio keeps the frames and replaces the
 audio: "swapped" makes other objects sound; with the remaining values, no visible object sounds.
 """
-TREE_NOTES = """The data set has the file layout of Single-source (s4), Multi-sources (ms3) or AVSBench_semantic (avss), so that every
+TREE_NOTES = """The dataset has the file layout of Single-source (s4), Multi-sources (ms3) or AVSBench_semantic (avss), so that every
 loader of AVSBench reads it. It appears in OUTPUT only when it is complete.
 """
 
@@ -29,7 +29,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pcmanet.dataset_scripts.sounding_shapes",
-        description="Write Sounding Shapes as files: one video, or a data set in the layout of AVSBench.",
+        description="Write Sounding Shapes as files: one video, or a dataset in the layout of AVSBench.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -55,13 +55,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="which audio to write (default: original)",
     )
     tree = commands.add_parser(
-        "tree", help="write a data set in the layout of AVSBench", epilog=TREE_NOTES, allow_abbrev=False
+        "tree", help="write a dataset in the layout of AVSBench", epilog=TREE_NOTES, allow_abbrev=False
     )
     for split, count in zip(SPLITS, (8, 2, 2), strict=True):
         tree.add_argument(
             f"--{split}", type=non_negative_integer, default=count, help=f"clips in {split} (default: {count})"
         )
-    for command, output in ((clip, "the mp4 to write"), (tree, "folder for the data set")):
+    for command, output in ((clip, "the mp4 to write"), (tree, "folder for the dataset")):
         command.add_argument(
             "--task",
             choices=TASKS,

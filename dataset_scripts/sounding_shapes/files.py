@@ -1,4 +1,4 @@
-"""Write Sounding Shapes as files: a clip as a video, or a data set in the layouts of AVSBench."""
+"""Write Sounding Shapes as files: a clip as a video, or a dataset in the layouts of AVSBench."""
 
 import csv
 import hashlib
@@ -201,11 +201,11 @@ def write_object_images(
 
 
 def write_semantic_images(frames: np.ndarray, masks: np.ndarray, annotated_frames: np.ndarray, folder: Path) -> None:
-    """Write the images of AVSS: frames as jpg and, for annotated frames, the class indexes and their colors as png.
+    """Write the images of AVSS: frames as jpg and, for annotated frames, the class indices and their colors as png.
 
     Args:
         frames: uint8 (frames, height, width, 3).
-        masks: uint8 (frames, height, width), class indexes of AVSBench-semantic.
+        masks: uint8 (frames, height, width), class indices of AVSBench-semantic.
         annotated_frames: bool (frames,).
         folder: The folder of the clip.
     """
@@ -239,7 +239,7 @@ def write_table(tree: Path, task: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Write the table of clips and, for the semantic task, the class numbers, which AVSBench counts from 1.
 
     Args:
-        tree: The folder of the data set.
+        tree: The folder of the dataset.
         task: "s4", "ms3" or "avss".
         rows: The values of each clip, in the order of the columns in `TABLES`.
     """

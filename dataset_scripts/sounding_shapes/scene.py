@@ -175,7 +175,7 @@ def _lookup(table: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return upper + down * (lower - upper)
 
 
-# One shape and one texture per class; the order is the order of the class indexes.
+# One shape and one texture per class; the order is the order of the class indices.
 LOOKS: dict[str, tuple[Shape, Callable[[Surface], np.ndarray]]] = {
     "striped-disc": (_disc, _striped),
     "checkered-square": (_square, _checkered),
@@ -198,7 +198,7 @@ TEXTURES = tuple(texture for _, texture in LOOKS.values())
 # Scenes
 
 
-MINIMUM_VISIBLE = 0.55  # by sample points; leaves a margin over the guaranteed 35 % of the rendered masks
+MINIMUM_VISIBLE = 0.55  # by sample points; leaves a margin over the guaranteed 35% of the rendered masks
 LAYOUT_ATTEMPTS = 40
 
 

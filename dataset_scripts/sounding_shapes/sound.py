@@ -175,7 +175,7 @@ def _wind(voice: Voice, time: np.ndarray) -> np.ndarray:
     return _band_noise(voice, time, lowest, lowest * (1.7 + 0.2 * voice.timbre))
 
 
-# In the order of the class indexes: class k sounds as family k.
+# In the order of the class indices: class k sounds as family k.
 SOUNDS: tuple[Callable[[Voice, np.ndarray], np.ndarray], ...] = (
     _hum,
     _buzz,

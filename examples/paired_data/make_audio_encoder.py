@@ -43,15 +43,15 @@ STEPS, LEARNING_RATE, PENALTY = 100, 0.005, 0.01
 
 
 def find_groups(model: AudioMobileNetModel, groups: dict[str, tuple[str, ...]]) -> dict[str, list[int]]:
-    """Return the class indexes of each group; raise ValueError for names that the model does not know."""
-    indexes = {name: index for index, name in (model.config.id2label or {}).items()}
-    unknown = [label for labels in groups.values() for label in labels if label not in indexes]
+    """Return the class indices of each group; raise ValueError for names that the model does not know."""
+    indices = {name: index for index, name in (model.config.id2label or {}).items()}
+    unknown = [label for labels in groups.values() for label in labels if label not in indices]
     empty = [name for name, labels in groups.items() if not labels]
     if unknown or empty:
         raise ValueError(
             f"Expected the names of AudioSet classes in every group, got the unknown names {unknown} and no name for {empty}."
         )
-    return {name: [indexes[label] for label in labels] for name, labels in groups.items()}
+    return {name: [indices[label] for label in labels] for name, labels in groups.items()}
 
 
 def cut_loudest(recording: np.ndarray, sampling_rate: int) -> list[np.ndarray]:
@@ -118,9 +118,9 @@ def _embed(model: AudioMobileNetModel, features: torch.Tensor) -> torch.Tensor:
     return functional.hardswish(model.classifier_dense(model(features).pooler_output[0]))
 
 
-def score_groups(logits: torch.Tensor, indexes_of_group: Iterable[list[int]]) -> torch.Tensor:
+def score_groups(logits: torch.Tensor, indices_of_group: Iterable[list[int]]) -> torch.Tensor:
     """Return the scores of the groups, (..., groups), for class scores (..., classes)."""
-    return torch.stack([logits[..., indexes].logsumexp(dim=-1) for indexes in indexes_of_group], dim=-1)
+    return torch.stack([logits[..., indices].logsumexp(dim=-1) for indices in indices_of_group], dim=-1)
 
 
 def find_owners(labels: list[frozenset[str]], groups: list[PairedClass]) -> torch.Tensor:
@@ -147,7 +147,7 @@ def adapt(model: AudioMobileNetModel, inputs: torch.Tensor, owners: torch.Tensor
         inputs: Inputs of the last layer, (windows, width).
         owners: The groups of each window, as [`find_owners`] returns them. Windows of no group or of several count
             only for the standardization.
-        groups: The class indexes of each group.
+        groups: The class indices of each group.
     """
     used = owners.sum(1) == 1
     targets = owners[used].int().argmax(1)
@@ -190,8 +190,8 @@ def main() -> None:
     settings = read_settings(arguments.data)
     model = AudioMobileNetModel.from_pretrained(arguments.tagger).eval()
     groups = sorted((*settings.classes, *settings.other_sounds), key=lambda one: one.name)
-    indexes_of_group = find_groups(model, {one.name: one.audioset for one in groups})
-    indexes = list(indexes_of_group.values())
+    indices_of_group = find_groups(model, {one.name: one.audioset for one in groups})
+    indices = list(indices_of_group.values())
     library = Library(settings, progress=True)
     windows, labels = embed_recordings(
         model, library, "train", partial(draw_windows, generator=np.random.default_rng(0))
@@ -202,14 +202,14 @@ def main() -> None:
 
     def standardize() -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
         with torch.no_grad():
-            mean, scale = standardization(score_groups(model.classifier(loudest[:, 0]), indexes), owners)
-            scores = (score_groups(model.classifier(held_out[:, 0]), indexes) - mean) / scale
+            mean, scale = standardization(score_groups(model.classifier(loudest[:, 0]), indices), owners)
+            scores = (score_groups(model.classifier(held_out[:, 0]), indices) - mean) / scale
         return mean, scale, count_right(scores, held_out_owners)
 
     *_, before = standardize()
-    adapt(model, windows.flatten(0, 1), owners.repeat_interleave(windows.shape[1], dim=0), indexes)
+    adapt(model, windows.flatten(0, 1), owners.repeat_interleave(windows.shape[1], dim=0), indices)
     means, scales, after = standardize()
-    model.config.score_groups = indexes_of_group
+    model.config.score_groups = indices_of_group
     model.config.score_means = [round(value, 4) for value in means.tolist()]
     model.config.score_scales = [round(value, 4) for value in scales.tolist()]
     model.save_pretrained(arguments.output)

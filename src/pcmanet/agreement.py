@@ -64,7 +64,7 @@ def measure_agreement(
 
 
 def to_masks(logits: torch.Tensor) -> torch.Tensor:
-    """Return class indexes (batch, frames, height, width); binary: 1 if the probability is above one half."""
+    """Return class indices (batch, frames, height, width); binary: 1 if the probability is above one half."""
     return (logits[:, :, 0] > 0).long() if logits.shape[2] == 1 else logits.argmax(2)
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="folder of a model with its processor")
     parser.add_argument("--data", type=Path, help="AVSBench, a folder of clips, or the YAML file of paired data")
-    parser.add_argument("--name", choices=NAMES, default="avss", help="data set (default: avss)")
+    parser.add_argument("--name", choices=NAMES, default="avss", help="dataset (default: avss)")
     parser.add_argument("--split", default="val", help="split of the data (default: val)")
     parser.add_argument("--clips", type=positive_integer, default=CLIPS, help=f"maximum clips (default: {CLIPS})")
     arguments = parser.parse_args()

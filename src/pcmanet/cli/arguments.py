@@ -16,7 +16,7 @@ from pcmanet.options import fraction, non_negative, non_negative_integer, positi
 
 DOCUMENTATION = "https://pcmanet.github.io/pcmanet/"
 FORMATS = ("png", "rle", "parquet")
-DATA_SETS = ("s4", "ms3", "avss", "folder")
+DATASETS = ("s4", "ms3", "avss", "folder")
 LABEL_NOISE_RULES = ("keep", "background", "ignore")
 SUBSETS = ("v1s", "v1m", "v2")
 MISSING_AUDIO_RULES = ("raise", "silence")
@@ -199,7 +199,7 @@ def _add_evaluate(commands: Commands) -> None:
         nargs="+",
         type=_text,
         metavar="MODEL",
-        help="folder of a checkpoint, Hub id or real_world; NAME=MODEL evaluates it only on the data set NAME (s4, "
+        help="folder of a checkpoint, Hub id or real_world; NAME=MODEL evaluates it only on the dataset NAME (s4, "
         "ms3, avss, folder)",
     )
     group = parser.add_argument_group("data")
@@ -212,8 +212,8 @@ def _add_evaluate(commands: Commands) -> None:
     group.add_argument(
         "--name",
         nargs="+",
-        choices=DATA_SETS,
-        help="data sets, if there are several; each MODEL is evaluated on those with its classes (default for paired "
+        choices=DATASETS,
+        help="datasets, if there are several; each MODEL is evaluated on those with its classes (default for paired "
         "data: avss)",
     )
     group.add_argument(
@@ -405,10 +405,10 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--audio", help="file with the audio of a single video without an audio track")
     group.add_argument(
-        "--data", help="a data set instead of VIDEO: Hub id, local folder of `datasets`, or AVSBench as downloaded"
+        "--data", help="a dataset instead of VIDEO: Hub id, local folder of `datasets`, or AVSBench as downloaded"
     )
-    group.add_argument("--split", default="train", help="split of the data set (default: train)")
-    group.add_argument("--name", choices=DATA_SETS, help="AVSBench: data set, if the folder has several")
+    group.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    group.add_argument("--name", choices=DATASETS, help="AVSBench: dataset, if the folder has several")
     group.add_argument("--column", default="video", help="column with the videos (default: video)")
     group.add_argument("--audio-column", help="column with the audio, for videos without an audio track")
     group.add_argument("--name-column", help="column with a unique name for each video (default: the file names)")

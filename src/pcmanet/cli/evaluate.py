@@ -1,6 +1,6 @@
 """`pcmanet evaluate`: compute the metrics of checkpoints on AVSBench or on your own clips.
 
-Each checkpoint on each data set is an evaluation with its own folder. Every batch with every type of audio is a job,
+Each checkpoint on each dataset is an evaluation with its own folder. Every batch with every type of audio is a job,
 whose counts are written to a separate file. A resumed run computes only the missing files, and any number of processes
 can share the jobs.
 """
@@ -132,27 +132,27 @@ def run(arguments: Namespace) -> bool:
 
 
 def _plan(arguments: Namespace) -> list[tuple[str, EvaluationClips]]:
-    """Return each checkpoint with each data set on which it is evaluated, after checking that they match.
+    """Return each checkpoint with each dataset on which it is evaluated, after checking that they match.
 
     Raises:
         OSError: If the data or a checkpoint are not found.
-        ValueError: If a checkpoint, the data and the options do not match, or a data set has no checkpoint.
+        ValueError: If a checkpoint, the data and the options do not match, or a dataset has no checkpoint.
     """
     given = [_split_name(model) for model in dict.fromkeys(arguments.models)]
     names = _choose_names(arguments, [name for name, _ in given])
-    data_sets = [_find_data(arguments, name, several=len(names) > 1) for name in names]
+    datasets = [_find_data(arguments, name, several=len(names) > 1) for name in names]
     evaluations = []
     for name, checkpoint in given:
         config = load_config(checkpoint)
-        fitting = [data for data in data_sets if name == data.name or (name is None and len(data_sets) == 1)]
-        if name is None and len(data_sets) > 1:
-            fitting = [data for data in data_sets if len(_labels(config)) == len(data.labels)]
+        fitting = [data for data in datasets if name == data.name or (name is None and len(datasets) == 1)]
+        if name is None and len(datasets) > 1:
+            fitting = [data for data in datasets if len(_labels(config)) == len(data.labels)]
         for data in fitting:
             _check_compatibility(_restrict(arguments, data) if len(names) > 1 else arguments, checkpoint, config, data)
         evaluations += [(checkpoint, data) for data in fitting]
         if not fitting:
             raise ValueError(f"{checkpoint} predicts {_describe_labels(_labels(config))}, which none of {names} has.")
-    if missing := [data.name for data in data_sets if all(data is not other for _, other in evaluations)]:
+    if missing := [data.name for data in datasets if all(data is not other for _, other in evaluations)]:
         raise ValueError(
             f"No checkpoint is given for {', '.join(missing)}. Give NAME=MODEL, or leave it out of --name."
         )
@@ -166,7 +166,7 @@ def _split_name(model: str) -> tuple[str | None, str]:
 
 
 def _choose_names(arguments: Namespace, given: Sequence[str | None]) -> list[str]:
-    """Return the names of the data sets: those of --name and NAME=MODEL, or the only one that is found."""
+    """Return the names of the datasets: those of --name and NAME=MODEL, or the only one that is found."""
     if is_paired_data(arguments.data):
         return arguments.name or [name for name in dict.fromkeys(given) if name] or ["avss"]
     if not arguments.data.is_dir():
@@ -178,14 +178,14 @@ def _choose_names(arguments: Namespace, given: Sequence[str | None]) -> list[str
         return list(dict.fromkeys(chosen))
     names = find_names(arguments.data)
     if not names:
-        raise ValueError(f"No table of clips found in {arguments.data}. Supported data sets: {', '.join(NAMES)}.")
+        raise ValueError(f"No table of clips found in {arguments.data}. Supported datasets: {', '.join(NAMES)}.")
     if len(names) > 1:
         raise ValueError(f"{arguments.data} contains {' and '.join(names)}. Choose with --name.")
     return names
 
 
 def _restrict(arguments: Namespace, data: EvaluationClips) -> Namespace:
-    """Return the options without those that do not apply to one of several data sets."""
+    """Return the options without those that do not apply to one of several datasets."""
     options = dict(vars(arguments))
     for option in AVSS_OPTIONS:
         options[option] = options[option] and data.name == "avss"
@@ -207,7 +207,7 @@ def _default_output(arguments: Namespace, evaluations: Sequence[tuple[str, Evalu
 
 
 def _find_data(arguments: Namespace, name: str, *, several: bool) -> EvaluationClips:
-    """Find the clips of a data set, and check all their files before anything is computed."""
+    """Find the clips of a dataset, and check all their files before anything is computed."""
     if is_paired_data(arguments.data):
         return _generate_clips(arguments, name)
     settings = _row_settings(arguments)
@@ -281,7 +281,7 @@ def _labels(config: PCMANetConfig) -> dict[int, str]:
 def _evaluate(
     arguments: Namespace, checkpoint: str, data: EvaluationClips, output: Path, state: PartialState
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint on a data set, write its report, and return its results, empty in other processes."""
+    """Evaluate a checkpoint on a dataset, write its report, and return its results, empty in other processes."""
     model, processor = load_model(checkpoint)
     cast(torch.nn.Module, model).to(state.device)
     if arguments.score_padding and state.is_main_process:
@@ -479,7 +479,7 @@ def _mask_folder(masks: Path, clip: Clip) -> Path:
 def _save_masks(
     folders: Sequence[Path], outputs: PCMANetOutput, batch: BatchFeature, reader: EvaluationReader
 ) -> None:
-    """Write the masks of each clip at the size of its frames, `0.png` for the first: 0 and 255, or class indexes."""
+    """Write the masks of each clip at the size of its frames, `0.png` for the first: 0 and 255, or class indices."""
     processor = cast(PCMANetProcessor, reader.collate.processor)
     sizes = [labels.shape[1:] for labels in batch["original_labels"]]
     predicted = processor.post_process_semantic_segmentation(outputs, sizes, frame_mask=batch.get("frame_mask"))
@@ -488,7 +488,7 @@ def _save_masks(
             for number, mask in enumerate(masks.cpu().numpy().astype(np.uint8)):
                 image = Image.fromarray(mask * np.uint8(255) if reader.data.binary else mask)
                 if not reader.data.binary:
-                    image.putpalette(voc_palette(256).tobytes())  # viewers show the classes, readers get their indexes
+                    image.putpalette(voc_palette(256).tobytes())  # viewers show the classes, readers get their indices
                 image.save(temporary / f"{number}.png")
 
 
@@ -614,7 +614,7 @@ def _network(config: PCMANetConfig, size: dict[str, int]) -> str:
 
 
 def _architecture(config: PCMANetConfig) -> str:
-    """Return what checkpoints of one architecture and data set have in common, whatever their weights and classes."""
+    """Return what checkpoints of one architecture and dataset have in common, whatever their weights and classes."""
     settings = json.dumps(_architecture_fields(config.to_dict()), sort_keys=True, default=str)
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
@@ -641,7 +641,7 @@ def _scope(arguments: Namespace, results: dict[str, Any]) -> str:
 
 
 def _comparison_rows(arguments: Namespace, results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Return a row for each network, whose checkpoints differ by data set and seed; and published rows on request."""
+    """Return a row for each network, whose checkpoints differ by dataset and seed; and published rows on request."""
     rows = []
     for network in dict.fromkeys(one["network"] for one in results):
         for method, members in _variants([one for one in results if one["network"] == network]):
@@ -651,7 +651,7 @@ def _comparison_rows(arguments: Namespace, results: Sequence[dict[str, Any]]) ->
 
 
 def _variants(results: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return the rows of one backbone: one, or one per architecture if a data set has several, which are not seeds.
+    """Return the rows of one backbone: one, or one per architecture if a dataset has several, which are not seeds.
 
     The architecture alone does not identify a network, because published networks differ slightly between S4 and MS3.
     """

@@ -1,4 +1,4 @@
-"""The videos that `pcmanet segment` reads: files, URLs, folders and lists, a column of a data set, or AVSBench."""
+"""The videos that `pcmanet segment` reads: files, URLs, folders and lists, a column of a dataset, or AVSBench."""
 
 import errno
 import hashlib
@@ -65,13 +65,13 @@ class Videos:
         self.left_out: list[str] = []
         self._contents: dict[str, str | None] = {}
         self._audio = audio
-        self._rows: Any = None  # of a data set, see [`from_data_set`]
+        self._rows: Any = None  # of a dataset, see [`from_dataset`]
         self._numbers: dict[str, int] = {}
         self._data = self._split = self._column = ""
         self._audio_column: str | None = None
 
     @classmethod
-    def from_data_set(
+    def from_dataset(
         cls,
         data: str,
         split: str = "train",
@@ -79,7 +79,7 @@ class Videos:
         audio_column: str | None = None,
         name_column: str | None = None,
     ) -> "Videos":
-        """Read the videos in a column of a data set.
+        """Read the videos in a column of a dataset.
 
         Args:
             data: Hub id, or a local folder for `datasets.load_dataset` or from `Dataset.save_to_disk`.
@@ -110,7 +110,7 @@ class Videos:
         """Return a video, and its audio if that is a separate file.
 
         Raises:
-            ValueError: If the data set of this process does not have the video, or has neither its path nor its bytes.
+            ValueError: If the dataset of this process does not have the video, or has neither its path nor its bytes.
         """
         if self._rows is None:
             return name, self._audio
@@ -205,14 +205,14 @@ def find_videos(arguments: Namespace, *, list_files: bool = True) -> Videos:
         The videos.
 
     Raises:
-        FileNotFoundError: If a file, folder or data set does not exist, or a folder or list contains no video.
-        ValueError: If the data set does not have the split or columns.
+        FileNotFoundError: If a file, folder or dataset does not exist, or a folder or list contains no video.
+        ValueError: If the dataset does not have the split or columns.
     """
     if arguments.data is not None and (name := _choose_clips(arguments)):
         return ClipVideos(arguments.data, name, arguments.split)
     if arguments.data is not None:
         columns = arguments.column, arguments.audio_column, arguments.name_column
-        return Videos.from_data_set(arguments.data, arguments.split, *columns)
+        return Videos.from_dataset(arguments.data, arguments.split, *columns)
     audio = arguments.audio
     if audio is not None and not is_address(audio) and not os.path.exists(audio):
         raise FileNotFoundError(f"File {audio} not found. Check --audio.")
@@ -411,7 +411,7 @@ def _videos_listed(path: Path) -> list[str]:
 
 
 def _choose_clips(arguments: Namespace) -> str | None:
-    """Return the name of the data set if --data has the layout of AVSBench, or None for another data set.
+    """Return the name of the dataset if --data has the layout of AVSBench, or None for another dataset.
 
     Raises:
         ValueError: If there are several and none is chosen, or the chosen one is not there.
@@ -427,7 +427,7 @@ def _choose_clips(arguments: Namespace) -> str | None:
 
 
 def _select_columns(data: str, split: str, columns: list[str]) -> Any:
-    """Load columns of a data set, in either of the two formats of `datasets`, without decoding media."""
+    """Load columns of a dataset, in either of the two formats of `datasets`, without decoding media."""
     from datasets import Audio, DatasetDict, Video, load_dataset, load_from_disk
 
     saved = [name for name in ("state.json", "dataset_dict.json") if (Path(data) / name).is_file()]
@@ -456,7 +456,7 @@ def _paths_in(rows: Any, column: str) -> Iterator[str | None]:
 
 
 def _name_of(path: str | None, folder: Path, default: str) -> str:
-    """Name a video by its path in the data set, which is the same on every machine."""
+    """Name a video by its path in the dataset, which is the same on every machine."""
     if not path or is_address(path):
         return path or default
     absolute = Path(path).resolve()

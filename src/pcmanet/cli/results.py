@@ -247,7 +247,7 @@ configs:
 
 Written by `pcmanet segment`. `{SETTINGS}` contains the checkpoint and the settings. A row is a segment. A network frame
 without sounding objects is a row without a label, and a failed video is a row with its error. The rows of a video are
-consecutive and in order of time.
+consecutive and in chronological order.
 
 {describe_columns()}"""
 
@@ -385,7 +385,7 @@ def rows_of_video(
     Args:
         video: Value of the column `video`.
         content: Value of the column `content`.
-        records: The lines of [`RecordedResults`], in order of time.
+        records: The lines of [`RecordedResults`], in chronological order.
 
     Yields:
         Batches of [`SCHEMA`], each with the rows of up to 256 network frames.

@@ -35,7 +35,7 @@ from .recipe import FILES, PLACE, Recipe
 
 Batch: TypeAlias = dict[str, torch.Tensor]  # see the table in the processor's module docstring
 Collate: TypeAlias = Callable[[Sequence[Any]], BatchFeature]
-Clips: TypeAlias = Any  # an indexable data set with a length: SoundingShapes, PairedClips, or rows of load_avsbench
+Clips: TypeAlias = Any  # an indexable dataset with a length: SoundingShapes, PairedClips, or rows of load_avsbench
 
 
 def class_names(recipe: Recipe) -> list[str]:
@@ -58,7 +58,7 @@ def load_datasets(
         needs_test: Whether paired data must have photos in their test split too.
 
     Returns:
-        Both data sets. With `recipe.pair_audio` the first one has half of the training clips, see [`TrainingClips`].
+        Both datasets. With `recipe.pair_audio` the first one has half of the training clips, see [`TrainingClips`].
 
     Raises:
         ValueError: If a split has no clip.
@@ -179,7 +179,7 @@ class TrainingData:
 
     @property
     def dataset_ids(self) -> list[str]:
-        """Ids of the data sets on the Hub that the clips are generated from."""
+        """Ids of the datasets on the Hub that the clips are generated from."""
         clips = self._training_clips.clips
         return clips.library.settings.dataset_ids if isinstance(clips, PairedClips) else []
 
@@ -322,7 +322,7 @@ class Draw(NamedTuple):
     """One clip of a step.
 
     Attributes:
-        clip: Its index in the data set.
+        clip: Its index in the dataset.
         position: Its position in the complete training, which seeds its augmentation.
         counts: Whether it counts for the loss; False if it is repeated so that a process has a batch.
     """
@@ -337,12 +337,12 @@ class BatchPlan:
     """The clips of every step.
 
     Attributes:
-        num_clips: Clips of the data set.
+        num_clips: Clips of the dataset.
         batch_size: Clips per optimizer step, over all processes; the last step of an epoch may have fewer.
         parts: Batches into which each process divides its clips of a step (gradient accumulation).
         processes: Number of processes that share a step.
         epochs: Passes over the data.
-        shuffle: Whether every epoch has a different order. Otherwise all have the order of the data set.
+        shuffle: Whether every epoch has a different order. Otherwise all have the order of the dataset.
         seed: Seed of the orders.
 
     Raises:
@@ -364,7 +364,7 @@ class BatchPlan:
                 f"gradient_accumulation cannot share evenly. Set it to a multiple of {self.parts * self.processes}."
             )
         if self.num_clips < 1:
-            raise ValueError("Expected training clips, got none. Check the table of the data set.")
+            raise ValueError("Expected training clips, got none. Check the table of the dataset.")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -417,7 +417,7 @@ def _epoch_order(num_clips: int, shuffle: bool, seed: int, epoch: int) -> list[i
 
 
 class TrainingClips(Dataset[tuple[Any, Draw]]):
-    """A data set that is indexed by draws, and returns them with the clips for the collation.
+    """A dataset that is indexed by draws, and returns them with the clips for the collation.
 
     Args:
         clips: The clips.

@@ -234,7 +234,7 @@ CARD = """---
 
 {results}
 Ratios are computed per clip (official: as in AVSBench's code with one clip per batch), per batch, or once for all
-pixels of the data set (dataset). F weighs precision more, with beta squared 0.3. Results of different protocols cannot
+pixels of the dataset (dataset). F weighs precision more, with beta squared 0.3. Results of different protocols cannot
 be compared.
 
 ## Data
@@ -531,7 +531,7 @@ def _limitations(content: CardContent) -> str:
     height, width = content.frame_size
     data = describe_data(content.settings)
     limitations = [
-        f"It was trained on {data['name']} and evaluated on nothing but the data sets above.",
+        f"It was trained on {data['name']} and evaluated on nothing but the datasets above.",
         "It predicts one mask per second by default: a sound that starts or stops within a second is assigned to the entire "
         "second or to none of it.",
         f"Frames are resized to {height}x{width} pixels whatever their aspect ratio; small objects get lost.",

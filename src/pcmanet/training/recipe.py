@@ -204,7 +204,7 @@ class Recipe:
 
     @property
     def row_settings(self) -> RowSettings:
-        """Options for reading the rows of the data set."""
+        """Options for reading the rows of the dataset."""
         return RowSettings(**{one.name: getattr(self, one.name) for one in fields(RowSettings)})
 
     @property

@@ -58,7 +58,7 @@ from .record import resume_command, write_record
 from .tracking import Tracker
 
 
-PREPARATION_TIMEOUT = timedelta(hours=12)  # for the first process to prepare the data set
+PREPARATION_TIMEOUT = timedelta(hours=12)  # for the first process to prepare the dataset
 RECIPE = "recipe.yaml"
 BEST, LAST = "best", "last"
 AGREEMENT_CLIPS = 100  # on which masks in bfloat16 are compared; a minute on a CPU with PVT-v2-B5
@@ -106,7 +106,7 @@ def start_run(
     network = build_network(recipe, names)
     cast(torch.nn.Module, network).to(memory_format=torch.channels_last)
     freeze_unused(network, processor)
-    with main_process_first(accelerator):  # it prepares the cache of the data set, if there is one
+    with main_process_first(accelerator):  # it prepares the cache of the dataset, if there is one
         datasets = load_datasets(recipe, needs_test=needs_test)
     data = TrainingData(
         recipe,
