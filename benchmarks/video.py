@@ -6,8 +6,9 @@
 
 Measures the parts of `segmenter.stream`: decode (frames and audio), processor (resizing, resampling, log-mel), network (in
 overlapping windows), post-process (blending, masks at the size of the video) and write (a PNG per mask). The full presets
-have random weights, which take the same time. Counts CPU seconds of one thread, so that other processes on the machine
-matter little; in the stream itself the first two parts run in parallel with the others. Drawing the overlay, which is done
+have random weights: the network takes the same time, post-processing takes longer, because no pixel is certain. Counts
+CPU seconds of one thread, so that other processes on the machine matter little; in the stream itself the first two parts
+run in parallel with the others. Drawing the overlay, which is done
 for every frame of the video and not only for those of the network, is listed separately.
 """
 

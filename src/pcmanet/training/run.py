@@ -680,7 +680,8 @@ def build_network(recipe: Recipe, names: Sequence[str]) -> PCMANetForAudioVisual
     if "backbone" in recipe.freeze:
         network.model.backbone.requires_grad_(False)
     if recipe.gradient_checkpointing:
-        network.gradient_checkpointing_enable()
+        # transformers 5.23 has renamed the method, and the old name warns.
+        getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)()
     return network
 
 
