@@ -2,7 +2,7 @@
 
 The visual backbone and the audio encoder are frozen, so their outputs for fixed lists of clips of the paired data
 (dataset_scripts/paired) are computed once. Because neither depends on the other, each picture can then be combined with each
-recording: a training clip is one picture under three recordings, most of which belong to an object in view. Masks are
+recording: a training clip is one picture with three recordings, most of which belong to an object in view. Masks are
 binary, as in S4 and MS3, unless the network has more than two labels. A run trains only the neck and decoder, which
 takes a minute on one core.
 """
@@ -270,8 +270,8 @@ def measure(
 ) -> dict[str, float]:
     """Measure a network on clips of every validation picture.
 
-    Each clip has three frames: under a recording of an object in view; under one of another object in view, or again
-    of the same one if there is no other; and under one of a class that is not in view. A second clip of each picture
+    Each clip has three frames: with a recording of an object in view; with one of another object in view, or again
+    of the same one if there is no other; and with one of a class that is not in view. A second clip of each picture
     has three recordings in which no known class sounds.
 
     Args:
@@ -281,7 +281,7 @@ def measure(
 
     Returns:
         "mIoU": mean over the frames with an object that sounds; "both right": fraction of the images with two objects
-        in which, under each recording, the mask covers at least half of the sounding object and less than half of the
+        in which, with each recording, the mask covers at least half of the sounding object and less than half of the
         other; "FPR, silent": mean false-positive rate on the silent object; "FPR, absent": false-positive rate on the
         third frames; "FPR, unknown": false-positive rate on the second clips.
     """

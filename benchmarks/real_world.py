@@ -1,4 +1,4 @@
-"""How well does a real-world model segment held-out photos under held-out recordings, and what does it get wrong?
+"""How well does a real-world model segment held-out photos with held-out recordings, and what does it get wrong?
 
     python benchmarks/real_world.py examples/real_world_model --data examples/paired_data/real_world.yaml
     python benchmarks/real_world.py runs/real_world --data examples/paired_data/real_world.yaml --split val --clips 100
@@ -13,8 +13,8 @@ it, except for the last row. The script measures
   highest;
 - two photos side by side, once under each of two sounds: how often both masks cover at least half of the object that
   sounds and less than half of the other, and the false-positive rate on the silent object;
-- the false-positive rate on silent audio, under background recordings, under sounds of no class, under sounds of a
-  class that is not in view, and in clips of five seconds under the sound of another class.
+- the false-positive rate on silent audio, with background recordings, with sounds of no class, with sounds of a
+  class that is not in view, and in clips of five seconds with the sound of another class.
 
 With `--pictures` it draws clips instead: half of them single photos, half of them two photos side by side, with the
 prediction in color, the outline of the ground truth in white, the IoU, and the labels of the sounds; `--only` selects
@@ -116,7 +116,7 @@ def measure_matching(predictor: Predictor, clips: PairedClips) -> dict[str, dict
 
 
 def measure_choice(predictor: Predictor, clips: PairedClips) -> tuple[float, float, int]:
-    """Measure pairs of clips that show the same two photos under two sounds; return both right, false-positive rate, pairs.
+    """Measure pairs of clips that show the same two photos with two sounds; return both right, false-positive rate, pairs.
 
     Clips whose recording pauses in the second of the frame are left out: neither object sounds there.
     """
