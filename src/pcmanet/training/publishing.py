@@ -401,7 +401,7 @@ def describe_data(settings: Mapping[str, Any]) -> dict[str, str]:
     if is_paired_data(data):
         name = Path(data).name
         text = (
-            "Generated clips: photos with masks under labeled recordings, paired by class as specified in the file "
+            "Generated clips: photos with masks and labeled recordings, paired by class as specified in the file "
             f"`{name}` (paired data of `pcmanet.dataset_scripts.paired`). No photo or recording is in more than one "
             "of the training, validation and test splits."
         )
