@@ -239,7 +239,8 @@ def test_run_resumes_exactly_on_request_after_the_data_were_moved(tmp_path, caps
     train(tmp_path / "run", "--resume", "--allow", "data", **settings, data=str(second))
     printed = capsys.readouterr().out
     assert (
-        printed.count("Resuming with other data: training continues exactly only if the files have the same content") == 1
+        printed.count("Resuming with other data: training continues exactly only if the files have the same content")
+        == 1
     )
     assert_same_weights(tmp_path / "complete", tmp_path / "run")
 
