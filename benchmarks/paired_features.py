@@ -268,11 +268,10 @@ def train(
 def measure(
     network: PCMANetForAudioVisualSegmentation, validation: Features, early_exit_threshold: float | None = None
 ) -> dict[str, float]:
-    """Measure a network on clips of every validation picture.
+    """Measure a network on two clips of each validation image; a clip repeats the image in three frames.
 
-    Each clip has three frames: with a recording of an object in view; with one of another object in view, or again
-    of the same one if there is no other; and with one of a class that is not in view. A second clip of each picture
-    has three recordings in which no known class sounds.
+    In the first clip, the frames have a recording of a visible object, of another visible object (of the same one if it
+    is alone), and of a class that is not visible. In the second clip, no known class sounds in the three recordings.
 
     Args:
         network: The network.

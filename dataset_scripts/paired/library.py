@@ -708,11 +708,12 @@ def _find_unknown_labels(
     vocabularies = {id(one.labels): one.labels for one in photos}.values()
     photo_labels = sorted({label for labels in vocabularies for label in labels.values()})
     sound_labels = sorted({label for one in recordings for label in one.labels})
-    used = [(f"class {one.name!r}, photos", label, photo_labels) for one in settings.classes for label in one.photos]
-    for kind, entries in (("class", settings.classes), ("other sound", settings.other_sounds)):
-        used += [(f"{kind} {one.name!r}, sounds", label, sound_labels) for one in entries for label in one.sounds]
-    used += [
-        (f"class {one.name!r}, similar", label, sound_labels) for one in settings.classes for label in one.similar
+    entries = [("class", one) for one in settings.classes] + [("other sound", one) for one in settings.other_sounds]
+    used = [
+        (f"{kind} {one.name!r}, {name}", label, known)
+        for name, known in (("photos", photo_labels), ("sounds", sound_labels), ("similar", sound_labels))
+        for kind, one in entries
+        for label in getattr(one, name)
     ]
     used += [(name, label, sound_labels) for name in (UNKNOWN, BACKGROUND) for label in getattr(settings, name)]
     for place, label, known in used:

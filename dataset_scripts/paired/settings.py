@@ -39,8 +39,8 @@ class ClipSettings:
             object of another photo ("paste").
         sounds: Weights of clips with sounds of visible objects ("matching"), of classes that are not visible ("absent"), of
             classes without photos ("unknown"), of background recordings alone ("background") and of nothing ("silence").
-        contrast: Among the pictures with several classes that have recordings, the fraction whose clips all have
-            matching sounds, each of a different class.
+        contrast: For pictures of several classes with recordings: the fraction in which every clip has a matching
+            sound, each of another class.
         similar_sounds: Among the clips with sounds of no visible object ("absent", "unknown"), the fraction whose
             first sound is easily confused with those of a visible class (`PairedClass.similar`), if there is such a
             sound.

@@ -59,7 +59,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "checkpoints", nargs="+", help="folders of checkpoints of one network, the last of which is completed"
+        "checkpoints",
+        nargs="+",
+        help="folders of checkpoints of one network; the last one provides configuration and processor",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--size", type=positive_integer, default=256, help="height and width of the frames, in pixels")
