@@ -25,7 +25,7 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
-from pcmanet.checkpoints import count_gmacs, load_model
+from pcmanet.checkpoints import count_gmacs, digest, load_model
 from pcmanet.cli import arguments, evaluate
 from pcmanet.cli.main import main
 from pcmanet.dataset_scripts.avsbench import load_avsbench
@@ -359,12 +359,16 @@ def test_incomplete_weights_raise(run, root, checkpoints, tmp_path, capsys):
     assert "lacks weights of a PCMANetForAudioVisualSegmentation, such as" in capsys.readouterr().err
 
 
-def test_other_settings_raise(run, root, checkpoints, capsys):
-    run(checkpoints[1], root, "--name", "ms3")
+def test_other_settings_raise(run, root, checkpoints, capsys, monkeypatch):
+    assert run(checkpoints[1], root, "--name", "ms3")["digest"] == digest(*load_model(str(checkpoints[1])))
     assert run(checkpoints[1], root, "--name", "ms3", "--batch-size", "3", "--seed", "1") == 2
     error = capsys.readouterr().err
     assert "was created with other settings: " in error and "batch_size is " in error and "seed is " in error
     assert run(checkpoints[1], root, "--name", "s4") == 2
+    # The stored counts are not those of a version whose metrics or data may count differently.
+    monkeypatch.setattr(evaluate, "__version__", "9.9")
+    assert run(checkpoints[1], root, "--name", "ms3") == 2
+    assert "pcmanet is '9.9', was '" in capsys.readouterr().err
 
 
 def test_results_in_bfloat16_are_kept_apart(run, root, checkpoints, capsys):

@@ -31,6 +31,7 @@ from transformers import BatchFeature
 from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
 from modeling_pcmanet.inference_pcmanet import OptimizedPCMANet
 from modeling_pcmanet.modeling_pcmanet_decoder import PCMANetOutput
+from pcmanet import __version__
 from pcmanet.checkpoints import (
     CLIP_FRAMES,
     count_gmacs,
@@ -302,7 +303,7 @@ def _evaluate(
     if state.is_main_process:
         metrics, problems = _collect(arguments, progress, jobs, data)
         cost = _measure_cost(arguments, progress, optimized, reader)
-        results = _report(arguments, checkpoint, output, metrics, problems, cost, reader, optimized)
+        results = _report(arguments, checkpoint, settings, output, metrics, problems, cost, reader, optimized)
     state.wait_for_everyone()  # the speed is measured while no other process computes
     return results
 
@@ -347,6 +348,7 @@ def _describe(arguments: Namespace, reader: EvaluationReader, device: torch.devi
         "threads": arguments.threads,
         "dtype": arguments.dtype,
         "torch": torch.__version__,
+        "pcmanet": __version__,
     }
 
 
@@ -538,6 +540,7 @@ def _collect(
 def _report(
     arguments: Namespace,
     checkpoint: str,
+    settings: dict[str, Any],
     output: Path,
     metrics: RobustnessMetrics,
     problems: Sequence[Problem],
@@ -549,6 +552,7 @@ def _report(
     data, positive = reader.data, metrics[POSITIVE]
     clips, by_protocol = clip_results(positive), protocol_results(metrics)
     results = _results(arguments, checkpoint, by_protocol, clips, problems, cost, reader)
+    results["digest"] = settings["checkpoint"]
     results["skipped_clips"] = data.total - len(positive)
     report_skipped(problems, results["skipped_clips"], data.total, f"{data.name} {data.split}")
     table, rows = results_table(by_protocol), _comparison_rows(arguments, [results])
