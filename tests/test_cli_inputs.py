@@ -193,6 +193,12 @@ class TestFolderNames:
         ]
         assert list(name_folders(names).values()) == ["b.c", "my clip", "x_y", "video"]
 
+    @pytest.mark.parametrize(
+        "name", [SETTINGS, "README.md", "readme.MD", "segments-0123456789abcdef.parquet", "Desktop.ini", "Thumbs.db"]
+    )
+    def test_names_of_other_files_of_the_results_are_not_used(self, name: str):
+        assert name_folders([f"{name}.mp4"]) == {f"{name}.mp4": f"{name}_"}
+
     def test_long_names_are_cut_and_stay_different(self, tmp_path: Path):
         long = 80 * "視"
         names = [f"{long}1.mp4", f"{long}2.mp4", f"https://example.org/{300 * 'x'}?token=1", f"{200 * 'y'}.mp4"]

@@ -457,6 +457,40 @@ def test_overwrite_removes_results_only(tmp_path: Path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".pcmanet.lock", SETTINGS]
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._clip"])
+def test_files_of_the_system_are_no_files_of_others(tmp_path: Path, name: str):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"icons")
+    output = begin(tmp_path / "out", rate=1)
+    (tmp_path / "out" / name).write_bytes(b"icons")
+    output.leave()
+    output = begin(tmp_path / "out", rate=2)  # the folder has no results yet
+    for _ in range(2):
+        with temporary_folder(output.path) as temporary:
+            (temporary / "complete").mkdir()
+            output.publish(temporary / "complete", "clip", VIDEO)
+        (tmp_path / "out" / "clip" / name).write_bytes(b"icons")
+    output.leave()
+    begin(tmp_path / "out", rate=3, overwrite=True).leave()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".pcmanet.lock", SETTINGS]
+
+
+def test_results_of_other_videos_are_known(tmp_path: Path):
+    output = OutputFolder(tmp_path / "out")
+    assert not output.has_others("clip", "/a/clip.mp4")
+    output = begin(tmp_path / "out")
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"icons")
+    assert not output.has_others("clip", "/a/clip.mp4")
+    with temporary_folder(output.path) as temporary:
+        (temporary / "complete").mkdir()
+        output.publish(temporary / "complete", "clip", VIDEO)
+    output.leave()
+    assert not output.has_others("clip", "/a/clip.mp4")
+    assert output.has_others("clip", "/b/clip.mp4")
+    (tmp_path / "out" / "other").mkdir()
+    assert output.has_others("clip", "/a/clip.mp4")
+
+
 def test_a_file_system_without_locks_is_an_error_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -66,6 +66,16 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "model: knows 17 classes of the real world: person, dog, cat" in printed.err
 
 
+@pytest.mark.parametrize("name", ["other.mp4", "real_world.mp4"])
+def test_demo_removes_no_results_of_other_videos(here: Path, name: str, capsys: pytest.CaptureFixture):
+    write_clip(here / name, seconds=1)
+    assert main(command("--format", "rle", videos=name)) == 0
+    capsys.readouterr()
+    assert main(["demo", "--output", "out"]) == 2
+    assert "out contains results of videos other than " in capsys.readouterr().err
+    assert (here / "out" / Path(name).stem / "segments.jsonl").is_file()
+
+
 @pytest.mark.slow
 def test_demo_from_a_wheel(tmp_path: Path):
     """The unpacked wheel, without access to the repository."""

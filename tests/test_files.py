@@ -118,6 +118,7 @@ def test_folder_replaces_the_earlier_one(tmp_path):
 
 def test_existing_folder_is_kept_unless_it_is_empty(tmp_path):
     (tmp_path / "best").mkdir()
+    (tmp_path / "best" / ".DS_Store").write_bytes(b"icons")
     with atomic_folder(tmp_path / "best") as folder:
         (folder / "weights").write_text("old")
     with pytest.raises(FileExistsError, match="not an empty folder"), atomic_folder(tmp_path / "best"):

@@ -27,12 +27,10 @@ from pathlib import Path, PurePosixPath
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.problems import DatasetError, Problem, ProblemCollector
+from pcmanet.files import is_system_file
 
 
 # Clips and their files
-
-
-SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # added by Windows; those of other systems begin with a dot
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class CustomClipFiles:
     def mask_files(self) -> dict[str, str]:
         """Path of each mask by its name without suffix, which is the number of its frame."""
         names = sorted(os.listdir(self.masks)) if self.masks and os.path.isdir(self.masks) else []
-        names = [name for name in names if name[0] != "." and name.lower() not in SYSTEM_FILES]
+        names = [name for name in names if name[0] != "." and not is_system_file(name)]
         return {os.path.splitext(name)[0]: os.path.join(self.masks or "", name) for name in names}
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 TEMPORARY = ".pcmanet-"  # prefix of the names of incomplete files and folders; hidden, so no loader reads them
 _REPLACED = f"{TEMPORARY}replaced-"  # a folder while another one takes its place
+_SYSTEM_FILES = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini")
 MANIFEST = "manifest.json"
 # A full disk or quota, a file too large for the file system, a broken disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -67,6 +68,11 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) not in installed:
         raise FileNotFoundError(f"Recipe {name} not found. Give a YAML file, or one of {', '.join(installed)}.")
     return installed[str(name)]
+
+
+def is_system_file(name: str) -> bool:
+    """Return whether macOS or Windows adds files of this name to the folders that a user opens."""
+    return name.startswith("._") or name.lower() in _SYSTEM_FILES
 
 
 @contextmanager
@@ -135,7 +141,9 @@ def atomic_folder(path: Path, *, overwrite: bool = False, durable: bool = True) 
         FileExistsError: If `path` is a file, or without `overwrite` a folder that is not empty.
     """
     path = path.absolute()
-    if path.exists() and not (path.is_dir() and (overwrite or not any(path.iterdir()))):
+    if path.exists() and not (
+        path.is_dir() and (overwrite or all(is_system_file(file.name) for file in path.iterdir()))
+    ):
         raise FileExistsError(f"{path} already exists and is not an empty folder. Remove it or choose another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(path.parent) as parent:

@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -22,8 +23,9 @@ from safetensors import SafetensorError
 from modeling_pcmanet.image_processing_pcmanet import PCMANetImageProcessor
 from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, MediaError, is_open_pipe, read_audio
 from modeling_pcmanet.media_writing_pcmanet import encode_lossless
+from pcmanet.files import is_system_file
 
-from .results import SETTINGS
+from .results import CARD, SETTINGS, SHARDS
 
 
 # Errors of one video; the others are segmented. A full disk is another OSError and stops the run.
@@ -321,8 +323,10 @@ def _file_name(video: str) -> str:
 
 
 def _folder_name(video: str) -> str:
-    """Return a name that every file system supports and that is not hidden."""
+    """Return a name that every file system supports, that is not hidden and not that of another file of the results."""
     name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(_file_name(video)).stem).lstrip(".") or "video"
+    if is_system_file(name) or any(fnmatch(name.lower(), other.lower()) for other in (SETTINGS, CARD, SHARDS)):
+        name += "_"
     if len(os.fsencode(name)) <= LONGEST_FOLDER_NAME:
         return name
     # Long names, such as those of web pages, often differ only at the end.

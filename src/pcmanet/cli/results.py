@@ -29,6 +29,7 @@ from pycocotools import mask as coco
 from pcmanet.files import (
     TEMPORARY,
     check_settings,
+    is_system_file,
     read_json,
     recover,
     replace_file,
@@ -94,7 +95,7 @@ class OutputFolder:
                 raise FileExistsError(f"{path} is a file. Give another --output.")
         if self.path.is_dir() and not (self.path / SETTINGS).is_file():
             for path in self.path.iterdir():
-                if not path.name.startswith((TEMPORARY, LOCK)):
+                if not path.name.startswith((TEMPORARY, LOCK)) and not is_system_file(path.name):
                     raise FileExistsError(
                         f"{self.path} contains {path.name}, which pcmanet did not write. Give another --output, such as "
                         f"{self.path / 'segmented'}."
@@ -131,7 +132,7 @@ class OutputFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire(fcntl.LOCK_EX)
         recover(self.path)
-        if overwrite or not self._has_results():
+        if overwrite or not self._results():  # a run may have ended before its first video
             self._clear()
         file = self.path / SETTINGS
         if file.is_file():
@@ -174,6 +175,12 @@ class OutputFolder:
                 self.has_changed(name, video)
         replace_folder(folder, target)
 
+    def has_others(self, name: str, video: str | None) -> bool:
+        """Return whether there are results other than those of one video in the folder with this name."""
+        results = self._results()
+        is_known = not results or (self.has_video(name) and self._read_video(name)["video"] == video)
+        return not (results <= {name} and is_known)
+
     def has_video(self, name: str) -> bool:
         """Return whether the folder of a video exists."""
         return (self.path / name / SOURCE).is_file()
@@ -184,13 +191,17 @@ class OutputFolder:
         Raises:
             ValueError: If the folder contains the results of another video, or of the video with other audio.
         """
-        earlier = read_json(self.path / name / SOURCE, REMEDY)
+        earlier = self._read_video(name)
         found, given = (
             " with the audio of ".join(filter(None, (each["video"], each["audio"]))) for each in (earlier, video)
         )
         if found != given:
             raise ValueError(f"{self.path / name} contains the results of {found}, not of {given}. {REMEDY}")
         return differs(earlier["content"], video["content"])
+
+    def _read_video(self, name: str) -> dict[str, str | None]:
+        """Read which video the results in a folder belong to."""
+        return read_json(self.path / name / SOURCE, REMEDY)
 
     def _acquire(self, kind: int) -> None:
         """Lock the folder, or change the lock of this process. The system releases it even after kill -9."""
@@ -211,9 +222,11 @@ class OutputFolder:
                 "system must support `flock`. Give an --output on another disk, or mount this one with support for locks."
             ) from error
 
-    def _has_results(self) -> bool:
-        """Return whether there are results of the settings; a run may have ended before its first video."""
-        return any(path.name not in (LOCK, SETTINGS, CARD) for path in self.path.iterdir())
+    def _results(self) -> set[str]:
+        """Return the names of the shards, and of the folders of videos."""
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        others = (LOCK, SETTINGS, CARD)
+        return {name for name in names if not (name in others or name.startswith(TEMPORARY) or is_system_file(name))}
 
     def _clear(self) -> None:
         """Remove everything but the lock; [`check`] made sure that these are results."""
@@ -228,7 +241,8 @@ class OutputFolder:
         if folder.is_file():
             raise FileExistsError(f"{folder} is a file that pcmanet did not write. Give another --output.")
         for path in folder.rglob("*"):
-            if not path.is_dir() and not re.fullmatch(pattern, path.relative_to(folder).as_posix()):
+            is_known = path.is_dir() or is_system_file(path.name)
+            if not is_known and not re.fullmatch(pattern, path.relative_to(folder).as_posix()):
                 name = path.relative_to(self.path).as_posix()
                 raise FileExistsError(
                     f"{self.path} contains {name}, which pcmanet did not write. Give another --output."

@@ -95,11 +95,17 @@ def run(arguments: Namespace) -> bool:
 
 
 def _run_demo(arguments: Namespace) -> bool:
-    """Segment the bundled clip, and return whether it failed. Earlier results are replaced."""
+    """Segment the bundled clip, and return whether it failed. Its earlier results are replaced, and no others."""
+    clip, output = demo_file(DEMO_CLIP), OutputFolder(arguments.output)
+    output.check(overwrite=True)
+    if output.has_others(clip.stem, Videos([]).identify(str(clip))["video"]):
+        raise FileExistsError(
+            f"{arguments.output} contains results of videos other than {clip}. Give another --output."
+        )
     options = ["--output", str(arguments.output), "--overwrite"]
     images = ["--overlay", "--overlay-frames-per-second", DEMO_OVERLAY_RATE, "--contact-sheet"]
-    failed = run(parse_arguments(["segment", str(demo_file(DEMO_CLIP)), *options, *images]))
-    folder = arguments.output / Path(DEMO_CLIP).stem
+    failed = run(parse_arguments(["segment", str(clip), *options, *images]))
+    folder = arguments.output / clip.stem
     print(f"\noverlay        {folder / 'overlay.mp4'}")
     print(f"masks          {folder / 'masks'}")
     print(f"contact sheet  {folder / 'contact_sheet.png'}")
