@@ -29,7 +29,7 @@ from modeling_pcmanet import (
     save_code_with_weights,
 )
 from modeling_pcmanet.media_writing_pcmanet import write_video
-from pcmanet.checkpoints import load_model
+from pcmanet.checkpoints import digest, load_model
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 from pcmanet.training import publishing
 from pcmanet.training.publishing import (
@@ -370,6 +370,23 @@ def test_invalid_input_is_refused_before_anything_is_written(result: Path, tmp_p
     ):
         prepare(Publication(result, "me/shapes"))
     assert os.listdir(result.parent) == ["best"]
+
+
+def test_evaluation_of_other_weights_or_on_training_clips_is_refused(result: Path, tmp_path: Path):
+    def write(**changes: Any) -> Publication:
+        found = {**RESULTS, "digest": digest(*load_model(str(result))), **changes}
+        (tmp_path / "results.json").write_text(json.dumps(found))
+        (tmp_path / "results.md").write_text("# best on s4 test\n\n    pcmanet evaluate best\n")
+        return Publication(result, "me/shapes", evaluations=(tmp_path,))
+
+    assert "### s4, test split" in (prepare(write()) / "README.md").read_text()
+    for changes, message in (
+        ({"digest": "0" * 32, "checkpoint": "runs/other/best"}, "is an evaluation of runs/other/best, whose weights"),
+        ({"digest": None}, f"Evaluate it with `pcmanet evaluate {result}`, or leave out {tmp_path}."),
+        ({"split": "train"}, "is an evaluation on the train split"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            prepare(write(**changes))
 
 
 def test_publish_uploads_the_prepared_folder(result: Path, monkeypatch: pytest.MonkeyPatch):

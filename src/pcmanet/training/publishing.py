@@ -31,6 +31,7 @@ from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.configuration_pcmanet import PIPELINE_TAG
 from modeling_pcmanet.hub_upload_pcmanet import WAITS, push_command, upload_folder
 from modeling_pcmanet.modeling_audio_encoders import load_strict
+from pcmanet.checkpoints import digest
 from pcmanet.dataset_scripts.evaluation import (
     CLASS_SUBSETS,
     COUNTS,
@@ -57,7 +58,7 @@ class Publication:
         repository: Id of the repository on the Hub, as `"owner/name"`.
         with_code: Whether to upload our modules too, for users who have not installed this package.
         private: Whether a new repository is private.
-        evaluations: Output folders of `pcmanet evaluate`, for the card.
+        evaluations: Output folders of `pcmanet evaluate` with this model, for the card.
         license: License for the card; None uses that of the training data.
         datasets: Ids of the data on the Hub, for the card; without them, those that the training recorded.
     """
@@ -116,6 +117,8 @@ def prepare(publication: Publication) -> Path:
     record = read_record(publication.folder)
     evaluations = tuple(map(read_evaluation, publication.evaluations))
     model, processor = load_result(publication.folder)
+    for folder, found in zip(publication.evaluations, evaluations, strict=True):
+        _check_evaluation(folder, found, publication.folder, digest(model, processor))
     size = processor.image_processor.size
     content = CardContent(
         publication=publication,
@@ -175,6 +178,27 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
             "results.json and results.md."
         ) from error
     return {**results, "command": command}
+
+
+def _check_evaluation(folder: Path, found: Mapping[str, Any], model: Path, checkpoint: str) -> None:
+    """Raise ValueError unless an evaluation is of the published model, on other clips than those of training.
+
+    Args:
+        folder: Folder of the evaluation.
+        found: Its results, see [`read_evaluation`].
+        model: Folder of the published model.
+        checkpoint: Digest of the published model.
+    """
+    if found.get("digest") != checkpoint:
+        raise ValueError(
+            f"{folder} is an evaluation of {found['checkpoint']}, whose weights, settings or version of transformers are not "
+            f"those of {model}. Evaluate it with `pcmanet evaluate {model}`, or leave out {folder}."
+        )
+    if found["split"] == "train":
+        raise ValueError(
+            f"{folder} is an evaluation on the train split, but a model card lists results on clips that were not trained on. "
+            f"Evaluate the test split, or leave out {folder}."
+        )
 
 
 def load_result(folder: Path) -> tuple[PCMANetForAudioVisualSegmentation, PCMANetProcessor]:
@@ -563,7 +587,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> tuple[Publication, boo
     parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="repository, created if it does not exist")
     parser.add_argument("--code", action="store_true", help="also upload our modules, for use without this package")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--evaluation", type=Path, nargs="+", default=[], help="output folders of `pcmanet evaluate`")
+    parser.add_argument(
+        "--evaluation", type=Path, nargs="+", default=[], help="output folders of `pcmanet evaluate FOLDER`"
+    )
     parser.add_argument(
         "--license", help="license of the weights (default: apache-2.0 for Sounding Shapes, else other)"
     )
