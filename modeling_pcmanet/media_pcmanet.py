@@ -309,7 +309,8 @@ class MediaReader:
         # The total seconds of holes and overlaps, and their number.
         self._gap_seconds: defaultdict[str, float] = defaultdict(float)
         self._gaps: Counter[str] = Counter()
-        self._audio_seconds: float | None = None
+        # When the decoded audio ends, in seconds since the first frame.
+        self._audio_end: float | None = None
 
     def __enter__(self) -> "MediaReader":
         with ExitStack() as stack:
@@ -427,7 +428,7 @@ class MediaReader:
         """Add the notes on the complete file."""
         self.notes.finish()
         if self._reads["video"] and self.has_ended:
-            note_missing_end(self._video, self.end, self.notes, self._audio_seconds)
+            note_missing_end(self._video, self.origin, self.end, self.notes, self._audio_end)
         for text, level in self._audio_notes:
             self.notes.add(text, level)
         for text, seconds in self._gap_seconds.items():
@@ -492,7 +493,7 @@ class MediaReader:
             if self._is_endless(timeline):
                 break
         end = timeline.position if end is None else end
-        self._audio_seconds = timeline.decoded / max(1, timeline.sampling_rate)
+        self._audio_end = timeline.end / max(1, timeline.sampling_rate)
         if end == 0:
             self._add_notes()
             raise MediaError(f"{self.notes}: its audio track has no samples.", needs_audio=True)
@@ -712,17 +713,21 @@ def _finished(samplers: Sequence["FrameSampler"], end: float) -> Iterator[tuple[
         yield from ((index, *taken) for taken in sampler.finish(end))
 
 
-def note_missing_end(video: VideoStream, end: float, notes: MediaNotes, audio_end: float | None = None) -> None:
+def note_missing_end(
+    video: VideoStream, origin: float, end: float, notes: MediaNotes, audio_end: float | None = None
+) -> None:
     """Note a video that ends before the duration that it declares: an incomplete download, a missing tail.
 
     Args:
         video: The stream that was read.
-        end: When its last frame leaves the screen, in seconds.
+        origin: Time of its first frame in the container, in seconds.
+        end: When its last frame leaves the screen, in seconds since the first frame.
         notes: The notes to add to.
-        audio_end: Duration of the audio that was decoded, in seconds; `None` if it was not read.
+        audio_end: When the audio that was decoded ends, in seconds since the first frame; `None` if it was not read.
     """
     declared, of_file = declared_seconds(video)
     if not declared and (audio_end is not None or len(video.container.streams) == 1):
+        of_file -= max(0.0, origin)  # most containers count from time 0
         declared = of_file if of_file > max(end, audio_end or 0.0) + AUDIO_MARGIN_SECONDS else 0.0
     if declared > end + AUDIO_MARGIN_SECONDS:
         notes.add(f"its video ends at {end:.2f} s, but it declares {declared:.2f} s; the available part is used")
@@ -1834,12 +1839,13 @@ class AudioTimeline:
     Attributes:
         position: Samples placed so far; the caller adds those that it takes.
         decoded: Samples decoded so far.
+        end: When the audio decoded so far ends, in samples; it may end after `position`, and start late.
         sampling_rate: Samples per second in hertz (Hz); 0 before the first chunk.
         channels: Number of channels; 0 before the first chunk.
     """
 
     def __init__(self) -> None:
-        self.position = self.decoded = self.sampling_rate = self.channels = 0
+        self.position = self.decoded = self.end = self.sampling_rate = self.channels = 0
         self._origin = 0.0
         self._layout = ""
         self._converter: av.AudioResampler | None = None
@@ -1868,6 +1874,7 @@ class AudioTimeline:
                 samples = chunk.to_ndarray().reshape(chunk.samples, -1).T
                 self.decoded += samples.shape[1]
                 hole = self._hole_before(chunk.time)
+                self.end = max(self.end, self.position + hole + samples.shape[1])
                 yield hole, samples[:, max(0, -hole) :]
 
     def silence(self, stop: int) -> Iterator[AudioPiece]:

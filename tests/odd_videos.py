@@ -320,6 +320,12 @@ VIDEOS = {
     "late audio": UsableVideo(
         ".mkv", written(tracks=[Track(start=2.0, seconds=2.0)]), start=2.0, notes=("its audio starts 2.0. s after",)
     ),
+    "late audio that continues": UsableVideo(
+        ".mkv",
+        written(tracks=[Track(start=2.0, seconds=4.0)]),
+        start=2.0,
+        notes=("its audio starts 2.0. s after", LONG_AUDIO),
+    ),
     "early end": UsableVideo(".mp4", written(tracks=[Track(seconds=2.0)]), notes=(SILENT_END,)),
     "no audio at the end of a second": UsableVideo(".mp4", written(tracks=[Track(seconds=3.5)])),
     "ten minutes of audio": UsableVideo(
@@ -333,7 +339,19 @@ VIDEOS = {
         start=0.0,
         notes=("its audio starts before its video",),
     ),
+    "video later than audio that ends early": UsableVideo(
+        ".webm",
+        written(
+            codec="libvpx",
+            times=every(start=3.0, seconds=4.0),
+            tracks=[Track("libopus", 48000, start=1.0, seconds=4.5)],
+        ),
+        colors="WRGB",
+        start=0.0,
+        notes=("its audio starts before its video", SILENT_END),
+    ),
     # --- Timestamps ---
+    "late start": UsableVideo(".mkv", written(times=every(start=3.0), tracks=()), colors="WRGB", start=None),
     "negative timestamps": UsableVideo(
         ".mp4",
         written(
