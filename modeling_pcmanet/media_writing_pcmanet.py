@@ -4,7 +4,6 @@ A file appears only when it is complete. [`write_video`] and [`write_audio`] pro
 on every machine. No module that is saved with a model imports this one.
 """
 
-import heapq
 import io
 import math
 import wave
@@ -26,6 +25,7 @@ from av.video.stream import VideoStream
 from pcmanet.files import atomic_file
 
 from .media_pcmanet import (
+    AUDIO_MARGIN_SECONDS,
     LONGEST_HOLE_SECONDS,
     LONGEST_OVERLAP_SECONDS,
     SAMPLING_OFFSET,
@@ -115,7 +115,8 @@ def write_timed_video(
         audio: A waveform (channels, samples) or (samples,), floating-point with full scale [-1, 1], which is encoded
             as AAC. Or an audio track: a path, URL, bytes or binary file object, or an audio stream of an open
             container with its packets. The packets are copied where an mp4 file can hold the codec. Otherwise they are
-            decoded and encoded as AAC; damaged ones are left out. `None` for no audio track.
+            decoded and encoded as AAC; damaged ones, and those more than a second after the last frame, are left out.
+            `None` for no audio track.
         sampling_rate: Samples per second of a waveform in hertz (Hz), one that AAC supports.
         audio_origin: Returns the time, in the container of the audio track, of time 0 of `frames`, in seconds. It is
             called once, after the first frames have been taken. By default, it is the start time that the container
@@ -142,11 +143,10 @@ def write_timed_video(
         output.flags |= Flags.bitexact.value
         frames = _checked_frames(frames)
         start = list(islice(frames, 2))
-        packets = [_video_packets(_add_video(output, start, frame_rate, threads), chain(start, frames))]
-        if audio is not None:
-            packets.append(_audio_packets(output, audio, sampling_rate, audio_origin))
-        # In chronological order, so that a player finds frames and audio of the same time close to each other.
-        for packet in heapq.merge(*packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
+        video_packets = _video_packets(_add_video(output, start, frame_rate, threads), chain(start, frames))
+        audio_packets = () if audio is None else _audio_packets(output, audio, sampling_rate, audio_origin)
+        longest = math.inf if isinstance(audio, np.ndarray) else AUDIO_MARGIN_SECONDS
+        for packet in _interleaved(video_packets, audio_packets, longest):
             output.mux(packet)
 
 
@@ -285,6 +285,32 @@ def _video_packets(stream: VideoStream, frames: Iterable[tuple[float | Fraction,
         frame.time_base, frame.duration = time_base, duration
         yield from stream.encode(frame)
     yield from stream.encode()
+
+
+def _interleaved(video: Iterable[av.Packet], audio: Iterable[av.Packet], longest: float) -> Iterator[av.Packet]:
+    """Yield packets in chronological order, so that a player finds frames and audio of the same time close to each other.
+
+    Args:
+        video: The packets of the frames.
+        audio: The packets of the audio. Those more than `longest` seconds after the last frame are left out.
+        longest: In seconds.
+    """
+    end, audio = Fraction(0), iter(audio)
+    following = next(audio, None)
+    for packet in video:
+        while following is not None and _decoding_time(following) < _decoding_time(packet):
+            yield following
+            following = next(audio, None)
+        end = max(end, ((packet.pts or 0) + (packet.duration or 0)) * packet.time_base)
+        yield packet
+    while following is not None and _decoding_time(following) <= end + longest:
+        yield following
+        following = next(audio, None)
+
+
+def _decoding_time(packet: av.Packet) -> Fraction:
+    """Return the decoding time of a packet, in seconds."""
+    return (packet.dts or 0) * packet.time_base
 
 
 @contextmanager

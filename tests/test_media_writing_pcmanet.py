@@ -153,6 +153,29 @@ def test_audio_of_a_source_is_copied_packet_by_packet(tmp_path: Path, clip: Path
     assert_same_packets(tmp_path / "copy.mp4", clip)
 
 
+@pytest.mark.parametrize("track", [Track(seconds=12.0), Track("flac", start=1.5, seconds=12.0)])
+@pytest.mark.parametrize("is_separate", [False, True])
+def test_audio_after_the_last_frame_is_left_out(tmp_path: Path, track: Track, is_separate: bool) -> None:
+    """It is not used, and a player would show the last frame for as long as it continues."""
+    video, path = (
+        write_odd_video(tmp_path / "video.mkv", times=every(seconds=2.0), tracks=[track]),
+        tmp_path / "clip.mp4",
+    )
+    with MediaReader(video) as reader:
+        frames = ((timestamp, frame) for timestamp, frame, _ in reader.frames("video"))
+        audio = video if is_separate else (reader.audio_stream, reader.audio_packets())
+        write_timed_video(path, frames, audio)
+    with av.open(str(path)) as container:
+        ends = {stream.type: float(stream.duration * stream.time_base) for stream in container.streams}
+    assert ends == {"video": pytest.approx(2.0), "audio": pytest.approx(3.0 - track.start, abs=0.3)}
+
+
+def test_a_frame_that_is_shown_for_long_keeps_its_audio(tmp_path: Path) -> None:
+    video = write_odd_video(tmp_path / "video.mkv", times=[0.0, 0.1, 9.0], tracks=[Track(seconds=10.0)])
+    write_timed_video(tmp_path / "copy.mp4", iterate_frames(video), video)
+    assert_same_packets(tmp_path / "copy.mp4", video)
+
+
 def test_frames_and_audio_can_come_from_one_open_container(tmp_path: Path, clip: Path) -> None:
     with av.open(str(clip)) as container:
         queues = {stream.type: deque() for stream in container.streams}
