@@ -103,7 +103,7 @@ def test_read_wav_seconds_rejects_damaged_files(content, problem):
         read_wav_seconds(BytesIO(content))
 
 
-def test_fingerprint_depends_on_table_sizes_times_and_presence(tmp_path):
+def test_fingerprint_depends_on_tables_sizes_times_and_presence(tmp_path):
     table, path = tmp_path / "table.csv", tmp_path / "file"
     table.write_text("a")
     path.write_text("x")
@@ -113,6 +113,8 @@ def test_fingerprint_depends_on_table_sizes_times_and_presence(tmp_path):
         lambda: os.utime(path, ns=(1, 1)),
         lambda: path.write_text("xy"),
         lambda: table.write_text("b"),
+        lambda: (tmp_path / "classes.txt").write_text("background\ndog\n"),
+        lambda: (tmp_path / "classes.txt").write_text("background\ncat\n"),
         path.unlink,
     ):
         change()

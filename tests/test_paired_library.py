@@ -17,6 +17,7 @@ import pytest
 from paired_files import (
     RATE,
     SECOND,
+    TONES,
     make_mask,
     write_coco,
     write_mask,
@@ -33,7 +34,7 @@ from pycocotools import mask as coco_masks
 
 from modeling_pcmanet.media_writing_pcmanet import write_audio
 from pcmanet.dataset_scripts.avsbench import DatasetError
-from pcmanet.dataset_scripts.paired import Library, read_settings
+from pcmanet.dataset_scripts.paired import Library, PairedClips, read_settings
 from pcmanet.dataset_scripts.paired.library import (
     PHOTO_LAYOUTS,
     RECORDING_LAYOUTS,
@@ -323,6 +324,74 @@ def test_cache_is_read_instead_of_the_files(tmp_path: Path) -> None:
     assert Library(read_settings(path)).identity == first.identity
     photo.write_bytes(content + b"x")
     assert Library(read_settings(path)).identity != first.identity
+
+
+def write_every_layout(root: Path) -> Path:
+    """Write photos and recordings in all layouts with tables, and return the settings file."""
+    write_photo_folder(root / "photos", count=4)
+    write_photo_folder(root / "values", count=4)
+    (root / "values" / "classes.txt").unlink()
+    (root / "values" / "mask_values.json").write_text('{"0": "dog", "1": "cat", "2": "bird"}', encoding="utf-8")
+    write_table(root / "values" / "photos.csv", [{"id": "photo_00", "group": "g", "split": "train"}])
+    for name in ("a", "b"):
+        write_photo(root / "voc" / "JPEGImages" / f"{name}.jpg", make_mask(1))
+        write_mask(root / "voc" / "SegmentationClass" / f"{name}.png", make_mask(VOC_LABELS.index("dog")))
+    (root / "voc" / "list.txt").write_text("a\nb\n", encoding="utf-8")
+    rows = [
+        {"file": f"t/{k}.wav", "class": label, "group": f"g{k}", "split": "train"} for k, label in enumerate(TONES)
+    ]
+    write_table(root / "t.csv", rows)
+    write_table(root / "esc" / "meta" / "esc50.csv", [{"filename": "e.wav", "category": "dog", "src_file": "100"}])
+    (root / "fsd" / "FSD50K.ground_truth").mkdir(parents=True)
+    (root / "fsd" / "FSD50K.ground_truth" / "dev.csv").write_text(
+        "fname,labels,split\n1,cat,train\n", encoding="utf-8"
+    )
+    (root / "fsd" / "FSD50K.ground_truth" / "eval.csv").write_text("fname,labels\n2,bird\n", encoding="utf-8")
+    (root / "vgg.csv").write_text("abc,30,drum,train\n", encoding="utf-8")
+    others = ["esc/audio/e", "fsd/FSD50K.dev_audio/1", "fsd/FSD50K.eval_audio/2", "vgg/abc_000030"]
+    for name in (*(f"t/{k}" for k in range(len(TONES))), *others):
+        write_tone(root / f"{name}.wav", "dog")
+    photos = [{"layout": "folder", "path": "photos"}, {"layout": "folder", "path": "values"}]
+    photos += [{"layout": "voc", "path": "voc", "list": "voc/list.txt"}]
+    recordings = [{"layout": "table", "path": "t.csv"}, {"layout": "esc50", "path": "esc"}]
+    recordings += [{"layout": "fsd50k", "path": "fsd"}, {"layout": "vggsound", "path": "vgg.csv", "audio": "vgg"}]
+    return write_settings(root, photos=photos, recordings=recordings, cache="kept")
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "is_decoded_again"),
+    [
+        ("photos/classes.txt", "dog\ncat", "cat\ndog", True),
+        ("values/mask_values.json", '"dog", "1": "cat"', '"cat", "1": "dog"', True),
+        ("values/photos.csv", "g,train", "h,train", False),
+        ("values/photos.csv", "g,train", "g,val", False),
+        ("voc/list.txt", "b\n", "", True),
+        ("t.csv", "dog,g0", "cat,g0", False),
+        ("t.csv", "dog,g0", "dog,g1", False),
+        ("t.csv", "g0,train", "g0,val", False),
+        ("esc/meta/esc50.csv", "dog", "rain", False),
+        ("esc/meta/esc50.csv", "100", "200", False),
+        ("fsd/FSD50K.ground_truth/dev.csv", "cat", "rain", False),
+        ("fsd/FSD50K.ground_truth/dev.csv", "train", "val", False),
+        ("fsd/FSD50K.ground_truth/eval.csv", "bird", "drum", False),
+        ("vgg.csv", "drum", "cat", False),
+        ("vgg.csv", "train", "test", False),
+    ],
+)
+def test_tables_are_part_of_the_identity(
+    table: str, old: str, new: str, is_decoded_again: bool, tmp_path: Path
+) -> None:
+    path = write_every_layout(tmp_path)
+    before = PairedClips(Library(read_settings(path)), length=1)
+    assert PairedClips(Library(read_settings(path)), length=1).identity == before.identity
+    text = (tmp_path / table).read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / table).write_text(text.replace(old, new), encoding="utf-8")
+    after = PairedClips(Library(read_settings(path)), length=1)
+    assert after.identity != before.identity
+    assert len(list((tmp_path / "kept").iterdir())) == 1 + is_decoded_again
+    settings = read_settings(path)
+    assert after.library.areas == Library(replace(settings, cache=None)).areas
 
 
 def test_all_problems_of_files_are_listed(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, MediaError, r
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
 from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem, ProblemCollector
 
-from .layouts import FOLDER, SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles
+from .layouts import FOLDER, FOLDER_CLASSES, SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles
 from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error, to_binary
 
 
@@ -338,7 +338,7 @@ def fingerprint(table: Path, paths: Iterable[str], *, moved: bool = False) -> st
     """Return the fingerprint of a dataset: changes to the table or to the size or time of any file change it.
 
     Args:
-        table: The table of clips.
+        table: The table of clips; the classes.txt of a custom folder, which is next to it, counts as a part of it.
         paths: All files of the clips; missing files count as missing.
         moved: Ignore the location of the dataset and the times of its files.
 
@@ -347,6 +347,8 @@ def fingerprint(table: Path, paths: Iterable[str], *, moved: bool = False) -> st
     """
     place = "" if moved else str(table.resolve())
     digest = hashlib.sha256(place.encode() + b"\0" + table.read_bytes())
+    if (classes := table.parent / FOLDER_CLASSES).is_file():
+        digest.update(classes.read_bytes() + b"\0")
     for path in paths:
         try:
             state = os.stat(path)

@@ -518,7 +518,8 @@ class Library:
         recording_splits: Split of each recording.
         areas: For each photo, the fraction of its pixels that each class covers, by class index.
         roles: For each recording, the class index, or `UNKNOWN` or `BACKGROUND`.
-        identity: Changes with the settings on which decoding depends and with the state of any file.
+        identity: Changes with the settings on which decoding depends, with the state of any file, and with what the
+            tables say about it: labels, group and split.
 
     Raises:
         DatasetError: If sources, labels or files cannot be used; the error lists all problems.
@@ -535,7 +536,8 @@ class Library:
             raise DatasetError(problems)
         with_roles = [(one, role) for one in recordings if (role := _role(one, settings)) is not None]
         recordings, self.roles = [one for one, _ in with_roles], [role for _, role in with_roles]
-        self.identity = _identify(settings, photos, recordings)
+        self._cache_name = _name_cache(settings, photos, recordings)
+        self.identity = _identify(self._cache_name, photos, recordings)
         index = self._prepare(photos, recordings, progress, num_threads)
         self._photo_places = [entry for entry in index["photos"] if entry["areas"]]
         self._recording_places = index["recordings"]
@@ -575,7 +577,7 @@ class Library:
 
     @property
     def _folder(self) -> Path:
-        return Path(self.settings.cache or "") / self.identity
+        return Path(self.settings.cache or "") / self._cache_name
 
     @cached_property
     def _photo_file(self) -> np.ndarray:
@@ -723,11 +725,19 @@ def _find_unknown_labels(
             )
 
 
-def _identify(settings: PairedSettings, photos: Sequence[Photo], recordings: Sequence[Recording]) -> str:
+def _identify(cache_name: str, photos: Sequence[Photo], recordings: Sequence[Recording]) -> str:
+    """Return a name for the decoded arrays with their labels, groups and splits: 32 hexadecimal digits."""
+    rows = [(one.group, one.split) for one in photos] + [(one.labels, one.group, one.split) for one in recordings]
+    return hashlib.sha256(repr((cache_name, rows)).encode()).hexdigest()[:32]
+
+
+def _name_cache(settings: PairedSettings, photos: Sequence[Photo], recordings: Sequence[Recording]) -> str:
     """Return a name for the decoded arrays: 32 hexadecimal digits."""
     clips = settings.clips
     decoding = [VERSION, clips.image_size, clips.sampling_rate, clips.recording_seconds]
     decoding += [[one.name, one.photos, one.sounds] for one in settings.classes]
+    # Photos of a source share their labels.
+    decoding += [list(labels.items()) for labels in {id(one.labels): one.labels for one in photos}.values()]
     paths = [path for one in photos for path in (one.image, *([one.mask] if isinstance(one.mask, str) else []))]
     # The path of a downloaded photo contains the commit, which determines its annotations too.
     paths += [str(one["annotations"]) for one in settings.photos if "annotations" in one and "repo" not in one]
