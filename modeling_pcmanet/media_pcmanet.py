@@ -452,10 +452,12 @@ class MediaReader:
 
     def _decode_video(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yield every frame that can be decoded, and is not skipped, with its timestamp in seconds."""
-        packets = self._packets_of(self._video)
-        restart = None if _is_url(self._source) else self._restart_video
+        alphas: dict[int | None, np.ndarray] = {}
+        packets = read_alpha(self._packets_of(self._video), alphas, self.notes)
+        restart = None if _is_url(self._source) else lambda: read_alpha(self._restart_video(), alphas, self.notes)
         seconds = None
         for frame in decode_video(packets, self.notes, lambda packet: self._skips(packet), restart):
+            frame.opaque = alphas.pop(frame.pts, None)
             seconds = self._clock.read(frame)
             self.origin, self.end = self._clock.origin, self._clock.end
             self._converter.measure(frame)
@@ -1095,6 +1097,10 @@ FRAME_THREADS = 0
 # No decoder holds more frames: one per thread, and 16 for reordering, each with two fields.
 MOST_FRAMES_IN_DECODER = 64
 
+# Codecs whose transparency a WebM file stores next to each frame, and the number of the block that holds it.
+ALPHA_CODECS = ("vp8", "vp9")
+ALPHA_BLOCK = 1
+
 
 class PacketQueues:
     """The packets of several streams of one container, each stream at its own pace.
@@ -1342,6 +1348,50 @@ def _decode_in_order(
         for frame in frames:
             is_complete = is_complete and not frame.is_corrupt
             yield frame
+
+
+def read_alpha(
+    packets: Iterable[av.Packet], alphas: dict[int | None, np.ndarray], notes: MediaNotes
+) -> Iterator[av.Packet]:
+    """Yield video packets; decode the transparency of VP8 and VP9 in WebM, which FFmpeg's decoders of the colors ignore.
+
+    Args:
+        packets: The packets.
+        alphas: Receives the alpha of each transparent frame, uint8 (height, width), under the timestamp of its packet.
+        notes: Where to note that some cannot be decoded.
+    """
+    decoder = None
+    for packet in packets:
+        if packet.has_sidedata("matroska_block_additional") and packet.stream.codec_context.name in ALPHA_CODECS:
+            decoder = decoder or _alpha_decoder(packet.stream)
+            try:
+                alpha = _decode_alpha(decoder, bytes(packet.get_sidedata("matroska_block_additional")))
+                alphas |= {} if alpha is None else {packet.pts: alpha}
+            except av.FFmpegError:
+                notes.add("the transparency of some frames is damaged; these are shown without it")
+            while len(alphas) > MOST_FRAMES_IN_DECODER:  # of frames that are not decoded
+                del alphas[next(iter(alphas))]
+        yield packet
+
+
+def _alpha_decoder(video: VideoStream) -> Any:
+    """Return a decoder for the alpha of a video, a gray video of the same codec."""
+    decoder = av.CodecContext.create(video.codec_context.name, "r")
+    decoder.thread_count = 1
+    decoder.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}
+    return decoder
+
+
+def _decode_alpha(decoder: Any, block: bytes) -> np.ndarray | None:
+    """Return the alpha in a block of a WebM file, uint8 (height, width); `None` if the block holds something else."""
+    data = block[8:]  # after its number
+    if int.from_bytes(block[:8], "big") != ALPHA_BLOCK or not data:
+        return None
+    frames = decoder.decode(av.Packet(data))
+    if not frames or frames[0].format.components[0].bits > 8:
+        return None
+    rows = np.frombuffer(frames[0].planes[0], np.uint8).reshape(frames[0].height, -1)
+    return rows[:, : frames[0].width].copy()
 
 
 def _decoded(packet: av.Packet, notes: MediaNotes) -> list[Any]:
@@ -1707,21 +1757,25 @@ class FrameConverter:
 
     def _to_rgb(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
         """Return a frame in RGB at (width, height), transparent parts on black."""
-        if frame.color_trc in HDR_TRANSFERS:
+        transfer = HDR_TRANSFERS.get(frame.color_trc)
+        has_alpha = any(component.is_alpha for component in frame.format.components)
+        forms = ("rgb24", "rgba") if transfer is None else ("rgb48le", "rgba64le")
+        image = self._reformat(frame, size, forms[has_alpha])
+        colors, alpha = image[..., :3], image[..., 3:]
+        if transfer is not None:
             self._notes.add("its video is HDR; its colors are mapped to SDR", logging.INFO)
-            codes = self._reformatter.reformat(frame, width=size[0], height=size[1], format="rgb48le", threads=1)
-            return tone_map(codes.to_ndarray(), HDR_TRANSFERS[frame.color_trc])
-        is_transparent = any(component.is_alpha for component in frame.format.components)
-        form = "rgba" if is_transparent else "rgb24"
+            colors, alpha = tone_map(colors, transfer), alpha >> 8
+        if frame.opaque is not None:
+            alpha = self._reformat(av.VideoFrame.from_ndarray(frame.opaque, format="gray"), size, "gray")[..., None]
+        if (alpha == 255).all():
+            return colors
+        self._notes.add("its video is transparent in parts; these are shown on black", logging.INFO)
+        return ((colors.astype(np.uint16) * alpha.astype(np.uint16) + 127) // 255).astype(np.uint8)
 
+    def _reformat(self, frame: av.VideoFrame, size: tuple[int, int], form: str) -> np.ndarray:
+        """Return a frame in another format, at (width, height)."""
         # One thread: PyAV's own conversion threads outlive the call, and a forked loader process waits for them forever.
-        rgb = self._reformatter.reformat(frame, width=size[0], height=size[1], format=form, threads=1).to_ndarray()
-        if not is_transparent:
-            return rgb
-        if (rgb[..., 3] < 255).any():
-            self._notes.add("its video is transparent in parts; these are shown on black", logging.INFO)
-        colors, alpha = rgb[..., :3].astype(np.uint16), rgb[..., 3:].astype(np.uint16)
-        return ((colors * alpha + 127) // 255).astype(np.uint8)
+        return self._reformatter.reformat(frame, width=size[0], height=size[1], format=form, threads=1).to_ndarray()
 
     def _deinterlaced(self, frame: av.VideoFrame) -> np.ndarray:
         """Return an interlaced frame in RGB: its upper field, with the rows between rebuilt from their neighbors.

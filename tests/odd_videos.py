@@ -285,6 +285,39 @@ VIDEOS = {
     "transparent, qtrle": UsableVideo(
         ".mov", written(codec="qtrle", pixel_format="argb", paint=half_transparent), notes=("transparent in parts",)
     ),
+    "transparent, hdr": UsableVideo(
+        ".mkv",
+        written(
+            codec="ffv1",
+            pixel_format="yuva444p10le",
+            colors=(Colorspace.BT2020, 9, ColorRange.MPEG),
+            paint=lambda seconds: np.dstack([hdr_code(flat_frame(seconds)), half_transparent(seconds)[..., 3]]),
+            configure=setting(color_trc=16, color_primaries=9),
+        ),
+        notes=("its video is HDR", "transparent in parts"),
+    ),
+    "transparent, vp8": UsableVideo(
+        ".webm",
+        written(
+            codec="libvpx",
+            pixel_format="yuva420p",
+            options={"auto-alt-ref": "0"},
+            paint=half_transparent,
+            tracks=[Track("libopus", 48000)],
+        ),
+        notes=("transparent in parts",),
+    ),
+    "transparent, vp9": UsableVideo(
+        ".webm",
+        written(
+            codec="libvpx-vp9",
+            pixel_format="yuva420p",
+            options={"cpu-used": "8"},
+            paint=half_transparent,
+            tracks=[Track("libopus", 48000)],
+        ),
+        notes=("transparent in parts",),
+    ),
     "opaque with alpha": UsableVideo(".mkv", written(codec="ffv1", pixel_format="bgra")),
     "interlaced": UsableVideo(
         ".ts", written(codec="mpeg2video", configure=setting(flags=INTERLACED)), notes=("video is interlaced",)

@@ -93,6 +93,28 @@ def test_interlaced_video_is_deinterlaced(tmp_path: Path, top_first: bool) -> No
     assert frame[:, 50:].max() < 40
 
 
+@pytest.mark.parametrize("name", [name for name in VIDEOS if name.startswith("transparent")])
+def test_transparent_parts_are_black(tmp_path: Path, name: str) -> None:
+    path = VIDEOS[name].make(tmp_path / f"video{VIDEOS[name].suffix}")
+    frames = np.stack([frame for _, frame in iterate_frames(path)])
+    assert len(frames) == 40
+    assert max(frames[:, :4].max(), frames[:, -4:].max(), frames[:, :, :4].max(), frames[:, :, -4:].max()) < 20
+    assert frames[:, HEIGHT // 2, WIDTH // 2].max(axis=1).min() > 100
+
+
+def test_damaged_transparency_is_left_out(tmp_path: Path) -> None:
+    path = VIDEOS["transparent, vp8"].make(tmp_path / "video.webm")
+    with av.open(str(path)) as container:
+        first = next(container.demux(video=0))
+        alpha = bytes(first.get_sidedata("matroska_block_additional"))[8:]
+    data = path.read_bytes()
+    assert data.count(alpha) == 1
+    media = read_media(data.replace(alpha, bytes(len(alpha))))
+    assert media.notes == ("the transparency of some frames is damaged; these are shown without it",)
+    assert shown_colors(media.frames) == "RGBW"
+    np.testing.assert_allclose(media.frames[:, 2, 2], [(255, 255, 0)] * 4, atol=40)
+
+
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotated_video_is_upright(tmp_path: Path, degrees: int) -> None:
     def paint(_seconds: float) -> np.ndarray:
