@@ -89,6 +89,27 @@ def test_mask_values_count_from_one_above_the_ids(tmp_path: Path) -> None:
     assert photo.labels == {1: "cat", 2: "dog"}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("classes.txt", "dog\ncat\nbird\n", "classes.txt: Expected 'background' as the first line"),
+        ("classes.txt", "background\ndog\ndog\n", "classes.txt: Expected 2 to 255 different names"),
+        (
+            "mask_values.json",
+            '{"0": "dog", "254": "cat"}',
+            "Expected ids from 0 to 253 in mask_values.json, got [254]",
+        ),
+        ("mask_values.json", '{"0": "dog", "-1": "cat"}', "Expected ids from 0 to 253 in mask_values.json, got [-1]"),
+        ("mask_values.json", '["dog", "cat"]', "Not in the layout folder"),
+    ],
+)
+def test_unusable_names_of_mask_values_are_problems(name: str, text: str, problem: str, tmp_path: Path) -> None:
+    write_photo_folder(tmp_path, count=1)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    found, (reported,) = read_sources([{"layout": "folder", "path": str(tmp_path)}], PHOTO_LAYOUTS)
+    assert found == [] and problem in str(reported)
+
+
 def test_large_photos_are_reduced(tmp_path: Path) -> None:
     write_photo_folder(tmp_path, count=4)
     photos = read(PHOTO_LAYOUTS, layout="folder", path=str(tmp_path))
@@ -402,6 +423,8 @@ def test_all_problems_of_files_are_listed(tmp_path: Path) -> None:
     write_mask(photos / "masks" / "photo_02.png", make_mask(1)[:40])
     (photos / "images" / "photo_03.jpg").write_bytes(b"no image")
     Image.new("RGB", (64, 48)).save(photos / "masks" / "photo_04.png")
+    write_mask(photos / "masks" / "photo_05.png", make_mask(52, 1))
+    write_mask(photos / "masks" / "photo_06.png", make_mask(255))
     (sounds / "dog" / "0_0.wav").unlink()
     (sounds / "cat" / "0_0.wav").write_bytes(b"no audio")
     write_audio(sounds / "bird" / "0_0.wav", np.zeros(RATE, dtype=np.float32), RATE)
@@ -414,6 +437,8 @@ def test_all_problems_of_files_are_listed(tmp_path: Path) -> None:
         "The mask is 64x40 pixels, the photo 64x48",
         "photo_03.jpg: cannot identify image file",
         f"class indices in {photos}/masks/photo_04.png, got an image of mode RGB",
+        f"mask values without a label in {photos}/masks/photo_05.png: [52]. Labels are 1 dog, 2 cat, 3 bird.",
+        f"only 0 (background) and 255 (void) in {photos}/masks/photo_06.png, as in a binary mask.",
         f"{sounds}/dog/0_0.wav: Missing",
         f"{sounds}/cat/0_0.wav",
         "bird/0_0.wav: The recording is silent",

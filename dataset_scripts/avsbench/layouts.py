@@ -540,7 +540,7 @@ def find_folder(root: str | Path) -> Tree:
         problem = f"Missing. Write a table with the columns {', '.join(REQUIRED_COLUMNS)}."
         raise DatasetError([Problem("", str(table), problem)])
     collector = ProblemCollector("")
-    names = collector.run(_read_class_names, str(table.parent)) or ()
+    names = collector.run(read_class_names, str(table.parent)) or ()
     header, lines = collector.run(_read_custom_table, str(table)) or ([], [])
     clips, problems = _locate_clips(table, lines, header, partial(_locate_custom, num_classes=len(names)))
     return _require_classes_and_table(collector, Tree(table, clips, problems))
@@ -569,8 +569,14 @@ def _locate_custom(root: Path, values: dict[str, str], num_classes: int) -> Cust
     )
 
 
-def _read_class_names(root: str | Path) -> tuple[str, ...] | None:
-    """Read classes.txt: names in the order of the class indices, the background first; None for binary masks.
+def read_class_names(root: str | Path) -> tuple[str, ...] | None:
+    """Read classes.txt: names in the order of the class indices, the background first.
+
+    Args:
+        root: The folder that may contain classes.txt.
+
+    Returns:
+        The names, or None if there is no such file.
 
     Raises:
         DatasetError: If the file exists but is not UTF-8, has fewer than two names, more than 255, or duplicates, or does not
@@ -622,4 +628,4 @@ def label_names(root: str | Path, name: str, *, binary: bool = False) -> tuple[s
         return BINARY_LABELS
     if name == "avss":
         return AVSBENCH_SEMANTIC_LABELS
-    return (_read_class_names(root) if name == FOLDER else None) or BINARY_LABELS
+    return (read_class_names(root) if name == FOLDER else None) or BINARY_LABELS

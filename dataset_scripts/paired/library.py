@@ -11,8 +11,9 @@ Layouts of photos; every option is a path:
 | coco | images, annotations | an instances file of COCO and the folder of its images |
 | voc | path, optionally masks, list | JPEGImages/ID.jpg, SegmentationClass/ID.png (or `masks`), a text file of ids |
 
-classes.txt has a name per mask value, from 0; mask_values.json has {"id": "name"} where the mask value is id + 1. In
-masks, 0 is background and 255 is void.
+classes.txt has a name per mask value, from 0, which is `background`; mask_values.json has {"id": "name"} where the mask
+value is id + 1. In masks, 0 is background and 255 is void; a mask of 0 and 255 only, or with a value that has no name, is
+a problem.
 
 Layouts of recordings:
 
@@ -33,6 +34,7 @@ files in its folder) are downloaded once, to the cache of huggingface_hub.
 """
 
 import csv
+import errno
 import hashlib
 import json
 import logging
@@ -56,6 +58,7 @@ from modeling_pcmanet.audio_pcmanet import resample
 from modeling_pcmanet.image_processing_pcmanet import PCMANetImageProcessor
 from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, read_audio
 from pcmanet.dataset_scripts import SPLITS
+from pcmanet.dataset_scripts.avsbench.layouts import FOLDER_CLASSES, read_class_names
 from pcmanet.dataset_scripts.metrics.segmentation import IGNORE_INDEX
 from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem, suggest
 from pcmanet.files import atomic_folder
@@ -139,10 +142,14 @@ def _folder_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
 def _folder_labels(root: Path) -> dict[int, str]:
     """Read the label of each mask value."""
     values = root / "mask_values.json"
-    if values.is_file():
-        return {int(key) + 1: str(name) for key, name in json.loads(values.read_text(encoding="utf-8")).items()}
-    names = [line.strip() for line in (root / "classes.txt").read_text(encoding="utf-8").splitlines() if line.strip()]
-    return dict(enumerate(names[1:], start=1))
+    if not values.is_file():
+        if (names := read_class_names(root)) is None:
+            raise FileNotFoundError(errno.ENOENT, "Missing", str(root / FOLDER_CLASSES))
+        return dict(enumerate(names[1:], start=1))
+    labels = {int(key) + 1: str(name) for key, name in dict(json.loads(values.read_text(encoding="utf-8"))).items()}
+    if wrong := [value - 1 for value in labels if not 0 < value < IGNORE_INDEX]:
+        raise ValueError(f"Expected ids from 0 to {IGNORE_INDEX - 2} in {values.name}, got {wrong}")
+    return labels
 
 
 def _voc_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
@@ -293,6 +300,8 @@ def read_sources(sources: Sequence[Mapping[str, Any]], layouts: Mapping[str, Any
             continue
         try:
             found += layouts[source["layout"]][0](local)
+        except DatasetError as error:
+            problems += error.problems
         except FileNotFoundError as error:
             owner = f" in the dataset {source['repo']}" if "repo" in source else ""
             problems.append(Problem("", str(error.filename), f"Missing; layout {source['layout']} needs it{owner}"))
@@ -411,7 +420,8 @@ def decode_photo(photo: Photo, indices: Mapping[str, int], size: int) -> tuple[n
 
     Raises:
         OSError: If a file is missing or cannot be decoded.
-        ValueError: If the photo has more than 8 bits per channel, or its mask has another size or several channels.
+        ValueError: If the photo has more than 8 bits per channel, or its mask has another size, several channels, values
+            without a label, or only 0 and 255.
     """
     values = {value: indices[label] for value, label in photo.labels.items() if label in indices}
     with Image.open(photo.image) as image:
@@ -420,7 +430,10 @@ def decode_photo(photo: Photo, indices: Mapping[str, int], size: int) -> tuple[n
         target = max(1, round(width * scale)), max(1, round(height * scale))
         image.draft("RGB", target)
         frame = np.asarray(PCMANetImageProcessor.to_rgb(image).resize(target, Image.Resampling.BILINEAR))
-    mask = _read_mask(photo.mask, values) if isinstance(photo.mask, str) else _draw_mask(photo.mask, values)
+    if isinstance(photo.mask, str):
+        mask = _read_mask(photo.mask, photo.labels, values)
+    else:
+        mask = _draw_mask(photo.mask, values)
     if mask is None:
         return frame, np.zeros(frame.shape[:2], dtype=np.uint8)
     if mask.shape != (height, width):
@@ -428,12 +441,23 @@ def decode_photo(photo: Photo, indices: Mapping[str, int], size: int) -> tuple[n
     return frame, np.asarray(Image.fromarray(mask).resize(target, Image.Resampling.NEAREST))
 
 
-def _read_mask(path: str, values: Mapping[int, int]) -> np.ndarray:
-    """Read a mask file of one channel and translate its values to class indices."""
+def _read_mask(path: str, labels: Mapping[int, str], values: Mapping[int, int]) -> np.ndarray:
+    """Read a mask file of one channel and translate its values to class indices; each value must have a label."""
     with Image.open(path) as image:
         if image.mode not in ("L", "P", "1"):
             raise ValueError(f"Expected one channel of class indices in {path}, got an image of mode {image.mode}")
         mask = np.asarray(image).astype(np.uint8)
+    is_used = np.zeros(256, dtype=bool)
+    is_used[mask] = True
+    used = set(np.flatnonzero(is_used).tolist()) - {0}
+    if used == {IGNORE_INDEX}:
+        raise ValueError(
+            f"Got only 0 (background) and 255 (void) in {path}, as in a binary mask. Write the mask value of the object's "
+            "label, or leave out the photo if all of the object is void."
+        )
+    if unnamed := sorted(used - {IGNORE_INDEX, *labels}):
+        named = ", ".join(f"{value} {label}" for value, label in labels.items())
+        raise ValueError(f"Got mask values without a label in {path}: {unnamed}. Labels are {named:.400}.")
     table = np.zeros(256, dtype=np.uint8)
     table[list(values)] = list(values.values())
     table[IGNORE_INDEX] = IGNORE_INDEX
