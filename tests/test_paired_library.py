@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import threading
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_coco(tmp_path: Path) -> None:
     write_coco(tmp_path)
     source = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
     first, second = read(PHOTO_LAYOUTS, layout="coco", split="train", **source)
-    assert (first.split, first.group) == ("train", "000001")
+    assert (first.split, first.group) == ("train", str(tmp_path / "images" / "000001"))
     _, mask = decode_photo(first, INDICES, 64)
     expected = make_mask(5)
     expected[16:32, 8:24] = 2
@@ -197,7 +198,10 @@ def test_table_and_folders(tmp_path: Path) -> None:
         Recording(str(tmp_path / "dog/a.wav"), ("bark",), "g", "val")
     ]
     found = read(RECORDING_LAYOUTS, layout="folders", path=str(tmp_path), split="test")
-    assert [(one.labels, one.group, one.split) for one in found] == [(("cat",), "b", "test"), (("dog",), "a", "test")]
+    assert [(one.labels, one.group, one.split) for one in found] == [
+        (("cat",), str(tmp_path / "cat" / "b"), "test"),
+        (("dog",), str(tmp_path / "dog" / "a"), "test"),
+    ]
 
 
 def test_esc50(tmp_path: Path) -> None:
@@ -311,8 +315,39 @@ def test_a_group_with_two_splits_is_a_problem(tmp_path: Path) -> None:
     write_table(tmp_path / "sounds" / "more.csv", rows)
     sources = [{"layout": "table", "path": f"sounds/{name}.csv"} for name in ("sounds", "more")]
     path = write_settings(tmp_path, recordings=sources)
-    with pytest.raises(DatasetError, match="group same: The group has files in several splits"):
+    with pytest.raises(DatasetError, match="group same: The group has files in several splits") as caught:
         Library(read_settings(path))
+    sounds = tmp_path / "sounds" / "dog"
+    assert f"{sounds}/0_0.wav in train, {sounds}/0_1.ogg in test. Give all of them one split." in str(caught.value)
+
+
+def test_files_with_equal_names_in_other_folders_are_in_groups_of_their_own(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("test", 2)):
+        write_photo_folder(tmp_path / split, count)
+        for label, number in itertools.product(TONES, range(count)):
+            write_tone(tmp_path / "rec" / split / label / f"{number}.wav", label)
+    rows = [{"file": f"rec/train/{label}/{k}.wav", "class": label} for label in TONES for k in range(3)]
+    write_table(tmp_path / "t.csv", rows)
+    photos = [{"layout": "folder", "path": split, "split": split} for split in ("train", "test")]
+    recordings = [{"layout": "folders", "path": f"rec/{split}", "split": split} for split in ("train", "test")]
+    library = Library(read_settings(write_settings(tmp_path, photos=photos, recordings=recordings)))
+    assert Counter(library.photo_splits) == {"train": 4, "val": 2, "test": 2}
+    # Per label, the 6 recordings for training are divided.
+    assert Counter(library.recording_splits) == {"train": 25, "val": 5, "test": 10}
+    sources = [{"layout": "table", "path": "t.csv"}]
+    library = Library(read_settings(write_settings(tmp_path, photos=photos, recordings=sources)))
+    pairs = zip(library.recordings, library.recording_splits, strict=True)
+    assert Counter((*one.labels, split) for one, split in pairs) == {
+        (label, split): 1 for label in TONES for split in ("train", "val", "test")
+    }
+
+
+def test_splits_do_not_depend_on_the_folder_of_the_data() -> None:
+    def split_in(folder: str) -> list[str]:
+        items = [Recording(f"{k}.wav", ("x",), f"{folder}{k}", None) for k in range(40)]
+        return assign_splits(items, ["x"] * 40, {"val": 0.2, "test": 0.2})[0]
+
+    assert split_in("") == split_in("/data/sounds/") == split_in("/other/place/")
 
 
 # The library

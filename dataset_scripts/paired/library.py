@@ -25,8 +25,9 @@ Layouts of recordings:
 | fsd50k | path | FSD50K.ground_truth/{dev,eval}.csv, FSD50K.dev_audio/, FSD50K.eval_audio/ |
 | vggsound | path, audio | vggsound.csv and the folder of ID_SECONDS files, some of which may be missing |
 
-Any source may have `split: train`, val or test, for all of its files. Photos or recordings of one group (the photo itself,
-the source recording, the speaker) are never in two splits.
+Any source may have `split: train`, val or test, for all of its files. Photos or recordings of one group (the source
+recording, the speaker) are never in two splits. A file without a group in its table is a group of its own, together with
+files in the same folder whose names differ only in the suffix.
 
 Any source may be in a dataset on the Hub that holds these files: `repo: owner/name`, optionally with `revision`. Its
 paths are relative to the root of the dataset, which is `.` in YAML. The files under these paths (for a table, all
@@ -44,7 +45,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class Photo:
         mask: The mask file, or for COCO the annotations of the photo: category id, segmentation and size (height,
             width).
         labels: Label of each mask value or category id.
-        group: Photos of a group are in one split.
+        group: Photos of a group are in one split: the group in the table, or the path of the image without its suffix.
         split: "train", "val" or "test" if the source has splits.
     """
 
@@ -98,7 +99,7 @@ class Recording:
     Attributes:
         file: The audio (or video) file.
         labels: The classes of its sounds.
-        group: Recordings of a group are in one split.
+        group: Recordings of a group are in one split: the group in the table, or the path of the file without its suffix.
         split: "train", "val" or "test" if the source has splits.
     """
 
@@ -136,7 +137,8 @@ def _folder_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
     for row in _read_table(root / "photos.csv", ("id",)):
         name = row["id"]
         image, mask = root / "images" / suffixes.get(name, f"{name}.jpg"), root / "masks" / f"{name}.png"
-        yield Photo(name, str(image), str(mask), labels, row.get("group") or name, _split(row, source))
+        group = row.get("group") or str(root / "images" / name)
+        yield Photo(name, str(image), str(mask), labels, group, _split(row, source))
 
 
 def _folder_labels(root: Path) -> dict[int, str]:
@@ -160,7 +162,7 @@ def _voc_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
         names = Path(source["list"]).read_text(encoding="utf-8").split()
     for name in names:
         image, mask = root / "JPEGImages" / f"{name}.jpg", masks / f"{name}.png"
-        yield Photo(name, str(image), str(mask), labels, name, source.get("split"))
+        yield Photo(name, str(image), str(mask), labels, str(image.with_suffix("")), source.get("split"))
 
 
 def _coco_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
@@ -174,7 +176,7 @@ def _coco_photos(source: Mapping[str, Any]) -> Iterator[Photo]:
         # Small objects are in front of large ones.
         parts = sorted(annotations[image["id"]], key=lambda part: -part["area"])
         mask = [{"category": part["category_id"], "shape": part["segmentation"], "size": size} for part in parts]
-        yield Photo(path.stem, str(path), mask, labels, path.stem, source.get("split"))
+        yield Photo(path.stem, str(path), mask, labels, str(path.with_suffix("")), source.get("split"))
 
 
 # Recordings
@@ -187,15 +189,15 @@ MEDIA_SUFFIXES = VIDEO_SUFFIXES.union(AUDIO_SUFFIXES)
 def _table_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
     table = Path(source["path"])
     for row in _read_table(table, ("file", "class")):
-        group = row.get("group") or Path(row["file"]).stem
-        yield Recording(str(table.parent / row["file"]), (row["class"],), group, _split(row, source))
+        file = table.parent / row["file"]
+        yield Recording(str(file), (row["class"],), row.get("group") or str(file.with_suffix("")), _split(row, source))
 
 
 def _folder_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
     for folder in sorted(path for path in Path(source["path"]).iterdir() if path.is_dir()):
         for path in sorted(folder.iterdir()):
             if _has_suffix(path, MEDIA_SUFFIXES):
-                yield Recording(str(path), (folder.name,), path.stem, source.get("split"))
+                yield Recording(str(path), (folder.name,), str(path.with_suffix("")), source.get("split"))
 
 
 def _esc50_recordings(source: Mapping[str, Any]) -> Iterator[Recording]:
@@ -355,9 +357,9 @@ def assign_splits(
 ) -> tuple[list[str], list[str]]:
     """Divide photos or recordings into splits, independently of their order.
 
-    Groups that already have a split keep it. The others are ordered by a hash of their name and divided by the
-    fractions, separately for each class, so that rare classes are in every split. If no item has the split "val",
-    groups with the split "train" are divided too.
+    Groups that already have a split keep it. The others are ordered by a hash of their name, without the folder for
+    groups that are paths, and divided by the fractions, separately for each class, so that rare classes are in every
+    split. If no item has the split "val", groups with the split "train" are divided too.
 
     Args:
         items: The items.
@@ -376,7 +378,7 @@ def assign_splits(
     complete = any("val" in splits for splits in fixed.values())
     splits = {group: min(own) for group, own in fixed.items() if own and (complete or own != {"train"})}
     pools: dict[tuple[str, bool], list[str]] = defaultdict(list)
-    for group in sorted(fixed.keys() - splits.keys(), key=_hash):
+    for group in sorted(fixed.keys() - splits.keys(), key=lambda group: (_hash(PurePath(group).name), group)):
         pools[min(strata_of_group[group]), bool(fixed[group])].append(group)
     for (_, is_training), groups in pools.items():
         splits |= _divide(groups, fractions.get("val", 0), 0 if is_training else fractions.get("test", 0))
@@ -675,11 +677,23 @@ class Library:
         # If a role has several labels (speech, sneezes), every label is in every split.
         strata = [f"{label}/{one.labels[0]}" for label, one in zip(labels, self.recordings, strict=True)]
         recording_splits, mixed = assign_splits(self.recordings, strata, fractions)
-        if groups := [*mixed_photos, *mixed]:
-            path = str(self.settings.path)
-            problem = "The group has files in several splits. Give all of them one split."
-            raise DatasetError([Problem(group, f"{path}, group {group}", problem) for group in groups])
+        files = {
+            group: [(one.image, one.split) for one in self.photos if one.group == group] for group in mixed_photos
+        }
+        files |= {group: [(one.file, one.split) for one in self.recordings if one.group == group] for group in mixed}
+        if files:
+            path = self.settings.path
+            raise DatasetError(
+                [Problem(group, f"{path}, group {group}", _describe_mixed(named)) for group, named in files.items()]
+            )
         return photo_splits, recording_splits
+
+
+def _describe_mixed(files: Sequence[tuple[str, str | None]]) -> str:
+    """Describe the problem of a group whose files have different splits, with a file of each split."""
+    examples = {split: file for file, split in files if split}
+    listed = ", ".join(f"{file} in {split}" for split, file in examples.items())
+    return f"The group has files in several splits: {listed}. Give all of them one split."
 
 
 def _decode(items: Sequence[Any], read: Callable[[Any], Any], threads: int) -> Iterator[Any]:
