@@ -25,11 +25,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from http.client import HTTPException, IncompleteRead
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeGuard, TypeVar, cast
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib import request
+from urllib.parse import quote, urlsplit
 
 import av
 import av.error
@@ -313,32 +314,48 @@ class MediaReader:
         self._audio_end: float | None = None
 
     def __enter__(self) -> "MediaReader":
+        self.notes = MediaNotes(self.name, is_logged=self._log_notes)
         with ExitStack() as stack:
             if isinstance(self._source, str) and is_open_pipe(Path(self._source)):
                 self._source = stack.enter_context(_open_path(Path(self._source)))
             if _is_file_object(self._source):
                 self._source = stack.enter_context(_seekable(self._source))
-            container, self.notes = stack.enter_context(open_media(self._source, self.name, log_notes=self._log_notes))
-            self.duration = container.duration / av.time_base if container.duration else None
-            streams = []
-            if self._reads["video"]:
-                self._video = video_stream(container, self.notes)
-                streams.append(self._video)
-            if self._reads["audio"]:
-                self._audio = audio_stream(container, self.notes)
-                streams.append(self._audio)
-            # A URL is not read twice, because a broadcast would have continued. So only one thread decodes it.
-            is_read_once = _is_url(self._source)
-            threads = 1 if is_read_once else FRAME_THREADS
-            self._packets = PacketQueues(container, streams, self.notes, self._reopen, threads, conceals=is_read_once)
-            if self._reads["video"]:
-                self._clock, self._converter = VideoClock(self._video), FrameConverter(self._video, self.notes)
-                self._decoded = self._decode_video()
-            else:
-                self.end, self.has_ended = math.inf if self.duration is None else self.duration, True
-            self._pieces = _joined(self._decode_audio())
+            opened = stack.enter_context(ExitStack())
+            try:
+                self._open(opened)
+            except av.FFmpegError as error:
+                if not _is_url(self._source) or error.errno != errno.EIO:
+                    raise
+                # The index of an mp4 file is at its end, and the server does not send the part before it again.
+                opened.close()
+                self._source = stack.enter_context(_downloaded(self._source, self.name, error))
+                self._open(opened)
             self._stack = stack.pop_all()
         return self
+
+    def _open(self, stack: ExitStack) -> None:
+        """Open the source and its decoders; of an mp4 file at a URL, also read the first packet."""
+        container, _ = stack.enter_context(open_media(self._source, self.name))
+        self.duration = container.duration / av.time_base if container.duration else None
+        streams = []
+        if self._reads["video"]:
+            self._video = video_stream(container, self.notes)
+            streams.append(self._video)
+        if self._reads["audio"]:
+            self._audio = audio_stream(container, self.notes)
+            streams.append(self._audio)
+        # A URL is not read twice, because a broadcast would have continued. So only one thread decodes it.
+        is_read_once = _is_url(self._source)
+        threads = 1 if is_read_once else FRAME_THREADS
+        self._packets = PacketQueues(container, streams, self.notes, self._reopen, threads, conceals=is_read_once)
+        if is_read_once and "mp4" in container.format.name:
+            self._packets.read_first()
+        if self._reads["video"]:
+            self._clock, self._converter = VideoClock(self._video), FrameConverter(self._video, self.notes)
+            self._decoded = self._decode_video()
+        else:
+            self.end, self.has_ended = math.inf if self.duration is None else self.duration, True
+        self._pieces = _joined(self._decode_audio())
 
     def __exit__(self, *error: Any) -> bool | None:
         # Generators of this object refer to it. Without this, only the garbage collector would free the decoders.
@@ -748,6 +765,19 @@ def no_frames(name: str) -> MediaError:
 # For opening a URL, and for each read from it.
 NETWORK_TIMEOUT_SECONDS = 30.0
 
+# For downloads: as in `build_opener`, but without the handlers of other addresses, to which a server might redirect.
+URL_HANDLERS = (
+    request.ProxyHandler,
+    request.HTTPHandler,
+    request.HTTPSHandler,
+    request.HTTPRedirectHandler,
+    request.HTTPErrorProcessor,
+    request.HTTPDefaultErrorHandler,
+)
+
+# Characters of a URL that are sent as they are; FFmpeg, too, encodes spaces and other alphabets.
+URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
+
 # The formats of cameras, phones, browsers, broadcasts, editors and recorders. FFmpeg supports 300 more, from old games
 # and machines. Most of its bugs are in these formats, and it detects any text as one of them.
 MEDIA_FORMATS = (
@@ -779,15 +809,12 @@ HIGHEST_SAMPLING_RATE = 768_000
 
 
 @contextmanager
-def open_media(
-    source: MediaSource, name: str | None = None, *, log_notes: bool = True
-) -> Iterator[tuple[InputContainer, MediaNotes]]:
+def open_media(source: MediaSource, name: str | None = None) -> Iterator[tuple[InputContainer, MediaNotes]]:
     """Open a source for decoding.
 
     Args:
         source: Path, http(s) URL, the bytes of a file, or a binary file object (read from its start, left open).
         name: Name of the source in messages, if not its own.
-        log_notes: Whether to log the notes.
 
     Yields:
         The container, and the notes on it, whose `str()` is the name of the source.
@@ -798,7 +825,7 @@ def open_media(
             inside the context.
     """
     source = media_source(source)
-    notes = MediaNotes(source_name(source) if name is None else name, is_logged=log_notes)
+    notes = MediaNotes(source_name(source) if name is None else name)
     failure = av.FFmpegError  # named here: at exit the interpreter clears modules before the last generators end
     with ExitStack() as stack:
         try:
@@ -868,7 +895,7 @@ def _local_path(path: str) -> str:
     url = urlsplit(path)
     if url.netloc not in ("", "localhost"):
         raise MediaError(f"{path} names the machine {url.netloc!r}. Pass a path on this machine, or an http(s) URL.")
-    return url2pathname(url.path)
+    return request.url2pathname(url.path)
 
 
 def _encrypted(name: str) -> MediaError:
@@ -1009,31 +1036,50 @@ def _second_source(source: MediaSource) -> Iterator[MediaSource]:
 
 
 @contextmanager
-def _temporary_copy(source: BinaryIO) -> Iterator[BinaryIO]:
+def _temporary_copy(source: BinaryIO, name: str | None = None) -> Iterator[BinaryIO]:
     """Yield a temporary file with the data of a file object, or raise MediaError if its disk is full."""
+    name = source_name(source) if name is None else name
     try:
         with ExitStack() as filling:
             file = filling.enter_context(tempfile.TemporaryFile())
-            copy_pipe(source, file)
+            copy_pipe(source, file, name)
             opened = filling.pop_all()
     except OSError as error:  # also when the file is closed with data that was not written
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise MediaError(
-            f"{source_name(source)} cannot be copied to a temporary file in {tempfile.gettempdir()}: {error.strerror}. "
+            f"{name} cannot be copied to a temporary file in {tempfile.gettempdir()}: {error.strerror}. "
             "Write it to a file and pass its path, or set TMPDIR to a folder with more space."
         ) from error
     with opened:
         yield cast(BinaryIO, file)
 
 
-def copy_pipe(source: BinaryIO, file: IO[bytes]) -> None:
+@contextmanager
+def _downloaded(url: str, name: str, failure: av.FFmpegError) -> Iterator[BinaryIO]:
+    """Yield a temporary file with the data of a URL, or raise the MediaError of `failure` if it is not sent completely."""
+    opener = request.OpenerDirector()
+    for handler in URL_HANDLERS:
+        opener.add_handler(handler())
+    with ExitStack() as stack:
+        try:
+            with opener.open(quote(url, safe=URL_CHARACTERS), timeout=NETWORK_TIMEOUT_SECONDS) as response:
+                file = stack.enter_context(_temporary_copy(response, name))
+                if response.length:
+                    raise IncompleteRead(b"", response.length)
+        except (OSError, HTTPException) as error:
+            raise _unreadable(url, name, failure) from error
+        yield file
+
+
+def copy_pipe(source: BinaryIO, file: IO[bytes], name: str | None = None) -> None:
     """Copy the data of a pipe to a file, or raise MediaError if it does not end; OSError if the disk is full."""
+    name = source_name(source) if name is None else name
     while data := source.read(PIPED_READ_BYTES):
         file.write(data)
         if file.tell() > LARGEST_PIPED_BYTES:
             raise MediaError(
-                f"{source_name(source)} gave more than {LARGEST_PIPED_BYTES / 2**30:.3g} GiB and does not end. "
+                f"{name} gave more than {LARGEST_PIPED_BYTES / 2**30:.3g} GiB and does not end. "
                 "Write it to a file and pass its path."
             )
     file.flush()  # so that a full disk is an error here
@@ -1148,6 +1194,12 @@ class PacketQueues:
             if packet.has_sidedata("encryption_info"):
                 raise _encrypted(self._notes.name)
             yield packet
+
+    def read_first(self) -> None:
+        """Read the first packet, which then waits in its queue."""
+        packet = next(self._demuxed, None)
+        if packet is not None:
+            self._keep(packet, packet.stream)
 
     def restart(self, stream: VideoStream | AudioStream) -> None:
         """Make [`of`] start again with the first packet of a stream, for a decoder with one thread."""
@@ -1765,8 +1817,9 @@ class FrameConverter:
         if transfer is not None:
             self._notes.add("its video is HDR; its colors are mapped to SDR", logging.INFO)
             colors, alpha = tone_map(colors, transfer), alpha >> 8
-        if frame.opaque is not None:
-            alpha = self._reformat(av.VideoFrame.from_ndarray(frame.opaque, format="gray"), size, "gray")[..., None]
+        if frame.opaque is not None:  # of WebM: see `read_alpha`
+            gray = av.VideoFrame.from_ndarray(cast(np.ndarray, frame.opaque), format="gray")
+            alpha = self._reformat(gray, size, "gray")[..., None]
         if (alpha == 255).all():
             return colors
         self._notes.add("its video is transparent in parts; these are shown on black", logging.INFO)

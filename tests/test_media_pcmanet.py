@@ -361,6 +361,60 @@ def test_a_url_without_a_video_is_refused(address: str, page: str, reason: str) 
         read_media(f"{address}/{page}")
 
 
+@pytest.fixture(scope="module")
+def late_index(clip: Path) -> Path:
+    """A video that a server without byte ranges, as `python -m http.server`, cannot send in the order of its times."""
+    path = write_odd_video(clip.with_name("late index ü.mp4"), paint=noisy)
+    assert path.read_bytes().index(b"moov") > 2**16
+    return path
+
+
+def test_an_index_at_the_end_is_read_through_a_temporary_file(
+    late_index: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = []
+    create = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: copies.append(create()) or copies[-1])
+    expected, media = read_media(late_index), read_media(f"{address}/{late_index.name}")
+    np.testing.assert_array_equal(media.frames, expected.frames)
+    np.testing.assert_array_equal(media.waveform, expected.waveform)
+    assert (media.name, media.notes) == (f"{address}/{late_index.name}", ())
+    frames = iterate_frames(f"{address}/{late_index.name}")
+    assert next(frames)[0] == 0
+    assert [copy.closed for copy in copies] == [True, False]
+    frames.close()
+    assert copies[1].closed
+
+    monkeypatch.setattr(media_pcmanet, "LARGEST_PIPED_BYTES", 2**16)
+    with pytest.raises(MediaError, match=re.escape(f"{address}/{late_index.name} gave more than")):
+        read_media(f"{address}/{late_index.name}")
+    assert copies[2].closed
+
+
+def test_an_index_at_the_end_of_an_incomplete_download_is_an_error(late_index: Path) -> None:
+    data, requests = late_index.read_bytes(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.headers["User-Agent"])
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // len(requests)])
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            with pytest.raises(MediaError, match=r"clip\.mp4 cannot be read as audio or video: Input/output error"):
+                read_media(f"http://127.0.0.1:{server.server_port}/clip.mp4")
+        finally:
+            server.shutdown()
+    assert [name.split("/")[0] for name in requests] == ["Lavf", "Python-urllib"]
+
+
 def test_a_url_without_a_server_is_refused() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
