@@ -522,6 +522,32 @@ def test_custom_folder(custom_folder, load):
     assert len(load(custom_folder, "folder", split="train", frames_per_second=4.0)[0]["frames"]) == 8
 
 
+@pytest.mark.parametrize("seconds", [4.6, 5.0])
+@pytest.mark.parametrize("rate", [1.0, 2.0, 3.0, 8.0, 16.0, 25.0])
+def test_masks_of_seconds_belong_to_the_same_frames_at_any_rate(tmp_path, load, rate, seconds):
+    # The gray value of a frame tells its time; the mask of second l has 8 (l + 1) rows.
+    count = round(25 * seconds)
+    frames = [np.full((48, 64, 3), 2 * number, np.uint8) for number in range(count)]
+    write_video(tmp_path / "a.mp4", frames, 25, np.zeros(round(16000 * seconds), np.float32), 16000)
+    (tmp_path / "a").mkdir()
+    for second in (0, 1, 3, 4):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[: 8 * (second + 1)] = 255
+        Image.fromarray(mask).save(tmp_path / "a" / f"{second}.png")
+    (tmp_path / "clips.csv").write_text("video,split,masks\na.mp4,test,a\n")
+    (row,) = load(tmp_path, "folder", split="test", frames_per_second=rate)
+    annotated = [number for number, mask in enumerate(row["masks"]) if mask is not None]
+    assert np.flatnonzero(row["annotated_frames"]).tolist() == annotated and len(annotated) == 4
+    for number, second in zip(annotated, (0, 1, 3, 4), strict=True):
+        assert np.asarray(row["masks"][number])[:, 0].sum() == 8 * (second + 1)
+        shown = min(int(25 * (second + 15 / 16)), count - 1)
+        # At most 1/16 s of 25 frames per second, or the end of the video.
+        assert abs(np.asarray(row["frames"][number]).mean() / 2 - shown) < 2.5 + (second == 4 and seconds < 5)
+    if rate == 1.0:
+        with pytest.raises(ValueError, match="Expected a whole number as frames_per_second.*got 1.5"):
+            load(tmp_path, "folder", split="test", frames_per_second=1.5)
+
+
 def test_custom_folder_with_classes(custom_folder, load):
     (custom_folder / "classes.txt").write_text("background\ndog\ncat\n")
     assert label_names(custom_folder, "folder") == ("background", "dog", "cat")
@@ -544,11 +570,11 @@ def test_problems_of_a_custom_folder_are_listed(custom_folder, load):
     Image.fromarray(np.zeros((48, 64), np.uint8)).save(custom_folder / "masks/dog/2.png")
     Image.fromarray(np.zeros((20, 64), np.uint8)).save(custom_folder / "masks/dog/0.png")
     problems = problems_of(lambda: load(custom_folder, "folder"))
-    assert "The video has 2 frames" in problems["2.png"] and "got (20, 64)" in problems["0.png"]
+    assert "The video has 2 seconds" in problems["2.png"] and "got (20, 64)" in problems["0.png"]
     (custom_folder / "masks/dog/two.png").write_bytes(b"x")
     (custom_folder / "videos/cat.mp4").unlink()
     problems = problems_of(lambda: load(custom_folder, "folder"))
-    assert "number of its frame" in problems["two.png"] and "Missing" in problems["cat.mp4"]
+    assert "number of its second" in problems["two.png"] and "Missing" in problems["cat.mp4"]
     (custom_folder / "clips.csv").write_text("video,split\n../x.mp4,train\n/etc/passwd,train\n")
     with pytest.raises(DatasetError, match=r"(?s)line 2.*\.\./x.*line 3.*/etc/passwd"):
         load(custom_folder, "folder")
@@ -634,7 +660,7 @@ def test_a_video_without_audio_is_silence_on_request(silent_video, load, rate):
     assert waveform.shape[-1] / sampling_rate == pytest.approx(2) and not waveform.any()
     assert silent["annotated_frames"] == [True] * round(2 * rate)
     assert not any(np.asarray(mask).any() for mask in silent["masks"])
-    assert read_audio(rows[0]["audio"]["bytes"])[1] == 16000 and np.asarray(rows[0]["masks"][1]).any()
+    assert read_audio(rows[0]["audio"]["bytes"])[1] == 16000 and np.asarray(rows[0]["masks"][-1]).any()
     if rate == 1:
         collate = ClipCollator(PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()), binary=True)
         assert collate([silent])["input_features"].numpy() == pytest.approx(np.log(0.01))

@@ -269,5 +269,5 @@ def test_frame_rate_of_a_custom_folder(tmp_path, collate):
         csv.writer(file).writerows([("video", "split", "masks"), ("clip.mp4", "test", "masks")])
     data = find(tmp_path, "folder", frames_per_second=2.0)
     batch = EvaluationReader(data, collate).read([0], "silence")
-    assert batch["annotated_frames"].tolist() == [[False, True, False, False]]
+    assert batch["annotated_frames"].tolist() == [[False, False, False, True]]
     assert torch.allclose(batch["input_features"], torch.tensor(np.log(0.01), dtype=torch.float32))

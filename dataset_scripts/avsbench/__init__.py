@@ -70,7 +70,8 @@ def load_avsbench(
             ("background") or set to 255, which losses and metrics ignore ("ignore").
         log_mel: S4 and MS3 only: also read the published log-mel pickles, with an unpickler that executes no code; the
             wav files may then be missing, too short or damaged. Without it no pickle is opened.
-        frames_per_second: "folder" only: rate at which frames are read, in hertz.
+        frames_per_second: "folder" only: rate at which frames are read, in hertz; a whole number if there are masks. The
+            mask of a second belongs to the frame nearest to the one that is taken at one frame per second.
         subsets: AVSS only: some of "v1s" (the clips of S4), "v1m" (those of MS3) and "v2"; empty for all.
         binary: AVSS and "folder" only: make semantic masks binary, 0 (silent) and 1 (sounding).
         missing_audio: "folder" only: for a video without an audio track, "raise" an error, or use it as "silence", a
@@ -150,7 +151,8 @@ def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If the name is unknown, or an option does not apply to the dataset.
+        ValueError: If the name is unknown, an option does not apply to the dataset, or the rate of the frames is not a
+            whole number although there are masks.
         DatasetError: If the table of clips is missing or cannot be read.
     """
     if name not in NAMES:
@@ -162,6 +164,9 @@ def find_clips(root: str | Path, name: str, settings: RowSettings) -> Tree:
             value, names = getattr(settings, option), " and ".join(OPTIONS[option])
             raise ValueError(f"{option}={value!r} applies to {names} only, but the data are {name}. Leave it out.")
     tree = find_folder(root) if name == FOLDER else find_tree(root, name)
+    if settings.frames_per_second % 1 and any(clip.masks for clip in tree.clips):
+        rate = settings.frames_per_second
+        raise ValueError(f"Expected a whole number as frames_per_second, because masks are of seconds, got {rate}")
     chosen = [clip for clip in tree.clips if not settings.subsets or getattr(clip, "subset", None) in settings.subsets]
     return replace(tree, clips=chosen)
 
@@ -200,7 +205,7 @@ class AVSBench(datasets.GeneratorBasedBuilder):
 
     config: AVSBenchConfig
 
-    VERSION = datasets.Version("1.0.0")
+    VERSION = datasets.Version("1.1.0")  # of the rows; those of another version are prepared again
     BUILDER_CONFIG_CLASS = AVSBenchConfig
     DEFAULT_WRITER_BATCH_SIZE = 8  # a clip is about a megabyte
 

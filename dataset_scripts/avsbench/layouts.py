@@ -6,7 +6,7 @@ Four layouts are known: S4 and MS3 of AVSBench-object (Zhou et al., ECCV 2022) a
     clips.csv           a header and one line per clip: video,split and optionally masks,objects
     classes.txt         only for semantic masks: one class per line, the first line is `background`
     videos/dog.mp4      any video with audio
-    masks/dog/0.png     the mask of the frame in second 0; seconds without a file are not annotated
+    masks/dog/0.png     the mask of second 0, of its frame at 15/16 s; seconds without a file are not annotated
 
 `video` and `masks` are paths inside the folder, `objects` are names joined by `_`. Without classes.txt, masks hold 0 and
 255 (or 0 and 1); with it, class indices. Masks have the size of the video.
@@ -96,7 +96,7 @@ class CustomClipFiles:
 
     @property
     def mask_files(self) -> dict[str, str]:
-        """Path of each mask by its name without suffix, which is the number of its frame."""
+        """Path of each mask by its name without suffix, which is the number of its second."""
         names = sorted(os.listdir(self.masks)) if self.masks and os.path.isdir(self.masks) else []
         names = [name for name in names if name[0] != "." and not is_system_file(name)]
         return {os.path.splitext(name)[0]: os.path.join(self.masks or "", name) for name in names}

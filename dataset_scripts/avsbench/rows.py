@@ -33,7 +33,14 @@ from datasets import Array4D, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from modeling_pcmanet.media_pcmanet import SAMPLING_OFFSET, Media, MediaError, read_audio, read_media
+from modeling_pcmanet.media_pcmanet import (
+    SAMPLING_OFFSET,
+    Media,
+    MediaError,
+    number_of_frames,
+    read_audio,
+    read_media,
+)
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
 from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem, ProblemCollector
 
@@ -58,7 +65,8 @@ class RowSettings:
         label_noise: AVSS only, treatment of pixels whose class `a_obj` does not list: "keep", "background" or "ignore".
         log_mel: S4 and MS3 only, whether to read the published log-mel files in addition to the wav, which may then be
             missing; a wav that is too short or damaged counts as missing.
-        frames_per_second: Custom folders only, rate at which frames are read, in hertz.
+        frames_per_second: Custom folders only, rate at which frames are read, in hertz; a whole number if there are masks.
+            The mask of a second belongs to the frame nearest to the one that is taken at one frame per second.
         subsets: AVSS only, some of "v1s", "v1m" and "v2"; empty for all.
         binary: AVSS and custom folders only, whether semantic masks become 0 (silent) and 1 (sounding).
         missing_audio: Custom folders only, what to do with videos without an audio track: "raise", or "silence", which
@@ -187,7 +195,7 @@ def _inspect_custom(clip: CustomClipFiles) -> Iterator[tuple[str, str]]:
         yield clip.masks, "No masks found. Leave the column empty for a clip without annotation."
     for number, path in clip.mask_files.items():
         if not (number.isascii() and number.isdecimal() and str(int(number)) == number):
-            yield path, "Expected the number of its frame as name, such as 0.png for second 0"
+            yield path, "Expected the number of its second as name, such as 0.png for second 0"
         elif problem := image_problem(path):
             yield path, problem
 
@@ -505,16 +513,19 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
     if media is None:
         raise DatasetError(collector.problems)
     for number, path in clip.mask_files.items():
-        collector.run(_check_mask, path, int(number), masks[number], media)
+        collector.run(_check_mask, path, int(number), masks[number], media, settings.frames_per_second)
     collector.finish()
     numbers, (height, width) = range(len(media.frames)), media.frames.shape[1:3]
+    frame_masks = {
+        _frame_of_second(int(number), settings.frames_per_second, len(numbers)): mask for number, mask in masks.items()
+    }
     if media.waveform is None:
         waveform, rate = np.zeros((1, round(len(numbers) / settings.frames_per_second * SILENCE_RATE))), SILENCE_RATE
-        masks = {str(number): np.zeros((height, width), dtype=np.uint8) for number in numbers}
+        frame_masks = {number: np.zeros((height, width), dtype=np.uint8) for number in numbers}
     else:
         waveform, rate = media.waveform, cast(int, media.sampling_rate)
     if settings.binary:
-        masks = {number: None if mask is None else to_binary(mask) for number, mask in masks.items()}
+        frame_masks = {number: None if mask is None else to_binary(mask) for number, mask in frame_masks.items()}
     return _make_row(
         clip.id,
         "folder",
@@ -522,7 +533,7 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
             {"path": f"{number}.png", "bytes": _encode_png(frame, 1)} for number, frame in enumerate(media.frames)
         ],
         timestamps=media.timestamps,
-        masks=[masks.get(str(number)) for number in numbers],
+        masks=[frame_masks.get(number) for number in numbers],
         audio={"path": f"{Path(clip.audio).stem}.wav", "bytes": encode_wav(waveform, rate)},
         objects=clip.objects,
     )
@@ -541,12 +552,25 @@ def _read_video(path: str, settings: RowSettings) -> Media:
         return read_media(path, frames_per_second=settings.frames_per_second, audio=False)
 
 
-def _check_mask(_: str, number: int, mask: np.ndarray | None, media: Media) -> None:
+def _frame_of_second(second: int, frames_per_second: float, count: int) -> int:
+    """Return the number of the frame that is nearest to the frame of a second at one frame per second.
+
+    Frame k is taken at (k + 15/16) / `frames_per_second`, or at the end of the video. With a whole number, that is at
+    most 1/16 s from 15/16 of the second.
+
+    Args:
+        second: The second, from 0.
+        frames_per_second: Rate of the frames, a whole number.
+        count: Number of frames.
+    """
+    return min(round((second + SAMPLING_OFFSET) * frames_per_second - SAMPLING_OFFSET), count - 1)
+
+
+def _check_mask(_: str, second: int, mask: np.ndarray | None, media: Media, frames_per_second: float) -> None:
     """Raise ValueError if a mask belongs to no frame or has another size."""
-    if number >= len(media.frames):
-        raise ValueError(
-            f"The video has {len(media.frames)} frames, numbered from 0; this mask belongs to none of them"
-        )
+    seconds = number_of_frames(len(media.frames) / frames_per_second, 1.0)
+    if second >= seconds:
+        raise ValueError(f"The video has {seconds} seconds, numbered from 0; this mask belongs to none of them")
     if mask is not None and mask.shape != media.frames.shape[1:3]:
         raise ValueError(f"Expected a mask of the video's (height, width) {media.frames.shape[1:3]}, got {mask.shape}")
     if mask is not None and media.waveform is None and mask.any():
