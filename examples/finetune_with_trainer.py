@@ -27,19 +27,19 @@ from types import SimpleNamespace
 
 from transformers import EarlyStoppingCallback, HfArgumentParser, TrainingArguments, set_seed
 
-from modeling_pcmanet import PCMANetProcessor
 from pcmanet.dataset_scripts.avsbench import NAMES
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
 from pcmanet.dataset_scripts.avsbench.rows import MISSING_AUDIO_RULES
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.metrics import TrainerMetrics, build_metrics
+from pcmanet.dataset_scripts.paired import is_paired_data
 from pcmanet.dataset_scripts.problems import ON_ERROR
-from pcmanet.files import demo_file, find_checkpoint
-from pcmanet.training.data import class_names, load_datasets
+from pcmanet.files import demo_file
+from pcmanet.training.data import class_names, exchange_stand_ins, load_datasets
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe
 from pcmanet.training.record import write_record
-from pcmanet.training.run import freeze_unused, label_settings, load_checkpoint
+from pcmanet.training.run import build_processor, freeze_unused, label_settings, load_checkpoint
 from pcmanet.training.trainer import SegmentationTrainer, choose_classes, collate_for_trainer, open_output
 
 
@@ -56,7 +56,10 @@ class FineTuning:
     )
     task: str = field(default="avss", metadata={"choices": list(NAMES), "help": "layout of the data"})
     data: str | None = field(
-        default=None, metadata={"help": "folder of AVSBench or of your own clips (default: generated Sounding Shapes)"}
+        default=None,
+        metadata={
+            "help": "folder of AVSBench or of your own clips, or YAML file of paired data; None: Sounding Shapes"
+        },
     )
     classes: list[str] = field(default_factory=list, metadata={"help": "classes to use; others become background"})
     label_noise: str = field(
@@ -74,20 +77,27 @@ class FineTuning:
     on_error: str = field(
         default="raise", metadata={"choices": list(ON_ERROR), "help": "stop at clips with problems, or skip them"}
     )
-    clips: int = field(default=2000, metadata={"help": "Sounding Shapes: number of training clips"})
-    evaluation_clips: int = field(default=64, metadata={"help": "Sounding Shapes: number of validation clips"})
+    clips: int | None = field(default=None, metadata={"help": "generated data: number of training clips; None: 2000"})
+    evaluation_clips: int | None = field(
+        default=None, metadata={"help": "generated data: number of validation clips; None: 64"}
+    )
     backbone_learning_rate: float | None = field(default=None, metadata={"help": "default: same as the rest"})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "evaluations without a better mIoU"})
     hub_code: bool = field(default=False, metadata={"help": "also upload the code, for use without this package"})
 
+    def __post_init__(self) -> None:
+        if self.data is None or is_paired_data(self.data):
+            self.clips, self.evaluation_clips = self.clips or 2000, self.evaluation_clips or 64
+
 
 def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> SegmentationTrainer:
     """Build the Trainer with model, clips and metrics."""
+    counts = {"clips": settings.clips, "evaluation_clips": settings.evaluation_clips}
     recipe = Recipe(
         task=settings.task,
         data=settings.data,
-        clips=settings.clips,
-        evaluation_clips=settings.evaluation_clips,
+        initialize_from=settings.checkpoint,
+        **{name: count for name, count in counts.items() if count is not None},
         label_noise=settings.label_noise,
         subsets=tuple(settings.subsets),
         binary=settings.binary,
@@ -103,17 +113,20 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
     patience = settings.early_stopping_patience
     set_seed(arguments.seed)  # the Trainer does this too, but only after new heads are initialized
     model = load_checkpoint(settings.checkpoint, label_settings(names))
-    processor = PCMANetProcessor.from_pretrained(find_checkpoint(settings.checkpoint))
+    processor = build_processor(recipe)
     size = processor.image_processor.size
     freeze_unused(model, processor)
     with arguments.main_process_first(desc="preparing data"):
         training, validation = load_datasets(recipe, size=(size["height"], size["width"]))
-    binary = len(names) == 1
+    encoder = model.model.audio_encoder if model.config.freeze_audio_encoder else None
+    collate, prepare_batch = exchange_stand_ins(
+        training, encoder, model.config.num_audio_windows, ClipCollator(processor, binary=len(names) == 1)
+    )
     metrics = TrainerMetrics(build_metrics(len(names)))
     return SegmentationTrainer(
         model,
         arguments,
-        data_collator=partial(collate_for_trainer, ClipCollator(processor, binary=binary), table),
+        data_collator=partial(collate_for_trainer, collate, table),
         train_dataset=training,
         eval_dataset=validation,
         # The Trainer expects a tokenizer in every processor; this one only has to be saved.
@@ -124,6 +137,7 @@ def build_trainer(settings: FineTuning, arguments: TrainingArguments) -> Segment
         preprocess_logits_for_metrics=metrics.preprocess_logits_for_metrics,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
         backbone_learning_rate=settings.backbone_learning_rate,
+        prepare_batch=prepare_batch,
     )
 
 
@@ -167,6 +181,8 @@ def main() -> None:
     try:
         settings, arguments = parse_args()
         checkpoint = open_output(arguments)
+        if arguments.resume_from_checkpoint and checkpoint is None and arguments.process_index == 0:
+            print(f"No checkpoint found in {arguments.output_dir}: a new run begins")
         trainer = build_trainer(settings, arguments)
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finish(trainer, settings, round(result.metrics["train_runtime"] / 60, 1))

@@ -37,6 +37,7 @@ FENCE = re.compile(
 SHORT = {
     "epochs": 1,
     "evaluations": 1,
+    "early_stopping_patience": None,
     "image_size": 64,
     "batch_size": 2,
     "gradient_accumulation": 1,

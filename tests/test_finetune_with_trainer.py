@@ -7,13 +7,15 @@ import resource
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from loopback_hub import Failure, HubError, LoopbackHub
+from paired_files import RATE, write_paired_data
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_model import tiny_config, tiny_model
@@ -26,6 +28,8 @@ from modeling_pcmanet import (
     PCMANetImageProcessor,
     PCMANetProcessor,
 )
+from modeling_pcmanet.configuration_encoders import AudioMobileNetConfig
+from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor
 from pcmanet.dataset_scripts.avsbench import RowSettings
 from pcmanet.dataset_scripts.metrics import SemanticMetrics
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
@@ -105,16 +109,24 @@ def keep_statistics(trainer) -> None:
 
 def test_accumulation_does_not_change_loss_and_step(build):
     runs = []
-    for size, parts in ((4, 1), (2, 2)):
+    for size, parts in ((4, 1), (2, 2), (1, 4)):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "max_grad_norm": 0.0}
         trainer = build(f"parts{parts}", **options)
+        # As in AVSS, clips differ in the number of annotated frames.
+        trainer.train_dataset = [
+            replace(clip, annotated_frames=np.arange(5) <= index % 4)
+            for index, clip in enumerate(trainer.train_dataset)
+        ]
         keep_statistics(trainer)
         trainer.train()
         assert trainer.state.global_step == 2
-        runs.append((losses(trainer), weights(trainer)))
-    (plain_losses, plain), (accumulated_losses, accumulated) = runs
-    assert accumulated_losses == pytest.approx(plain_losses, rel=1e-5)
-    assert all(torch.allclose(plain[name], accumulated[name], rtol=1e-3, atol=2e-4) for name in plain)
+        norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+        runs.append((losses(trainer), norms, weights(trainer)))
+    (plain_losses, plain_norms, plain), *others = runs
+    for accumulated_losses, norms, accumulated in others:
+        assert accumulated_losses == pytest.approx(plain_losses, rel=1e-5)
+        assert norms == pytest.approx(plain_norms, rel=1e-3)
+        assert all(torch.allclose(plain[name], accumulated[name], rtol=1e-3, atol=2e-4) for name in plain)
 
 
 def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(build):
@@ -305,9 +317,51 @@ def test_options_of_the_data_reach_the_clips(build, tmp_path: Path):
     root = write_trees(tmp_path, avss={"train": 4, "val": 1})
     next(root.glob("AVSBench_semantic/v1m/*/audio.wav")).write_bytes(b"no wav")
     options = {"data": str(root), "classes": [], "subsets": ["v1s", "v1m"], "binary": True, "on_error": "skip"}
+    options |= {"clips": None, "evaluation_clips": None}
     trainer = build(settings=options)
     assert [row["subset"] for row in trainer.train_dataset] == ["v1s", "v1s"]
     assert trainer.model.config.num_labels == 1
+
+
+def test_recordings_that_stand_in_for_other_classes_get_their_scores(build, tmp_path: Path):
+    names = ["bird", "cat", "dog"]
+    classes = {name: {"photos": [name], "sounds": [name] if name != "bird" else []} for name in names}
+    changes = {"stand_ins": True, "seconds": 1, "sounds": {"matching": 1.0}, "background": 0.0, "second_sound": 0.0}
+    settings = {"data": str(write_paired_data(tmp_path, classes=classes, clips=changes)), "classes": []}
+    with pytest.raises(ValueError, match=r"paired\.yaml has stand_ins.*got none for bird, cat, dog"):
+        build(settings=settings)
+
+    sizes = {"width_multiplier": 0.1, "num_mel_bins": 32, "num_labels": 5, "initializer_range": 0.5}
+    groups = {name: [index] for index, name in enumerate(names)}
+    tiny_model(audio_config=AudioMobileNetConfig(**sizes, score_groups=groups)).save_pretrained(tmp_path / "scores")
+    extractor = AudioMobileNetFeatureExtractor(feature_size=32, sampling_rate=RATE, max_frequency=7000.0)
+    images = PCMANetImageProcessor(size={"height": 32, "width": 32})
+    PCMANetProcessor(images, extractor, [[0.5, 0.5]]).save_pretrained(tmp_path / "scores")
+    trainer = build(settings=settings | {"checkpoint": str(tmp_path / "scores")}, max_steps=1)
+
+    clips, model = trainer.train_dataset, trainer.model.eval()
+    number = next(index for index in range(8) if clips[index].events[0].stand_in == "dog")
+    batch = trainer.data_collator([clips[number]])
+    rest = {name: batch[name] for name in batch if name != "score_order"}
+    assert clips[number].events[0].label == "bird"
+    plain = model(**rest)
+    scores = plain.audio_embeds
+    exchanged = {name: rest[name] for name in rest if name != "input_features"} | {
+        "audio_embeds": scores[..., [2, 1, 0]]
+    }
+    torch.testing.assert_close(trainer.compute_loss(model, batch), model(**exchanged).loss)
+    assert abs(trainer.compute_loss(model, batch) - plain.loss) > 1e-4
+    trainer.train()
+    assert trainer.evaluate()["eval_frames"] == 3
+
+
+@pytest.mark.parametrize(("task", "rule"), [("avss", "zeros"), ("ms3", "repeat_last")])
+def test_missing_audio_is_filled_as_by_the_command(task: str, rule: str, build, tmp_path: Path):
+    root = write_trees(tmp_path, **{task: {"train": 1, "val": 1}})
+    trainer = build(settings={"task": task, "data": str(root), "classes": [], "clips": None, "evaluation_clips": None})
+    assert trainer.data_collator.args[0].processor.feature_extractor.short_clip == rule
+    with pytest.raises(ValueError, match=f"clips needs generated clips, but data is {root}"):
+        build(settings={"task": task, "data": str(root), "clips": 4})
 
 
 def test_every_option_of_the_rows_is_an_option_of_the_script(script):

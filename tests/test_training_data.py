@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from paired_files import RATE, write_paired_data
-from training_runs import TINY_RUN
+from training_runs import TINY_RUN, tiny_run
 from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetImageProcessor, PCMANetProcessor
@@ -125,7 +125,7 @@ AUGMENTED = {"augmentation": {"flips": 0.5}}
 
 
 def tiny_data(clips, validation=(), *, processes: int = 1, **settings) -> TrainingData:
-    recipe = Recipe(**{**TINY_RUN, **settings})
+    recipe = Recipe(**tiny_run(**settings))
     processor: PCMANetProcessor = build_processor(recipe)
     return TrainingData(recipe, (clips, validation), processor, binary=True, num_processes=processes)
 
@@ -397,6 +397,6 @@ def test_stand_ins_need_an_audio_encoder_that_scores_all_classes(stand_ins):
         (scoring_encoder({"cat": [1], "dog": [0]}), "bird"),
     ):
         with pytest.raises(
-            ValueError, match=rf"paired\.yaml has stand_ins.*got none for {missing}\. Set audio_encoder"
+            ValueError, match=rf"paired\.yaml has stand_ins.*got none for {missing}\. Use one"
         ):
             paired_data(stand_ins, encoder)

@@ -10,7 +10,7 @@ from tiny_model import tiny_batch, tiny_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
-from training_runs import TINY_RUN, TRAINED_NETWORK
+from training_runs import TINY_RUN, TRAINED_NETWORK, tiny_run
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
 from modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetImageProcessor, VGGishConfig, VGGishModel
@@ -34,7 +34,7 @@ from pcmanet.training.run import (
 
 
 def recipe(**changes) -> Recipe:
-    return Recipe(**{**TINY_RUN, **changes})
+    return Recipe(**tiny_run(**changes))
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,16 @@ def test_checkpoint_without_audio_classifier_gets_one_that_changes_nothing(check
     assert other.model.audio_classifier[2].weight.shape == (2, 16)
     with pytest.raises(ValueError, match="audio_classifier.2.bias is not part of the network"):
         load_checkpoint(str(tmp_path), {"audio_classifier": False})
+
+
+@pytest.mark.parametrize(("size", "expected"), [(None, (48, 64)), (32, (32, 32))])
+def test_frames_have_the_size_of_the_checkpoint_unless_the_recipe_sets_another(size, expected, tmp_path):
+    processor = build_processor(recipe(image_size=None))
+    assert processor.image_processor.size == {"height": 224, "width": 224}
+    processor.image_processor.size = {"height": 48, "width": 64}
+    processor.save_pretrained(tmp_path)
+    found = build_processor(recipe(initialize_from=str(tmp_path), image_size=size)).image_processor.size
+    assert (found["height"], found["width"]) == expected
 
 
 def test_description_of_a_checkpoint_is_not_that_of_the_trained_network(checkpoint, tmp_path):

@@ -58,7 +58,6 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
         ({"reinitialize_mismatched": True}, "reinitialize_mismatched is set without initialize_from"),
         ({"data": "x"}, "freeze contains audio_encoder, but its weights are not given"),
         ({"batch_size": 4, "gradient_accumulation": 3}, "Set batch_size to a multiple of gradient_accumulation"),
-        ({"data": "x", "pair_audio": True, "freeze": []}, "pair_audio needs Sounding Shapes, but data is x"),
         ({"augmentation": {"flips": 2}}, "augmentation is {'flips': 2}: Expected a finite number"),
         ({"augmentation": {"flip": 1}}, "augmentation has the unknown key 'flip'. Did you mean 'flips'?"),
         ({"augmentation": {"spins": 1}}, "augmentation has the unknown key 'spins'. Expected one of flips, crops,"),
@@ -71,6 +70,33 @@ from pcmanet.training.recipe import Recipe, describe_fields, read_recipe, recipe
         ({"missing_audio": "noise"}, "missing_audio is 'noise', expected one of raise, silence."),
         ({"on_error": "ignore"}, "on_error is 'ignore', expected one of raise, skip."),
         ({"binary": True, "on_error": "skip"}, "Sounding Shapes has no binary, on_error"),
+        *(
+            ({"data": "x", "freeze": [], name: value}, f"{name} needs generated clips, but data is x")
+            for name, value in (("clips", 10), ("evaluation_clips", 10))
+        ),
+        *(
+            ({"data": data, "freeze": [], name: value}, f"{name} needs Sounding Shapes, but data is {data}")
+            for data in ("x", "x.yaml")
+            for name, value in (
+                ("pair_audio", True),
+                ("negative_fraction", 0.1),
+                ("negative_kinds", ["noise"]),
+                ("audio_pretraining_clips", 9),
+            )
+        ),
+        ({"negative_kinds": ["noise"]}, "negative_kinds is set, but negative_fraction is 0"),
+        (
+            {"pair_audio": True, "clips": 15},
+            "clips is 15, but pair_audio uses every video twice. Set clips to an even",
+        ),
+        (
+            {"early_stopping_patience": 3, "evaluations": 4},
+            "early_stopping_patience is 3, which cannot end a run of 4 evaluations early. Set at least 5 evaluations",
+        ),
+        (
+            {"early_stopping_patience": 3, "evaluations": 10, "evaluate_from": 0.7},
+            "early_stopping_patience is 3, which cannot end a run of 4 evaluations early",
+        ),
     ],
 )
 def test_invalid_values_are_refused(values, message):
@@ -78,6 +104,12 @@ def test_invalid_values_are_refused(values, message):
         recipe_from_dict(values, "my.yaml")
     assert message in str(caught.value)
     assert str(caught.value).startswith("my.yaml")
+
+
+def test_options_that_can_apply_are_accepted():
+    assert Recipe(early_stopping_patience=3, evaluations=5).early_stopping_patience == 3
+    assert Recipe(early_stopping_patience=3, evaluations=10, evaluate_from=0.6).early_stopping_patience == 3
+    assert Recipe(data="x.yaml", freeze=(), clips=10, evaluation_clips=10).clips == 10
 
 
 def test_values_are_converted_to_the_types_of_their_fields():
@@ -103,7 +135,7 @@ def test_command_line_changes_the_file(tmp_path):
     assert recipe.configuration == {"num_groups": 2, "hidden_size": 32}
     assert recipe.training_augmentation.flips == 1.0
     assert recipe.freeze == ("backbone",)
-    assert read_recipe(path, ["task=folder", "data=other", "freeze=[]"], data="clips").data == "clips"
+    assert read_recipe(None, ["task=folder", "data=other", "freeze=[]"], data="clips").data == "clips"
     assert read_recipe(None, []) == Recipe()
 
 

@@ -63,6 +63,15 @@ def test_only_checkpoints_are_a_run(tmp_path: Path):
         open_output(arguments)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json"])
+@pytest.mark.parametrize("resume", [None, "latest"])
+def test_finished_run_without_checkpoints_does_not_start_again(name: str, resume: str | None, tmp_path: Path):
+    (tmp_path / name).touch()
+    message = rf"already contains a run \({name}\). It has no checkpoints. Choose another --output_dir"
+    with pytest.raises(FileExistsError, match=message):
+        open_output(SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=resume))
+
+
 def test_labels_have_the_chosen_classes_and_mark_ignored_frames():
     clips = SoundingShapes("avss", "train", length=2, **SIZE)
     known = ["background", *CLASSES]

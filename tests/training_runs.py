@@ -20,7 +20,9 @@ from tiny_model import TINY_NETWORK
 from tqdm import tqdm
 
 from pcmanet.cli.main import main
+from pcmanet.dataset_scripts.paired import is_paired_data
 from pcmanet.training import run as run_module
+from pcmanet.training.recipe import GENERATED_ONLY, SHAPES_ONLY
 
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
@@ -48,9 +50,16 @@ TINY_RUN: dict[str, Any] = {
 }
 
 
+def tiny_run(**settings: Any) -> dict[str, Any]:
+    """Return the settings of a tiny run and those given, without the settings of generated clips where these are files."""
+    data = settings.get("data")
+    others = () if data is None else SHAPES_ONLY if is_paired_data(data) else (*SHAPES_ONLY, *GENERATED_ONLY)
+    return {name: value for name, value in TINY_RUN.items() if name not in others} | settings
+
+
 def assignments(**settings: Any) -> list[str]:
-    """Return `--set` with the settings of a tiny run and those given."""
-    return ["--set", *(f"{key}={json.dumps(value)}" for key, value in {**TINY_RUN, **settings}.items())]
+    """Return `--set` with the settings of [`tiny_run`]."""
+    return ["--set", *(f"{key}={json.dumps(value)}" for key, value in tiny_run(**settings).items())]
 
 
 def reset_accelerate() -> None:

@@ -30,7 +30,7 @@ from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, rea
 from pcmanet.dataset_scripts.sounding_shapes.clips import SoundingShapes
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 
-from .recipe import FILES, PLACE, Recipe
+from .recipe import DEFAULT_IMAGE_SIZE, FILES, PLACE, Recipe
 
 
 Batch: TypeAlias = dict[str, torch.Tensor]  # see the table in the processor's module docstring
@@ -54,14 +54,14 @@ def load_datasets(
 
     Args:
         recipe: The recipe.
-        size: Height and width of Sounding Shapes in pixels; by default `recipe.image_size` for both.
-        needs_test: Whether paired data must have photos in their test split too.
+        size: Height and width of Sounding Shapes in pixels; by default those that the recipe says, for a new network.
+        needs_test: Whether the test split is needed too: files are read, and paired data must have photos for it.
 
     Returns:
         Both datasets. With `recipe.pair_audio` the first one has half of the training clips, see [`TrainingClips`].
 
     Raises:
-        ValueError: If a split has no clip.
+        ValueError: If a split has no clip, or none of its frames is annotated.
         DatasetError: If files are missing or damaged; the message names all of them.
     """
     if recipe.paired_data is not None:
@@ -76,11 +76,12 @@ def load_datasets(
         return training, validation
     if recipe.data is not None:
         options = {"on_error": recipe.on_error, "num_proc": recipe.num_workers or None, **vars(recipe.row_settings)}
-        training, validation = (
-            load_avsbench(recipe.data, recipe.task, split=split, **options) for split in ("train", "val")
-        )
-        return training, validation
-    height, width = size or (recipe.image_size, recipe.image_size)
+        loaded = {}
+        for split in (*(["test"] if needs_test else []), "train", "val"):
+            loaded[split] = load_avsbench(recipe.data, recipe.task, split=split, **options)
+            _require_annotated_frame(loaded[split], split, recipe.data)
+        return loaded["train"], loaded["val"]
+    height, width = size or [recipe.image_size or DEFAULT_IMAGE_SIZE] * 2
     repeats = 2 if recipe.pair_audio else 1
     training = SoundingShapes(
         recipe.task,
@@ -97,6 +98,15 @@ def load_datasets(
         recipe.task, "val", length=recipe.evaluation_clips, height=height, width=width, seed=recipe.seed
     )
     return training, validation
+
+
+def _require_annotated_frame(rows: Clips, split: str, data: str) -> None:
+    """Raise ValueError if no frame of a split is annotated; its loss would be 0, and it would have no metrics."""
+    if not any(map(any, rows["annotated_frames"])):
+        raise ValueError(
+            f"Expected annotated frames in split {split!r} of {data}, got none in its {len(rows)} clips. Add their masks, or "
+            "move annotated clips to this split."
+        )
 
 
 def _require_test_photos(library: Library, task: str) -> None:
@@ -121,7 +131,7 @@ class TrainingData:
         num_processes: Number of processes that share a step.
         audio_encoder: The audio encoder on the CPU, if its weights never change; otherwise None. With `recipe.audio_cache`, and
             for paired data with stand-ins, batches contain its outputs, `audio_embeds`, in place of `input_features`. Those
-            of stand-ins are changed accordingly (see [`embed_with_order`]).
+            of stand-ins are changed accordingly (see [`exchange_stand_ins`]).
 
     Raises:
         ValueError: If the processes cannot share a step evenly, there are no clips, or stand-ins lack their audio encoder.
@@ -153,20 +163,16 @@ class TrainingData:
             seed=recipe.seed,
         )
         self._num_windows = len(processor.audio_windows or [None])
-        self._has_stand_ins = isinstance(training, PairedClips) and training.settings.stand_ins
-        groups = _check_groups(audio_encoder, training) if self._has_stand_ins else []
-        is_used = recipe.audio_cache is not None or self._has_stand_ins
+        is_used = recipe.audio_cache is not None or _has_stand_ins(training)
         # A copy, because the network's audio encoder is moved to the training device.
         self._audio_encoder = copy.deepcopy(audio_encoder).eval() if audio_encoder is not None and is_used else None
         cache = self._open_cache(processor)
         augmentation = recipe.training_augmentation
-        self._collate: Collate = ClipCollator(processor, binary, augmentation=augmentation, audio_cache=cache)
-        self._collate_validation: Collate = ClipCollator(processor, binary, audio_cache=cache)
-        if self._has_stand_ins:
-            self._collate, self._collate_validation = (
-                functools.partial(collate_with_order, collate, groups)
-                for collate in (self._collate, self._collate_validation)
-            )
+        exchange = functools.partial(exchange_stand_ins, training, self._audio_encoder, self._num_windows)
+        self._collate, self._embed = exchange(
+            ClipCollator(processor, binary, augmentation=augmentation, audio_cache=cache)
+        )
+        self._collate_validation, _ = exchange(ClipCollator(processor, binary, audio_cache=cache))
 
     def _open_cache(self, processor: PCMANetProcessor) -> AudioFeatureCache | None:
         """Return the cache of audio features, or of embeddings if the audio encoder is frozen."""
@@ -249,10 +255,36 @@ class TrainingData:
 
     def _to_device(self, batch: Batch, device: torch.device) -> Batch:
         """Move a batch, and encode its audio where scores are exchanged."""
-        batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-        if not self._has_stand_ins:
-            return batch
-        return embed_with_order(cast(PreTrainedModel, self._audio_encoder), self._num_windows, batch)
+        return self._embed({name: values.to(device, non_blocking=True) for name, values in batch.items()})
+
+
+def exchange_stand_ins(
+    clips: Clips, audio_encoder: PreTrainedModel | None, num_windows: int, collate: Collate
+) -> tuple[Collate, Callable[[Batch], Batch]]:
+    """Exchange the scores of classes for which recordings of other classes stand in, see [`order_scores`].
+
+    Args:
+        clips: The clips; nothing changes unless they are paired data with stand-ins.
+        audio_encoder: The audio encoder of the network if it is frozen; otherwise None.
+        num_windows: Windows of audio per frame.
+        collate: Makes a batch of clips.
+
+    Returns:
+        The collate function to use, and a function for its batches on the device of the audio encoder.
+
+    Raises:
+        ValueError: If stand-ins lack a frozen audio encoder that scores every class.
+    """
+    if not _has_stand_ins(clips):
+        return collate, lambda batch: batch
+    groups = _check_groups(audio_encoder, clips)
+    embed = functools.partial(embed_with_order, cast(PreTrainedModel, audio_encoder), num_windows)
+    return functools.partial(collate_with_order, collate, groups), embed
+
+
+def _has_stand_ins(clips: Clips) -> bool:
+    """Return whether recordings of other classes stand in for those of classes without any."""
+    return isinstance(clips, PairedClips) and clips.settings.stand_ins
 
 
 def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> list[str]:
@@ -262,8 +294,9 @@ def _check_groups(audio_encoder: PreTrainedModel | None, clips: PairedClips) -> 
     if audio_encoder is None or missing:
         raise ValueError(
             f"{clips.library.settings.path} has stand_ins, which exchange scores of classes in the output of the audio encoder. "
-            f"Expected a frozen audio encoder with score_groups for all classes, got none for {', '.join(missing)}. Set "
-            "audio_encoder to a folder that examples/paired_data/make_audio_encoder.py writes, or stand_ins to false."
+            f"Expected a frozen audio encoder with score_groups for all classes, got none for {', '.join(missing)}. Use one "
+            "that examples/paired_data/make_audio_encoder.py writes, or a checkpoint that was trained with it, or set "
+            "stand_ins to false."
         )
     return list(groups)
 

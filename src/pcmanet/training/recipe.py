@@ -31,6 +31,10 @@ from pcmanet.files import find_recipe
 FILES = "the names and sizes of the clips' files"
 PLACE = "the place and times of the clips' files"
 FREEZABLE = ("audio_encoder", "backbone")
+DEFAULT_IMAGE_SIZE = 224  # of a network that is not initialized from a checkpoint, as published
+# Fields that apply to some sources of data only, in addition to those of `RowSettings`.
+SHAPES_ONLY = ("pair_audio", "negative_fraction", "negative_kinds", "audio_pretraining_clips")
+GENERATED_ONLY = ("clips", "evaluation_clips")
 # Fields of the network's configuration that a recipe must not set, and what determines them.
 DETERMINED = {
     **dict.fromkeys(("num_labels", "id2label", "label2id"), "the data"),
@@ -88,7 +92,11 @@ class Recipe:
     audio_cache: str | None = _setting(
         None, "folder that caches the features of unchanged audio, or the outputs of a frozen audio encoder"
     )
-    image_size: int = _setting(224, "side of the square frames that the network receives, in pixels", minimum=32)
+    image_size: int | None = _setting(
+        None,
+        f"side of the square frames that the network receives, in pixels; null: as in initialize_from, else {DEFAULT_IMAGE_SIZE}",
+        minimum=32,
+    )
     center_crop: bool = _setting(False, "crop training frames to their central square instead of squashing them")
     augmentation: dict[str, Any] | None = _setting(
         None, "fields of dataset_scripts/augmentation.py that differ from its defaults; null: no augmentation"
@@ -112,7 +120,7 @@ class Recipe:
     # Network.
     preset: str = _setting(
         "tiny",
-        "widths of the decoder, and the backbone and audio encoder that are not given; not with initialize_from",
+        "widths of the decoder, and the backbone and audio encoder that are not given; ignored with initialize_from",
         choices=("tiny", "small", "resnet50", "pvt_v2_b5"),
     )
     visual_backbone: str | None = _setting(
@@ -144,7 +152,7 @@ class Recipe:
     optimizer: str = _setting("adamw", "optimizer", choices=("adam", "adamw"))
     learning_rate: float = _setting(2e-3, "peak learning rate, after warm-up", above=0.0)
     backbone_learning_rate: float | None = _setting(
-        None, "peak learning rate of the visual backbone; null: same as the rest", above=0.0
+        None, "peak learning rate of the visual backbone, unless it is frozen; null: same as the rest", above=0.0
     )
     weight_decay: float = _setting(0.02, "weight decay of the optimizer", minimum=0.0)
     schedule: str = _setting("cosine", "learning rate schedule after warm-up", choices=("constant", "cosine"))
@@ -190,7 +198,9 @@ class Recipe:
             _check_range(one.name, value, one.metadata)
         _check_network(self)
         _check_source(self)
+        _check_negative_clips(self)
         _check_augmentation(self)
+        _check_early_stopping(self)
 
     @property
     def paired_data(self) -> str | None:
@@ -347,13 +357,45 @@ def _check_source(recipe: Recipe) -> None:
         raise ValueError(
             f"paired_clips needs paired data, but data is {recipe.data}. Set data to a YAML file of paired data."
         )
-    shapes_only = [
-        name for name in ("pair_audio", "negative_fraction", "audio_pretraining_clips") if getattr(recipe, name)
-    ]
+    shapes_only, generated_only = _given(recipe, SHAPES_ONLY), _given(recipe, GENERATED_ONLY)
     if recipe.data is not None and shapes_only:
         raise ValueError(
             f"{', '.join(shapes_only)} needs Sounding Shapes, but data is {recipe.data}. For audio that matches no visible "
             "object, set augmentation.replacement."
+        )
+    if recipe.data is not None and recipe.paired_data is None and generated_only:
+        raise ValueError(
+            f"{', '.join(generated_only)} needs generated clips, but data is {recipe.data}, whose table lists the clips. "
+            "Leave it out."
+        )
+
+
+def _given(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """Return which of these fields differ from their defaults."""
+    defaults = {one.name: one.default for one in fields(recipe)}
+    return [name for name in names if getattr(recipe, name) != defaults[name]]
+
+
+def _check_negative_clips(recipe: Recipe) -> None:
+    """Check the settings of Sounding Shapes that depend on each other."""
+    if _given(recipe, ["negative_kinds"]) and not recipe.negative_fraction:
+        raise ValueError(
+            "negative_kinds is set, but negative_fraction is 0, so no clip is negative. Set both or neither of them."
+        )
+    if recipe.pair_audio and recipe.clips % 2:
+        raise ValueError(
+            f"clips is {recipe.clips}, but pair_audio uses every video twice. Set clips to an even number."
+        )
+
+
+def _check_early_stopping(recipe: Recipe) -> None:
+    """Check that early stopping can end a run before its last evaluation."""
+    patience, total = recipe.early_stopping_patience, recipe.evaluations
+    evaluations = sum(number / total >= recipe.evaluate_from for number in range(1, total + 1))
+    if patience is not None and patience + 2 > evaluations:
+        raise ValueError(
+            f"early_stopping_patience is {patience}, which cannot end a run of {evaluations} evaluations early. Set at least "
+            f"{patience + 2} evaluations, or set early_stopping_patience to a lower number or to null."
         )
 
 

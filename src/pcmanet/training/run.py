@@ -53,7 +53,7 @@ from pcmanet.files import atomic_folder, find_checkpoint, recover
 
 from .checkpoints import FOLDER, Checkpoints
 from .data import Batch, TrainingData, class_names, load_datasets
-from .recipe import Recipe
+from .recipe import DEFAULT_IMAGE_SIZE, Recipe
 from .record import resume_command, write_record
 from .tracking import Tracker
 
@@ -103,11 +103,12 @@ def start_run(
     open_output(output, resume is not None, accelerator)
     set_seed(recipe.seed)
     names, processor = class_names(recipe), build_processor(recipe)
+    size = processor.image_processor.size
     network = build_network(recipe, names)
     cast(torch.nn.Module, network).to(memory_format=torch.channels_last)
     freeze_unused(network, processor)
     with main_process_first(accelerator):  # it prepares the cache of the dataset, if there is one
-        datasets = load_datasets(recipe, needs_test=needs_test)
+        datasets = load_datasets(recipe, (size["height"], size["width"]), needs_test=needs_test)
     data = TrainingData(
         recipe,
         datasets,
@@ -632,11 +633,12 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
         OSError: If a folder or Hub id is not found.
         ValueError: If `audio_windows` do not fit the audio encoder.
     """
-    size = {"height": recipe.image_size, "width": recipe.image_size}
     if recipe.initialize_from is not None:
         processor = PCMANetProcessor.from_pretrained(find_checkpoint(recipe.initialize_from))
-        processor.image_processor.size = size
+        if recipe.image_size is not None:
+            processor.image_processor.size = {"height": recipe.image_size, "width": recipe.image_size}
     else:
+        side = recipe.image_size or DEFAULT_IMAGE_SIZE
         # Only the parts, because `configuration` may have fields that fit a pretrained backbone but not the preset's.
         preset = PCMANetConfig.from_preset(recipe.preset)
         visual = build_backbone_config(recipe.configuration.get("backbone_config") or preset.backbone_config)
@@ -645,7 +647,7 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
             _find_weights(recipe.visual_backbone) or visual,
             _find_weights(recipe.audio_encoder) or audio,
             audio_windows=recipe.audio_windows,
-            size=size,
+            size={"height": side, "width": side},
         )
     if isinstance(processor.feature_extractor, PCMANetFeatureExtractor):
         # AVSBench fills missing audio of its semantic clips with zeros, and repeats the last patch of its other clips.

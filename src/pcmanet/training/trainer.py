@@ -1,7 +1,7 @@
-"""Fine-tuning with transformers' Trainer: choice of classes, collation, learning rate of the backbone, verified checkpoints."""
+"""Fine-tuning with transformers' Trainer: choice of classes, collation, loss, learning rates, verified checkpoints."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,10 +10,11 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from pcmanet.dataset_scripts.collation import ClipCollator
+from pcmanet.dataset_scripts.collation import real_frames
 from pcmanet.files import verify, write_manifest
 
 from .checkpoints import explain_full_disk, resume_hint
+from .data import Batch, Collate
 from .record import RECORD
 
 
@@ -53,7 +54,7 @@ def choose_classes(known: Sequence[str], chosen: Sequence[str] = ()) -> tuple[li
     return names, table
 
 
-def collate_for_trainer(collate: ClipCollator, table: torch.Tensor, clips: Sequence[Any]) -> dict[str, torch.Tensor]:
+def collate_for_trainer(collate: Collate, table: torch.Tensor, clips: Sequence[Any]) -> Batch:
     """Make a batch with the chosen classes.
 
     Args:
@@ -75,20 +76,18 @@ def open_output(arguments: TrainingArguments) -> Path | None:
         The checkpoint; None to start a run, also if the run to resume was killed before its first checkpoint.
 
     Raises:
-        FileExistsError: If the folder contains a run that is not to be resumed.
+        FileExistsError: If the folder contains a run that is not to be resumed, or one without checkpoints that is.
         OSError: If the checkpoint is not found or damaged; the message names the last good one.
     """
     output, name = Path(cast(str, arguments.output_dir)), arguments.resume_from_checkpoint
     checkpoints = _find_checkpoints(output)
-    if name is None:
+    if name is None or (name == "latest" and not checkpoints):
         found = [path.name for path in (*checkpoints, output / SAFE_WEIGHTS_NAME, output / RECORD) if path.exists()]
         if found:
+            remedy = f"Resume it with {RESUME} latest, or choose" if checkpoints else "It has no checkpoints. Choose"
             raise FileExistsError(
-                f"{output} already contains a run ({', '.join(found)}). Resume it with {RESUME} latest, or choose another "
-                "--output_dir."
+                f"{output} already contains a run ({', '.join(found)}). {remedy} another --output_dir."
             )
-        return None
-    if name == "latest" and not checkpoints:
         return None
     checkpoint = checkpoints[-1] if name == "latest" else Path(name)
     try:
@@ -106,20 +105,68 @@ def _find_checkpoints(output: Path) -> list[Path]:
     return sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]))
 
 
+def _count_annotated(batch: Batch) -> torch.Tensor:
+    """Count the frames over which the loss of a batch is the mean."""
+    return (batch.get("annotated_frames", real_frames(batch)) & real_frames(batch)).sum()
+
+
 class SegmentationTrainer(Trainer):
-    """A Trainer with verified checkpoints and an optional separate learning rate of the visual backbone.
+    """A Trainer with the loss of `pcmanet train`, verified checkpoints and a learning rate of the visual backbone.
+
+    The loss of a step is the mean over the annotated frames of all its batches and processes. Trainer alone would average
+    the means of the batches. The loss of an evaluation is such an average.
 
     When a run is resumed, early stopping continues to count, with the patience that is now requested.
 
     Args:
         *args: As for `Trainer`.
         backbone_learning_rate: Peak learning rate of the backbone; None uses that of the rest.
+        prepare_batch: Called with every batch on its device, see [`exchange_stand_ins`]; None leaves it unchanged.
         **kwargs: As for `Trainer`.
     """
 
-    def __init__(self, *args: Any, backbone_learning_rate: float | None = None, **kwargs: Any) -> None:
-        self.backbone_learning_rate = backbone_learning_rate
+    def __init__(
+        self,
+        *args: Any,
+        backbone_learning_rate: float | None = None,
+        prepare_batch: Callable[[Batch], Batch] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.backbone_learning_rate, self.prepare_batch = backbone_learning_rate, prepare_batch
         super().__init__(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor]:
+        """Collect the batches of a step, and count the annotated frames of all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.stack(
+            [torch.zeros((), device=device), *(_count_annotated(batch).to(device) for batch in batches)]
+        )
+        return batches, cast(torch.Tensor, self.accelerator.reduce(count.sum(), "sum")).clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Compute the loss of a batch, in training as its part of the mean over the annotated frames of the step.
+
+        Args:
+            model: The model, wrapped.
+            inputs: The batch.
+            return_outputs: Whether to return the outputs of the model too.
+            num_items_in_batch: Annotated frames of the step; None in evaluation.
+        """
+        inputs = inputs if self.prepare_batch is None else self.prepare_batch(inputs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if num_items_in_batch is not None:
+            # Trainer divides the loss by the number of batches, and the gradients are averaged over the processes.
+            parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+            loss = loss * (parts * _count_annotated(inputs) / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimizer, and split each parameter group (with and without weight decay) in two."""
