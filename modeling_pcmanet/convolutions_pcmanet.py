@@ -82,6 +82,7 @@ class FoldedConvolution(nn.Module):
         self.activation = nn.ReLU(inplace=True) if activation is None else activation
         transformed = transform_weight(self.convolution.weight) if is_supported(convolution) else None
         self.register_buffer("transformed_weight", transformed, persistent=False)
+        self.register_load_state_dict_post_hook(_transform_loaded_weight)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """Convolve (frames, in channels, height, width)."""
@@ -94,6 +95,13 @@ class FoldedConvolution(nn.Module):
     def bias(self) -> torch.Tensor:
         """Bias of the convolution; folding adds one if there was none."""
         return cast(torch.Tensor, self.convolution.bias)
+
+
+def _transform_loaded_weight(module: nn.Module, _incompatible_keys: Any) -> None:
+    """Compute the transformed weight of a [`FoldedConvolution`] again."""
+    folded = cast(FoldedConvolution, module)
+    if folded.transformed_weight is not None:
+        folded.transformed_weight = transform_weight(folded.convolution.weight)
 
 
 def fold_batch_norm(convolution: nn.Conv2d, batch_norm: nn.BatchNorm2d) -> nn.Conv2d:
@@ -134,7 +142,8 @@ class UpsampledConvolution(nn.Module):
 def is_supported(convolution: nn.Conv2d) -> bool:
     """Return whether a convolution has 3x3 taps, keeps height and width, and mixes all channels."""
     geometry = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
-    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and convolution.groups == 1
+    is_mixing_all = convolution.groups == 1 and convolution.padding_mode == "zeros"
+    return is_mixing_all and geometry == ((3, 3), (1, 1), (1, 1), (1, 1))
 
 
 _TRAINED_PIXELS = 3000  # for fewer, transforming weights that change with every step takes longer than it saves
@@ -181,7 +190,8 @@ def multiplications_are_expensive(tensor: torch.Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    return tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
+    is_plain = type(tensor) in (torch.Tensor, nn.Parameter)  # the constant matrices are kept, and must not be fake
+    return is_plain and tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
 
 
 # Convolution before upsampling. Upsampling is linear and the same for all channels, so the channels may be mixed

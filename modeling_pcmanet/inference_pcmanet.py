@@ -46,7 +46,7 @@ from .convolutions_pcmanet import (
     resize,
 )
 from .modeling_audio_encoders import embed_windows
-from .modeling_backbones import compute_feature_maps
+from .modeling_backbones import SamePaddingConvolution, compute_feature_maps
 from .modeling_pcmanet_decoder import (
     AudioVisualGroupAttention,
     ClipLayout,
@@ -211,14 +211,16 @@ class OptimizedPCMANet(nn.Module):
     ) -> torch.Tensor:
         """Return the audio embeddings (batch, frames, windows * width)."""
         if audio_embeds is not None:
-            return audio_embeds.to(self.dtype)
+            embeddings = audio_embeds.to(self.dtype)
+            return embeddings if frame_mask is None else embeddings.masked_fill(~frame_mask.bool()[..., None], 0)
         input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
         # All frames of all clips at once. With the few frames of one clip, the encoder would spend its time reading
         # weights.
         layout = build_layout(input_features, frame_mask, self.config)
         features = layout.to_frames(input_features).to(self.audio_encoder.dtype)
         embeddings = embed_windows(self.audio_encoder, features, self.config.num_audio_windows)
-        return layout.to_clips(embeddings.to(self.dtype))
+        embeddings = layout.to_clips(embeddings.to(self.dtype))
+        return embeddings if frame_mask is None else embeddings.masked_fill(~frame_mask.bool()[..., None], 0)
 
     def _segment_clip_by_clip(
         self,
@@ -260,7 +262,6 @@ class OptimizedPCMANet(nn.Module):
         embeddings, zeroing = layout.to_frames(embeddings), None
         if frame_mask is not None and layout.real is None:
             zeroing = frame_mask.flatten().to(embeddings.dtype)[:, None, None, None]
-            embeddings = embeddings * zeroing[:, :, 0, 0]
         maps = list(compute_feature_maps(self.backbone, self.pyramid, pixels))
         inputs = audio_inputs(embeddings, self.config)
         audio = self.audio_projection(inputs)
@@ -423,16 +424,32 @@ def find_obstacle(model: nn.Module) -> str | None:
             return f"hooks or another `forward` of {name or 'the model'}"
         if not type(module).__module__.startswith(_KNOWN_PACKAGES):
             return f"the module {name or 'model'}, a {type(module).__qualname__} of {type(module).__module__}"
-    quantized = find_quantized(model)
+    quantized = _find_quantized(model)
     return None if quantized is None else f"the quantized or sharded weight of {quantized}"
 
 
-def find_quantized(model: nn.Module) -> str | None:
-    """Return the name of the first module with weights that are not plain tensors (quantized, sharded), or None.
+def check_copyable(model: Any) -> None:
+    """Check that the weights of a model can be copied; warn about hooks that its optimized form does not call.
 
     Args:
-        model: The model, with or without its head.
+        model: The model with its head.
+
+    Raises:
+        ValueError: If weights are offloaded, quantized or sharded.
     """
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError("Weights offloaded by `device_map` cannot be copied: load the model without `device_map`.")
+    if (quantized := _find_quantized(model)) is not None or getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"The weights of {quantized or 'the model'} are quantized or sharded and cannot be optimized. Run the model itself, "
+            "or optimize the unquantized model, which can have dtype=torch.bfloat16."
+        )
+    if _is_hooked(model) or _is_hooked(model.base_model):
+        logger.warning_once("The optimized model does not call the hooks of the model as a whole.")
+
+
+def _find_quantized(model: nn.Module) -> str | None:
+    """Return the name of the first module with weights that are not plain tensors (quantized, sharded), or None."""
     for name, module in model.named_modules():
         weights = [weight for weight in module._parameters.values() if weight is not None]
         if type(module).__module__.startswith("torch.ao.") or any(
@@ -811,8 +828,11 @@ _BLOCK_FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 # Modules of transformers are `Any` here, because their attributes have no types.
 
 
+_REARRANGED_BACKBONES = ("efficientnet_lite", "pvt_v2", "resnet")
+
+
 def _optimize_backbone(backbone: Any) -> nn.Module:
-    """Copy a backbone, rearranged for speed if it is a ResNet or PVT-v2.
+    """Copy a backbone, rearranged for speed if it is an unchanged ResNet, PVT-v2 or EfficientNet-Lite.
 
     Args:
         backbone: Any `AutoBackbone` in evaluation mode; it is not modified.
@@ -821,11 +841,18 @@ def _optimize_backbone(backbone: Any) -> nn.Module:
         A module that maps (frames, 3, height, width) to a `BackboneOutput`.
     """
     model_type = backbone.config.model_type
+    is_changed = find_obstacle(backbone) is not None or any(is_parametrized(module) for module in backbone.modules())
+    if is_changed and model_type in _REARRANGED_BACKBONES:
+        logger.warning_once(
+            f"The optimized model does not rearrange the {model_type} backbone, because its layers were changed."
+        )
     # CODEPATH: PVT-v2 with linear attention has other layers; no published checkpoint of PCMANet uses it.
-    if model_type == "pvt_v2" and not backbone.config.linear_attention:
+    if model_type == "pvt_v2" and not backbone.config.linear_attention and not is_changed:
         stages = nn.ModuleList(OptimizedPvtV2Stage(layer) for layer in backbone.encoder.layers)
         return OptimizedBackbone(nn.Identity(), stages, backbone)
     copied = _fold_sequences(copy.deepcopy(backbone))
+    if is_changed:
+        return copied
     # CODEPATH: the backbone of the small networks.
     if model_type == "efficientnet_lite":
         stages = nn.ModuleList(OptimizedEfficientNetLiteStage(stage) for stage in copied.stages)
@@ -974,14 +1001,16 @@ def _stack_linear(*layers: nn.Linear) -> nn.Linear:
 
 
 def _fold_sequences(network: Any) -> Any:
-    """Fold, in place, every BatchNorm that follows a convolution in an `nn.Sequential`."""
+    """Fold, in place, every BatchNorm that follows a convolution in an `nn.Sequential`; changed layers are kept."""
     sequences = [module for module in network.modules() if type(module).forward is nn.Sequential.forward]
     for sequence in sequences:
         layers = cast(nn.Sequential, sequence)
         for index, (first, second) in enumerate(pairwise(layers)):
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d) and not is_parametrized(first):
-                folded = fold_batch_norm(first, second)
-                is_pointwise = (folded.kernel_size, folded.stride, folded.groups) == ((1, 1), (1, 1), 1)
+            is_known = type(first) in (nn.Conv2d, SamePaddingConvolution) and type(second) is nn.BatchNorm2d
+            if is_known and not _is_hooked(first) and not _is_hooked(second):
+                folded = fold_batch_norm(cast(nn.Conv2d, first), cast(nn.BatchNorm2d, second))
+                geometry = (folded.kernel_size, folded.stride, folded.padding, folded.groups)
+                is_pointwise = geometry == ((1, 1), (1, 1), (0, 0), 1)
                 layers[index] = PointwiseConvolution(folded) if is_pointwise else folded
                 layers[index + 1] = nn.Identity()
     return network

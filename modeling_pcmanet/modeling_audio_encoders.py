@@ -297,7 +297,9 @@ def build_audio_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         ValueError: If it is not the configuration of an audio model.
     """
-    return _audio_part(cast(Any, _model_class(config))._from_config(config), config)
+    # In the data type of the network, not in that of the checkpoint that the configuration comes from.
+    model = cast(Any, _model_class(config))._from_config(config, dtype=torch.get_default_dtype())
+    return _audio_part(model, config)
 
 
 def load_audio_encoder(name: str | PathLike[str]) -> PreTrainedModel:

@@ -181,7 +181,9 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     # AutoBackbone does not know.
     if config.model_type == EfficientNetLiteConfig.model_type:
         return EfficientNetLiteBackbone(cast(EfficientNetLiteConfig, config))
-    return AutoBackbone.from_config(config)
+    return AutoBackbone.from_config(
+        config, dtype=torch.get_default_dtype()
+    )  # not that of the checkpoint of the configuration
 
 
 def build_pyramid(backbone: Any, neck: str) -> "FeaturePyramid | None":

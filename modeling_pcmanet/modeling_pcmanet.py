@@ -21,11 +21,13 @@ of logits and labels.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -39,7 +41,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pcmanet import NUM_STAGES, PIPELINE_TAG, PCMANetConfig
 from .convolutions_pcmanet import in_chunks, resize
-from .inference_pcmanet import OptimizedPCMANet, choose_dtype, find_obstacle, find_quantized
+from .inference_pcmanet import OptimizedPCMANet, check_copyable, choose_dtype, find_obstacle
 from .modeling_audio_encoders import build_audio_encoder, embed_windows, load_audio_encoder
 from .modeling_backbones import build_backbone, build_pyramid, compute_feature_maps, load_backbone
 from .modeling_pcmanet_decoder import (
@@ -82,14 +84,16 @@ segmenter = pipeline("audio-visual-segmentation", model="path or owner/name")
 
 @dataclass
 class PCMANetModelOutput(ModelOutput):
-    """Output of [`PCMANetModel`]; all feature maps have the size of their stage, padded frames are 0.
+    """Output of [`PCMANetModel`]; all feature maps have the size of their stage.
+
+    Padded frames are 0, except with `padded_frames="zeroed"`, which computes them.
 
     Attributes:
         last_hidden_state: (batch, frames, hidden_size, height / 4, width / 4), the finest fused feature map.
         stage_logits: Four tensors (batch, frames, num_labels, stage height, stage width), coarse to fine.
         confidence_masks: Three uint8 tensors (batch, frames, stage height, stage width) of the three coarser stages, 1 where
             the prediction is uncertain and the next stage selects queries, else 0.
-        kept_ratios: (3,), fraction of the pixels of the real frames that each of these masks keeps.
+        kept_ratios: (3,), fraction of the pixels of the computed frames that each of these masks keeps.
         hidden_states: If requested, or with labels and a `feature_distillation_weight`, the input of the decoder (the neck
             output of stage 4) and the fused feature map of every stage, (real frames, hidden_size, stage height, stage width),
             coarse to fine.
@@ -128,6 +132,11 @@ class PCMANetPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> None:
         """Return None: the inputs are frames and audio. FSDP2 in Accelerate calls this and expects no error."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights."""
+        return _find_dtype(self)
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
         """Load a checkpoint as transformers does.
@@ -137,8 +146,18 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         """
         _check_device_map(kwargs.get("device_map"))
         loaded = super().from_pretrained(*args, **kwargs)
-        _check_device_map(getattr(loaded, "hf_device_map", None))  # from "auto" on a machine with several GPUs
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        _check_device_map(getattr(model, "hf_device_map", None))  # from "auto" on a machine with several GPUs
+        cast(
+            PCMANetModel, model.base_model
+        ).freeze_audio_encoder()  # transformers loads into new, trainable parameters
         return loaded
+
+    def _upload_modified_files(self, working_dir: str | PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Upload as transformers does; a repository without a README.md gets ours, not an empty template."""
+        if not HfApi(token=kwargs.get("token")).file_exists(repo_id, "README.md"):
+            (Path(working_dir) / "README.md").write_text(_README, encoding="utf-8")
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Save as transformers does, with a README.md unless one exists.
@@ -177,6 +196,12 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         for stage in new:
             stage.initialize_custom_blocks(self.config)
+
+
+def _find_dtype(module: nn.Module) -> torch.dtype:
+    """Return the data type of the weights of a module; `nn.DataParallel` makes replicas without parameters."""
+    replicated = (tensor for one in module.modules() for tensor in getattr(one, "_former_parameters", {}).values())
+    return next(tensor.dtype for tensor in chain(module.parameters(), replicated) if tensor.is_floating_point())
 
 
 def make_weights_readable(folder: str | PathLike[str]) -> None:
@@ -223,10 +248,14 @@ class PCMANetModel(PCMANetPreTrainedModel):
         )
         self.stages = nn.ModuleList(DecoderStage(config, index) for index in range(NUM_STAGES))
         self.confidence_masking = ConfidenceInducedMasking(config)
-        # CODEPATH: published networks keep the audio encoder frozen; one with random weights is trained as well.
-        if config.freeze_audio_encoder:
-            self.audio_encoder.requires_grad_(False).eval()  # a training loop may start without calling `train()`
+        self.freeze_audio_encoder()
         self.post_init()
+
+    def freeze_audio_encoder(self) -> None:
+        """Freeze the audio encoder if the configuration says so."""
+        # CODEPATH: published networks keep the audio encoder frozen; one with random weights is trained as well.
+        if self.config.freeze_audio_encoder:
+            self.audio_encoder.requires_grad_(False).eval()  # a training loop may start without calling `train()`
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; a frozen audio encoder and frozen BatchNorms stay in evaluation mode.
@@ -242,7 +271,7 @@ class PCMANetModel(PCMANetPreTrainedModel):
             is_frozen = not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
             if isinstance(module, _BatchNorm) and module.affine and is_frozen:
                 module.eval()
-        # CODEPATH: as in __init__.
+        # CODEPATH: as in freeze_audio_encoder.
         if self.config.freeze_audio_encoder:
             self.audio_encoder.eval()
         return self
@@ -326,9 +355,9 @@ class PCMANetModel(PCMANetPreTrainedModel):
         """Return the audio embeddings of the computed frames, (computed frames, windows * width)."""
         if audio_embeds is not None:
             return layout.to_frames(audio_embeds.to(self.dtype))
-        input_features = cast(torch.Tensor, input_features).to(self.dtype)  # `validate_inputs` requires one of the two
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_audio_encoder):
-            return embed_windows(self.audio_encoder, layout.to_frames(input_features), self.config.num_audio_windows)
+        input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
+        features = layout.to_frames(input_features).to(_find_dtype(self.audio_encoder))
+        return embed_windows(self.audio_encoder, features, self.config.num_audio_windows).to(self.dtype)
 
     def _decode(
         self, maps: list[torch.Tensor], audio: torch.Tensor, heard: torch.Tensor | None, layout: ClipLayout
@@ -458,17 +487,9 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         """
         dtype = dtype or self.dtype
         for given in (dtype, audio_dtype or dtype):
-            if not (isinstance(given, torch.dtype) and given.is_floating_point):
+            if not (isinstance(given, torch.dtype) and given.is_floating_point and given.itemsize > 1):
                 raise TypeError(f"Expected a floating-point data type such as torch.bfloat16, got {given!r}.")
-        if any(weight.is_meta for weight in self.parameters()):
-            raise ValueError(
-                "Weights offloaded by `device_map` cannot be copied: load the model without `device_map`."
-            )
-        if (quantized := find_quantized(self)) is not None or getattr(self, "is_quantized", False):
-            raise ValueError(
-                f"The weights of {quantized or 'the model'} are quantized or sharded and cannot be optimized. Run the model itself, "
-                "or optimize the unquantized model, which can have dtype=torch.bfloat16."
-            )
+        check_copyable(self)
         return OptimizedPCMANet(self.model, dtype, audio_dtype or dtype)
 
     def choose_inference_dtype(self) -> tuple[torch.dtype, str]:
@@ -683,7 +704,7 @@ def _validate_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -
     Raises:
         ValueError: If a label is neither a class nor `ignore_index`.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or labels.is_meta:
         return
     highest = max(num_labels, 2) - 1
     unexpected = (labels != ignore_index) & ((labels < 0) | (labels > highest) | (labels != labels.long()))

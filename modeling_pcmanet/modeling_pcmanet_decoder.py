@@ -137,7 +137,8 @@ class PCMANetOutput(ModelOutput):
 
     Attributes:
         loss: Scalar, if labels were given.
-        logits: (batch, frames, num_labels, height, width), the finest stage at the input size. Padded frames are 0.
+        logits: (batch, frames, num_labels, height, width), the finest stage at the input size. Padded frames are 0,
+            except with `padded_frames="zeroed"`, which computes them.
         stage_logits: The logits of all four stages at the input size, coarse to fine; the last one is `logits`. None
             in training mode with labels, because the loss needs only a few frames of them at a time.
         confidence_masks: Three uint8 tensors (batch, frames, stage height, stage width) of the three coarser stages, 1 where
@@ -240,6 +241,8 @@ class ConvolutionBlock(nn.Sequential):
     def forward(self, input: torch.Tensor, size: tuple[int, ...] | None = None) -> torch.Tensor:
         """Map (frames, in channels, height, width), first resized to `size` if it is given."""
         convolution, batch_norm, activation = self
+        if size is not None and not isinstance(convolution, Convolution):  # replaced, as by LoRA
+            return activation(batch_norm(convolution(resize(input, size))))
         return activation(batch_norm(convolution(input, size)))
 
 

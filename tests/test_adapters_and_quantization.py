@@ -73,6 +73,18 @@ def test_lora(tmp_path: Path, as_method: bool):
     torch.testing.assert_close(logits_of(again.eval()), trained)
 
 
+@pytest.mark.parametrize("target_modules", ["all-linear", r".*fusion.*projection\.0", r".*head\.[03]"])
+def test_every_adapter_is_trained(target_modules: str):
+    import peft
+
+    tuned = peft.get_peft_model(tiny_model(), peft.LoraConfig(r=2, target_modules=target_modules))
+    labels = torch.randint(0, 2, (2, 3, 48, 64), generator=torch.Generator().manual_seed(0))
+    tuned.train()(**tiny_batch(), labels=labels).loss.backward()
+    adapters = {name: weight for name, weight in tuned.named_parameters() if weight.requires_grad}
+    assert adapters
+    assert not [name for name, weight in adapters.items() if weight.grad is None]
+
+
 @quantize_dynamic
 def test_dynamic_quantization_runs_the_model_itself():
     model = tiny_model()

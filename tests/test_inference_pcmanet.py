@@ -1,20 +1,22 @@
 """The optimized model has the logits of the model for all backbones, sizes, masks and options; early exit; convolutions."""
 
+import copy
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from tiny_model import tiny_batch, tiny_model
 
-from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation
+from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, inference_pcmanet
 from modeling_pcmanet.convolutions_pcmanet import (
     FoldedConvolution,
     UpsampledConvolution,
     is_worth_mixing_first,
     is_worth_transforming,
 )
-from modeling_pcmanet.inference_pcmanet import OptimizedPCMANet, choose_dtype
+from modeling_pcmanet.inference_pcmanet import OptimizedPCMANet, _fold_sequences, choose_dtype
 from modeling_pcmanet.modeling_pcmanet_decoder import ClipLayout, ConvolutionBlock
 
 
@@ -160,6 +162,90 @@ def test_audio_of_padding_is_not_embedded():
 )
 def test_every_option(overrides):
     assert_equal_logits(build(**overrides).double(), tiny_batch(), 1e-12)
+
+
+def hook_output(module: torch.nn.Module) -> None:
+    module.register_forward_hook(lambda _module, _inputs, output: output.roll(1, dims=-1))
+
+
+class RollingConvolution(torch.nn.Conv2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).roll(1, dims=-1)
+
+
+# Layers, and what is done to each of them.
+CHANGES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "hooks of layers": (torch.nn.Conv2d | torch.nn.Linear, hook_output),
+    "hooks of norms": (torch.nn.BatchNorm2d | torch.nn.LayerNorm, hook_output),
+    "own class": (torch.nn.Conv2d, lambda layer: setattr(layer, "__class__", RollingConvolution)),
+    "weight norm": (torch.nn.Conv2d, torch.nn.utils.parametrizations.weight_norm),
+    "circular borders": (torch.nn.Conv2d, lambda layer: setattr(layer, "padding_mode", "circular")),
+}
+EFFICIENT = {"model_type": "efficientnet_lite", "stem_channels": 8, "out_features": STAGES}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("backbone", ["basic ResNet", "bottleneck ResNet", "PVT-v2", "EfficientNet-Lite"])
+def test_changed_backbones_keep_what_was_changed(backbone, change):
+    model = build(**BACKBONES.get(backbone, {"backbone_config": EFFICIENT}))
+    with torch.no_grad():
+        before = model(**tiny_batch()).logits
+        layers, function = CHANGES[change]
+        for module in list(model.model.backbone.modules()):
+            if isinstance(module, layers):
+                function(module)
+        if change != "weight norm":  # the weights keep their values
+            assert (model(**tiny_batch()).logits - before).abs().max() > 1e-4
+    assert_equal_logits(model, tiny_batch(), 1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["basic ResNet", "PVT-v2"])
+def test_lora_of_all_layers(backbone):
+    peft = pytest.importorskip("peft")
+    model = build(**BACKBONES[backbone])
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    assert_equal_logits(tuned.base_model.model.eval(), tiny_batch(), 1e-5)
+
+
+def test_hooks_of_the_model_as_a_whole_are_reported(caplog):
+    inference_pcmanet.logger.warning_once.cache_clear()
+    model = build()
+    hook_output(model.model.backbone.encoder.stages[0])
+    model.for_inference()
+    assert "does not call the hooks of the model" not in caplog.text
+    model.register_forward_hook(lambda *_: None)
+    model.for_inference()
+    assert "does not call the hooks of the model as a whole" in caplog.text
+
+
+def test_padded_pointwise_convolution_stays_a_convolution():
+    block = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 1, padding=1), torch.nn.BatchNorm2d(6)).eval()
+    feature_map = torch.randn(2, 4, 5, 5)
+    with torch.no_grad():
+        expected = block(feature_map)
+        torch.testing.assert_close(_fold_sequences(copy.deepcopy(block))(feature_map), expected)
+
+
+def test_weights_loaded_into_an_optimized_model_are_used():
+    first, second, batch = build(seed=1), build(seed=2), tiny_batch(size=(64, 64))
+    optimized = second.for_inference()
+    assert any(getattr(module, "transformed_weight", None) is not None for module in optimized.modules())
+    optimized.load_state_dict(first.for_inference().state_dict())
+    assert_equal_logits(first, batch, 1e-5, optimized)
+
+
+@pytest.mark.parametrize("padded_frames", ["excluded", "zeroed"])
+@pytest.mark.parametrize("given", ["input_features", "audio_embeds"])
+def test_audio_embeds_of_padding_are_0(padded_frames, given):
+    model, batch = build(padded_frames=padded_frames), tiny_batch()
+    if given == "audio_embeds":
+        batch = {"pixel_values": batch["pixel_values"], "audio_embeds": torch.rand(2, 3, 10)}
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    with torch.no_grad():
+        expected = model(**batch, frame_mask=mask).audio_embeds
+        optimized = model.for_inference()(**batch, frame_mask=mask).audio_embeds
+    torch.testing.assert_close(optimized, expected)
+    assert (expected[~mask] == 0).all() and expected[mask].abs().max() > 0
 
 
 def test_confident_network():
@@ -449,6 +535,7 @@ def test_convolutions_without_winograd():
         (torch.nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 56, 56)),
         (torch.nn.Conv2d(64, 64, 3, padding=1, stride=2), torch.randn(1, 64, 7, 7)),
         (torch.nn.Conv2d(64, 64, 3, padding=1, groups=2), torch.randn(1, 64, 7, 7)),
+        (torch.nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"), torch.randn(1, 64, 7, 7)),
         (torch.nn.Conv2d(64, 64, 1), torch.randn(1, 64, 7, 7)),
         (torch.nn.Conv2d(64, 64, 3, padding=1).bfloat16(), torch.randn(1, 64, 7, 7).bfloat16()),
     ]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from isolated_python import WITHOUT_OUR_PACKAGE
 from loopback_hub import LoopbackHub
@@ -193,6 +193,20 @@ def test_pushed_model_gives_equal_logits_after_loading(
         "processor_config.json",
     ]
     assert [path for path, file in files.items() if file.is_lfs] == ["model.safetensors"]
+
+
+def test_card_is_ours_unless_the_repository_has_one(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hub.connect(monkeypatch, tmp_path / "home")
+    model = tiny_model()
+    model.push_to_hub("someone/method")
+    model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="someone/keyword")
+    for name in ("someone/method", "someone/keyword"):
+        card = Path(hf_hub_download(name, "README.md")).read_text()
+        assert "import pcmanet" in card and "pipeline_tag: video-to-video" in card
+    assert (tmp_path / "saved" / "README.md").read_text() == card
+    HfApi().upload_file(path_or_fileobj=b"# My model\n", path_in_repo="README.md", repo_id="someone/method")
+    model.push_to_hub("someone/method")
+    assert "# My model" in Path(hf_hub_download("someone/method", "README.md")).read_text()
 
 
 @pytest.mark.slow

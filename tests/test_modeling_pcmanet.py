@@ -1,5 +1,6 @@
 """PCMANet: invariances of clips and frames, confidence masking, gradients, precision, shapes, saving, losses, loading and errors."""
 
+import copy
 import math
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tiny_model import TINY_NETWORK, tiny_batch, tiny_config, tiny_model
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
@@ -46,6 +48,22 @@ def model() -> PCMANetForAudioVisualSegmentation:
 @torch.no_grad()
 def logits_of(model: PCMANetForAudioVisualSegmentation, **batch: torch.Tensor) -> torch.Tensor:
     return model(**batch).logits
+
+
+def replicate(network: torch.nn.Module) -> torch.nn.Module:
+    """Replicate a network as `torch.nn.parallel.replicate` does, which needs GPUs."""
+    replicas = {module: module._replicate_for_data_parallel() for module in network.modules()}
+    for module, replica in replicas.items():
+        replica._former_parameters = {}
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else replicas[child]
+        for name, weight in module._parameters.items():
+            setattr(replica, name, None if weight is None else weight.clone())
+            if weight is not None:
+                replica._former_parameters[name] = getattr(replica, name)
+        for name, buffer in module._buffers.items():
+            setattr(replica, name, None if buffer is None else buffer.clone())
+    return replicas[network]
 
 
 def stack_padded(
@@ -274,6 +292,46 @@ class TestGradients:
         model = PCMANetForAudioVisualSegmentation(tiny_config(freeze_audio_encoder=False))
         assert model.model.audio_encoder.training
 
+    def test_audio_encoder_of_a_loaded_model_is_frozen(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        for frozen in (True, False):
+            kwargs = {"freeze_audio_encoder": frozen, "output_loading_info": True}
+            loaded, _ = PCMANetForAudioVisualSegmentation.from_pretrained(tmp_path, **kwargs)
+            for network in (loaded.model, PCMANetModel.from_pretrained(tmp_path, freeze_audio_encoder=frozen)):
+                assert {weight.requires_grad for weight in network.audio_encoder.parameters()} == {not frozen}
+                assert all(weight.requires_grad for weight in network.backbone.parameters())
+
+    def test_what_a_user_makes_trainable_gets_a_gradient(self, model):
+        """A frozen audio encoder does not cut the gradients of its inputs, nor of weights that are unfrozen later."""
+        model, batch = copy.deepcopy(model), tiny_batch()
+        batch["input_features"].requires_grad_()
+        labels = torch.randint(0, 2, (2, 3, 48, 64))
+        model(**batch, labels=labels).loss.backward()
+        assert batch["input_features"].grad.abs().max() > 0
+        assert all(weight.grad is None for weight in model.model.audio_encoder.parameters())
+        model.model.audio_encoder.requires_grad_(True)
+        model(**batch, labels=labels).loss.backward()
+        assert any(weight.grad.abs().max() > 0 for weight in model.model.audio_encoder.parameters())
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_replicas_of_data_parallel_compute_the_same(self, model, training):
+        """The Trainer wraps the model in `nn.DataParallel` on a machine with several GPUs; replicas have no parameters."""
+        model = copy.deepcopy(model).train(training)
+        replica, batch = replicate(model), tiny_batch()
+        labels = torch.randint(0, 2, (2, 3, 48, 64))
+        output = replica(**batch, labels=labels)
+        output.loss.backward()
+        torch.testing.assert_close(output.loss, copy.deepcopy(model)(**batch, labels=labels).loss)
+        trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        assert trainable and all(weight.grad is not None for weight in trainable)
+
+    def test_meta_tensors_pass_through_a_training_step(self):
+        with torch.device("meta"):
+            model, batch = PCMANetForAudioVisualSegmentation(tiny_config()), tiny_batch()
+        batch = {name: values.to("meta") for name, values in batch.items()}
+        loss = model(**batch, labels=torch.zeros(2, 3, 48, 64, dtype=torch.int64, device="meta")).loss
+        assert loss.shape == () and loss.is_meta
+
     def test_only_annotated_real_frames_are_supervised(self, model):
         batch = tiny_batch()
         labels = torch.randint(0, 2, (2, 3, 48, 64))
@@ -316,6 +374,19 @@ class TestPrecision:
         double = logits_of(model.double(), **{name: values.double() for name, values in batch.items()})
         assert double.dtype == torch.float64
         assert (single - double).abs().max() / double.abs().max() < 1e-4
+
+    def test_audio_encoder_may_have_another_data_type(self):
+        exact, model = tiny_model(), tiny_model().bfloat16()
+        model.model.audio_encoder.float()
+        logits = logits_of(model, **tiny_batch())
+        assert logits.dtype == torch.bfloat16
+        assert (logits - logits_of(exact, **tiny_batch())).abs().mean() < 0.1
+
+    def test_fake_tensors_leave_nothing_behind(self):
+        size = {"size": (224, 224)}  # at which convolutions are rearranged
+        with FakeTensorMode():
+            PCMANetForAudioVisualSegmentation(tiny_config())(**tiny_batch(**size)).logits.sum().backward()
+        assert tiny_model().train()(**tiny_batch(**size)).logits.isfinite().all()
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast_is_close(self, dtype):
@@ -528,6 +599,22 @@ class TestLoading:
         for ours, theirs in ((model.model.backbone, visual), (model.model.audio_encoder, audio)):
             for name, weight in theirs.state_dict().items():
                 assert torch.equal(ours.state_dict()[name], weight), name
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_encoders_in_half_precision_give_a_network_in_one_data_type(self, tmp_path, dtype):
+        config = tiny_config()
+        visual, audio = AutoBackbone.from_config(config.backbone_config), VGGishModel(config.audio_config)
+        visual.to(dtype).save_pretrained(tmp_path / "visual")
+        audio.to(dtype).save_pretrained(tmp_path / "audio")
+        model = PCMANetForAudioVisualSegmentation.from_pretrained_backbones(
+            tmp_path / "visual", tmp_path / "audio", hidden_size=16, num_groups=2
+        )
+        configs = {"backbone_config": AutoConfig.from_pretrained(tmp_path / "visual")}
+        for network in (model, PCMANetForAudioVisualSegmentation(tiny_config(**configs))):
+            assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+            assert logits_of(network, **tiny_batch()).isfinite().all()
+        name, weight = next(iter(visual.named_parameters()))
+        assert torch.equal(model.model.backbone.get_parameter(name), weight.float())
 
     def test_weights_that_do_not_fit_a_given_configuration(self, tmp_path):
         config = tiny_config()
