@@ -425,7 +425,8 @@ def audio_embedding_size(config: PreTrainedConfig) -> int:
     Raises:
         ValueError: If the configuration has no such width.
     """
-    for name in _WIDTH_FIELDS:
+    adapted = ("output_hidden_size",) if getattr(config, "add_adapter", False) else ()  # of wav2vec2 and its relatives
+    for name in (*adapted, *_WIDTH_FIELDS):
         if isinstance(width := getattr(config, name, None), int):
             return width
     raise ValueError(

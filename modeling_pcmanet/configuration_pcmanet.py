@@ -13,6 +13,7 @@
 # limitations under the License.
 """Configuration of PCMANet: the hyperparameters of the paper, typed and validated."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 from huggingface_hub.dataclasses import strict
@@ -77,6 +78,17 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "head_channels": 32,
     },
 }
+
+
+def _label_names(num_labels: int) -> dict[int, str]:
+    """Return names for classes without names."""
+    names = ["sounding"] if num_labels == 1 else ["background", *(f"class {index}" for index in range(1, num_labels))]
+    return dict(enumerate(names))
+
+
+def _invert(id2label: Mapping[Any, str]) -> dict[str, int]:
+    """Return the index of each class; the keys of a file are strings."""
+    return {name: int(index) for index, name in id2label.items()}
 
 
 @strict
@@ -187,18 +199,25 @@ class PCMANetConfig(CheckedConfig):
         self.backbone_config = build_backbone_config(self.backbone_config)
         self.audio_config = build_audio_config(self.audio_config)
         num_labels = kwargs.get("num_labels", 1)
+        if self.id2label is None and self.label2id is not None:
+            self.id2label = {int(index): name for name, index in self.label2id.items()}
         if self.id2label is None:
-            names = ["background", *(f"class {index}" for index in range(1, num_labels))]
-            self.id2label = {0: "sounding"} if num_labels == 1 else dict(enumerate(names))
-            self.label2id = {name: index for index, name in self.id2label.items()}
+            self.id2label = _label_names(num_labels)
+        self.label2id = self.label2id or _invert(self.id2label)
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a configuration from a dictionary as transformers does.
 
-        In checkpoints saved before the blocks had names, `cross_attention` is true or false.
+        In checkpoints saved before the blocks had names, `cross_attention` is true or false. New `num_labels` or `id2label`
+        replace all names of the classes.
         """
+        names, num_labels = kwargs.get("id2label"), kwargs.get("num_labels")
+        if names is None and num_labels not in (None, len(config_dict.get("id2label") or ())):
+            names = _label_names(num_labels)
+        if names is not None:
+            config_dict = {**config_dict, "id2label": names, "label2id": _invert(names)}
         saved = config_dict.get("cross_attention")
         if isinstance(saved, bool):
             config_dict = {**config_dict, "cross_attention": "qsca" if saved else None}
@@ -260,6 +279,10 @@ class PCMANetConfig(CheckedConfig):
                 len(values) == NUM_STAGES and all(0 <= value < float("inf") for value in values),
                 f"`{name}` must have {NUM_STAGES} finite, non-negative values, coarse to fine, got {list(values)}.",
             )
+        require(
+            any(self.stage_loss_weights),
+            "`stage_loss_weights` must not all be 0, because nothing would be trained. Set at least one to a positive value.",
+        )
         require(min(self.token_grid_sizes) > 0, f"`token_grid_sizes` must be positive, got {self.token_grid_sizes}.")
 
     def validate_choices(self) -> None:

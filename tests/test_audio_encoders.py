@@ -485,6 +485,15 @@ def test_a_configuration_of_no_audio_encoder_is_refused(settings, message):
         PCMANetConfig(audio_config=settings)
 
 
+def test_an_adapter_sets_the_width():
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": [8] * 7}
+    settings = {"model_type": "wav2vec2", "hidden_size": 16, "output_hidden_size": 24, **sizes}
+    for add_adapter, width in ((False, 16), (True, 24)):
+        config = PCMANetConfig(audio_config={**settings, "add_adapter": add_adapter, "num_codevector_groups": 1})
+        encoder = build_audio_encoder(config.audio_config).eval()
+        assert embed_audio(encoder, torch.zeros(1, 16000)).shape[-1] == width == config.audio_embeds_size
+
+
 def test_a_model_without_hidden_states_is_refused():
     codec = EncodecModel(EncodecConfig(hidden_size=8, num_filters=4, num_lstm_layers=1, codebook_size=8)).eval()
     with pytest.raises(

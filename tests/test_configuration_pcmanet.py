@@ -76,6 +76,21 @@ def test_labels_of_the_semantic_task():
     assert (named.num_labels, named.id2label[1]) == (2, "bell")
 
 
+def test_both_maps_of_the_labels_agree(tmp_path):
+    names = {0: "background", 1: "dog", 2: "cat"}
+    indices = {"background": 0, "dog": 1, "cat": 2}
+    for given in ({"id2label": names}, {"label2id": indices}, {"id2label": names, "label2id": indices}):
+        config = PCMANetConfig(**given)
+        assert (config.id2label, config.label2id, config.num_labels) == (names, indices, 3)
+    PCMANetConfig(num_labels=2).save_pretrained(tmp_path)
+    config = PCMANetConfig.from_pretrained(tmp_path, id2label=names)
+    assert (config.id2label, config.label2id) == (names, indices)
+    config = PCMANetConfig.from_pretrained(tmp_path, num_labels=3)
+    assert config.id2label == PCMANetConfig(num_labels=3).id2label == {0: "background", 1: "class 1", 2: "class 2"}
+    assert config.label2id == {"background": 0, "class 1": 1, "class 2": 2}
+    assert PCMANetConfig.from_pretrained(tmp_path, num_labels=1).id2label == {0: "sounding"}
+
+
 def test_avsbench_labels_are_background_and_70_names_in_ascii_order():
     assert len(AVSBENCH_SEMANTIC_LABELS) == 71
     assert AVSBENCH_SEMANTIC_LABELS[0] == "background"
@@ -152,6 +167,7 @@ def test_saved_attributes_are_loaded_with_a_warning(auto_class, tmp_path, caplog
         ({"padded_frames": "kept"}, "must be one of"),
         ({"confidence_threshold": 0.5}, r"must be in \[0, 0.5\)"),
         ({"backbone_config": {"model_type": "resnet"}}, "must name 4 feature maps"),
+        ({"stage_loss_weights": (0, 0.0, 0, 0)}, "must not all be 0"),
         ({"num_labels": 0}, "`num_labels`, the length of `id2label`, must be positive, got 0"),
         ({"num_labels": -1}, "must be positive"),
         ({"id2label": {1: "dog", 2: "cat"}}, r"must name the classes 0 to 1 without a gap, got the indices \[1, 2\]"),
