@@ -483,7 +483,7 @@ def kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int, ma
         filters, _ = get_mel_banks(
             num_mel_bins, fft_length, float(sampling_rate), 0.0, max_frequency, 100.0, -500.0, 1.0
         )
-    return functional.pad(filters, (0, 1))
+    return functional.pad(filters.float(), (0, 1))
 
 
 class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExtractor):
@@ -518,6 +518,15 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         if padding not in ("repeat", "constant"):
             raise ValueError(f'Expected "repeat" or "constant" as padding, got {padding!r}.')
+        if not (0 < window_length <= fft_length and hop_length > 0):
+            raise ValueError(
+                f"Expected a positive hop_length and a window_length of at most fft_length, got hop_length={hop_length}, "
+                f"window_length={window_length} and fft_length={fft_length}."
+            )
+        if not 0 < max_frequency <= sampling_rate / 2:
+            raise ValueError(
+                f"Expected a max_frequency of at most half the sampling_rate, {sampling_rate / 2:g} Hz, got {max_frequency:g}."
+            )
         self.padding = padding
         self.window_length = window_length
         self.hop_length = hop_length
@@ -581,7 +590,9 @@ class AudioMobileNetFeatureExtractor(SequenceFeatureExtractor, CheckedFeatureExt
             self.fft_length,
             hop_length=self.hop_length,
             win_length=self.window_length,
-            window=torch.hann_window(self.window_length, periodic=False, device=waveforms.device),
+            window=torch.hann_window(
+                self.window_length, periodic=False, dtype=waveforms.dtype, device=waveforms.device
+            ),
             center=True,
             return_complex=True,
         )

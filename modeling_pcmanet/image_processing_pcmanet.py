@@ -132,7 +132,7 @@ class FramesAndMasks(BaseImageProcessor):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _labels(self, maps: list[np.ndarray], **kwargs: Any) -> list[np.ndarray]:
-        """Resize (height, width) class indices with PIL's nearest neighbor and change nothing else."""
+        """Resize (height, width) class indices with PIL's nearest neighbor; pixels beyond the frame become 255."""
         kwargs |= {
             "resample": PILImageResampling.NEAREST,
             "do_convert_rgb": False,
@@ -140,8 +140,10 @@ class FramesAndMasks(BaseImageProcessor):
             "do_normalize": False,
             "input_data_format": ChannelDimension.FIRST,
         }
-        resized = super().preprocess([segmentation_map[None] for segmentation_map in maps], **kwargs)
-        return [label[0].astype(np.int64) for label in resized["pixel_values"]]
+        # Inverted, because `do_pad` and `do_center_crop` fill with 0.
+        inverted = [~segmentation_map[None] for segmentation_map in maps]
+        resized = super().preprocess(inverted, **kwargs)["pixel_values"]
+        return [(~label[0].astype(np.uint8)).astype(np.int64) for label in resized]
 
     @staticmethod
     def to_rgb(image: Image.Image) -> Image.Image:

@@ -330,7 +330,7 @@ def stack_frames(frames: Any) -> np.ndarray:
             "Expected a video as a path, URL, bytes or binary file object, or its frames as an array (frames, height, width, 3) "
             f"or a list (one frame is a list of one), got {type(frames).__name__}."
         )
-    array = np.asarray(frames)
+    array = np.asarray(frames.cpu() if isinstance(frames, torch.Tensor) else frames)
     if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
         array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
@@ -1198,7 +1198,10 @@ def _stack(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
 
 def _clips_of(features: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the clips of a batch, or the one clip of a row of a dataset, without padding and without other columns."""
-    tensors = {name: _as_tensor(features[name]) for name in (*_FILLINGS, "frame_mask") if name in features}
+    names = [
+        name for name in (*_FILLINGS, "frame_mask") if features.get(name) is not None
+    ]  # `datasets` fills gaps with None
+    tensors = {name: _as_tensor(features[name]) for name in names}
     if "pixel_values" not in tensors:
         raise ValueError(
             f"Expected clips with pixel_values, as the processor makes them, got the keys {list(features)}."
@@ -1208,7 +1211,7 @@ def _clips_of(features: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
             yield from _clips_of(dict(zip(tensors, values, strict=True)))
         return
     mask = tensors.pop("frame_mask", None)
-    yield tensors if mask is None else {name: tensor[mask] for name, tensor in tensors.items()}
+    yield tensors if mask is None else {name: tensor[mask.bool()] for name, tensor in tensors.items()}
 
 
 def _as_tensor(values: Any) -> torch.Tensor:

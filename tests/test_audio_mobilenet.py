@@ -194,6 +194,38 @@ def test_integers_are_divided_by_their_full_scale():
     np.testing.assert_array_equal(*features)
 
 
+def test_the_default_data_type_has_no_effect():
+    waveform = recorded_waveform(0, 32000)
+    expected = AudioMobileNetFeatureExtractor()(waveform, 32000, return_tensors="pt")["input_features"]
+    kaldi_mel_filters.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        features = [AudioMobileNetFeatureExtractor()(waveform, 32000, return_tensors="pt")["input_features"]]
+        torch.set_default_dtype(torch.float32)
+        features.append(AudioMobileNetFeatureExtractor()(waveform, 32000, return_tensors="pt")["input_features"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+        kaldi_mel_filters.cache_clear()
+    for each in features:
+        assert each.dtype == torch.float32
+        torch.testing.assert_close(each, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window_length": 2048}, "window_length of at most fft_length, got hop_length=320, window_length=2048"),
+        ({"window_length": 0}, "window_length=0"),
+        ({"hop_length": 0}, "positive hop_length"),
+        ({"max_frequency": 16001.0}, "at most half the sampling_rate, 16000 Hz, got 16001"),
+        ({"max_frequency": 0.0}, "got 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AudioMobileNetFeatureExtractor(**settings)
+
+
 def test_an_unknown_keyword_is_refused():
     """A keyword of other feature extractors, such as `max_length`, would have no effect."""
     with pytest.raises(TypeError, match="max_length"):

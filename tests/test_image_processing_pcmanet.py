@@ -146,6 +146,22 @@ def test_settings_survive_saving_and_act(tmp_path):
     )
 
 
+@pytest.mark.parametrize("processor_class", [PCMANetImageProcessor, PCMANetImageProcessorTorchvision])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_pad": True, "pad_size": {"height": 150, "width": 210}},
+        {"do_center_crop": True, "crop_size": {"height": 150, "width": 210}},
+    ],
+)
+def test_labels_beyond_the_frame_are_ignored(processor_class, settings):
+    masks = np.where(MASKS == 255, 0, MASKS)
+    labels = processor_class(do_resize=False, **settings)(FRAMES, masks, return_tensors="np")["labels"]
+    assert labels.shape == (3, 150, 210)
+    assert (labels == 255).sum() == labels.size - masks.size
+    np.testing.assert_array_equal(labels[labels != 255], masks.ravel())
+
+
 @pytest.mark.parametrize("size", [(224, 224), (60, 100), (131, 75), (240, 400)])
 @pytest.mark.parametrize("settings", [{}, {"do_normalize": False}, {"do_resize": False}, {"image_mean": [0.5] * 3}])
 def test_both_backends_give_the_same(size, settings):

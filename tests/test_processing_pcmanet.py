@@ -813,6 +813,24 @@ def test_clips_are_padded_later(default_processor, kind):
     assert all(torch.equal(again[name], padded[name]) for name in padded)
 
 
+@pytest.mark.parametrize("mask", [[1, 0, 1], torch.tensor([1, 0, 1]), torch.tensor([True, False, True])])
+def test_padding_of_any_type_is_removed_before_clips_are_padded_again(default_processor, mask):
+    values = torch.arange(3.0)[:, None, None, None].expand(3, 3, 2, 2)
+    padded = default_processor.pad([{"pixel_values": values, "frame_mask": mask}], return_tensors="pt")
+    assert padded["pixel_values"][0, :, 0, 0, 0].tolist() == [0, 2]
+
+
+def test_missing_values_of_datasets_are_missing(default_processor):
+    batch = default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000, size={"height": 8, "width": 12})
+    row = {name: array[0] for name, array in batch.items()}
+    labeled = {**row, "labels": np.ones((len(RANDOM_FRAMES), 8, 12), np.int64)}
+    labeled["annotated_frames"] = np.ones(len(RANDOM_FRAMES), bool)
+    rows = [labeled, {**row, "labels": None, "annotated_frames": None}]
+    padded = default_processor.pad(rows, return_tensors="pt")
+    assert padded["annotated_frames"].all(dim=1).tolist() == [True, False]
+    assert padded["labels"][0].unique().tolist() == [1] and padded["labels"][1].unique().tolist() == [255]
+
+
 def test_clips_that_cannot_be_padded_are_refused(default_processor):
     batch = default_processor(RANDOM_FRAMES, RANDOM_AUDIO, sampling_rate=16000)
     with pytest.raises(ValueError, match="Clip 1 lacks \\['input_features'\\]"):
