@@ -107,7 +107,10 @@ class Conversion:
             self.model.save_pretrained(folder, state_dict=weights)
             make_weights_readable(folder)  # the encoders' own save_pretrained does not do this
             if isinstance(self.model.config, PCMANetConfig):
-                PCMANetProcessor(PCMANetImageProcessor(), PCMANetFeatureExtractor()).save_pretrained(folder)
+                # AVSS fills up clips that are too short with silence, the other two tasks with their last second.
+                short_clip = "zeros" if cast(int, self.model.config.num_labels) > 1 else "repeat_last"
+                extractor = PCMANetFeatureExtractor(short_clip=short_clip)
+                PCMANetProcessor(PCMANetImageProcessor(), extractor).save_pretrained(folder)
             elif isinstance(self.model.config, AudioMobileNetConfig):
                 AudioMobileNetFeatureExtractor().save_pretrained(folder)
             elif not isinstance(self.model.config, VGGishConfig):

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from published_backbones import PublishedPvtV2, PublishedResNet, published_vggish
 from published_weights import published_shapes, section_shapes, seeded_state_dict, vggish_shapes
 from safetensors.torch import save_file
+from tiny_model import tiny_model
 from transformers import AutoConfig, AutoProcessor, PvtV2Backbone, ResNetBackbone
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
@@ -22,7 +23,7 @@ from modeling_pcmanet import (
     VGGishModel,
     convert_pcmanet_to_hf,
 )
-from modeling_pcmanet.convert_pcmanet_to_hf import convert_state_dict, main, read_state_dict
+from modeling_pcmanet.convert_pcmanet_to_hf import Conversion, convert_state_dict, main, read_state_dict
 
 
 def meta_weights(shapes):
@@ -367,6 +368,13 @@ def test_command_line_converts_published_checkpoint_bit_identically(tmp_path):
         assert "audio_encoder" in name or torch.equal(weight, expected[name])
     assert AutoConfig.from_pretrained(tmp_path / "output").id2label[2] == "airplane"
     assert isinstance(AutoProcessor.from_pretrained(tmp_path / "output"), PCMANetProcessor)
+
+
+@pytest.mark.parametrize(("num_labels", "short_clip"), [(1, "repeat_last"), (71, "zeros")])
+def test_processor_follows_the_task(num_labels, short_clip, tmp_path):
+    Conversion("PCMANet", tiny_model(num_labels=num_labels), {}).save(tmp_path / "output")
+    processor = AutoProcessor.from_pretrained(tmp_path / "output")
+    assert processor.feature_extractor.short_clip == short_clip
 
 
 def test_output_may_be_an_empty_folder_only(small_checkpoint, tmp_path):
