@@ -165,7 +165,8 @@ def open_clip(
             [`media_source`]), an open [`MediaReader`] or a torchcodec `VideoDecoder`; or frames: uint8 array or tensor
             (frames, height, width, 3) or (frames, 3, height, width), or a list of PIL images or of such frames.
         audio: The audio, if it is not the video's own: array or tensor (samples,) or (channels, samples), a dictionary with
-            "array" and "sampling_rate", a torchcodec `AudioDecoder`, or a file in any of the forms of a video.
+            "array" and "sampling_rate", a torchcodec `AudioDecoder`, or a file in any of the forms of a video. A file with
+            a video file is used as the video's own track is: cut, or padded with zeros.
         sampling_rate: Sampling rate of an array in `audio`, in hertz.
         timestamps: (frames,), seconds from the start of the audio, ascending, for frames that are not sampled as AVSBench
             samples them: frame k at (k + 15/16) / frames_per_second.
@@ -178,8 +179,8 @@ def open_clip(
         The frames in chronological order, and the audio.
 
     Raises:
-        ValueError: If frames or audio cannot be used, audio is missing, or one is longer than the other; also while they
-            are read.
+        ValueError: If frames or audio cannot be used, audio is missing, or one is longer than the other, unless both are
+            files; also while they are read.
         FileNotFoundError: If a path does not exist.
     """
     video, audio, sampling_rate = _clip_sources(video, audio, sampling_rate)
@@ -195,15 +196,14 @@ def open_clip(
             sound = AudioBuffer(_open_audio(stack, _required(audio), sampling_rate), target_rate)
             yield _with_checked_audio(frames, sound, frames_per_second), sound
             return
-        reader = _open_reader(stack, video, audio=audio is None)
+        reader, audio_reader = _open_files(stack, video, audio)
         frames = reader.frames(frames_per_second, masks_per_second)
-        if audio is None:
-            yield frames, AudioBuffer(reader.audio(), target_rate)
+        if audio_reader is not None:
+            yield frames, AudioBuffer(audio_reader.audio(), target_rate)
         else:
             sound = AudioBuffer(_open_audio(stack, audio, sampling_rate), target_rate)
             yield _with_checked_audio(frames, sound, frames_per_second), sound
-        if reader.has_ended:
-            reader.finish()
+        _finish(reader, audio_reader)
 
 
 def _required(audio: Any) -> Any:
@@ -221,8 +221,37 @@ def _open_reader(stack: ExitStack, source: Any, **streams: bool) -> MediaReader:
     return source if isinstance(source, MediaReader) else stack.enter_context(MediaReader(source, **streams))
 
 
+def _open_files(stack: ExitStack, video: Any, audio: Any) -> tuple[MediaReader, MediaReader | None]:
+    """Open a video file and its audio, which may be in a file of its own.
+
+    Args:
+        stack: Where to close them.
+        video: The video.
+        audio: Its audio; None if it is the video's own.
+
+    Returns:
+        The reader of the video, and that of the audio; None in place of the latter if the audio is not a file.
+    """
+    reader = _open_reader(stack, video, audio=audio is None)
+    if audio is None:
+        return reader, reader
+    if not is_media(audio):
+        return reader, None
+    audio_reader = _open_reader(stack, audio, video=False)
+    audio_reader.video_reader = reader
+    return reader, audio_reader
+
+
+def _finish(reader: MediaReader, audio_reader: MediaReader | None) -> None:
+    """Add the notes on a video and its audio, if all frames have been read."""
+    if reader.has_ended:
+        reader.finish()
+        if audio_reader is not None and audio_reader is not reader:
+            audio_reader.finish()
+
+
 def _open_audio(stack: ExitStack, audio: Any, sampling_rate: int | None) -> Iterator[tuple[Any, int]]:
-    """Return audio that is not the video's own in chunks, each with its rate."""
+    """Return audio of frames that are not read from a file, or an array, in chunks, each with its rate."""
     if is_media(audio):
         return _open_reader(stack, audio, video=False).audio()
     return _in_pieces(to_mono(audio), check_sampling_rate(sampling_rate))
@@ -317,7 +346,7 @@ def stack_frames(frames: Any) -> np.ndarray:
                 "processor and of the pipeline accept several."
             )
         frames = [
-            np.asarray(PCMANetImageProcessor.to_rgb(frame) if isinstance(frame, Image.Image) else frame)
+            _as_array(PCMANetImageProcessor.to_rgb(frame) if isinstance(frame, Image.Image) else frame)
             for frame in frames
         ]
         shapes = {frame.shape for frame in frames}
@@ -330,7 +359,7 @@ def stack_frames(frames: Any) -> np.ndarray:
             "Expected a video as a path, URL, bytes or binary file object, or its frames as an array (frames, height, width, 3) "
             f"or a list (one frame is a list of one), got {type(frames).__name__}."
         )
-    array = np.asarray(frames.cpu() if isinstance(frames, torch.Tensor) else frames)
+    array = _as_array(frames)
     if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
         array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
@@ -344,6 +373,11 @@ def stack_frames(frames: Any) -> np.ndarray:
             "floats in [0, 1] with (frames * 255).round() and a cast to uint8."
         )
     return array
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """Return an array, a tensor on any device, or an image as an array."""
+    return np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
 
 
 def _check_duration(count: int, frames_per_second: float, seconds: float) -> None:
@@ -360,7 +394,7 @@ def _check_duration(count: int, frames_per_second: float, seconds: float) -> Non
 def _with_checked_audio(
     frames: Iterable[tuple[Any, ...]], sound: AudioBuffer, frames_per_second: float | str
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the frames of a file, and raise ValueError as soon as separate audio proves too short, or too long."""
+    """Yield frames, and raise ValueError as soon as audio that is in memory proves too short, or too long."""
     count, previous, last, period = 0, 0.0, 0.0, 0.0
     for frame in frames:
         count, previous, last = count + 1, last, frame[0]
@@ -690,7 +724,8 @@ class PCMANetProcessor(ProcessorMixin):
             videos: A clip, or a list of clips. A video is sampled at `frames_per_second`; frames are used as they are.
             audio: The audio of each clip: (samples,) or (channels, samples) array or tensor, float in [-1, 1] or int16
                 or int32, or an audio or video file (path, URL, bytes, file object). Not needed for a video with an audio
-                track. Without `timestamps` it must last as long as the frames, to within one frame.
+                track. Without `timestamps` it must last as long as the frames, to within one frame. A file with a video
+                file may have any length: like the video's own track it is cut, or padded with zeros.
             sampling_rate: Rate of arrays in `audio`, in hertz; one number applies to all clips.
             segmentation_maps: Per clip one entry per frame: a (height, width) mask of class indices (array or
                 single-channel PIL image) at the size of the frame, or None where the frame is not annotated. 255 is
@@ -936,8 +971,9 @@ class PCMANetProcessor(ProcessorMixin):
         rates = [self.check_settings(rate, audio_alignment=audio_alignment)[0] for rate in frames_per_second]
         video, audio, sampling_rate = _clip_sources(video, audio, sampling_rate)
         with _errors_name(video), ExitStack() as stack:
-            reader = _open_reader(stack, video, audio=audio is None)
-            chunks = reader.audio() if audio is None else _open_audio(stack, audio, sampling_rate)
+            reader, audio_reader = _open_files(stack, video, audio)
+            is_file = audio_reader is not None
+            chunks = audio_reader.audio() if is_file else _open_audio(stack, audio, sampling_rate)
             # Frames of one rate wait for those of another, at the size of the network and not of the video.
             events = ((index, frame[0], self._process_frame(frame)) for index, frame in reader.frames_at(rates))
             branches = zip(tee(events, len(rates)), share_audio(chunks, len(rates)), strict=True)
@@ -945,13 +981,12 @@ class PCMANetProcessor(ProcessorMixin):
             for index, (branch, pieces) in enumerate(branches):
                 sound = AudioBuffer(pieces, self.feature_extractor.sampling_rate)
                 frames = _of_rate(index, branch)
-                if audio is not None:
+                if not is_file:
                     frames = _with_checked_audio(frames, sound, rates[index])
                 streams.append(self._with_features(frames, sound, rates[index], audio_alignment))
             for (_, index, frame), patch in heapq.merge(*streams, key=lambda item: item[0][0]):
                 yield {**frame, "input_features": patch, "rate": index}
-            if reader.has_ended:
-                reader.finish()
+            _finish(reader, audio_reader)
 
     def stream_live(
         self,
@@ -1198,10 +1233,9 @@ def _stack(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
 
 def _clips_of(features: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the clips of a batch, or the one clip of a row of a dataset, without padding and without other columns."""
-    names = [
-        name for name in (*_FILLINGS, "frame_mask") if features.get(name) is not None
-    ]  # `datasets` fills gaps with None
-    tensors = {name: _as_tensor(features[name]) for name in names}
+    # A row of `datasets` has None for a missing value.
+    given = {name: features[name] for name in (*_FILLINGS, "frame_mask") if features.get(name) is not None}
+    tensors = {name: _as_tensor(values) for name, values in given.items()}
     if "pixel_values" not in tensors:
         raise ValueError(
             f"Expected clips with pixel_values, as the processor makes them, got the keys {list(features)}."
