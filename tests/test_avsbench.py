@@ -321,11 +321,14 @@ def test_all_wrong_colors_and_values_are_listed(trees, load, streaming):
     assert streaming or "class indices from 0 (background) to 70, got 71" in problems["2.png"]
 
 
-def test_problems_found_in_another_process_are_kept(trees, load):
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_problems_found_in_all_processes_are_listed(trees, load, num_proc):
     paths = sorted(trees.glob(f"{S4}/s4_data/gt_masks/train/*/*/*.png"))
-    Image.fromarray(np.full((224, 224), 9, np.uint8)).save(paths[0])
-    problems = problems_of(lambda: load(trees, "s4", split="train", num_proc=2))
-    assert "gray values 9" in problems[paths[0].name]
+    for path in paths:
+        Image.fromarray(np.full((224, 224), 9, np.uint8)).save(path)
+    problems = problems_of(lambda: load(trees, "s4", split="train", num_proc=num_proc))
+    assert len(problems) == len(paths) == 2
+    assert all("gray values 9" in problems[path.name] for path in paths)
 
 
 def test_a_png_damaged_in_the_middle_is_listed(trees, load):

@@ -14,7 +14,9 @@ rows.py documents the columns.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -252,6 +254,20 @@ class AVSBench(datasets.GeneratorBasedBuilder):
             raise DatasetError(problems)
         if streaming:
             report_skipped(problems, skipped, total, f"{config.data_dir}, {config.split}")
+
+    def _prepare_split(
+        self, split_generator: datasets.SplitGenerator, *args: Any, num_proc: int | None = None, **kwargs: Any
+    ) -> None:
+        """Prepare as the base class does; a problem in one of several processes ends all, so list those of all clips."""
+        try:
+            super()._prepare_split(split_generator, *args, num_proc=num_proc, **kwargs)
+        except DatasetError as error:
+            if num_proc is None or num_proc < 2:
+                raise
+            find_problems = partial(clip_problems, settings=self.config.settings)
+            with ProcessPoolExecutor(num_proc) as pool:
+                found = list(pool.map(find_problems, split_generator.gen_kwargs["clips"]))
+            raise DatasetError([problem for one in found for problem in one] or error.problems) from None
 
     def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Prepare as the base class does, but raise DatasetError itself instead of the error that wraps it."""
