@@ -116,7 +116,7 @@ def measure_work(segmenter: AudioVisualSegmentationPipeline, clip: Path, folder:
     def write() -> None:
         for entry in entries:
             results.add(entry, size)
-        list(rows_of_video(clip.name, None, results.records()))
+        list(rows_of_video({"video": clip.name}, results.records()))
 
     work = sum(parts.values()) - parts["write"] + cpu_seconds(write)[0]
     torch.set_num_threads(threads)

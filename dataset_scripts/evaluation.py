@@ -19,10 +19,10 @@ from modeling_pcmanet.media_writing_pcmanet import encode_wav
 from pcmanet.dataset_scripts.problems import DatasetError, Problem
 
 from .avsbench import find_clips
-from .avsbench.layouts import BINARY_LABELS, Clip, ClipFiles, have_disjoint_objects, label_names
+from .avsbench.layouts import BINARY_LABELS, NO_CLASS, Clip, ClipFiles, have_disjoint_objects, label_names
 from .avsbench.rows import RowSettings, inspect_files, read_row, row_features
 from .clips import ClipArrays, to_arrays
-from .collation import ClipCollator, real_frames
+from .collation import ClipCollator, check_log_mel, real_frames
 from .metrics.segmentation import IGNORE_INDEX, Audio, ClipMetrics, Protocol, RobustnessMetrics, SemanticMetrics
 from .paired.clips import PairedClips
 from .paired.library import Library
@@ -169,8 +169,11 @@ def find_evaluation_clips(
     tree = find_clips(root, name, settings)
     clips = [clip for clip in tree.clips if clip.split == split]
     if not clips:
-        splits = ", ".join(sorted({clip.split for clip in tree.clips}))
-        raise ValueError(f"No clips of split {split!r} found in {tree.table}; it has clips of {splits}.")
+        splits = ", ".join(sorted({clip.split for clip in tree.clips})) or "no split"
+        missing = f"No clips of split {split!r} found in {tree.table}; it has clips of {splits}."
+        if tree.problems:
+            raise DatasetError([Problem("", str(tree.table), missing), *tree.problems])
+        raise ValueError(missing)
     problems = [*tree.problems, *inspect_files(clips, settings)]
     if problems and on_error == "raise":
         raise DatasetError(problems)
@@ -185,8 +188,8 @@ def find_off_screen_audio(data: EvaluationClips, folder: Path | None = None) -> 
     Args:
         data: The clips.
         folder: Folder of audio files, which are assigned in turn. If None, each clip gets the audio of the next clip
-            in the table with disjoint objects (`have_disjoint_objects`). This never works for MS3, whose table does
-            not list objects.
+            in the table with disjoint objects (`have_disjoint_objects`); without objects in the table, those that its
+            masks imply. This never works for MS3, whose table does not list objects.
 
     Returns:
         One path per clip.
@@ -203,7 +206,8 @@ def find_off_screen_audio(data: EvaluationClips, folder: Path | None = None) -> 
     donors = []
     for index, clip in enumerate(data.clips):
         others = (*data.clips[index + 1 :], *data.clips[:index])
-        donor = next((other for other in others if have_disjoint_objects(other.objects, clip.objects)), None)
+        objects = clip.objects or _read_objects(data, index)
+        donor = next((other for other in others if have_disjoint_objects(other.objects, objects)), None)
         if donor is None:
             raise ValueError(
                 f"No clip found in {data.table} whose objects are known to differ from those of {clip.id!r}. "
@@ -211,6 +215,14 @@ def find_off_screen_audio(data: EvaluationClips, folder: Path | None = None) -> 
             )
         donors.append(donor.audio)
     return donors
+
+
+def _read_objects(data: EvaluationClips, index: int) -> frozenset[str] | None:
+    """Return the objects of a clip that the table does not list: those of a clip with empty masks are known."""
+    try:
+        return data.read(index).objects
+    except DatasetError:  # reported when the clip is evaluated
+        return None
 
 
 @dataclass(frozen=True)
@@ -224,6 +236,9 @@ class EvaluationReader:
         seed: Seed of the noise, 0 or more.
         frames: Minimum number of frames to which batches are padded; the published AVSS evaluation uses 10.
         original_labels: Whether batches also have the labels at the size of the frames.
+
+    Raises:
+        ValueError: If the published log-mel features are read, but the collator's processor computes other features.
     """
 
     data: EvaluationClips
@@ -232,6 +247,10 @@ class EvaluationReader:
     seed: int = 0
     frames: int = 0
     original_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.data.settings.log_mel:
+            check_log_mel(self.collate.processor)
 
     def read(self, indices: Sequence[int], audio: Audio = "positive") -> BatchFeature:
         """Read a batch.
@@ -355,7 +374,7 @@ def class_results(
             if tables["dataset"]["seen"][index]
         }
     scored = metrics.per_clip()
-    classes = sorted({name for index in scored for name in objects[index] or ()})
+    classes = sorted({name for index in scored for name in objects[index] or ()} - {*NO_CLASS})
     return {name: _subset_results(metrics, [i for i in scored if name in (objects[i] or ())]) for name in classes}
 
 

@@ -337,6 +337,16 @@ def test_custom_clips_are_evaluated_on_annotated_frames(run, custom_clips, check
         (1, "", ["--name", "s4", "--published-no-background"], "--published-no-background applies to avss only"),
         (1, "", ["--name", "ms3", "--per-class"], "lists no sounding objects"),
         (1, "", ["--name", "ms3", "--label-noise", "ignore"], "applies to avss only"),
+        (
+            1,
+            "",
+            ["--name", "s4", "ms3", "--label-noise", "ignore"],
+            "--label-noise applies to avss only, but the data are",
+        ),
+        (1, "", ["--name", "ms3", "avss", "--missing-audio", "silence"], "--missing-audio applies to folder only"),
+        (1, "", ["--name", "s4", "ms3", "--score-padding"], "applies to avss only, but the data are s4 and ms3"),
+        (1, "", ["--name", "ms3", "--clips", "3"], "--clips applies to paired data only"),
+        (1, "", ["--name", "avss", "--binary", "--published-no-background"], "is a mean over classes"),
         (1, "", ["--name", "s4", "--batch-size", "0"], "--batch-size"),
         (0, "", ["--name", "s4"], "nothing"),
     ],
@@ -539,6 +549,16 @@ def test_clips_with_problems_are_skipped_on_request(run, checkpoints, tmp_path, 
     for path in (missing, damaged):
         assert str(path) in text and str(path) in record.message
     assert "Skipped 2 of 5 clips" in record.message
+
+
+def test_unusable_lines_are_named_if_the_split_has_no_others(run, custom_clips, checkpoints, capsys):
+    table = custom_clips / "clips.csv"
+    table.write_text(table.read_text().replace(",test,", ",tests,"))
+    for on_error in ("raise", "skip"):
+        assert run(checkpoints[1], custom_clips, "--on-error", on_error) == 2
+        error = capsys.readouterr().err
+        assert "; it has clips of no split." in error
+        assert error.count("Unknown split 'tests'") == 2
 
 
 def test_videos_without_audio_are_silence_on_request(run, custom_clips, checkpoints, capsys):

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_runs import write_clip
 from datasets import Dataset, Features, Value, Video
 from PIL import Image
 from written_trees import write_trees
 
-from modeling_pcmanet.media_pcmanet import read_audio, read_media
+from modeling_pcmanet.media_pcmanet import MediaError, read_audio, read_media
 from pcmanet.cli.inputs import Videos, find_videos, format_error, name_folders
 from pcmanet.cli.results import SETTINGS
 from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.clips import to_arrays
+
+
+COLUMN_OPTIONS = ("column", "audio_column", "name_column")
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -130,6 +134,50 @@ class TestFiles:
     def test_separate_audio(self, here: Path):
         touch(here, "a.mp4", "a.wav")
         assert find_videos(arguments("a.mp4", audio="a.wav")).read("a.mp4") == ("a.mp4", "a.wav")
+
+    def test_separate_audio_is_that_of_one_video(self, here: Path):
+        touch(here, "in/a.mp4", "in/b.mp4", "a.wav")
+        (here / "list.txt").write_text("in/a.mp4\nin/b.mp4\n")
+        for several in ("in", "list.txt"):
+            with pytest.raises(
+                ValueError, match=rf"--audio is the audio of a single video, but {several} has 2 videos"
+            ):
+                find_videos(arguments(several, audio="a.wav"))
+        (here / "in" / "b.mp4").unlink()
+        assert find_videos(arguments("in", audio="a.wav")).names == ["in/a.mp4"]
+
+    def test_one_file_is_one_video_however_its_path_is_written(self, here: Path):
+        touch(here, "in/a.mp4")
+        (here / "link").symlink_to("in")
+        (here / "in" / "b.mp4").symlink_to("a.mp4")  # another name, and so another video
+        spellings = ["in/a.mp4", "./in/a.mp4", "link/a.mp4", "link/../in/a.mp4", str(here / "in" / "a.mp4")]
+        (here / "list.txt").write_text("\n".join([*spellings, f"file://{here}/in/a.mp4", "in/b.mp4"]))
+        videos = find_videos(arguments(*spellings, "list.txt", "in"))
+        assert videos.names == ["in/a.mp4", "in/b.mp4"]
+        assert len({videos.origin(name) for name in spellings}) == 1
+        assert videos.origin("in/a.mp4") != videos.origin("in/b.mp4")
+
+    def test_addresses_of_files_and_the_home_folder(self, here: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("HOME", str(here / "home"))
+        touch(here, "a b.mp4", "home/c.mp4", "home/more/d.mp4", "a.wav")
+        (here / "list.txt").write_text(f"file://{here}/a%20b.mp4\n~/c.mp4\nfile://nas/e.mp4\n")
+        names = [f"{here}/a b.mp4", f"{here}/home/c.mp4", "file://nas/e.mp4"]
+        assert find_videos(arguments("list.txt")).names == names
+        named = find_videos(arguments(f"FILE://localhost{here}/a%20b.mp4", audio=f"file:{here}/a.wav"))
+        assert named.names == names[:1]
+        assert named.identify(names[0])["audio"] == str(here.resolve() / "a.wav")
+        assert find_videos(arguments("~/more")).names == [f"{here}/home/more/d.mp4"]
+        with pytest.raises(FileNotFoundError, match="file://nas/e.mp4 not found"):
+            find_videos(arguments("file://nas/e.mp4"))
+
+    @pytest.mark.parametrize("name", ["file:x.mp4", "~/x.mp4", "http:x.mp4", "%41?b#c.mp4"])
+    def test_names_that_look_like_addresses(self, here: Path, name: str):
+        write_clip(here / name, seconds=1)
+        (here / "list.txt").write_text(name)
+        for given in (name, "list.txt", "."):
+            (found,) = find_videos(arguments(given)).names
+            assert Path(found) == Path(name)
+            assert read_media(found, frames_per_second=10).frames.shape[0] == 10
 
     def test_identity_does_not_depend_on_the_spelling_of_the_path(self, here: Path):
         touch(here, "in/a.mp4", "a.wav")
@@ -284,7 +332,7 @@ class TestDataSet:
         content = Videos.from_dataset(str(data), "train", "raw", None, None)
         assert content.names == ["train/00000000", "train/00000001"]
         assert content.read("train/00000001") == (b"2", None)
-        with pytest.raises(ValueError, match="Expected a video.*got int"):
+        with pytest.raises(ValueError, match="Expected a path, URL or bytes in the column id, got int"):
             Videos.from_dataset(str(data), "train", "id", None, "url").read("https://example.org/a.mp4")
 
     def test_folder_of_videos(self, here: Path):
@@ -293,10 +341,30 @@ class TestDataSet:
         assert names == ["x/a.mp4", "y/a.mp4"]
 
     def test_missing_column_or_video(self, data: Path):
-        with pytest.raises(ValueError, match="has no column clip, only video, audio, id, url, raw"):
-            Videos.from_dataset(str(data), "train", "clip", None, None)
+        for option, columns in (
+            ("column", ("clip",)),
+            ("audio-column", ("video", "clip")),
+            ("name-column", ("id", None, "clip")),
+        ):
+            with pytest.raises(
+                ValueError, match=f"no column clip, only video, audio, id, url, raw. Choose with --{option}"
+            ):
+                Videos.from_dataset(str(data), "train", *columns)
         with pytest.raises(ValueError, match="does not contain the video c.mp4 on this machine"):
             Videos.from_dataset(str(data), "train", "video", None, None).read("c.mp4")
+
+    def test_split_of_a_saved_dataset(self, data: Path):
+        names = ["a.mp4", "b.mp4"]
+        assert Videos.from_dataset(str(data)).names == Videos.from_dataset(str(data), "train").names == names
+        with pytest.raises(ValueError, match="has no split test, only train. Leave out --split"):
+            Videos.from_dataset(str(data), "test")
+
+    def test_row_that_cannot_be_read_has_no_fingerprint(self, here: Path):
+        Dataset.from_dict({"video": ["a.mp4", None], "n": ["x", "y"]}).save_to_disk(here / "gaps")
+        videos = Videos.from_dataset(str(here / "gaps"), name_column="n")
+        assert videos.identify("y")["content"] is None
+        with pytest.raises(ValueError, match="Expected a path, URL or bytes in the column video, got NoneType"):
+            videos.read("y")
 
     def test_duplicate_names(self, here: Path):
         Dataset.from_dict({"video": ["a.mp4", "a.mp4"]}).save_to_disk(here / "twice")
@@ -326,6 +394,14 @@ def test_errors_of_the_system_are_sentences(error: OSError, expected: str):
     assert format_error(error).startswith(expected)
 
 
+def test_remedy_for_missing_audio_is_an_option_that_applies(here: Path):
+    Dataset.from_dict({"video": ["a.mp4"]}).save_to_disk(here / "data")
+    error = MediaError("a.mp4 has no audio track.", needs_audio=True)
+    assert format_error(error) == "a.mp4 has no audio track."
+    assert format_error(error, Videos([]).audio_remedy).endswith(" Give the file with its audio with --audio.")
+    assert format_error(error, Videos.from_dataset("data").audio_remedy).endswith(" with --audio-column.")
+
+
 class TestClips:
     @pytest.fixture(scope="class")
     @classmethod
@@ -335,9 +411,9 @@ class TestClips:
         )
 
     @staticmethod
-    def find(data: Path, name: str | None = None, split: str = "test"):
-        chosen = {"data": str(data), "name": name, "split": split, "column": "video"}
-        return find_videos(Namespace(**chosen, audio_column=None, name_column=None))
+    def find(data: Path, name: str | None = None, split: str = "test", **columns: str):
+        chosen = {"data": str(data), "name": name, "split": split}
+        return find_videos(Namespace(**chosen, **{**dict.fromkeys(COLUMN_OPTIONS), **columns}))
 
     @pytest.mark.parametrize("name", ["s4", "ms3", "avss"])
     def test_clips_of_avsbench_are_videos_with_the_frames_and_samples_of_the_files(self, root: Path, name: str):
@@ -366,6 +442,16 @@ class TestClips:
         with pytest.raises(ValueError, match=r"8 bits per channel, got a PIL image of mode 'I;16'"):
             to_arrays(row, binary=True)
 
+    def test_damaged_frame_is_an_error_of_its_clip(self, root: Path, tmp_path: Path):
+        shutil.copytree(root / "Multi-sources", tmp_path / "tree")
+        found = self.find(tmp_path / "tree", "ms3")
+        frames = sorted((tmp_path / "tree/ms3_data/visual_frames" / Path(found.names[0]).name).glob("*.png"))
+        content = frames[0].read_bytes()
+        for damaged in (b"", b"no image", content[: len(content) // 2]):
+            frames[0].write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"{frames[0].name} cannot be used: "):
+                found.read(found.names[0])
+
     def test_identity_follows_the_files(self, root: Path, tmp_path: Path):
         shutil.copytree(root / "Multi-sources", tmp_path / "tree")
         before = self.find(tmp_path / "tree", "ms3")
@@ -392,3 +478,14 @@ class TestClips:
             self.find(root, "ms3", "val")
         with pytest.raises(ValueError, match="contains no AVSBench, not s4"):
             self.find(here, "s4")
+        for option in COLUMN_OPTIONS:
+            message = f"contains clips, not a dataset with columns. Leave out --{option.replace('_', '-')}"
+            with pytest.raises(ValueError, match=message):
+                self.find(root, "s4", **{option: "x"})
+
+    @pytest.mark.parametrize("splits", [("valid", "valid"), ("test", "valid")])
+    def test_unusable_lines_are_named_if_the_split_has_no_others(self, here: Path, splits: tuple[str, str]):
+        touch(here, "mine/a.mp4", "mine/b.mp4")
+        (here / "mine/clips.csv").write_text(f"video,split\na.mp4,{splits[0]}\nb.mp4,{splits[1]}\n")
+        with pytest.raises(ValueError, match="No clips of split 'val' found.*\n.*Unknown split 'valid'"):
+            self.find(here / "mine", split="val")

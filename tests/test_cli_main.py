@@ -44,6 +44,8 @@ pytestmark = pytest.mark.usefixtures("checkpoints_are_loaded_once")
 RESULTS = ["contact_sheet.png", "masks", "overlay.mp4", "segments.jsonl", "video.json"]
 IMAGES = ("--overlay", "--contact-sheet")
 
+DATA_OPTIONS = ("--split", "--name", "--column", "--audio-column", "--name-column")
+
 Run = Callable[..., int]
 
 
@@ -461,7 +463,14 @@ class TestStart:
             (["segment", "a.mp4", "--shard-minutes", "5"], "--shard-minutes requires --format parquet"),
             (["segment", "a.mp4", "--overlay-frames-per-second", "4"], "requires --overlay"),
             (["segment", "a.mp4", "--retry-failed"], "requires --format parquet"),
-            (["segment", "a.mp4", "--ray-workers", "2"], "requires --ray"),
+            (["segment", "a.mp4", "--ray-workers", "2"], "--ray-workers requires --ray"),
+            (["segment", "a.mp4", "--format", "parquet", "--shard-minutes", "5", "--ray", "auto"], "apply to --ray"),
+            *((["segment", "a.mp4", option, "s4"], f"{option} requires --data") for option in DATA_OPTIONS),
+            (["evaluate", "demo", "--data", "a", "--off-screen-audio", "b"], "requires --negative-audio off_screen"),
+            (["train", "--output", "a", "--hub-private"], "--hub-private requires --push-to-hub"),
+            (["train", "--output", "a", "--hub-code"], "--hub-code requires --push-to-hub"),
+            (["train", "--output", "a", "--allow", "data"], "--allow requires --resume"),
+            (["train", "--list-fields", "--recipe", "s4"], "--recipe requires --output"),
             (["segment", "a.mp4", "--ray", "auto", "--ray-workers", "0"], "expected an integer of 1 or more, got 0"),
             (["segment", "a.mp4", "--over"], "unrecognized arguments: --over"),
             (["evaluate", "demo", "--data", "a", "--batch-size", "0"], "expected an integer of 1 or more, got 0"),

@@ -50,25 +50,26 @@ def record(number: int, *labels: str) -> dict:
 
 
 def test_row_per_segment_and_row_for_a_silent_frame():
-    (batch,) = rows_of_video("a.mp4", "1 bytes", [record(0, "dog", "cat"), record(1)])
+    identity = {"video": "a.mp4", "origin": "0123", "content": "1 bytes"}
+    (batch,) = rows_of_video(identity, [record(0, "dog", "cat"), record(1)])
     assert batch.schema.equals(SCHEMA)
     dog, cat, silence = batch.to_pylist()
     assert (dog["video"], dog["frame"], dog["timestamp"], dog["label"]) == ("a.mp4", 0, 0.9375, "dog")
     assert cat == dog | {"label": "cat"}
     expected = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
     assert (coco.decode(dog["segmentation"]) == expected).all()
-    empty = {"label": None, "score": None, "segmentation": None, "error": None, "content": "1 bytes"}
-    assert silence == {"video": "a.mp4", "frame": 1, "timestamp": 1.9375, "height": 3, "width": 4, **empty}
+    empty = {"label": None, "score": None, "segmentation": None, "error": None}
+    assert silence == {**identity, "frame": 1, "timestamp": 1.9375, "height": 3, "width": 4, **empty}
 
 
 def test_long_video_gives_batches():
-    batches = list(rows_of_video("a.mp4", None, (record(number) for number in range(FRAMES_PER_BATCH * 2 + 1))))
+    batches = list(rows_of_video({"video": "a.mp4"}, (record(number) for number in range(FRAMES_PER_BATCH * 2 + 1))))
     assert [batch.num_rows for batch in batches] == [FRAMES_PER_BATCH, FRAMES_PER_BATCH, 1]
     assert [row["frame"] for batch in batches for row in batch.to_pylist()] == list(range(FRAMES_PER_BATCH * 2 + 1))
 
 
 def test_row_of_an_error():
-    (row,) = row_of_error("b.mp4", "1 bytes", "no audio track").to_pylist()
+    (row,) = row_of_error({"video": "b.mp4", "content": "1 bytes"}, "no audio track").to_pylist()
     assert row.pop("video") == "b.mp4"
     assert row.pop("content") == "1 bytes"
     assert row.pop("error") == "no audio track"
@@ -149,8 +150,9 @@ def test_rows_that_end_with_an_error_leave_nothing(tmp_path):
 def test_segmented_and_failed_videos_are_read_from_the_shards(tmp_path):
     writer = ShardWriter(tmp_path, seconds=0)
     writer.add("a", rows("a"))
-    writer.add_error("b", None, "no audio track")
-    assert read_archive(tmp_path) == {"a": True, "b": False}
+    writer.add_error({"video": "b"}, "no audio track")
+    writer.add("c", rows_of_video({"video": "c", "origin": "0123"}, [record(0)]))
+    assert read_archive(tmp_path) == {"a": True, "b": False, "c": True, "0123": True}
 
 
 def test_video_in_two_shards_is_an_error(tmp_path):
@@ -184,8 +186,17 @@ def test_changed_videos_are_removed(tmp_path):
     writer = ShardWriter(tmp_path, seconds=1000)
     for video in "abc":
         frames = [record(0, "dog"), record(1)]
-        writer.add(video, rows_of_video(video, f"{video} as it was", frames))
+        writer.add(video, rows_of_video({"video": video, "content": f"{video} as it was"}, frames))
     writer.publish()
+
+    def refuse_c(row: Row) -> bool:
+        if row["video"] == "c":
+            raise ValueError("another c")
+        return True
+
+    with pytest.raises(ValueError, match="another c"):
+        remove_videos(tmp_path, refuse_c)
+    assert list(shards(tmp_path).values()) == [["a"] * 2 + ["b"] * 2 + ["c"] * 2]
     assert remove_videos(tmp_path, lambda row: row["content"] == "b as it was") == 1
     assert list(shards(tmp_path).values()) == [["a"] * 2 + ["c"] * 2]
 
@@ -200,10 +211,10 @@ def test_only_known_contents_differ(earlier: str | None, content: str | None, ex
 def test_errors_are_removed(tmp_path):
     writer = ShardWriter(tmp_path, seconds=1000)
     writer.add("a", rows("a"))
-    writer.add_error("b", None, "no answer")
+    writer.add_error({"video": "b"}, "no answer")
     writer.add("c", rows("c"))
     writer.publish()
-    writer.add_error("d", None, "no answer")
+    writer.add_error({"video": "d"}, "no answer")
     writer.publish()
     assert remove_videos(tmp_path, is_failed) == 2
     assert list(shards(tmp_path).values()) == [["a"] * 3 + ["c"] * 3]
@@ -245,7 +256,7 @@ def test_kill_while_a_shard_is_written(tmp_path, monkeypatch, step, published):
 def test_kill_while_errors_are_removed(tmp_path, monkeypatch):
     writer = ShardWriter(tmp_path, seconds=1000)
     writer.add("a", rows("a"))
-    writer.add("b", [row_of_error("b", None, "no answer")])
+    writer.add("b", [row_of_error({"video": "b"}, "no answer")])
     writer.publish()
     monkeypatch.setattr(files.os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     assert (

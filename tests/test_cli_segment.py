@@ -320,7 +320,7 @@ class TestRows:
             assert main(["segment", "--data", folder, *options, "--output", f"out_{folder}"]) == 0
             assert set(rows(here / f"out_{folder}")["video"].to_pylist()) == {"zero", "two"}
         assert main(command("--shard-minutes", "0", output="plain", videos="clips/day_0")) == 0
-        columns = ["video", "content"]
+        columns = ["video", "origin", "content"]
         wanted = rows(here / "plain").filter(pyarrow.compute.field("video") == "clips/day_0/2.mp4").drop(columns)
         got = rows(here / "out_saved").filter(pyarrow.compute.field("video") == "two").drop(columns)
         assert got.equals(wanted)
@@ -422,9 +422,64 @@ class TestRestart:
             assert len((here / "out" / "stdin" / "segments.jsonl").read_text().splitlines()) == 1 + number % 3
         assert "/dev/stdin has changed since" in capsys.readouterr().err
         with piped_input(here / "clips" / "day_1" / "1.mp4"):
-            assert main(command("--overlay", "--audio", "/dev/stdin", output="heard", videos="clips/day_0/0.mp4")) == 0
-        played, given = here / "heard" / "0" / "overlay.mp4", here / "clips" / "day_1" / "1.mp4"
+            assert main(command("--overlay", "--audio", "/dev/stdin", output="heard", videos="clips/day_0/2.mp4")) == 0
+        played, given = here / "heard" / "2" / "overlay.mp4", here / "clips" / "day_1" / "1.mp4"
         np.testing.assert_array_equal(read_audio(played)[0], read_audio(given)[0])
+
+    def test_another_video_of_the_same_name_is_refused(
+        self, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ):
+        for day in (1, 2):
+            write_clip(here / f"day_{day}" / "videos" / "0.mp4", seconds=day)
+        options = ["--model", str(here / "model"), "--output", str(here / "out"), "--format", "parquet"]
+        monkeypatch.chdir(here / "day_1")
+        assert main(["segment", "videos", *options]) == 0
+        first = rows(here / "out")
+        monkeypatch.chdir(here / "day_2")
+        assert main(["segment", "videos", *options]) == 2
+        assert "results of another video that was also given as videos/0.mp4. Give abs" in capsys.readouterr().err
+        assert rows(here / "out").equals(first)
+        assert main(["segment", str(here / "day_2" / "videos"), *options]) == 0
+        assert len(set(rows(here / "out")["video"].to_pylist())) == 2
+
+    def test_moved_archive_and_videos_are_resumed(
+        self, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ):
+        write_clip(here / "old" / "some" / "1.mp4", seconds=1)
+        (here / "old" / "some" / "2.mp4").write_bytes(b"not a video")
+        words = [*command(videos="some"), "--model", str(here / "model")]
+        monkeypatch.chdir(here / "old")
+        assert main(words) == 1
+        (here / "old").rename(here / "new")
+        monkeypatch.chdir(here / "new")
+        capsys.readouterr()
+        assert main(words) == 1
+        captured = "".join(capsys.readouterr())
+        assert "failed: some/2.mp4" in captured and "some/1.mp4" not in captured
+        assert rows(here / "new" / "out")["video"].to_pylist() == ["some/1.mp4", "some/2.mp4"]
+
+    @pytest.mark.parametrize(
+        "written", ["./clips/day_0/0.mp4", "{here}/clips/day_0/0.mp4", "file://{here}/clips/day_0/0.mp4"]
+    )
+    def test_finished_video_is_known_however_its_path_is_written(self, here: Path, written: str):
+        assert main(command(videos="clips/day_0/0.mp4")) == 0
+        first = rows(here / "out")
+        assert main(command(videos=written.format(here=here))) == 0
+        assert rows(here / "out").equals(first)
+
+    def test_row_without_a_video_does_not_prevent_resuming(self, here: Path, capsys: pytest.CaptureFixture):
+        from datasets import Dataset
+
+        videos = [str(here / "clips" / "day_0" / "0.mp4"), None]
+        Dataset.from_dict({"video": videos, "name": ["x", "y"]}).save_to_disk(here / "data")
+        words = ["segment", "--data", "data", "--name-column", "name", *command()[2:]]
+        for _ in range(2):
+            assert main(words) == 1
+            assert "1 of 2 videos segmented" in capsys.readouterr().out
+        assert {row["video"]: row["error"] is None for row in rows(here / "out").to_pylist()} == {
+            "x": True,
+            "y": False,
+        }
 
     def test_other_settings_are_refused(self, here: Path, capsys: pytest.CaptureFixture):
         assert main(command(videos="clips/day_0/0.mp4")) == 0

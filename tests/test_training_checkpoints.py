@@ -248,7 +248,7 @@ def test_run_resumes_exactly_on_request_after_the_data_were_moved(tmp_path, caps
     mask.write_bytes(mask.read_bytes() + b" ")
     error = error_of(capsys, tmp_path / "run", "--resume", "--allow", "data", **settings, data=str(second))
     assert "the names and sizes of the clips' files is " in error and "data is" not in error
-    assert "Add --resume" in error_of(capsys, tmp_path / "run", "--allow", "data")
+    assert "--allow requires --resume" in error_of(capsys, tmp_path / "run", "--allow", "data")
 
 
 def test_error_without_a_good_checkpoint(run, capsys):

@@ -24,6 +24,7 @@ ON_ERROR = ("raise", "skip")
 NEGATIVE_AUDIO = ("silence", "noise", "off_screen")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SHARD_MINUTES = 5
+PAIRED_CLIPS = 500  # of an evaluation on paired data
 
 DONE, SOME_FAILED, STOPPED, INTERNAL_ERROR, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 0, 1, 2, 70, 130, 141, 143
 EXIT_CODES = f"""exit codes:
@@ -149,14 +150,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     segment = _add_segment(commands)
     _add_demo(commands)
     _add_info(commands)
-    _add_evaluate(commands)
+    evaluate = _add_evaluate(commands)
     train = _add_train(commands)
     parsed = parser.parse_args(arguments)
     parsed.words = sys.argv[1:] if arguments is None else list(arguments)
     if parsed.command == "segment":
         _check_segment(segment, parsed)
-    if parsed.command == "train" and parsed.allow and not parsed.resume:
-        train.error("--allow says what may differ from the run to resume. Add --resume.")
+    if parsed.command == "evaluate" and parsed.off_screen_audio and "off_screen" not in parsed.negative_audio:
+        evaluate.error("--off-screen-audio requires --negative-audio off_screen")
+    if parsed.command == "train":
+        _check_train(train, parsed)
     return parsed
 
 
@@ -176,7 +179,10 @@ def _add_demo(commands: Commands) -> None:
     """Add `pcmanet demo`."""
     parser = _add_command(commands, "demo", "segment the clip that is installed with the package", DEMO_EXAMPLES)
     parser.add_argument(
-        "--output", type=_path, default=Path("pcmanet_demo"), help="folder of the results (default: pcmanet_demo)"
+        "--output",
+        type=_path,
+        default=Path("pcmanet_demo"),
+        help="folder of the results, in which those of an earlier demo are replaced (default: pcmanet_demo)",
     )
 
 
@@ -186,8 +192,8 @@ def _add_info(commands: Commands) -> None:
     _add_checkpoint(parser)
 
 
-def _add_evaluate(commands: Commands) -> None:
-    """Add `pcmanet evaluate`."""
+def _add_evaluate(commands: Commands) -> argparse.ArgumentParser:
+    """Add `pcmanet evaluate` and return its parser."""
     parser = _add_command(
         commands,
         "evaluate",
@@ -217,7 +223,7 @@ def _add_evaluate(commands: Commands) -> None:
         "data: avss)",
     )
     group.add_argument(
-        "--clips", type=positive_integer, default=500, help="paired data: number of clips (default: 500)"
+        "--clips", type=positive_integer, help=f"paired data: number of clips (default: {PAIRED_CLIPS})"
     )
     group.add_argument("--split", default="test", help="train, val or test (default: test)")
     group.add_argument(
@@ -316,6 +322,7 @@ def _add_evaluate(commands: Commands) -> None:
     group.add_argument(
         "--seed", type=non_negative_integer, default=0, help="seed of the noise and of paired clips (default: 0)"
     )
+    return parser
 
 
 def _add_train(commands: Commands) -> argparse.ArgumentParser:
@@ -363,10 +370,10 @@ def _add_train(commands: Commands) -> argparse.ArgumentParser:
         "--test",
         nargs="?",
         type=positive_integer,
-        const=500,
+        const=0,
         metavar="CLIPS",
         help="at the end, evaluate the best weights on the test split; for paired data, on this number of clips "
-        "(default: 500)",
+        f"(default: {PAIRED_CLIPS})",
     )
     group = parser.add_argument_group("publishing")
     group.add_argument("--push-to-hub", metavar="ID", help="upload the best weights to this repository at the end")
@@ -400,16 +407,16 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=_text,
         metavar="VIDEO",
-        help="video file, http(s) URL, folder (all videos in it and in its subfolders), .txt list of files and URLs, or "
+        help="video file, URL, folder (all videos in it and in its subfolders), .txt list of files and URLs, or "
         "/dev/stdin",
     )
     group.add_argument("--audio", help="file with the audio of a single video without an audio track")
     group.add_argument(
         "--data", help="a dataset instead of VIDEO: Hub id, local folder of `datasets`, or AVSBench as downloaded"
     )
-    group.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    group.add_argument("--split", help="split of the dataset (default: train)")
     group.add_argument("--name", choices=DATASETS, help="AVSBench: dataset, if the folder has several")
-    group.add_argument("--column", default="video", help="column with the videos (default: video)")
+    group.add_argument("--column", help="column with the videos (default: video)")
     group.add_argument("--audio-column", help="column with the audio, for videos without an audio track")
     group.add_argument("--name-column", help="column with a unique name for each video (default: the file names)")
 
@@ -499,23 +506,41 @@ def _add_archive(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_segment(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Reject options that contradict each other."""
+    """Reject options of `pcmanet segment` that contradict each other."""
     if bool(arguments.videos) == bool(arguments.data):
         parser.error("give either VIDEO or --data")
-    if arguments.name and not arguments.data:
-        parser.error("--name requires --data")
+    _check_dependent(parser, arguments, "data", "name", "split", "column", "audio_column", "name_column")
+    _check_dependent(parser, arguments, "overlay", "overlay_frames_per_second")
+    _check_dependent(parser, arguments, "ray", "ray_workers")
     if arguments.audio and len(arguments.videos) != 1:
         parser.error("--audio requires exactly one VIDEO")
-    if arguments.overlay_frames_per_second and not arguments.overlay:
-        parser.error("--overlay-frames-per-second requires --overlay")
     if arguments.retry_failed and arguments.format != "parquet":
         parser.error("--retry-failed requires --format parquet; the other formats always process failed videos again")
     if arguments.shard_minutes is not None and arguments.format != "parquet":
         parser.error(
             "--shard-minutes requires --format parquet; the other formats write the results of each video at once"
         )
-    if arguments.ray_workers and not arguments.ray:
-        parser.error("--ray-workers requires --ray")
+    if arguments.shard_minutes is not None and arguments.ray:
+        parser.error("--shard-minutes does not apply to --ray, whose workers publish a shard for every few videos")
+
+
+def _check_train(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Reject options of `pcmanet train` that contradict each other."""
+    run = ("recipe", "data", "set", "resume", "allow", "max_steps", "test", "push_to_hub", "hub_code", "hub_private")
+    _check_dependent(parser, arguments, "output", *run)
+    _check_dependent(parser, arguments, "resume", "allow")
+    _check_dependent(parser, arguments, "push_to_hub", "hub_code", "hub_private")
+
+
+def _check_dependent(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, needed: str, *dependent: str
+) -> None:
+    """Reject options that have no effect because the option that they belong to is not given."""
+    given = [name for name in dependent if getattr(arguments, name) not in (None, [])]
+    given = [name for name in given if getattr(arguments, name) is not False]
+    if given and not getattr(arguments, needed):
+        dependent_option, needed_option = (f"--{name.replace('_', '-')}" for name in (given[0], needed))
+        parser.error(f"{dependent_option} requires {needed_option}")
 
 
 def _text(text: str) -> str:

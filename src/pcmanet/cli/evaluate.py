@@ -45,7 +45,7 @@ from pcmanet.checkpoints import (
 from pcmanet.dataset_scripts.avsbench import find_names
 from pcmanet.dataset_scripts.avsbench.layouts import NAMES, SECONDS_OF_SUBSET, Clip
 from pcmanet.dataset_scripts.avsbench.masks import voc_palette
-from pcmanet.dataset_scripts.avsbench.rows import RowSettings, fingerprint
+from pcmanet.dataset_scripts.avsbench.rows import OPTIONS, RowSettings, fingerprint
 from pcmanet.dataset_scripts.collation import ClipCollator
 from pcmanet.dataset_scripts.comparison import (
     Row,
@@ -80,6 +80,7 @@ from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet
 from pcmanet.pipelines.overlay import draw_segments
 
+from .arguments import PAIRED_CLIPS
 from .inputs import is_user_error
 
 
@@ -141,7 +142,11 @@ def _plan(arguments: Namespace) -> list[tuple[str, EvaluationClips]]:
     """
     given = [_split_name(model) for model in dict.fromkeys(arguments.models)]
     names = _choose_names(arguments, [name for name, _ in given])
+    _check_options(arguments, names)
     datasets = [_find_data(arguments, name, several=len(names) > 1) for name in names]
+    if arguments.per_class and not any(map(_has_classes, datasets)):
+        tables = " and ".join(str(data.table) for data in datasets)
+        raise ValueError(f"--per-class: {tables} lists no sounding objects, and the masks are binary.")
     evaluations = []
     for name, checkpoint in given:
         config = load_config(checkpoint)
@@ -183,6 +188,20 @@ def _choose_names(arguments: Namespace, given: Sequence[str | None]) -> list[str
     if len(names) > 1:
         raise ValueError(f"{arguments.data} contains {' and '.join(names)}. Choose with --name.")
     return names
+
+
+def _check_options(arguments: Namespace, names: Sequence[str]) -> None:
+    """Check that each option applies to some of the datasets; [`_restrict`] leaves it out for the others."""
+    applicable = {option: ("avss",) for option in AVSS_OPTIONS if getattr(arguments, option)}
+    if not is_paired_data(arguments.data):
+        applicable |= {option: OPTIONS[option] for option in _row_settings(arguments).given}
+        if arguments.clips is not None:
+            raise ValueError(f"--clips applies to paired data only, but {arguments.data} is a folder. Leave it out.")
+    for option, supported in applicable.items():
+        if not set(supported) & set(names):
+            raise ValueError(
+                f"--{option.replace('_', '-')} applies to {' and '.join(supported)} only, but the data are {' and '.join(names)}."
+            )
 
 
 def _restrict(arguments: Namespace, data: EvaluationClips) -> Namespace:
@@ -240,7 +259,8 @@ def _generate_clips(arguments: Namespace, name: str) -> EvaluationClips:
             "--negative-audio off_screen: paired clips have no audio files. Give a folder with --off-screen-audio."
         )
     with PartialState().main_process_first():  # it prepares the cache of the photos and recordings, if there is one
-        return find_paired_clips(arguments.data, name, arguments.split, arguments.clips, arguments.seed)
+        clips = arguments.clips or PAIRED_CLIPS
+        return find_paired_clips(arguments.data, name, arguments.split, clips, arguments.seed)
 
 
 def _check_compatibility(arguments: Namespace, checkpoint: str, config: PCMANetConfig, data: EvaluationClips) -> None:
@@ -255,15 +275,12 @@ def _check_compatibility(arguments: Namespace, checkpoint: str, config: PCMANetC
         # Classes without names are called class 1, class 2 ... or LABEL_1, LABEL_2 ...
         if (predicted := labels[index]) not in (name, f"class {index}", f"LABEL_{index}"):
             raise ValueError(f"Class {index} is {predicted!r} in {checkpoint}, but {name!r} in {data.name}.")
-    for option in AVSS_OPTIONS:
-        if getattr(arguments, option) and data.name != "avss":
-            raise ValueError(f"--{option.replace('_', '-')} applies to avss only, but the data are {data.name}.")
+    if arguments.published_no_background and data.binary:
+        raise ValueError("--published-no-background is a mean over classes. Leave out it or --binary.")
     if arguments.score_padding and arguments.original_resolution:
         raise ValueError(
             "Padded frames have no original resolution. Leave out --score-padding or --original-resolution."
         )
-    if arguments.per_class and not _has_classes(data):
-        raise ValueError(f"--per-class: {data.table} lists no sounding objects, and the masks are binary.")
 
 
 def _describe_labels(labels: Sized) -> str:

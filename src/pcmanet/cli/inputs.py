@@ -7,7 +7,7 @@ import re
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from modeling_pcmanet.image_processing_pcmanet import PCMANetImageProcessor
-from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, MediaError, is_open_pipe, read_audio
+from modeling_pcmanet.media_pcmanet import VIDEO_SUFFIXES, MediaError, is_open_pipe, media_source, read_audio
 from modeling_pcmanet.media_writing_pcmanet import encode_lossless
 from pcmanet.files import is_system_file
 
@@ -42,6 +42,7 @@ _REMEDIES = {
 }
 
 LIST_SUFFIX = ".txt"
+DATA_SPLIT, DATA_COLUMN = "train", "video"  # unless the options name others
 
 FINGERPRINT_BYTES = 2**16  # of the head and of the tail of a file
 LONGEST_FOLDER_NAME = 200  # bytes; file systems accept 255, and a folder that is being replaced has a longer name
@@ -54,13 +55,16 @@ class Videos:
     """Videos in a fixed order, each with a unique name.
 
     Args:
-        names: Paths on this machine or http(s) URLs, which are also the names.
+        names: Paths on this machine or URLs, which are also the names.
         audio: Path or URL of the audio of a single video without an audio track.
 
     Attributes:
         names: Names of the videos to segment.
         left_out: What was found but is not segmented, one sentence each.
+        audio_remedy: What to do about a video without audio, in a sentence.
     """
+
+    audio_remedy = "Give the file with its audio with --audio."
 
     def __init__(self, names: Iterable[str], audio: str | None = None) -> None:
         self.names = list(dict.fromkeys(names))
@@ -69,15 +73,15 @@ class Videos:
         self._audio = audio
         self._rows: Any = None  # of a dataset, see [`from_dataset`]
         self._numbers: dict[str, int] = {}
-        self._data = self._split = self._column = ""
+        self._data = self._place = self._split = self._column = ""
         self._audio_column: str | None = None
 
     @classmethod
     def from_dataset(
         cls,
         data: str,
-        split: str = "train",
-        column: str = "video",
+        split: str | None = None,
+        column: str = DATA_COLUMN,
         audio_column: str | None = None,
         name_column: str | None = None,
     ) -> "Videos":
@@ -85,16 +89,17 @@ class Videos:
 
         Args:
             data: Hub id, or a local folder for `datasets.load_dataset` or from `Dataset.save_to_disk`.
-            split: Its split.
+            split: Its split; by default "train", or the only one of `Dataset.save_to_disk`.
             column: The column with the videos: a `Video` feature, paths or URLs, bytes, or `{"path", "bytes"}`.
             audio_column: The column with the audio, for videos without an audio track.
             name_column: The column with the names; by default, the names are those of the files.
 
         Raises:
-            ValueError: If a column does not exist, or two videos have the same name.
+            ValueError: If the split or a column does not exist, or two videos have the same name.
         """
-        columns = [name for name in (column, audio_column, name_column) if name is not None]
-        rows = _select_columns(data, split, columns)
+        columns = {"--column": column, "--audio-column": audio_column, "--name-column": name_column}
+        rows = _select_columns(data, split, {option: name for option, name in columns.items() if name is not None})
+        split = split or DATA_SPLIT
         if name_column is None:
             paths = enumerate(_paths_in(rows, column))
             names = [_name_of(path, Path(data), f"{split}/{number:08d}") for number, path in paths]
@@ -106,6 +111,8 @@ class Videos:
         videos = cls(names)
         videos._rows, videos._numbers = rows, {name: number for number, name in enumerate(names)}
         videos._data, videos._split, videos._column, videos._audio_column = data, split, column, audio_column
+        videos._place = os.path.realpath(data) if os.path.exists(data) else data
+        videos.audio_remedy = "Choose the column with its audio with --audio-column."
         return videos
 
     def read(self, name: str) -> tuple[Source, Source | None]:
@@ -119,18 +126,27 @@ class Videos:
         if name not in self._numbers:
             raise ValueError(f"{self._data} does not contain the video {name} on this machine. Update its local copy.")
         row = self._rows[self._numbers[name]]
-        audio = None if self._audio_column is None else _source_of(row[self._audio_column])
-        return _source_of(row[self._column]), audio
+        audio = None if self._audio_column is None else _source_of(row, self._audio_column)
+        return _source_of(row, self._column), audio
+
+    def locate(self, name: str) -> str:
+        """Return which video a name stands for, however its path is written: an absolute path, a URL, or a row of a dataset."""
+        return _absolute(name) if self._rows is None or is_address(name) else self._cell(name, self._column)
+
+    def origin(self, name: str) -> str:
+        """Return a digest of [`locate`], which unlike a path can be published."""
+        return hashlib.sha256(os.fsencode(self.locate(name))).hexdigest()[:16]
 
     def identify(self, name: str) -> dict[str, str | None]:
-        """Return which `video` and `audio` a name stands for, however paths are written, and the `content`."""
-        content = {"content": self.fingerprint(name)}
-        if self._rows is None:
-            return {"video": _absolute(name), "audio": self._audio and _absolute(self._audio)} | content
-        data = _absolute(self._data) if Path(self._data).exists() else self._data
-        row = f"{name} of {data}, {self._split}"
-        audio = None if self._audio_column is None else f"{row}, {self._audio_column}"
-        return {"video": f"{row}, {self._column}", "audio": audio} | content
+        """Return which `video` and `audio` a name stands for, and the `content`."""
+        audio = self._audio and _absolute(self._audio)
+        if self._audio_column is not None:
+            audio = self._cell(name, self._audio_column)
+        return {"video": self.locate(name), "audio": audio, "content": self.fingerprint(name)}
+
+    def _cell(self, name: str, column: str) -> str:
+        """Describe a cell of the dataset."""
+        return f"{name} of {self._place}, {self._split}, {column}"
 
     def title(self, name: str) -> str:
         """Return the file name of a video; for a URL, without the query, which may contain a secret."""
@@ -140,10 +156,13 @@ class Videos:
         """Return a text that changes with the content of a video and of its audio, as it was at the first call.
 
         It has the size, the modification time and a digest of the first and last 64 KiB of each file. It is `None` if they
-        cannot be read here, such as those of a URL.
+        cannot be read here, such as those of a URL or of a row without a video.
         """
         if name not in self._contents:
-            video, audio = self.read(name)
+            try:
+                video, audio = self.read(name)
+            except ValueError:  # an error of the video when it is segmented
+                return None
             prints = [_fingerprint(video), *([] if audio is None else [_fingerprint(audio) or _shown(audio)])]
             self._contents[name] = None if prints[0] is None else " with audio ".join(map(str, prints))
         return self._contents[name]
@@ -158,16 +177,22 @@ class ClipVideos(Videos):
         split: "train", "val" or "test".
 
     Raises:
-        ValueError: If the split has no clips, or lines of the table cannot be used.
+        ValueError: If the split has no clips; with the lines of the table that cannot be used, if there are any.
     """
+
+    audio_remedy = "Replace it with a file that has audio."
 
     def __init__(self, data: str, name: str, split: str) -> None:
         from pcmanet.dataset_scripts.avsbench import RowSettings, find_clips  # it imports `datasets`
+        from pcmanet.dataset_scripts.problems import DatasetError, Problem
 
         tree = find_clips(data, name, RowSettings())
         clips = [clip for clip in tree.clips if clip.split == split]
         if not clips:
-            raise ValueError(f"No clips of split {split!r} found in {tree.table}. Choose with --split.")
+            missing = f"No clips of split {split!r} found in {tree.table}. Choose with --split."
+            if tree.problems:
+                raise DatasetError([Problem("", str(tree.table), missing), *tree.problems])
+            raise ValueError(missing)
         parts = [(split, getattr(clip, "category", None), clip.id) for clip in clips]
         self._clips = {"/".join(filter(None, part)): clip for part, clip in zip(parts, clips, strict=True)}
         self._table = tree.table
@@ -181,18 +206,27 @@ class ClipVideos(Videos):
         clip = self._clips[name]
         if not isinstance(clip, ClipFiles):
             return clip.audio, None
-        frames = np.stack([np.asarray(PCMANetImageProcessor.to_rgb(Image.open(path))) for path in clip.frames])
-        return encode_lossless(frames, *read_audio(clip.audio)), None
+        return encode_lossless(np.stack([_read_frame(path) for path in clip.frames]), *read_audio(clip.audio)), None
 
-    def identify(self, name: str) -> dict[str, str | None]:
-        """Return which `video` a name stands for, and its `content`, as for other videos."""
-        return {"video": f"{name} of {self._table}", "audio": None, "content": self.fingerprint(name)}
+    def locate(self, name: str) -> str:
+        """Return which clip of which table a name stands for."""
+        return f"{name} of {_absolute(str(self._table))}"
 
     def fingerprint(self, name: str) -> str | None:
         """Return a text that changes with the table and with the size or time of any file of the clip."""
         from pcmanet.dataset_scripts.avsbench import fingerprint
 
         return fingerprint(self._table, self._clips[name].paths)
+
+
+def _read_frame(path: str) -> np.ndarray:
+    """Read the image file of a frame, uint8 (height, width, 3)."""
+    from pcmanet.dataset_scripts.problems import IMAGE_ERRORS
+
+    try:
+        return np.asarray(PCMANetImageProcessor.to_rgb(Image.open(path)))
+    except IMAGE_ERRORS as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
 
 
 def find_videos(arguments: Namespace, *, list_files: bool = True) -> Videos:
@@ -208,20 +242,27 @@ def find_videos(arguments: Namespace, *, list_files: bool = True) -> Videos:
 
     Raises:
         FileNotFoundError: If a file, folder or dataset does not exist, or a folder or list contains no video.
-        ValueError: If the dataset does not have the split or columns.
+        ValueError: If the dataset does not have the split or columns, or there are several videos for one audio.
     """
     if arguments.data is not None and (name := _choose_clips(arguments)):
-        return ClipVideos(arguments.data, name, arguments.split)
+        return ClipVideos(arguments.data, name, arguments.split or DATA_SPLIT)
     if arguments.data is not None:
-        columns = arguments.column, arguments.audio_column, arguments.name_column
+        columns = arguments.column or DATA_COLUMN, arguments.audio_column, arguments.name_column
         return Videos.from_dataset(arguments.data, arguments.split, *columns)
-    audio = arguments.audio
+    audio = arguments.audio and _local_path(arguments.audio)
     if audio is not None and not is_address(audio) and not os.path.exists(audio):
         raise FileNotFoundError(f"File {audio} not found. Check --audio.")
-    given, left_out = arguments.videos if list_files else (), []
-    videos = Videos(
-        [name for source in given for name in _expand(source, arguments.output.resolve(), left_out)], audio
-    )
+    left_out: list[str] = []
+    found: dict[str, str] = {}  # the first way in which each video is written
+    for source in map(_local_path, arguments.videos if list_files else ()):
+        for name in map(_local_path, _expand(source, arguments.output.resolve(), left_out)):
+            found.setdefault(_absolute(name), name)
+    videos = Videos(found.values(), audio)
+    if audio is not None and len(videos.names) > 1:
+        raise ValueError(
+            f"--audio is the audio of a single video, but {arguments.videos[0]} has {len(videos.names)} videos. "
+            "Segment them one by one, each with its own --audio."
+        )
     videos.left_out = left_out
     return videos
 
@@ -254,10 +295,12 @@ def is_user_error(error: Exception) -> bool:
     return isinstance(error, _USER_ERRORS)
 
 
-def format_error(error: Exception) -> str:
+def format_error(error: Exception, audio_remedy: str = "") -> str:
     """Format an error as one line, with command line options instead of Python arguments.
 
-    An error that lists problems (DatasetError) keeps one line per problem.
+    Args:
+        error: The error. One that lists problems (DatasetError) keeps one line per problem.
+        audio_remedy: What to do about a file without audio, see [`Videos`].
     """
     if hasattr(error, "problems"):
         return printable(str(error))
@@ -266,7 +309,7 @@ def format_error(error: Exception) -> str:
         place = f": {os.fsdecode(error.filename)}" if error.filename else ""
         message = f"{error.strerror}{place}. {_REMEDIES.get(error.errno or 0, '')}"
     if isinstance(error, MediaError) and error.needs_audio:
-        message = f"{error.problem} Give the file with its audio with --audio."
+        message = f"{error.problem} {audio_remedy}"
     return printable(" ".join(message.split()), one_line=True) or type(error).__name__
 
 
@@ -282,13 +325,30 @@ def printable(text: str, *, one_line: bool = False) -> str:
 
 
 def is_address(source: str) -> bool:
-    """Return whether a source is an http(s) URL."""
-    return source.lower().startswith(("http://", "https://"))
+    """Return whether a source is an http(s) URL or a file on the Hub."""
+    return source.lower().startswith(("http://", "https://", "hf://"))
+
+
+def _local_path(source: str) -> str:
+    """Return the path of a `file://` URL, and a path with `~` expanded; another URL or path unchanged.
+
+    A file whose own name begins like that gets a path that does not.
+    """
+    try:
+        path = media_source(source)
+    except MediaError:  # of another machine: an error of the video when it is read
+        path = ""
+    if path != source and os.path.exists(source):
+        return os.path.join(".", source)
+    return path or source
 
 
 def _absolute(source: str) -> str:
-    """Return the real path of a file, with links resolved, or a URL or pipe unchanged."""
-    return source if is_address(source) or is_open_pipe(Path(source)) else os.path.realpath(source)
+    """Return the absolute path of a file, with links to its folder resolved, or a URL or pipe unchanged."""
+    if is_address(source) or is_open_pipe(Path(source)):
+        return source
+    folder, name = os.path.split(source)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _fingerprint(source: Source) -> str | None:
@@ -427,23 +487,38 @@ def _choose_clips(arguments: Namespace) -> str | None:
         raise ValueError(f"{arguments.data} contains {' and '.join(names) or 'no AVSBench'}, not {arguments.name}.")
     if len(names) > 1 and arguments.name is None:
         raise ValueError(f"{arguments.data} contains {' and '.join(names)}. Choose one with --name.")
+    for option in ("column", "audio_column", "name_column"):
+        if names and getattr(arguments, option) is not None:
+            raise ValueError(
+                f"{arguments.data} contains clips, not a dataset with columns. Leave out --{option.replace('_', '-')}."
+            )
     return arguments.name or (names[0] if names else None)
 
 
-def _select_columns(data: str, split: str, columns: list[str]) -> Any:
-    """Load columns of a dataset, in either of the two formats of `datasets`, without decoding media."""
+def _select_columns(data: str, split: str | None, columns: Mapping[str, str]) -> Any:
+    """Load columns of a dataset, in either of the two formats of `datasets`, without decoding media.
+
+    Args:
+        data: As for [`Videos.from_dataset`].
+        split: As for [`Videos.from_dataset`].
+        columns: The option that names each column, for errors -> the column.
+    """
     from datasets import Audio, DatasetDict, Video, load_dataset, load_from_disk
 
     saved = [name for name in ("state.json", "dataset_dict.json") if (Path(data) / name).is_file()]
-    rows: Any = load_from_disk(data) if saved else load_dataset(data, split=split)
+    rows: Any = load_from_disk(data) if saved else load_dataset(data, split=split or DATA_SPLIT)
     if isinstance(rows, DatasetDict):
+        split = split or DATA_SPLIT
         if split not in rows:
             raise ValueError(f"{data} has no split {split}, only {', '.join(map(str, rows))}. Choose with --split.")
         rows = rows[split]
-    if missing := [name for name in columns if name not in rows.column_names]:
-        found = ", ".join(rows.column_names)
-        raise ValueError(f"{data} has no column {missing[0]}, only {found}. Choose with --column.")
-    rows = rows.select_columns(columns)
+    elif saved and split not in (None, only := str(rows.split or DATA_SPLIT)):
+        raise ValueError(f"{data} has no split {split}, only {only}. Leave out --split.")
+    for option, name in columns.items():
+        if name not in rows.column_names:
+            found = ", ".join(rows.column_names)
+            raise ValueError(f"{data} has no column {name}, only {found}. Choose with {option}.")
+    rows = rows.select_columns(list(dict.fromkeys(columns.values())))
     for name, feature in rows.features.items():
         if isinstance(feature, Audio | Video):
             rows = rows.cast_column(name, type(feature)(decode=False))
@@ -468,10 +543,11 @@ def _name_of(path: str | None, folder: Path, default: str) -> str:
     return absolute.relative_to(folder.resolve()).as_posix() if inside else Path(path).name
 
 
-def _source_of(value: Any) -> Source:
+def _source_of(row: Mapping[str, Any], column: str) -> Source:
     """Return the bytes in a cell, or else the path."""
+    value = row[column]
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if not isinstance(value, (str, bytes)):
-        raise ValueError(f"Expected a video as path, URL or bytes, got {type(value).__name__}.")
-    return value
+        raise ValueError(f"Expected a path, URL or bytes in the column {column}, got {type(value).__name__}.")
+    return _local_path(value) if isinstance(value, str) else value

@@ -372,6 +372,10 @@ COLUMNS: dict[str, tuple[pyarrow.DataType, str]] = {
     "score": (pyarrow.float32(), "mean probability inside the mask, 0 to 1"),
     "segmentation": (SEGMENTATION, "the mask in COCO run-length encoding: `size` (height, width) and `counts`"),
     "error": (pyarrow.string(), "why the video failed; null if it was segmented"),
+    "origin": (
+        pyarrow.string(),
+        "digest of the absolute path, URL or dataset row for which the name in `video` stands",
+    ),
     "content": (pyarrow.string(), "size, time and digest of the file and of its `--audio`; null for a URL"),
 }
 SCHEMA = pyarrow.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
@@ -391,14 +395,11 @@ def describe_columns() -> str:
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *lines]) + "\n"
 
 
-def rows_of_video(
-    video: str, content: str | None, records: Iterable[Mapping[str, Any]]
-) -> Iterator[pyarrow.RecordBatch]:
+def rows_of_video(identity: Row, records: Iterable[Mapping[str, Any]]) -> Iterator[pyarrow.RecordBatch]:
     """Convert the records of a video to rows.
 
     Args:
-        video: Value of the column `video`.
-        content: Value of the column `content`.
+        identity: Values of the columns `video`, `origin` and `content`.
         records: The lines of [`RecordedResults`], in chronological order.
 
     Yields:
@@ -406,11 +407,7 @@ def rows_of_video(
     """
     rows: list[dict[str, Any]] = []
     for number, record in enumerate(records, start=1):
-        frame = {
-            "video": video,
-            "content": content,
-            **{name: record[name] for name in ("frame", "timestamp", "height", "width")},
-        }
+        frame = {**identity, **{name: record[name] for name in ("frame", "timestamp", "height", "width")}}
         rows += [frame | dict(segment) for segment in record["segments"]] or [frame]
         if number % FRAMES_PER_BATCH == 0:
             yield pyarrow.RecordBatch.from_pylist(rows, SCHEMA)
@@ -419,9 +416,9 @@ def rows_of_video(
         yield pyarrow.RecordBatch.from_pylist(rows, SCHEMA)
 
 
-def row_of_error(video: str, content: str | None, error: str) -> pyarrow.RecordBatch:
-    """Return the row of a failed video."""
-    return pyarrow.RecordBatch.from_pylist([{"video": video, "content": content, "error": error}], SCHEMA)
+def row_of_error(identity: Row, error: str) -> pyarrow.RecordBatch:
+    """Return the row of a failed video, see [`rows_of_video`]."""
+    return pyarrow.RecordBatch.from_pylist([{**identity, "error": error}], SCHEMA)
 
 
 class ShardWriter:
@@ -461,9 +458,9 @@ class ShardWriter:
         if self._clock() - self._begun >= self.seconds or self._bytes >= SHARD_BYTES:
             self.publish()
 
-    def add_error(self, video: str, content: str | None, error: str) -> None:
-        """Add the row of a failed video."""
-        self.add(video, [row_of_error(video, content, error)])
+    def add_error(self, identity: Row, error: str) -> None:
+        """Add the row of a failed video, see [`rows_of_video`]."""
+        self.add(identity["video"], [row_of_error(identity, error)])
 
     def publish(self) -> None:
         """Complete the open shard and give it its name, if there is one."""
@@ -510,23 +507,28 @@ def read_archive(folder: Path) -> dict[str, bool]:
         folder: The folder of the shards.
 
     Returns:
-        Each video, and whether it was segmented (otherwise it failed).
+        The values of `video` and of `origin`, and for both whether the video was segmented (otherwise it failed).
 
     Raises:
         ValueError: If a shard cannot be read or has other columns, or a video is in two of them.
     """
     done: dict[str, bool] = {}
+    origins: dict[str, bool] = {}
     for path in sorted(folder.glob(SHARDS)):
         videos: dict[str, bool] = {}
-        for table in _row_groups(path, ["video", "error"]):
-            videos |= dict(zip(table["video"].to_pylist(), table["error"].is_null().to_pylist(), strict=True))
+        for table in _row_groups(path, ["video", "origin", "error"]):
+            segmented = table["error"].is_null().to_pylist()
+            videos |= dict(zip(table["video"].to_pylist(), segmented, strict=True))
+            origins |= {
+                key: ok for key, ok in zip(table["origin"].to_pylist(), segmented, strict=True) if key is not None
+            }
         if twice := sorted(videos.keys() & done.keys()):
             raise ValueError(
                 f"{path} contains {twice[0]}, which another shard in {folder} contains too. Remove one of the two shards "
                 "and run the same command again; its other videos are then segmented again."
             )
         done |= videos
-    return done
+    return origins | done
 
 
 def remove_videos(folder: Path, is_stale: Callable[[Row], bool]) -> int:
@@ -534,21 +536,21 @@ def remove_videos(folder: Path, is_stale: Callable[[Row], bool]) -> int:
 
     Args:
         folder: The folder of the shards.
-        is_stale: Called with `video`, `content` and `error` of each video: whether to remove it.
+        is_stale: Called with `video`, `origin`, `content` and `error` of each video: whether to remove it. If it raises an
+            error, no video is removed.
 
     Returns:
         The number of videos removed.
     """
-    removed = 0
+    stale: dict[Path, set[str]] = {}
     for path in sorted(folder.glob(SHARDS)):
-        stale = set()
-        for table in _row_groups(path, ["video", "content", "error"]):
+        for table in _row_groups(path, ["video", "origin", "content", "error"]):
             rows = table.group_by(table.column_names).aggregate([]).to_pylist()
-            stale |= {row["video"] for row in rows if is_stale(row)}
-        if stale:
-            _rewrite_without(path, stale)
-        removed += len(stale)
-    return removed
+            stale.setdefault(path, set()).update(row["video"] for row in rows if is_stale(row))
+    for path, videos in stale.items():
+        if videos:
+            _rewrite_without(path, videos)
+    return sum(map(len, stale.values()))
 
 
 def _rewrite_without(path: Path, videos: set[str]) -> None:

@@ -161,6 +161,8 @@ def _begin(
     output: OutputFolder, arguments: Namespace, videos: Videos, segmenter: AudioVisualSegmentationPipeline
 ) -> None:
     """Begin a run in the output folder."""
+    names = {videos.origin(name): name for name in videos.names}
+    names |= {printable(name): name for name in videos.names}
     settings = {"checkpoint": digest(segmenter.model, segmenter.processor)}
     with _explain_full_disk(arguments.output):
         output.begin(
@@ -168,24 +170,40 @@ def _begin(
             settings | {name: getattr(arguments, name) for name in SETTINGS},
             is_archive=arguments.format == "parquet",
             overwrite=arguments.overwrite,
-            is_stale=partial(_is_stale, arguments, videos, {printable(name): name for name in videos.names}),
+            is_stale=partial(_is_stale, arguments, videos, names),
         )
 
 
 def _is_stale(arguments: Namespace, videos: Videos, names: Mapping[str, str], row: Row) -> bool:
-    """Return whether a video of the archive is to be segmented again: it has changed, or has failed and is retried."""
-    name = names.get(row["video"])
-    if name is not None and differs(row["content"], videos.fingerprint(name)):
-        _print_changed(name)
-        return True
-    return arguments.retry_failed and row["error"] is not None
+    """Return whether a video of the archive is to be segmented again: it has changed, or has failed and is retried.
+
+    Raises:
+        ValueError: If the row belongs to another video with the same name. A video that was moved with its archive is
+            still the same.
+    """
+    name = names.get(row["video"]) or names.get(row["origin"])
+    if name is None:
+        return False
+    content, is_failed = videos.fingerprint(name), row["error"] is not None
+    if row["origin"] == videos.origin(name):
+        if differs(row["content"], content):
+            _print_changed(name)
+            return True
+        return arguments.retry_failed and is_failed
+    if not is_failed and (content is None or row["content"] != content):
+        raise ValueError(
+            f"{arguments.output} contains the results of another video that was also given as {row['video']}. Give absolute "
+            "paths, or another --output."
+        )
+    return is_failed
 
 
 def _find_results(arguments: Namespace, videos: Videos, names: Sequence[str], output: OutputFolder) -> dict[str, bool]:
     """Return those of the named videos that have results, and whether each was segmented (otherwise it failed)."""
     if arguments.format == "parquet":
         done = read_archive(output.path)
-        return {name: done[printable(name)] for name in names if printable(name) in done}
+        known = {name: done.get(printable(name), done.get(videos.origin(name))) for name in names}
+        return {name: segmented for name, segmented in known.items() if segmented is not None}
     folders = name_folders(videos.names)
     found = (name for name in names if output.has_video(folders[name]))
     return {name: True for name in found if not output.has_changed(folders[name], videos.identify(name))}
@@ -268,15 +286,19 @@ class Worker:
 
     def _segment_video(self, name: str, progress: Progress) -> tuple[str, bool]:
         """Segment a video and add its results to the output folder; return a line about it and whether it failed."""
-        row_name, shown = printable(name), printable(name, one_line=True)
+        shown = printable(name, one_line=True)
+        identity: dict[str, str | None] = {
+            "video": printable(name),
+            "origin": self.videos.origin(name),
+            "content": None,
+        }
         with temporary_folder(self.output.path) as temporary:
             folder = temporary / "complete"
             folder.mkdir()
             results = RecordedResults((temporary if self.shards is not None else folder) / RECORDS)
             overlay_results = RecordedResults(temporary / OVERLAY_RECORDS)
-            content = None
             try:
-                content = self.videos.fingerprint(name)
+                identity["content"] = self.videos.fingerprint(name)
                 source, audio = self.videos.read(name)
                 source = _keep_pipe(source, temporary / "piped_video")
                 audio = None if audio is None else _keep_pipe(audio, temporary / "piped_audio")
@@ -299,10 +321,11 @@ class Worker:
                         progress=advance,
                     )
             except VIDEO_ERRORS as error:
+                reason = format_error(error, self.videos.audio_remedy)
                 if self.shards is not None:
                     with self._writing:
-                        self.shards.add_error(row_name, content, format_error(error))
-                return f"failed: {shown}: {format_error(error)}", True
+                        self.shards.add_error(identity, reason)
+                return f"failed: {shown}: {reason}", True
 
             line = _summary(shown, results, self.segmenter.model.config)
             table = _table(results, self.segmenter.model.config) if len(self.videos.names) == 1 else None
@@ -310,7 +333,7 @@ class Worker:
                 self.output.publish(folder, self.folders[name], self.videos.identify(name))
             if self.shards is not None:
                 with self._writing:
-                    self.shards.add(row_name, rows_of_video(row_name, content, results.records()))
+                    self.shards.add(identity["video"], rows_of_video(identity, results.records()))
         # Printed after the results are published, so that a reader that closes the output does not prevent publishing.
         if table is not None:
             progress.print(table)
