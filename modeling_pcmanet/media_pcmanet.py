@@ -289,6 +289,8 @@ class MediaReader:
         has_ended: Whether all frames have been read.
         listener: Called with the index of the first sample, the samples (channels, samples) and the sampling rate of each
             chunk of audio that [`audio_packets`] passes on; `None` to not decode them.
+        video_reader: For audio in a file of its own, the reader of the video that it belongs to: [`audio`] then ends with
+            that video, as a track of the video does. `None` to read all of it.
     """
 
     def __init__(self, source: MediaSource, *, video: bool = True, audio: bool = True, log_notes: bool = True) -> None:
@@ -301,6 +303,7 @@ class MediaReader:
         self.origin = self.end = 0.0
         self.has_ended = False
         self.listener: Callable[[int, np.ndarray, int], None] | None = None
+        self.video_reader: MediaReader | None = None
         self._source = source
         self._reads = {"video": video, "audio": audio}
         self._size: tuple[int, int] | None = None
@@ -437,7 +440,9 @@ class MediaReader:
 
     def finish(self) -> None:
         """Read the rest of the audio if all frames have been read, and add the notes on what was read."""
-        if self._audio is not None and self.has_ended:  # how far the audio is used depends on where the video ends
+        if (
+            self._audio is not None and self._video_of_audio.has_ended
+        ):  # how far the audio is used depends on where the video ends
             deque(self._pieces, maxlen=0)
         self._add_notes()
 
@@ -495,6 +500,16 @@ class MediaReader:
         yield from _sampled(self._decoded, samplers)
         yield from _finished(samplers, self.end)
 
+    @property
+    def _video_of_audio(self) -> "MediaReader":
+        """The reader of the video whose end is that of the audio."""
+        return self if self.video_reader is None else self.video_reader
+
+    @property
+    def _ends_with_video(self) -> bool:
+        """Whether the audio ends with a video."""
+        return self._reads["video"] or self.video_reader is not None
+
     def _origin(self, first_second: float) -> float:
         """Return the time of sample 0 in the container, in seconds."""
         return self.origin if self._reads["video"] else first_second
@@ -516,7 +531,7 @@ class MediaReader:
         if end == 0:
             self._add_notes()
             raise MediaError(f"{self.notes}: its audio track has no samples.", needs_audio=True)
-        if self._reads["video"]:
+        if self._ends_with_video:
             yield from self._fill_end(timeline, end)
 
     def _cut(self, timeline: "AudioTimeline", samples: np.ndarray) -> Iterator[AudioPiece]:
@@ -524,8 +539,8 @@ class MediaReader:
         rate, start = timeline.sampling_rate, timeline.position
         timeline.position += samples.shape[1]
         samples = finite_waveform(samples, self.name, start)
-        if self._reads["video"] and self.has_ended:
-            samples = samples[:, : max(0, _end_sample(self.end, rate) + _margin(rate) - start)]
+        if self._ends_with_video and self._video_of_audio.has_ended:
+            samples = samples[:, : max(0, _end_sample(self._video_of_audio.end, rate) + _margin(rate) - start)]
         if samples.shape[1]:
             yield samples, rate
 
@@ -535,14 +550,11 @@ class MediaReader:
         Whether it does is known only once more frames have been read. Until then, None is yielded.
         """
         rate, start = timeline.sampling_rate, timeline.position
-        while hole > 0 and start + hole > self.end * rate:
-            if self.has_ended:
-                self._audio_notes.append(
-                    (
-                        "its audio continues after a hole that reaches past the video; this part is not used",
-                        logging.WARNING,
-                    )
-                )
+        video = self._video_of_audio
+        while hole > 0 and start + hole > video.end * rate:
+            if video.has_ended:
+                text = "its audio continues after a hole that reaches past the video; this part is not used"
+                self._audio_notes.append((text, logging.WARNING))
                 return False
             yield from self._known_silence(timeline, start)
         if start:
@@ -565,7 +577,7 @@ class MediaReader:
         Less than a second without audio at the end of the video is not filled, so only a longer part is known to be
         silence.
         """
-        stop, rate = _end_sample(self.end, timeline.sampling_rate), timeline.sampling_rate
+        stop, rate = _end_sample(self._video_of_audio.end, timeline.sampling_rate), timeline.sampling_rate
         if stop - start > _margin(rate) and stop > timeline.position:
             yield from timeline.silence(stop)
         else:
@@ -573,22 +585,23 @@ class MediaReader:
 
     def _fill_end(self, timeline: "AudioTimeline", end: int) -> Iterator[AudioPiece]:
         """Yield silence up to the end of the video if the audio ends at sample `end`, more than a second earlier."""
-        rate = timeline.sampling_rate
-        while not self.has_ended:
+        video, rate = self._video_of_audio, timeline.sampling_rate
+        while not video.has_ended:
             yield from self._known_silence(timeline, end)
-        surplus = end - _end_sample(self.end, rate)
+        surplus, name = end - _end_sample(video.end, rate), "its video" if video is self else "the video"
         if surplus > _margin(rate):
-            text = f"its audio continues for {surplus / rate:.2f} s after its video; this part is not used"
+            text = f"its audio continues for {surplus / rate:.2f} s after {name}; this part is not used"
             self._audio_notes.append((text, logging.WARNING))
         if surplus < -_margin(rate):
-            text = f"its audio ends {-surplus / rate:.2f} s before its video; silence is filled in"
+            text = f"its audio ends {-surplus / rate:.2f} s before {name}; silence is filled in"
             self._audio_notes.append((text, logging.WARNING))
-            yield from timeline.silence(_end_sample(self.end, rate))
+            yield from timeline.silence(_end_sample(video.end, rate))
 
     def _is_endless(self, timeline: "AudioTimeline") -> bool:
         """Return whether the audio continues for hours after the video, so that reading stops before its end."""
-        surplus = timeline.decoded - self.end * timeline.sampling_rate
-        return self._reads["video"] and self.has_ended and 4 * timeline.channels * surplus > LARGEST_AUDIO_BYTES
+        video = self._video_of_audio
+        surplus = timeline.decoded - video.end * timeline.sampling_rate
+        return self._ends_with_video and video.has_ended and 4 * timeline.channels * surplus > LARGEST_AUDIO_BYTES
 
 
 def _joined(pieces: Iterator[AudioPiece]) -> Iterator[AudioPiece]:

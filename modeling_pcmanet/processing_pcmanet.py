@@ -251,7 +251,7 @@ def _finish(reader: MediaReader, audio_reader: MediaReader | None) -> None:
 
 
 def _open_audio(stack: ExitStack, audio: Any, sampling_rate: int | None) -> Iterator[tuple[Any, int]]:
-    """Return audio of frames that are not read from a file, or an array, in chunks, each with its rate."""
+    """Return separate audio in chunks, each with its rate."""
     if is_media(audio):
         return _open_reader(stack, audio, video=False).audio()
     return _in_pieces(to_mono(audio), check_sampling_rate(sampling_rate))
@@ -394,7 +394,7 @@ def _check_duration(count: int, frames_per_second: float, seconds: float) -> Non
 def _with_checked_audio(
     frames: Iterable[tuple[Any, ...]], sound: AudioBuffer, frames_per_second: float | str
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield frames, and raise ValueError as soon as audio that is in memory proves too short, or too long."""
+    """Yield the frames of a video, and raise ValueError as soon as separate audio proves too short, or too long."""
     count, previous, last, period = 0, 0.0, 0.0, 0.0
     for frame in frames:
         count, previous, last = count + 1, last, frame[0]
@@ -972,8 +972,7 @@ class PCMANetProcessor(ProcessorMixin):
         video, audio, sampling_rate = _clip_sources(video, audio, sampling_rate)
         with _errors_name(video), ExitStack() as stack:
             reader, audio_reader = _open_files(stack, video, audio)
-            is_file = audio_reader is not None
-            chunks = audio_reader.audio() if is_file else _open_audio(stack, audio, sampling_rate)
+            chunks = _open_audio(stack, audio, sampling_rate) if audio_reader is None else audio_reader.audio()
             # Frames of one rate wait for those of another, at the size of the network and not of the video.
             events = ((index, frame[0], self._process_frame(frame)) for index, frame in reader.frames_at(rates))
             branches = zip(tee(events, len(rates)), share_audio(chunks, len(rates)), strict=True)
@@ -981,7 +980,7 @@ class PCMANetProcessor(ProcessorMixin):
             for index, (branch, pieces) in enumerate(branches):
                 sound = AudioBuffer(pieces, self.feature_extractor.sampling_rate)
                 frames = _of_rate(index, branch)
-                if not is_file:
+                if audio_reader is None:
                     frames = _with_checked_audio(frames, sound, rates[index])
                 streams.append(self._with_features(frames, sound, rates[index], audio_alignment))
             for (_, index, frame), patch in heapq.merge(*streams, key=lambda item: item[0][0]):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from odd_media import Track, overwrite, write_odd_audio
 from PIL import Image
 from torch.nn import functional
 from transformers import AutoProcessor, Wav2Vec2FeatureExtractor
@@ -159,6 +160,40 @@ def test_separate_audio_replaces_that_of_the_video(video, tmp_path, kind):
     _, buffer = read(video, audio, sampling_rate=16000)
     np.testing.assert_allclose(buffer.cut(0, 64000), waveform, atol=1e-4)
     assert buffer.length == 64000
+
+
+@pytest.mark.parametrize("seconds", [1.0, 7.5, 600.0])
+@pytest.mark.parametrize("rates", [(1.0, None), (0.5, 4.0), ("video", None)])
+def test_an_audio_file_of_any_length_is_used_as_the_track_of_the_video(video, tmp_path, caplog, seconds, rates):
+    waveform = noise(seconds, 16000)[0]
+    write_audio(tmp_path / "audio.wav", waveform, 16000)
+    frames, audio = read(video, tmp_path / "audio.wav", frames_per_second=rates[0], masks_per_second=rates[1])
+    assert len(frames) == {1.0: 4, 0.5: 2, "video": 40}[rates[0]]
+    if seconds < 4:
+        assert audio.length == 4 * 16000
+        assert not audio.cut(round(seconds * 16000), audio.length).any()
+        note = "its audio ends 3.00 s before the video; silence is filled in"
+    else:
+        assert 4 * 16000 <= audio.length <= 5 * 16000
+        note = f"its audio continues for {seconds - 4:.2f} s after the video; this part is not used"
+    length = min(audio.length, len(waveform))
+    np.testing.assert_allclose(audio.cut(0, length), waveform[:length], atol=1e-4)
+    assert caplog.messages == [f"{tmp_path / 'audio.wav'}: {note}"]
+
+
+def test_an_array_of_another_length_than_the_video_is_refused(video, tmp_path):
+    for seconds in (1.0, 7.5):
+        with pytest.raises(ValueError, match="frames last .* s or longer, but the audio lasts .* Cut the longer one"):
+            read(video, noise(seconds, 16000), sampling_rate=16000)
+    write_audio(tmp_path / "audio.wav", noise(7.5, 16000), 16000)
+    with pytest.raises(ValueError, match=r"4 frames at 1 per second last 4\.000 s, but the audio lasts 7\.500 s"):
+        read(FRAMES, tmp_path / "audio.wav")
+
+
+def test_damage_of_an_audio_file_is_noted(video, tmp_path, caplog):
+    path = overwrite(write_odd_audio(tmp_path / "audio.mp3", Track("libmp3lame", 16000)), 0.4, 0.6)
+    read(video, path)
+    assert any("damaged or missing packets of data left out" in message for message in caplog.messages)
 
 
 def timestamps_of(*arguments, **settings) -> list[float]:
@@ -331,8 +366,10 @@ def assert_same_frames(found: list[dict], processor: PCMANetProcessor, video: Pa
         ]
 
 
-def test_several_rates_with_separate_audio(processor, folder):
-    video, audio = folder / "silent.mp4", folder / "sound.wav"
+@pytest.mark.parametrize("seconds", [4, 1.5, 30])
+def test_several_rates_with_separate_audio(processor, folder, tmp_path, seconds):
+    video, audio = folder / "silent.mp4", tmp_path / "sound.wav"
+    write_audio(audio, noise(seconds, 16_000), 16_000)
     found = list(processor.stream_rates(video, audio, frames_per_second=(1, 5)))
     for index, rate in enumerate((1, 5)):
         assert_same_frames([frame for frame in found if frame["rate"] == index], processor, video, rate, audio)
