@@ -1,6 +1,8 @@
 """`pcmanet train`: every recipe to its end, the files of a run, the loss of a step, and refused settings."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -323,7 +325,78 @@ def test_invalid_settings_are_refused(settings, message, tmp_path, capsys):
 def test_missing_test_split_is_an_error_before_the_training(data, tmp_path, capsys):
     settings = {"task": "ms3", "data": data["ms3"], "negative_fraction": 0.0, "freeze": []}
     message = error_of(capsys, tmp_path / "run", "--test", **settings)
-    assert "No clips of split 'test' found" in message and "it has clips of train, val" in message
+    assert "No clips of split 'test' found" in message and "it has clips of" in message
+    assert not (tmp_path / "run").exists()
+    message = error_of(capsys, tmp_path / "run", "--test", "6", **settings)
+    assert f"--test 6: a number of clips applies to paired data only, but data is {data['ms3']}" in message
+
+
+def test_damaged_test_clip_is_an_error_before_the_training(tmp_path, capsys):
+    tree = write_trees(tmp_path / "tree", ms3={"train": 2, "val": 1, "test": 2})
+    mask = sorted(tree.rglob("gt_masks/test/*/*_2.png"))[-1]
+    Image.fromarray(np.full((224, 224), 9, np.uint8)).save(mask)
+    settings = {"task": "ms3", "data": str(tree), "freeze": [], "epochs": 1, "evaluations": 1}
+    assert str(mask) in error_of(capsys, tmp_path / "run", "--test", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_split_without_annotated_frames_is_an_error_before_the_training(split, data, tmp_path, capsys):
+    clips = shutil.copytree(data["folder"], tmp_path / "clips")
+    splits = ["train", "train", "val", "test"]
+    lines = [
+        f"videos/{index}.mp4,{name},{'' if name == split else f'masks/{index}'}" for index, name in enumerate(splits)
+    ]
+    (clips / "clips.csv").write_text("\n".join(["video,split,masks", *lines]) + "\n")
+    settings = {"task": "folder", "data": str(clips), "freeze": [], "epochs": 1, "evaluations": 1}
+    message = error_of(capsys, tmp_path / "run", "--test", **settings)
+    assert (
+        f"Expected annotated frames in split '{split}' of {clips}, got none in its {splits.count(split)} clips"
+        in message
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_test_is_as_complete_as_for_published_data_and_its_failure_does_not_prevent_the_upload(
+    data, tmp_path, capsys, monkeypatch
+):
+    clips = shutil.copytree(data["folder"], tmp_path / "clips")
+    (clips / "clips.csv").write_text((clips / "clips.csv").read_text().replace("2.mp4,train", "2.mp4,test"))
+    (clips / "classes.txt").write_text("background\nring\n")
+    for path in clips.rglob("masks/*/*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8)).save(path)
+    commands, published = [], []
+    monkeypatch.setattr("pcmanet.cli.train.create_repository", lambda *_, **__: None)
+    monkeypatch.setattr("pcmanet.cli.train.publish", lambda publication: published.append(publication) or "there")
+
+    def fail(arguments):
+        commands.append(arguments.words)
+        raise ValueError("no space left")
+
+    monkeypatch.setattr("pcmanet.cli.evaluate.run", fail)
+    settings = {"task": "folder", "data": str(clips), "freeze": [], "epochs": 1, "evaluations": 1}
+    message = error_of(capsys, tmp_path / "run", "--test", "--push-to-hub", "me/ring", **settings)
+    (command,) = commands
+    assert "--per-class" in command and "--clips" not in command
+    assert f"Repeat the test with: pcmanet {shlex.join(command)}\n" in message and "error: no space left" in message
+    (publication,) = published
+    assert (publication.folder, publication.evaluations) == (tmp_path / "run" / "best", ())
+
+
+@pytest.mark.parametrize("settings", [{"learning_rat": 1}, {"data": "nowhere.yaml", "task": "ms3", "freeze": []}])
+def test_nothing_is_created_on_the_hub_for_a_wrong_recipe(settings, tmp_path, capsys, monkeypatch):
+    created = []
+    monkeypatch.setattr("pcmanet.cli.train.create_repository", lambda *names, **_: created.append(names))
+    error_of(capsys, tmp_path / "run", "--push-to-hub", "me/new", **settings)
+    assert not created
+
+
+def test_nothing_is_written_for_a_repository_that_cannot_be_created(tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("wrong token")
+
+    monkeypatch.setattr("pcmanet.cli.train.create_repository", fail)
+    assert "wrong token" in error_of(capsys, tmp_path / "run", "--push-to-hub", "me/new")
     assert not (tmp_path / "run").exists()
 
 

@@ -225,6 +225,43 @@ def test_run_whose_best_weights_were_removed_resumes(run, capsys):
     assert f"Weights: {run / 'last'}" in printed
 
 
+def test_best_weights_of_steps_that_are_repeated_are_not_reported(stopped, monkeypatch, capsys):
+    """As on a GPU, where repeated steps give other weights."""
+
+    def score(*mious: float) -> None:
+        scores, evaluate = iter(mious), original
+        monkeypatch.setattr(run_module, "evaluate", lambda *a: (evaluate(*a)[0] | {"miou": next(scores)}, None))
+
+    original = run_module.evaluate
+    score(0.5, 0.6)
+    train(stopped, "--resume", save_total_limit=None)
+    score(0.4)
+    train(stopped, "--resume", str(stopped / "checkpoints" / "step-00000004"), save_total_limit=None)
+    printed = capsys.readouterr().out
+    assert (
+        f"{stopped / 'best'} has the weights of step 6, which is repeated: the best weights are chosen from" in printed
+    )
+    assert "Best mIoU on validation: 0.4000 (after step 6)" in printed
+    record = json.loads((stopped / "best" / "metrics.json").read_text())
+    assert (record["step"], record["validation"]["miou"]) == (6, 0.4)
+
+
+def test_ended_run_without_checkpoints_is_not_overwritten(run, capsys):
+    before = weights(run)
+    shutil.rmtree(run / "checkpoints")
+    error = error_of(capsys, run, "--resume")
+    assert f"{run} already contains a run (recipe.yaml, best, last). It has no checkpoint to resume from" in error
+    after = weights(run)
+    assert all((after[name] == before[name]).all() for name in before)
+
+
+def test_new_run_is_announced_where_none_can_be_resumed(tmp_path, capsys):
+    train(tmp_path / "run", "--resume", "--max-steps", "1", checkpoint_steps=1)
+    printed = capsys.readouterr().out
+    assert f"No checkpoint found in {tmp_path / 'run' / 'checkpoints'}: a new run begins" in printed
+    assert "Resuming" not in printed
+
+
 def test_run_resumes_exactly_on_request_after_the_data_were_moved(tmp_path, capsys):
     first = write_trees(tmp_path / "first", ms3={"train": 4, "val": 1})
     settings = {"task": "ms3", "freeze": [], "negative_fraction": 0.0, "evaluations": 1}

@@ -396,7 +396,5 @@ def test_stand_ins_need_an_audio_encoder_that_scores_all_classes(stand_ins):
         (scoring_encoder(None), "dog, cat, bird"),
         (scoring_encoder({"cat": [1], "dog": [0]}), "bird"),
     ):
-        with pytest.raises(
-            ValueError, match=rf"paired\.yaml has stand_ins.*got none for {missing}\. Use one"
-        ):
+        with pytest.raises(ValueError, match=rf"paired\.yaml has stand_ins.*got none for {missing}\. Use one"):
             paired_data(stand_ins, encoder)

@@ -205,6 +205,30 @@ def test_frames_have_the_size_of_the_checkpoint_unless_the_recipe_sets_another(s
     assert (found["height"], found["width"]) == expected
 
 
+@torch.no_grad()
+def test_classes_in_another_order_keep_their_weights(checkpoint, tmp_path, caplog):
+    """Classes that the checkpoint does not know get those of classes that the data do not have."""
+    before, changes = ["background", "bell", "horn", "drum"], {"audio_classifier": True}
+    network = build_network(recipe(initialize_from=checkpoint, configuration=changes), before)
+    network.model.audio_classifier[-1].weight.normal_()
+    network.save_pretrained(tmp_path)
+    for names, order, moved in (
+        (before, [0, 1, 2, 3], []),
+        (["background", "drum", "bell", "horn"], [0, 3, 1, 2], ["drum", "bell", "horn"]),
+        (["background", "cello", "horn", "bell"], [0, 3, 2, 1], ["bell"]),
+        (["a", "b", "c", "d"], [0, 1, 2, 3], []),
+    ):
+        caplog.clear()
+        other = build_network(recipe(initialize_from=str(tmp_path), configuration={}), names)
+        assert list(other.config.id2label.values()) == names
+        layers = [*(f"model.stages.{stage}.head.3" for stage in range(4)), "model.audio_classifier.2"]
+        for name, values in network.state_dict().items():
+            expected = values[order] if name.rpartition(".")[0] in layers else values
+            assert torch.equal(other.state_dict()[name], expected), name
+        message = f"weights of {', '.join(moved)} moved to the class of that name"
+        assert [message in one for one in caplog.messages if "class of that name" in one] == [True] * bool(moved)
+
+
 def test_description_of_a_checkpoint_is_not_that_of_the_trained_network(checkpoint, tmp_path):
     source = PCMANetForAudioVisualSegmentation.from_pretrained(checkpoint)
     source.config.description = "knows dogs"

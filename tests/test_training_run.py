@@ -86,12 +86,23 @@ def test_process_starts_on_the_cpu_on_request(accelerator):
     assert accelerator.gradient_accumulation_steps == 1
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "checkpoints", "best", "last"])
+@pytest.mark.parametrize("name", ["recipe.yaml", "checkpoints", "best"])
 def test_used_folder_is_refused_unless_it_is_resumed(name, accelerator, tmp_path):
     (tmp_path / name).mkdir()
     with pytest.raises(FileExistsError, match=rf"already contains a run \({name}\). Resume it by adding --resume"):
         open_output(tmp_path, False, accelerator)
     open_output(tmp_path, True, accelerator)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_run_that_ended_without_checkpoints_does_not_start_again(resume, accelerator, tmp_path):
+    (tmp_path / "last").mkdir()
+    (tmp_path / "checkpoints" / ".pcmanet-step-00000002").mkdir(parents=True)  # left by a killed process
+    message = (
+        rf"already contains a run \(checkpoints, last\). It has no checkpoint.*initialize_from={tmp_path / 'last'}"
+    )
+    with pytest.raises(FileExistsError, match=message):
+        open_output(tmp_path, resume, accelerator)
 
 
 def test_folder_is_created_with_the_recipe_and_recovered_on_resume(accelerator, tmp_path):

@@ -3,14 +3,14 @@
 import functools
 import importlib
 import os
+import shlex
 import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from modeling_pcmanet.hub_upload_pcmanet import create_repository
-from pcmanet.dataset_scripts.evaluation import find_evaluation_clips
-from pcmanet.dataset_scripts.paired import is_paired_data
+from pcmanet.training.data import class_names
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe, describe_fields, read_recipe
 from pcmanet.training.run import BEST, LAST, Run, start_run, train
@@ -33,9 +33,6 @@ def run(arguments: Namespace) -> int:
     if arguments.list_fields:
         print(f"Fields of a recipe [default]:\n{describe_fields()}")
         return 0
-    # A wrong repository or token must fail now, before anything is written, and not after training.
-    if arguments.push_to_hub and _is_main_process():
-        create_repository(arguments.push_to_hub, private=arguments.hub_private)
     training = None
     try:
         recipe = _read_recipe(arguments)
@@ -47,7 +44,10 @@ def run(arguments: Namespace) -> int:
             arguments.allow,
             needs_test=arguments.test is not None,
         )
-        report = train(training, functools.partial(_test, training, arguments.test))
+        # A wrong repository or token must fail before anything is written, and nothing be created for a wrong recipe.
+        if arguments.push_to_hub and _is_main_process():
+            create_repository(arguments.push_to_hub, private=arguments.hub_private)
+        report = train(training, functools.partial(_test, training, arguments))
     except FloatingPointError as error:
         # The message says what to change, so no traceback is needed.
         raise ValueError(str(error)) from error
@@ -59,7 +59,8 @@ def run(arguments: Namespace) -> int:
     if _is_main_process():
         print(report)
         if arguments.push_to_hub:
-            _push(training, arguments)
+            tested = arguments.test is not None and training.is_complete
+            _push(training, arguments, evaluations=(training.output / TEST,) if tested else ())
     return 0
 
 
@@ -69,22 +70,36 @@ def _is_main_process() -> bool:
 
 
 def _read_recipe(arguments: Namespace) -> Recipe:
-    """Read the recipe; raise ValueError now, not after training, if AVSBench or clips have no complete test split."""
+    """Read the recipe; raise ValueError if --test does not apply to its data."""
     recipe = read_recipe(arguments.recipe, arguments.set, data=arguments.data)
-    if arguments.test and recipe.data is None:
+    if arguments.test is not None and recipe.data is None:
         raise ValueError("--test: Sounding Shapes has no test split. Add --data, or leave out --test.")
-    if arguments.test and recipe.data is not None and recipe.paired_data is None:
-        find_evaluation_clips(recipe.data, recipe.task, "test", recipe.row_settings, recipe.on_error)
+    if arguments.test and recipe.paired_data is None:
+        raise ValueError(
+            f"--test {arguments.test}: a number of clips applies to paired data only, but data is {recipe.data}, whose table "
+            "lists the clips. Use --test without a number."
+        )
     return recipe
 
 
-def _test(training: Run, clips: int | None) -> None:
-    """Evaluate the best weights on the test split, if requested, as `pcmanet evaluate` does; all processes take part."""
-    if clips is None:
+def _test(training: Run, arguments: Namespace) -> None:
+    """Evaluate the best weights on the test split, if requested, as `pcmanet evaluate` does; all processes take part.
+
+    If that fails, the weights are uploaded all the same.
+    """
+    if arguments.test is None:
         return
-    words = evaluation_words(training.recipe, _weights(training), training.output / TEST, clips)
-    # Like `pcmanet.cli.main`, import a command only when it runs.
-    importlib.import_module("pcmanet.cli.evaluate").run(parse_arguments(words))
+    words = evaluation_words(training.recipe, _weights(training), training.output / TEST, arguments.test)
+    try:
+        # Like `pcmanet.cli.main`, import a command only when it runs.
+        importlib.import_module("pcmanet.cli.evaluate").run(parse_arguments(words))
+    except Exception:
+        if _is_main_process():
+            hint = f"The training is complete, but not its test. Repeat the test with: pcmanet {shlex.join(words)}"
+            print(hint, file=sys.stderr)
+            if arguments.push_to_hub:
+                _push(training, arguments)
+        raise
 
 
 def evaluation_words(recipe: Recipe, folder: Path, output: Path, clips: int) -> list[str]:
@@ -94,14 +109,13 @@ def evaluation_words(recipe: Recipe, folder: Path, output: Path, clips: int) -> 
         recipe: Recipe of the training run.
         folder: Folder of the weights.
         output: Folder of the results.
-        clips: Number of clips of paired data.
+        clips: Number of clips of paired data; 0 for the default of the command.
     """
-    data = str(recipe.data)
     words = [
         "evaluate",
         str(folder),
         "--data",
-        data,
+        str(recipe.data),
         "--name",
         recipe.task,
         "--split",
@@ -110,8 +124,8 @@ def evaluation_words(recipe: Recipe, folder: Path, output: Path, clips: int) -> 
         str(output),
     ]
     words += ["--negative-audio", "silence", "noise", "--num-workers", str(recipe.num_workers)]
-    words += ["--clips", str(clips)] if is_paired_data(data) else []
-    words += ["--per-class"] if recipe.task == "avss" and not recipe.binary else []
+    words += ["--clips", str(clips)] if clips else []
+    words += ["--per-class"] if len(class_names(recipe)) > 1 else []
     words += ["--on-error", recipe.on_error] if recipe.on_error != "raise" else []
     for name in recipe.row_settings.given:
         value = getattr(recipe, name)
@@ -125,10 +139,9 @@ def _weights(training: Run) -> Path:
     return training.output / (BEST if training.progress.best else LAST)
 
 
-def _push(training: Run, arguments: Namespace) -> None:
-    """Upload the weights, with the evaluation on the test split if there was one."""
-    tested = (training.output / TEST,) if arguments.test and training.is_complete else ()
+def _push(training: Run, arguments: Namespace, evaluations: tuple[Path, ...] = ()) -> None:
+    """Upload the weights, with their evaluations."""
     publication = Publication(
-        _weights(training), arguments.push_to_hub, arguments.hub_code, arguments.hub_private, tested
+        _weights(training), arguments.push_to_hub, arguments.hub_code, arguments.hub_private, evaluations
     )
     print(f"Uploaded to {publish(publication)}")

@@ -9,6 +9,7 @@
 import contextlib
 import functools
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -49,14 +50,16 @@ from pcmanet.dataset_scripts.collation import real_frames
 from pcmanet.dataset_scripts.metrics import ClipMetrics, build_metrics
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE, SoundMixtures
-from pcmanet.files import atomic_folder, find_checkpoint, recover
+from pcmanet.files import atomic_folder, find_checkpoint, read_json, recover
 
 from .checkpoints import FOLDER, Checkpoints
 from .data import Batch, TrainingData, class_names, load_datasets
 from .recipe import DEFAULT_IMAGE_SIZE, Recipe
-from .record import resume_command, write_record
+from .record import RECORD, resume_command, write_record
 from .tracking import Tracker
 
+
+logger = logging.get_logger(__name__)
 
 PREPARATION_TIMEOUT = timedelta(hours=12)  # for the first process to prepare the dataset
 RECIPE = "recipe.yaml"
@@ -80,7 +83,7 @@ def start_run(
     *,
     needs_test: bool = False,
 ) -> "Run":
-    """Build all parts of a run. All processes must call this.
+    """Check and build all parts of a run, without writing to its folder. All processes must call this.
 
     Args:
         recipe: The settings of the run.
@@ -88,7 +91,7 @@ def start_run(
         resume: The folder of a checkpoint or "latest", to resume the run in `output`; None for a new run.
         max_steps: Total number of steps after which to stop; the schedule remains that of the complete run.
         allow: What may differ from the run to resume, see [`Checkpoints`].
-        needs_test: Whether paired data must have photos in their test split too.
+        needs_test: Whether the test split is needed too, see [`load_datasets`].
 
     Returns:
         The run, ready for its next step.
@@ -148,7 +151,6 @@ def start_run(
     )
     if resume is not None:
         run.resume(resume)
-    write_recipe(output, recipe, accelerator)
     return run
 
 
@@ -189,14 +191,16 @@ def open_output(output: Path, resume: bool, accelerator: Accelerator) -> None:
     """Check that the run's folder is free or to be resumed, and remove incomplete files that a killed process left.
 
     Raises:
-        FileExistsError: If there is a run and none is to be resumed.
+        FileExistsError: If there is a run that is not to be resumed, or one that ended and has no checkpoints.
     """
     found = [name for name in (RECIPE, FOLDER, BEST, LAST) if (output / name).exists()]
-    if found and not resume:
-        raise FileExistsError(
-            f"{output} already contains a run ({', '.join(found)}). Resume it by adding --resume, or choose another "
-            "--output."
-        )
+    # A run that was killed before its first checkpoint has no last weights.
+    ended = (output / LAST).is_dir() and not any((output / FOLDER).glob("step-*"))
+    if found and (ended or not resume):
+        remedy = "Resume it by adding --resume, or choose another --output."
+        if ended:
+            remedy = f"It has no checkpoint to resume from. Choose another --output, to train on with initialize_from={output / LAST}."
+        raise FileExistsError(f"{output} already contains a run ({', '.join(found)}). {remedy}")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and output.is_dir():
         recover(output)
@@ -224,6 +228,7 @@ def train(run: "Run", test: Callable[[], object] | None = None) -> str:
         FloatingPointError: If the loss or a gradient is not finite.
         OSError: If a checkpoint cannot be written.
     """
+    write_recipe(run.output, run.recipe, run.accelerator)
     bar = tqdm(
         desc="training",
         unit="step",
@@ -479,16 +484,26 @@ class Run:
             OSError: If the checkpoint is not found or damaged.
             ValueError: If it belongs to a run with other settings.
         """
-        if state := self.checkpoints.load(name):
-            self.progress = Progress(**state["progress"])
-            self.tracker.load_state_dict(state["tracker"])
-            self.started -= self.progress.seconds
-            if self.progress.best and not (self.output / BEST).is_dir():
-                self.accelerator.print(
-                    f"{self.output / BEST} not found: the best weights are chosen from the remaining evaluations"
-                )
-                self.progress.best = {}
+        state = self.checkpoints.load(name)
+        if state is None:
+            self.accelerator.print(f"No checkpoint found in {self.checkpoints.folder}: a new run begins")
+            return
+        self.progress = Progress(**state["progress"])
+        self.tracker.load_state_dict(state["tracker"])
+        self.started -= self.progress.seconds
+        self._check_best_weights()
         self.accelerator.print(f"Resuming after step {self.progress.step} of {self.data.plan.steps}")
+
+    def _check_best_weights(self) -> None:
+        """Forget the best evaluation unless its weights are saved; steps that are repeated may have replaced them."""
+        file = self.output / BEST / RECORD
+        saved = read_json(file, "Remove its folder.")["step"] if file.is_file() else None
+        if self.progress.best and saved != self.progress.best_step:
+            found = "not found" if saved is None else f"has the weights of step {saved}, which is repeated"
+            self.accelerator.print(
+                f"{self.output / BEST} {found}: the best weights are chosen from the remaining evaluations"
+            )
+            self.progress.best = {}
 
     def steps(self) -> Iterator[list[Batch]]:
         """Yield the batches of this process for one optimizer step at a time, from the next step on."""
@@ -721,6 +736,8 @@ def load_checkpoint(
 ) -> PCMANetForAudioVisualSegmentation:
     """Load a checkpoint whose heads and audio classifier may have other classes; it may also lack the audio classifier.
 
+    Their weights are used if the number of classes is the same, each class with those of the same name.
+
     Args:
         name: Folder or Hub id (owner/name).
         settings: Fields of the configuration that differ from the checkpoint's. Its description, which says what the
@@ -745,7 +762,39 @@ def load_checkpoint(
     if problems and not reinitialize_mismatched:
         listed = "\n  ".join(problems)
         raise ValueError(f"{name} does not fit this network, {len(problems)} weights differ:\n  {listed}\n{remedy}")
+    known = cast(dict[int, str], PCMANetConfig.from_pretrained(find_checkpoint(name)).id2label)
+    moved = _move_classes(network, list(known.values()))
+    if moved and os.environ.get("RANK", "0") == "0":
+        logger.warning(
+            f"{name} has other classes or another order of them: weights of {', '.join(moved)} moved to the class of that name"
+        )
     return network
+
+
+@torch.no_grad()
+def _move_classes(network: PCMANetForAudioVisualSegmentation, known: Sequence[str]) -> list[str]:
+    """Give every class of the heads and of the audio classifier the weights that a checkpoint has for its name.
+
+    The other classes get the remaining weights. With another number of classes, all weights are new.
+
+    Args:
+        network: The network, with the weights in the order of the checkpoint; changed in place.
+        known: Names of the classes of the checkpoint.
+
+    Returns:
+        Names of the classes whose weights had another position.
+    """
+    names = list(cast(dict[int, str], network.config.id2label).values())
+    if len(names) != len(known):
+        return []
+    remaining = (index for index, name in enumerate(known) if name not in names)
+    order = [known.index(name) if name in known else next(remaining, place) for place, name in enumerate(names)]
+    layers = [stage.head[-1] for stage in network.model.stages]
+    if network.model.audio_classifier is not None:
+        layers.append(network.model.audio_classifier[-1])
+    for values in (values for layer in layers for values in layer.parameters()):
+        values.copy_(values[order])
+    return [name for place, name in enumerate(names) if name in known and order[place] != place]
 
 
 def freeze_unused(network: PCMANetForAudioVisualSegmentation, processor: PCMANetProcessor) -> list[str]:
