@@ -120,6 +120,7 @@ class ClipCollator:
     def _given_features(self, clip: ClipArrays) -> torch.Tensor | None:
         """Return features that replace the processor's, (frames, ...): from the dataset, or for short audio."""
         if clip.log_mel is not None:
+            check_log_mel(self.processor)
             features = torch.from_numpy(clip.log_mel)
             return features if self.audio_cache is None else self.audio_cache.recall_given(features)
         if _missing_seconds(clip) <= SHORT_AUDIO:
@@ -128,6 +129,19 @@ class ClipCollator:
         sound = AudioBuffer(pieces, self.processor.feature_extractor.sampling_rate)
         frames = [(time,) for time in clip.timestamps.tolist()]
         return torch.stack([patch for _, patch in self.processor.audio_features(frames, sound, "consecutive")])
+
+
+def check_log_mel(processor: Any) -> None:
+    """Raise ValueError if the features of a processor cannot be replaced by the published log-mel features.
+
+    Args:
+        processor: A `PCMANetProcessor`.
+    """
+    if processor.audio_windows is not None:
+        raise ValueError(
+            "log_mel gives the features of VGGish, but the audio encoder needs those of "
+            f"{type(processor.feature_extractor).__name__}. Leave log_mel out, or use VGGish as the audio encoder."
+        )
 
 
 def real_frames(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

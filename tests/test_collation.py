@@ -1,6 +1,7 @@
 """Tests of dataset_scripts/collation.py: the log-mel cache and the collator."""
 
 import wave
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -13,9 +14,11 @@ from written_trees import write_trees
 
 from modeling_pcmanet import PCMANetFeatureExtractor, PCMANetImageProcessor, PCMANetProcessor
 from modeling_pcmanet.audio_pcmanet import AudioBuffer
+from modeling_pcmanet.feature_extraction_pcmanet import AudioMobileNetFeatureExtractor
 from pcmanet.dataset_scripts.augmentation import Augmentation
-from pcmanet.dataset_scripts.avsbench import load_avsbench
+from pcmanet.dataset_scripts.avsbench import RowSettings, load_avsbench
 from pcmanet.dataset_scripts.collation import AudioFeatureCache, ClipCollator, real_frames
+from pcmanet.dataset_scripts.evaluation import EvaluationReader, find_evaluation_clips
 from pcmanet.dataset_scripts.sounding_shapes import SoundingShapes, write_clip
 
 
@@ -266,6 +269,18 @@ def test_published_features_replace_the_audio(processor, load):
         ClipCollator(processor, binary=True, augmentation=Augmentation())(
             [{**row, "audio": None, "log_mel": features}]
         )
+
+
+def test_published_features_are_refused_for_another_audio_encoder(load, root):
+    extractor = AudioMobileNetFeatureExtractor()
+    collate = ClipCollator(PCMANetProcessor(PCMANetImageProcessor(), extractor), binary=True)
+    message = "log_mel gives the features of VGGish, .* those of AudioMobileNetFeatureExtractor. Leave log_mel out"
+    with pytest.raises(ValueError, match=message):
+        collate([{**load("s4", "val")[0], "log_mel": np.zeros((5, 1, 96, 64), np.float32)}])
+    data = find_evaluation_clips(root, "s4", "val", RowSettings())
+    EvaluationReader(data, collate)
+    with pytest.raises(ValueError, match=message):
+        EvaluationReader(replace(data, settings=RowSettings(log_mel=True)), collate)
 
 
 @pytest.mark.parametrize(("seconds", "same"), [(4.0, False), (7.5, True), (30.0, True)])
