@@ -415,7 +415,13 @@ def test_half_precision_logits_match_float32():
 
 @pytest.mark.parametrize("metrics", [BinaryMetrics(), SemanticMetrics(3), FalsePositiveMetrics(1)], ids=type)
 def test_compute_without_clips_raises(metrics: ClipMetrics):
-    with pytest.raises(ValueError, match="No frame was scored yet"):
+    with pytest.raises(ValueError, match="No clip was counted yet"):
+        metrics.compute()
+    logits = torch.zeros(2, 3, metrics.num_labels, 4, 4)
+    metrics.update(
+        logits, torch.zeros(2, 3, 4, 4, dtype=torch.long), annotated_frames=torch.zeros(2, 3, dtype=torch.bool)
+    )
+    with pytest.raises(ValueError, match="None of the 2 clips has an annotated frame. Add masks to the data."):
         metrics.compute()
 
 

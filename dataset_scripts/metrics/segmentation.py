@@ -597,7 +597,9 @@ class ClipMetrics(ABC):
         rows = state["rows"]
         scored = self._split(rows)["frames"][:, 0] > 0
         if not scored.any():
-            raise ValueError("No frame was scored yet. Call update with annotated clips before compute.")
+            if len(self):
+                raise ValueError(f"None of the {len(self)} clips has an annotated frame. Add masks to the data.")
+            raise ValueError("No clip was counted yet. Call update before compute.")
         if protocol == "dataset":
             return self._split(exact_sum(rows[scored])[None])
         if protocol == "official":
