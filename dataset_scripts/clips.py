@@ -28,7 +28,8 @@ class ClipArrays:
         waveform: float32 (channels, samples), full scale is [-1, 1]; None if the clip has features only.
         sampling_rate: Sampling rate of the waveform, in hertz.
         timestamps: float64 (frames,), seconds since the start of the audio.
-        objects: Names of the sounding objects (for Sounding Shapes, of all visible objects), None if unknown.
+        objects: Names of the sounding objects (for Sounding Shapes, of all visible objects), None if unknown. See
+            layouts.py for "off-the-screen" and "background".
         log_mel: float32 (frames, 1, 96, 64), features that are part of the data, else None.
     """
 

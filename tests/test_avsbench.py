@@ -632,6 +632,16 @@ def test_files_of_the_system_are_no_masks(custom_folder, load):
     assert load(custom_folder, "folder", split="train")[0]["annotated_frames"] == [False, True]
 
 
+@pytest.mark.parametrize("options", [{}, {"binary": True}, {"frames_per_second": 2.0}])
+def test_nothing_sounds_in_a_clip_with_empty_masks(custom_folder, load, options):
+    (custom_folder / "classes.txt").write_text("background\ndog\ncat\n")
+    edit(custom_folder / "clips.csv", lambda text: text.replace("masks/dog,dog", "masks/dog,"))
+    for value, objects in ((0, ["background"]), (2, None)):
+        Image.fromarray(np.full((48, 64), value, np.uint8)).save(custom_folder / "masks/dog/1.png")
+        rows = load(custom_folder, "folder", split="train", **options)
+        assert rows["objects"] == [objects, None]  # the second clip has no masks
+
+
 def test_binary_masks_of_a_custom_folder_with_classes(custom_folder, load):
     (custom_folder / "classes.txt").write_text("background\ndog\ncat\n")
     mask = np.full((48, 64), 2, np.uint8)
@@ -659,6 +669,7 @@ def test_a_video_without_audio_is_listed_with_the_setting_that_uses_it(silent_vi
 def test_a_video_without_audio_is_silence_on_request(silent_video, load, rate):
     rows = load(silent_video, "folder", split="train", missing_audio="silence", frames_per_second=rate)
     silent = rows[1]
+    assert silent["objects"] == ["background"]
     waveform, sampling_rate = read_audio(silent["audio"]["bytes"])
     assert waveform.shape[-1] / sampling_rate == pytest.approx(2) and not waveform.any()
     assert silent["annotated_frames"] == [True] * round(2 * rate)

@@ -5,6 +5,7 @@ import pytest
 from pcmanet.dataset_scripts.avsbench.layouts import (
     LAYOUTS,
     S4_CATEGORIES,
+    find_folder,
     find_tree,
     have_disjoint_objects,
     parse_objects,
@@ -169,6 +170,27 @@ def test_parse_objects():
     for text in ("", "dog_", "Dog", "h  orse", "horse_clip-clop"):
         with pytest.raises(ValueError, match="Expected names of the 70 classes"):
             parse_objects(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "objects"),
+    [
+        ("", None),
+        ("_", None),
+        ("dog", ("dog",)),
+        ("dog_cat", ("dog", "cat")),
+        ("electric_guitar", ("electric_guitar",)),
+        ("guitar_electric_guitar_bass_guitar", ("guitar", "electric_guitar", "bass_guitar")),
+        ("electric_guitar_off-the-screen", ("electric_guitar", "off-the-screen")),
+        ("electric_guitars_dog", ("electric", "guitars", "dog")),
+        ("background", ("background",)),
+    ],
+)
+def test_objects_of_a_custom_folder_may_have_names_with_an_underscore(tmp_path, text, objects):
+    (tmp_path / "classes.txt").write_text("background\nguitar\nelectric_guitar\nbass_guitar\nc++\n")
+    (tmp_path / "clips.csv").write_text(f"video,split,objects\na.mp4,test,{text}\n")
+    (clip,) = find_folder(tmp_path).clips
+    assert clip.objects == objects
 
 
 def test_have_disjoint_objects():

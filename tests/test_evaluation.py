@@ -33,7 +33,7 @@ from pcmanet.dataset_scripts.metrics import BinaryMetrics, RobustnessMetrics, Se
 from pcmanet.dataset_scripts.sounding_shapes import files as files_module
 
 
-OBJECTS = [("dog",), ("dog", "cat"), None, ("bird",), ("cat",)]
+OBJECTS = [("dog",), ("dog", "cat"), None, ("bird", "off-the-screen"), ("cat",)]
 
 
 def clips(num_labels: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,8 @@ from pcmanet.dataset_scripts.avsbench import DatasetError, load_avsbench
 from pcmanet.dataset_scripts.avsbench.check import check
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
 from pcmanet.dataset_scripts.clips import to_arrays
-from pcmanet.dataset_scripts.paired import Library, PairedClips, PairedSettings, read_settings
+from pcmanet.dataset_scripts.evaluation import find_evaluation_clips, find_off_screen_audio
+from pcmanet.dataset_scripts.paired import Library, PairedClip, PairedClips, PairedSettings, read_settings
 from pcmanet.dataset_scripts.paired.__main__ import main, parse_args
 from pcmanet.dataset_scripts.paired.files import to_row, write_parquet, write_tree
 from pcmanet.training.recipe import Recipe
@@ -46,6 +48,45 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def library(root: Path) -> Library:
     """The library of these settings."""
     return Library(read_settings(root / "paired.yaml"))
+
+
+def assert_lists_objects(objects: list[str], clip: PairedClip) -> None:
+    """Assert that a row lists the visible sounding objects, and whether its audio holds those that are not visible."""
+    names = {clip.class_names[index] for index in clip.sounding_objects()}
+    assert set(objects) - {"background", "off-the-screen"} == names
+    others = {event.label for event in clip.events if event.index} - names
+    assert ("off-the-screen" in objects) == (bool(others) or clip.sound == "unknown")
+    assert ("background" in objects) == (objects == ["background"])
+
+
+def test_every_other_class_in_the_audio_of_a_row_is_marked(tmp_path: Path) -> None:
+    path = write_paired_data(tmp_path, clips={"distractor": 0.5, "seconds": 1})
+    clips = PairedClips(Library(read_settings(path)), "ms3", "train", length=60)
+    rows = [to_row(clips[index])["objects"] for index in range(60)]
+    for index, objects in enumerate(rows):
+        assert_lists_objects(objects, clips[index])
+    kinds = Counter((bool(set(one) - {"background", "off-the-screen"}), "off-the-screen" in one) for one in rows)
+    assert min(kinds[has_objects, is_marked] for has_objects in (True, False) for is_marked in (True, False)) > 2
+
+
+def test_clips_of_a_folder_provide_off_screen_audio(tmp_path: Path) -> None:
+    names = {"electric_guitar": "dog", "bass_guitar": "cat", "bird": "bird"}
+    classes = {name: {"photos": [label], "sounds": [label]} for name, label in names.items()}
+    path = write_paired_data(tmp_path, classes=classes, clips={"seconds": 1, "distractor": 0.5})
+    folder = write_tree(Library(read_settings(path)), tmp_path / "out", "folder", {"test": 12})
+    data = find_evaluation_clips(folder, "folder", "test", RowSettings())
+    listed = [set(clip.objects or ()) for clip in data.clips]
+    assert set().union(*listed) <= {*names, "background", "off-the-screen"}
+    assert {"electric_guitar"} in listed and any(len(one) > 1 for one in listed) and {"background"} in listed
+    objects = {clip.audio: one for clip, one in zip(data.clips, listed, strict=True)}
+    files = find_off_screen_audio(data)
+    for file, own in zip(files, listed, strict=True):
+        assert objects[file] <= set(names) - own
+    # A clip with empty masks needs no objects in the table.
+    table = folder / "clips.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace(",background\n", ",\n"), encoding="utf-8")
+    data = find_evaluation_clips(folder, "folder", "test", RowSettings())
+    assert any(clip.objects is None for clip in data.clips) and find_off_screen_audio(data) == files
 
 
 @pytest.mark.parametrize("layout", ["s4", "ms3", "avss"])
@@ -75,8 +116,7 @@ def test_trees_are_read_as_avsbench(library: Library, tmp_path: Path, layout: st
             if layout == "s4":
                 assert row["objects"] == [S4[names[0]]]
             if layout == "avss":
-                assert row["objects"] == (sorted(names) or row["objects"])
-                assert bool(names) == (row["objects"][0] not in ("background", "off-the-screen"))
+                assert_lists_objects(row["objects"], clip)
 
 
 def test_folder_of_videos_keeps_the_classes(library: Library, tmp_path: Path) -> None:
@@ -88,7 +128,7 @@ def test_folder_of_videos_keeps_the_classes(library: Library, tmp_path: Path) ->
         arrays = to_arrays(row, False)
         np.testing.assert_array_equal(arrays.masks, np.where(clip.masks == 255, 0, clip.masks))
         assert np.abs(arrays.frames.astype(int) - clip.frames).mean() < 12
-        assert row["objects"] == ([clip.class_names[k] for k in clip.sounding_objects()] or None)
+        assert_lists_objects(row["objects"], clip)
 
 
 @pytest.mark.parametrize("task", ["ms3", "avss"])
@@ -101,7 +141,7 @@ def test_parquet(library: Library, tmp_path: Path, task: str) -> None:
         arrays = to_arrays(row, task == "ms3")
         np.testing.assert_array_equal(arrays.masks, clip.masks)
         assert np.abs(arrays.frames.astype(int) - clip.frames).mean() < 4
-        assert arrays.objects == frozenset(clip.class_names[k] for k in clip.sounding_objects())
+        assert_lists_objects(row["objects"], clip)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert ("0 background, 1 dog, 2 cat, 3 bird" in text) == (task == "avss")
 

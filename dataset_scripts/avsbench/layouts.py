@@ -8,8 +8,10 @@ Four layouts are known: S4 and MS3 of AVSBench-object (Zhou et al., ECCV 2022) a
     videos/dog.mp4      any video with audio
     masks/dog/0.png     the mask of second 0, of its frame at 15/16 s; seconds without a file are not annotated
 
-`video` and `masks` are paths inside the folder, `objects` are names joined by `_`. Without classes.txt, masks hold 0 and
-255 (or 0 and 1); with it, class indices. Masks have the size of the video.
+`video` and `masks` are paths inside the folder. `objects` are names joined by `_`; names of classes.txt may contain `_`
+themselves. As in AVSBench-semantic, `off-the-screen` stands for sounds of objects that are not visible, and `background`
+for a clip in which no object sounds. Without classes.txt, masks hold 0 and 255 (or 0 and 1); with it, class indices. Masks
+have the size of the video.
 
 This file reads tables only. `rows` opens images, audio and video.
 """
@@ -18,6 +20,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -294,7 +297,7 @@ LABEL_NUMBERS = "label2idx.json"  # of AVSS, counted from 1 where masks count fr
 OBJECT_SECONDS = 5  # of S4 and MS3
 
 # Values of `a_obj` in addition to class names, and the one published spelling mistake.
-NO_CLASS = ("background", "off-the-screen")
+BACKGROUND, OFF_SCREEN = NO_CLASS = ("background", "off-the-screen")
 CORRECTED_OBJECTS = {"h orse": "horse"}
 
 
@@ -519,7 +522,6 @@ FOLDER_TABLE = "clips.csv"
 FOLDER_CLASSES = "classes.txt"
 REQUIRED_COLUMNS, OPTIONAL_COLUMNS = ("video", "split"), ("masks", "objects")
 MAX_CLASSES = 255  # 255 itself means "ignore"
-BACKGROUND = "background"  # the name of class 0
 
 
 def find_folder(root: str | Path) -> Tree:
@@ -542,7 +544,7 @@ def find_folder(root: str | Path) -> Tree:
     collector = ProblemCollector("")
     names = collector.run(read_class_names, str(table.parent)) or ()
     header, lines = collector.run(_read_custom_table, str(table)) or ([], [])
-    clips, problems = _locate_clips(table, lines, header, partial(_locate_custom, num_classes=len(names)))
+    clips, problems = _locate_clips(table, lines, header, partial(_locate_custom, names=names))
     return _require_classes_and_table(collector, Tree(table, clips, problems))
 
 
@@ -557,15 +559,17 @@ def _read_custom_table(path: str) -> tuple[list[str], list[tuple[int, list[str]]
     return header, _require_rows(Path(path), lines)
 
 
-def _locate_custom(root: Path, values: dict[str, str], num_classes: int) -> CustomClipFiles:
-    video, masks, objects = _require_path(values["video"], "video"), values.get("masks"), values.get("objects")
+def _locate_custom(root: Path, values: dict[str, str], names: Sequence[str]) -> CustomClipFiles:
+    video, masks = _require_path(values["video"], "video"), values.get("masks")
+    # Classes with a longer name come first: electric_guitar is not a guitar.
+    known = "".join(f"{re.escape(name)}|" for name in sorted(names, key=len, reverse=True))
     return CustomClipFiles(
         id=video,
         split=_require_choice(values["split"], "split", SPLITS),
-        objects=tuple(objects.split("_")) if objects else None,
+        objects=tuple(re.findall(f"(?:{known}[^_]+)(?=_|$)", values.get("objects", ""))) or None,
         audio=str(root / video),
         masks=str(root / _require_path(masks, "masks")) if masks else None,
-        num_classes=num_classes,
+        num_classes=len(names),
     )
 
 

@@ -4,7 +4,7 @@
 |---|---|---|
 | `id` | string | name of the clip |
 | `category` | string or null | S4's category |
-| `objects` | list of strings or null | names of the sounding objects of the clip; null where the data do not list them |
+| `objects` | list of strings or null | names of the sounding objects of the clip, see layouts.py; null where the data do not list them |
 | `subset` | string | "s4", "ms3", "v1s", "v1m", "v2" or "folder" |
 | `frames` | list of images | as stored |
 | `timestamps` | list of float64 | time of each frame in seconds since the start of the audio |
@@ -44,7 +44,7 @@ from modeling_pcmanet.media_pcmanet import (
 from modeling_pcmanet.media_writing_pcmanet import encode_wav
 from pcmanet.dataset_scripts.problems import IMAGE_ERRORS, DatasetError, Problem, ProblemCollector
 
-from .layouts import FOLDER, FOLDER_CLASSES, SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles
+from .layouts import BACKGROUND, FOLDER, FOLDER_CLASSES, SECONDS_OF_SUBSET, Clip, ClipFiles, CustomClipFiles
 from .masks import LABEL_NOISE_RULES, decode_mask, filter_label_noise, find_systematic_error, to_binary
 
 
@@ -524,6 +524,7 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
         frame_masks = {number: np.zeros((height, width), dtype=np.uint8) for number in numbers}
     else:
         waveform, rate = media.waveform, cast(int, media.sampling_rate)
+    silent = bool(frame_masks) and not any(mask is not None and mask.any() for mask in frame_masks.values())
     if settings.binary:
         frame_masks = {number: None if mask is None else to_binary(mask) for number, mask in frame_masks.items()}
     return _make_row(
@@ -535,7 +536,7 @@ def _read_custom_row(clip: CustomClipFiles, settings: RowSettings) -> dict[str, 
         timestamps=media.timestamps,
         masks=[frame_masks.get(number) for number in numbers],
         audio={"path": f"{Path(clip.audio).stem}.wav", "bytes": encode_wav(waveform, rate)},
-        objects=clip.objects,
+        objects=(BACKGROUND,) if clip.objects is None and silent else clip.objects,
     )
 
 

@@ -21,11 +21,12 @@ from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.media_writing_pcmanet import encode_wav, write_audio, write_video
 from pcmanet.dataset_scripts import SPLITS
 from pcmanet.dataset_scripts.avsbench.layouts import (
+    BACKGROUND,
     BINARY_LABELS,
     FOLDER_CLASSES,
     FOLDER_TABLE,
-    NO_CLASS,
     OBJECT_SECONDS,
+    OFF_SCREEN,
     S4_CATEGORIES,
     SECONDS_OF_SUBSET,
 )
@@ -43,7 +44,7 @@ from pcmanet.dataset_scripts.sounding_shapes.files import (
 from pcmanet.files import atomic_folder, write_text
 
 from .clips import TASKS, PairedClip, PairedClips
-from .library import Library
+from .library import UNKNOWN, Library
 from .settings import PairedSettings
 
 
@@ -82,6 +83,23 @@ def _unchanged(clip: Any) -> Any:
     return clip
 
 
+def _list_objects(clip: PairedClip, names: Sequence[str]) -> list[str]:
+    """Return the names of the visible objects that sound, and what else sounds in the terms of AVSBench-semantic.
+
+    Args:
+        clip: The clip.
+        names: Names by class index.
+
+    Returns:
+        The names, with "off-the-screen" if another object also sounds; ["background"] if no object sounds.
+    """
+    visible = clip.sounding_objects()
+    listed = sorted({names[index] for index in visible})
+    if clip.sound == UNKNOWN or any(one.stand_in or one.index not in (0, *visible) for one in clip.events):
+        listed.append(OFF_SCREEN)
+    return listed or [BACKGROUND]
+
+
 # Parquet
 
 
@@ -91,7 +109,7 @@ def to_row(clip: PairedClip) -> dict[str, Any]:
     return {
         "id": clip.name,
         "category": None,
-        "objects": [clip.class_names[index] for index in clip.sounding_objects()],
+        "objects": _list_objects(clip, clip.class_names),
         "subset": clip.sound,
         "frames": list(clip.frames),
         "timestamps": clip.timestamps.tolist(),
@@ -291,20 +309,11 @@ def _write_semantic(tree: Path, split: str, clip: PairedClip, settings: PairedSe
     subset, name = SEMANTIC_SUBSETS[seconds], video_id(f"avss/{clip.name}")
     uid = f"{name}_0_{seconds * 1000}" if subset == "v2" else name
     to_avsbench = np.zeros(256, dtype=np.uint8)
-    names = [str(one.avss) for one in settings.classes]
-    to_avsbench[1 : len(names) + 1] = [AVSBENCH_SEMANTIC_LABELS.index(one) for one in names]
+    names = [AVSBENCH_SEMANTIC_LABELS[0], *(str(one.avss) for one in settings.classes)]
+    to_avsbench[: len(names)] = [AVSBENCH_SEMANTIC_LABELS.index(one) for one in names]
     write_semantic_images(clip.frames, to_avsbench[clip.masks], clip.annotated_frames, tree / subset / uid)
     _write_wav(clip, tree / subset / uid / "audio.wav")
-    heard = sorted({names[index - 1] for index in clip.sounding_objects()})
-    return (
-        name,
-        uid,
-        "0",
-        "0",
-        "_".join(heard) or NO_CLASS[bool(clip.events) and clip.sound != "background"],
-        split,
-        subset,
-    )
+    return name, uid, "0", "0", "_".join(_list_objects(clip, names)), split, subset
 
 
 def _write_video(tree: Path, split: str, clip: PairedClip, _settings: PairedSettings) -> tuple[str, ...]:
@@ -319,8 +328,7 @@ def _write_video(tree: Path, split: str, clip: PairedClip, _settings: PairedSett
     for number in np.flatnonzero(clip.annotated_frames):
         mask = np.where(clip.masks[number] == IGNORE_INDEX, np.uint8(0), clip.masks[number])
         Image.fromarray(mask[:height, :width]).save(tree / "masks" / name / f"{number}.png")
-    objects = [clip.class_names[index] for index in clip.sounding_objects()]
-    return f"videos/{name}.mp4", split, f"masks/{name}", "_".join(objects)
+    return f"videos/{name}.mp4", split, f"masks/{name}", "_".join(_list_objects(clip, clip.class_names))
 
 
 def _write_folder_tables(tree: Path, settings: PairedSettings, rows: Sequence[tuple[str, ...]]) -> None:
