@@ -46,7 +46,7 @@ from modeling_pcmanet.modeling_audio_encoders import embed_windows, load_strict
 from modeling_pcmanet.modeling_pcmanet import PCMANetOutput
 from pcmanet.agreement import measure_agreement, write_agreement
 from pcmanet.checkpoints import uses_cpu
-from pcmanet.dataset_scripts.collation import real_frames
+from pcmanet.dataset_scripts.collation import check_log_mel, real_frames
 from pcmanet.dataset_scripts.metrics import ClipMetrics, build_metrics
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE, SoundMixtures
@@ -646,7 +646,7 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
 
     Raises:
         OSError: If a folder or Hub id is not found.
-        ValueError: If `audio_windows` do not fit the audio encoder.
+        ValueError: If `audio_windows` or `log_mel` do not fit the audio encoder.
     """
     if recipe.initialize_from is not None:
         processor = PCMANetProcessor.from_pretrained(find_checkpoint(recipe.initialize_from))
@@ -668,6 +668,8 @@ def build_processor(recipe: Recipe) -> PCMANetProcessor:
         # AVSBench fills missing audio of its semantic clips with zeros, and repeats the last patch of its other clips.
         zeros = recipe.data is not None and recipe.task == "avss"
         processor.feature_extractor.short_clip = "zeros" if zeros else "repeat_last"
+    if recipe.log_mel:
+        check_log_mel(processor)
     return processor
 
 
