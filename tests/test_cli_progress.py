@@ -1,5 +1,6 @@
 """Tests of src/pcmanet/cli/progress.py."""
 
+import contextlib
 import io
 import logging
 import time
@@ -102,6 +103,16 @@ def test_notes_are_printed_above_the_bars(capsys: pytest.CaptureFixture, monkeyp
         logging.getLogger("modeling_pcmanet.media_pcmanet").warning("a.mp4: its audio starts late")
     lines = [line.split("\r")[-1] for line in capsys.readouterr().err.split("\n")]
     assert "a.mp4: its audio starts late" in lines
+
+
+def test_a_full_disk_of_the_output_is_named(monkeypatch: pytest.MonkeyPatch):
+    with open("/dev/full", "w") as output, Progress("segmenting", 1) as progress:
+        monkeypatch.setattr("sys.stdout", output)
+        with pytest.raises(OSError, match="No space left on device: 'standard output'"):
+            progress.print("a.mp4: dog 3")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            output.close()
 
 
 def test_lines_reach_a_log_file_at_once(monkeypatch: pytest.MonkeyPatch):

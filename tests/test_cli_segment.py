@@ -526,6 +526,41 @@ class TestRestart:
         assert main(command()) == 1
         assert len(set(rows(here / "out")["video"].to_pylist())) == 8
 
+    def test_finished_videos_are_published_before_a_video_that_is_blocked_ends(
+        self, here: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """As by a server that does not respond: a batch system kills the process before it does."""
+        (here / "list.txt").write_text("clips/day_0/0.mp4\nclips/day_0/2.mp4\nclips/day_1/1.mp4\n")
+        record, log, end = segment.record, here / "log", time.monotonic() + 20
+
+        def block_the_last(segmenter: Any, reader: Any, *arguments: Any) -> None:
+            if str(reader.name).endswith("1.mp4"):
+                while not published(here / "out") and time.monotonic() < end:
+                    time.sleep(0.01)
+                (here / f"published_{published(here / 'out')}").touch()
+            record(segmenter, reader, *arguments)
+
+        monkeypatch.setattr(segment, "record", block_the_last)
+        process = start_process(lambda: main(command(videos="list.txt")), log)
+        wait_until(lambda: log.is_file() and log.read_text().count(" frames)") >= 2, process, log)
+        os.kill(process, signal.SIGTERM)
+        assert finish_process(process) == 143
+        assert (here / "published_1").exists()
+        assert set(rows(here / "out")["video"].to_pylist()) == {"clips/day_0/0.mp4", "clips/day_0/2.mp4"}
+
+    def test_pipe_without_an_end_is_interrupted(self, here: Path):
+        reader, writer = os.pipe()
+        words = command(videos="/dev/stdin")
+        process = start_process(lambda: os.close(writer) or os.dup2(reader, 0) or main(words), here / "log")
+        wait_until(lambda: any((here / "out").glob(".pcmanet-*/piped_video")), process, here / "log")
+        closing = threading.Timer(20, os.close, (writer,))
+        closing.start()
+        os.kill(process, signal.SIGTERM)
+        assert finish_process(process) == 143
+        closing.cancel()
+        os.close(writer)  # an error if the pipe had to be closed
+        os.close(reader)
+
 
 @pytest.mark.slow
 class TestProcesses:

@@ -16,7 +16,10 @@ import threading
 import traceback
 from argparse import Namespace
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
+
+from pcmanet.files import naming_disk_errors
 
 from .arguments import (
     DONE,
@@ -81,7 +84,8 @@ def _run(parsed: Namespace) -> int:
     """Run the chosen command and report its error, if any; return the exit code."""
     try:
         failed = importlib.import_module(COMMANDS[parsed.command]).run(parsed)
-        sys.stdout.flush()  # so that a closed output raises here
+        with naming_disk_errors(Path("standard output")):
+            sys.stdout.flush()  # so that a closed output raises here
         return SOME_FAILED if failed else DONE
     except BrokenPipeError:
         # The reader of the output closed it, as `head` does; the interpreter must not write to it when it exits.

@@ -6,11 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import cast
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from pcmanet.files import naming_disk_errors
 
 
 SECONDS_BEFORE_SHOWN = 2.0  # shorter stages have no progress bar
@@ -115,8 +118,9 @@ class Progress:
     def print(self, line: str, *, failed: bool = False) -> None:
         """Print a line at once without breaking the progress bars; a line about a failed video goes to stderr."""
         file = sys.stderr if failed else sys.stdout
-        tqdm.write(line, file=file)
-        file.flush()  # for a log file or the next program of a pipe
+        with naming_disk_errors(Path("standard error" if failed else "standard output")):
+            tqdm.write(line, file=file)
+            file.flush()  # for a log file or the next program of a pipe
 
     def _log(self) -> None:
         """Print the progress as a line."""

@@ -13,6 +13,7 @@ import errno
 import logging
 import math
 import os
+import select
 import sys
 import threading
 from argparse import Namespace
@@ -23,8 +24,8 @@ from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -66,6 +67,7 @@ SETTINGS = (
 )  # options on which the results depend; the data type as it was chosen
 OVERLAY_RECORDS = "overlay.jsonl"  # temporary: the results for an overlay with its own rate
 TABLE_FRAMES = 60  # network frames in the printed table of one video
+SECONDS_BETWEEN_CHECKS = 0.2  # whether a worker that waits for a pipe is stopped
 VIDEOS_AT_ONCE = 2  # per worker; a third one gains nothing, because Python code runs in one thread at a time
 
 DEMO_CLIP = "real_world.mp4"
@@ -215,7 +217,7 @@ def _find_results(arguments: Namespace, videos: Videos, names: Sequence[str], ou
 class Worker:
     """Segment videos, a few at a time.
 
-    When its context exits, also after Ctrl-C, it publishes the rows of the finished videos.
+    It publishes the rows of the finished videos when its context exits, and after Ctrl-C before it waits for the others.
 
     Args:
         arguments: Arguments of `pcmanet segment`.
@@ -244,8 +246,13 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._publish()
+
+    def _publish(self) -> None:
+        """Publish the rows of the finished videos."""
         if self.shards is not None:
-            self.shards.publish()
+            with _explain_full_disk(self.output.path), self._writing:
+                self.shards.publish()
 
     def segment(self, names: Iterable[str], progress: Progress) -> Generator[tuple[str, bool], None, None]:
         """Segment videos and add their results to the output folder.
@@ -278,11 +285,15 @@ class Worker:
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
-        """Make the threads end at their next step on exit: after an error or Ctrl-C, some may still be running."""
+        """Make the threads end at their next step on exit: after an error or Ctrl-C, some may still be running.
+
+        Until a source responds, its thread may wait longer than a batch system, which then kills the process.
+        """
         try:
             yield
         finally:
             self._is_stopped = True
+            self._publish()
 
     def _segment_video(self, name: str, progress: Progress) -> tuple[str, bool]:
         """Segment a video and add its results to the output folder; return a line about it and whether it failed."""
@@ -292,7 +303,7 @@ class Worker:
             "origin": self.videos.origin(name),
             "content": None,
         }
-        with temporary_folder(self.output.path) as temporary:
+        with _explain_full_disk(self.output.path), temporary_folder(self.output.path) as temporary:
             folder = temporary / "complete"
             folder.mkdir()
             results = RecordedResults((temporary if self.shards is not None else folder) / RECORDS)
@@ -300,8 +311,8 @@ class Worker:
             try:
                 identity["content"] = self.videos.fingerprint(name)
                 source, audio = self.videos.read(name)
-                source = _keep_pipe(source, temporary / "piped_video")
-                audio = None if audio is None else _keep_pipe(audio, temporary / "piped_audio")
+                source = self._keep_pipe(source, temporary / "piped_video")
+                audio = None if audio is None else self._keep_pipe(audio, temporary / "piped_audio")
                 with (
                     MediaReader(source, audio=audio is None) as reader,
                     self._stage(progress, shown, reader.duration) as advance,
@@ -351,14 +362,20 @@ class Worker:
 
             yield advance_unless_stopped
 
+    def _keep_pipe(self, source: Source, path: Path) -> Source:
+        """Return a source that can be opened twice: a pipe is copied to a file, unless the worker is stopped before it ends."""
+        if not isinstance(source, str) or not is_open_pipe(Path(source)):
+            return source
 
-def _keep_pipe(source: Source, path: Path) -> Source:
-    """Return a source that can be opened twice: a pipe is copied to a file."""
-    if not isinstance(source, str) or not is_open_pipe(Path(source)):
-        return source
-    with Path(source).open("rb") as pipe, path.open("wb") as file:
-        copy_pipe(pipe, file)
-    return str(path)
+        def read(size: int) -> bytes:
+            while not self._is_stopped:
+                if select.select([pipe], [], [], SECONDS_BETWEEN_CHECKS)[0]:
+                    return pipe.read(size)
+            raise KeyboardInterrupt
+
+        with Path(source).open("rb", buffering=0) as pipe, path.open("wb") as file:
+            copy_pipe(cast(BinaryIO, SimpleNamespace(read=read, name=source)), file)
+        return str(path)
 
 
 def _summary(video: str, results: RecordedResults, config: PCMANetConfig) -> str:
@@ -511,7 +528,6 @@ def _segment_assigned(
     title = "segmenting" if state.num_processes == 1 else f"segmenting (process 1 of {state.num_processes})"
     done, hidden = len(assigned) - len(pending), not state.is_main_process
     with (
-        _explain_full_disk(arguments.output),
         Worker(arguments, videos, segmenter, output) as worker,
         Progress(title, len(assigned), done, hidden=hidden) as progress,
         closing(worker.segment(pending, progress)) as segmented,
@@ -554,10 +570,7 @@ def _run_on_ray(arguments: Namespace) -> bool:
         results = _find_results(arguments, videos, videos.names, output)
         pending = [name for name in videos.names if name not in results]
         _connect(ray, arguments.ray)
-        with (
-            _explain_full_disk(arguments.output),
-            Progress("segmenting on Ray", len(videos.names), len(videos.names) - len(pending)) as progress,
-        ):
+        with Progress("segmenting on Ray", len(videos.names), len(videos.names) - len(pending)) as progress:
             for line, failed in _run_job(ray, arguments, videos, pending):
                 progress.finish_video()
                 progress.print(line, failed=failed)
