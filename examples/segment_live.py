@@ -23,8 +23,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,7 +36,7 @@ from av.container import InputContainer
 from av.stream import Stream
 from PIL import Image
 
-from modeling_pcmanet.media_pcmanet import MediaError, iterate_frames, read_audio
+from modeling_pcmanet.media_pcmanet import EVERY_FRAME, AudioPiece, MediaError, MediaReader, StreamedFrame
 from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.checkpoints import load_segmenter
 from pcmanet.cli.arguments import INTERRUPTED
@@ -64,7 +64,7 @@ SECONDS_BETWEEN_CHECKS = 0.5  # whether the user stopped, while no device sends 
 SECONDS_TO_END = 2.0  # a device that does not respond stays open until the process ends
 EMPTY_DEVICE_SECONDS = 0.01  # until it is polled again
 
-FILE_CHUNK_SECONDS = 0.1  # audio per chunk of a file, similar to a microphone
+FILE_CHUNK_SECONDS = 0.1  # audio per chunk of a file
 KEPT_SECONDS = 30  # longest time that frames are kept for their masks
 
 # Frames, their timestamps in seconds, and audio (samples,) or (channels, samples).
@@ -103,11 +103,13 @@ def parse_args() -> argparse.Namespace:
         help=f"FFmpeg format of the microphone (default: {microphone_format})",
     )
     arguments = parser.parse_args()
-    output = arguments.output
-    if output is not None and output.suffix != ".mp4":
+    source, output = arguments.input, arguments.output
+    if output is not None and output.suffix.lower() != ".mp4":
         parser.error(f"Expected --output to end in .mp4, got {str(output)!r}")
     if output is not None and not output.parent.is_dir():
         parser.error(f"Folder {str(output.parent)!r} of --output {str(output)!r} not found: create it first")
+    if source and output and source.exists() and output.exists() and source.samefile(output):
+        parser.error(f"--output {str(output)!r} is the file of --input, which it would replace: choose another name")
     return arguments
 
 
@@ -234,26 +236,48 @@ def mono(frame: av.AudioFrame) -> np.ndarray:
     return np.concatenate([part.to_ndarray().reshape(-1) for part in converted])
 
 
-def play(path: Path) -> tuple[Iterator[Chunk], int]:
-    """Play a file as live input, in real time.
+@contextmanager
+def play(path: Path) -> Iterator[tuple[Iterator[Chunk], int]]:
+    """Play a file as live input, in real time, in constant memory.
 
-    Returns:
+    Yields:
         An iterator over chunks, and the sampling rate of the audio in hertz (Hz).
     """
-    waveform, sampling_rate = read_audio(path)
+    with MediaReader(path) as reader:
+        frames, pieces = reader.frames(EVERY_FRAME), reader.audio()
+        first_frame = next(frames)  # where the audio starts is known from here on
+        first_piece = next(pieces)
+        yield file_chunks(chain([first_frame], frames), chain([first_piece], pieces)), first_piece[1]
+        reader.finish()
 
-    def chunks() -> Iterator[Chunk]:
-        start, position = time.monotonic(), 0
-        with closing(iterate_frames(path)) as frames:
-            for seconds, frame in frames:
-                time.sleep(max(0.0, start + seconds - time.monotonic()))
-                while position / sampling_rate + FILE_CHUNK_SECONDS <= seconds:
-                    piece = waveform[:, position : position + round(FILE_CHUNK_SECONDS * sampling_rate)]
-                    position += round(FILE_CHUNK_SECONDS * sampling_rate)
-                    yield [], [], piece if piece.size else None
-                yield [frame], [seconds], None
 
-    return chunks(), sampling_rate
+def file_chunks(frames: Iterable[StreamedFrame], pieces: Iterable[AudioPiece]) -> Iterator[Chunk]:
+    """Yield the frames of a file at their times, and between them the audio up to that time."""
+    chunks, start, heard = short_chunks(pieces), time.monotonic(), 0.0
+    for seconds, frame, _ in frames:
+        time.sleep(max(0.0, start + seconds - time.monotonic()))
+        while heard + FILE_CHUNK_SECONDS <= seconds:
+            samples, length = next(chunks, (None, 0.0))
+            if samples is None:
+                break
+            heard += length
+            yield [], [], samples
+        yield [frame], [seconds], None
+
+
+def short_chunks(pieces: Iterable[AudioPiece]) -> Iterator[tuple[np.ndarray | None, float]]:
+    """Yield the audio of a file in chunks similar to those of a microphone, each with its duration in seconds.
+
+    None in place of samples means that more frames must be read before it is known how the audio continues.
+    """
+    for samples, rate in pieces:
+        if samples is None:
+            yield None, 0.0
+            continue
+        length = round(FILE_CHUNK_SECONDS * rate)
+        for position in range(0, samples.shape[1], length):
+            chunk = samples[:, position : position + length]
+            yield chunk, chunk.shape[1] / rate
 
 
 class Recorder:
@@ -414,7 +438,8 @@ def main() -> None:
     try:
         segmenter = load_segmenter(arguments.model)  # first, because data that devices send meanwhile would be late
         if arguments.input is not None:
-            run(arguments, segmenter, *play(arguments.input))
+            with play(arguments.input) as (chunks, sampling_rate):
+                run(arguments, segmenter, chunks, sampling_rate)
             return
         camera = (arguments.camera_format, arguments.camera)
         with closing(Devices(camera, (arguments.microphone_format, arguments.microphone))) as devices:

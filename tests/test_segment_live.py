@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from odd_media import Track, every, onset, write_odd_video
 
 from modeling_pcmanet.media_pcmanet import iterate_frames
 from modeling_pcmanet.media_writing_pcmanet import write_video
@@ -67,6 +68,42 @@ def test_stops_after_the_given_time():
     assert result.returncode == 0, result.stderr
     timestamps = [float(line.split()[0]) for line in result.stdout.splitlines() if " ago " in line]
     assert max(timestamps) < 2
+
+
+@pytest.mark.parametrize(
+    ("times", "track", "start"),
+    [
+        (every(), Track(), 1.0),
+        (every(), Track(start=2.0, seconds=2.0), 2.0),
+        (every(), Track(start=2.5, seconds=9.0), 2.5),
+        (every(start=2.0), Track(seconds=6.0), 0.0),
+        (every(start=0.5), Track(seconds=4.0), 0.5),
+    ],
+)
+def test_frames_and_audio_of_a_file_are_on_one_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[float], track: Track, start: float
+):
+    """Also if one of them starts late. Audio arrives as from a microphone, or up to a second late where there is a hole."""
+    path = write_odd_video(tmp_path / "clip.mkv", times=times, tracks=[track])
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=lambda seconds: advance(seconds))
+
+    def advance(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr(segment_live, "time", clock)
+    pieces, seconds = [], []
+    with segment_live.play(path) as (chunks, rate):
+        for frames, timestamps, samples in chunks:
+            seconds += timestamps
+            if frames:
+                assert len(frames) == 1 and clock.now == pytest.approx(timestamps[0])
+            else:
+                pieces.append(samples)
+                heard = sum(piece.shape[1] for piece in pieces) / rate
+                assert clock.now - 1.3 <= heard <= clock.now
+    assert max(piece.shape[1] for piece in pieces) <= 0.1 * rate
+    np.testing.assert_allclose(seconds, every(), atol=0.002)
+    assert onset(np.concatenate(pieces, axis=1), rate) == pytest.approx(start, abs=0.05)
 
 
 def test_devices_give_frames_and_audio_on_one_clock():
@@ -130,6 +167,20 @@ def test_output_is_checked_before_the_model_is_loaded(
     with pytest.raises(SystemExit, match="2"):
         segment_live.parse_args()
     assert message in capsys.readouterr().err
+
+
+def test_the_input_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    clip, link = tmp_path / "clip.MP4", tmp_path / "link.mp4"
+    clip.write_bytes(b"a video")
+    link.symlink_to(clip)
+    monkeypatch.chdir(tmp_path)
+    for output in (clip, link, Path("clip.MP4")):
+        monkeypatch.setattr(sys, "argv", ["segment_live.py", "--input", str(clip), "--output", str(output)])
+        with pytest.raises(SystemExit, match="2"):
+            segment_live.parse_args()
+        assert f"--output {str(output)!r} is the file of --input" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["segment_live.py", "--input", str(clip), "--output", "other.MP4"])
+    assert segment_live.parse_args().output == Path("other.MP4")
 
 
 @pytest.mark.slow
