@@ -135,7 +135,7 @@ def test_folder_of_videos_keeps_the_classes(library: Library, tmp_path: Path) ->
 def test_parquet(library: Library, tmp_path: Path, task: str) -> None:
     folder = write_parquet(library, tmp_path / "out", task, COUNTS)
     loaded = cast(Any, load_dataset(str(folder), task, cache_dir=str(tmp_path / "cache")))
-    assert {split: len(rows) for split, rows in loaded.items()} == COUNTS
+    assert {split: len(rows) for split, rows in loaded.items()} == {"train": 3, "validation": 1, "test": 2}
     for index, row in enumerate(loaded["train"]):
         clip = PairedClips(library, task, "train", length=3)[index]
         arrays = to_arrays(row, task == "ms3")

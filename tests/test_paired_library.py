@@ -263,6 +263,21 @@ def test_recordings_are_resampled_to_mono_and_cut(tmp_path: Path, suffix: str) -
     assert np.argmax(spectrum) == 400  # hertz
 
 
+@pytest.mark.parametrize(
+    ("seconds", "message"), [(3.0, "The recording is silent"), (1.5, "The first 1.5 s of the recording are silent")]
+)
+def test_silence_is_reported_where_it_was_found(tmp_path: Path, seconds: float, message: str) -> None:
+    samples = np.zeros(2 * RATE, dtype=np.float32)
+    if seconds < 2:
+        samples[-RATE // 4 :] = 0.3
+    write_audio(tmp_path / "a.wav", samples, RATE)
+    recording = Recording(str(tmp_path / "a.wav"), ("dog",), "a", None)
+    with pytest.raises(ValueError, match=message):
+        decode_recording(recording, RATE, seconds)
+    if seconds < 2:
+        assert decode_recording(recording, RATE, 2.0).any()
+
+
 # Splits
 
 

@@ -12,7 +12,7 @@ from datasets.arrow_writer import ArrowWriter, ParquetWriter
 from tqdm import tqdm
 
 from modeling_pcmanet.hub_upload_pcmanet import upload_folder
-from pcmanet.dataset_scripts import SPLITS
+from pcmanet.dataset_scripts import SHARD_SPLITS, SPLITS
 from pcmanet.dataset_scripts.avsbench import (
     NAMES,
     Clip,
@@ -231,9 +231,9 @@ def _write_card(output: Path) -> None:
     for name in (name for name in NAMES if (output / name).is_dir()):
         state = _read_state(output / name)
         splits = [split for split in SPLITS if any((output / name).glob(f"{split}-*"))]
-        # The names that `datasets` itself infers from the file names.
-        names = {split: "validation" if split == "val" else split for split in splits}
-        lines = [f"  - split: {names[split]}\n    path: {name}/{split}-*.{state['format']}\n" for split in splits]
+        lines = [
+            f"  - split: {SHARD_SPLITS[split]}\n    path: {name}/{split}-*.{state['format']}\n" for split in splits
+        ]
         configs += f"- config_name: {name}\n  data_files:\n{''.join(lines)}"
         labels = state["labels"] if len(state["labels"]) > 1 else ["silent", *state["labels"]]
         texts.append(f"Classes of `{name}`: {', '.join(f'{k} {label}' for k, label in enumerate(labels))}.")

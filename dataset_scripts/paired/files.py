@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from modeling_pcmanet.configuration_pcmanet import AVSBENCH_SEMANTIC_LABELS
 from modeling_pcmanet.media_writing_pcmanet import encode_wav, write_audio, write_video
-from pcmanet.dataset_scripts import SPLITS
+from pcmanet.dataset_scripts import SHARD_SPLITS, SPLITS
 from pcmanet.dataset_scripts.avsbench.layouts import (
     BACKGROUND,
     BINARY_LABELS,
@@ -157,7 +157,7 @@ def write_parquet(
                 size = min(CLIPS_PER_SHARD, len(clips) - number * CLIPS_PER_SHARD)
                 path = folder / task / f"{split}-{number:05d}-of-{shards:05d}.parquet"
                 _write_shard(path, (next(generated) for _ in range(size)))
-        files = "".join(f"  - split: {split}\n    path: {task}/{split}-*.parquet\n" for split in parts)
+        files = "".join(f"  - split: {SHARD_SPLITS[split]}\n    path: {task}/{split}-*.parquet\n" for split in parts)
         names = library.settings.class_names if task == "avss" else ("silent", *BINARY_LABELS)
         classes = ", ".join(f"{index} {name}" for index, name in enumerate(names))
         write_text(folder / "README.md", CARD.format(task=task, splits=files, classes=classes))

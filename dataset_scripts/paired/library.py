@@ -508,14 +508,19 @@ def decode_recording(recording: Recording, sampling_rate: int, seconds: float) -
 
     Raises:
         OSError: If the file is missing.
-        ValueError: If it has no audio that can be decoded, or is silent.
+        ValueError: If it has no audio that can be decoded, or what is decoded is silent.
     """
     waveform, rate = read_audio(recording.file)
     mono = torch.from_numpy(waveform[:, : round(seconds * rate)].mean(axis=0, dtype=np.float64))
     samples = resample(mono, rate, sampling_rate).numpy()
     values = np.rint(samples * 32767).clip(-32768, 32767).astype(np.int16)
     if not values.any():
-        raise ValueError("The recording is silent")
+        if waveform.shape[1] <= round(seconds * rate):
+            raise ValueError("The recording is silent")
+        raise ValueError(
+            f"The first {seconds:g} s of the recording are silent, and the rest is not used (recording_seconds of clips). Cut "
+            "the silence at its start, or set a larger recording_seconds."
+        )
     return values
 
 
