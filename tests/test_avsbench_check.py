@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from written_trees import write_trees
 
+from modeling_pcmanet.media_writing_pcmanet import write_video
 from pcmanet.dataset_scripts.avsbench.__main__ import main
 from pcmanet.dataset_scripts.avsbench.check import check
 from pcmanet.dataset_scripts.avsbench.rows import RowSettings
@@ -96,6 +97,24 @@ def test_notes_report_short_audio(trees):
         report.notes
         == ["1 clip(s) without a usable wav, which their log-mel features replace"] * report.complete["val"]
     )
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_notes_report_splits_without_annotations(tmp_path, read):
+    frames = [np.zeros((48, 64, 3), np.uint8)] * 8
+    write_video(tmp_path / "a.mp4", frames, 8, np.zeros(16000, np.float32), 16000)
+    write_video(tmp_path / "silent.mp4", frames, 8)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(tmp_path / "masks" / "0.png")
+    table = tmp_path / "clips.csv"
+    table.write_text("video,split,masks\na.mp4,train,masks\nsilent.mp4,test,\n")
+    report = check(tmp_path, "folder", RowSettings(missing_audio="silence"), read=read)
+    # A video without audio is a clip in which nothing sounds.
+    assert report.notes == [] and report.problems == []
+    table.write_text("video,split,masks\na.mp4,val,\n")
+    assert check(tmp_path, "folder", RowSettings(), read=read).notes == [
+        "no frame of split 'val' is annotated; neither training nor evaluation can use it"
+    ]
 
 
 def test_subsets_are_checked_alone(trees, capsys):

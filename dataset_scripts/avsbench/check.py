@@ -96,15 +96,24 @@ def check(
     problems = inspect_files(tree.clips, settings)
     unusable = {id(clip) for clip in tree.clips if problems and inspect_files([clip], settings)}
     noisy = 0
+    # Only reading tells which videos have no audio and therefore empty masks.
+    may_be_silent = settings.missing_audio == "silence" and not read
+    annotated = {clip.split for clip in tree.clips if clip.masks or may_be_silent}
     if read:
         remaining = [clip for clip in tree.clips if id(clip) not in unusable]
         results = _map_clips(partial(_read, settings=settings), remaining, num_proc, f"reading {name}", progress)
-        for clip, (found, unlisted) in zip(remaining, results, strict=True):
+        for clip, (found, unlisted, is_annotated) in zip(remaining, results, strict=True):
             problems += found
             noisy += unlisted > NOISY
+            annotated |= {clip.split} if is_annotated else set()
             unusable |= {id(clip)} if found else set()
     usable = [clip for clip in tree.clips if id(clip) not in unusable]
     notes = [*tree.notes, *_describe_audio(usable, settings)]
+    unannotated = sorted({clip.split for clip in tree.clips} - annotated, key=SPLITS.index)
+    notes += [
+        f"no frame of split {split!r} is annotated; neither training nor evaluation can use it"
+        for split in unannotated
+    ]
     if noisy:
         notes.append(f"{noisy} clip(s) whose labels are mostly of classes that a_obj does not list")
     return Report(
@@ -152,14 +161,15 @@ def _map_clips(
         yield from bar(pool.map(function, clips, chunksize=CLIPS_AT_ONCE))
 
 
-def _read(clip: Clip, settings: RowSettings) -> tuple[list[Problem], float]:
-    """Read a clip and return its problems and the fraction of its labels that `a_obj` does not list."""
+def _read(clip: Clip, settings: RowSettings) -> tuple[list[Problem], float, bool]:
+    """Read a clip: its problems, the fraction of its labels that `a_obj` does not list, and whether it is annotated."""
     try:
         row = read_row(clip, settings)
     except DatasetError as error:
-        return error.problems, 0.0
+        return error.problems, 0.0, False
+    is_annotated = any(row["annotated_frames"])
     if not isinstance(clip, ClipFiles) or clip.mask_encoding == "binary" or settings.binary:
-        return [], 0.0
+        return [], 0.0, is_annotated
     masks = {
         path: decode_mask(mask["bytes"], "indices")
         for path, mask in zip(clip.masks, row["masks"], strict=True)
@@ -168,7 +178,7 @@ def _read(clip: Clip, settings: RowSettings) -> tuple[list[Problem], float]:
     collector = ProblemCollector(clip.id)
     for path, indices in masks.items():
         collector.run(_compare_colors, path, indices)
-    return collector.problems, unlisted_fraction(list(masks.values()), clip.objects or ())
+    return collector.problems, unlisted_fraction(list(masks.values()), clip.objects or ()), is_annotated
 
 
 def _compare_colors(path: str, indices: np.ndarray) -> None:
