@@ -791,10 +791,9 @@ def _move_classes(network: PCMANetForAudioVisualSegmentation, known: Sequence[st
         return []
     remaining = (index for index, name in enumerate(known) if name not in names)
     order = [known.index(name) if name in known else next(remaining, place) for place, name in enumerate(names)]
-    layers = [stage.head[-1] for stage in network.model.stages]
-    if network.model.audio_classifier is not None:
-        layers.append(network.model.audio_classifier[-1])
-    for values in (values for layer in layers for values in layer.parameters()):
+    heads = [cast(nn.Sequential, stage.head) for stage in network.model.stages]
+    heads += [] if network.model.audio_classifier is None else [network.model.audio_classifier]
+    for values in (values for head in heads for values in head[-1].parameters()):
         values.copy_(values[order])
     return [name for place, name in enumerate(names) if name in known and order[place] != place]
 
