@@ -28,6 +28,7 @@ from modeling_pcmanet import (
 from pcmanet.checkpoints import count_gmacs, digest, load_model
 from pcmanet.cli import arguments, evaluate
 from pcmanet.cli.main import main
+from pcmanet.cli.results import OutputFolder
 from pcmanet.dataset_scripts.avsbench import load_avsbench
 from pcmanet.dataset_scripts.avsbench.layouts import NAMES, SECONDS_OF_SUBSET
 from pcmanet.dataset_scripts.avsbench.masks import LABEL_NOISE_RULES
@@ -588,6 +589,48 @@ def test_damaged_file_is_listed_and_the_rest_is_kept(run, root, checkpoints, tmp
     assert done.stat().st_mtime_ns == timestamp
 
 
+def test_damaged_counts_are_named_with_the_remedy(run, root, checkpoints, capsys):
+    expected = run(checkpoints[1], root, "--name", "ms3")
+    damaged = min(Path("results/progress").glob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    assert run(checkpoints[1], root, "--name", "ms3") == 2
+    assert f"{damaged} is damaged: " in capsys.readouterr().err
+    damaged.unlink()
+    assert run(checkpoints[1], root, "--name", "ms3") == expected
+
+
+def test_only_one_run_at_a_time(run, root, checkpoints, capsys):
+    other = OutputFolder(Path("results"))
+    other.join(first=True)
+    assert run(checkpoints[1], root, "--name", "ms3") == 2
+    assert "Another pcmanet is writing to results" in capsys.readouterr().err
+    other.leave()
+    assert run(checkpoints[1], root, "--name", "ms3")["clips"] == 3
+    OutputFolder(Path("results")).join(first=True)
+
+
+def test_log_file_has_no_progress_bar(run, root, checkpoints, capsys):
+    run(checkpoints[1], root, "--name", "s4")
+    lines = capsys.readouterr().err.split("\n")
+    assert [line for line in lines if "evaluating" in line] == [f"evaluating: {done} of 3 batches" for done in (0, 3)]
+    assert not any("\r" in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_all_processes_prints_no_traceback(checkpoints, root, tmp_path, number):
+    """A batch system and a terminal send it to the workers too."""
+    options = ["--name", "s4", "--batch-size", "1", "--num-workers", "2", "--output", tmp_path / "out"]
+    command = launch(checkpoints[1], root, *options, start_new_session=True)
+    while not list((tmp_path / "out").glob("progress/p*.safetensors")):
+        assert command.poll() is None
+        time.sleep(0.01)
+    os.killpg(command.pid, number)
+    printed, _ = command.communicate(timeout=600)
+    assert "To resume: pcmanet evaluate" in printed and "Traceback" not in printed
+    assert command.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+
+
 @pytest.mark.slow
 def test_workers_that_are_not_forked(run, root, checkpoints, monkeypatch):
     """This is the default on macOS, and everywhere since Python 3.14."""
@@ -598,7 +641,7 @@ def test_workers_that_are_not_forked(run, root, checkpoints, monkeypatch):
     assert run(checkpoints[1], root, "--name", "ms3", "--num-workers", "1", output="not_forked") == expected
 
 
-def launch(checkpoint, data, *arguments, processes=1):
+def launch(checkpoint, data, *arguments, processes=1, **settings):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     start = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     start += [] if processes == 1 else ["--nproc_per_node", str(processes)]
@@ -608,6 +651,7 @@ def launch(checkpoint, data, *arguments, processes=1):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        **settings,
     )
 
 

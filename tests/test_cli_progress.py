@@ -13,7 +13,7 @@ from pcmanet.cli.progress import MAXIMUM_NAME_LENGTH, Progress
 def test_videos_and_time_left(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress("segmenting", 4, 1) as progress:
-        progress.finish_video()
+        progress.finish_one()
         progress.print("a.mp4: dog 3")
         progress.print("failed: b.mp4: no audio", failed=True)
     captured = capsys.readouterr()
@@ -28,14 +28,14 @@ def test_time_left_after_a_resume(capsys: pytest.CaptureFixture, monkeypatch: py
     with Progress("segmenting", 100, 97) as progress:
         progress._bar.start_t -= 40
         progress._bar.last_print_t -= 40
-        progress.finish_video()
+        progress.finish_one()
     # Two videos are left, of which each takes 40 s; the 97 of the earlier run took no time of this one.
     assert "98/100 [00:40<01:20" in capsys.readouterr().err
 
 
 def test_single_video_has_no_bar_of_videos(capsys: pytest.CaptureFixture):
     with Progress("segmenting", 1) as progress:
-        progress.finish_video()
+        progress.finish_one()
     assert capsys.readouterr().err == ""
 
 
@@ -44,7 +44,7 @@ def test_log_file_gets_a_line_per_minute(capsys: pytest.CaptureFixture):
     with Progress("segmenting", 10, 2, clock=lambda: now[0]) as progress:
         for _ in range(8):
             now[0] += 20.0
-            progress.finish_video()
+            progress.finish_one()
     lines = capsys.readouterr().err.split("\n")
     assert lines == [
         "segmenting: 2 of 10 videos",
@@ -99,7 +99,7 @@ def test_short_or_hidden_stage_in_a_log_file(capsys: pytest.CaptureFixture):
 def test_notes_are_printed_above_the_bars(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress("segmenting", 4) as progress:
-        progress.finish_video()
+        progress.finish_one()
         logging.getLogger("modeling_pcmanet.media_pcmanet").warning("a.mp4: its audio starts late")
     lines = [line.split("\r")[-1] for line in capsys.readouterr().err.split("\n")]
     assert "a.mp4: its audio starts late" in lines

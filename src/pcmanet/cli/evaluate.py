@@ -7,8 +7,10 @@ can share the jobs.
 
 import hashlib
 import json
+import os
 import re
 import shlex
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence, Sized
@@ -21,11 +23,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
@@ -75,13 +76,15 @@ from pcmanet.dataset_scripts.evaluation import (
 from pcmanet.dataset_scripts.metrics import IGNORE_INDEX, Audio, ClipMetrics, RobustnessMetrics, SemanticMetrics
 from pcmanet.dataset_scripts.paired import is_paired_data
 from pcmanet.dataset_scripts.problems import DatasetError, Problem, report_skipped
-from pcmanet.files import atomic_file, atomic_folder, keep_settings, recover, write_text
+from pcmanet.files import atomic_file, atomic_folder, keep_settings, read_json, recover, write_text
 from pcmanet.pipelines.colors import class_colors
 from pcmanet.pipelines.contact_sheet import draw_contact_sheet
 from pcmanet.pipelines.overlay import draw_segments
 
 from .arguments import PAIRED_CLIPS
 from .inputs import is_user_error
+from .progress import Progress
+from .results import OutputFolder
 
 
 AVSS_OPTIONS = ("score_padding", "published_no_background")
@@ -111,7 +114,7 @@ def run(arguments: Namespace) -> bool:
         False: all clips were evaluated, or skipped on request.
 
     Raises:
-        OSError: If the data or the checkpoint are not found.
+        OSError: If the data or the checkpoint are not found, or another run is writing to the output folder.
         ValueError: If the checkpoint, the data and the options do not match, or files are damaged.
     """
     state = start_processes()
@@ -119,13 +122,18 @@ def run(arguments: Namespace) -> bool:
     evaluations = _plan(arguments)
     several = len(evaluations) > 1
     output = arguments.output or _default_output(arguments, evaluations)
-    results = []
-    for checkpoint, data in evaluations:
-        folder = output / data.name / re.sub(r"[^\w.-]+", "_", checkpoint).strip("_") if several else output
-        options = _restrict(arguments, data) if several else arguments
-        results.append(_evaluate(options, checkpoint, data, folder, state))
-    if several and state.is_main_process:
-        _report_comparison(arguments, output, results)
+    results, locked = [], OutputFolder(output)
+    try:
+        with state.main_process_first():
+            locked.join(first=state.is_main_process)
+        for checkpoint, data in evaluations:
+            folder = output / data.name / re.sub(r"[^\w.-]+", "_", checkpoint).strip("_") if several else output
+            options = _restrict(arguments, data) if several else arguments
+            results.append(_evaluate(options, checkpoint, data, folder, state))
+        if several and state.is_main_process:
+            _report_comparison(arguments, output, results)
+    finally:
+        locked.leave()
     state.destroy_process_group()
     return False
 
@@ -408,7 +416,7 @@ def _compute_jobs(
     metrics = RobustnessMetrics(len(reader.data.labels), score_padding=arguments.score_padding)
     title = "evaluating" if state.num_processes == 1 else f"evaluating (process 1 of {state.num_processes})"
     done, hidden = len(assigned) - len(pending), not state.is_main_process
-    with tqdm(desc=title, total=len(assigned), initial=done, unit="batch", disable=hidden) as bar:
+    with Progress(title, len(assigned), done, unit="batches", hidden=hidden) as progress:
         for job, (batch, clips, problems) in _load_batches(pending, reader, arguments):
             rows = torch.zeros(0)
             if batch is not None:
@@ -421,7 +429,7 @@ def _compute_jobs(
             with atomic_file(output / "progress" / job.file, durable=False) as temporary:
                 values = {"rows": rows, "clips": torch.tensor(clips, dtype=torch.long)}
                 save_file(values, temporary, metadata={"problems": json.dumps([asdict(one) for one in problems])})
-            bar.update()
+            progress.finish_one()
 
 
 def _is_done(job: _Job, progress: Path, masks: Path | None, data: EvaluationClips) -> bool:
@@ -436,9 +444,14 @@ def _is_done(job: _Job, progress: Path, masks: Path | None, data: EvaluationClip
 
 def _read_counts(path: Path) -> tuple[torch.Tensor, list[int], list[Problem]]:
     """Read the file of a job: a row of counts per clip, the positions of the clips, and the problems of skipped ones."""
-    with safe_open(path, "pt") as file:
-        problems = [Problem(**one) for one in json.loads(file.metadata()["problems"])]
-        return file.get_tensor("rows"), file.get_tensor("clips").tolist(), problems
+    try:
+        with safe_open(path, "pt") as file:
+            problems = [Problem(**one) for one in json.loads(file.metadata()["problems"])]
+            return file.get_tensor("rows"), file.get_tensor("clips").tolist(), problems
+    except SafetensorError as error:  # after a power failure
+        raise ValueError(
+            f"{path} is damaged: {error}. Remove it and run the same command again; its batch is then computed again."
+        ) from error
 
 
 def _load_batches(
@@ -448,11 +461,18 @@ def _load_batches(
     # Not a local function, because it is pickled for workers that are not forked.
     read: Any = partial(_read_job, reader, arguments.on_error)
     workers = min(arguments.num_workers, len(jobs))
-    loader = DataLoader(cast(Any, jobs), batch_size=None, collate_fn=read, num_workers=workers)
+    loader = DataLoader(
+        cast(Any, jobs), batch_size=None, collate_fn=read, num_workers=workers, worker_init_fn=_exit_on_sigterm
+    )
     for job, batch in zip(jobs, loader, strict=True):
         if isinstance(batch, Exception):
             raise batch
         yield job, batch
+
+
+def _exit_on_sigterm(_: int) -> None:
+    """Let SIGTERM, which a batch system sends to all processes, end a worker without an error in the main process."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _read_job(reader: EvaluationReader, on_error: str, job: _Job) -> ReadBatch | Exception:
@@ -521,7 +541,7 @@ def _measure_cost(
         write_text(file, json.dumps(speed, indent=2) + "\n")
     parameters = sum(count_parameters(model.config).values())
     counts = {"parameters": parameters, "gmacs_per_frame": count_gmacs(model.config, processor)}
-    return {**counts, **json.loads(file.read_text(encoding="utf-8"))}
+    return {**counts, **read_json(file, "Remove it and run the same command again.")}
 
 
 def _describe_device(arguments: Namespace, model: OptimizedPCMANet) -> str:

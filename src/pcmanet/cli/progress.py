@@ -1,4 +1,4 @@
-"""The progress of `pcmanet segment` on stderr: the number of videos, and the position in a long video."""
+"""The progress of a command on stderr: the number of videos or batches, and the position in a long video."""
 
 import logging
 import math
@@ -30,6 +30,7 @@ class Progress:
         title: What the process does.
         total: Number of videos.
         done: How many of them are already done.
+        unit: What is counted, in the plural.
         hidden: Whether to show nothing, because another process does.
         clock: Returns the time in seconds.
     """
@@ -40,16 +41,18 @@ class Progress:
         total: int,
         done: int = 0,
         *,
+        unit: str = "videos",
         hidden: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hidden = hidden
+        self._unit = unit
         self._title, self._total, self._before, self._done = title, total, done, done
         self._clock = clock
         self._start = self._last_line = clock()
         is_counted = total >= 2 and not hidden
         self._bar = tqdm(
-            desc=title, total=total, initial=done, unit="video", disable=not (is_counted and sys.stderr.isatty())
+            desc=title, total=total, initial=done, unit=f" {unit}", disable=not (is_counted and sys.stderr.isatty())
         )
         self._is_logged = is_counted and self._bar.disable
         if self._is_logged:
@@ -107,8 +110,8 @@ class Progress:
 
             yield advance
 
-    def finish_video(self) -> None:
-        """Count a video as done."""
+    def finish_one(self) -> None:
+        """Count one video as done."""
         self._done += 1
         self._bar.update()
         is_time = self._done == self._total or self._clock() - self._last_line >= SECONDS_BETWEEN_LINES
@@ -125,7 +128,7 @@ class Progress:
     def _log(self) -> None:
         """Print the progress as a line."""
         self._last_line = self._clock()
-        line = f"{self._title}: {self._done} of {self._total} videos"
+        line = f"{self._title}: {self._done} of {self._total} {self._unit}"
         if self._before < self._done < self._total:
             seconds = (self._last_line - self._start) / (self._done - self._before) * (self._total - self._done)
             line += f", {tqdm.format_interval(seconds)} left"

@@ -144,8 +144,19 @@ class OutputFolder:
             remove_videos(self.path, is_stale)
         self._acquire(fcntl.LOCK_SH)
 
-    def join(self) -> None:
-        """Join a run that has begun. No other run can begin while one of its processes is alive."""
+    def join(self, *, first: bool = False) -> None:
+        """Join a run. No other run can begin while one of its processes is alive.
+
+        Args:
+            first: Whether the run has not begun: this is the first process of a run that has no need to [`begin`].
+
+        Raises:
+            BlockingIOError: If another run is writing to the folder.
+            OSError: If its file system does not support locks.
+        """
+        if first:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._acquire(fcntl.LOCK_EX)
         self._acquire(fcntl.LOCK_SH)
 
     def leave(self) -> None:

@@ -533,7 +533,7 @@ def _segment_assigned(
         closing(worker.segment(pending, progress)) as segmented,
     ):
         for line, failed in segmented:
-            progress.finish_video()
+            progress.finish_one()
             if failed or len(videos.names) > 1:
                 progress.print(line, failed=failed)
 
@@ -572,7 +572,7 @@ def _run_on_ray(arguments: Namespace) -> bool:
         _connect(ray, arguments.ray)
         with Progress("segmenting on Ray", len(videos.names), len(videos.names) - len(pending)) as progress:
             for line, failed in _run_job(ray, arguments, videos, pending):
-                progress.finish_video()
+                progress.finish_one()
                 progress.print(line, failed=failed)
         return _report(arguments, videos, output)
     finally:
