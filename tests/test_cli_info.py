@@ -1,6 +1,7 @@
 """Tests of src/pcmanet/cli/info.py."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,27 @@ def test_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "error: Checkpoint folder" in capsys.readouterr().err
     assert main(["info", str(tmp_path)]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("README.md", b"---\nlicense: [a\n---\n", "is not a model card: while parsing a flow sequence"),
+        ("README.md", b"---\nlicense: \xff\n---\n", "is not a model card: 'utf-8' codec can't decode"),
+        ("README.md", b"---\n- a\n---\n", "is not a model card: "),
+        ("metrics.json", b"[1, 2]", "is damaged: expected a JSON object, got list"),
+        ("metrics.json", b'{"a": ', "is damaged: Expecting value"),
+        ("metrics.json", b"\xff", "is damaged: 'utf-8' codec can't decode"),
+    ],
+)
+def test_damaged_files_are_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, content: bytes, problem: str
+):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    assert main(["info", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / name} {problem}") and "or remove it." in error
 
 
 def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,9 +252,36 @@ class TestErrors:
         assert run("clip.mp4", model=str(folder / "no_model")) == 2
         self.assert_refused(folder, capsys, "no_model", "Hub id")
 
-    def test_missing_device(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
-        assert run("clip.mp4", "--device", "warp") == 2
-        self.assert_refused(folder, capsys, "--device warp is not available")
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+                "is a Git LFS pointer, not the weights. Run `git lfs",
+            ),
+            (b"", "is damaged or incomplete: Error while deserializing header: header too small. Download"),
+            (None, "is damaged or incomplete: Error while deserializing header: incomplete metadata"),
+        ],
+    )
+    def test_damaged_weights(
+        self,
+        run: Run,
+        checkpoint: Path,
+        folder: Path,
+        capsys: pytest.CaptureFixture,
+        content: bytes | None,
+        problem: str,
+    ):
+        shutil.copytree(checkpoint, folder / "model")
+        weights = folder / "model" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] if content is None else content)
+        assert run("clip.mp4", model="model") == 2
+        self.assert_refused(folder, capsys, f"error: model/model.safetensors {problem}")
+
+    @pytest.mark.parametrize("name", ["warp", "meta", "cuda:99"])
+    def test_missing_device(self, run: Run, folder: Path, capsys: pytest.CaptureFixture, name: str):
+        assert run("clip.mp4", "--device", name) == 2
+        self.assert_refused(folder, capsys, f"--device {name} is not available: ", "Devices of this machine: cpu")
 
     def test_two_videos_with_one_folder(self, run: Run, folder: Path, capsys: pytest.CaptureFixture):
         write_clip(folder / "more" / "clip.mp4", seconds=1)

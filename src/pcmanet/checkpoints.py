@@ -8,15 +8,17 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from safetensors import SafetensorError, safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.modeling_audio_encoders import digest_weights, load_strict
@@ -28,6 +30,7 @@ from pcmanet.pipelines.audio_visual_segmentation import TASK, AudioVisualSegment
 PARTS = {"audio encoder": "model.audio_encoder", "backbone": "model.backbone", "fusion and decoder": "model"}
 CLIP_FRAMES = 5  # frames of a clip of S4 or MS3, for which costs are given
 TIMED_RUNS, TIMED_SECONDS = 20, 3.0  # limits of the speed measurement
+LFS_POINTER = b"version https://git-lfs.github.com/"  # what a clone without Git LFS has in place of a large file
 
 Segmenter = TypeVar("Segmenter", bound=AudioVisualSegmentationPipeline)
 
@@ -43,12 +46,29 @@ def load_model(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMANetPro
 
     Raises:
         OSError: If the checkpoint is not found.
-        ValueError: If it has another architecture, or weights are missing.
+        ValueError: If it has another architecture, or weights are missing or damaged.
     """
     checkpoint = find_checkpoint(name)
     silence_transformers()
-    model = load_strict(PCMANetForAudioVisualSegmentation, checkpoint)
+    try:
+        model = load_strict(PCMANetForAudioVisualSegmentation, checkpoint)
+    except SafetensorError as error:
+        raise ValueError(_describe_damage(checkpoint) or f"{name} has damaged weights: {error}.") from error
     return model, PCMANetProcessor.from_pretrained(checkpoint)
+
+
+def _describe_damage(checkpoint: str) -> str | None:
+    """Return which file of weights is damaged, and what to do."""
+    folder = Path(cached_file(checkpoint, CONFIG_NAME)).parent
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            safe_open(path, "pt")
+        except SafetensorError as error:
+            with path.open("rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    return f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull`, or download the file again."
+            return f"{path} is damaged or incomplete: {error}. Download or copy it again."
+    return None
 
 
 def load_config(name: str) -> PCMANetConfig:
@@ -86,10 +106,33 @@ def load_segmenter(
 
     Raises:
         OSError: If the checkpoint is not found.
-        ValueError: If it has another architecture, or weights are missing.
+        ValueError: If it has another architecture, weights are missing or damaged, or the device is not available.
     """
+    device = find_device(device) if isinstance(device, str) else device
     model, processor = load_model(name)
     return pipeline_class(model=model, processor=processor, task=TASK, device=device, dtype=dtype)
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device after checking that it can be used.
+
+    Args:
+        name: Its name on the command line, such as "cpu" or "cuda:1".
+
+    Raises:
+        ValueError: If this machine does not have it.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # an error also on the device "meta", which holds no values
+    except (RuntimeError, AssertionError) as error:
+        accelerator, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+        known = ["cpu", *(f"{accelerator}:{index}" for index in range(count))]
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"--device {name} is not available: {reason}. Devices of this machine: {', '.join(known)}."
+        ) from error
+    return device
 
 
 def silence_transformers() -> None:

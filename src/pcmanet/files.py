@@ -48,7 +48,7 @@ def find_checkpoint(name: str) -> str:
     """
     if name == DEFAULT_MODEL:
         return str(demo_file("real_world_model"))
-    if not Path(name).is_dir() and not HUB_ID.fullmatch(name):
+    if not (name and Path(name).is_dir()) and not HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"Checkpoint folder {name} not found. Give a folder, or a Hub id as owner/name.")
     return name
 

@@ -1,6 +1,5 @@
 """`pcmanet info`: describe a checkpoint without loading its weights."""
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +7,15 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
+from yaml import YAMLError
 
 from modeling_pcmanet import PCMANetConfig, PCMANetProcessor
 from pcmanet.checkpoints import count_parameters, load_config, silence_transformers
-from pcmanet.files import find_checkpoint
+from pcmanet.files import find_checkpoint, read_json
 
 
 SHOWN_LABELS = 12
+METRICS_REMEDY = "Download or copy it again, or remove it."
 # Fields of the configuration that select or switch parts of the network.
 SWITCHES = (
     "group_attention",
@@ -38,7 +39,7 @@ def run(arguments: Namespace) -> bool:
 
     Raises:
         OSError: If the checkpoint is not found.
-        ValueError: If it has another architecture.
+        ValueError: If it has another architecture, or a file of the checkpoint is damaged.
     """
     silence_transformers()
     print(_describe(find_checkpoint(arguments.model)))
@@ -97,14 +98,19 @@ def _text(value: Any) -> str:
 def _license(model: str) -> str:
     """Read the license from the model card."""
     card = _optional_file(model, "README.md")
-    metadata = {} if card is None else ModelCard.load(card).data.to_dict()
+    try:
+        metadata = {} if card is None else ModelCard.load(card).data.to_dict()
+    except (ValueError, YAMLError) as error:
+        raise ValueError(f"{card} is not a model card: {error}. Correct its metadata, or remove it.") from error
     return metadata.get("license") or "not specified"
 
 
 def _metrics(model: str) -> Iterator[tuple[str, str]]:
     """Read the metrics of the training run."""
     file = _optional_file(model, "metrics.json")
-    metrics = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
+    metrics = {} if file is None else read_json(file, METRICS_REMEDY)
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{file} is damaged: expected a JSON object, got {type(metrics).__name__}. {METRICS_REMEDY}")
     for name, values in metrics.items():
         if isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values()):
             shown = (f"{key.replace('_', ' ')} {value:.4g}" for key, value in values.items())

@@ -34,7 +34,7 @@ from accelerate.utils import broadcast_object_list
 
 from modeling_pcmanet import PCMANetConfig
 from modeling_pcmanet.media_pcmanet import MediaReader, copy_pipe, is_open_pipe
-from pcmanet.checkpoints import digest, load_segmenter, start_processes
+from pcmanet.checkpoints import digest, find_device, load_segmenter, start_processes
 from pcmanet.files import demo_file, find_checkpoint, temporary_folder
 from pcmanet.pipelines import AudioVisualSegmentationPipeline
 
@@ -499,11 +499,7 @@ def _choose_device(device: str | None, state: PartialState) -> torch.device:
     default = torch.device(state.device or "cpu")
     if device is None:
         return default
-    try:
-        wanted = torch.device(device)
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} is not available: {str(error).splitlines()[0]}") from error
+    wanted = find_device(device)
     if state.num_processes > 1 and wanted.index is not None:
         raise ValueError(
             f"--device {device} is a single device, but there are {state.num_processes} processes. Leave it out."
