@@ -139,8 +139,8 @@ def check_log_mel(processor: Any) -> None:
     """
     if processor.audio_windows is not None:
         raise ValueError(
-            "log_mel gives the features of VGGish, but the audio encoder needs those of "
-            f"{type(processor.feature_extractor).__name__}. Leave log_mel out, or use VGGish as the audio encoder."
+            "log_mel gives log-mel patches, but the audio encoder needs the features of "
+            f"{type(processor.feature_extractor).__name__}. Leave log_mel out, or use an audio encoder for patches."
         )
 
 

@@ -274,7 +274,7 @@ def test_published_features_replace_the_audio(processor, load):
 def test_published_features_are_refused_for_another_audio_encoder(load, root):
     extractor = AudioMobileNetFeatureExtractor()
     collate = ClipCollator(PCMANetProcessor(PCMANetImageProcessor(), extractor), binary=True)
-    message = "log_mel gives the features of VGGish, .* those of AudioMobileNetFeatureExtractor. Leave log_mel out"
+    message = "log_mel gives log-mel patches, .* the features of AudioMobileNetFeatureExtractor. Leave log_mel out"
     with pytest.raises(ValueError, match=message):
         collate([{**load("s4", "val")[0], "log_mel": np.zeros((5, 1, 96, 64), np.float32)}])
     data = find_evaluation_clips(root, "s4", "val", RowSettings())

@@ -122,7 +122,7 @@ def test_options_of_the_data_reach_the_clips(tmp_path, caplog):
 
 def test_published_features_for_another_audio_encoder_are_refused_before_the_data_are_read(tmp_path):
     recipe = Recipe(task="s4", data=str(tmp_path), preset="small", log_mel=True, freeze=[])
-    with pytest.raises(ValueError, match="log_mel gives the features of VGGish"):
+    with pytest.raises(ValueError, match="log_mel gives log-mel patches"):
         build_processor(recipe)
 
 
