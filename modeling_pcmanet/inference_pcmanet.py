@@ -46,7 +46,7 @@ from .convolutions_pcmanet import (
     resize,
 )
 from .modeling_audio_encoders import embed_windows
-from .modeling_backbones import SamePaddingConvolution, compute_feature_maps
+from .modeling_backbones import compute_feature_maps
 from .modeling_pcmanet_decoder import (
     AudioVisualGroupAttention,
     ClipLayout,
@@ -1006,7 +1006,8 @@ def _fold_sequences(network: Any) -> Any:
     for sequence in sequences:
         layers = cast(nn.Sequential, sequence)
         for index, (first, second) in enumerate(pairwise(layers)):
-            is_known = type(first) in (nn.Conv2d, SamePaddingConvolution) and type(second) is nn.BatchNorm2d
+            is_ours = isinstance(first, nn.Conv2d) and type(first).__module__.startswith(f"{__package__}.")
+            is_known = (is_ours or type(first) is nn.Conv2d) and type(second) is nn.BatchNorm2d
             if is_known and not _is_hooked(first) and not _is_hooked(second):
                 folded = fold_batch_norm(cast(nn.Conv2d, first), cast(nn.BatchNorm2d, second))
                 geometry = (folded.kernel_size, folded.stride, folded.padding, folded.groups)
