@@ -284,7 +284,7 @@ def _check_compatibility(arguments: Namespace, checkpoint: str, config: PCMANetC
         if (predicted := labels[index]) not in (name, f"class {index}", f"LABEL_{index}"):
             raise ValueError(f"Class {index} is {predicted!r} in {checkpoint}, but {name!r} in {data.name}.")
     if arguments.published_no_background and data.binary:
-        raise ValueError("--published-no-background is a mean over classes. Leave out it or --binary.")
+        raise ValueError("--published-no-background is a mean over classes. Leave out this option or --binary.")
     if arguments.score_padding and arguments.original_resolution:
         raise ValueError(
             "Padded frames have no original resolution. Leave out --score-padding or --original-resolution."
