@@ -171,7 +171,12 @@ SHAPES = {"clips": 8, "evaluation_clips": 2, "evaluations": 2}
         ("s4", {"epochs": 2, "evaluations": 2}, 4),
         pytest.param("ms3", {"epochs": 2, "evaluations": 2}, 4, marks=pytest.mark.slow),
         pytest.param("avss", {"epochs": 4, "evaluations": 2}, 8, marks=pytest.mark.slow),
-        pytest.param("own_folder", {"epochs": 2, "evaluations": 2}, 2, marks=pytest.mark.slow),
+        pytest.param(
+            "own_folder",
+            {"epochs": 2, "evaluations": 2, "early_stopping_patience": None},
+            2,
+            marks=pytest.mark.slow,
+        ),
         ("ours", SHAPES, None),
         pytest.param("sounding_shapes", {**SHAPES, "audio_pretraining_clips": 16}, None, marks=pytest.mark.slow),
         pytest.param("smoke", {"clips": 8}, None, marks=pytest.mark.slow),
