@@ -289,7 +289,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Serve a web page that segments the sounding objects in a video.", allow_abbrev=False
     )
-    model = os.environ.get("PCMANET_MODEL", DEFAULT_MODEL)  # a Space is configured by variables
+    model = os.environ.get("PCMANET_MODEL") or DEFAULT_MODEL  # a Space is configured by variables
     parser.add_argument("--model", default=model, help="Hub id or folder (default: the bundled model)")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: an accelerator if available)")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this computer only)")
@@ -334,16 +334,24 @@ def main() -> None:
         sessions = Path(folder) / "sessions"
         sessions.mkdir()
         page = Page(segmenter, limits, sessions).build()
-        page.launch(
-            server_name=args.host,
-            server_port=args.port,
-            max_file_size=limits.megabytes * 10**6,
-            theme=theme(),
-            css_paths=HERE / "app.css",
-            footer_links=[],
-            ssr_mode=False,
-            share=False,
-        )
+        try:
+            page.launch(
+                server_name=args.host,
+                server_port=args.port,
+                max_file_size=limits.megabytes * 10**6,
+                theme=theme(),
+                css_paths=HERE / "app.css",
+                footer_links=[],
+                ssr_mode=False,
+                share=False,
+            )
+        except OSError as error:
+            if error.errno is not None:  # Gradio's error that no port is free has none
+                raise
+            sys.exit(
+                f"error: Port {args.port or 'from 7860'} of {args.host or 'this computer'} cannot be used. Another program uses it, or "
+                "the address is not one of this computer. Give another --port or --host."
+            )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ frame is a line of the `segments.jsonl` of `pcmanet segment`: `timestamp` in sec
 `{"error": reason and remedy}`:
 
     400, 405, 422   not what /segment accepts: the form, a parameter, or the content of a file
-    401             PCMANET_TOKEN is set, and the request has no `Authorization: Bearer` header with it
+    401             the variable PCMANET_TOKEN is set, and the request has no `Authorization: Bearer` header with it
     408, 413        the upload takes too long, or is too large
     429             the maximum number of requests is in progress; `Retry-After` says when to try again
     500, 503        an error that is in the server log; the server is stopping
@@ -37,6 +37,7 @@ import argparse
 import asyncio
 import math
 import os
+import re
 import secrets
 import sys
 import threading
@@ -53,7 +54,7 @@ import uvicorn
 from fastapi import FastAPI, File, HTTPException, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,6 +64,7 @@ from modeling_pcmanet.image_processing_pcmanet import PCMANetImageProcessor
 from modeling_pcmanet.media_pcmanet import MediaError, MediaReader
 from pcmanet.checkpoints import load_segmenter
 from pcmanet.cli.results import describe_result
+from pcmanet.dataset_scripts.problems import IMAGE_ERRORS
 from pcmanet.examples.uploads import (
     Limits,
     RefusedVideoError,
@@ -82,6 +84,7 @@ FORM = (
     "the form fields `video`, or `image` and `audio`; a video without an audio track also accepts `audio`. Parameters such as "
     "`threshold` are part of the URL"
 )
+AUDIO_REMEDY = "Upload a file with an audio track as `audio`."
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 LONGEST_NAME = 100  # characters of the name of an upload in responses
 SECONDS_BETWEEN_CHECKS = 0.2  # whether the client is still connected
@@ -276,8 +279,9 @@ def _read_image(upload: UploadFile, limits: Limits) -> Image.Image:
         return PCMANetImageProcessor.to_rgb(ImageOps.exif_transpose(image))
     except RefusedVideoError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).removesuffix(".")
+    except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
+        is_unknown = isinstance(error, UnidentifiedImageError)  # its text names a temporary file
+        reason = "it is damaged or has another format" if is_unknown else str(error).removesuffix(".")
         raise RefusedVideoError(
             f"{name} cannot be read as an image: {reason}. Upload a complete {', '.join(IMAGE_FORMATS)} file with 8 bits per channel."
         ) from error
@@ -446,7 +450,9 @@ async def _compute(
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             return JSONResponse(await _run_while_connected(request, work))
     except ValueError as error:
-        raise HTTPException(422, error.problem if isinstance(error, MediaError) else str(error)) from error
+        message = error.problem if isinstance(error, MediaError) else str(error)
+        remedy = f" {AUDIO_REMEDY}" if isinstance(error, MediaError) and error.needs_audio else ""
+        raise HTTPException(422, message + remedy) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         message = "The video needs more memory than this server has. Reduce its size, or cut it."
         raise HTTPException(413, message) from error
@@ -504,7 +510,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     limits = ServerLimits()
-    model = os.environ.get("PCMANET_MODEL", DEFAULT_MODEL)  # a container is configured by variables
+    model = os.environ.get("PCMANET_MODEL") or DEFAULT_MODEL  # a container is configured by variables
     parser.add_argument("--model", default=model, help="Hub id or folder (default: the bundled model)")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: an accelerator if available)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
@@ -532,12 +538,28 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_token() -> str | None:
+    """Return the token that requests must send, or None if the variable PCMANET_TOKEN is not set.
+
+    Raises:
+        ValueError: If no request can send it. That an empty one accepts every request could be a mistake.
+    """
+    token = os.environ.get("PCMANET_TOKEN")
+    if token is not None and not re.fullmatch("[!-~]+", token):
+        found = "has other characters" if token else "is empty"
+        raise ValueError(
+            f"PCMANET_TOKEN {found}. Set it to visible ASCII characters without spaces, or unset it to accept every request."
+        )
+    return token
+
+
 def main() -> None:
     """Serve until the process is stopped."""
     args = parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:
+        token = read_token()
         segmenter = load_segmenter(args.model, args.device)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
@@ -551,7 +573,7 @@ def main() -> None:
     segmentation = Segmentation(segmenter, limits, args.batch_size)
     segmentation.warm_up()
     uvicorn.run(
-        create_app(segmentation, os.environ.get("PCMANET_TOKEN")),
+        create_app(segmentation, token),
         host=args.host,
         port=args.port,
         server_header=False,

@@ -528,6 +528,25 @@ def test_space_runs_outside_of_the_repository_and_leaves_no_files(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_port_in_use_ends_with_an_error(tmp_path: Path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        result = subprocess.run(
+            [sys.executable, EXAMPLES / "app.py", "--model", MODEL, "--port", str(port)],
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert f"error: Port {port} of this computer cannot be used. Another program uses it" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("pcmanet_page_*"))
+
+
+@pytest.mark.slow
 def test_missing_model_ends_with_an_error():
     result = subprocess.run(
         [sys.executable, EXAMPLES / "app.py", "--model", "nowhere"], capture_output=True, text=True, check=False

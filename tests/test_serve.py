@@ -179,6 +179,14 @@ def test_a_silent_video_accepts_separate_audio(server, media, tmp_path):
     assert len(answer.json()["frames"]) == 3
 
 
+def test_a_separate_file_without_audio_is_refused_with_the_remedy(server, tmp_path):
+    silent = file_of(silent_video(2), "silent.mp4", tmp_path)
+    for files in ({"video": silent, "audio": silent}, {"image": ("a.png", png((64, 64))), "audio": silent}):
+        answer = server.post(files=files)
+        expected = "silent.mp4 has no audio track. Upload a file with an audio track as `audio`."
+        assert (answer.status_code, answer.json()["error"]) == (422, expected)
+
+
 def test_notes_tell_what_was_unusual(server, tmp_path):
     several = file_of(lambda path: write_odd_video(path, tracks=(Track(), Track())), "two.mkv", tmp_path)
     found = server.post(files={"video": several}).json()
@@ -230,7 +238,12 @@ def test_health_and_model(server, segmenter):
         (
             {"files": {"image": ("a.png", b"rubbish"), "audio": ("a.wav", b"?")}},
             422,
-            "a.png cannot be read as an image",
+            "a.png cannot be read as an image: it is damaged or has another format. Upload a complete JPEG",
+        ),
+        (
+            {"files": {"image": ("a.png", png((8, 8))[:40]), "audio": ("a.wav", b"?")}},
+            422,
+            "a.png cannot be read as an image: ",
         ),
         (
             {"files": {"image": ("a.png", png((8, 8), "I;16")), "audio": ("a.wav", b"?")}},
@@ -345,15 +358,9 @@ def begin(server: Server, name: str, answers: dict[str, httpx.Response]) -> thre
 def test_one_request_too_many_is_told_when_to_try_again(server, held):
     answers = {}
     threads = [begin(server, name, answers) for name in ("a", "b")]
-    wait_until(lambda: held["begun"])
-    refused = httpx.Response(0)
-
-    def is_refused() -> bool:
-        nonlocal refused
-        refused = server.post(files={"video": ("c", os.urandom(900_000))})
-        return refused.status_code == 429
-
-    wait_until(is_refused)  # as soon as the second request has arrived
+    wait_until(lambda: held["begun"] and len(server.server.server_state.tasks) == 2)
+    refused = server.post(files={"video": ("c", os.urandom(900_000))})
+    assert refused.status_code == 429
     assert refused.headers["Retry-After"] == "5"
     assert refused.json()["error"].startswith("2 requests are in progress, as many as this server accepts.")
     assert server.client.get("/health").status_code == 200  # not counted, and answered meanwhile
@@ -528,7 +535,34 @@ def test_a_process_finishes_its_requests_when_it_is_terminated(tmp_path, clip, r
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_model_is_an_error_without_a_traceback(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["serve.py", "--model", "/nowhere"])
-    with pytest.raises(SystemExit, match="error: Checkpoint folder /nowhere not found"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "/nowhere"], "error: Checkpoint folder /nowhere not found"),
+        (["--model", ""], "error: Checkpoint folder not found"),
+        (["--device", "warp"], "error: --device warp is not available"),
+        (["--device", "meta"], "error: --device meta is not available"),
+    ],
+)
+def test_an_unknown_model_or_device_is_an_error_without_a_traceback(monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
+    with pytest.raises(SystemExit, match=message):
         serve.main()
+
+
+@pytest.mark.parametrize(
+    ("token", "found"), [("", "is empty"), ("secret\n", "has other characters"), ("clé", "has other characters")]
+)
+def test_a_token_that_no_request_can_send_is_an_error(monkeypatch, token, found):
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--model", "/nowhere"])
+    monkeypatch.setenv("PCMANET_TOKEN", token)
+    with pytest.raises(
+        SystemExit, match=f"error: PCMANET_TOKEN {found}. Set it to .*, or unset it to accept every request"
+    ):
+        serve.main()
+
+
+def test_an_empty_name_of_the_model_is_none(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["serve.py"])
+    monkeypatch.setenv("PCMANET_MODEL", "")
+    assert serve.parse_args().model == "real_world"
