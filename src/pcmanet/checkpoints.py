@@ -59,7 +59,7 @@ def load_model(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMANetPro
 
 def _describe_damage(checkpoint: str) -> str | None:
     """Return which file of weights is damaged, and what to do."""
-    folder = Path(cached_file(checkpoint, CONFIG_NAME)).parent
+    folder = Path(cached_file(checkpoint, CONFIG_NAME) or checkpoint).parent
     for path in sorted(folder.glob("*.safetensors")):
         try:
             safe_open(path, "pt")

@@ -297,12 +297,8 @@ class Worker:
 
     def _segment_video(self, name: str, progress: Progress) -> tuple[str, bool]:
         """Segment a video and add its results to the output folder; return a line about it and whether it failed."""
-        shown = printable(name, one_line=True)
-        identity: dict[str, str | None] = {
-            "video": printable(name),
-            "origin": self.videos.origin(name),
-            "content": None,
-        }
+        row_name, shown = printable(name), printable(name, one_line=True)
+        identity: dict[str, str | None] = {"video": row_name, "origin": self.videos.origin(name)}
         with _explain_full_disk(self.output.path), temporary_folder(self.output.path) as temporary:
             folder = temporary / "complete"
             folder.mkdir()
@@ -344,7 +340,7 @@ class Worker:
                 self.output.publish(folder, self.folders[name], self.videos.identify(name))
             if self.shards is not None:
                 with self._writing:
-                    self.shards.add(identity["video"], rows_of_video(identity, results.records()))
+                    self.shards.add(row_name, rows_of_video(identity, results.records()))
         # Printed after the results are published, so that a reader that closes the output does not prevent publishing.
         if table is not None:
             progress.print(table)
