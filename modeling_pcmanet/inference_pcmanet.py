@@ -67,7 +67,7 @@ from .modeling_pcmanet_decoder import (
 
 
 if TYPE_CHECKING:
-    from .modeling_pcmanet import PCMANetModel
+    from .modeling_pcmanet import PCMANetForAudioVisualSegmentation, PCMANetModel
 
 
 logger = logging.get_logger(__name__)
@@ -77,13 +77,18 @@ class OptimizedPCMANet(nn.Module):
     """The network of a [`PCMANetModel`] in evaluation mode, rearranged for speed.
 
     Args:
-        network: The network whose weights are copied; it is not modified.
+        model: The model whose weights are copied; it is not modified.
         dtype: Data type of the copy.
         audio_dtype: Data type of its audio encoder.
+
+    Raises:
+        ValueError: If weights are offloaded, quantized or sharded.
     """
 
-    def __init__(self, network: "PCMANetModel", dtype: torch.dtype, audio_dtype: torch.dtype):
+    def __init__(self, model: "PCMANetForAudioVisualSegmentation", dtype: torch.dtype, audio_dtype: torch.dtype):
         super().__init__()
+        _check_copyable(model)
+        network = model.model
         self._source = _identify_parts(network), _read_settings(network), _sum_values(network)
         self.config = copy.deepcopy(network.config)
         self.backbone = _optimize_backbone(network.backbone)
@@ -428,26 +433,6 @@ def find_obstacle(model: nn.Module) -> str | None:
     return None if quantized is None else f"the quantized or sharded weight of {quantized}"
 
 
-def check_copyable(model: Any) -> None:
-    """Check that the weights of a model can be copied; warn about hooks that its optimized form does not call.
-
-    Args:
-        model: The model with its head.
-
-    Raises:
-        ValueError: If weights are offloaded, quantized or sharded.
-    """
-    if any(weight.is_meta for weight in model.parameters()):
-        raise ValueError("Weights offloaded by `device_map` cannot be copied: load the model without `device_map`.")
-    if (quantized := _find_quantized(model)) is not None or getattr(model, "is_quantized", False):
-        raise ValueError(
-            f"The weights of {quantized or 'the model'} are quantized or sharded and cannot be optimized. Run the model itself, "
-            "or optimize the unquantized model, which can have dtype=torch.bfloat16."
-        )
-    if _is_hooked(model) or _is_hooked(model.base_model):
-        logger.warning_once("The optimized model does not call the hooks of the model as a whole.")
-
-
 def _find_quantized(model: nn.Module) -> str | None:
     """Return the name of the first module with weights that are not plain tensors (quantized, sharded), or None."""
     for name, module in model.named_modules():
@@ -457,6 +442,19 @@ def _find_quantized(model: nn.Module) -> str | None:
         ):
             return name
     return None
+
+
+def _check_copyable(model: Any) -> None:
+    """Raise ValueError if weights cannot be copied; warn about hooks that the copy does not call."""
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError("Weights offloaded by `device_map` cannot be copied: load the model without `device_map`.")
+    if (quantized := _find_quantized(model)) is not None or getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"The weights of {quantized or 'the model'} are quantized or sharded and cannot be optimized. Run the model itself, "
+            "or optimize the unquantized model, which can have dtype=torch.bfloat16."
+        )
+    if _is_hooked(model) or _is_hooked(model.base_model):
+        logger.warning_once("The optimized model does not call the hooks of the model as a whole.")
 
 
 def _identify_parts(network: nn.Module) -> list[Any]:

@@ -20,19 +20,23 @@ Sections: VGGish, AudioMobileNet, the registry, loading.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional
 from transformers import MODEL_MAPPING, AutoConfig
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import CONFIG_NAME, ModelOutput, cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_encoders import (
@@ -398,6 +402,41 @@ def _audio_part(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedM
 
 # Loading.
 
+_LFS_POINTER = b"version https://git-lfs.github.com/"  # what a clone without Git LFS has in place of a large file
+
+
+@contextmanager
+def naming_damaged_weights(name: str | PathLike[str]) -> Iterator[None]:
+    """Name a damaged file of weights, which the error of safetensors does not.
+
+    Args:
+        name: Hub id or folder of the weights that are loaded in the `with` block.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(_find_damage(str(name)) or f"{name} has damaged weights: {error}.") from error
+
+
+def _find_damage(name: str) -> str | None:
+    """Return which file of weights in a folder or in the cache of a Hub id is damaged, and what to do; None if unknown."""
+    try:
+        folder = Path(cast(str, cached_file(name, CONFIG_NAME))).parent
+    except OSError:  # of a subfolder
+        return None
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            safe_open(path, "pt")
+        except SafetensorError as error:
+            with path.open("rb") as file:
+                if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    return f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull`, or download the file again."
+            return f"{path} is damaged or incomplete: {error}. Download or copy it again."
+    return None
+
 
 def load_strict(
     model_class: type[Model], name: str | PathLike[str], *, new_weights: str | None = None, **settings: Any
@@ -417,9 +456,12 @@ def load_strict(
 
     Raises:
         OSError: If the weights are not found.
-        ValueError: If weights are missing or have a different shape.
+        ValueError: If weights are missing or damaged, or have a different shape.
     """
-    loaded: Any = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    with naming_damaged_weights(name):
+        loaded: Any = model_class.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
     model, loading = loaded
     missing = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
     new = [key for key in missing if new_weights is not None and key.startswith(new_weights)]
@@ -452,4 +494,5 @@ __all__ = [
     "embed_windows",
     "load_audio_encoder",
     "load_strict",
+    "naming_damaged_weights",
 ]

@@ -41,8 +41,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pcmanet import NUM_STAGES, PIPELINE_TAG, PCMANetConfig
 from .convolutions_pcmanet import in_chunks, resize
-from .inference_pcmanet import OptimizedPCMANet, check_copyable, choose_dtype, find_obstacle
-from .modeling_audio_encoders import build_audio_encoder, embed_windows, load_audio_encoder
+from .inference_pcmanet import OptimizedPCMANet, choose_dtype, find_obstacle
+from .modeling_audio_encoders import (
+    build_audio_encoder,
+    embed_windows,
+    load_audio_encoder,
+    naming_damaged_weights,
+)
 from .modeling_backbones import build_backbone, build_pyramid, compute_feature_maps, load_backbone
 from .modeling_pcmanet_decoder import (
     ClipLayout,
@@ -138,14 +143,17 @@ class PCMANetPreTrainedModel(PreTrainedModel):
         return _find_dtype(self)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Self:
         """Load a checkpoint as transformers does.
 
         Raises:
-            ValueError: If `device_map` places parts of the network on several devices.
+            ValueError: If weights are damaged, or `device_map` places parts of the network on several devices.
         """
         _check_device_map(kwargs.get("device_map"))
-        loaded = super().from_pretrained(*args, **kwargs)
+        with naming_damaged_weights(pretrained_model_name_or_path or "the model"):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
         _check_device_map(getattr(model, "hf_device_map", None))  # from "auto" on a machine with several GPUs
         cast(
@@ -489,8 +497,7 @@ class PCMANetForAudioVisualSegmentation(PCMANetPreTrainedModel):
         for given in (dtype, audio_dtype or dtype):
             if not (isinstance(given, torch.dtype) and given.is_floating_point and given.itemsize > 1):
                 raise TypeError(f"Expected a floating-point data type such as torch.bfloat16, got {given!r}.")
-        check_copyable(self)
-        return OptimizedPCMANet(self.model, dtype, audio_dtype or dtype)
+        return OptimizedPCMANet(self, dtype, audio_dtype or dtype)
 
     def choose_inference_dtype(self) -> tuple[torch.dtype, str]:
         """Choose the data type in which an optimized copy is fastest with the same masks, for [`for_inference`].

@@ -1023,6 +1023,28 @@ class TestStrictLoading:
         with pytest.raises(ValueError, match=message):
             load_strict(VGGishModel, tmp_path)
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, .* `git lfs pull`"),
+            (b"", "is damaged or incomplete: .*header too small. Download or copy it again"),
+            (None, "is damaged or incomplete: .*incomplete metadata"),
+        ],
+    )
+    def test_damaged_files_are_named(self, model, encoder, tmp_path, content, message):
+        for part, name in ((model, "network"), (encoder, "encoder")):
+            part.save_pretrained(tmp_path / name)
+            file = tmp_path / name / "model.safetensors"
+            file.write_bytes(file.read_bytes()[:-10] if content is None else content)
+        for load in (
+            lambda: AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "network"),
+            lambda: PCMANetModel.from_pretrained(pretrained_model_name_or_path=tmp_path / "network"),
+        ):
+            with pytest.raises(ValueError, match=f"network.model.safetensors {message}"):
+                load()
+        with pytest.raises(ValueError, match=f"encoder.model.safetensors {message}"):
+            PCMANetForAudioVisualSegmentation.from_pretrained_backbones(audio=tmp_path / "encoder")
+
     def test_missing_folder_raises(self, tmp_path):
         with pytest.raises(OSError, match="missing"):
             load_strict(VGGishModel, tmp_path / "missing")

@@ -8,17 +8,15 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from safetensors import SafetensorError, safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
-from transformers.utils import CONFIG_NAME, cached_file, logging
+from transformers.utils import logging
 
 from modeling_pcmanet import PCMANetConfig, PCMANetForAudioVisualSegmentation, PCMANetProcessor
 from modeling_pcmanet.modeling_audio_encoders import digest_weights, load_strict
@@ -30,7 +28,6 @@ from pcmanet.pipelines.audio_visual_segmentation import TASK, AudioVisualSegment
 PARTS = {"audio encoder": "model.audio_encoder", "backbone": "model.backbone", "fusion and decoder": "model"}
 CLIP_FRAMES = 5  # frames of a clip of S4 or MS3, for which costs are given
 TIMED_RUNS, TIMED_SECONDS = 20, 3.0  # limits of the speed measurement
-LFS_POINTER = b"version https://git-lfs.github.com/"  # what a clone without Git LFS has in place of a large file
 
 Segmenter = TypeVar("Segmenter", bound=AudioVisualSegmentationPipeline)
 
@@ -50,25 +47,7 @@ def load_model(name: str) -> tuple[PCMANetForAudioVisualSegmentation, PCMANetPro
     """
     checkpoint = find_checkpoint(name)
     silence_transformers()
-    try:
-        model = load_strict(PCMANetForAudioVisualSegmentation, checkpoint)
-    except SafetensorError as error:
-        raise ValueError(_describe_damage(checkpoint) or f"{name} has damaged weights: {error}.") from error
-    return model, PCMANetProcessor.from_pretrained(checkpoint)
-
-
-def _describe_damage(checkpoint: str) -> str | None:
-    """Return which file of weights is damaged, and what to do."""
-    folder = Path(cached_file(checkpoint, CONFIG_NAME) or checkpoint).parent
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            safe_open(path, "pt")
-        except SafetensorError as error:
-            with path.open("rb") as file:
-                if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                    return f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull`, or download the file again."
-            return f"{path} is damaged or incomplete: {error}. Download or copy it again."
-    return None
+    return load_strict(PCMANetForAudioVisualSegmentation, checkpoint), PCMANetProcessor.from_pretrained(checkpoint)
 
 
 def load_config(name: str) -> PCMANetConfig:
