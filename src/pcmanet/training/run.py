@@ -277,9 +277,11 @@ def take_step(run: "Run", batches: list[Batch]) -> dict[str, float]:
             outputs = run.wrapped(**batch)
             # Gradients are averaged over the processes, so the mean over all frames needs their number as a factor.
             accelerator.backward(outputs.loss * (count / total * accelerator.num_processes))
-        real = real_frames(batch).sum()[None]
-        loss_part = outputs.loss.detach().float()[None] * (count / total)
-        sums += torch.cat([loss_part, outputs.kept_ratios * real, real])
+        # Without the clips that only fill up a batch, of which no frame is annotated.
+        counted = real_frames(batch) & batch["annotated_frames"].any(dim=1, keepdim=True)
+        kept = [(mask.float().mean(dim=(2, 3)) * counted).sum() for mask in outputs.confidence_masks]
+        loss_part = outputs.loss.detach().float() * (count / total)
+        sums += torch.stack([loss_part, *kept, counted.sum()])
     loss, *kept_sums, frames = _sum_over_processes(sums, accelerator).tolist()
     _check_finite("loss", loss, run)
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.recipe.gradient_clipping or math.inf)
