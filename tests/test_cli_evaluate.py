@@ -621,6 +621,7 @@ def test_log_file_has_no_progress_bar(run, root, checkpoints, capsys):
 def test_signal_to_all_processes_prints_no_traceback(checkpoints, root, tmp_path, number):
     """A batch system and a terminal send it to the workers too."""
     options = ["--name", "s4", "--batch-size", "1", "--num-workers", "2", "--output", tmp_path / "out"]
+    options += ["--negative-audio", "silence", "noise", "off_screen"]  # so that the signal comes before the end
     command = launch(checkpoints[1], root, *options, start_new_session=True)
     while not list((tmp_path / "out").glob("progress/p*.safetensors")):
         assert command.poll() is None

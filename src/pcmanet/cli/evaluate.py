@@ -462,7 +462,7 @@ def _load_batches(
     read: Any = partial(_read_job, reader, arguments.on_error)
     workers = min(arguments.num_workers, len(jobs))
     loader = DataLoader(
-        cast(Any, jobs), batch_size=None, collate_fn=read, num_workers=workers, worker_init_fn=_exit_on_sigterm
+        cast(Any, jobs), batch_size=None, collate_fn=read, num_workers=workers, worker_init_fn=_stop_quietly
     )
     for job, batch in zip(jobs, loader, strict=True):
         if isinstance(batch, Exception):
@@ -470,9 +470,12 @@ def _load_batches(
         yield job, batch
 
 
-def _exit_on_sigterm(_: int) -> None:
-    """Let SIGTERM, which a batch system sends to all processes, end a worker without an error in the main process."""
+def _stop_quietly(_: int) -> None:
+    """Let a worker end without an error message when a batch system or a terminal stops all processes."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # Of the thread that hands over tensors, when the main process ends first.
+    report = sys.excepthook
+    sys.excepthook = lambda kind, *error: None if issubclass(kind, ConnectionError) else report(kind, *error)
 
 
 def _read_job(reader: EvaluationReader, on_error: str, job: _Job) -> ReadBatch | Exception:
