@@ -167,13 +167,7 @@ def find_evaluation_clips(
         DatasetError: If lines of the table or files cannot be used and are not skipped; the error lists all of them.
     """
     tree = find_clips(root, name, settings)
-    clips = [clip for clip in tree.clips if clip.split == split]
-    if not clips:
-        splits = ", ".join(sorted({clip.split for clip in tree.clips})) or "no split"
-        missing = f"No clips of split {split!r} found in {tree.table}; it has clips of {splits}."
-        if tree.problems:
-            raise DatasetError([Problem("", str(tree.table), missing), *tree.problems])
-        raise ValueError(missing)
+    clips = tree.clips_of(split)
     problems = [*tree.problems, *inspect_files(clips, settings)]
     if problems and on_error == "raise":
         raise DatasetError(problems)

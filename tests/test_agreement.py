@@ -85,6 +85,14 @@ def test_command_measures_on_clips_of_avsbench(tmp_path: Path, monkeypatch: pyte
     assert PCMANetConfig.from_pretrained(folder).bfloat16_agreement == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("option", ["--name=s4", "--split=test"])
+def test_options_of_data_need_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, option: str):
+    monkeypatch.setattr(sys, "argv", ["agreement", "model", option])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--name and --split require --data" in capsys.readouterr().err
+
+
 def test_training_forgets_the_agreement():
     model = tiny_model(bfloat16_agreement=0.995)
     model.eval()

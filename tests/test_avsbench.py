@@ -209,6 +209,13 @@ def test_a_missing_root_is_called_missing(tmp_path, load, name):
         load(tmp_path / "nowhere", name)
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_unusable_lines_are_named_if_a_split_has_no_others(tmp_path, load, on_error):
+    (tmp_path / "clips.csv").write_text("video,split\na.mp4,valid\nb.mp4,train\n")
+    with pytest.raises(DatasetError, match="'val' found .* of train.\n.*Unknown split 'valid'"):
+        load(tmp_path, "folder", split="val", on_error=on_error)
+
+
 def test_subsets_of_avss(trees, load):
     for subsets in (["v1s"], ("v1m", "v2"), ("v2",)):
         rows = load(trees, "avss", split="train", subsets=subsets)

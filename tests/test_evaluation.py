@@ -176,7 +176,7 @@ def test_rows_match_the_loader(root, collate, name, split):
 
 
 def test_missing_split_and_missing_files_raise(root, tmp_path):
-    with pytest.raises(ValueError, match=r"No clips of split 'val' found .* of test, train"):
+    with pytest.raises(ValueError, match=r"No clips of split 'val' found .* of train, test"):
         find(root, split="val")
     tree = write_trees(tmp_path, ms3={"test": 2})
     missing = [path for path in sorted(tree.rglob("*.png"))[:2] if path.unlink() is None]

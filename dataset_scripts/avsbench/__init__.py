@@ -86,7 +86,7 @@ def load_avsbench(
         The split, or a dictionary of splits. The docstring of rows.py has a table of the columns.
 
     Raises:
-        ValueError: If an argument has an unknown value, or the table has no clip of the split.
+        ValueError: If an argument has an unknown value, or the table has no usable clip of the split.
         DatasetError: If files are missing or damaged, lines of the table cannot be used, or masks contain unknown values;
             the error lists all of them. Streaming reports missing and truncated files at once and damage inside a file
             when it reads the file.
@@ -97,9 +97,9 @@ def load_avsbench(
         if value not in choices:
             raise ValueError(f"Expected one of {choices} as {argument}, got {value!r}")
     tree = find_clips(root, name, settings)
+    if split:
+        tree.clips_of(split)
     available = [each for each in SPLITS if any(clip.split == each for clip in tree.clips)]
-    if split and split not in available:
-        raise ValueError(f"No clips of split {split!r} found in {tree.table}; it has clips of {available}")
     if on_error == "raise" and tree.problems:
         raise DatasetError(_all_problems(tree, settings, split))
     loaded = {}

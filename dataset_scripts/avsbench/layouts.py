@@ -124,6 +124,21 @@ class Tree:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def clips_of(self, split: str) -> list[Clip]:
+        """Return the clips of a split.
+
+        Raises:
+            ValueError: If it has none; with the lines of the table that cannot be used (DatasetError), if there are any.
+        """
+        clips = [clip for clip in self.clips if clip.split == split]
+        if clips:
+            return clips
+        splits = ", ".join(each for each in SPLITS if any(clip.split == each for clip in self.clips)) or "no split"
+        missing = f"No clips of split {split!r} found in {self.table}; it has clips of {splits}."
+        if self.problems:
+            raise DatasetError([Problem("", str(self.table), missing), *self.problems])
+        raise ValueError(missing)
+
 
 def have_disjoint_objects(other: Collection[str] | None, objects: Collection[str] | None) -> bool:
     """Return whether the audio of one clip certainly belongs to no sounding object of another clip.

@@ -112,10 +112,13 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="folder of a model with its processor")
     parser.add_argument("--data", type=Path, help="AVSBench, a folder of clips, or the YAML file of paired data")
-    parser.add_argument("--name", choices=NAMES, default="avss", help="dataset (default: avss)")
-    parser.add_argument("--split", default="val", help="split of the data (default: val)")
+    parser.add_argument("--name", choices=NAMES, help="dataset (default: avss)")
+    parser.add_argument("--split", help="split of the data (default: val)")
     parser.add_argument("--clips", type=positive_integer, default=CLIPS, help=f"maximum clips (default: {CLIPS})")
     arguments = parser.parse_args()
+    if arguments.data is None and (arguments.name or arguments.split):
+        parser.error("--name and --split require --data")
+    arguments.name, arguments.split = arguments.name or "avss", arguments.split or "val"
     model = load_strict(PCMANetForAudioVisualSegmentation, arguments.model, dtype=torch.float32)
     processor = PCMANetProcessor.from_pretrained(arguments.model)
     batches = read_batches(arguments, processor, binary=model.config.num_labels == 1)

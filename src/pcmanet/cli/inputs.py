@@ -184,15 +184,9 @@ class ClipVideos(Videos):
 
     def __init__(self, data: str, name: str, split: str) -> None:
         from pcmanet.dataset_scripts.avsbench import RowSettings, find_clips  # it imports `datasets`
-        from pcmanet.dataset_scripts.problems import DatasetError, Problem
 
         tree = find_clips(data, name, RowSettings())
-        clips = [clip for clip in tree.clips if clip.split == split]
-        if not clips:
-            missing = f"No clips of split {split!r} found in {tree.table}. Choose with --split."
-            if tree.problems:
-                raise DatasetError([Problem("", str(tree.table), missing), *tree.problems])
-            raise ValueError(missing)
+        clips = tree.clips_of(split)
         parts = [(split, getattr(clip, "category", None), clip.id) for clip in clips]
         self._clips = {"/".join(filter(None, part)): clip for part, clip in zip(parts, clips, strict=True)}
         self._table = tree.table
