@@ -60,6 +60,11 @@ def suggest(name: str, known: Sequence[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"Expected one of {', '.join(known)}."
 
 
+def is_main_process() -> bool:
+    """Return whether this is the only process, or the first of those that a launcher started, which reports for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def report_skipped(problems: Sequence[Problem], clips: int, total: int, data: str) -> None:
     """Warn once about the clips that are skipped, in the first process of a launcher.
 
@@ -69,7 +74,7 @@ def report_skipped(problems: Sequence[Problem], clips: int, total: int, data: st
         total: Number of clips, including the skipped ones.
         data: Name of the data.
     """
-    if problems and os.environ.get("RANK", "0") == "0":
+    if problems and is_main_process():
         lines = [f"Skipped {clips} of {total} clips of {data}, {len(problems)} problem(s):"]
         logger.warning("\n".join([*lines, *_list(problems, "`python -m pcmanet.dataset_scripts.avsbench check`")]))
 

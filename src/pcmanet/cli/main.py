@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
+from pcmanet.dataset_scripts.problems import is_main_process
 from pcmanet.files import naming_disk_errors
 
 from .arguments import (
@@ -146,5 +147,5 @@ def _print_resume_hint(arguments: list[str]) -> None:
     command = shlex.join(["pcmanet", *(word for word in arguments if word != "--overwrite")])
     if "RANK" in os.environ:
         command = "run the same launch command again, with any number of processes"
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         print(f"\ninterrupted: finished results are complete and kept. To resume: {command}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import os
 import shlex
 import signal
 import sys
@@ -10,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from modeling_pcmanet.hub_upload_pcmanet import create_repository
+from pcmanet.dataset_scripts.problems import is_main_process
 from pcmanet.training.data import class_names
 from pcmanet.training.publishing import Publication, publish
 from pcmanet.training.recipe import Recipe, describe_fields, read_recipe
@@ -45,28 +45,23 @@ def run(arguments: Namespace) -> int:
             needs_test=arguments.test is not None,
         )
         # A wrong repository or token must fail before anything is written, and nothing be created for a wrong recipe.
-        if arguments.push_to_hub and _is_main_process():
+        if arguments.push_to_hub and is_main_process():
             create_repository(arguments.push_to_hub, private=arguments.hub_private)
         report = train(training, functools.partial(_test, training, arguments))
     except FloatingPointError as error:
         # The message says what to change, so no traceback is needed.
         raise ValueError(str(error)) from error
     except KeyboardInterrupt as interrupt:
-        if _is_main_process():
+        if is_main_process():
             hint = "" if training is None else f" {training.checkpoints.resume_hint()}"
             print(f"\nInterrupted.{hint}", file=sys.stderr)
         sys.exit(TERMINATED if signal.SIGTERM in interrupt.args else INTERRUPTED)
-    if _is_main_process():
+    if is_main_process():
         print(report)
         if arguments.push_to_hub:
             tested = arguments.test is not None and training.is_complete
             _push(training, arguments, evaluations=(training.output / TEST,) if tested else ())
     return 0
-
-
-def _is_main_process() -> bool:
-    """Return whether this is the only process, or the first of those that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _read_recipe(arguments: Namespace) -> Recipe:
@@ -94,7 +89,7 @@ def _test(training: Run, arguments: Namespace) -> None:
         # Like `pcmanet.cli.main`, import a command only when it runs.
         importlib.import_module("pcmanet.cli.evaluate").run(parse_arguments(words))
     except Exception:
-        if _is_main_process():
+        if is_main_process():
             hint = f"The training is complete, but not its test. Repeat the test with: pcmanet {shlex.join(words)}"
             print(hint, file=sys.stderr)
             if arguments.push_to_hub:

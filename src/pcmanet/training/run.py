@@ -9,7 +9,6 @@
 import contextlib
 import functools
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -48,6 +47,7 @@ from pcmanet.agreement import measure_agreement, write_agreement
 from pcmanet.checkpoints import uses_cpu
 from pcmanet.dataset_scripts.collation import check_log_mel, real_frames
 from pcmanet.dataset_scripts.metrics import ClipMetrics, build_metrics
+from pcmanet.dataset_scripts.problems import is_main_process
 from pcmanet.dataset_scripts.sounding_shapes.scene import CLASSES
 from pcmanet.dataset_scripts.sounding_shapes.sound import SAMPLING_RATE, SoundMixtures
 from pcmanet.files import atomic_folder, find_checkpoint, read_json, recover
@@ -753,9 +753,9 @@ def load_checkpoint(
         FileNotFoundError: If the folder does not exist.
         ValueError: If any other weights differ; the message lists their names and shapes.
     """
-    settings = {"description": None, **settings}
+    checkpoint, settings = find_checkpoint(name), {"description": None, **settings}
     loaded: Any = PCMANetForAudioVisualSegmentation.from_pretrained(
-        find_checkpoint(name), ignore_mismatched_sizes=True, output_loading_info=True, **settings
+        checkpoint, ignore_mismatched_sizes=True, output_loading_info=True, **settings
     )
     network, loading = loaded
     found = [(key, "is missing") for key in loading["missing_keys"]]
@@ -766,9 +766,9 @@ def load_checkpoint(
     if problems and not reinitialize_mismatched:
         listed = "\n  ".join(problems)
         raise ValueError(f"{name} does not fit this network, {len(problems)} weights differ:\n  {listed}\n{remedy}")
-    known = cast(dict[int, str], PCMANetConfig.from_pretrained(find_checkpoint(name)).id2label)
+    known = cast(dict[int, str], PCMANetConfig.from_pretrained(checkpoint).id2label)
     moved = _move_classes(network, list(known.values()))
-    if moved and os.environ.get("RANK", "0") == "0":
+    if moved and is_main_process():
         logger.warning(
             f"{name} has other classes or another order of them: weights of {', '.join(moved)} moved to the class of that name"
         )
