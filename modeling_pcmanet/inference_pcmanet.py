@@ -217,14 +217,14 @@ class OptimizedPCMANet(nn.Module):
         """Return the audio embeddings (batch, frames, windows * width)."""
         if audio_embeds is not None:
             embeddings = audio_embeds.to(self.dtype)
-            return embeddings if frame_mask is None else embeddings.masked_fill(~frame_mask.bool()[..., None], 0)
-        input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
-        # All frames of all clips at once. With the few frames of one clip, the encoder would spend its time reading
-        # weights.
-        layout = build_layout(input_features, frame_mask, self.config)
-        features = layout.to_frames(input_features).to(self.audio_encoder.dtype)
-        embeddings = embed_windows(self.audio_encoder, features, self.config.num_audio_windows)
-        embeddings = layout.to_clips(embeddings.to(self.dtype))
+        else:
+            input_features = cast(torch.Tensor, input_features)  # `validate_inputs` requires one of the two
+            # All frames of all clips at once. With the few frames of one clip, the encoder would spend its time reading
+            # weights.
+            layout = build_layout(input_features, frame_mask, self.config)
+            features = layout.to_frames(input_features).to(self.audio_encoder.dtype)
+            embeddings = embed_windows(self.audio_encoder, features, self.config.num_audio_windows)
+            embeddings = layout.to_clips(embeddings.to(self.dtype))
         return embeddings if frame_mask is None else embeddings.masked_fill(~frame_mask.bool()[..., None], 0)
 
     def _segment_clip_by_clip(
@@ -839,18 +839,17 @@ def _optimize_backbone(backbone: Any) -> nn.Module:
         A module that maps (frames, 3, height, width) to a `BackboneOutput`.
     """
     model_type = backbone.config.model_type
-    is_changed = find_obstacle(backbone) is not None or any(is_parametrized(module) for module in backbone.modules())
-    if is_changed and model_type in _REARRANGED_BACKBONES:
-        logger.warning_once(
-            f"The optimized model does not rearrange the {model_type} backbone, because its layers were changed."
-        )
+    if find_obstacle(backbone) is not None or any(is_parametrized(module) for module in backbone.modules()):
+        if model_type in _REARRANGED_BACKBONES:
+            logger.warning_once(
+                f"The optimized model does not rearrange the {model_type} backbone, because its layers were changed."
+            )
+        return _fold_sequences(copy.deepcopy(backbone))
     # CODEPATH: PVT-v2 with linear attention has other layers; no published checkpoint of PCMANet uses it.
-    if model_type == "pvt_v2" and not backbone.config.linear_attention and not is_changed:
+    if model_type == "pvt_v2" and not backbone.config.linear_attention:
         stages = nn.ModuleList(OptimizedPvtV2Stage(layer) for layer in backbone.encoder.layers)
         return OptimizedBackbone(nn.Identity(), stages, backbone)
     copied = _fold_sequences(copy.deepcopy(backbone))
-    if is_changed:
-        return copied
     # CODEPATH: the backbone of the small networks.
     if model_type == "efficientnet_lite":
         stages = nn.ModuleList(OptimizedEfficientNetLiteStage(stage) for stage in copied.stages)

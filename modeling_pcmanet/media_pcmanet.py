@@ -440,9 +440,8 @@ class MediaReader:
 
     def finish(self) -> None:
         """Read the rest of the audio if all frames have been read, and add the notes on what was read."""
-        if (
-            self._audio is not None and self._video_of_audio.has_ended
-        ):  # how far the audio is used depends on where the video ends
+        # How far the audio is used depends on where the video ends.
+        if self._audio is not None and self._video_of_audio.has_ended:
             deque(self._pieces, maxlen=0)
         self._add_notes()
 

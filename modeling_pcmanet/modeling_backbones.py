@@ -181,9 +181,8 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     # AutoBackbone does not know.
     if config.model_type == EfficientNetLiteConfig.model_type:
         return EfficientNetLiteBackbone(cast(EfficientNetLiteConfig, config))
-    return AutoBackbone.from_config(
-        config, dtype=torch.get_default_dtype()
-    )  # not that of the checkpoint of the configuration
+    # In the data type of the network, not in that of the checkpoint that the configuration comes from.
+    return AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
 
 
 def build_pyramid(backbone: Any, neck: str) -> "FeaturePyramid | None":

@@ -156,9 +156,8 @@ class PCMANetPreTrainedModel(PreTrainedModel):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
         _check_device_map(getattr(model, "hf_device_map", None))  # from "auto" on a machine with several GPUs
-        cast(
-            PCMANetModel, model.base_model
-        ).freeze_audio_encoder()  # transformers loads into new, trainable parameters
+        # transformers loads into new parameters, which are trainable.
+        cast(PCMANetModel, model.base_model).freeze_audio_encoder()
         return loaded
 
     def _upload_modified_files(self, working_dir: str | PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
