@@ -117,8 +117,9 @@ def prepare(publication: Publication) -> Path:
     record = read_record(publication.folder)
     evaluations = tuple(map(read_evaluation, publication.evaluations))
     model, processor = load_result(publication.folder)
+    checkpoint = digest(model, processor) if evaluations else ""
     for folder, found in zip(publication.evaluations, evaluations, strict=True):
-        _check_evaluation(folder, found, publication.folder, digest(model, processor))
+        _check_evaluation(folder, found, publication.folder, checkpoint)
     size = processor.image_processor.size
     content = CardContent(
         publication=publication,

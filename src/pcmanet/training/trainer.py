@@ -107,7 +107,8 @@ def _find_checkpoints(output: Path) -> list[Path]:
 
 def _count_annotated(batch: Batch) -> torch.Tensor:
     """Count the frames over which the loss of a batch is the mean."""
-    return (batch.get("annotated_frames", real_frames(batch)) & real_frames(batch)).sum()
+    real = real_frames(batch)
+    return (batch.get("annotated_frames", real) & real).sum()
 
 
 class SegmentationTrainer(Trainer):
