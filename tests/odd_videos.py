@@ -87,6 +87,13 @@ def setting(**attributes: object) -> Callable[[VideoStream], None]:
     return configure
 
 
+def transparent_webm(codec: str, options: dict[str, str]) -> UsableVideo:
+    """Return a WebM file whose transparency is stored next to each frame."""
+    audio = [Track("libopus", 48000)]
+    make = written(codec=codec, pixel_format="yuva420p", options=options, paint=half_transparent, tracks=audio)
+    return UsableVideo(".webm", make, notes=("transparent in parts",))
+
+
 def hdr_code(image: np.ndarray) -> np.ndarray:
     """Return the codes (BT.2020, PQ) of the colors of usual video, as bright as they are in HDR (white at 203 candela)."""
     to_bt2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # BT.2087
@@ -296,28 +303,8 @@ VIDEOS = {
         ),
         notes=("its video is HDR", "transparent in parts"),
     ),
-    "transparent, vp8": UsableVideo(
-        ".webm",
-        written(
-            codec="libvpx",
-            pixel_format="yuva420p",
-            options={"auto-alt-ref": "0"},
-            paint=half_transparent,
-            tracks=[Track("libopus", 48000)],
-        ),
-        notes=("transparent in parts",),
-    ),
-    "transparent, vp9": UsableVideo(
-        ".webm",
-        written(
-            codec="libvpx-vp9",
-            pixel_format="yuva420p",
-            options={"cpu-used": "8"},
-            paint=half_transparent,
-            tracks=[Track("libopus", 48000)],
-        ),
-        notes=("transparent in parts",),
-    ),
+    "transparent, vp8": transparent_webm("libvpx", {"auto-alt-ref": "0"}),
+    "transparent, vp9": transparent_webm("libvpx-vp9", {"cpu-used": "8"}),
     "opaque with alpha": UsableVideo(".mkv", written(codec="ffv1", pixel_format="bgra")),
     "interlaced": UsableVideo(
         ".ts", written(codec="mpeg2video", configure=setting(flags=INTERLACED)), notes=("video is interlaced",)
